@@ -1,0 +1,1 @@
+"""Scaling laws for audio representations, by the rank of embeddings."""

@@ -1,0 +1,47 @@
+"""Metadata and extras; `pip install -e '.[test]'` is all the set-up."""
+
+import pathlib
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+NOTEBOOKS = ['jupytext', 'nbclient', 'ipykernel']
+
+setuptools.setup(
+    name='audiorank',
+    version='0.1.0',
+    description='Scaling laws for audio representations, by the effective '
+                'rank of their embeddings, in JAX',
+    long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(include=['audiorank', 'audiorank.*']),
+    install_requires=[
+        'absl-py',
+        'array_record',
+        'etils[epath]',
+        'flax>=0.11.2',
+        'grain',
+        'jax>=0.7.2',
+        'librosa',
+        'matplotlib',
+        'ml-collections',
+        'numpy>=2.0',
+        'optax',
+        'orbax-checkpoint',
+        'pandas',
+        'pyarrow',
+        'scipy',
+        'soundfile',
+        'soxr',
+        'tqdm',
+    ],
+    extras_require={
+        'tpu': ['jax[tpu]', 'gcsfs'],
+        'cuda': ['jax[cuda]'],
+        'torch': ['torch', 'safetensors'],
+        'notebooks': NOTEBOOKS,
+        'test': ['pytest', 'pytest-xdist', 'safetensors', 'scikit-learn'],
+    },
+)
