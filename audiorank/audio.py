@@ -1,0 +1,195 @@
+"""Sound files to waves, waves to log-mels.
+
+Shapes: B batch, C channels, M mels, N clips, Q frequency bins, S samples,
+T frames.
+"""
+
+import io
+import os
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import numpy as np
+import soundfile
+import soxr
+
+# Frames times channels decoded at a time: bounds the memory of `blocks`.
+BLOCK = 2**18
+# A float file may overshoot full scale a little (codecs, mastering); one that
+# reaches beyond this was written in another unit, and no scale is known.
+PEAK = 4.0
+
+N_FFT = 512  # Samples of a window, 32 ms at 16 kHz.
+HOP = 160  # Samples between frames, 10 ms.
+TOP_DB = 120.  # Range of a log-mel below its loudest value.
+
+
+def read(path, rate=16000):
+  """Reads a sound file as one mono wave.
+
+  Channels are averaged; other rates go through soxr's HQ resampler; what
+  overshoots full scale is clipped.
+
+  Args:
+    path: a path (local, or a URL that etils.epath opens), an open binary file
+      object, or the file's bytes.
+    rate: samples per second wanted.
+
+  Returns:
+    wave_S: float32 in [-1, 1].
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: the file cannot be decoded, has no samples, holds NaN or Inf,
+      or exceeds `PEAK` times full scale; the message begins with its name.
+  """
+  parts = list(blocks(path, rate))
+  wave_S = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+  if not wave_S.size:
+    raise ValueError(f'{name(path)}: empty: no samples')
+  return wave_S
+
+
+def blocks(path, rate=16000, max_seconds=float('inf')):
+  """Yields a file's mono wave in pieces whose concatenation `read` returns.
+
+  Memory stays bounded whatever the length. Arguments and errors are those of
+  `read`, except that a file without samples yields nothing, and one longer
+  than `max_seconds` raises ValueError (a header that says so is believed
+  before anything is decoded). After the name, each message gives the reason up
+  to its next colon: undecodable, non-finite, wrong magnitude, too long.
+  """
+  label = name(path)
+  if isinstance(path, (bytes, bytearray, memoryview)):
+    path = io.BytesIO(path)
+  elif not hasattr(path, 'read'):
+    path = os.fspath(path)
+    if '://' in path:
+      path = io.BytesIO(epath.Path(path).read_bytes())
+    elif not os.path.exists(path):
+      raise FileNotFoundError(f'{label}: no such file')
+  try:
+    file = soundfile.SoundFile(path)
+  except (RuntimeError, TypeError) as error:
+    raise ValueError(f'{label}: undecodable: {error}') from error
+  with file:
+    yield from _decode(file, label, rate, max_seconds)
+
+
+def _decode(file, label, rate, max_seconds):
+  too_long = f'{label}: too long: more than {max_seconds:g} s'
+  # Some containers do not know their length and say a huge number.
+  if max_seconds * file.samplerate < file.frames < 2**62:
+    raise ValueError(too_long)
+  resampler = None
+  if file.samplerate != rate:
+    resampler = soxr.ResampleStream(
+        file.samplerate, rate, 1, dtype='float32', quality='HQ')
+  # Few enough frames that upsampling from an absurd rate stays small too.
+  frames = max(1, BLOCK // file.channels)
+  frames = max(1, min(frames, BLOCK * file.samplerate // rate))
+  done = 0
+  while True:
+    try:
+      block_SC = file.read(frames, dtype='float32', always_2d=True)
+    except RuntimeError as error:
+      raise ValueError(f'{label}: undecodable: {error}') from error
+    if not np.isfinite(block_SC).all():
+      raise ValueError(f'{label}: non-finite: NaN or Inf near sample {done}')
+    peak = np.abs(block_SC).max(initial=0)
+    if peak > PEAK:
+      raise ValueError(f'{label}: wrong magnitude: a peak of {peak:.3g} near '
+                       f'sample {done}, full scale is 1')
+    done += len(block_SC)
+    if done > max_seconds * file.samplerate:
+      raise ValueError(too_long)
+    last = len(block_SC) < frames
+    wave_S = block_SC.mean(1)
+    if resampler is not None and done:
+      wave_S = resampler.resample_chunk(wave_S, last=last)
+    if wave_S.size:
+      yield np.clip(wave_S, -1, 1)
+    if last:
+      return
+
+
+def name(path):
+  """What to call an input of `read` in a message."""
+  if isinstance(path, (bytes, bytearray, memoryview)):
+    return f'<{len(path)} bytes>'
+  if hasattr(path, 'read'):
+    return str(getattr(path, 'name', '<file object>'))
+  return str(path)
+
+
+def to_int16(wave_S):
+  """Rounds a float wave in [-1, 1] to int16; 16-bit sources come back exact."""
+  return np.clip(np.rint(wave_S * np.float32(32768)), -32768, 32767).astype(
+      np.int16)
+
+
+def mel_filters(mels=64, bins=257, rate=16_000):
+  """Returns the HTK triangles filters_MQ of torchaudio (norm None)."""
+  def to_mel(hz):
+    return 2595 * np.log10(1 + hz / 700)
+
+  hz_Q = np.linspace(0, rate / 2, bins)
+  mel_points = np.linspace(0, to_mel(rate / 2), mels + 2)
+  points = 700 * (10 ** (mel_points / 2595) - 1)
+  width = np.diff(points)
+  slope = points[None] - hz_Q[:, None]
+  down = -slope[:, :-2] / width[:-1]
+  up = slope[:, 2:] / width[1:]
+  return np.maximum(0, np.minimum(down, up)).T.astype(np.float32)
+
+
+def mel_power(wave_BS):
+  """Returns mel_BMT, the mel power spectrogram, T = 1 + S // 160.
+
+  A periodic Hann window of 512 at every 160th sample, reflected at both
+  ends, 64 HTK mels from 0 to 8000 Hz: torchaudio's MelSpectrogram as Dasheng
+  sets it. Float32 throughout, whatever the model computes in.
+
+  Raises:
+    ValueError: fewer than 257 samples, which cannot be reflected.
+  """
+  B, S = wave_BS.shape
+  if S <= N_FFT // 2:
+    raise ValueError(f'{S} samples: the front end needs more than '
+                     f'{N_FFT // 2}')
+  T = 1 + S // HOP
+  x_BS = jnp.pad(wave_BS.astype(jnp.float32),
+                 ((0, 0), (N_FFT // 2, N_FFT // 2)), mode='reflect')
+  # Frames without a gather: 512 samples lie in four blocks of 160.
+  short = max(0, (T + 3) * HOP - x_BS.shape[1])
+  x_BS = jnp.pad(x_BS, ((0, 0), (0, short)))[:, :(T + 3) * HOP]
+  blocks = x_BS.reshape(B, T + 3, HOP)
+  frames = jnp.concatenate(
+      [blocks[:, i:T + i] for i in range(4)], axis=2)[:, :, :N_FFT]
+  window = .5 - .5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)
+  spectrum_BTQ = jnp.fft.rfft(
+      frames * window.astype(np.float32)[None, None])
+  power_BTQ = jnp.square(spectrum_BTQ.real) + jnp.square(spectrum_BTQ.imag)
+  return jnp.einsum('btq,mq->bmt', power_BTQ, mel_filters(),
+                    precision=jax.lax.Precision.HIGHEST)
+
+
+def log_mel(wave_BS, clamp='clip'):
+  """Returns mel_BMT in dB, at most 120 dB below its loudest value.
+
+  Args:
+    wave_BS: float32 in [-1, 1] at 16 kHz.
+    clamp: whose loudest value: 'clip' takes each clip's own, so that an
+      embedding never depends on its batch-mates; 'batch' takes the whole
+      batch's, as torchaudio does in the official Dasheng (bit parity alone
+      wants it).
+
+  Raises:
+    ValueError: another clamp, or too few samples.
+  """
+  if clamp not in ('clip', 'batch'):
+    raise ValueError(f"clamp {clamp!r}: expected 'clip' or 'batch'")
+  db_BMT = 10 * jnp.log10(jnp.maximum(mel_power(wave_BS), 1e-10))
+  axes = (1, 2) if clamp == 'clip' else None
+  return jnp.maximum(db_BMT, db_BMT.max(axes, keepdims=True) - TOP_DB)

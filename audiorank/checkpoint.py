@@ -1,0 +1,208 @@
+"""Checkpoints that say what they are and whether they are whole.
+
+  <folder>/<step>/{params, opt_state, config}  by orbax, committed atomically
+  <folder>/<step>.sha256.json                  a checksum of every file
+
+Orbax restores a flipped bit without a word; here the checksums are verified
+before anything is restored, and the newest step that is whole is taken.
+"""
+
+import hashlib
+import pathlib
+import shutil
+
+from absl import logging
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from audiorank import records
+
+A, cm = ocp.args, ocp.checkpoint_managers
+
+
+def steps(folder):
+  """Returns the committed steps of a checkpoint folder, ascending."""
+  return sorted(int(p.name) for p in pathlib.Path(folder).glob('*')
+                if p.name.isdigit() and p.is_dir())
+
+
+def checksums(step_folder):
+  """Returns {relative path: sha256} of every file of one step."""
+  out = {}
+  for path in sorted(step_folder.rglob('*')):
+    if path.is_file():
+      with open(path, 'rb') as f:
+        out[str(path.relative_to(step_folder))] = hashlib.file_digest(
+            f, 'sha256').hexdigest()
+  return out
+
+
+def seal(folder):
+  """Writes the checksums of committed steps that have none yet."""
+  folder = pathlib.Path(folder)
+  for step in steps(folder):
+    path = folder / f'{step}.sha256.json'
+    if not path.exists():
+      records.write_json(path, checksums(folder / str(step)))
+  for path in folder.glob('*.sha256.json'):
+    if not (folder / path.name.split('.')[0]).exists():
+      path.unlink(missing_ok=True)
+
+
+def verify(folder, step):
+  """Returns what is wrong with a step, or '' when its files are whole.
+
+  A step without checksums (its writer died before sealing it) counts as
+  whole: orbax committed it.
+  """
+  folder = pathlib.Path(folder)
+  path = folder / f'{step}.sha256.json'
+  if not path.exists():
+    return ''
+  try:
+    want = records.read_json(path)
+  except ValueError:
+    return f'{path.name} is damaged'
+  have = checksums(folder / str(step))
+  for name in sorted(set(want) | set(have)):
+    if name not in have:
+      return f'{name} is missing'
+    if want.get(name) != have[name]:
+      return f'{name} is not what was written'
+  return ''
+
+
+def manager(folder, every, keep):
+  """Returns an orbax manager: the last two steps and every `keep`th stay."""
+  return ocp.CheckpointManager(
+      pathlib.Path(folder).absolute(),
+      options=ocp.CheckpointManagerOptions(
+          save_decision_policy=cm.AnySavePolicy([
+              cm.FixedIntervalPolicy(every),
+              cm.PreemptionCheckpointingPolicy()]),
+          preservation_policy=cm.AnyPreservationPolicy(
+              [cm.LatestN(2), cm.EveryNSteps(keep)])))
+
+
+def save(m, state, config, force=False):
+  """Saves a state where the manager's policy (or `force`) says so."""
+  step = int(state.step)
+  if step in m.all_steps():
+    return False
+  return m.save(step, force=force, args=A.Composite(
+      params=A.StandardSave({'params': state.params,
+                             'batch_stats': state.batch_stats}),
+      opt_state=A.StandardSave(state.opt_state),
+      config=A.JsonSave(records.plain(config))))
+
+
+def abstract(tree, placed):
+  """Returns shapes with shardings: what orbax restores onto."""
+  return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      tree, placed)
+
+
+def restore(m, folder, shapes, placed):
+  """Returns the newest whole state, or None where there is none.
+
+  Args:
+    m: the manager of `folder`.
+    folder: the checkpoint folder.
+    shapes: a train state of shapes.
+    placed: its shardings.
+
+  A damaged step is moved to <folder>/../damaged/<step> with a warning and
+  the step before it is tried.
+  """
+  for step in reversed(steps(folder)):
+    wrong = verify(folder, step)
+    if not wrong:
+      try:
+        got = m.restore(step, args=A.Composite(
+            params=A.StandardRestore(abstract(
+                {'params': shapes.params, 'batch_stats': shapes.batch_stats},
+                {'params': placed.params, 'batch_stats': placed.batch_stats})),
+            opt_state=A.StandardRestore(
+                abstract(shapes.opt_state, placed.opt_state))))
+        number = jax.device_put(
+            jax.numpy.asarray(step, shapes.step.dtype), placed.step)
+        return shapes.replace(
+            step=number, params=got.params['params'],
+            batch_stats=got.params['batch_stats'], opt_state=got.opt_state)
+      except (ValueError, OSError, KeyError) as error:
+        wrong = str(error).splitlines()[0]
+    logging.warning('checkpoint %s/%d: %s; taking the step before it',
+                    folder, step, wrong)
+    put_aside(folder, step)
+    m.reload()
+  return None
+
+
+def put_aside(folder, step):
+  """Moves a damaged step out of the way, keeping it for inspection."""
+  folder = pathlib.Path(folder)
+  aside = folder.parent / 'damaged'
+  aside.mkdir(exist_ok=True)
+  shutil.rmtree(aside / str(step), ignore_errors=True)
+  shutil.move(folder / str(step), aside / str(step))
+  (folder / f'{step}.sha256.json').unlink(missing_ok=True)
+
+
+def find(path):
+  """Returns the checkpoint folder meant by a path, and a step or None.
+
+  The path is a run's folder, its checkpoints folder, or one step in it.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint; names the path.
+  """
+  path = pathlib.Path(path)
+  if path.name.isdigit() and (path / 'params').is_dir():
+    return path.parent, int(path.name)
+  for folder in (path / 'checkpoints', path):
+    if folder.is_dir() and steps(folder):
+      return folder, None
+  raise FileNotFoundError(
+      f'{path}: no checkpoint: expected the folder of a run, its checkpoints '
+      'folder or one step of it')
+
+
+def load(path, step=None):
+  """Returns (config, params) of a checkpoint, on the default device.
+
+  Args:
+    path: a run's folder, its checkpoints folder, or one step.
+    step: which step; None takes the newest that is whole.
+
+  Returns:
+    the frozen config the run was made with, and the linen variables
+    {'params', 'batch_stats'} as numpy arrays.
+
+  Raises:
+    FileNotFoundError: no checkpoint, or not that step; names those there are.
+    ValueError: the checkpoint is damaged; names the file.
+  """
+  folder, only = find(path)
+  step = only if step is None else step
+  have = steps(folder)
+  if step is not None and step not in have:
+    raise FileNotFoundError(f'{folder}: no step {step}; there are {have}')
+  tries = [step] if step is not None else list(reversed(have))
+  wrong = ''
+  for number in tries:
+    wrong = verify(folder, number)
+    if wrong:
+      logging.warning('checkpoint %s/%d: %s', folder, number, wrong)
+      continue
+    config = records.frozen(records.read_json(
+        folder / str(number) / 'config' / 'metadata'))
+    with ocp.PyTreeCheckpointer() as reader:
+      item = folder.absolute() / str(number) / 'params'
+      meta = reader.metadata(item).item_metadata
+      params = reader.restore(item, restore_args=jax.tree.map(
+          lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+          meta))
+    return config, params
+  raise ValueError(f'{folder}/{tries[-1]}: damaged checkpoint: {wrong}')

@@ -1,0 +1,272 @@
+"""HEAR task folders: what the clips are, how they are split, what is asked.
+
+A task is a folder `<name>-<version>-<mode>/` holding task_metadata.json,
+labelvocabulary.csv, one <split>.json per split and <rate>/<split>/ with the
+clips (hear-preprocess's layout, arXiv 2203.03022).
+
+Shapes: N clips of a split, C labels of the vocabulary, S samples, L frames.
+"""
+
+import csv
+import json
+import os
+import pathlib
+import random
+from typing import Iterator, NamedTuple
+
+import numpy as np
+import soundfile
+
+METADATA = 'task_metadata.json'
+VOCABULARY = 'labelvocabulary.csv'
+SPLIT_MODES = ('trainvaltest', 'presplit_kfold', 'new_split_kfold')
+# A clip that the split file calls x.wav may also lie there losslessly or
+# lossily compressed under the same stem; WAV wins where both are present.
+SUFFIXES = ('.wav', '.flac', '.ogg', '.opus')
+# An event is on at its end time too: hear-eval-kit closes the half-open
+# interval [start, end) by this many milliseconds.
+END_SLACK_MS = 1e-4
+
+
+class Task(NamedTuple):
+  """One task. Dictionaries are keyed by split, in the metadata's order."""
+  name: str
+  folder: pathlib.Path
+  metadata: dict
+  embedding_type: str     # 'scene' | 'event'
+  prediction_type: str    # 'multiclass' | 'multilabel'
+  split_mode: str
+  splits: tuple
+  labels: tuple           # in vocabulary order, as strings
+  files: dict             # split -> names, in hear-eval-kit's order
+  targets: dict           # scene: y_NC uint8; event: per file, its events
+  paths: dict             # split -> paths of the clips, same order
+  rate: int
+  sample_duration: float | None   # seconds; None where clips differ
+  evaluation: tuple       # names of scores, the first is the primary one
+
+  @property
+  def kfold(self):
+    return self.split_mode != 'trainvaltest'
+
+
+def load(task_dir, rate=16000) -> Task:
+  """The task in `task_dir`, with clips at `rate` Hz.
+
+  `files[split]` is in the order of hear-eval-kit: one random.Random(0) per
+  task shuffles the names of every split in turn. Training batches are not
+  shuffled afterwards, so the order is part of the protocol.
+
+  `targets[split]` of a scene task is y_NC (uint8, one column per label), of
+  an event task a tuple with, per file, its events: dictionaries of label
+  (string), start and end (milliseconds).
+
+  Raises FileNotFoundError for anything missing from the folder, ValueError
+  for contents that do not fit together; both name the file.
+  """
+  folder = pathlib.Path(task_dir)
+  if not folder.is_dir():
+    raise FileNotFoundError(f'{folder}: no such task folder')
+  metadata = _json(folder / METADATA, dict)
+  field = lambda name, among=None: _field(folder, metadata, name, among)
+  embedding_type = field('embedding_type', ('scene', 'event'))
+  prediction_type = field('prediction_type', ('multiclass', 'multilabel'))
+  split_mode = field('split_mode', SPLIT_MODES)
+  splits = tuple(field('splits'))
+  evaluation = tuple(field('evaluation'))
+  if not evaluation:
+    raise ValueError(f'{folder / METADATA}: evaluation names no score')
+  duration = field('sample_duration')
+  if embedding_type == 'event' and prediction_type != 'multilabel':
+    raise ValueError(f'{folder / METADATA}: event tasks are multilabel, found '
+                     f'prediction_type {prediction_type!r}')
+  if split_mode == 'trainvaltest':
+    if sorted(splits) != ['test', 'train', 'valid']:
+      raise ValueError(f'{folder / METADATA}: split_mode trainvaltest wants '
+                       f'splits train, valid, test, found {list(splits)}')
+  elif len(splits) < 3 or len(set(splits)) < len(splits):
+    raise ValueError(f'{folder / METADATA}: split_mode {split_mode} wants 3 or '
+                     f'more distinct folds, found {list(splits)}')
+  labels = _vocabulary(folder / VOCABULARY)
+  order = random.Random(0)
+  files, targets, paths = {}, {}, {}
+  for split in splits:
+    described = folder / f'{split}.json'
+    entries = _json(described, dict)
+    if not entries:
+      raise ValueError(f'{described}: no clips')
+    names = list(entries)
+    order.shuffle(names)
+    files[split] = tuple(names)
+    paths[split] = _paths(folder / str(rate) / split, names, described)
+    if embedding_type == 'scene':
+      targets[split] = _scene_targets(
+          described, names, entries, labels, prediction_type)
+    else:
+      targets[split] = tuple(
+          _events(described, name, entries[name], labels) for name in names)
+  return Task(
+      name=folder.resolve().name, folder=folder, metadata=metadata,
+      embedding_type=embedding_type, prediction_type=prediction_type,
+      split_mode=split_mode, splits=splits, labels=labels, files=files,
+      targets=targets, paths=paths, rate=rate,
+      sample_duration=None if duration is None else float(duration),
+      evaluation=evaluation)
+
+
+def find(root) -> list:
+  """Sorted task folders under `root`, under `root`/tasks, or `root` itself.
+
+  Raises FileNotFoundError where there is none.
+  """
+  root = pathlib.Path(root)
+  if not root.is_dir():
+    raise FileNotFoundError(f'{root}: no such folder of tasks')
+  if (root / METADATA).is_file():
+    return [root]
+  for parent in (root, root / 'tasks'):
+    found = sorted(path.parent for path in parent.glob(f'*/{METADATA}'))
+    if found:
+      return found
+  raise FileNotFoundError(
+      f'{root}: no task here, expected folders with a {METADATA}')
+
+
+def audio(task, split) -> Iterator:
+  """Iterates over (file, wave_S) of a split, in the order of `task.files`.
+
+  wave_S is float32 in [-1, 1]. Raises ValueError for a clip that is not mono
+  at the task's rate or is empty.
+  """
+  for name, path in zip(task.files[split], task.paths[split]):
+    try:
+      wave_S, rate = soundfile.read(path, dtype='float32')
+    except soundfile.LibsndfileError as error:
+      raise ValueError(f'{path}: not readable as audio ({error})') from error
+    if rate != task.rate or wave_S.ndim != 1 or not wave_S.size:
+      channels = 1 if wave_S.ndim == 1 else wave_S.shape[1]
+      raise ValueError(
+          f'{path}: {rate} Hz, {channels} channels, {len(wave_S)} samples; '
+          f'expected mono at {task.rate} Hz, not empty')
+    yield name, wave_S
+
+
+def frame_targets(events, labels, ms_L):
+  """y_LC (uint8): which labels sound at each timestamp of one file.
+
+  ms_L in milliseconds; an event covers [start, end + 0.0001) ms, as in
+  hear-eval-kit.
+  """
+  ms_L = np.asarray(ms_L, np.float64)
+  y_LC = np.zeros((len(ms_L), len(labels)), np.uint8)
+  column = {label: c for c, label in enumerate(labels)}
+  for event in events:
+    on_L = (ms_L >= event['start']) & (ms_L < event['end'] + END_SLACK_MS)
+    y_LC[on_L, column[event['label']]] = 1
+  return y_LC
+
+
+def folds(task) -> list:
+  """(train splits, valid split, test split) per model that is trained.
+
+  Folds are sorted; model i is tested on fold i, validated on fold i + 1 and
+  trained on the others (hear-eval-kit).
+  """
+  if not task.kfold:
+    return [(('train',), 'valid', 'test')]
+  names = sorted(task.splits)
+  out = []
+  for i, test in enumerate(names):
+    valid = names[(i + 1) % len(names)]
+    out.append((tuple(n for n in names if n not in (test, valid)), valid, test))
+  return out
+
+
+def _json(path, kind):
+  try:
+    value = json.loads(path.read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    raise FileNotFoundError(f'{path}: missing from the task folder') from None
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise ValueError(f'{path}: not JSON ({error})') from None
+  if not isinstance(value, kind):
+    raise ValueError(f'{path}: expected an object, found '
+                     f'{type(value).__name__}')
+  return value
+
+
+def _field(folder, metadata, name, among):
+  if name not in metadata:
+    raise ValueError(f'{folder / METADATA}: no field {name!r}')
+  if among and metadata[name] not in among:
+    raise ValueError(f'{folder / METADATA}: {name} is {metadata[name]!r}, '
+                     f'expected one of {list(among)}')
+  return metadata[name]
+
+
+def _vocabulary(path):
+  if not path.is_file():
+    raise FileNotFoundError(f'{path}: missing from the task folder')
+  with path.open(newline='', encoding='utf-8') as lines:
+    rows = list(csv.DictReader(lines))
+  if not rows or set(rows[0]) != {'idx', 'label'}:
+    raise ValueError(f'{path}: expected a header idx,label and one row a label')
+  try:
+    by_index = {int(row['idx']): row['label'] for row in rows}
+  except (TypeError, ValueError):
+    raise ValueError(f'{path}: idx must be a whole number on every row') from None
+  labels = tuple(by_index.get(i) for i in range(len(rows)))
+  if None in labels or len(set(labels)) < len(labels):
+    raise ValueError(f'{path}: expected distinct labels with idx 0 to '
+                     f'{len(rows) - 1}, found {sorted(by_index)}')
+  return labels
+
+
+def _scene_targets(described, names, entries, labels, prediction_type):
+  y_NC = np.zeros((len(names), len(labels)), np.uint8)
+  column = {label: c for c, label in enumerate(labels)}
+  for row_C, name in zip(y_NC, names):
+    found = entries[name]
+    if not isinstance(found, list):
+      raise ValueError(f'{described}: {name} has {type(found).__name__}, '
+                       'expected a list of labels')
+    for label in map(str, found):
+      if label not in column:
+        raise ValueError(f'{described}: {name} has label {label!r}, which '
+                         f'{VOCABULARY} does not list')
+      row_C[column[label]] = 1
+    if prediction_type == 'multiclass' and len(found) != 1:
+      raise ValueError(f'{described}: {name} has {len(found)} labels, a '
+                       'multiclass task wants exactly one')
+  return y_NC
+
+
+def _events(described, name, entries, labels):
+  out = []
+  for event in entries:
+    missing = {'label', 'start', 'end'} - set(event)
+    if missing:
+      raise ValueError(f'{described}: an event of {name} has no '
+                       f'{sorted(missing)[0]}')
+    label = str(event['label'])
+    if label not in labels:
+      raise ValueError(f'{described}: {name} has label {label!r}, which '
+                       f'{VOCABULARY} does not list')
+    out.append({'label': label, 'start': float(event['start']),
+                'end': float(event['end'])})
+  return tuple(out)
+
+
+def _paths(folder, names, described):
+  if not folder.is_dir():
+    raise FileNotFoundError(f'{folder}: no such folder of clips')
+  present = set(os.listdir(folder))
+  out = []
+  for name in names:
+    stem = name.removesuffix('.wav')
+    here = [stem + s for s in SUFFIXES if stem + s in present]
+    if name not in present and not here:
+      raise FileNotFoundError(
+          f'{folder / name}: missing, though {described.name} lists it')
+    out.append(folder / (name if name in present else here[0]))
+  return tuple(out)

@@ -1,0 +1,349 @@
+"""The Dasheng masked autoencoder: a ViT encoder over 64x4 log-mel patches.
+
+Sizes, initialisation and arithmetic follow Dasheng (arXiv 2406.06992 and the
+code its authors published), so weights move both ways (see dasheng.py).
+Nothing here knows of files, steps or devices: arrays in, arrays out.
+
+Shapes: B batch, L patches (tokens), K kept, R removed, D width, H heads,
+E width of a head, F mlp, P values per patch, T frames, M mels, N layers,
+S samples.
+"""
+
+import functools
+import math
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+normal_02 = nn.initializers.normal(.02)
+
+
+def uniform_16th(key, shape, dtype=jnp.float32):
+  """Torch's default for a convolution over 256 inputs."""
+  return jax.random.uniform(key, shape, dtype, -1 / 16, 1 / 16)
+
+
+def name(config):
+  """Returns 'en<width>-<depth>' of a model config."""
+  return f'en{config.width}-{config.depth}'
+
+
+def patchify(mel_BMT, frames):
+  """Cuts mels into patches of all M mels x `frames` frames.
+
+  Returns:
+    patches_BLP, P index = mel * frames + frame; leftover frames are dropped.
+  """
+  B, M, T = mel_BMT.shape
+  L = T // frames
+  x_BMLt = mel_BMT[:, :, :L * frames].reshape(B, M, L, frames)
+  return x_BMLt.transpose(0, 2, 1, 3).reshape(B, L, M * frames)
+
+
+def unpatchify(patches_BLP, frames):
+  """The inverse of patchify: patches_BLP -> mel_BMT."""
+  B, L, P = patches_BLP.shape
+  x_BLMt = patches_BLP.reshape(B, L, P // frames, frames)
+  return x_BLMt.transpose(0, 2, 1, 3).reshape(B, P // frames, L * frames)
+
+
+def kept(L, ratio):
+  """Returns how many of L tokens stay visible: int(L * (1 - ratio))."""
+  return int(L * (1 - ratio))
+
+
+def mask_from_noise(noise_BG, L, ratio, group):
+  """Splits L tokens into kept and removed by ascending noise of groups.
+
+  `group` consecutive tokens share one noise value and are kept or removed
+  together (Dasheng masks pairs of 40 ms tokens); group 1 is unstructured.
+
+  Returns:
+    keep_BK, drop_BR: int32 token positions; K = kept(L, ratio), R = L - K.
+  """
+  B, G = noise_BG.shape
+  if G * group != L:
+    raise ValueError(f'{L} patches are not a multiple of mask.group {group}: '
+                     'change the crop length or the group')
+  order_BG = jnp.argsort(noise_BG, axis=1)
+  order_BL = (order_BG[:, :, None] * group
+              + jnp.arange(group)[None, None]).reshape(B, L)
+  K = kept(L, ratio)
+  return order_BL[:, :K], order_BL[:, K:]
+
+
+def random_mask(key, B, L, ratio, group):
+  """Draws keep_BK, drop_BR; see mask_from_noise."""
+  noise_BG = jax.random.uniform(key, (B, L // group))
+  return mask_from_noise(noise_BG, L, ratio, group)
+
+
+def take(x_BLD, index_BK):
+  """Gathers rows of every clip: x_BLD, index_BK -> x_BKD."""
+  return jnp.take_along_axis(x_BLD, index_BK[:, :, None], axis=1)
+
+
+class MelNorm(nn.Module):
+  """BatchNorm over the mel bins of the dB mel, as torch computes it.
+
+  Flax's BatchNorm keeps the biased variance; torch keeps the unbiased one,
+  and published weights hold that.
+  """
+  momentum: float = .01
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, mel_BMT, train):
+    M = mel_BMT.shape[1]
+    scale_M = self.param('scale', nn.initializers.ones, (M,))
+    bias_M = self.param('bias', nn.initializers.zeros, (M,))
+    mean = self.variable('batch_stats', 'mean', jnp.zeros, (M,))
+    var = self.variable('batch_stats', 'var', jnp.ones, (M,))
+    if train:
+      mean_M = mel_BMT.mean((0, 2))
+      var_M = mel_BMT.var((0, 2))
+      if not self.is_initializing():
+        n = mel_BMT.shape[0] * mel_BMT.shape[2]
+        mean.value += self.momentum * (mean_M - mean.value)
+        var.value += self.momentum * (var_M * n / (n - 1) - var.value)
+    else:
+      mean_M, var_M = mean.value, var.value
+    gain_M = scale_M * jax.lax.rsqrt(var_M + self.epsilon)
+    return ((mel_BMT - mean_M[None, :, None]) * gain_M[None, :, None]
+            + bias_M[None, :, None])
+
+
+def attention(q_BLHE, k_BLHE, v_BLHE, valid_BL=None):
+  """Softmax attention in float32; keys outside `valid` weigh nothing."""
+  mask = None if valid_BL is None else valid_BL[:, None, None, :]
+  if jax.default_backend() == 'gpu' and q_BLHE.dtype != jnp.float32:
+    return jax.nn.dot_product_attention(
+        q_BLHE, k_BLHE, v_BLHE, mask=mask, implementation='cudnn')
+  return jax.nn.dot_product_attention(q_BLHE, k_BLHE, v_BLHE, mask=mask)
+
+
+class Block(nn.Module):
+  """A pre-norm transformer block; returns (tokens, tokens or None)."""
+  heads: int
+  mlp_ratio: int
+  dtype: str
+  kernel_init: nn.initializers.Initializer
+  collect: bool = False
+
+  @nn.compact
+  def __call__(self, x_BLD, valid_BL):
+    B, L, D = x_BLD.shape
+    dense = functools.partial(
+        nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
+    norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+    h_BLD = norm(name='norm1')(x_BLD)
+    qkv = dense(3 * D, name='qkv')(h_BLD).reshape(B, L, 3, self.heads, -1)
+    o_BLHE = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], valid_BL)
+    x_BLD += dense(D, name='proj')(o_BLHE.reshape(B, L, D))
+    h_BLD = norm(name='norm2')(x_BLD)
+    h_BLF = dense(self.mlp_ratio * D, name='fc1')(h_BLD)
+    h_BLF = nn.gelu(h_BLF, approximate=False)
+    x_BLD += dense(D, name='fc2')(h_BLF)
+    return x_BLD, x_BLD if self.collect else None
+
+
+def blocks(config, depth, heads, kernel_init, collect=False):
+  """Returns `depth` scanned blocks: one stacked parameter tree.
+
+  config.unroll keeps the stacked layout at unrolled speed; config.remat
+  recomputes activations in the backward pass.
+  """
+  block = nn.remat(Block, prevent_cse=False) if config.remat else Block
+  return nn.scan(
+      block, variable_axes={'params': 0}, split_rngs={'params': True},
+      in_axes=nn.broadcast, length=depth, unroll=min(config.unroll, depth))(
+          heads, config.mlp_ratio, config.dtype, kernel_init, collect,
+          name='blocks')
+
+
+class Encoder(nn.Module):
+  """The Dasheng encoder.
+
+  `config`: a frozen model config (configs/base.py describes each field).
+  """
+  config: object
+
+  def setup(self):
+    c = self.config
+    self.norm_mel = MelNorm()
+    self.patch = nn.Dense(c.width, dtype=c.dtype, kernel_init=uniform_16th,
+                          bias_init=uniform_16th)
+    self.time_LD = self.param('time', normal_02, (positions(c), c.width))
+    self.freq_D = self.param('freq', normal_02, (c.width,))
+    self.norm = nn.LayerNorm(epsilon=1e-6, dtype=c.dtype)
+
+  def patches(self, mel_BMT, train=False):
+    """dB mel_BMT -> normalised patches_BLP."""
+    return patchify(self.norm_mel(mel_BMT, train), self.config.patch_frames)
+
+  @nn.compact
+  def __call__(self, patches_BLP, keep_BK=None, valid_BL=None, layers=False):
+    """Encodes patches; visible ones alone where keep_BK is given.
+
+    Args:
+      patches_BLP: normalised patches, at most positions(config) of them.
+      keep_BK: positions of the visible tokens, or None for all.
+      valid_BL: True where a token is sound and not padding, or None.
+      layers: also return the output of every block.
+
+    Returns:
+      tokens_BKD float32 after the final norm; with layers=True also
+      layers_NBKD float32, before it.
+    """
+    c = self.config
+    L = patches_BLP.shape[1]
+    if L > positions(c):
+      raise ValueError(f'{L} patches, but the model has {positions(c)} '
+                       'positions: shorten the crop or raise '
+                       'model.target_frames')
+    at_1LD = (self.time_LD[:L] + self.freq_D[None])[None]
+    if keep_BK is None:
+      at_BKD = at_1LD
+    else:
+      patches_BLP = take(patches_BLP, keep_BK)
+      at_BKD = self.time_LD[keep_BK] + self.freq_D[None, None]
+    x_BKD = self.patch(patches_BLP) + at_BKD.astype(c.dtype)
+    x_BKD, layers_NBKD = blocks(
+        c, c.depth, c.heads, nn.initializers.xavier_uniform(),
+        collect=layers)(x_BKD, valid_BL)
+    z_BKD = self.norm(x_BKD).astype(jnp.float32)
+    return (z_BKD, layers_NBKD.astype(jnp.float32)) if layers else z_BKD
+
+
+class Decoder(nn.Module):
+  """Predicts the removed patches from the visible tokens."""
+  config: object
+
+  @nn.compact
+  def __call__(self, z_BKD, keep_BK, drop_BR):
+    """Returns pred_BRP float32, the normalised dB patches at drop_BR.
+
+    Blocks are equivariant to the order of tokens, so nothing is shuffled
+    back: each token is given the position it came from.
+    """
+    c, d = self.config, self.config.decoder
+    B, R = drop_BR.shape
+    dense = functools.partial(nn.Dense, dtype=c.dtype, kernel_init=normal_02)
+    mask_D = self.param('mask_token', normal_02, (d.width,))
+    # One slot more than there are patches, as the published decoder has.
+    time_LD = self.param('time', nn.initializers.zeros,
+                         (positions(c) + 1, d.width))
+    x_BKD = dense(d.width, name='project')(z_BKD)
+    x_BRD = jnp.broadcast_to(mask_D.astype(x_BKD.dtype), (B, R, d.width))
+    x_BLD = jnp.concatenate([x_BKD, x_BRD], axis=1)
+    at_BL = jnp.concatenate([keep_BK, drop_BR], axis=1)
+    x_BLD += time_LD[at_BL].astype(c.dtype)
+    x_BLD, _ = blocks(c, d.depth, d.heads, normal_02)(x_BLD, None)
+    x_BRD = nn.LayerNorm(epsilon=1e-6, dtype=c.dtype, name='norm')(
+        x_BLD[:, -R:])
+    P = c.mels * c.patch_frames
+    return dense(P, name='out')(x_BRD).astype(jnp.float32)
+
+
+class MAE(nn.Module):
+  """Encoder and decoder: dB mels and a mask in, predicted patches out."""
+  config: object
+
+  def setup(self):
+    self.encoder = Encoder(self.config)
+    self.decoder = Decoder(self.config)
+
+  def __call__(self, mel_BMT, keep_BK, drop_BR, train=False):
+    """Returns pred_BRP for dB mels mel_BMT; see mask_from_noise."""
+    patches_BLP = self.encoder.patches(mel_BMT, train)
+    return self.decoder(self.encoder(patches_BLP, keep_BK), keep_BK, drop_BR)
+
+
+def positions(config):
+  """Returns how many tokens the encoder has positions for."""
+  return config.target_frames // config.patch_frames
+
+
+def encoder_variables(variables):
+  """Returns the encoder's own variables out of an MAE's (or its own)."""
+  if 'encoder' in variables['params']:
+    return {kind: tree['encoder'] for kind, tree in variables.items()}
+  return variables
+
+
+def encode(config, params, mel_BMT, valid_L=None, layers=False):
+  """Encodes whole mels of any length, nothing masked.
+
+  Clips longer than the model's positions are cut in chunks of that many
+  tokens, each encoded alone with positions from 0, the last one shorter, as
+  the PyPI package dasheng >= 0.0.8 does it. The front BatchNorm uses its
+  running statistics.
+
+  Args:
+    config: model config.
+    params: the linen variables, of the MAE or of its encoder alone.
+    mel_BMT: dB mels, at least one patch long.
+    valid_L: number of valid tokens of each clip ([B] int), or None.
+    layers: return the output of each block too.
+
+  Returns:
+    tokens_BLD float32; with layers=True (tokens_BLD, layers_NBLD).
+  """
+  variables = encoder_variables(params)
+  net = Encoder(config)
+  patches_BLP = net.apply(variables, mel_BMT, method='patches')
+  L, step = patches_BLP.shape[1], positions(config)
+  if not L:
+    raise ValueError(f'{mel_BMT.shape[2]} frames are less than one patch of '
+                     f'{config.patch_frames}')
+  valid_BL = None
+  if valid_L is not None:
+    valid_BL = jnp.arange(L)[None] < valid_L[:, None]
+  pieces = []
+  for start in range(0, L, step):
+    part = slice(start, start + step)
+    pieces.append(net.apply(
+        variables, patches_BLP[:, part],
+        valid_BL=None if valid_BL is None else valid_BL[:, part],
+        layers=layers))
+  if layers:
+    tokens, stacks = zip(*pieces)
+    return (jnp.concatenate(tokens, axis=1),
+            jnp.concatenate(stacks, axis=2))
+  return jnp.concatenate(pieces, axis=1)
+
+
+def parameters(tree):
+  """Returns the number of values in a tree of arrays or shapes."""
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def flops_per_clip(config, L, K):
+  """Returns FLOPs of one training step on one clip, counted by hand.
+
+  XLA's own count takes a scanned body once, so it cannot serve. A matrix
+  product of n multiply-adds is 2 n, and the backward pass costs twice the
+  forward one. Norms, softmax and the front end are left out (below 1 % from
+  width 128 on).
+
+  Args:
+    config: model config.
+    L: patches of a clip.
+    K: visible patches.
+
+  Returns:
+    {'encoder': ..., 'decoder': ..., 'total': ...}.
+  """
+  c, d = config, config.decoder
+  P = c.mels * c.patch_frames
+
+  def stack(tokens, width, depth):
+    dense = 4 * width ** 2 + 2 * c.mlp_ratio * width ** 2
+    return depth * (tokens * dense + 2 * tokens ** 2 * width)
+
+  encoder = K * P * c.width + stack(K, c.width, c.depth)
+  decoder = (K * c.width * d.width + stack(L, d.width, d.depth)
+             + (L - K) * d.width * P)
+  return {'encoder': 6 * encoder, 'decoder': 6 * decoder,
+          'total': 6 * (encoder + decoder)}

@@ -1,0 +1,58 @@
+"""Progress of long work: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+
+import tqdm
+
+
+class Bar:
+  """Counts steps; shows rate, time left and the latest note.
+
+  Args:
+    total: steps in all.
+    done: steps done before this process started.
+    what: what is being done.
+    every: seconds between lines where standard error is no terminal.
+  """
+
+  def __init__(self, total, done, what, every=15.):
+    self.total, self.first, self.at = total, done, done
+    self.what, self.every = what, every
+    self.began = self.told = time.monotonic()
+    self.text = ''
+    self.bar = None
+    if sys.stderr.isatty():
+      self.bar = tqdm.tqdm(total=total, initial=done, desc=what,
+                           dynamic_ncols=True, leave=False)
+
+  def note(self, text):
+    self.text = text
+    if self.bar:
+      self.bar.set_postfix_str(text)
+
+  def step(self, n=1):
+    self.at += n
+    if self.bar:
+      self.bar.update(n)
+    elif time.monotonic() - self.told > self.every:
+      self.told = time.monotonic()
+      rate = (self.at - self.first) / (self.told - self.began)
+      left = (self.total - self.at) / rate if rate else float('inf')
+      print(f'{self.what}: {self.at}/{self.total}, {rate:.3g}/s, '
+            f'{clock(left)} left, {self.text}', file=sys.stderr, flush=True)
+
+  def close(self):
+    if self.bar:
+      self.bar.close()
+
+
+def clock(seconds):
+  """Returns seconds as 1:02:03, 2:03 or '?'."""
+  if not 0 <= seconds < 1e7:
+    return '?'
+  seconds = int(round(seconds))
+  hours, minutes = seconds // 3600, seconds % 3600 // 60
+  if hours:
+    return f'{hours}:{minutes:02}:{seconds % 60:02}'
+  return f'{minutes}:{seconds % 60:02}'

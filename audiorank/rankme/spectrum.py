@@ -1,0 +1,274 @@
+"""Singular values of embeddings, three ways, and the rank they give.
+
+Shapes: N clips, D width, K = min(N, D) singular values, R rows of one block.
+"""
+
+import warnings
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import scipy.special
+
+from audiorank.rankme import gram as gram_lib
+from audiorank.rankme import streaming
+
+METHODS = ('gram', 'svd', 'tsqr', 'sliced')
+# Below this share of the uncentred energy a centred spectrum is the rounding
+# of float32 storage: 2^-24 / sqrt(3) per entry, squared, and a safe factor.
+CONSTANT = 1e-14
+
+
+class LowPrecision(UserWarning):
+  """The embeddings were stored in a type too coarse for their spectrum."""
+
+
+class SmallSample(UserWarning):
+  """Fewer than four clips per dimension: the rank reads low."""
+
+
+def checked(z_ND):
+  """z_ND as a numpy or jax array of real numbers, or an error saying why not.
+
+  Raises:
+    ValueError: not two-dimensional, no columns, fewer than two rows, or not
+      of a real floating type.
+  """
+  if not isinstance(z_ND, jax.Array):
+    z_ND = np.asarray(z_ND)
+  if z_ND.ndim != 2 or not z_ND.shape[1]:
+    raise ValueError('embeddings must be [clips, width], found shape '
+                     f'{tuple(z_ND.shape)}')
+  if z_ND.shape[0] < 2:
+    raise ValueError('a rank needs at least 2 clips, found '
+                     f'{z_ND.shape[0]}')
+  if not jnp.issubdtype(z_ND.dtype, jnp.floating):
+    raise ValueError('embeddings must be float32 or float64, found '
+                     f'{z_ND.dtype}')
+  if jnp.finfo(z_ND.dtype).bits < 32:
+    warnings.warn(
+        f'embeddings are {z_ND.dtype}: its rounding adds a noise floor to the '
+        'spectrum, which moves RankMe by up to 3 % (float16) or 35 % '
+        '(bfloat16) where the spectrum decays fast; pool and store them as '
+        'float32', LowPrecision, stacklevel=3)
+    z_ND = z_ND.astype(np.float32)
+  return z_ND
+
+
+@jax.jit
+def _bad_rows(z_ND):
+  bad_N = ~jnp.isfinite(z_ND).all(axis=1)
+  return bad_N.sum(), bad_N.argmax()
+
+
+def refuse_nonfinite(z_ND):
+  """Raises the ValueError that names the rows which are not finite."""
+  if isinstance(z_ND, jax.Array):
+    count, first = (int(x) for x in jax.device_get(_bad_rows(z_ND)))
+  else:
+    count, first = 0, None
+    for start in range(0, len(z_ND), gram_lib.HOST_ROWS):
+      block = z_ND[start:start + gram_lib.HOST_ROWS]
+      bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+      if first is None and len(bad):
+        first = start + int(bad[0])
+      count += len(bad)
+  if not count:
+    raise ValueError('the products of the embeddings overflow float64: '
+                     'rescale them')
+  raise ValueError(f'{count} of {z_ND.shape[0]} embeddings hold NaN or '
+                   f'infinity, the first in row {first}')
+
+
+def warn_if_small(n, width):
+  """Warns where n < 4 D, with the bias to expect (README.md, Accuracy)."""
+  if n >= 4 * width:
+    return
+  if n >= 2 * width:
+    low, high = (100 * -np.expm1(-c * width / n) for c in (0.12, 0.26))
+    bias = f'about {low:.0f} to {high:.0f} % low'
+  else:
+    bias = 'more than 6 % low'
+  warnings.warn(
+      f'RankMe of {n} clips at width {width} (fewer than 4 per dimension) '
+      f'reads {bias}; take at least {4 * width} clips', SmallSample,
+      stacklevel=3)
+
+
+def centered(n, sum_D, gram_DD):
+  """Gram matrix about the mean; exactly zero where all rows are one vector."""
+  out_DD = gram_DD - np.outer(sum_D, sum_D) / n
+  if np.trace(out_DD) <= CONSTANT * np.trace(gram_DD):
+    return np.zeros_like(out_DD)
+  return out_DD
+
+
+def from_gram(n, gram_DD):
+  """Singular values s_K of n rows, descending, from their Gram matrix."""
+  square_D = np.linalg.eigvalsh(gram_DD)[::-1]
+  return np.sqrt(np.maximum(square_D[:min(n, len(square_D))], 0))
+
+
+def _traced_gram(z_ND, center):
+  """s_K inside somebody's jit: float64 within, float32 at the border."""
+  n, width = z_ND.shape
+  with gram_lib.x64():
+    sum_D, gram_DD = gram_lib.traced_moments(z_ND)
+    if center:
+      gram_DD = gram_DD - jnp.outer(sum_D, sum_D) / n
+    square_D = jnp.linalg.eigvalsh(gram_DD)[::-1]
+    s_K = jnp.sqrt(jnp.maximum(square_D[:min(n, width)], 0))
+    return s_K.astype(jnp.float32)
+
+
+def _minus_mean(z_ND, center):
+  return z_ND - z_ND.mean(axis=0, keepdims=True) if center else z_ND
+
+
+def _gathered_svd(z_ND, center):
+  mesh, _ = gram_lib.row_mesh(z_ND)
+  if mesh is not None:
+    z_ND = gram_lib.place(z_ND, mesh, P())
+  # full_matrices defaults to True and then an N x N buffer is allocated, even
+  # with compute_uv=False: 40 GB at N = 100,000.
+  return jnp.linalg.svd(_minus_mean(z_ND, center), full_matrices=False,
+                        compute_uv=False)
+
+
+def _local_qr(z_ND):
+  """Upper factor of z_ND by blocks of four widths: tall QR in cache."""
+  n, width = z_ND.shape
+  rows = 4 * width
+  if n >= 2 * rows:
+    z_ND = jnp.pad(z_ND, ((0, -n % rows), (0, 0)))
+    r_BDD = jnp.linalg.qr(z_ND.reshape(-1, rows, width), mode='r')
+    z_ND = r_BDD.reshape(-1, width)
+  return jnp.linalg.qr(z_ND, mode='r')
+
+
+def _tsqr(z_ND, center):
+  n, width = z_ND.shape
+  z_ND = _minus_mean(z_ND, center)
+  mesh, axes = gram_lib.row_mesh(z_ND)
+  if mesh is None:
+    r_DD = _local_qr(z_ND)
+  else:
+    def reduce(z_ND):
+      r_DD = lax.all_gather(_local_qr(z_ND), axes, tiled=True)
+      return jnp.linalg.qr(r_DD, mode='r')
+    r_DD = jax.shard_map(reduce, mesh=mesh, in_specs=P(axes), out_specs=P(),
+                         check_vma=False)(
+                             gram_lib.spread_rows(z_ND, mesh, axes))
+  s_K = jnp.linalg.svd(r_DD, full_matrices=False, compute_uv=False)
+  return s_K[:min(n, width)]
+
+
+_svd_program = jax.jit(_gathered_svd, static_argnums=1)
+_tsqr_program = jax.jit(_tsqr, static_argnums=1)
+
+
+def singular_values(z_ND, method='gram', center=False):
+  """Singular values of embeddings.
+
+  Args:
+    z_ND: embeddings, N clips of width D: numpy (or a memory map), a jax array
+      on one device or sharded over any mesh and any number of processes, a
+      tracer inside somebody's jit, or a `streaming.State`.
+    method: 'gram', eigenvalues of a float64 Gram matrix: never holds an N x D
+      copy, rows cross no device, and more accurate than a float32 SVD.
+      'svd', `jnp.linalg.svd` of the gathered embeddings in their own type,
+      the literal path of arXiv 2510.10948. 'tsqr', QR of the rows of each
+      device, then of the factors, float32. 'sliced', 'gram' with integer
+      products for chips without float64; 'gram' itself takes this road on a
+      TPU, and TSQR where it is traced there.
+    center: subtract the mean embedding first. RankMe (arXiv 2210.02885) does
+      not.
+
+  Returns:
+    s_K, K = min(N, D), descending: float64 numpy; a float32 jax array (of
+    values found in float64 for 'gram') when z_ND is a tracer.
+
+  Raises:
+    ValueError: not [clips, width], fewer than two clips, not real floating
+      numbers, NaN or infinity in some row, an unknown method.
+  """
+  if method not in METHODS:
+    raise ValueError(f'method {method!r} is not one of {", ".join(METHODS)}')
+  if isinstance(z_ND, streaming.State):
+    n, sum_D, gram_DD = streaming.total(z_ND)
+    if n < 2:
+      raise ValueError(f'a rank needs at least 2 clips, found {n}')
+    return from_gram(n, centered(n, sum_D, gram_DD) if center else gram_DD)
+  z_ND = checked(z_ND)
+  if gram_lib.is_traced(z_ND):
+    if method == 'sliced':
+      raise ValueError("method 'sliced' ends on the host: call it outside jit")
+    if method == 'gram' and gram_lib.platform(z_ND) != 'tpu':
+      return _traced_gram(z_ND, center)
+    return (_gathered_svd if method == 'svd' else _tsqr)(z_ND, center)
+  if method in ('svd', 'tsqr'):
+    z_ND = jnp.asarray(z_ND)
+    program = _svd_program if method == 'svd' else _tsqr_program
+    mesh, _ = gram_lib.row_mesh(z_ND)
+    with gram_lib.mesh_context(mesh):
+      s_K = np.asarray(program(z_ND, center), np.float64)
+    if not np.isfinite(s_K).all():
+      refuse_nonfinite(z_ND)
+    return s_K
+  find = (gram_lib.sliced_moments if method == 'sliced' else
+          gram_lib.moments)
+  sum_D, gram_DD = find(z_ND)
+  if not np.isfinite(gram_DD).all():
+    refuse_nonfinite(z_ND)
+  n = z_ND.shape[0]
+  return from_gram(n, centered(n, sum_D, gram_DD) if center else gram_DD)
+
+
+def effective_rank(s_K, eps=1e-7):
+  """exp(-sum p log p) with p = s / sum(s) + eps: Roy and Vetterli's rank.
+
+  eps stands outside the fraction, as in RankMe (arXiv 2210.02885, eq. 1), so
+  p sums to 1 + K eps. eps=0 gives the entropy with 0 log 0 = 0.
+
+  Args:
+    s_K: singular values (or any non-negative weights), numpy or jax.
+    eps: 1e-7 is the papers' value for float32.
+
+  Raises:
+    ValueError: every value is zero (only where s_K is concrete).
+  """
+  if gram_lib.is_traced(s_K):
+    with gram_lib.x64():
+      s_K = s_K.astype(jnp.float64)
+      entropy = jax.scipy.special.entr(s_K / s_K.sum() + eps).sum()
+      return jnp.exp(entropy).astype(jnp.float32)
+  s_K = np.asarray(s_K, np.float64)
+  if not s_K.sum() > 0:
+    raise ValueError('the embeddings are all zero (or, centred, all one '
+                     'vector): they have no effective rank')
+  return float(np.exp(scipy.special.entr(s_K / s_K.sum() + eps).sum()))
+
+
+def rankme(z_ND, eps=1e-7, method='gram', center=False):
+  """RankMe of embeddings: between 1 and min(N, D).
+
+  Args:
+    z_ND, method, center: as in `singular_values`.
+    eps: added to the normalised singular values, outside the fraction.
+
+  Returns:
+    A float; a float32 jax scalar inside jit.
+
+  Warns:
+    SmallSample: fewer than 4 D clips, with the bias to expect.
+
+  Source: Garrido et al., arXiv 2210.02885, eq. 1; arXiv 2510.10948, eq. 1-2.
+  """
+  s_K = singular_values(z_ND, method, center)
+  if isinstance(z_ND, streaming.State):
+    warn_if_small(streaming.total(z_ND)[0], z_ND.sum_BD.shape[1])
+  else:
+    warn_if_small(*np.shape(z_ND))
+  return effective_rank(s_K, eps)

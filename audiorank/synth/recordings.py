@@ -1,0 +1,220 @@
+"""Recordings for pretraining: sources of 8 to 30 s, in categories.
+
+The recordings are made of the sounds that the tasks ask about, but ordered as
+a world orders them: motifs return, rhythms keep their period, voices follow a
+melody, ramps go on. One room, one equaliser and one noise hold for the whole
+recording.
+
+Shapes: S samples.
+"""
+
+import numpy as np
+
+from audiorank.synth import sounds
+
+RATE = sounds.RATE
+CATEGORIES = ('music', 'speech', 'texture', 'pulses', 'sweeps', 'events',
+              'scene')
+_SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 7, 9),
+           (0, 3, 5, 7, 10))
+
+
+def midi(number):
+  """The frequency in Hz of a MIDI note number; 69 is 440 Hz."""
+  return 440. * 2. ** ((number - 69) / 12.)
+
+
+def _add(wave_S, at, sound_S):
+  """Adds a sound at a sample; what lies past the end of the wave is cut."""
+  sound_S = sound_S[:max(len(wave_S) - at, 0)]
+  wave_S[at:at + len(sound_S)] += sound_S
+
+
+def _spans(g, n, low, high):
+  """Consecutive (start, length) that fill n samples."""
+  start = 0
+  while start < n:
+    length = min(int(g.integers(int(low * RATE), int(high * RATE))), n - start)
+    if n - start - length < int(low * RATE):
+      length = n - start
+    yield start, length
+    start += length
+
+
+def music(g, n):
+  """A motif that repeats with variations, one or two voices, maybe drums."""
+  wave_S = np.zeros(n)
+  for start, length in _spans(g, n, 4., 9.):
+    beat = int(g.integers(1600, 5600))
+    scale = _SCALES[g.integers(len(_SCALES))]
+    for voice in range(int(g.integers(1, 3))):
+      family = sounds.TIMBRES[g.integers(len(sounds.TIMBRES))]
+      root = int(g.integers(48, 72))
+      count = int(g.integers(3, 7))
+      degrees = g.integers(0, len(scale) + 2, count)
+      lengths = g.choice((1, 1, 2, 3), count)
+      gain = sounds.decibels(-6. * voice + g.uniform(-6., 0.))
+      at, step = start, 0
+      while at < start + length:
+        i = step % count
+        degree = int(degrees[i]) + (int(g.integers(-1, 2))
+                                    if g.uniform() < .15 else 0)
+        octave, degree = divmod(degree, len(scale))
+        held = beat * int(lengths[i])
+        sound_S = sounds.note(g, family, midi(root + 12 * octave
+                                              + scale[degree]), held)
+        _add(wave_S, at, gain * sound_S)
+        at, step = at + held, step + 1
+    if g.integers(2):
+      pattern = g.integers(-2, len(sounds.DRUMS), int(g.integers(4, 9)))
+      for step, at in enumerate(range(start, start + length, beat)):
+        kind = pattern[step % len(pattern)]
+        if kind >= 0:
+          _add(wave_S, at, sounds.drum(g, sounds.DRUMS[kind], 4000))
+  return wave_S
+
+
+def speech(g, n):
+  """Syllables in phrases of falling pitch, from a small vocabulary."""
+  wave_S = np.zeros(n)
+  for start, length in _spans(g, n, 5., 12.):
+    base = sounds.log_uniform(g, 90., 260.)
+    rate = g.uniform(3., 6.)
+    words = [g.integers(len(sounds.VOWELS), size=int(g.integers(1, 4)))
+             for _ in range(6)]
+    at, left, word = start, 0, []
+    while at < start + length:
+      if not left:
+        left = phrase = int(g.integers(4, 12))
+        at += int(g.integers(1600, 8000))
+      if not len(word):
+        word = words[g.integers(len(words))]
+      held = int(RATE / rate * g.uniform(.6, 1.3))
+      height = base * 2. ** ((7. * left / phrase + g.uniform(-2., 2.)) / 12.)
+      glide_S = 2. ** (g.uniform(-4., 3.) / 12. * np.linspace(0., 1., held))
+      _add(wave_S, at, sounds.decibels(g.uniform(-8., 0.))
+           * sounds.syllable(g, height * glide_S, int(word[0])))
+      at, left, word = at + held, left - 1, word[1:]
+  return wave_S
+
+
+def texture(g, n):
+  """One texture after another, each a few seconds."""
+  return np.concatenate([
+      sounds.texture(g, sounds.TEXTURES[g.integers(len(sounds.TEXTURES))],
+                     length)
+      * sounds.decibels(g.uniform(-10., 0.)) for _, length in _spans(g, n, 2., 6.)])
+
+
+def carrier(g, n):
+  """A steady sound to be modulated: a chord, a note's spectrum or noise."""
+  kind = int(g.integers(3))
+  if kind == 0:
+    return sounds.band(g, n)
+  wave_S = np.zeros(n)
+  for _ in range(int(g.integers(1, 4)) if kind == 1 else 1):
+    f_S = np.full(n, sounds.log_uniform(g, 100., 1200.))
+    slope = g.uniform(.3, 1.5)
+    amps_H = np.arange(1, 41) ** -slope
+    wave_S += sounds.harmonic(f_S, amps_H, g.uniform(0., 2. * np.pi, 40))
+  return sounds.normalise(wave_S)
+
+
+def pulse(g, wave_S, kind, low, high, depth):
+  """The wave under a periodic envelope, linear in dB, of `depth` dB.
+
+  Every course gives the envelope the same distribution over levels.
+  """
+  track_S = sounds.course(g, kind, len(wave_S), low, high)
+  return wave_S * sounds.decibels(depth * (track_S - 1.))
+
+
+def pulses(g, n):
+  """Sounds that pulse: decays, swells, tremolo and steps at 2 to 14 Hz."""
+  wave_S = np.zeros(n)
+  for start, length in _spans(g, n, 2., 5.):
+    kind = sounds.COURSES[g.integers(len(sounds.COURSES))]
+    _add(wave_S, start, pulse(g, carrier(g, length), kind, 2., 14.,
+                              g.uniform(15., 45.)))
+  return wave_S
+
+
+def sweep(g, n, kind, low, high):
+  """A tone or a noise band whose log frequency follows a course."""
+  track_S = sounds.course(g, kind, n, low, high)
+  bottom = sounds.log_uniform(g, 150., 900.)
+  f_S = bottom * 2. ** (g.uniform(.8, 2.2) * track_S)
+  amps_H = np.arange(1, 25) ** -g.uniform(.7, 2.5)
+  return sounds.normalise(
+      sounds.harmonic(f_S, amps_H, g.uniform(0., 2. * np.pi, 24)))
+
+
+def sweeps(g, n):
+  """Glides, sirens and arpeggios that keep their period."""
+  wave_S = np.zeros(n)
+  for start, length in _spans(g, n, 2., 5.):
+    kind = sounds.COURSES[g.integers(len(sounds.COURSES))]
+    _add(wave_S, start, sweep(g, length, kind, 1., 5.))
+  return wave_S
+
+
+def event(g, n):
+  """One short sound of any kind, of RMS one over its n samples."""
+  kind = int(g.integers(4))
+  if kind == 0:
+    wave_S = sounds.note(g, sounds.TIMBRES[g.integers(len(sounds.TIMBRES))],
+                         midi(int(g.integers(50, 90))), n)
+  elif kind == 1:
+    wave_S = sounds.drum(g, sounds.DRUMS[g.integers(len(sounds.DRUMS))], n)
+  elif kind == 2:
+    f_S = np.full(n, sounds.log_uniform(g, 100., 350.))
+    wave_S = sounds.syllable(g, f_S, int(g.integers(len(sounds.VOWELS))))
+  else:
+    wave_S = sounds.band(g, n) * sounds.attack_decay(n, .01, 1.)
+  return sounds.normalise(wave_S)
+
+
+def events(g, n):
+  """Single sounds and short repetitions, with gaps of silence."""
+  wave_S = np.zeros(n)
+  at = int(g.integers(RATE))
+  while at < n:
+    length = int(g.integers(900, 6400))
+    sound_S = event(g, length) * sounds.decibels(g.uniform(-10., 0.))
+    period = length + int(g.integers(500, 4000))
+    for _ in range(int(g.integers(1, 6))):
+      if at < n:
+        _add(wave_S, at, sound_S)
+      at += period
+    at += int(g.integers(0, 9600))
+  return wave_S
+
+
+def scene(g, n):
+  """Two or three of the other categories at once, at random levels."""
+  kinds = g.permutation(len(CATEGORIES) - 1)[:int(g.integers(2, 4))]
+  return sum(sounds.normalise(_MAKERS[CATEGORIES[kind]](g, n))
+             * sounds.decibels(g.uniform(-12., 0.)) for kind in kinds)
+
+
+_MAKERS = {'music': music, 'speech': speech, 'texture': texture,
+           'pulses': pulses, 'sweeps': sweeps, 'events': events,
+           'scene': scene}
+
+
+def length(seed, index):
+  """The samples of the recording `index`, known before it is made."""
+  return int(sounds.generator(seed, 'length', index).integers(8 * RATE,
+                                                              30 * RATE))
+
+
+def name(index):
+  """The path of the recording `index` below the output folder."""
+  return f'{CATEGORIES[index % len(CATEGORIES)]}/{index:07d}.flac'
+
+
+def make(seed, index):
+  """The recording `index` of the world `seed`: int16 PCM at 16 kHz."""
+  g = sounds.generator(seed, 'recording', index)
+  wave_S = _MAKERS[CATEGORIES[index % len(CATEGORIES)]](g, length(seed, index))
+  return sounds.stage(g, wave_S, snr=(5., 45.))

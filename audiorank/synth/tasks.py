@@ -1,0 +1,217 @@
+"""Labelled clips: six scene tasks and more, one of them with time stamps.
+
+Each maker draws one clip of a given label. What a task does not ask about is
+random in every clip: level, equaliser, room, noise, and whatever of the sound
+itself is not the label.
+
+Shapes: S samples.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from audiorank.synth import recordings
+from audiorank.synth import sounds
+
+RATE = sounds.RATE
+SPLITS = ('train', 'valid', 'test')
+
+
+class Task(NamedTuple):
+  """What a task folder says about itself.
+
+  `labels` are sorted as text; `samples` is the length of a clip at 16 kHz:
+  16,640 are 26 patches of 40 ms; `evaluation` names the scores, first first.
+  """
+  labels: tuple
+  samples: int
+  embedding: str
+  prediction: str
+  evaluation: tuple
+
+
+CLIP = 16640
+EVENT_CLIP = 4 * CLIP
+
+TASKS = {
+    'event_count': Task(tuple(map(str, range(6))), CLIP, 'scene',
+                        'multiclass', ('top1_acc', 'mAP')),
+    'pitch': Task(tuple(map(str, range(57, 81))), CLIP, 'scene',
+                  'multiclass', ('pitch_acc', 'chroma_acc')),
+    'scene': Task(('bell', 'bubbles', 'chirp', 'drum', 'engine', 'insects',
+                   'pluck', 'rain', 'voice'), CLIP, 'scene', 'multilabel',
+                  ('mAP', 'aucroc', 'd_prime')),
+    'sound_events': Task(('beep', 'chirp', 'drum', 'noise', 'voice'),
+                         EVENT_CLIP, 'event', 'multilabel',
+                         ('event_onset_200ms_fms', 'segment_1s_er')),
+    'temporal_order': Task(sounds.COURSES, CLIP, 'scene', 'multiclass',
+                           ('top1_acc', 'mAP')),
+    'temporal_rhythm': Task(('decay_fast', 'decay_medium', 'decay_slow',
+                             'swell_fast', 'swell_medium', 'swell_slow'),
+                            CLIP, 'scene', 'multiclass', ('top1_acc', 'mAP')),
+    'texture': Task(sounds.TEXTURES, CLIP, 'scene', 'multiclass',
+                    ('top1_acc', 'mAP')),
+    'timbre': Task(sounds.TIMBRES, CLIP, 'scene', 'multiclass',
+                   ('top1_acc', 'mAP')),
+}
+
+
+def _place(g, n, sound_S):
+  """The sound at a random place in n samples of silence."""
+  wave_S = np.zeros(n)
+  at = int(g.integers(n - len(sound_S) + 1))
+  wave_S[at:at + len(sound_S)] = sound_S
+  return wave_S
+
+
+def _pitch(g, label):
+  f = recordings.midi(int(label)) * 2. ** (g.uniform(-.2, .2) / 12.)
+  family = sounds.TIMBRES[g.integers(len(sounds.TIMBRES))]
+  held = int(g.integers(6000, CLIP + 1))
+  return sounds.stage(g, _place(g, CLIP, sounds.note(g, family, f, held)),
+                      snr=(5., 30.))
+
+
+def _timbre(g, label):
+  f = recordings.midi(int(g.integers(50, 80)))
+  wave_S = np.zeros(CLIP)
+  held = int(g.integers(5000, CLIP + 1))
+  for start in range(0, CLIP, held):
+    length = min(held, CLIP - start)
+    if length > 1600:
+      wave_S[start:start + length] = sounds.note(g, label, f, length)
+  return sounds.stage(g, wave_S, snr=(5., 30.))
+
+
+def _texture(g, label):
+  return sounds.stage(g, sounds.texture(g, label, CLIP), snr=(0., 25.),
+                      spread=9.)
+
+
+def _event_count(g, label):
+  count = int(label)
+  wave_S = np.zeros(CLIP)
+  if count:
+    # The time filled and the energy are drawn alike for every count, so that
+    # neither tells it.
+    filled = int(g.integers(3200, 9600))
+    shares = g.dirichlet(np.full(count, 6.))
+    lengths = np.maximum((filled * shares).astype(int), 400)
+    gaps = g.dirichlet(np.full(count + 1, 2.))
+    gaps = (gaps * (CLIP - np.sum(lengths) - 600 * count)).astype(int)
+    at = 0
+    alike = g.integers(2)
+    seed = g.integers(2 ** 32)
+    for i, length in enumerate(lengths):
+      at += int(gaps[i])
+      source = np.random.Generator(np.random.Philox(seed)) if alike else g
+      wave_S[at:at + length] = (recordings.event(source, int(length))
+                                * sounds.decibels(g.uniform(-8., 0.)))
+      at += int(length) + 600
+  return sounds.stage(g, wave_S, snr=(5., 25.), room=.3)
+
+
+def _temporal_order(g, label):
+  return sounds.stage(g, recordings.sweep(g, CLIP, label, 1.5, 5.),
+                      snr=(5., 30.))
+
+
+def _temporal_rhythm(g, label):
+  shape, speed = label.split('_')
+  low, high = {'slow': (2.5, 3.5), 'medium': (5., 7.), 'fast': (10., 14.)}[speed]
+  wave_S = recordings.pulse(
+      g, recordings.carrier(g, CLIP), {'decay': 'down', 'swell': 'up'}[shape],
+      low, high, g.uniform(20., 45.))
+  return sounds.stage(g, wave_S, snr=(10., 35.), room=0.)
+
+
+def _source(g, label, n):
+  """A sound of one label of the scene or of the event task, RMS one."""
+  if label in sounds.TEXTURES:
+    return sounds.texture(g, label, n)
+  if label == 'noise':
+    wave_S = sounds.band(g, n) * sounds.attack_decay(n, .01, 9.)
+  elif label == 'beep':
+    f_S = np.full(n, sounds.log_uniform(g, 300., 2500.))
+    amps_H = np.arange(1, 9) ** -g.uniform(.5, 3.)
+    wave_S = sounds.harmonic(f_S, amps_H, g.uniform(0., 2. * np.pi, 8))
+    wave_S = wave_S * sounds.attack_decay(n, .01, 9.)
+  elif label == 'chirp':
+    span = g.uniform(.6, 1.8) * (2. * g.integers(2) - 1.)
+    f_S = sounds.log_uniform(g, 500., 2000.) * 2. ** (
+        span * np.linspace(-.5, .5, n))
+    amps_H = np.arange(1, 9) ** -g.uniform(.5, 3.)
+    wave_S = sounds.harmonic(f_S, amps_H, g.uniform(0., 2. * np.pi, 8))
+    wave_S = wave_S * sounds.attack_decay(n, .01, 9.)
+  elif label == 'drum':
+    wave_S = sounds.drum(g, sounds.DRUMS[g.integers(len(sounds.DRUMS))], n)
+  elif label == 'voice':
+    f_S = sounds.log_uniform(g, 100., 300.) * 2. ** (
+        g.uniform(-5., 5.) / 12. * np.linspace(0., 1., n))
+    wave_S = sounds.syllable(g, f_S, int(g.integers(len(sounds.VOWELS))))
+  else:
+    family = {'pluck': 'plucked', 'bell': 'bell'}[label]
+    wave_S = sounds.note(g, family, recordings.midi(int(g.integers(50, 84))),
+                         n)
+  return sounds.normalise(wave_S)
+
+
+def _scene(g, labels):
+  wave_S = np.zeros(CLIP)
+  for label in labels:
+    gain = sounds.decibels(g.uniform(-9., 0.))
+    if label in sounds.TEXTURES:
+      wave_S += gain * sounds.texture(g, label, CLIP)
+    else:
+      repeat = int(g.integers(1, 4))
+      held = CLIP // repeat
+      for i in range(repeat):
+        length = min(held, int(g.integers(2400, 6400)))
+        wave_S[i * held:(i + 1) * held] += gain * _place(
+            g, held, _source(g, label, length))
+  return sounds.stage(g, wave_S, snr=(8., 30.))
+
+
+def _sound_events(g):
+  labels = TASKS['sound_events'].labels
+  wave_S, marks = np.zeros(EVENT_CLIP), []
+  count = int(g.integers(3, 8))
+  slot = EVENT_CLIP // count
+  for i in range(count):
+    label = labels[g.integers(len(labels))]
+    held = int(g.integers(3, 11)) * 1600 // 2
+    at = i * slot + int(g.integers(max(slot - held, 1)))
+    held = min(held, EVENT_CLIP - at)
+    wave_S[at:at + held] += (_source(g, label, held)
+                             * sounds.decibels(g.uniform(-9., 0.)))
+    marks.append({'label': label, 'start': 1000. * at / RATE,
+                  'end': 1000. * (at + held) / RATE})
+  return sounds.stage(g, wave_S, snr=(8., 25.), room=.3), marks
+
+
+_SCENES = {'event_count': _event_count, 'pitch': _pitch,
+           'temporal_order': _temporal_order,
+           'temporal_rhythm': _temporal_rhythm, 'texture': _texture,
+           'timbre': _timbre}
+
+
+def make(seed, task, split, index):
+  """The clip `index` of a split of a task, and its labels.
+
+  Classes take turns, so that every prefix of a split is balanced. Returns
+  int16 PCM at 16 kHz and a list: of labels, or, for the event task, of
+  {'label', 'start', 'end'} in ms.
+  """
+  g = sounds.generator(seed, f'{task}/{split}', index)
+  if task == 'sound_events':
+    return _sound_events(g)
+  labels = TASKS[task].labels
+  if task == 'scene':
+    present = [labels[index % len(labels)]]
+    others = [label for label in labels if label not in present]
+    extra = g.permutation(len(others))[:int(g.integers(0, 3))]
+    present = sorted(present + [others[i] for i in extra])
+    return _scene(g, present), present
+  label = labels[index % len(labels)]
+  return _SCENES[task](g, label), [label]

@@ -1,0 +1,227 @@
+"""Writing the world to disk: resumable, atomic, in parallel, in any order.
+
+A file under its final name is whole; a marker, written last, says that a
+folder is finished and with which arguments it was made.
+"""
+
+from concurrent import futures
+import functools
+import json
+import multiprocessing
+import os
+import pathlib
+
+import soundfile
+import tqdm
+
+from audiorank.synth import recordings
+from audiorank.synth import sounds
+from audiorank.synth import tasks as tasks_lib
+
+RATE = sounds.RATE
+VERSION = 1  # of the world: raised whenever the same seed gives other clips
+MARKER = 'synth.json'
+
+
+def _replace(path, write):
+  """Writes a file under a temporary name, then gives it its own."""
+  partial = path.with_name(f'.{path.name}.{os.getpid()}')
+  try:
+    write(partial)
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def _write_json(path, content):
+  _replace(path, lambda partial: partial.write_text(
+      json.dumps(content, indent=1) + '\n', encoding='utf-8'))
+
+
+def _write_wave(path, wave_S, kind):
+  _replace(path, lambda partial: soundfile.write(
+      partial, wave_S, RATE, format=kind, subtype='PCM_16'))
+
+
+def _read_marker(folder, asked):
+  """The folder's marker or {}; raises where it was made otherwise."""
+  path = folder / MARKER
+  if not path.is_file():
+    return {}
+  marker = json.loads(path.read_text(encoding='utf-8'))
+  for field, value in asked.items():
+    if marker.get(field) != value:
+      raise ValueError(f'{path}: {field} is {marker.get(field)!r}, asked for '
+                       f'{value!r}; choose another folder')
+  return marker
+
+
+def _check_seed(seed):
+  if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+    raise ValueError(f'seed: found {seed!r}, expected an integer of 0 or more')
+
+
+def _map(function, items, workers, progress, title, unit):
+  """Calls the function on every item, in worker processes if asked."""
+  if workers is None:
+    workers = os.cpu_count() or 1
+  if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+    raise ValueError(f'workers: found {workers!r}, expected 1 or more')
+  bar = tqdm.tqdm(total=len(items), desc=title, unit=unit,
+                  disable=not progress or not items)
+  with bar:
+    if workers == 1 or len(items) < 16:
+      for item in items:
+        function(item)
+        bar.update()
+      return
+    # Spawned, not forked: the caller may hold JAX's threads.
+    context = multiprocessing.get_context('spawn')
+    with futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+      pending = [pool.submit(_call, function, items[i:i + 8])
+                 for i in range(0, len(items), 8)]
+      try:
+        for done in futures.as_completed(pending):
+          bar.update(done.result())
+      except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+
+
+def _call(function, items):
+  for item in items:
+    function(item)
+  return len(items)
+
+
+def _write_recording(out, seed, index):
+  path = out / recordings.name(index)
+  if not path.is_file():
+    _write_wave(path, recordings.make(seed, index), 'FLAC')
+
+
+def count(hours, seed):
+  """How many recordings hold at least `hours` hours."""
+  total, index = 0, 0
+  while total < hours * 3600 * RATE:
+    total += recordings.length(seed, index)
+    index += 1
+  return index
+
+
+def write_audio(out, hours, seed, workers=None, progress=True):
+  """Writes recordings for pretraining: <out>/<category>/<index>.flac.
+
+  16 kHz mono 16-bit FLAC, 8 to 30 s each, at least `hours` hours in all. More
+  hours of the same seed add recordings to those of fewer. What is there
+  already is kept; a finished folder is left alone. `workers` processes
+  (default: one a core) write the same bytes whatever their number.
+
+  Returns the folder. Raises ValueError for bad arguments or a folder made with
+  another seed or with more hours.
+  """
+  _check_seed(seed)
+  if isinstance(hours, bool) or not isinstance(hours, (int, float)) or not (
+      0 < hours < float('inf')):
+    raise ValueError(f'hours: found {hours!r}, expected a positive number')
+  out = pathlib.Path(out)
+  marker = _read_marker(out, {'world': VERSION, 'kind': 'audio', 'seed': seed})
+  wanted = count(hours, seed)
+  have = marker.get('recordings', 0)
+  if have > wanted:
+    raise ValueError(f'{out / MARKER}: holds {have} recordings, {hours} hours '
+                     f'need {wanted}; choose another folder')
+  if have == wanted:
+    return out
+  for category in recordings.CATEGORIES:
+    (out / category).mkdir(parents=True, exist_ok=True)
+  _map(functools.partial(_write_recording, out, seed), range(wanted), workers,
+       progress, 'recordings', 'file')
+  samples = sum(recordings.length(seed, i) for i in range(wanted))
+  _write_json(out / MARKER, {
+      'world': VERSION, 'kind': 'audio', 'seed': seed, 'recordings': wanted,
+      'hours': samples / RATE / 3600})
+  return out
+
+
+def _write_clip(folder, seed, task, item):
+  """Writes one clip and, beside it until the split is whole, its labels."""
+  split, index = item
+  path = folder / str(RATE) / split / f'{index:05d}.wav'
+  aside = path.with_suffix('.json')
+  if not (path.is_file() and aside.is_file()):
+    wave_S, labels = tasks_lib.make(seed, task, split, index)
+    _write_wave(path, wave_S, 'WAV')
+    _write_json(aside, labels)
+
+
+def _write_task(folder, seed, name, clips, workers, progress):
+  task = tasks_lib.TASKS[name]
+  asked = {'world': VERSION, 'kind': 'task', 'seed': seed, 'clips': clips}
+  if _read_marker(folder, asked):
+    return
+  # Made under a name that no reader looks for; renamed when whole.
+  partial = folder.with_name(f'.{folder.name}.partial')
+  begun = _read_marker(partial, asked)
+  if not begun:
+    partial.mkdir(parents=True, exist_ok=True)
+    _write_json(partial / MARKER, asked)
+  for split in clips:
+    (partial / str(RATE) / split).mkdir(parents=True, exist_ok=True)
+  items = [(split, i) for split, n in clips.items() for i in range(n)]
+  _map(functools.partial(_write_clip, partial, seed, name), items, workers,
+       progress, name, 'clip')
+  for split, n in clips.items():
+    root = partial / str(RATE) / split
+    labels = {f'{i:05d}.wav': json.loads(
+        (root / f'{i:05d}.json').read_text(encoding='utf-8'))
+              for i in range(n)}
+    _write_json(partial / f'{split}.json', labels)
+  rows = [f'{i},{label}\n' for i, label in enumerate(task.labels)]
+  (partial / 'labelvocabulary.csv').write_text('idx,label\n' + ''.join(rows),
+                                               encoding='utf-8')
+  metadata = {
+      'task_name': name, 'version': f'v{VERSION}',
+      'embedding_type': task.embedding, 'prediction_type': task.prediction,
+      'split_mode': 'trainvaltest', 'sample_duration': task.samples / RATE,
+      'evaluation': list(task.evaluation), 'mode': 'full',
+      'splits': list(clips), 'sample_rates': [RATE],
+      'label_count': len(task.labels)}
+  if task.embedding == 'event':
+    metadata['evaluation_params'] = {'event_postprocessing_grid': {
+        'median_filter_ms': [250], 'min_duration': [125, 250]}}
+  _write_json(partial / 'task_metadata.json', metadata)
+  for aside in partial.glob(f'{RATE}/*/*.json'):
+    aside.unlink()
+  os.replace(partial, folder)
+
+
+def write_tasks(out, seed, clips_per_task=(320, 100, 200), names=None,
+                workers=None, progress=True):
+  """Writes task folders in HEAR's layout: <out>/tasks/<name>-v1-full/.
+
+  `clips_per_task` are the clips of the train, valid and test split; `names`
+  chooses among tasks.TASKS (default: all). A finished task is left alone, a
+  half-written one is finished; the clips of a larger split begin with those of
+  a smaller one.
+
+  Returns the folder of the tasks. Raises ValueError for bad arguments or a
+  task folder made with other ones.
+  """
+  _check_seed(seed)
+  sizes = tuple(clips_per_task)
+  if len(sizes) != 3 or not all(
+      isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes):
+    raise ValueError(f'clips_per_task: found {clips_per_task!r}, expected '
+                     'three positive integers: train, valid, test')
+  names = tuple(tasks_lib.TASKS) if names is None else tuple(names)
+  unknown = sorted(set(names) - set(tasks_lib.TASKS))
+  if unknown or not names:
+    raise ValueError(f'names: found {unknown or names!r}, expected some of '
+                     f'{", ".join(tasks_lib.TASKS)}')
+  root = pathlib.Path(out) / 'tasks'
+  clips = dict(zip(tasks_lib.SPLITS, sizes))
+  for name in names:
+    _write_task(root / f'{name}-v{VERSION}-full', seed, name, clips, workers,
+                progress)
+  return root

@@ -1,0 +1,118 @@
+"""Every field of an experiment, with what it means; the paper-scale default.
+
+  python -m launch.train --config=configs/base.py:en768-12 --workdir=DIR
+
+A file of configs/ has get_config(point), the resolved config of one point,
+and points(), the names of its points. Fields are overridden on the command
+line: --config.train.steps=1000.
+"""
+
+import re
+
+from ml_collections import config_dict
+
+HEADS = {768: 12, 1280: 16, 1536: 24}
+
+
+def size(config, name):
+  """Sets width, depth and heads of a size such as 'en128-12'."""
+  found = re.fullmatch(r'en(\d+)-(\d+)', name)
+  if not found:
+    raise ValueError(f'size {name!r}: expected en<width>-<depth>, such as '
+                     'en128-12')
+  width, depth = int(found[1]), int(found[2])
+  config.model.width = width
+  config.model.depth = depth
+  config.model.heads = HEADS.get(width) or max(
+      1, width // (64 if width >= 256 else 32))
+  return config
+
+
+def get_config(point='en768-12'):
+  """Dasheng's recipe (arXiv 2406.06992) at the size named by `point`."""
+  c = config_dict.ConfigDict()
+  c.experiment = 'base'  # Shown in tables; no part of a run's identity.
+  c.seed = 0  # Initialisation, masks, order of clips.
+  c.objective = 'mae'  # What is minimised: see audiorank/objectives.py.
+
+  m = c.model = config_dict.ConfigDict()
+  m.width = 768  # D, the embedding's length.
+  m.depth = 12  # Blocks.
+  m.heads = 12  # Attention heads.
+  m.mlp_ratio = 4  # Hidden width of a block's MLP over D.
+  m.mels = 64  # Mel bins, 0-8000 Hz, HTK scale.
+  m.patch_frames = 4  # Frames (10 ms each) of a patch: 40 ms tokens.
+  m.target_frames = 1008  # Frames that have a learned position (10.08 s).
+  m.dtype = 'float32'  # Compute type; 'bfloat16' on accelerators.
+  m.remat = False  # Recompute activations in the backward pass.
+  m.unroll = 1  # Blocks unrolled in the scan; the depth is fastest on CPU.
+  d = m.decoder = config_dict.ConfigDict()
+  d.width = 512
+  d.depth = 8
+  d.heads = 16
+
+  k = c.mask = config_dict.ConfigDict()
+  k.ratio = .75  # Share of tokens removed.
+  k.group = 2  # Neighbouring tokens removed together.
+
+  a = c.data = config_dict.ConfigDict()
+  a.root = ''  # A prepared corpus; '' is the embedded default world.
+  a.sha256 = ''  # Its manifest's checksum; the sweep fills it in.
+  a.hours = 0.  # Hours of training audio; 0 takes all there are.
+  a.valid_fraction = .05  # Sources held out of training, for valid_loss.
+  a.subset_seed = 0  # The permutation whose prefixes are the subsets.
+  a.crop_seconds = 10.  # Training crop.
+  a.threads = 4  # Reading threads of each process.
+  a.resident = False  # Keep the whole subset in memory.
+  w = a.world = config_dict.ConfigDict()  # Of the default world alone:
+  w.seed = 0
+  w.hours = 1.  # Pretraining audio written.
+  w.clips_per_task = 600  # Labelled clips of each task.
+
+  t = c.train = config_dict.ConfigDict()
+  t.steps = 1_500_000  # 0 makes the untrained twin.
+  t.batch = 256  # Clips of a step, over all devices.
+  t.calibrate = True  # Start BatchNorm at the monitor clips' statistics.
+  t.log_every = 100  # Steps between rows of metrics.jsonl.
+
+  o = c.opt = config_dict.ConfigDict()
+  o.lr = 3e-4  # Peak learning rate.
+  o.warmup = 45_000  # Steps of linear warm-up from 0.
+  o.final = .1  # Last learning rate over the peak: cosine decay.
+  o.b1 = .9
+  o.b2 = .999
+  o.weight_decay = .01  # Decoupled, on every parameter, as in Dasheng.
+  o.clip = 0.  # Global gradient norm; 0 does not clip.
+
+  r = c.monitor = config_dict.ConfigDict()
+  r.clips = 30_000  # Clips of RankMe's fixed sample (paper: 30k).
+  r.crop_seconds = 10.
+  r.seed = 0
+  r.readings = 12  # RankMe readings, log-spaced from r.first to the end.
+  r.first = 1_000
+  r.batch = 256
+  r.valid_clips = 1_024  # Held-out clips of valid_loss.
+
+  p = c.checkpoint = config_dict.ConfigDict()
+  p.every = 5_000  # Steps between saves.
+  p.keep = 50_000  # Steps whose checkpoints stay for good.
+
+  e = c.eval = config_dict.ConfigDict()
+  e.tasks = ''  # Folder of HEAR task folders; '' is the default world's.
+  e.names = ''  # Comma-separated folder names; '' takes every one.
+  e.protocol = 'hear'  # Predictor: see audiorank/hear/README.md.
+  e.grid_points = 8  # Of HEAR's 16 hyper-parameter settings.
+  e.hidden = 1024  # Units of a hidden layer.
+  e.max_epochs = 500
+  e.batch = 64  # Clips embedded at once.
+  e.seed = 42
+
+  s = c.mesh = config_dict.ConfigDict()
+  s.data = -1  # Devices along data; -1 takes what fsdp leaves.
+  s.fsdp = 1  # Devices along fsdp.
+  return size(c, point)
+
+
+def points():
+  """The published Dasheng sizes."""
+  return ['en768-12', 'en1280-32', 'en1536-40']

@@ -1,0 +1,1 @@
+"""Thin commands: `python -m launch.<name>`, run from the repository root."""
