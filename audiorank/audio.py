@@ -19,6 +19,9 @@ BLOCK = 2**18
 # A float file may overshoot full scale a little (codecs, mastering); one that
 # reaches beyond this was written in another unit, and no scale is known.
 PEAK = 4.0
+# Below this nothing is left to hear, and a header of 1 Hz makes hours of a
+# second.
+LOWEST_RATE = 1000
 
 N_FFT = 512  # Samples of a window, 32 ms at 16 kHz.
 HOP = 160  # Samples between frames, 10 ms.
@@ -41,8 +44,9 @@ def read(path, rate=16000):
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: the file cannot be decoded, has no samples, holds NaN or Inf,
-      or exceeds `PEAK` times full scale; the message begins with its name.
+    ValueError: the file cannot be decoded, has no samples or an absurd rate,
+      holds NaN or Inf, or exceeds `PEAK` times full scale; the message begins
+      with its name.
   """
   parts = list(blocks(path, rate))
   wave_S = np.concatenate(parts) if parts else np.zeros(0, np.float32)
@@ -56,9 +60,10 @@ def blocks(path, rate=16000, max_seconds=float('inf')):
 
   Memory stays bounded whatever the length. Arguments and errors are those of
   `read`, except that a file without samples yields nothing, and one longer
-  than `max_seconds` raises ValueError (a header that says so is believed
-  before anything is decoded). After the name, each message gives the reason up
-  to its next colon: undecodable, non-finite, wrong magnitude, too long.
+  than `max_seconds` raises ValueError when they have been decoded: what headers
+  say of the length is not believed. After the name, each message gives the
+  reason up to its next colon: undecodable, absurd rate, non-finite, wrong
+  magnitude, too long.
   """
   label = name(path)
   if isinstance(path, (bytes, bytearray, memoryview)):
@@ -69,32 +74,31 @@ def blocks(path, rate=16000, max_seconds=float('inf')):
       path = io.BytesIO(epath.Path(path).read_bytes())
     elif not os.path.exists(path):
       raise FileNotFoundError(f'{label}: no such file')
+    else:
+      path = os.fsencode(path)
   try:
     file = soundfile.SoundFile(path)
   except (RuntimeError, TypeError) as error:
-    raise ValueError(f'{label}: undecodable: {error}') from error
+    raise _undecodable(label, error) from error
   with file:
     yield from _decode(file, label, rate, max_seconds)
 
 
 def _decode(file, label, rate, max_seconds):
-  too_long = f'{label}: too long: more than {max_seconds:g} s'
-  # Some containers do not know their length and say a huge number.
-  if max_seconds * file.samplerate < file.frames < 2**62:
-    raise ValueError(too_long)
+  if file.samplerate < LOWEST_RATE:
+    raise ValueError(f'{label}: absurd rate: {file.samplerate} Hz, expected at '
+                     f'least {LOWEST_RATE}')
   resampler = None
   if file.samplerate != rate:
     resampler = soxr.ResampleStream(
         file.samplerate, rate, 1, dtype='float32', quality='HQ')
-  # Few enough frames that upsampling from an absurd rate stays small too.
-  frames = max(1, BLOCK // file.channels)
-  frames = max(1, min(frames, BLOCK * file.samplerate // rate))
+  frames = max(1, BLOCK // max(file.channels, -(-rate // file.samplerate)))
   done = 0
   while True:
     try:
       block_SC = file.read(frames, dtype='float32', always_2d=True)
     except RuntimeError as error:
-      raise ValueError(f'{label}: undecodable: {error}') from error
+      raise _undecodable(label, error) from error
     if not np.isfinite(block_SC).all():
       raise ValueError(f'{label}: non-finite: NaN or Inf near sample {done}')
     peak = np.abs(block_SC).max(initial=0)
@@ -103,7 +107,7 @@ def _decode(file, label, rate, max_seconds):
                        f'sample {done}, full scale is 1')
     done += len(block_SC)
     if done > max_seconds * file.samplerate:
-      raise ValueError(too_long)
+      raise ValueError(f'{label}: too long: more than {max_seconds:g} s')
     last = len(block_SC) < frames
     wave_S = block_SC.mean(1)
     if resampler is not None and done:
@@ -112,6 +116,12 @@ def _decode(file, label, rate, max_seconds):
       yield np.clip(wave_S, -1, 1)
     if last:
       return
+
+
+def _undecodable(label, error):
+  # The error's own text would name the file object, with its address.
+  why = getattr(error, 'error_string', str(error)).strip().rstrip('.')
+  return ValueError(f'{label}: undecodable: {why}')
 
 
 def name(path):
@@ -127,6 +137,12 @@ def to_int16(wave_S):
   """Rounds a float wave in [-1, 1] to int16; 16-bit sources come back exact."""
   return np.clip(np.rint(wave_S * np.float32(32768)), -32768, 32767).astype(
       np.int16)
+
+
+def hann():
+  """Returns the periodic Hann window of N_FFT samples, float32."""
+  turn = 2 * np.pi * np.arange(N_FFT) / N_FFT
+  return (.5 - .5 * np.cos(turn)).astype(np.float32)
 
 
 def mel_filters(mels=64, bins=257, rate=16_000):
@@ -167,9 +183,7 @@ def mel_power(wave_BS):
   blocks = x_BS.reshape(B, T + 3, HOP)
   frames = jnp.concatenate(
       [blocks[:, i:T + i] for i in range(4)], axis=2)[:, :, :N_FFT]
-  window = .5 - .5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)
-  spectrum_BTQ = jnp.fft.rfft(
-      frames * window.astype(np.float32)[None, None])
+  spectrum_BTQ = jnp.fft.rfft(frames * hann()[None, None])
   power_BTQ = jnp.square(spectrum_BTQ.real) + jnp.square(spectrum_BTQ.imag)
   return jnp.einsum('btq,mq->bmt', power_BTQ, mel_filters(),
                     precision=jax.lax.Precision.HIGHEST)

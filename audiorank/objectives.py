@@ -8,6 +8,8 @@ Shapes: B batch, S samples, M mels, T frames, L patches, K kept, R removed,
 P values per patch.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -15,23 +17,34 @@ from audiorank import audio
 from audiorank import model
 
 
-def normalise(patches_BRP):
-  """Centres and scales every patch by its own mean and unbiased variance."""
-  mean_BR1 = patches_BRP.mean(-1, keepdims=True)
-  var_BR1 = patches_BRP.var(-1, keepdims=True, ddof=1)
-  return (patches_BRP - mean_BR1) * jax.lax.rsqrt(var_BR1 + 1e-6)
+def normalise(patches_BLP, by='patch'):
+  """Centres and scales patches by their mean and unbiased variance.
+
+  Args:
+    patches_BLP: raw dB patches.
+    by: whose mean and variance: 'patch' takes each patch's own, 'batch' those
+      of all values there are, 'none' leaves the decibels as they are
+      (norm_pix_loss = True, 'global' and False of the official code).
+  """
+  if by == 'none':
+    return patches_BLP
+  axes = {'patch': -1, 'batch': None}[by]
+  mean = patches_BLP.mean(axes, keepdims=True)
+  var = patches_BLP.var(axes, keepdims=True, ddof=1)
+  return (patches_BLP - mean) * jax.lax.rsqrt(var + 1e-6)
 
 
-def reconstruction(pred_BRP, patches_BRP):
-  """Mean squared error to the normalised patches, over removed ones alone."""
-  return jnp.square(pred_BRP - normalise(patches_BRP)).mean()
+def reconstruction(pred_BRP, target_BRP):
+  """Mean squared error over the removed patches, which is all there are."""
+  return jnp.square(pred_BRP - target_BRP).mean()
 
 
-def masked_autoencoding(config, variables, wave_BS, key, train=True):
+def masked_autoencoding(config, variables, wave_BS, key, train=True,
+                        by='patch'):
   """Dasheng's loss: predict the removed patches of the raw dB mel.
 
   The target has not passed the front BatchNorm; it is normalised patch by
-  patch (arXiv 2406.06992 and its training code, norm_pix_loss=True).
+  patch (arXiv 2406.06992 and its training code), or as `by` says.
   """
   c = config.model
   mel_BMT = audio.log_mel(wave_BS, clamp='clip')
@@ -42,12 +55,16 @@ def masked_autoencoding(config, variables, wave_BS, key, train=True):
   pred_BRP, updates = model.MAE(c).apply(
       variables, mel_BMT, keep_BK, drop_BR, train=train,
       mutable=['batch_stats'])
-  target_BRP = model.take(model.patchify(mel_BMT, c.patch_frames), drop_BR)
-  loss = reconstruction(pred_BRP, target_BRP)
+  target_BLP = normalise(model.patchify(mel_BMT, c.patch_frames), by)
+  loss = reconstruction(pred_BRP, model.take(target_BLP, drop_BR))
   return loss, (updates['batch_stats'], {})
 
 
-OBJECTIVES = {'mae': masked_autoencoding}
+OBJECTIVES = {
+    'mae': masked_autoencoding,
+    'mae_batch': functools.partial(masked_autoencoding, by='batch'),
+    'mae_raw': functools.partial(masked_autoencoding, by='none'),
+}
 
 
 def named(name):

@@ -14,8 +14,10 @@ import json
 import math
 import os
 import pathlib
+from typing import NamedTuple
 
 from ml_collections import config_dict
+import numpy as np
 import pandas as pd
 
 SCHEMA = 1  # Raised when the same config would mean another experiment.
@@ -216,3 +218,129 @@ def state(workdir):
 def run_folders(root):
   """Returns the run folders under a sweep's root, sorted."""
   return sorted(p.parent for p in pathlib.Path(root).glob('*/config.json'))
+
+
+class Tables(NamedTuple):
+  """What `collect` makes of a sweep.
+
+  runs: one row a run, its last reading and its scores.
+  history: one row a run and reading.
+  tasks: one row a run, step and task.
+  """
+  runs: pd.DataFrame
+  history: pd.DataFrame
+  tasks: pd.DataFrame
+
+
+def described(workdir):
+  """Returns the columns that every row of a run shares."""
+  config = read_json(workdir / 'config.json')
+  m, t = config['model'], config['train']
+  row = {
+      'run_id': workdir.name, 'experiment': config['experiment'],
+      'state': state(workdir), 'untrained': t['steps'] == 0,
+      'size': f"en{m['width']}-{m['depth']}", 'width': m['width'],
+      'depth': m['depth'], 'heads': m['heads'],
+      'mask_ratio': float(config['mask']['ratio']),
+      'lr': float(config['opt']['lr']), 'batch': t['batch'],
+      'steps': t['steps'], 'seed': config['seed'],
+      'crop_seconds': float(config['data']['crop_seconds']),
+      'objective': config['objective'], 'params': None, 'hours': None}
+  for about in read(workdir, 'run'):
+    row['params'] = about['parameters']['encoder']
+    row['params_decoder'] = about['parameters']['decoder']
+    row['hours'] = about['hours']
+    row['flops_per_clip'] = about['flops_per_clip']['total']
+    row['flops_per_clip_encoder'] = about['flops_per_clip']['encoder']
+  row['name'] = run_name(row)
+  return row
+
+
+def run_name(row):
+  """Returns what a run is called in tables and legends."""
+  if row['untrained']:
+    return f"{row['size']} untrained"
+  hours = '' if row['hours'] is None else f" {row['hours']:.2g} h"
+  return f"{row['size']}{hours} mask {row['mask_ratio']:g}"
+
+
+def reading(row, record):
+  """Returns the columns of one monitor record."""
+  step = record['step']
+  out = {'step': step, 'clips': record['n'],
+         'valid_loss': record.get('valid_loss')}
+  for name, short in (('rank', 'rank'), ('rank_center', 'rank_center')):
+    got = record[name]
+    out[short] = got['value']
+    for part in ('low', 'high', 'value_inf'):
+      out[f'{short}_{part}'] = got[part]
+  for name, value in record['rank']['siblings'].items():
+    out[f'sibling_{name}'] = value
+  for whose in ('', '_encoder'):
+    per_clip = row.get(f'flops_per_clip{whose}')
+    out[f'flops{whose}'] = (
+        None if per_clip is None else per_clip * row['batch'] * step)
+  return out
+
+
+def tables(root):
+  """Reads every record under a sweep's root into Tables."""
+  runs, history, scores = [], [], []
+  for workdir in run_folders(root):
+    row = described(workdir)
+    readings = [{**row, **reading(row, r)} for r in read(workdir, 'monitor')]
+    for found in readings:
+      found['final'] = found['step'] == row['steps']
+    history += readings
+    mine = []
+    for record in read(workdir):
+      if record['kind'].startswith('hear.'):
+        result = record['result']
+        mine.append({
+            **row, 'step': record['step'], 'task': record['task'],
+            'metric': record['metric'], 'score': result['score'],
+            'std': result.get('std'), 'protocol': result['protocol'],
+            'embedding_type': record['embedding_type']})
+    scores += mine
+    last = max((r for r in readings), key=lambda r: r['step'], default=row)
+    final = {**row, **last}
+    done = [r['score'] for r in mine if r['step'] == row['steps']
+            and r['embedding_type'] == 'scene' and r['score'] is not None]
+    final['score'] = float(np.mean(done)) if done else None
+    final['scored_tasks'] = len(done)
+    runs.append(final)
+  return Tables(pd.DataFrame(runs), pd.DataFrame(history),
+                pd.DataFrame(scores))
+
+
+def collect(root):
+  """Writes runs.parquet, history.parquet and tasks.parquet; returns Tables.
+
+  Raises:
+    FileNotFoundError: there is no run under the root.
+  """
+  root = pathlib.Path(root)
+  if not run_folders(root):
+    raise FileNotFoundError(f'{root}: no runs: expected <run_id>/config.json '
+                            'in it')
+  made = tables(root)
+  for name, table in made._asdict().items():
+    part = root / f'.{name}.{os.getpid()}'
+    table.to_parquet(part)
+    os.replace(part, root / f'{name}.parquet')
+  return made
+
+
+def load(root):
+  """Returns the Tables that `collect` wrote.
+
+  Raises:
+    FileNotFoundError: they are not there.
+  """
+  root = pathlib.Path(root)
+  for name in Tables._fields:
+    if not (root / f'{name}.parquet').is_file():
+      raise FileNotFoundError(f'{root}/{name}.parquet: no such file: run '
+                              'records.collect first')
+  return Tables(*(pd.read_parquet(root / f'{name}.parquet')
+                  for name in Tables._fields))

@@ -273,6 +273,21 @@ def prepare_data(config):
   return subset, sample, valid_NS
 
 
+def described(config, subset, shapes):
+  """Returns what a run is in numbers: sizes, hours, FLOPs by our own count."""
+  c = config.model
+  L = (1 + crop_samples(config.data.crop_seconds) // audio.HOP
+       ) // c.patch_frames
+  K = model.kept(L, config.mask.ratio)
+  return {
+      'size': model.name(c), 'patches': L, 'kept': K,
+      'parameters': {part: model.parameters(shapes.params[part])
+                     for part in ('encoder', 'decoder')},
+      'flops_per_clip': model.flops_per_clip(c, L, K),
+      'hours': subset.hours, 'records': len(subset.records),
+      'corpus': subset.sha256}
+
+
 def start(config, on):
   """Returns (shapes, placed, fresh): the abstract state, where it lives, and
   a function that makes it there."""
@@ -283,13 +298,14 @@ def start(config, on):
   return shapes, placed, lambda: fresh(key)
 
 
-def run(workdir, config, stop=lambda: False):
+def run(workdir, config, stop=lambda: False, tell=lambda *_: None):
   """Trains (or goes on training) the run in a folder, measuring as it goes.
 
   Args:
     workdir: the run's folder; its config.json is this config.
     config: frozen config.
     stop: polled at every step; once True, the run is saved and left.
+    tell: called with (what is being done, step, steps).
 
   Returns:
     the final state and the mesh.
@@ -322,6 +338,7 @@ def run(workdir, config, stop=lambda: False):
     step = int(state.step)
     if main:
       records.cut_metrics(workdir, step)
+      records.write(workdir, 'run', 0, described(config, subset, shapes))
     stream = None
     if step < steps:
       stream = data.stream(
@@ -339,6 +356,7 @@ def run(workdir, config, stop=lambda: False):
           checkpoint.save(m, state, config, force=step == steps)
         if step in readings and not records.path(
             workdir, 'monitor', step).exists():
+          tell('measuring', step, steps)
           fields = measure(config, state, sample, on, valid)
           if main:
             records.write(workdir, 'monitor', step, fields)
@@ -356,6 +374,7 @@ def run(workdir, config, stop=lambda: False):
         state, got = step_fn(state, wave_BS, h)
         step += 1
         bar.step()
+        tell('training', step, steps)
         if pending and main:
           log(metrics, *pending, config, subset, bar)
         due = step % config.train.log_every == 0 or step == steps

@@ -67,7 +67,8 @@ def get_config(point='en768-12'):
   w = a.world = config_dict.ConfigDict()  # Of the default world alone:
   w.seed = 0
   w.hours = 1.  # Pretraining audio written.
-  w.clips_per_task = 600  # Labelled clips of each task.
+  w.clips_per_task = 620  # Labelled clips of each task.
+  w.tasks = ''  # Comma-separated names of its tasks; '' makes every one.
 
   t = c.train = config_dict.ConfigDict()
   t.steps = 1_500_000  # 0 makes the untrained twin.

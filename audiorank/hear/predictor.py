@@ -27,17 +27,26 @@ BATCH = 1024
 DROPOUT = 0.1
 MOMENTUM = 0.1   # of the running statistics: new = .9 old + .1 batch
 EPSILON = 1e-5
-# Row counts are rounded up to this, so that folds share one program.
-ROUND = 64
+# Rows, widths and labels are rounded up to these, with padding that changes no
+# number, so that folds, similar tasks and models of several widths share one
+# compiled program.
+ROWS = (64, 128, 192, 256, 384, 512, 768, BATCH)
+WIDTH = 128
+LABELS = 16
+# The bias of a label that does not exist: its probability is exactly 0.
+NEVER = -1e9
 
+# Float32 throughout: accelerators would otherwise round inputs to bfloat16.
+_dot = functools.partial(jnp.matmul, precision='highest')
 _adam = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
 
 class Rows(NamedTuple):
-  """A padded split: the first n of the A B rows are real."""
+  """A padded split: the first n of A B rows, c of C labels are real."""
   z_ABD: jax.Array
   y_ABC: jax.Array
   n: jax.Array
+  c: jax.Array
 
 
 class Fit(NamedTuple):
@@ -53,14 +62,19 @@ class Fit(NamedTuple):
 
 def rows(z_ND, y_NC, capacity=None):
   """`Rows` on the host; `capacity` is the count to pad for."""
-  n = len(z_ND)
-  capacity = n if capacity is None else capacity
-  B = min(BATCH, -(-capacity // ROUND) * ROUND)
+  (n, width), labels = z_ND.shape, y_NC.shape[1]
+  capacity = max(n, 1) if capacity is None else capacity
+  B = next((size for size in ROWS if capacity <= size), BATCH)
   A = -(-capacity // B)
-  z_ABD = np.zeros((A * B, z_ND.shape[1]), np.float32)
-  y_ABC = np.zeros((A * B, y_NC.shape[1]), np.float32)
-  z_ABD[:n], y_ABC[:n] = z_ND, y_NC
-  return Rows(z_ABD.reshape(A, B, -1), y_ABC.reshape(A, B, -1), np.int32(n))
+  z_ABD = np.zeros((A * B, _up(width, WIDTH)), np.float32)
+  y_ABC = np.zeros((A * B, _up(labels, LABELS)), np.float32)
+  z_ABD[:n, :width], y_ABC[:n, :labels] = z_ND, y_NC
+  return Rows(z_ABD.reshape(A, B, -1), y_ABC.reshape(A, B, -1), np.int32(n),
+              np.int32(labels))
+
+
+def _up(size, step):
+  return -(-size // step) * step
 
 
 def init(rng, widths, initialization):
@@ -84,6 +98,12 @@ def init(rng, widths, initialization):
                        "'xavier_uniform' or 'xavier_normal'")
     bias = rng.uniform(-1, 1, fan_out) / np.sqrt(fan_in)
     layers.append({'kernel': kernel, 'bias': bias})
+  more = _up(widths[0], WIDTH) - widths[0]
+  layers[0]['kernel'] = np.pad(layers[0]['kernel'], ((0, more), (0, 0)))
+  more = _up(widths[-1], LABELS) - widths[-1]
+  layers[-1] = {
+      'kernel': np.pad(layers[-1]['kernel'], ((0, 0), (0, more))),
+      'bias': np.pad(layers[-1]['bias'], (0, more), constant_values=NEVER)}
   for layer in layers[:-1]:
     layer['scale'] = np.ones_like(layer['bias'])
     layer['shift'] = np.zeros_like(layer['bias'])
@@ -98,7 +118,7 @@ def start(net):
 
 
 def _linear(layer, x_BD):
-  return x_BD @ layer['kernel'] + layer['bias'][None]
+  return _dot(x_BD, layer['kernel']) + layer['bias'][None]
 
 
 def _hash(x):
@@ -121,9 +141,9 @@ def train_logits(net, stats, z_BD, on_B, word):
   n = on_B.sum()
   for i, (layer, stat) in enumerate(zip(net['hidden'], stats)):
     x_BH = _linear(layer, x_BH)
-    mean_H = on_B @ x_BH / n
+    mean_H = _dot(on_B, x_BH) / n
     centred_BH = x_BH - mean_H[None]
-    var_H = on_B @ jnp.square(centred_BH) / n
+    var_H = _dot(on_B, jnp.square(centred_BH)) / n
     slope_H = layer['scale'] * jax.lax.rsqrt(var_H + EPSILON)
     x_BH = centred_BH * slope_H[None] + layer['shift'][None]
     keep_BH = _keep(_hash(word + jnp.uint32(i)), x_BH.shape)
@@ -145,12 +165,13 @@ def logits(net, stats, z_BD):
   return _linear(net['out'], x_BH)
 
 
-def loss(logits_BC, y_BC, on_B, multiclass):
-  """Mean over real rows (and labels, where multilabel)."""
+def loss(logits_BC, y_BC, on_B, c, multiclass):
+  """Mean over real rows (and the c real labels, where multilabel)."""
   if multiclass:
     loss_B = -(jax.nn.log_softmax(logits_BC) * y_BC).sum(1)
   else:
-    loss_B = optax.losses.sigmoid_binary_cross_entropy(logits_BC, y_BC).mean(1)
+    loss_BC = jax.nn.softplus(logits_BC) - logits_BC * y_BC
+    loss_B = loss_BC.sum(1) / c
   return jnp.where(on_B > 0, loss_B, 0).sum() / on_B.sum()
 
 
@@ -159,19 +180,21 @@ def probabilities(logits_BC, multiclass):
   return squash(logits_BC)
 
 
-def _monitor(name, logits_NC, y_NC, n, multiclass):
+def _monitor(name, logits_NC, split, multiclass):
   """The score that early stopping watches, larger is better."""
+  n, c = split.n, split.c
+  y_NC = split.y_ABC.reshape(logits_NC.shape)
   on_N = jnp.arange(len(y_NC)) < n
   if name == 'loss':
-    return -loss(logits_NC, y_NC, on_N.astype(jnp.float32), multiclass)
+    return -loss(logits_NC, y_NC, on_N.astype(jnp.float32), c, multiclass)
   p_NC = probabilities(logits_NC, multiclass)
-  if name in ('top1_acc', 'pitch_acc', 'chroma_acc'):
+  if name in ('top1_acc', 'chroma_acc'):
     octave = 12 if name == 'chroma_acc' else y_NC.shape[1]
     hit_N = p_NC.argmax(1) % octave == y_NC.argmax(1) % octave
     return (hit_N & on_N).sum() / n
   score_C = jax.vmap(functools.partial(_ranking, name),
                      in_axes=(1, 1, None, None))(p_NC, y_NC, on_N, n)
-  return score_C.mean()
+  return jnp.where(jnp.arange(len(score_C)) < c, score_C, 0).sum() / c
 
 
 def _ranking(name, p_N, y_N, on_N, n):
@@ -192,16 +215,18 @@ def _ranking(name, p_N, y_N, on_N, n):
       at_least(negative_N, p_N) + above(negative_N, p_N))
   auc = (jnp.where(positive_N, beaten_N, 0).sum()
          / (2.0 * positives * (n - positives)))
-  return auc if name == 'aucroc' else jnp.sqrt(2.) * jax.scipy.special.ndtri(auc)
+  if name == 'aucroc':
+    return auc
+  return jnp.sqrt(2.) * jax.scipy.special.ndtri(auc)
 
 
-def _batch(state, z_BD, y_BC, on_B, lr, word, multiclass):
+def _batch(state, z_BD, y_BC, on_B, c, lr, word, multiclass):
   net, stats, moments, step = state
 
   def objective(net):
     logits_BC, updated = train_logits(
         net, stats, z_BD, on_B, _hash(word ^ _hash(step)))
-    return loss(logits_BC, y_BC, on_B, multiclass), updated
+    return loss(logits_BC, y_BC, on_B, c, multiclass), updated
 
   grads, stats = jax.grad(objective, has_aux=True)(net)
   updates, moments = _adam.update(grads, moments)
@@ -215,14 +240,15 @@ def _epoch(state, epoch, train, lr, word, multiclass, shuffled):
   if shuffled and A > 1:
     index_N = jnp.arange(A * B, dtype=jnp.uint32)
     draw_N = _hash(_hash(index_N + word) ^ _hash(word + epoch))
-    order_N = jnp.argsort(jnp.where(index_N < train.n, draw_N >> 1, 2 ** 31))
+    last = jnp.uint32(2 ** 31)
+    order_N = jnp.argsort(jnp.where(index_N < train.n, draw_N >> 1, last))
     z_ABD = z_ABD.reshape(A * B, -1)[order_N].reshape(z_ABD.shape)
     y_ABC = y_ABC.reshape(A * B, -1)[order_N].reshape(y_ABC.shape)
 
   def batch(a, state):
     on_B = (jnp.arange(B) + a * B < train.n).astype(jnp.float32)
-    update = lambda state: _batch(state, z_ABD[a], y_ABC[a], on_B, lr, word,
-                                  multiclass)
+    update = lambda state: _batch(state, z_ABD[a], y_ABC[a], on_B, train.c, lr,
+                                  word, multiclass)
     if A == 1:
       return update(state)
     # A batch of one row has no variance; a batch of none belongs to padding.
@@ -266,14 +292,12 @@ def _fit(net, lr, word, train, valid, checks, every, patience, *, monitor,
   after `patience` validations without a strict improvement. The first of
   equal bests is kept. A NaN never improves, and is counted.
   """
-  y_NC = valid.y_ABC.reshape(-1, valid.y_ABC.shape[-1])
-
   def body(carry):
     state, fit, check, wait = carry
     state = _advance(state, check * every, every, train, lr, word, multiclass,
                      shuffled)
-    score = _monitor(monitor, _all_logits(state[0], state[1], valid), y_NC,
-                     valid.n, multiclass)
+    score = _monitor(monitor, _all_logits(state[0], state[1], valid), valid,
+                     multiclass)
     undefined = jnp.isnan(score)
     score = jnp.where(undefined, -jnp.inf, score).astype(jnp.float32)
     better = score > fit.score

@@ -50,8 +50,11 @@ class Task(NamedTuple):
     return self.split_mode != 'trainvaltest'
 
 
-def load(task_dir, rate=16000) -> Task:
+def load(task_dir, rate=16000, with_audio=True) -> Task:
   """The task in `task_dir`, with clips at `rate` Hz.
+
+  Without `with_audio` the clips need not be there and `paths` is empty: a
+  folder of embeddings that hear-eval-kit wrote describes its task as well.
 
   `files[split]` is in the order of hear-eval-kit: one random.Random(0) per
   task shuffles the names of every split in turn. Training batches are not
@@ -98,7 +101,8 @@ def load(task_dir, rate=16000) -> Task:
     names = list(entries)
     order.shuffle(names)
     files[split] = tuple(names)
-    paths[split] = _paths(folder / str(rate) / split, names, described)
+    if with_audio:
+      paths[split] = _paths(folder / str(rate) / split, names, described)
     if embedding_type == 'scene':
       targets[split] = _scene_targets(
           described, names, entries, labels, prediction_type)
@@ -214,7 +218,8 @@ def _vocabulary(path):
   try:
     by_index = {int(row['idx']): row['label'] for row in rows}
   except (TypeError, ValueError):
-    raise ValueError(f'{path}: idx must be a whole number on every row') from None
+    raise ValueError(
+        f'{path}: idx must be a whole number on every row') from None
   labels = tuple(by_index.get(i) for i in range(len(rows)))
   if None in labels or len(set(labels)) < len(labels):
     raise ValueError(f'{path}: expected distinct labels with idx 0 to '

@@ -1,35 +1,25 @@
-"""The optimisers behind a fit: variable projection and a damped Newton.
+"""Least squares with the linear coefficients in closed form.
 
-Two roads to the optimum of  sum_n w_n rho(link y_n - link f(x_n)).
-`projected` solves plain least squares with at most one shape parameter: the
-linear coefficients in closed form, the shape by one-dimensional search, all
-resamples at once in numpy. `newton` polishes every other form and loss, with
-the exact Hessian, in float64 on the CPU, one compilation per form, loss and
-size class.
+Variable projection: for given shape parameters the best linear coefficients
+are a small least-squares problem, so a law with one shape parameter is a
+one-dimensional search, and a scan over a grid of shapes starts all others.
+Every routine solves S problems at once.
 
-Shape suffixes: N points, S solves (starts or resamples), P parameters,
-Q linear coefficients, X input columns.
+Shape suffixes: N points, S solves (starts or resamples), G grid points,
+P shape parameters, Q linear coefficients.
 """
 
-import functools
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from audiorank.laws import forms
 
-BLOCK = 16  # solves per call of the compiled program
 _GOLDEN = (5 ** .5 - 1) / 2
-# A context manager under this name since jax 0.8, and before that in
-# jax.experimental: float64 here must not change the training program.
-_x64 = (jax.enable_x64 if hasattr(jax, 'enable_x64') else
-        jax.experimental.enable_x64)
 
 
 class Loss(NamedTuple):
-  """What is minimised: `kind` of rho on the scale of `link`."""
+  """What is minimised: `kind` of rho, on the scale of `link`."""
   link: str
   kind: str
 
@@ -42,6 +32,22 @@ LOSSES = {
 }
 
 
+class Problem(NamedTuple):
+  """A form, its data in scaled columns, and what to minimise."""
+  form: forms.Form
+  loss: Loss
+  delta: float
+  cols: list        # N values each, divided by their geometric mean
+  centre: list      # the geometric means
+  y_N: np.ndarray
+  w_N: np.ndarray
+
+  @property
+  def positive(self):
+    return np.array([kind == 'positive' for kind in
+                     self.form.linear.values()], bool)
+
+
 def link(xp, name, y):
   """y on the scale on which residuals are taken."""
   if name == 'log':
@@ -51,292 +57,256 @@ def link(xp, name, y):
   return y
 
 
-def rho(xp, kind, r, delta):
+def unlink(name, v):
+  """The inverse of `link`."""
+  if name == 'log':
+    return np.exp(v)
+  if name == 'logit':
+    return 1 / (1 + np.exp(-v))
+  return v
+
+
+def rho(kind, r, delta):
   """The loss of residuals r: r^2, Huber's (r^2 / 2 inside delta), or |r|."""
   if kind == 'ls':
     return r ** 2
-  size = xp.abs(r)
+  size = np.abs(r)
   if kind == 'lad':
     return size
-  return xp.where(size <= delta, r ** 2 / 2, delta * (size - delta / 2))
-
-
-def evaluate(form, c_SQ, t_SP, cols):
-  """The law at scaled columns: f_SN for S sets of parameters."""
-  t = {name: t_SP[:, i, None] for i, name in enumerate(form.shape)}
-  return combine(c_SQ, basis(form, t, cols))
+  return np.where(size <= delta, r ** 2 / 2, delta * (size - delta / 2))
 
 
 def basis(form, t, cols):
-  """The terms phi_SNQ for shape parameters of shape (S, 1)."""
-  with np.errstate(over='ignore', under='ignore', divide='ignore',
-                   invalid='ignore'):
-    cols = [np.asarray(col)[None] for col in cols]
-    terms = form.basis(np, t, *cols)
-    shape = np.broadcast_shapes(*(term.shape for term in terms),
-                                *(value.shape for value in t.values()))
-    return np.stack([np.broadcast_to(term, shape) for term in terms], -1)
+  """The terms phi_SNQ, for shape parameters t of shape (S,) by name."""
+  t = {name: value[:, None] for name, value in t.items()}
+  with np.errstate(all='ignore'):
+    terms = form.basis(np, t, *(col[None] for col in cols))
+  size = (max([1, *(len(value) for value in t.values())]), len(cols[0]))
+  return np.stack([np.broadcast_to(term, size) for term in terms], -1)
 
 
 def combine(c_SQ, phi_SNQ):
-  """The law from its coefficients and terms; the one term where no c."""
+  """The law from its coefficients and terms: the one term where no c."""
   if not c_SQ.shape[1]:
     return phi_SNQ[..., 0]
   return np.einsum('snq,sq->sn', phi_SNQ, c_SQ)
 
 
-def _normal(phi_SNQ, y_N, w_SN):
-  """Weighted least squares by normal equations, twice refined: c_SQ, sse_S."""
-  weighted = phi_SNQ * w_SN[..., None]
-  gram = np.einsum('snq,snr->sqr', weighted, phi_SNQ)
-  diagonal = np.einsum('sqq->sq', gram)
-  ridge = 1e-13 * diagonal + 1e-250
-  gram = gram + ridge[..., None] * np.eye(gram.shape[1])
-  inverse = np.linalg.inv(gram)
-  c_SQ = np.einsum('sqr,snr,n->sq', inverse, weighted, y_N, optimize=True)
-  for _ in range(2):
-    r_SN = y_N[None] - combine(c_SQ, phi_SNQ)
-    c_SQ = c_SQ + np.einsum('sqr,snr,sn->sq', inverse, weighted, r_SN,
-                            optimize=True)
-  r_SN = y_N[None] - combine(c_SQ, phi_SNQ)
+def named(form, t_SP):
+  """Shape parameters by name from the columns of an array."""
+  return dict(zip(form.shape, t_SP.T))
+
+
+def values(problem, c_SQ, t_SP):
+  """The law at the points of the problem, f_SN."""
+  phi_SNQ = basis(problem.form, named(problem.form, t_SP), problem.cols)
+  return combine(c_SQ, phi_SNQ)
+
+
+def objective(problem, f_SN, w_SN):
+  """sum_n w rho(link y - link f) for each of S predictions."""
+  with np.errstate(all='ignore'):
+    r_SN = (link(np, problem.loss.link, problem.y_N)[None] -
+            link(np, problem.loss.link, f_SN))
+    # A point of no weight may be anything; a law outside the link's domain
+    # anywhere else is infinitely bad.
+    each_SN = np.where(w_SN > 0, w_SN * rho(problem.loss.kind, r_SN,
+                                            problem.delta), 0.)
+    total_S = each_SN.sum(1)
+  return np.where(np.isfinite(total_S), total_S, np.inf)
+
+
+def _normal(phi_SNQ, y_SN, w_SN, refine=1):
+  """Weighted least squares by normal equations, refined: c_SQ, sse_S."""
+  weighted_SQN = np.swapaxes(phi_SNQ * w_SN[..., None], 1, 2)
+  gram_SQQ = weighted_SQN @ phi_SNQ
+  size_SQ = np.einsum('sqq->sq', gram_SQQ)
+  # A collinear or absent term gets a coefficient near 0, not an error.
+  ridge_SQ = 1e-13 * size_SQ + 1e-250
+  gram_SQQ = gram_SQQ + ridge_SQ[..., None] * np.eye(gram_SQQ.shape[1])
+  if gram_SQQ.shape[1] == 1:
+    inverse_SQQ = 1 / gram_SQQ
+  else:
+    inverse_SQQ = np.linalg.inv(gram_SQQ)
+  c_SQ = np.zeros(size_SQ.shape)
+  r_SN = np.broadcast_to(y_SN, w_SN.shape)
+  for _ in range(1 + refine):
+    step_SQ1 = inverse_SQQ @ (weighted_SQN @ r_SN[..., None])
+    c_SQ = c_SQ + step_SQ1[..., 0]
+    r_SN = y_SN - (phi_SNQ @ c_SQ[..., None])[..., 0]
   return c_SQ, np.einsum('sn,sn->s', w_SN, r_SN ** 2)
 
 
-def linear(phi_SNQ, y_N, w_SN, positive):
+def linear(phi_SNQ, y_SN, w_SN, positive):
   """Least squares with some coefficients not negative, by enumeration.
 
   Args:
-    phi_SNQ: the terms.
-    y_N: the outputs.
+    phi_SNQ: the terms; a problem with a non-finite one is given up.
+    y_SN: the outputs.
     w_SN: the weights.
     positive: Q booleans.
 
   Returns:
-    c_SQ and the sum of squares sse_S.
+    c_SQ and the sum of squares sse_S, inf where given up.
   """
   S, N, Q = phi_SNQ.shape
-  w_SN = np.broadcast_to(w_SN, (S, N))
-  if Q == 0 or not np.all(np.isfinite(phi_SNQ)):
-    bad = ~np.all(np.isfinite(phi_SNQ), (1, 2))
-    phi_SNQ = np.where(bad[:, None, None], 0., phi_SNQ)
-  else:
-    bad = np.zeros(S, bool)
-  c_SQ, sse_S = _normal(phi_SNQ, y_N, w_SN)
-  wrong = np.any((c_SQ < 0) & positive, 1)
-  if wrong.any():
-    sub, w, best = phi_SNQ[wrong], w_SN[wrong], np.full(wrong.sum(), np.inf)
-    best_c = np.zeros((len(best), Q))
+  w_SN, y_SN = np.broadcast_to(w_SN, (S, N)), np.broadcast_to(y_SN, (S, N))
+  bad_S = ~np.isfinite(phi_SNQ).all((1, 2))
+  if bad_S.any():
+    phi_SNQ = np.where(bad_S[:, None, None], 0., phi_SNQ)
+  if not Q:
+    return np.zeros((S, 0)), np.einsum('sn,sn->s', w_SN, y_SN ** 2)
+  c_SQ, sse_S = _normal(phi_SNQ, y_SN, w_SN)
+  wrong_S = np.any((c_SQ < 0) & positive, 1)
+  if wrong_S.any():
+    phi, y, w = phi_SNQ[wrong_S], y_SN[wrong_S], w_SN[wrong_S]
+    best, best_c = np.full(len(w), np.inf), np.zeros((len(w), Q))
     signed = np.flatnonzero(positive)
     for mask in range(1, 2 ** len(signed)):
-      drop = signed[[bool(mask >> i & 1) for i in range(len(signed))]]
-      keep = np.setdiff1d(np.arange(Q), drop)
-      part = np.zeros((len(best), Q))
-      if len(keep):
-        part[:, keep], sse = _normal(sub[..., keep], y_N, w)
-      else:
-        sse = w @ y_N ** 2
+      kept = np.ones(Q, bool)
+      kept[[q for i, q in enumerate(signed) if mask >> i & 1]] = False
+      part = np.zeros((len(w), Q))
+      part[:, kept], sse = (
+          _normal(phi[..., kept], y, w) if kept.any() else
+          (part[:, kept], np.einsum('sn,sn->s', w, y ** 2)))
       good = (sse < best) & ~np.any((part < 0) & positive, 1)
       best = np.where(good, sse, best)
       best_c = np.where(good[:, None], part, best_c)
-    c_SQ[wrong], sse_S[wrong] = best_c, best
-  return c_SQ, np.where(bad, np.inf, sse_S)
+    c_SQ[wrong_S], sse_S[wrong_S] = best_c, best
+  return c_SQ, np.where(bad_S, np.inf, sse_S)
 
 
-def golden(f, low_S, high_S, steps=48):
-  """The minimum of each of S unimodal functions between its two ends."""
+def golden(f, low_S, high_S, steps=40):
+  """The minimum of each of S functions between its two ends."""
   a, d = low_S.copy(), high_S.copy()
   b, c = d - _GOLDEN * (d - a), a + _GOLDEN * (d - a)
   f_b, f_c = f(b), f(c)
   for _ in range(steps):
     left = f_b < f_c
     a, d = np.where(left, a, b), np.where(left, c, d)
-    kept, f_kept = np.where(left, b, c), np.where(left, f_b, f_c)
     new = np.where(left, d - _GOLDEN * (d - a), a + _GOLDEN * (d - a))
     f_new = f(new)
-    b, c = np.where(left, new, kept), np.where(left, kept, new)
-    f_b, f_c = np.where(left, f_new, f_kept), np.where(left, f_kept, f_new)
+    b, c, f_b, f_c = (np.where(left, new, c), np.where(left, b, new),
+                      np.where(left, f_new, f_c), np.where(left, f_b, f_new))
   return np.where(f_b < f_c, b, c)
 
 
-def projected(form, cols, y_N, w_SN):
+def _starts(shape, cols):
+  found = shape.start(*cols) if callable(shape.start) else shape.start
+  return np.clip(np.asarray(found, float), shape.low, shape.high)
+
+
+def _scan(phi_GNQ, y_N, w_SN, positive):
+  """Sums of squares sse_SG on a grid, from moments: for bracketing only."""
+  G, N, Q = phi_GNQ.shape
+  first = (w_SN @ (phi_GNQ * y_N[:, None]).transpose(1, 0, 2)
+           .reshape(N, G * Q)).reshape(-1, G, Q)
+  gram = (w_SN @ np.einsum('gnq,gnr->ngqr', phi_GNQ, phi_GNQ)
+          .reshape(N, -1)).reshape(-1, G, Q, Q)
+  total_S1 = (w_SN @ y_N ** 2)[:, None]
+  single = [first[..., q] ** 2 / np.maximum(gram[..., q, q], 1e-250)
+            for q in range(Q)]
+  if Q == 1:
+    return total_S1 - single[0]
+  det = np.maximum(gram[..., 0, 0] * gram[..., 1, 1] - gram[..., 0, 1] ** 2,
+                   1e-250)
+  c_0 = (gram[..., 1, 1] * first[..., 0] - gram[..., 0, 1] * first[..., 1])
+  c_1 = (gram[..., 0, 0] * first[..., 1] - gram[..., 0, 1] * first[..., 0])
+  both = (c_0 * first[..., 0] + c_1 * first[..., 1]) / det
+  wrong = ((c_0 < 0) & positive[0]) | ((c_1 < 0) & positive[1])
+  return total_S1 - np.where(wrong, single[0], both)
+
+
+def project(problem, w_SN, pin=None):
   """Least squares on y of a form with at most one shape parameter.
 
   Args:
-    form: the Form.
-    cols: the scaled columns.
-    y_N: the outputs.
+    problem: its loss must be 'ls' on the identity link.
     w_SN: the weights of S problems.
+    pin: None, or (name, v_S): a reported parameter and the value at which
+      each problem holds it.
 
   Returns:
-    c_SQ, t_SP (P is 0 or 1), sse_S.
+    c_SQ, t_SP (P is 0 or 1) and the sums of squares sse_S.
   """
-  positive = np.array([kind == 'positive' for kind in form.linear.values()])
+  form, S = problem.form, len(w_SN)
+  if pin is not None and pin[0] in form.shape:
+    (name, shape), = form.shape.items()
+    unit = dict(zip(form.x, problem.centre))
+    t_S = np.asarray(pin[1]) / (unit[shape.scale] if shape.scale else 1.)
+    c_SQ, sse_S = linear(basis(form, {name: t_S}, problem.cols), problem.y_N,
+                         w_SN, problem.positive)
+    return c_SQ, t_S[:, None], sse_S
+
+  def solve(t, rows):
+    phi_SNQ = basis(form, t, problem.cols)
+    if phi_SNQ.shape[0] == 1:
+      phi_SNQ = np.broadcast_to(phi_SNQ, (len(rows), *phi_SNQ.shape[1:]))
+    if pin is None:
+      return linear(phi_SNQ, problem.y_N, w_SN[rows], problem.positive)
+    return _pinned(problem, t, phi_SNQ, w_SN[rows], pin[0], pin[1][rows])
+
   if not form.shape:
-    phi = np.broadcast_to(basis(form, {}, cols),
-                          (len(w_SN), len(y_N), len(positive)))
-    c_SQ, sse_S = linear(phi, y_N, w_SN, positive)
-    return c_SQ, np.zeros((len(w_SN), 0)), sse_S
+    c_SQ, sse_S = solve({}, np.arange(S))
+    return c_SQ, np.zeros((S, 0)), sse_S
   (name, shape), = form.shape.items()
-  solve = lambda t_S, w: linear(basis(form, {name: t_S[:, None]}, cols), y_N,
-                                w, positive)
+  grid = _starts(shape, problem.cols)
   parts = []
-  for w in np.array_split(w_SN, -(-w_SN.size // 200_000)):
-    t_S = search(lambda t, rows: solve(t, w[rows])[1], shape, cols, len(w))
-    parts.append((*solve(t_S, w), t_S))
+  pieces = max(1, w_SN.size // 100_000)
+  for rows in np.array_split(np.arange(S), pieces):
+    if pin is None:
+      sse_SG = _scan(basis(form, {name: grid}, problem.cols), problem.y_N,
+                     w_SN[rows], problem.positive)
+    else:
+      sse_SG = np.stack([solve({name: np.full(len(rows), t)}, rows)[1]
+                         for t in grid], 1)
+    at = np.argmin(sse_SG, 1)
+    t_S = golden(lambda t: solve({name: t}, rows)[1],
+                 grid[np.maximum(at - 1, 0)],
+                 grid[np.minimum(at + 1, len(grid) - 1)])
+    parts.append((*solve({name: t_S}, rows), t_S))
   c_SQ, sse_S, t_S = (np.concatenate(part) for part in zip(*parts))
   return c_SQ, t_S[:, None], sse_S
 
 
-def search(objective, shape, cols, count):
-  """The shape parameter of least objective, for each of `count` problems.
-
-  `objective(t, rows)` gives the objective of problems `rows` at `t`. A scan
-  over the starts brackets the minimum, a golden section finds it.
-  """
-  grid = np.asarray(shape.start(*cols) if callable(shape.start) else
-                    shape.start)
-  rows = np.arange(count)
-  values = np.stack([objective(np.full(count, t), rows) for t in grid], 1)
-  at = np.argmin(values, 1)
-  low, high = grid[np.maximum(at - 1, 0)], grid[np.minimum(at + 1,
-                                                           len(grid) - 1)]
-  return golden(lambda t: objective(t, rows), low, high)
-
-
-def pack(form, c_SQ, t_SP):
-  """The vector the Newton works on: amplitudes and scales as logarithms."""
-  out = []
-  for i, kind in enumerate(form.linear.values()):
-    out.append(np.log(np.maximum(c_SQ[:, i], 1e-300)) if kind == 'positive'
-               else c_SQ[:, i])
-  for i, shape in enumerate(form.shape.values()):
-    out.append(np.log(t_SP[:, i]) if shape.log else t_SP[:, i])
-  return np.stack(out, 1)
+def _pinned(problem, t, phi_SNQ, w_SN, name, v_S):
+  """`linear` with one reported coefficient held: it is linear in c."""
+  form, Q = problem.form, phi_SNQ.shape[2]
+  at = list(form.linear).index(name)
+  gain_SQ = np.stack([np.broadcast_to(
+      forms.reported(form, np, tuple(unit), t, problem.centre)[name],
+      len(v_S)) for unit in np.eye(Q)], 1)
+  others = [q for q in range(Q) if q != at]
+  lead_SN = phi_SNQ[..., at] / gain_SQ[:, at, None]
+  rest_SNQ = (phi_SNQ[..., others] -
+              lead_SN[..., None] * gain_SQ[:, None, others])
+  part_SQ, sse_S = linear(rest_SNQ, problem.y_N - v_S[:, None] * lead_SN,
+                          w_SN, problem.positive[others])
+  c_SQ = np.zeros((len(v_S), Q))
+  c_SQ[:, others] = part_SQ
+  c_SQ[:, at] = (v_S - np.einsum('sq,sq->s', gain_SQ[:, others], part_SQ)
+                 ) / gain_SQ[:, at]
+  return c_SQ, sse_S
 
 
-def unpack(form, xp, p):
-  """The inverse of `pack` for a vector p_P: (tuple c, dictionary t)."""
-  c = tuple(xp.exp(p[i]) if kind == 'positive' else p[i]
-            for i, kind in enumerate(form.linear.values()))
-  t = {name: xp.exp(v) if shape.log else v for (name, shape), v in
-       zip(form.shape.items(), p[len(c):])}
-  return c, t
-
-
-def bounds(form, scale):
-  """Least and greatest value of each entry of the packed vector."""
-  low, high = [], []
-  for kind in form.linear.values():
-    # e^-20 of the data's scale is a zero to all eyes but the logarithm's.
-    low.append(np.log(scale) - 20 if kind == 'positive' else -np.inf)
-    high.append(np.log(scale) + 60 if kind == 'positive' else np.inf)
-  for shape in form.shape.values():
-    low.append(np.log(shape.low) if shape.log else shape.low)
-    high.append(np.log(shape.high) if shape.log else shape.high)
-  return np.array(low), np.array(high)
-
-
-@functools.lru_cache(maxsize=None)
-def _compiled(form, link_name, kind):
-  """The jitted polish of a block of problems; compiles once per size."""
-  names = tuple(form.linear)
-
-  def coefficients(c, t, centre_X, pin_Q, pin):
-    """c with one reported coefficient held at `pin` (where pin_Q says so)."""
-    if not names:
-      return c
-    units = np.eye(len(names))
-    gain_QQ = jnp.stack([
-        jnp.stack([jnp.asarray(forms.reported(
-            form, jnp, tuple(unit), t, list(centre_X))[name] + 0. * centre_X[0])
-                   for unit in units]) for name in names])
-    c_Q = jnp.stack(c)
-    own_Q = jnp.diagonal(gain_QQ)
-    held_Q = (pin - gain_QQ @ c_Q + own_Q * c_Q) / own_Q
-    return jnp.where(pin_Q, held_Q, c_Q)
-
-  def residuals(p, cols_XN, y_N, centre_X, pin_Q, pin):
-    c, t = unpack(form, jnp, p)
-    c_Q = coefficients(c, t, centre_X, pin_Q, pin)
-    terms = form.basis(jnp, t, *cols_XN)
-    f_N = (sum(c_Q[i] * term for i, term in enumerate(terms)) if names else
-           terms[0])
-    return link(jnp, link_name, y_N) - link(jnp, link_name, f_N)
-
-  def polish(p_SP, w_SN, pin_S, cols_XN, y_N, centre_X, pin_Q, free_P, low_P,
-             high_P, delta):
-    held_P = 1. - free_P
-
-    def weights(r, w):
-      """The objective and the weights of gradient, curvature and IRLS."""
-      if kind == 'ls':
-        return jnp.sum(w * r ** 2) / 2, w * r, w, w
-      inside = jnp.abs(r) <= delta
-      value = jnp.where(inside, r ** 2 / 2, delta * (jnp.abs(r) - delta / 2))
-      slope = jnp.clip(r, -delta, delta)
-      irls = jnp.where(inside, 1., delta / jnp.maximum(jnp.abs(r), delta))
-      return jnp.sum(w * value), w * slope, w * inside, w * irls
-
-    def one(problem):
-      p_P, w_N, pin = problem
-      residual = lambda p: residuals(p, cols_XN, y_N, centre_X, pin_Q, pin)
-
-      def value(p):
-        r = residual(p)
-        return weights(jnp.where(w_N > 0, r, 0.), w_N)[0]
-
-      def expand(p):
-        r = residual(p)
-        jac = jax.jacfwd(residual)(p)
-        # A point of no weight must not poison the sums with its own NaN.
-        used = w_N > 0
-        r = jnp.where(used, r, 0.)
-        jac = jnp.where(used[:, None], jac, 0.)
-        f, slope, curve, irls = weights(r, w_N)
-        bend = jax.hessian(lambda q: jnp.vdot(
-            jax.lax.stop_gradient(slope), jnp.where(used, residual(q), 0.)))(p)
-        exact = (jac.T * curve) @ jac + bend
-        return f, slope @ jac, exact, (jac.T * irls) @ jac
-
-      def body(state):
-        p, f, g, exact, irls, lam, it, _ = state
-        blocked = ((p <= low_P) & (g > 0)) | ((p >= high_P) & (g < 0))
-        active = free_P * jnp.where(blocked, 0., 1.)
-        h = jnp.where(lam > 1e-2, irls, exact)
-        damp = lam * (jnp.abs(jnp.diagonal(h)) + 1e-12 * jnp.trace(irls))
-        pair = active[:, None] * active[None, :]
-        h = h * pair + jnp.diag(damp * active + 1. - active) + 1e-300
-        g = g * active
-        step = -jnp.linalg.solve(h, g)
-        step = jnp.where(jnp.isfinite(step), step, 0.)
-        trial = jnp.clip(p + step, low_P, high_P)
-        step = trial - p
-        gain = -jnp.vdot(g, step)
-        f_new = value(trial)
-        better = f_new < f
-        small = (jnp.abs(gain) <= 1e-14 * f) | (
-            jnp.max(jnp.abs(step) / (1. + jnp.abs(p))) < 1e-11)
-        done = small & (better | (lam < 1e-1) | (f_new <= f))
-        done = done | (lam > 1e9)
-        # A rejected step costs no derivatives outside vmap; inside, the
-        # select below is what the batch pays anyway.
-        p = jnp.where(better, trial, p)
-        f, g, exact, irls = jax.lax.cond(
-            better, expand, lambda q: (f, g_full(state), exact, irls), p)
-        lam = jnp.where(better, jnp.maximum(lam / 10, 1e-12),
-                        jnp.maximum(lam * 10, 1e-4))
-        return p, f, g, exact, irls, lam, it + 1, done
-
-      g_full = lambda state: state[2]
-      p_P = jnp.clip(p_P, low_P, high_P)
-      start = (p_P, *expand(p_P), 1e-4, 0, False)
-      going = lambda state: (state[6] < 150) & ~state[7]
-      p, f, g, exact, _, _, it, done = jax.lax.while_loop(going, body, start)
-      inside = (p > low_P) & (p < high_P)
-      slope = jnp.max(jnp.abs(g * free_P * inside))
-      return p, f, slope, exact, done
-
-    del held_P
-    return jax.lax.map(one, (p_SP, w_SN, pin_S), batch_size=8)
-
-  return jax.jit(polish)
+def candidates(problem, count=16):
+  """The best grid points of variable projection, c_SQ and t_SP, to polish."""
+  form = problem.form
+  axes = [_starts(shape, problem.cols) for shape in form.shape.values()]
+  mesh = np.meshgrid(*axes, indexing='ij')
+  t_GP = np.stack([m.ravel() for m in mesh], 1) if axes else np.zeros((1, 0))
+  t_GP = np.unique(t_GP, axis=0)
+  # Squares relative to y are what the logarithm sees to first order.
+  scale_N = {'identity': np.ones_like(problem.y_N), 'log': problem.y_N,
+             'logit': problem.y_N * (1 - problem.y_N)}[problem.loss.link]
+  w_N = problem.w_N / scale_N ** 2
+  found = []
+  for t_SP in np.array_split(t_GP, -(-len(t_GP) * len(w_N) // 100_000)):
+    phi_SNQ = basis(form, named(form, t_SP), problem.cols)
+    c_SQ = (linear(phi_SNQ, problem.y_N, w_N, problem.positive)[0]
+            if form.linear else np.zeros((len(t_SP), 0)))
+    f_SN = combine(c_SQ, phi_SNQ)
+    found.append((c_SQ, objective(problem, f_SN, problem.w_N[None])))
+  c_GQ, value_G = (np.concatenate(part) for part in zip(*found))
+  best = np.argsort(value_G, kind='stable')[:count]
+  return c_GQ[best], t_GP[best], value_G[best]

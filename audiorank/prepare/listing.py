@@ -19,7 +19,6 @@ SOUND = frozenset("""
     wav wave flac ogg oga opus mp3 mp2 mp1 mpga aif aiff aifc au snd caf w64
     rf64 sph nist voc paf svx ircam avr sd2 xi htk
     m4a mp4 aac wma wv ape webm mka amr ac3 tta spx""".split())
-TARS = ('.tar',)
 PACKED = ('.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.tar.xz', '.txz')
 # Headers of a tar are 512 bytes; names longer than this are an attack.
 LONGEST_HEADER = 2**20
@@ -36,22 +35,22 @@ class Entry(NamedTuple):
   refused: str
 
 
-def scan(audio, max_members, skip=None, unpacked=None):
+def scan(audio, max_members, skip, unpacked):
   """Lists a folder or a tar.
 
   Args:
     audio: a folder, searched to any depth, or a tar file.
     max_members: the most members a tar may have.
     skip: a folder to leave out.
-    unpacked: compressed tar -> its plain copy.
+    unpacked: compressed tar -> its plain copy, or why there is none (a str).
 
   Returns:
     (entries sorted by name, number of other files that were passed over).
 
   Raises:
     FileNotFoundError: no such path.
-    ValueError: nothing in it that looks like sound, a damaged or oversized
-      tar, a manifest.csv with a column `file` but unreadable.
+    ValueError: nothing in it that looks like sound, or a manifest.csv that is
+      not one.
   """
   audio = pathlib.Path(audio)
   if not audio.exists():
@@ -63,14 +62,18 @@ def scan(audio, max_members, skip=None, unpacked=None):
   else:
     sources, found = {}, [(audio.name, audio)]
   for name, path in found:
-    lower = name.lower()
-    if lower.endswith(TARS + PACKED):
-      plain = (unpacked or {}).get(path, path)
+    if _is_tar(name):
+      plain = unpacked.get(path, path)
+      if isinstance(plain, str):
+        entries.append(_refused(name, path, plain))
+        continue
       members, passed = _members(name, plain, max_members)
       entries += members
       others += passed
     elif _is_sound(name):
       entries.append(_entry(name, path, sources))
+    elif path.is_dir():
+      entries.append(_refused(name, path, 'unreadable'))
     else:
       others += 1
   if not entries:
@@ -78,7 +81,7 @@ def scan(audio, max_members, skip=None, unpacked=None):
   return sorted(entries), others
 
 
-def archives(audio, skip=None):
+def archives(audio, skip):
   """The compressed tars of an input, as (name, path)."""
   audio = pathlib.Path(audio)
   found = _walk(audio, skip) if audio.is_dir() else [(audio.name, audio)]
@@ -94,7 +97,7 @@ def fingerprint(entries):
   return digest.hexdigest()
 
 
-def shares(entries, target=64, smallest=2**20, largest=2**28, most=512):
+def shares(entries, target=64, smallest=2**20, largest=2**28, most=4096):
   """Cuts a listing into consecutive runs, one per shard.
 
   Some `target` runs of equal size in bytes, but within [smallest, largest]
@@ -112,6 +115,10 @@ def shares(entries, target=64, smallest=2**20, largest=2**28, most=512):
   return runs
 
 
+def _is_tar(name):
+  return name.lower().endswith(('.tar',) + PACKED)
+
+
 def _is_sound(name):
   base = name.rsplit('/', 1)[-1]
   return (not base.startswith('.') and
@@ -121,20 +128,30 @@ def _is_sound(name):
 def _walk(root, skip):
   """Files below root as (name with slashes, path), following links once."""
   seen, pending, found = set(), [root], []
+  if skip is not None and skip.exists():
+    seen.add(_identity(skip))
   while pending:
     folder = pending.pop()
-    status = folder.stat()
-    if (status.st_dev, status.st_ino) in seen or (
-        skip is not None and folder.resolve() == pathlib.Path(skip).resolve()):
-      continue
-    seen.add((status.st_dev, status.st_ino))
-    for item in os.scandir(folder):
-      if item.is_dir():
-        pending.append(folder / item.name)
+    try:
+      if _identity(folder) in seen:
+        continue
+      seen.add(_identity(folder))
+      names = os.listdir(folder)
+    except OSError:
+      # Listed as if it were a file, it will be refused by its name.
+      names = []
+      found.append((f'{folder.relative_to(root).as_posix()}/.', folder))
+    for path in (folder / name for name in names):
+      if os.path.isdir(path):
+        pending.append(path)
       else:
-        path = folder / item.name
         found.append((path.relative_to(root).as_posix(), path))
   return sorted(found)
+
+
+def _identity(folder):
+  status = folder.stat()
+  return status.st_dev, status.st_ino
 
 
 def _entry(name, path, sources):
@@ -154,33 +171,50 @@ def _entry(name, path, sources):
 
 
 def _members(name, path, max_members):
-  entries, passed = [], 0
-  outer = _printable(name).rpartition('/')[0]
+  """The sound files of a tar, and the tar itself where it is damaged."""
+  entries, passed, outer = [], 0, _printable(name).rpartition('/')[0]
   try:
+    size = path.stat().st_size
     with open(path, 'rb') as raw, tarfile.open(
         fileobj=_Headers(raw), mode='r:') as tar:
       for count, member in enumerate(tar):
         tar.members = []  # or tarfile keeps every header in memory
         if count >= max_members:
-          raise ValueError(f'{path}: more than {max_members} members')
+          return [_refused(name, path, f'damaged archive: more than '
+                           f'{max_members} members')], 0
         if member.isdir() or not _is_sound(member.name):
           passed += not member.isdir()
           continue
-        parts = pathlib.PurePosixPath(member.name).parts
-        refused = ''
-        if not member.isreg() or member.sparse is not None:
-          refused = 'not a regular file'
-        elif '..' in parts or member.name.startswith('/'):
-          refused = 'unsafe path'
-        inner = '/'.join(p for p in parts if p not in ('/', '..', '.'))
-        folder = outer or inner.rpartition('/')[0]
-        label = _printable(f'{name}/{inner}')
-        entries.append(Entry(
-            label, str(path), member.offset_data, member.size, label,
-            _printable(folder).partition('/')[0], refused))
-  except (tarfile.TarError, OSError, EOFError) as error:
-    raise ValueError(f'{path}: not a readable tar: {error}') from error
+        entries.append(_member(name, path, outer, member, size))
+      # At a broken header tarfile stops as if it were the end.
+      raw.seek(tar.offset)
+      if any(raw.read(512)):
+        raise tarfile.ReadError(f'a broken header at byte {tar.offset}')
+  except (tarfile.TarError, ValueError, OSError) as error:
+    entries.append(_refused(name, path, f'damaged archive: {error}'))
   return entries, passed
+
+
+def _member(name, path, outer, member, size):
+  parts = pathlib.PurePosixPath(member.name).parts
+  inner = '/'.join(p for p in parts if p not in ('/', '..'))
+  refused = ''
+  if not member.isreg() or member.sparse is not None:
+    refused = 'not a regular file'
+  elif '..' in parts or '/' in parts:
+    refused = 'unsafe path'
+  elif member.offset_data + member.size > size:
+    refused = 'damaged archive: cut off in this member'
+  label = _printable(f'{name}/{inner}')
+  folder = outer or _printable(inner).rpartition('/')[0]
+  return Entry(label, str(path), member.offset_data, member.size, label,
+               folder.partition('/')[0], refused)
+
+
+def _refused(name, path, why):
+  label = _printable(name)
+  size = path.stat().st_size if path.is_file() else 0
+  return Entry(label, str(path), 0, size, label, '', why)
 
 
 class _Headers:

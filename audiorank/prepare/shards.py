@@ -75,13 +75,13 @@ def make(folder, shard, items):
     put(os.path.join(folder, f'{shard}.json'), json.dumps(about))
     return about
   except RuntimeError as error:
-    raise OSError(f'{held}: {error}') from error
+    raise OSError(str(error)) from error
   finally:
     if os.path.exists(held):
       os.remove(held)
 
 
-def check(folder, shard, whole, tick=lambda: None):
+def check(folder, shard, whole, tick=lambda place: None):
   """The description of a finished shard, or None when it has to be made.
 
   whole: compare the checksum, not the size alone.
@@ -133,7 +133,7 @@ def finish(out, shards, rate, about):
         count += 1
         files += record['start'] == 0
         samples += record['samples']
-        sources.add(hash(record['source']))
+        sources.add(record['source'])
       for refusal in made['refused']:
         refusals.write(json.dumps(refusal) + '\n')
         reasons[refusal['reason']] = reasons.get(refusal['reason'], 0) + 1
@@ -174,7 +174,7 @@ def put(path, text):
   os.replace(f'{path}.part', path)
 
 
-def checksum(path, offset=0, size=None, tick=lambda: None):
+def checksum(path, offset=0, size=None, tick=lambda place: None):
   """sha256 of a file, or of `size` bytes from `offset`."""
   digest = hashlib.sha256()
   with open(path, 'rb') as file:
@@ -183,7 +183,7 @@ def checksum(path, offset=0, size=None, tick=lambda: None):
     while left and (data := file.read(int(min(left, 2**20)))):
       digest.update(data)
       left -= len(data)
-      tick()
+      tick(file.tell() - offset)
   return digest.hexdigest()
 
 

@@ -34,7 +34,7 @@ def serve(jobs, say):
     try:
       say({'done': _shard(job, say)})
     except OSError as error:
-      say({'fatal': f'{job["folder"]}: cannot write: {error}'})
+      say({'fatal': f'cannot write {job["shard"]}: {error}'})
 
 
 def _shard(job, say):
@@ -74,19 +74,15 @@ def _decode(entry, settings, spool, tick):
     try:
       for wave_S in audio.blocks(
           file, settings['rate'], settings['max_hours'] * 3600):
-        tick()
+        tick(file.tell())
         pcm_S = audio.to_int16(wave_S)
         first = pcm_S[0] if first is None else first
         constant = constant and bool((pcm_S == first).all())
         samples += len(pcm_S)
-        try:
-          spool.write(pcm_S.astype('<i2').tobytes())
-        except OSError as error:
-          raise _Full(error) from error
-    except _Full as error:
-      raise OSError(str(error)) from error
+        spool.write(pcm_S.astype('<i2').tobytes())
     except ValueError as error:
-      return 0, str(error).removeprefix(f'{entry["file"]}: ')
+      if not file.failed:
+        return 0, str(error).removeprefix(f'{entry["file"]}: ')
     except MemoryError:
       return 0, 'undecodable: asks for too much memory'
     if file.failed:
@@ -116,10 +112,6 @@ def _refusal(entry, refused, tick):
     detail = f'{detail} ({error.strerror})'
   return {'file': entry['file'], 'reason': reason, 'detail': detail,
           'sha256': sha256}
-
-
-class _Full(Exception):
-  """The spool cannot be written."""
 
 
 class _Region(io.RawIOBase):
@@ -164,12 +156,13 @@ class _Region(io.RawIOBase):
 
 
 def _ticker(say):
+  """A function that says, at most once a second, how many bytes were read."""
   last = [time.monotonic()]
 
-  def tick():
+  def tick(place=0):
     if time.monotonic() - last[0] > 1:
       last[0] = time.monotonic()
-      say({'alive': True})
+      say({'place': place})
   return tick
 
 
@@ -179,10 +172,11 @@ def _main():
   nothing = os.open(os.devnull, os.O_WRONLY)
   os.dup2(nothing, 1)
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-  _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-  with open('/proc/self/statm', encoding='ascii') as file:
-    held = int(file.read().split()[5]) * resource.getpagesize()
-  resource.setrlimit(resource.RLIMIT_DATA, (held + MEMORY, hard))
+  if sys.platform == 'linux':
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    with open('/proc/self/statm', encoding='ascii') as file:
+      held = int(file.read().split()[5]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_DATA, (held + MEMORY, hard))
 
   def say(message):
     out.write(json.dumps(message) + '\n')

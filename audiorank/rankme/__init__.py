@@ -1,6 +1,21 @@
 """Effective rank of embeddings: exact, streaming, sharded, with an interval.
+
+`rankme` and `estimate` are the two numbers most want; `singular_values` and
+`metrics` stand under them, a `State` holds what streams by. Conventions,
+accuracy and coverage are in audiorank/README.md.
 """
 
+from audiorank.rankme.directions import diff_erank
+from audiorank.rankme.directions import lidar
+from audiorank.rankme.directions import mean_cosine
+from audiorank.rankme.directions import normalised_std
+from audiorank.rankme.directions import self_clustering
+from audiorank.rankme.directions import siblings
+from audiorank.rankme.directions import token_rank
+from audiorank.rankme.directions import uniformity
+from audiorank.rankme.interval import assign_blocks
+from audiorank.rankme.interval import Estimate
+from audiorank.rankme.interval import estimate
 from audiorank.rankme.spectrum import effective_rank
 from audiorank.rankme.spectrum import LowPrecision
 from audiorank.rankme.spectrum import rankme
@@ -12,3 +27,5 @@ from audiorank.rankme.streaming import restore
 from audiorank.rankme.streaming import save
 from audiorank.rankme.streaming import State
 from audiorank.rankme.streaming import update
+from audiorank.rankme.summaries import certificate
+from audiorank.rankme.summaries import metrics

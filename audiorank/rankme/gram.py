@@ -96,8 +96,8 @@ def _panels(width):
   return [(low, min(low + size, width)) for low in range(0, width, size)]
 
 
-def upper_panels(z_ND, rows):
-  """Panels of z^T z, float64: a tuple of [high, high - low] arrays.
+def panel_moments(z_ND, rows):
+  """(sum_D, panels of z^T z): float64; panels are [high, high - low] arrays.
 
   Must be traced inside `x64()`.
   """
@@ -109,19 +109,18 @@ def upper_panels(z_ND, rows):
     # Without the barrier XLA folds the transpose back into the product and
     # contracts over the slow dimension, at half the speed on CPU.
     x_DB = lax.optimization_barrier(x_BD.T)
-    return tuple(s + x_DB[:high] @ x_BD[:, low:high]
-                 for s, (low, high) in zip(sums, panels))
+    new = x_BD.sum(axis=0), [x_DB[:high] @ x_BD[:, low:high]
+                             for low, high in panels]
+    return jax.tree.map(jnp.add, sums, new)
 
-  sums = tuple(jnp.zeros((high, high - low), jnp.float64)
-               for low, high in panels)
+  sums = (jnp.zeros(width, jnp.float64),
+          [jnp.zeros((high, high - low), jnp.float64)
+           for low, high in panels])
   rows = min(rows, n)
-  if n // rows == 1:
-    sums = add(z_ND[:rows], sums)
-  else:
-    sums = lax.fori_loop(
-        0, n // rows,
-        lambda i, s: add(lax.dynamic_slice_in_dim(z_ND, i * rows, rows), s),
-        sums)
+  sums = lax.fori_loop(
+      0, n // rows,
+      lambda i, s: add(lax.dynamic_slice_in_dim(z_ND, i * rows, rows), s),
+      sums)
   if n % rows:
     sums = add(z_ND[n - n % rows:], sums)
   return sums
@@ -137,10 +136,8 @@ def assemble(panels):
 
 
 def _device_moments(z_ND, axes, rows):
-  panels = upper_panels(z_ND, rows)
-  sum_D = jnp.sum(z_ND, axis=0, dtype=jnp.float64)
-  if axes:
-    panels, sum_D = lax.psum((panels, sum_D), axes)
+  sums = panel_moments(z_ND, rows)
+  sum_D, panels = lax.psum(sums, axes) if axes else sums
   return sum_D, assemble(panels)
 
 
@@ -182,7 +179,9 @@ def _device_sliced(z_ND, axes):
   """Integer sums by order of the digits' product; see `sliced_moments`."""
   n, width = z_ND.shape
   z_ND = z_ND.astype(jnp.float32)
-  peak_D = jnp.max(jnp.abs(z_ND), axis=0)
+  # A maximum may step over NaN (XLA's does, on CPU): look for it apart.
+  peak_D = jnp.where(jnp.isfinite(z_ND).all(axis=0),
+                     jnp.max(jnp.abs(z_ND), axis=0), jnp.inf)
   if axes:
     peak_D = lax.pmax(peak_D, axes)
   exponent_D = jnp.frexp(peak_D)[1]
@@ -258,8 +257,9 @@ def host_moments(z_ND):
   sum_D, gram_DD = np.zeros(width), np.zeros((width, width))
   for start in range(0, len(z_ND), HOST_ROWS):
     x_BD = np.asarray(z_ND[start:start + HOST_ROWS], np.float64)
-    sum_D += x_BD.sum(axis=0)
-    gram_DD += x_BD.T @ x_BD  # numpy calls syrk here: half the work.
+    with np.errstate(all='ignore'):  # The caller names the rows at fault.
+      sum_D += x_BD.sum(axis=0)
+      gram_DD += x_BD.T @ x_BD  # numpy calls syrk here: half the work.
   return sum_D, gram_DD
 
 

@@ -87,10 +87,11 @@ def warn_if_small(n, width):
   if n >= 4 * width:
     return
   if n >= 2 * width:
-    low, high = (100 * -np.expm1(-c * width / n) for c in (0.12, 0.26))
+    # log R(n) = log R - c D / n: c from steeply decaying to flatter spectra.
+    low, high = (100 * -np.expm1(-c * width / n) for c in (0.05, 0.26))
     bias = f'about {low:.0f} to {high:.0f} % low'
   else:
-    bias = 'more than 6 % low'
+    bias = 'low, by 6 % or more unless the spectrum decays steeply'
   warnings.warn(
       f'RankMe of {n} clips at width {width} (fewer than 4 per dimension) '
       f'reads {bias}; take at least {4 * width} clips', SmallSample,

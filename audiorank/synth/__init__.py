@@ -5,7 +5,7 @@ HEAR's layout. Both are pure functions of a seed: the same clips bit for bit on
 one platform, within one int16 step on another.
 """
 
-from audiorank.synth.sounds import RATE
+from audiorank.synth.waves import RATE
 from audiorank.synth.tasks import TASKS
 from audiorank.synth.write import VERSION
 from audiorank.synth.write import write_audio

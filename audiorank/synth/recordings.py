@@ -11,8 +11,9 @@ Shapes: S samples.
 import numpy as np
 
 from audiorank.synth import sounds
+from audiorank.synth import waves
 
-RATE = sounds.RATE
+RATE = waves.RATE
 CATEGORIES = ('music', 'speech', 'texture', 'pulses', 'sweeps', 'events',
               'scene')
 _SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 7, 9),
@@ -53,7 +54,7 @@ def music(g, n):
       count = int(g.integers(3, 7))
       degrees = g.integers(0, len(scale) + 2, count)
       lengths = g.choice((1, 1, 2, 3), count)
-      gain = sounds.decibels(-6. * voice + g.uniform(-6., 0.))
+      gain = waves.decibels(-6. * voice + g.uniform(-6., 0.))
       at, step = start, 0
       while at < start + length:
         i = step % count
@@ -78,7 +79,7 @@ def speech(g, n):
   """Syllables in phrases of falling pitch, from a small vocabulary."""
   wave_S = np.zeros(n)
   for start, length in _spans(g, n, 5., 12.):
-    base = sounds.log_uniform(g, 90., 260.)
+    base = waves.log_uniform(g, 90., 260.)
     rate = g.uniform(3., 6.)
     words = [g.integers(len(sounds.VOWELS), size=int(g.integers(1, 4)))
              for _ in range(6)]
@@ -92,7 +93,7 @@ def speech(g, n):
       held = int(RATE / rate * g.uniform(.6, 1.3))
       height = base * 2. ** ((7. * left / phrase + g.uniform(-2., 2.)) / 12.)
       glide_S = 2. ** (g.uniform(-4., 3.) / 12. * np.linspace(0., 1., held))
-      _add(wave_S, at, sounds.decibels(g.uniform(-8., 0.))
+      _add(wave_S, at, waves.decibels(g.uniform(-8., 0.))
            * sounds.syllable(g, height * glide_S, int(word[0])))
       at, left, word = at + held, left - 1, word[1:]
   return wave_S
@@ -100,24 +101,26 @@ def speech(g, n):
 
 def texture(g, n):
   """One texture after another, each a few seconds."""
-  return np.concatenate([
-      sounds.texture(g, sounds.TEXTURES[g.integers(len(sounds.TEXTURES))],
-                     length)
-      * sounds.decibels(g.uniform(-10., 0.)) for _, length in _spans(g, n, 2., 6.)])
+  wave_S = np.zeros(n)
+  for start, length in _spans(g, n, 2., 6.):
+    kind = sounds.TEXTURES[g.integers(len(sounds.TEXTURES))]
+    _add(wave_S, start, sounds.texture(g, kind, length)
+         * waves.decibels(g.uniform(-10., 0.)))
+  return wave_S
 
 
 def carrier(g, n):
   """A steady sound to be modulated: a chord, a note's spectrum or noise."""
   kind = int(g.integers(3))
   if kind == 0:
-    return sounds.band(g, n)
+    return waves.band(g, n)
   wave_S = np.zeros(n)
   for _ in range(int(g.integers(1, 4)) if kind == 1 else 1):
-    f_S = np.full(n, sounds.log_uniform(g, 100., 1200.))
+    f_S = np.full(n, waves.log_uniform(g, 100., 1200.))
     slope = g.uniform(.3, 1.5)
     amps_H = np.arange(1, 41) ** -slope
-    wave_S += sounds.harmonic(f_S, amps_H, g.uniform(0., 2. * np.pi, 40))
-  return sounds.normalise(wave_S)
+    wave_S += waves.harmonic(f_S, amps_H, g.uniform(0., 2. * np.pi, 40))
+  return waves.normalise(wave_S)
 
 
 def pulse(g, wave_S, kind, low, high, depth):
@@ -125,36 +128,36 @@ def pulse(g, wave_S, kind, low, high, depth):
 
   Every course gives the envelope the same distribution over levels.
   """
-  track_S = sounds.course(g, kind, len(wave_S), low, high)
-  return wave_S * sounds.decibels(depth * (track_S - 1.))
+  track_S = waves.course(g, kind, len(wave_S), low, high)
+  return wave_S * waves.decibels(depth * (track_S - 1.))
 
 
 def pulses(g, n):
   """Sounds that pulse: decays, swells, tremolo and steps at 2 to 14 Hz."""
   wave_S = np.zeros(n)
   for start, length in _spans(g, n, 2., 5.):
-    kind = sounds.COURSES[g.integers(len(sounds.COURSES))]
+    kind = waves.COURSES[g.integers(len(waves.COURSES))]
     _add(wave_S, start, pulse(g, carrier(g, length), kind, 2., 14.,
-                              g.uniform(15., 45.)))
+                              g.uniform(20., 50.)))
   return wave_S
 
 
 def sweep(g, n, kind, low, high):
   """A tone or a noise band whose log frequency follows a course."""
-  track_S = sounds.course(g, kind, n, low, high)
-  bottom = sounds.log_uniform(g, 150., 900.)
-  f_S = bottom * 2. ** (g.uniform(.8, 2.2) * track_S)
+  track_S = waves.course(g, kind, n, low, high)
+  bottom = waves.log_uniform(g, 120., 600.)
+  f_S = bottom * 2. ** (g.uniform(1.3, 3.) * track_S)
   amps_H = np.arange(1, 25) ** -g.uniform(.7, 2.5)
-  return sounds.normalise(
-      sounds.harmonic(f_S, amps_H, g.uniform(0., 2. * np.pi, 24)))
+  return waves.normalise(
+      waves.harmonic(f_S, amps_H, g.uniform(0., 2. * np.pi, 24)))
 
 
 def sweeps(g, n):
   """Glides, sirens and arpeggios that keep their period."""
   wave_S = np.zeros(n)
   for start, length in _spans(g, n, 2., 5.):
-    kind = sounds.COURSES[g.integers(len(sounds.COURSES))]
-    _add(wave_S, start, sweep(g, length, kind, 1., 5.))
+    kind = waves.COURSES[g.integers(len(waves.COURSES))]
+    _add(wave_S, start, sweep(g, length, kind, .7, 3.))
   return wave_S
 
 
@@ -167,11 +170,11 @@ def event(g, n):
   elif kind == 1:
     wave_S = sounds.drum(g, sounds.DRUMS[g.integers(len(sounds.DRUMS))], n)
   elif kind == 2:
-    f_S = np.full(n, sounds.log_uniform(g, 100., 350.))
+    f_S = np.full(n, waves.log_uniform(g, 100., 350.))
     wave_S = sounds.syllable(g, f_S, int(g.integers(len(sounds.VOWELS))))
   else:
-    wave_S = sounds.band(g, n) * sounds.attack_decay(n, .01, 1.)
-  return sounds.normalise(wave_S)
+    wave_S = waves.band(g, n) * waves.attack_decay(n, .01, 1.)
+  return waves.normalise(wave_S)
 
 
 def events(g, n):
@@ -180,7 +183,7 @@ def events(g, n):
   at = int(g.integers(RATE))
   while at < n:
     length = int(g.integers(900, 6400))
-    sound_S = event(g, length) * sounds.decibels(g.uniform(-10., 0.))
+    sound_S = event(g, length) * waves.decibels(g.uniform(-10., 0.))
     period = length + int(g.integers(500, 4000))
     for _ in range(int(g.integers(1, 6))):
       if at < n:
@@ -193,8 +196,8 @@ def events(g, n):
 def scene(g, n):
   """Two or three of the other categories at once, at random levels."""
   kinds = g.permutation(len(CATEGORIES) - 1)[:int(g.integers(2, 4))]
-  return sum(sounds.normalise(_MAKERS[CATEGORIES[kind]](g, n))
-             * sounds.decibels(g.uniform(-12., 0.)) for kind in kinds)
+  return sum(waves.normalise(_MAKERS[CATEGORIES[kind]](g, n))
+             * waves.decibels(g.uniform(-12., 0.)) for kind in kinds)
 
 
 _MAKERS = {'music': music, 'speech': speech, 'texture': texture,
@@ -204,7 +207,7 @@ _MAKERS = {'music': music, 'speech': speech, 'texture': texture,
 
 def length(seed, index):
   """The samples of the recording `index`, known before it is made."""
-  return int(sounds.generator(seed, 'length', index).integers(8 * RATE,
+  return int(waves.generator(seed, 'length', index).integers(8 * RATE,
                                                               30 * RATE))
 
 
@@ -215,6 +218,6 @@ def name(index):
 
 def make(seed, index):
   """The recording `index` of the world `seed`: int16 PCM at 16 kHz."""
-  g = sounds.generator(seed, 'recording', index)
+  g = waves.generator(seed, 'recording', index)
   wave_S = _MAKERS[CATEGORIES[index % len(CATEGORIES)]](g, length(seed, index))
-  return sounds.stage(g, wave_S, snr=(5., 45.))
+  return waves.stage(g, wave_S, snr=(10., 50.))

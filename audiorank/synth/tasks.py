@@ -1,4 +1,4 @@
-"""Labelled clips: six scene tasks and more, one of them with time stamps.
+"""Labelled clips: seven scene tasks, and events in time.
 
 Each maker draws one clip of a given label. What a task does not ask about is
 random in every clip: level, equaliser, room, noise, and whatever of the sound
@@ -13,8 +13,9 @@ import numpy as np
 
 from audiorank.synth import recordings
 from audiorank.synth import sounds
+from audiorank.synth import waves
 
-RATE = sounds.RATE
+RATE = waves.RATE
 SPLITS = ('train', 'valid', 'test')
 
 
@@ -45,11 +46,11 @@ TASKS = {
     'sound_events': Task(('beep', 'chirp', 'drum', 'noise', 'voice'),
                          EVENT_CLIP, 'event', 'multilabel',
                          ('event_onset_200ms_fms', 'segment_1s_er')),
-    'temporal_order': Task(sounds.COURSES, CLIP, 'scene', 'multiclass',
+    'temporal_order': Task(waves.COURSES, CLIP, 'scene', 'multiclass',
                            ('top1_acc', 'mAP')),
-    'temporal_rhythm': Task(('decay_fast', 'decay_medium', 'decay_slow',
-                             'swell_fast', 'swell_medium', 'swell_slow'),
-                            CLIP, 'scene', 'multiclass', ('top1_acc', 'mAP')),
+    'temporal_rhythm': Task(('decay_fast', 'decay_slow', 'swell_fast',
+                             'swell_slow'), CLIP, 'scene', 'multiclass',
+                            ('top1_acc', 'mAP')),
     'texture': Task(sounds.TEXTURES, CLIP, 'scene', 'multiclass',
                     ('top1_acc', 'mAP')),
     'timbre': Task(sounds.TIMBRES, CLIP, 'scene', 'multiclass',
@@ -69,8 +70,8 @@ def _pitch(g, label):
   f = recordings.midi(int(label)) * 2. ** (g.uniform(-.2, .2) / 12.)
   family = sounds.TIMBRES[g.integers(len(sounds.TIMBRES))]
   held = int(g.integers(6000, CLIP + 1))
-  return sounds.stage(g, _place(g, CLIP, sounds.note(g, family, f, held)),
-                      snr=(5., 30.))
+  return waves.stage(g, _place(g, CLIP, sounds.note(g, family, f, held)),
+                     snr=(5., 30.))
 
 
 def _timbre(g, label):
@@ -81,12 +82,12 @@ def _timbre(g, label):
     length = min(held, CLIP - start)
     if length > 1600:
       wave_S[start:start + length] = sounds.note(g, label, f, length)
-  return sounds.stage(g, wave_S, snr=(5., 30.))
+  return waves.stage(g, wave_S, snr=(5., 30.))
 
 
 def _texture(g, label):
-  return sounds.stage(g, sounds.texture(g, label, CLIP), snr=(0., 25.),
-                      spread=9.)
+  return waves.stage(g, sounds.texture(g, label, CLIP), snr=(0., 25.),
+                     spread=9.)
 
 
 def _event_count(g, label):
@@ -107,23 +108,23 @@ def _event_count(g, label):
       at += int(gaps[i])
       source = np.random.Generator(np.random.Philox(seed)) if alike else g
       wave_S[at:at + length] = (recordings.event(source, int(length))
-                                * sounds.decibels(g.uniform(-8., 0.)))
+                                * waves.decibels(g.uniform(-8., 0.)))
       at += int(length) + 600
-  return sounds.stage(g, wave_S, snr=(5., 25.), room=.3)
+  return waves.stage(g, wave_S, snr=(5., 25.), room=.3)
 
 
 def _temporal_order(g, label):
-  return sounds.stage(g, recordings.sweep(g, CLIP, label, 1.5, 5.),
-                      snr=(5., 30.))
+  return waves.stage(g, recordings.sweep(g, CLIP, label, 1.2, 2.5),
+                     snr=(10., 35.))
 
 
 def _temporal_rhythm(g, label):
   shape, speed = label.split('_')
-  low, high = {'slow': (2.5, 3.5), 'medium': (5., 7.), 'fast': (10., 14.)}[speed]
+  low, high = {'slow': (2.5, 4.), 'fast': (8., 12.)}[speed]
   wave_S = recordings.pulse(
       g, recordings.carrier(g, CLIP), {'decay': 'down', 'swell': 'up'}[shape],
-      low, high, g.uniform(20., 45.))
-  return sounds.stage(g, wave_S, snr=(10., 35.), room=0.)
+      low, high, g.uniform(30., 50.))
+  return waves.stage(g, wave_S, snr=(10., 35.), room=0.)
 
 
 def _source(g, label, n):
@@ -131,36 +132,36 @@ def _source(g, label, n):
   if label in sounds.TEXTURES:
     return sounds.texture(g, label, n)
   if label == 'noise':
-    wave_S = sounds.band(g, n) * sounds.attack_decay(n, .01, 9.)
+    wave_S = waves.band(g, n) * waves.attack_decay(n, .01, 9.)
   elif label == 'beep':
-    f_S = np.full(n, sounds.log_uniform(g, 300., 2500.))
+    f_S = np.full(n, waves.log_uniform(g, 300., 2500.))
     amps_H = np.arange(1, 9) ** -g.uniform(.5, 3.)
-    wave_S = sounds.harmonic(f_S, amps_H, g.uniform(0., 2. * np.pi, 8))
-    wave_S = wave_S * sounds.attack_decay(n, .01, 9.)
+    wave_S = waves.harmonic(f_S, amps_H, g.uniform(0., 2. * np.pi, 8))
+    wave_S = wave_S * waves.attack_decay(n, .01, 9.)
   elif label == 'chirp':
     span = g.uniform(.6, 1.8) * (2. * g.integers(2) - 1.)
-    f_S = sounds.log_uniform(g, 500., 2000.) * 2. ** (
+    f_S = waves.log_uniform(g, 500., 2000.) * 2. ** (
         span * np.linspace(-.5, .5, n))
     amps_H = np.arange(1, 9) ** -g.uniform(.5, 3.)
-    wave_S = sounds.harmonic(f_S, amps_H, g.uniform(0., 2. * np.pi, 8))
-    wave_S = wave_S * sounds.attack_decay(n, .01, 9.)
+    wave_S = waves.harmonic(f_S, amps_H, g.uniform(0., 2. * np.pi, 8))
+    wave_S = wave_S * waves.attack_decay(n, .01, 9.)
   elif label == 'drum':
     wave_S = sounds.drum(g, sounds.DRUMS[g.integers(len(sounds.DRUMS))], n)
   elif label == 'voice':
-    f_S = sounds.log_uniform(g, 100., 300.) * 2. ** (
+    f_S = waves.log_uniform(g, 100., 300.) * 2. ** (
         g.uniform(-5., 5.) / 12. * np.linspace(0., 1., n))
     wave_S = sounds.syllable(g, f_S, int(g.integers(len(sounds.VOWELS))))
   else:
     family = {'pluck': 'plucked', 'bell': 'bell'}[label]
     wave_S = sounds.note(g, family, recordings.midi(int(g.integers(50, 84))),
                          n)
-  return sounds.normalise(wave_S)
+  return waves.normalise(wave_S)
 
 
 def _scene(g, labels):
   wave_S = np.zeros(CLIP)
   for label in labels:
-    gain = sounds.decibels(g.uniform(-9., 0.))
+    gain = waves.decibels(g.uniform(-9., 0.))
     if label in sounds.TEXTURES:
       wave_S += gain * sounds.texture(g, label, CLIP)
     else:
@@ -170,7 +171,7 @@ def _scene(g, labels):
         length = min(held, int(g.integers(2400, 6400)))
         wave_S[i * held:(i + 1) * held] += gain * _place(
             g, held, _source(g, label, length))
-  return sounds.stage(g, wave_S, snr=(8., 30.))
+  return waves.stage(g, wave_S, snr=(8., 30.))
 
 
 def _sound_events(g):
@@ -184,10 +185,10 @@ def _sound_events(g):
     at = i * slot + int(g.integers(max(slot - held, 1)))
     held = min(held, EVENT_CLIP - at)
     wave_S[at:at + held] += (_source(g, label, held)
-                             * sounds.decibels(g.uniform(-9., 0.)))
+                             * waves.decibels(g.uniform(-9., 0.)))
     marks.append({'label': label, 'start': 1000. * at / RATE,
                   'end': 1000. * (at + held) / RATE})
-  return sounds.stage(g, wave_S, snr=(8., 25.), room=.3), marks
+  return waves.stage(g, wave_S, snr=(8., 25.), room=.3), marks
 
 
 _SCENES = {'event_count': _event_count, 'pitch': _pitch,
@@ -203,7 +204,7 @@ def make(seed, task, split, index):
   int16 PCM at 16 kHz and a list: of labels, or, for the event task, of
   {'label', 'start', 'end'} in ms.
   """
-  g = sounds.generator(seed, f'{task}/{split}', index)
+  g = waves.generator(seed, f'{task}/{split}', index)
   if task == 'sound_events':
     return _sound_events(g)
   labels = TASKS[task].labels

@@ -15,10 +15,10 @@ import soundfile
 import tqdm
 
 from audiorank.synth import recordings
-from audiorank.synth import sounds
+from audiorank.synth import waves
 from audiorank.synth import tasks as tasks_lib
 
-RATE = sounds.RATE
+RATE = waves.RATE
 VERSION = 1  # of the world: raised whenever the same seed gives other clips
 MARKER = 'synth.json'
 
@@ -56,17 +56,23 @@ def _read_marker(folder, asked):
   return marker
 
 
-def _check_seed(seed):
-  if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+def _is_int(value, least):
+  return (isinstance(value, int) and not isinstance(value, bool)
+          and value >= least)
+
+
+def _check(seed, workers):
+  if not _is_int(seed, 0):
     raise ValueError(f'seed: found {seed!r}, expected an integer of 0 or more')
+  if workers is not None and not _is_int(workers, 1):
+    raise ValueError(f'workers: found {workers!r}, expected an integer of 1 '
+                     'or more')
 
 
 def _map(function, items, workers, progress, title, unit):
   """Calls the function on every item, in worker processes if asked."""
   if workers is None:
     workers = os.cpu_count() or 1
-  if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-    raise ValueError(f'workers: found {workers!r}, expected 1 or more')
   bar = tqdm.tqdm(total=len(items), desc=title, unit=unit,
                   disable=not progress or not items)
   with bar:
@@ -120,7 +126,7 @@ def write_audio(out, hours, seed, workers=None, progress=True):
   Returns the folder. Raises ValueError for bad arguments or a folder made with
   another seed or with more hours.
   """
-  _check_seed(seed)
+  _check(seed, workers)
   if isinstance(hours, bool) or not isinstance(hours, (int, float)) or not (
       0 < hours < float('inf')):
     raise ValueError(f'hours: found {hours!r}, expected a positive number')
@@ -144,9 +150,9 @@ def write_audio(out, hours, seed, workers=None, progress=True):
   return out
 
 
-def _write_clip(folder, seed, task, item):
-  """Writes one clip and, beside it until the split is whole, its labels."""
-  split, index = item
+def _write_clip(seed, item):
+  """Writes one clip and, beside it until the task is whole, its labels."""
+  folder, task, split, index = item
   path = folder / str(RATE) / split / f'{index:05d}.wav'
   aside = path.with_suffix('.json')
   if not (path.is_file() and aside.is_file()):
@@ -155,22 +161,26 @@ def _write_clip(folder, seed, task, item):
     _write_json(aside, labels)
 
 
-def _write_task(folder, seed, name, clips, workers, progress):
-  task = tasks_lib.TASKS[name]
-  asked = {'world': VERSION, 'kind': 'task', 'seed': seed, 'clips': clips}
+def _begin(folder, asked):
+  """The unfinished folder of a task, to be filled; None for a finished one."""
   if _read_marker(folder, asked):
-    return
-  # Made under a name that no reader looks for; renamed when whole.
-  partial = folder.with_name(f'.{folder.name}.partial')
-  begun = _read_marker(partial, asked)
-  if not begun:
+    return None
+  if folder.exists():
+    raise ValueError(f'{folder}: no {MARKER} in it, so not made here; choose '
+                     'another folder')
+  # Made where no reader of tasks looks; moved when whole.
+  partial = folder.parent / '.partial' / folder.name
+  if not _read_marker(partial, asked):
     partial.mkdir(parents=True, exist_ok=True)
     _write_json(partial / MARKER, asked)
-  for split in clips:
+  for split in asked['clips']:
     (partial / str(RATE) / split).mkdir(parents=True, exist_ok=True)
-  items = [(split, i) for split, n in clips.items() for i in range(n)]
-  _map(functools.partial(_write_clip, partial, seed, name), items, workers,
-       progress, name, 'clip')
+  return partial
+
+
+def _finish(partial, folder, name, clips):
+  """Writes what describes the clips, then gives the folder its name."""
+  task = tasks_lib.TASKS[name]
   for split, n in clips.items():
     root = partial / str(RATE) / split
     labels = {f'{i:05d}.wav': json.loads(
@@ -194,6 +204,8 @@ def _write_task(folder, seed, name, clips, workers, progress):
   for aside in partial.glob(f'{RATE}/*/*.json'):
     aside.unlink()
   os.replace(partial, folder)
+  if not any(partial.parent.iterdir()):
+    partial.parent.rmdir()
 
 
 def write_tasks(out, seed, clips_per_task=(320, 100, 200), names=None,
@@ -208,20 +220,27 @@ def write_tasks(out, seed, clips_per_task=(320, 100, 200), names=None,
   Returns the folder of the tasks. Raises ValueError for bad arguments or a
   task folder made with other ones.
   """
-  _check_seed(seed)
-  sizes = tuple(clips_per_task)
-  if len(sizes) != 3 or not all(
-      isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes):
+  _check(seed, workers)
+  if not (isinstance(clips_per_task, (tuple, list))
+          and len(clips_per_task) == 3
+          and all(_is_int(n, 1) for n in clips_per_task)):
     raise ValueError(f'clips_per_task: found {clips_per_task!r}, expected '
                      'three positive integers: train, valid, test')
-  names = tuple(tasks_lib.TASKS) if names is None else tuple(names)
-  unknown = sorted(set(names) - set(tasks_lib.TASKS))
-  if unknown or not names:
-    raise ValueError(f'names: found {unknown or names!r}, expected some of '
+  names = tuple(tasks_lib.TASKS) if names is None else names
+  if not isinstance(names, (tuple, list)) or not names or (
+      set(names) - set(tasks_lib.TASKS)):
+    raise ValueError(f'names: found {names!r}, expected a list of some of '
                      f'{", ".join(tasks_lib.TASKS)}')
   root = pathlib.Path(out) / 'tasks'
-  clips = dict(zip(tasks_lib.SPLITS, sizes))
-  for name in names:
-    _write_task(root / f'{name}-v{VERSION}-full', seed, name, clips, workers,
-                progress)
+  clips = dict(zip(tasks_lib.SPLITS, clips_per_task))
+  asked = {'world': VERSION, 'kind': 'task', 'seed': seed, 'clips': clips}
+  folders = {name: root / f'{name}-v{VERSION}-full' for name in names}
+  begun = {name: _begin(folder, asked) for name, folder in folders.items()}
+  begun = {name: partial for name, partial in begun.items() if partial}
+  items = [(partial, name, split, i) for name, partial in begun.items()
+           for split, n in clips.items() for i in range(n)]
+  _map(functools.partial(_write_clip, seed), items, workers, progress,
+       'task clips', 'clip')
+  for name, partial in begun.items():
+    _finish(partial, folders[name], name, clips)
   return root

@@ -1,0 +1,71 @@
+"""Official checkpoint files, read without executing anything in them."""
+
+from collections.abc import Mapping
+import pathlib
+
+from audiorank.dasheng import weights
+
+
+def load(path, config=None):
+  """Returns (config, params) of an official .pt or .safetensors file.
+
+  Nothing in a file is executed: a .pt is read with weights_only=True, and of
+  other classes only the paths that the official training code leaves in its
+  config are let through. Only a .pt needs torch.
+
+  Args:
+    path: the file.
+    config: what is known beyond the file; see from_state_dict.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: another kind of file, a damaged one, torch is missing, or as
+      from_state_dict; names the file.
+  """
+  path = pathlib.Path(path)
+  readers = {'.pt': read_torch, '.pth': read_torch,
+             '.safetensors': read_safetensors}
+  if path.suffix not in readers:
+    raise ValueError(f'{path}: expected a file {", ".join(readers)}')
+  if not path.is_file():
+    raise FileNotFoundError(f'{path}: no such file')
+  state = readers[path.suffix](path)
+  try:
+    return weights.from_state_dict(state, config)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from None
+
+
+def read_torch(path):
+  """Returns the dictionary in a .pt file."""
+  try:
+    import torch
+  except ModuleNotFoundError:
+    raise ValueError(f"{path}: a {path.suffix} file needs torch (pip install "
+                     "'audiorank[torch]'); .safetensors does not") from None
+  paths = [(pathlib.PurePosixPath, f'{module}.PosixPath')
+           for module in ('pathlib', 'pathlib._local')]
+  try:
+    with torch.serialization.safe_globals(paths):
+      dump = torch.load(path, map_location='cpu', weights_only=True)
+  except Exception as error:  # Its unpickler raises whatever it meets.
+    reason = ' '.join(str(error).split())[:300]
+    raise ValueError(
+        f'{path}: cannot be read as weights alone: {reason}') from None
+  if not isinstance(dump, Mapping):
+    raise ValueError(f'{path}: holds a {type(dump).__name__}, expected a '
+                     'state_dict')
+  return dump
+
+
+def read_safetensors(path):
+  """Returns the dictionary in a .safetensors file."""
+  try:
+    import safetensors.numpy
+  except ModuleNotFoundError:
+    raise ValueError(f"{path}: needs safetensors (pip install "
+                     "'audiorank[torch]')") from None
+  try:
+    return safetensors.numpy.load_file(path)
+  except safetensors.SafetensorError as error:
+    raise ValueError(f'{path}: not a safetensors file: {error}') from None

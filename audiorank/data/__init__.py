@@ -1,0 +1,20 @@
+"""The clip stream: a pure function of (seed, step, process).
+
+A corpus is what `prepare` wrote: records of at most some 30 s of int16 sound,
+each with the recording it was cut from. Every choice made here (which
+recordings, in which order, where to crop) comes from hashes or from the raw
+bits of a counter-based generator, whose streams numpy guarantees to keep;
+`Generator.permutation` and its kin may change between releases.
+"""
+
+from audiorank.data.clips import clip_names
+from audiorank.data.clips import sample
+from audiorank.data.clips import stream
+from audiorank.data.folder import Corpus
+from audiorank.data.folder import load
+from audiorank.data.folder import verify
+from audiorank.data.selection import split
+from audiorank.data.selection import subset
+
+__all__ = ['Corpus', 'clip_names', 'load', 'sample', 'split', 'stream',
+           'subset', 'verify']

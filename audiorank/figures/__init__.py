@@ -1,0 +1,14 @@
+"""Figures of runs and fits: DataFrames and Fits in, matplotlib Axes out.
+
+Every function draws into `ax` and returns it, or makes a figure of its own;
+`save` writes it as PNG and PDF. Colours are safe for the colour-blind (Okabe
+and Ito's for categories, viridis for sizes), logarithmic axes carry plain
+numbers, and no legend lies on the data. Nothing here touches pyplot or a
+display. The runs table has one row per run and step; see `records`.
+"""
+
+from audiorank.figures.fits import contours, frontier, isoflop, law, pairs
+from audiorank.figures.fits import predicted_actual, profile, residuals
+from audiorank.figures.runs import against, early_final, rank_score
+from audiorank.figures.runs import rank_steps, spectra, trained_untrained
+from audiorank.figures.style import axes, save

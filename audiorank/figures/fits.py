@@ -1,0 +1,352 @@
+"""Figures of fits: curves with bands, profiles, valleys, frontiers."""
+
+import math
+
+from matplotlib import colors
+from matplotlib import figure
+from matplotlib import lines
+from matplotlib import ticker
+import numpy as np
+
+from audiorank.figures import style
+from audiorank.laws import intervals
+
+def curve(ax, fit, x, color='black', low=None, high=None, text=None):
+  """A one-input law: band, solid inside the data, dashed outside."""
+  seen = np.asarray(fit.data[fit.x[0]], float)
+  low = min(seen.min(), low or math.inf)
+  high = max(seen.max(), high or 0.)
+  x_M = np.geomspace(low, high, 200)
+  y, y_low, y_high = fit.predict({x: x_M}, band='mean')
+  ax.fill_between(x_M, y_low, y_high, color=color, alpha=.15, lw=0)
+  inside = (x_M >= seen.min() * .999) & (x_M <= seen.max() * 1.001)
+  ax.plot(x_M, np.where(inside, y, np.nan), color=color, lw=1.5, label=text)
+  for side in (x_M <= seen.min(), x_M >= seen.max()):
+    ax.plot(x_M[side], y[side], color=color, lw=1.5, ls='--')
+
+
+def residuals(fit, x=None, labels=None, ax=None):
+  """Residuals of a fit, on the scale of its loss.
+
+  Args:
+    fit: a Fit.
+    x: name of the input on the axis; None for the fitted value.
+    labels: a family per row, coloured; or None.
+    ax: Axes to draw in, or None.
+  """
+  ax = ax or style.axes()
+  at = fit.fitted if x is None else np.asarray(fit.data[x], float)
+  names = np.full(len(at), '') if labels is None else np.asarray(labels)
+  kinds = list(dict.fromkeys(names.tolist()))
+  for i, kind in enumerate(kinds):
+    here = names == kind
+    ax.scatter(at[here], fit.residuals[here], s=28, label=str(kind),
+               color=style.PALETTE[i % len(style.PALETTE)],
+               marker=style.MARKERS[i % len(style.MARKERS)], edgecolors='white',
+               linewidths=.4)
+  ax.axhline(0., color='black', lw=.8)
+  for k in (-2, 2):
+    ax.axhline(k * fit.sd, color=style.GREY, lw=.8, ls='--')
+  if x is not None:
+    style.log_axis(ax.xaxis, x)
+  else:
+    ax.set_xlabel(f'fitted {style.label(fit.y)}')
+  kind = {'identity': '', 'log': 'log ', 'logit': 'logit '}
+  ax.set_ylabel(f'{kind[fit.problem.loss.link]}residual (dashed: 2 sd)')
+  if labels is not None and len(kinds) <= 12:
+    style.above(ax, ax.get_legend_handles_labels()[0])
+  return ax
+
+
+def profile(fit, name='Q_inf', ax=None, small=False, confidence=.95):
+  """How much worse the fit gets as one parameter is held elsewhere.
+
+  Args:
+    fit: a Fit.
+    name: the parameter.
+    ax: Axes to draw in, or None.
+    small: for an inset: fewer ticks, smaller letters.
+    confidence: of the horizontal line, which cuts the curve at the ends of
+      the interval.
+  """
+  ax = ax or style.axes()
+  low, high = fit.ci(name, 'profile', confidence)
+  best = fit.params[name]
+  finite_high = high if math.isfinite(high) else best + max(
+      3 * (best - low) if math.isfinite(low) else 0.,
+      np.ptp(np.asarray(fit.data[fit.y], float)))
+  finite_low = low if math.isfinite(low) else best - (finite_high - best)
+  pad = .25 * (finite_high - finite_low) + 1e-12
+  if name == 'Q_inf' or fit.form.linear.get(name) == 'free':
+    v = np.linspace(finite_low - pad, finite_high + pad, 97)
+  else:
+    v = np.linspace(max(finite_low - pad, 1e-6 * best), finite_high + pad, 97)
+  limit = intervals.threshold(fit, name, confidence)
+  rise = (intervals.profile(fit, name, v) - fit.objective) / (
+      limit - fit.objective)
+  ax.plot(v, rise, color=style.PALETTE[0], lw=1.4)
+  ax.axhline(1., color=style.GREY, lw=.8, ls='--')
+  ax.set_ylim(0., 2.2)
+  inside = (v >= low) & (v <= high)
+  ax.fill_between(v, 0., 2.2, where=inside, color=style.PALETTE[0],
+                  alpha=.12, lw=0)
+  text = {'Q_inf': r'$Q_\infty$'}.get(name, name)
+  words = (f'{text}: {low:.3g} to {high:.3g}' if math.isfinite(low + high)
+           else f'{text} unbounded ' + ('above' if high == math.inf else
+                                        'below'))
+  size = 7 if small else 9
+  ax.set_title(f'{words} ({confidence:.0%})', fontsize=size, pad=2)
+  ax.set_yticks([0., 1.], ['0', f'{confidence:.0%}'], fontsize=size)
+  ax.xaxis.set_major_locator(ticker.MaxNLocator(4 if small else 7))
+  ax.tick_params(labelsize=size, length=2 if small else 3.5)
+  if small:
+    ax.patch.set_alpha(.85)
+    ax.margins(x=0)
+  else:
+    ax.set_xlabel(text)
+    ax.set_ylabel('rise of the objective (dashed: interval)')
+  return ax
+
+
+def law(fit, held_out=None, color=None, ax=None):
+  """A law of one input with its points and band, held-out points open.
+
+  Args:
+    fit: a Fit of one input; rows of weight 0 count as held out.
+    held_out: further points, columns by name, or None.
+    color: a number per row for a viridis colour, or None.
+    ax: Axes to draw in, or None.
+  """
+  if len(fit.x) != 1:
+    raise ValueError(f'{fit.form.name} has {len(fit.x)} inputs: use '
+                     'predicted_actual or contours')
+  ax = ax or style.axes()
+  x = np.asarray(fit.data[fit.x[0]], float)
+  y = np.asarray(fit.data[fit.y], float)
+  used = fit.problem.w_N > 0
+  rgba = (np.full((len(x), 4), colors.to_rgba(style.PALETTE[0])) if
+          color is None else style.size_colors(ax, color, 'size'))
+  ax.scatter(x[used], y[used], c=rgba[used], s=30, zorder=3,
+             edgecolors='white', linewidths=.4)
+  out_x, out_y = [x[~used]], [y[~used]]
+  if held_out is not None:
+    out_x.append(np.asarray(held_out[fit.x[0]], float))
+    out_y.append(np.asarray(held_out[fit.y], float))
+  out_x, out_y = np.concatenate(out_x), np.concatenate(out_y)
+  handles = [style.marker('o', 'fitted', color=style.PALETTE[0])]
+  if len(out_x):
+    ax.scatter(out_x, out_y, facecolors='none', edgecolors='black', s=34,
+               zorder=3)
+    handles.append(style.marker('o', 'held out', False, 'black'))
+  reach = np.concatenate([x, out_x])
+  curve(ax, fit, fit.x[0], low=reach.min(), high=reach.max() * 1.15)
+  handles.append(lines.Line2D([], [], color='black', label=(
+      f'{fit.form.formula}, 95 % band')))
+  style.log_axis(ax.xaxis, fit.x[0])
+  if fit.problem.loss.link == 'log':
+    style.log_axis(ax.yaxis, fit.y)
+  else:
+    ax.set_ylabel(style.label(fit.y))
+  style.above(ax, handles)
+  return ax
+
+
+def predicted_actual(fit, out=None, ax=None):
+  """Predictions against what was observed, with the relative error.
+
+  Args:
+    fit: a Fit; rows of weight 0 count as held out and are drawn open.
+    out: further held-out rows, columns by name, or None.
+    ax: Axes to draw in, or None.
+  """
+  ax = ax or style.axes()
+  seen, used = fit.problem.y_N, fit.problem.w_N > 0
+  groups = [(seen[used], fit.fitted[used], True, 'fitted')]
+  late_y, late_f = seen[~used], fit.fitted[~used]
+  if out is not None:
+    late_y = np.append(late_y, np.asarray(out[fit.y], float))
+    late_f = np.append(late_f, fit.predict(out))
+  groups.append((late_y, late_f, False, 'held out'))
+  handles = []
+  for y, f, filled, text in groups:
+    if not len(y):
+      continue
+    color = style.PALETTE[0] if filled else style.PALETTE[1]
+    ax.scatter(f, y, s=30, zorder=3, edgecolors=color,
+               facecolors=color if filled else 'none')
+    error = np.median(np.abs(f / y - 1))
+    handles.append(style.marker('o', f'{text}: median error {error:.1%}',
+                                filled, color))
+  ends = np.array([min(seen.min(), fit.fitted.min()),
+                   max(seen.max(), fit.fitted.max())])
+  ax.plot(ends, ends, color='black', lw=.8)
+  if fit.problem.loss.link == 'log':
+    style.log_axis(ax.xaxis, f'predicted {style.label(fit.y)}')
+    style.log_axis(ax.yaxis, f'observed {style.label(fit.y)}')
+  else:
+    ax.set_xlabel(f'predicted {style.label(fit.y)}')
+    ax.set_ylabel(f'observed {style.label(fit.y)}')
+  style.above(ax, handles)
+  return ax
+
+
+def pairs(draws, names=None):
+  """Bootstrap draws against each other, with their correlations.
+
+  Args:
+    draws: a DataFrame of parameters, one row per resample.
+    names: which of them; None for all.
+
+  Returns:
+    An array of Axes, as many rows and columns as there are parameters.
+  """
+  names = list(draws.columns if names is None else names)
+  P = len(names)
+  side = max(4.5, 1.5 * P)
+  fig = figure.Figure(figsize=(side, side), layout='constrained')
+  grid = fig.subplots(P, P, squeeze=False)
+  values = draws[names].to_numpy(float)
+  kept = np.isfinite(values).all(1)
+  # The far tail of an unbounded parameter would flatten all the rest: the
+  # nearer quartile sets the window, the histogram's end bars hold the tail.
+  low, first, middle, third, high = np.quantile(
+      values[kept], [.005, .25, .5, .75, .995], axis=0)
+  near = 8 * np.minimum(third - middle, middle - first)
+  low, high = np.maximum(low, middle - near), np.minimum(high, middle + near)
+  ranks = np.argsort(np.argsort(values[kept], axis=0), axis=0)
+  related = np.corrcoef(ranks, rowvar=False).reshape(P, P)
+  for i, row in enumerate(grid):
+    for j, ax in enumerate(row):
+      ax.tick_params(labelsize=7, labelleft=j == 0 and i > 0,
+                     labelbottom=i == P - 1)
+      for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(ticker.MaxNLocator(3))
+        axis.set_major_formatter(ticker.FuncFormatter(style.plain))
+      if j > i:
+        ax.axis('off')
+        ax.text(.5, .5, f'{related[i, j]:.2f}', ha='center', va='center',
+                fontsize=10, transform=ax.transAxes)
+        continue
+      pad = .05 * (high - low) + 1e-300
+      ax.set_xlim(low[j] - pad[j], high[j] + pad[j])
+      if i == j:
+        ax.hist(np.clip(values[kept, i], low[i], high[i]), bins=30,
+                color=style.PALETTE[0])
+        ax.set_yticks([])
+      else:
+        ax.scatter(values[kept, j], values[kept, i], s=2, alpha=.3, lw=0,
+                   color=style.PALETTE[0], rasterized=True)
+        ax.set_ylim(low[i] - pad[i], high[i] + pad[i])
+      if i == P - 1:
+        ax.set_xlabel(names[j], fontsize=9)
+      if j == 0 and i > 0:
+        ax.set_ylabel(names[i], fontsize=9)
+  return grid
+
+
+def isoflop(found, ax=None):
+  """IsoFLOP valleys with their minima.
+
+  Args:
+    found: the DataFrame of `laws.scaling.valleys`.
+    ax: Axes to draw in, or None.
+  """
+  ax = ax or style.axes()
+  flops, size, loss = found.attrs['columns']
+  points = found.attrs['points']
+  shade = style.shades(found['flops'])
+  for _, row in found.iterrows():
+    color = shade.to_rgba(row['flops'])
+    here = points[flops] == row['flops']
+    n, y = points[size][here], points[loss][here]
+    ax.scatter(n, y, color=color, s=16, zorder=3)
+    centre, poly = found.attrs['curves'][float(row['flops'])]
+    u = np.linspace(np.log10(n.min()), np.log10(n.max()), 100)
+    ax.plot(10 ** u, np.exp(np.polyval(poly, u - centre)), color=color, lw=1)
+    if row['inside']:
+      ax.plot(row['size'], row['loss'], marker='*', ms=11, color=color,
+              mec='black', mew=.6, zorder=4)
+      ax.plot([row['size_low'], row['size_high']], [row['loss']] * 2,
+              color='black', lw=1, zorder=3)
+  style.log_axis(ax.xaxis, size)
+  style.log_axis(ax.yaxis, loss)
+  style.bar(ax, shade, f'{style.label(flops)} ({found.attrs["compute"]})')
+  style.above(ax, [style.marker('*', 'minimum, 95 %', color='black')])
+  return ax
+
+
+def frontier(found, what='size', observed=None, ax=None):
+  """The compute-optimal size or amount of data, with its band.
+
+  Args:
+    found: the DataFrame of `laws.scaling.frontier`.
+    what: 'size' or 'data'.
+    observed: (flops, values) of points to draw on it, or None.
+    ax: Axes to draw in, or None.
+  """
+  ax = ax or style.axes()
+  part = found.dropna(subset=[what])
+  if not len(part):
+    raise ValueError('nothing to draw: no budget has its optimum near the '
+                     'data')
+  ax.fill_between(part['flops'], part[f'{what}_low'], part[f'{what}_high'],
+                  color=style.PALETTE[0], alpha=.2, lw=0)
+  near = (part['distance'] == 0).to_numpy()
+  ax.plot(part['flops'], part[what], color=style.PALETTE[0], lw=1.5, ls='--')
+  ax.plot(part['flops'], np.where(near, part[what], np.nan), lw=1.8,
+          color=style.PALETTE[0])
+  text = 'optimum, dashed outside the data'
+  if f'{what}_exponent' in found.attrs:
+    value, low, high = found.attrs[f'{what}_exponent']
+    text += f'; exponent {value:.3f} ({low:.3f} to {high:.3f})'
+  handles = [lines.Line2D([], [], color=style.PALETTE[0], label=text)]
+  if observed is not None:
+    ax.scatter(*observed, s=26, facecolors='white', edgecolors='black',
+               zorder=3)
+    handles.append(style.marker('o', 'observed', False, 'black'))
+  style.log_axis(ax.xaxis)
+  style.log_axis(ax.yaxis)
+  ax.set_xlabel(f'training FLOP, {found.attrs["compute"]} (log scale)')
+  names = {'size': 'compute-optimal size', 'data':
+           'compute-optimal amount of data'}
+  ax.set_ylabel(f'{names[what]} (log scale)')
+  style.above(ax, handles, 1)
+  return ax
+
+
+def contours(fit, ax=None, levels=9, frontier=None):
+  """The law over both its inputs, with the runs on it.
+
+  Args:
+    fit: a Fit of two inputs.
+    ax: Axes to draw in, or None.
+    levels: how many lines of equal output.
+    frontier: the DataFrame of `laws.scaling.frontier` to draw on it.
+  """
+  if len(fit.x) != 2:
+    raise ValueError(f'{fit.form.name} has one input: use law')
+  ax = ax or style.axes()
+  n, d = (np.asarray(fit.data[name], float) for name in fit.x)
+  grid = [np.geomspace(v.min() / 1.5, v.max() * 1.5, 80) for v in (n, d)]
+  n_M, d_M = np.meshgrid(*grid)
+  y_M = fit.predict({fit.x[0]: n_M.ravel(), fit.x[1]: d_M.ravel()})
+  y_M = y_M.reshape(n_M.shape)
+  seen = fit.problem.y_N
+  norm = colors.Normalize(min(seen.min(), y_M.min()),
+                          max(seen.max(), y_M.max()))
+  drawn = ax.contour(n_M, d_M, y_M, levels, cmap='viridis', norm=norm,
+                     linewidths=1.2)
+  ax.clabel(drawn, fontsize=8, fmt=lambda v: f'{v:.3g}', colors='black')
+  ax.scatter(n, d, c=seen, cmap='viridis', norm=norm, s=30, zorder=3,
+             edgecolors='black', linewidths=.5)
+  handles = [style.marker('o', f'runs, coloured by {style.label(fit.y)}')]
+  if frontier is not None:
+    ax.plot(frontier['size'], frontier['data'], color='black', lw=1.6)
+    handles.append(lines.Line2D([], [], color='black',
+                                label='compute-optimal'))
+  ax.set_xlim(n_M.min(), n_M.max())
+  ax.set_ylim(d_M.min(), d_M.max())
+  style.log_axis(ax.xaxis, fit.x[0])
+  style.log_axis(ax.yaxis, fit.x[1])
+  style.above(ax, handles)
+  return ax

@@ -1,0 +1,206 @@
+"""What a sweep shows and what it does not, from its tables alone.
+
+A law is drawn only through runs that beat their own untrained network: a run
+that does not has not learned what the tasks ask, and a curve through it would
+describe the random features of a log-mel.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from audiorank import laws
+
+LEAST = 6  # Runs without which three parameters are not fitted.
+NARROW = .5  # Decades of R below which Q_inf is rarely identified.
+RIVALS = {
+    'rank': 'RankMe', 'rank_center': 'RankMe, centred',
+    'valid_loss': 'validation loss', 'params': 'parameters',
+    'width': 'width', 'hours': 'hours of audio', 'mask_ratio': 'masking rate',
+    'flops': 'training FLOPs (with decoder)',
+    'sibling_participation_ratio': 'participation ratio',
+    'sibling_stable_rank': 'stable rank', 'sibling_alpha_req': 'alpha-ReQ'}
+
+
+class Findings(NamedTuple):
+  """runs: trained runs with `gain` over their twin; twins; fit or None, and
+  why there is none; rivals: one row a predictor; words: sentences."""
+  runs: pd.DataFrame
+  twins: pd.DataFrame
+  fit: laws.Fit | None
+  reason: str
+  rivals: pd.DataFrame
+  words: list
+
+
+def with_gain(runs):
+  """Returns (trained, twins); trained has `untrained_score`, `gain`."""
+  done = runs[runs['score'].notna()]
+  twins = done[done['untrained']]
+  key = ['width', 'depth', 'heads', 'seed', 'crop_seconds']
+  level = {tuple(r[key]): r['score'] for _, r in twins.iterrows()}
+  trained = done[~done['untrained']].copy()
+  trained['untrained_score'] = [
+      level.get(tuple(r[key]), np.nan) for _, r in trained.iterrows()]
+  trained['gain'] = trained['score'] - trained['untrained_score']
+  return trained, twins
+
+
+def law(trained):
+  """Returns (fit, '') or (None, why not)."""
+  beat = trained[trained['gain'] > 0]
+  if len(beat) < LEAST:
+    return None, (f'{len(beat)} of {len(trained)} runs beat their untrained '
+                  f'network; a law of three parameters needs {LEAST}')
+  if np.ptp(np.log10(beat['rank'].astype(float))) < .02:
+    return None, 'RankMe hardly differs between the runs'
+  try:
+    groups = beat.groupby(
+        [c for c in ('size', 'hours', 'mask_ratio', 'lr', 'steps',
+                     'crop_seconds', 'batch') if c in beat],
+        dropna=False, observed=True).ngroup()
+    return laws.fit('saturating', {'rank': beat['rank'].to_numpy(float),
+                                   'score': beat['score'].to_numpy(float)},
+                    groups=groups.to_numpy()), ''
+  except ValueError as error:
+    return None, str(error)
+
+
+def predictors(trained):
+  """Returns a row a predictor: Spearman with the score, and its interval.
+
+  The interval is Fisher's, with the variance of Bonett and Wright (2000) for
+  ranks; it takes runs for independent.
+  """
+  rows = []
+  for column, text in RIVALS.items():
+    if column not in trained or trained[column].isna().any():
+      continue
+    x = trained[column].astype(float)
+    if x.nunique() < 3 or len(x) < 5:
+      continue
+    rho = float(stats.spearmanr(x, trained['score']).statistic)
+    half = 1.96 * np.sqrt((1 + rho ** 2 / 2) / (len(x) - 3))
+    low, high = np.tanh(np.arctanh(np.clip(rho, -.9999, .9999))
+                        + np.array([-half, half]))
+    rows.append({'predictor': text, 'column': column, 'spearman': rho,
+                 'low': float(low), 'high': float(high), 'runs': len(x)})
+  table = pd.DataFrame(rows, columns=['predictor', 'column', 'spearman',
+                                      'low', 'high', 'runs'])
+  return table.reindex(
+      table['spearman'].abs().sort_values(ascending=False).index)
+
+
+def training_helps(trained):
+  """Returns sentences: how many runs beat their untrained network."""
+  beat = trained[trained['gain'] > 0]
+  out = [f'{len(beat)} of {len(trained)} trained runs score higher than '
+         'their own untrained network; the mean difference is '
+         f"{trained['gain'].mean():+.3f}."]
+  behind = trained[trained['gain'] <= 0]
+  if len(behind):
+    names = ', '.join(behind['name'])
+    out.append(f'These do not, and no law is drawn through them: {names}.')
+  return out
+
+
+def of_rank(history):
+  """Returns a sentence on how RankMe moved during training."""
+  moved = history[~history['untrained']]
+  fell = rose = 0
+  for _, rows in moved.groupby('run_id'):
+    rank = rows.sort_values('step')['rank'].to_numpy()
+    if len(rank) > 2 and rank.min() < rank[0]:
+      fell += 1
+      rose += rank[-1] > 1.05 * rank.min()
+  n = moved['run_id'].nunique()
+  if not n:
+    return []
+  return [f'RankMe first fell below its untrained value in {fell} of {n} '
+          f'runs, and had risen again by more than 5 % at the end in {rose}.']
+
+
+def of_law(fit, reason):
+  """Returns sentences on the fitted law, or on why there is none."""
+  if fit is None:
+    return [f'No law is fitted: {reason}.']
+  low, high = fit.ci('Q_inf')
+  span = fit.diagnostics['span']['rank']
+  out = ['Q = Q_inf - a R^-b over the runs that beat their untrained '
+         f"network ({fit.n} runs): residual sd {fit.sd:.3g}, R spans "
+         f'{span:.2f} decades.']
+  if np.isinf(high):
+    out.append('Q_inf is unbounded above (95 % profile likelihood'
+               + (f', above {low:.3f}' if np.isfinite(low) else '')
+               + '): these runs do not say where the score saturates.')
+  elif high > 1:
+    out.append(f'Q_inf lies between {low:.3f} and {high:.3f} (95 % profile '
+               'likelihood): the upper end is above 1, so nothing is said '
+               'about a ceiling.')
+  else:
+    out.append(f"Q_inf = {fit.params['Q_inf']:.3f}, between {low:.3f} and "
+               f'{high:.3f} (95 % profile likelihood).')
+  if span < NARROW:
+    out.append(f'The range of R is too narrow to identify Q_inf: {span:.2f} '
+               f'decades, where at least {NARROW} are wanted.')
+  b_low, b_high = fit.ci('b')
+  if np.isinf(b_high) or b_low <= 1e-3:
+    out.append('The exponent b is not identified either: a straight line in '
+               'log R describes these runs as well.')
+  return out
+
+
+def of_rivals(table, trained):
+  """Returns sentences on RankMe beside the other predictors."""
+  if not len(table) or 'rank' not in set(table['column']):
+    return []
+  rank = table[table['column'] == 'rank'].iloc[0]
+  best = table.iloc[0]
+  out = [f"Over the trained runs, RankMe and score have Spearman "
+         f"{rank['spearman']:+.2f} [{rank['low']:+.2f}, {rank['high']:+.2f}]."]
+  if rank['low'] <= 0 <= rank['high']:
+    out.append('That interval holds 0: these runs do not show that RankMe '
+               'predicts the score.')
+  elif rank['spearman'] < 0:
+    out.append('The sign is the opposite of the claim: higher RankMe goes '
+               'with lower scores here.')
+  if best['column'] != 'rank':
+    out.append(f"The strongest rank correlation is {best['predictor']}'s, "
+               f"{best['spearman']:+.2f} [{best['low']:+.2f}, "
+               f"{best['high']:+.2f}]"
+               + ('; its interval overlaps RankMe\'s.' if
+                  abs(best['spearman']) - abs(rank['spearman']) < .2 else '.'))
+  if trained['width'].nunique() > 1:
+    part = []
+    for width, rows in trained.groupby('width'):
+      if len(rows) >= 4:
+        rho = stats.spearmanr(rows['rank'], rows['score']).statistic
+        part.append(f'{rho:+.2f} at width {width} ({len(rows)} runs)')
+    if part:
+      out.append('RankMe cannot exceed the width, so across widths it is '
+                 'confounded with size; within one width its correlation '
+                 f'with the score is {", ".join(part)}.')
+  return out
+
+
+def find(tables):
+  """Returns the Findings of a sweep's records.Tables."""
+  trained, twins = with_gain(tables.runs)
+  words = []
+  if not len(trained):
+    return Findings(trained, twins, None, 'no trained run is scored yet',
+                    predictors(trained), ['No trained run is scored yet.'])
+  if not len(twins):
+    words.append('There is no untrained network to compare with.')
+  fit, reason = law(trained)
+  rivals = predictors(trained)
+  words += training_helps(trained) if len(twins) else []
+  words += of_rank(tables.history) + of_law(fit, reason)
+  words += of_rivals(rivals, trained)
+  seeds = trained['seed'].nunique()
+  if seeds == 1:
+    words.append('Every point was trained with one seed, so the noise floor '
+                 'under these differences is not measured here.')
+  return Findings(trained, twins, fit, reason, rivals, words)

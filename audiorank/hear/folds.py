@@ -1,0 +1,96 @@
+"""Embeddings and labels of a task, as the models of its folds take them.
+
+Shapes: N clips (or frames) of a split, D width, C labels, L frames of a file.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from audiorank.hear import predictor
+from audiorank.hear import scores
+from audiorank.hear import tasks
+
+
+class Split(NamedTuple):
+  """Embeddings and labels of a split, or of several joined."""
+  z_ND: np.ndarray
+  y_NC: np.ndarray
+  frames: list   # event tasks: (file, ms_L) in the order of the rows
+  truth: dict    # event tasks: file -> events
+
+
+class Fold(NamedTuple):
+  """One model's data: (Split, its padded rows) for train, valid and test."""
+  name: str
+  train: tuple
+  valid: tuple
+  test: tuple
+
+
+def load(task, embeddings):
+  """The `Fold` of every model to be trained, checked and padded alike."""
+  known = scores.EVENT if task.embedding_type == 'event' else scores.SCENE
+  for name in task.evaluation:
+    if name not in known:
+      raise ValueError(f'{task.name}: score {name!r} is unknown for '
+                       f'{task.embedding_type} tasks, expected {list(known)}')
+  splits = {split: _split(task, split, embeddings) for split in task.splits}
+  widths = {split: s.z_ND.shape[1] for split, s in splits.items()}
+  if len(set(widths.values())) > 1:
+    raise ValueError(f'{task.name}: embeddings differ in width: {widths}')
+  parts = []
+  for train, valid, test in tasks.folds(task):
+    joined = _join([splits[name] for name in train])
+    if len(joined.z_ND) < 2:
+      raise ValueError(f'{task.name}: {len(joined.z_ND)} training rows for '
+                       f'{test}, expected at least 2')
+    parts.append((test, joined, splits[valid], splits[test]))
+  capacities = [max(len(part[i].z_ND) for part in parts) for i in (1, 2, 3)]
+  return [Fold(name, *((s, predictor.rows(s.z_ND, s.y_NC, capacity))
+                       for s, capacity in zip(three, capacities)))
+          for name, *three in parts]
+
+
+def _split(task, split, embeddings):
+  if task.embedding_type == 'scene':
+    if split not in embeddings:
+      raise ValueError(f'{task.name}: no embeddings for split {split!r}, found '
+                       f'{sorted(embeddings)}')
+    z_ND, y_NC = np.asarray(embeddings[split]), task.targets[split]
+    frames, truth = [], {}
+    if z_ND.ndim != 2 or len(z_ND) != len(y_NC):
+      raise ValueError(f'{task.name}: embeddings of {split} have shape '
+                       f'{z_ND.shape}, expected ({len(y_NC)}, width)')
+  else:
+    files, described = task.files[split], task.targets[split]
+    missing = [file for file in files if file not in embeddings]
+    if missing:
+      raise ValueError(f'{task.name}: no embeddings for {missing[0]} of '
+                       f'{split}, {len(missing)} missing in all')
+    frames = [(file, np.asarray(embeddings[file][1], np.float64))
+              for file in files]
+    truth = dict(zip(files, described))
+    parts = [np.asarray(embeddings[file][0]) for file in files]
+    for (file, ms_L), z_LD in zip(frames, parts):
+      if z_LD.ndim != 2 or len(z_LD) != len(ms_L) or not len(ms_L):
+        raise ValueError(f'{task.name}: {file} has embeddings {z_LD.shape} for '
+                         f'{len(ms_L)} timestamps')
+      if np.any(np.diff(ms_L) <= 0):
+        raise ValueError(f'{task.name}: timestamps of {file} do not increase')
+    z_ND = np.concatenate(parts)
+    y_NC = np.concatenate([
+        tasks.frame_targets(truth[file], task.labels, ms_L)
+        for file, ms_L in frames])
+  if not np.isfinite(z_ND).all():
+    raise ValueError(f'{task.name}: embeddings of {split} have '
+                     f'{int((~np.isfinite(z_ND)).sum())} values that are not '
+                     'finite')
+  return Split(z_ND.astype(np.float32), y_NC, frames, truth)
+
+
+def _join(splits):
+  return Split(np.concatenate([s.z_ND for s in splits]),
+               np.concatenate([s.y_NC for s in splits]),
+               [frame for s in splits for frame in s.frames],
+               {file: e for s in splits for file, e in s.truth.items()})

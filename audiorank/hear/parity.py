@@ -1,0 +1,107 @@
+"""hear-eval-kit's test scores beside ours, on the kit's own embeddings.
+
+  python -m audiorank.hear.parity --runs 'embeddings/my_model/*' --seeds 5
+
+`--runs` matches folders as `heareval.predictions.runner` leaves them: a task's
+description, <split>.embeddings.npy and test.predicted-scores.json. Several
+folders of one task (runs of the kit with other seeds) make one row. The table
+is Markdown: task, score, the kit's mean, standard deviation and number of
+runs, ours likewise over seeds, and the difference in units of its standard
+error, as far as the deviations say.
+"""
+
+import collections
+import glob
+import json
+import math
+import pathlib
+
+from absl import app
+from absl import flags
+import jax
+import numpy as np
+
+from audiorank.hear import probe
+from audiorank.hear import tasks
+
+_RUNS = flags.DEFINE_string(
+    'runs', None, 'Glob of folders with embeddings and scores by the kit.',
+    required=True)
+_SEEDS = flags.DEFINE_integer('seeds', 5, 'Seeds of ours per task.')
+_POINTS = flags.DEFINE_integer('grid_points', 8, 'Grid points of both.')
+_PROTOCOL = flags.DEFINE_enum('protocol', 'hear', probe.PROTOCOLS, 'Ours.')
+SCORES = 'test.predicted-scores.json'
+
+
+def load(folder):
+  """(task, embeddings, the kit's score) of one run of the kit.
+
+  Raises FileNotFoundError or ValueError naming what is missing or does not
+  fit.
+  """
+  folder = pathlib.Path(folder)
+  task = tasks.load(folder, with_audio=False)
+  embeddings = {}
+  for split in task.splits:
+    shape = json.loads(
+        (folder / f'{split}.embedding-dimensions.json').read_text())
+    z_ND = np.fromfile(folder / f'{split}.embeddings.npy', '<f4')
+    if z_ND.size != math.prod(shape):
+      raise ValueError(f'{folder / split}.embeddings.npy: {z_ND.size} numbers, '
+                       f'expected {shape}')
+    z_ND = z_ND.reshape(shape)
+    if task.embedding_type == 'scene':
+      embeddings[split] = z_ND
+      continue
+    rows = collections.defaultdict(list)
+    described = folder / f'{split}.filename-timestamps.json'
+    for row, (file, ms) in enumerate(json.loads(described.read_text())):
+      rows[file].append((row, ms))
+    for file, found in rows.items():
+      index_L, ms_L = zip(*found)
+      embeddings[file] = z_ND[list(index_L)], np.asarray(ms_L)
+  kit = json.loads((folder / SCORES).read_text())
+  if task.kfold:
+    return task, embeddings, kit['aggregated_scores']['test_score_mean']
+  return task, embeddings, kit['test']['test_score']
+
+
+def row(folders, seeds, grid_points, protocol):
+  """The table's cells for the runs of one task."""
+  loaded = [load(folder) for folder in folders]
+  task, embeddings, _ = loaded[0]
+  kit_R = np.asarray([score for _, _, score in loaded])
+  ours_R = np.asarray([
+      probe.evaluate(task, embeddings, grid_points=grid_points, seed=seed,
+                     protocol=protocol)['score'] for seed in range(seeds)])
+  deviation = lambda x_R: np.std(x_R, ddof=1) if len(x_R) > 1 else math.nan
+  error = math.hypot(deviation(kit_R) / math.sqrt(len(kit_R)),
+                     deviation(ours_R) / math.sqrt(len(ours_R)))
+  gap = ours_R.mean() - kit_R.mean()
+  return [task.metadata['task_name'], task.evaluation[0],
+          f'{kit_R.mean():.3f}', f'{deviation(kit_R):.3f} ({len(kit_R)})',
+          f'{ours_R.mean():.3f}', f'{deviation(ours_R):.3f} ({len(ours_R)})',
+          f'{gap:+.3f}', f'{gap / error:+.1f}' if error else 'nan']
+
+
+def main(_):
+  groups = collections.defaultdict(list)
+  for folder in sorted(glob.glob(_RUNS.value)):
+    if (pathlib.Path(folder) / SCORES).is_file():
+      metadata = json.loads(
+          (pathlib.Path(folder) / tasks.METADATA).read_text())
+      groups[metadata['task_name']].append(folder)
+  if not groups:
+    raise SystemExit(f'{_RUNS.value}: no folder with a {SCORES}')
+  head = ['task', 'score', 'kit', 'sd (runs)', 'ours', 'sd (seeds)',
+          'difference', 'in standard errors']
+  print('| ' + ' | '.join(head) + ' |')
+  print('|' + '---|' * len(head))
+  for _, folders in sorted(groups.items()):
+    cells = row(folders, _SEEDS.value, _POINTS.value, _PROTOCOL.value)
+    print('| ' + ' | '.join(cells) + ' |', flush=True)
+
+
+if __name__ == '__main__':
+  jax.config.update('jax_numpy_rank_promotion', 'raise')
+  app.run(main)

@@ -1,0 +1,317 @@
+"""Which law, and does RankMe add anything: errors on data not fitted.
+
+In-sample r2 never chooses. Within one loss AICc ranks the forms; across
+everything it is the error on configurations left out and on the largest
+runs, held out together.
+
+Shape suffixes: N rows, F folds, P predictors in a regression.
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from audiorank.laws.fit import fit as fitting
+from audiorank.laws import forms
+from audiorank.laws import optimum
+from audiorank.laws import report
+from audiorank.laws import solve
+from audiorank.laws import table
+
+
+def aicc(fit):
+  """Akaike's criterion, corrected for few points, up to a constant.
+
+  Comparable between forms fitted to the same data under the same loss. The
+  likelihood is Gaussian for squares and Laplace for absolute deviations;
+  Huber's lies between, by the power of the scale at which its loss grows.
+  The scale counts as a parameter.
+  """
+  n, k = fit.n, fit.size + 1
+  if n - k - 1 <= 0:
+    return math.inf
+  r_N, kind = np.abs(fit.residuals), fit.problem.loss.kind
+  w_N = fit.problem.w_N / fit.problem.w_N.mean()
+  size = max(fit.objective * w_N[0] / fit.problem.w_N[0]
+             if fit.problem.w_N[0] else fit.objective, 1e-300) / n
+  power = {'ls': 1., 'lad': 2.}.get(kind)
+  if power is None:
+    inside = np.average(r_N <= fit.problem.delta, weights=w_N)
+    power = 2. - inside
+  return power * n * math.log(size) + 2 * k + 2 * k * (k + 1) / (n - k - 1)
+
+
+def leave_one_out(fit):
+  """Errors on the scale of the loss, each group predicted by the others.
+
+  Returns:
+    Errors of shape (N,), observed minus predicted; NaN for rows of no
+    weight.
+  """
+  live = np.unique(fit.group_N[fit.problem.w_N > 0])
+  out_FN = fit.group_N[None] == live[:, None]
+  w_SN = np.where(out_FN, 0., fit.problem.w_N)
+  found = optimum.again(fit.problem, fit.best, w_SN)
+  f_SN = solve.values(fit.problem, found.c_SQ, found.t_SP)
+  name = fit.problem.loss.link
+  with np.errstate(all='ignore'):
+    e_SN = (solve.link(np, name, fit.problem.y_N) -
+            solve.link(np, name, f_SN))
+  return np.where(out_FN.any(0) & (fit.problem.w_N > 0),
+                  np.where(out_FN, e_SN, 0.).sum(0), np.nan)
+
+
+def largest(data, by, fraction=.2):
+  """The rows to hold out: those of the largest values of a column.
+
+  Args:
+    data: columns by name.
+    by: the column, for instance the compute.
+    fraction: of the rows, at most, rounded to whole values of the column;
+      at least the single largest value.
+
+  Returns:
+    N booleans.
+  """
+  col = table.column(data, by)
+  for value in np.unique(col):
+    out = col >= value
+    if out.mean() <= fraction:
+      return out
+  return col == col.max()
+
+
+def held_out(form, data, out, loss='ls', groups=None, x=None, y=None,
+             delta=1e-3):
+  """Root mean square error on rows held out of the fit.
+
+  Args:
+    form: a name or a Form.
+    data: columns by name.
+    out: N booleans, see `largest`.
+    loss: see `fit.fit`.
+    groups: see `fit.fit`.
+    x: see `fit.fit`.
+    y: see `fit.fit`.
+    delta: see `fit.fit`.
+
+  Returns:
+    The error on the scale of the loss.
+  """
+  made = fitting(form, data, loss, groups, np.where(out, 0., 1.), x, y, delta)
+  return float(np.sqrt(np.mean(made.residuals[out] ** 2)))
+
+
+def compare(names, data, loss='ls', groups=None, x=None, y=None, by=None,
+            fraction=.2, delta=1e-3):
+  """Several laws on the same data, the best on left-out groups first.
+
+  Args:
+    names: names of forms, or Forms, of the same inputs.
+    data: columns by name.
+    loss: see `fit.fit`; the same for all.
+    groups: what is left out together, see `fit.fit`.
+    x: see `fit.fit`.
+    y: see `fit.fit`.
+    by: the column whose largest values are held out; None to skip that.
+    fraction: see `largest`.
+    delta: see `fit.fit`.
+
+  Returns:
+    A DataFrame with a row per law: law, formula, parameters, aicc (less
+    that of the best), loo (root mean square error of groups left out),
+    held_out, sd, at_bound, problem (why a law could not be fitted).
+
+  Raises:
+    ValueError: no law could be fitted.
+  """
+  rows = []
+  out = None if by is None else largest(data, by, fraction)
+  for name in names:
+    form = forms.get(name)
+    row = {'law': form.name, 'formula': form.formula,
+           'parameters': len(form.linear) + len(form.shape),
+           'aicc': np.nan, 'loo': np.nan, 'held_out': np.nan, 'sd': np.nan,
+           'at_bound': '', 'problem': ''}
+    try:
+      made = fitting(form, data, loss, groups, None, x, y, delta)
+      e_N = leave_one_out(made)
+      row.update(aicc=aicc(made), sd=made.sd,
+                 loo=float(np.sqrt(np.nanmean(e_N ** 2))),
+                 at_bound=', '.join(report.at_bound(made)))
+      if out is not None:
+        row['held_out'] = held_out(form, data, out, loss, groups, x, y, delta)
+    except ValueError as e:
+      row['problem'] = str(e)
+    rows.append(row)
+  result = pd.DataFrame(rows)
+  if result['loo'].isna().all():
+    raise ValueError(f'no law could be fitted: {rows[0]["problem"]}')
+  result['aicc'] -= result['aicc'].min()
+  return result.sort_values('loo', ignore_index=True)
+
+
+def _design(data, names):
+  """Columns of a regression: logarithms where positive, standardised."""
+  cols = []
+  for name in names:
+    col = table.column(data, name)
+    col = np.log(col) if (col > 0).all() else col
+    spread = col.std()
+    if spread > 0:
+      cols.append((col - col.mean()) / spread)
+  return np.stack([np.ones(len(cols[0]) if cols else len(
+      table.column(data, names[0]))), *cols], 1) if names else None
+
+
+def _loo(design_NP, y_N, group_N):
+  """Errors of a linear regression with each group left out."""
+  e_N = np.empty(len(y_N))
+  for group in np.unique(group_N):
+    out = group_N == group
+    coefficients = np.linalg.lstsq(design_NP[~out], y_N[~out], rcond=1e-10)[0]
+    e_N[out] = y_N[out] - design_NP[out] @ coefficients
+  return e_N
+
+
+def partial(z_N, y_N, given_NP):
+  """Correlation of the parts of z and y that `given` does not explain."""
+  off = lambda v: v - given_NP @ np.linalg.lstsq(given_NP, v, rcond=1e-10)[0]
+  a, b = off(z_N), off(y_N)
+  size = math.sqrt(np.sum(a ** 2) * np.sum(b ** 2))
+  tiny = 1e-12 * math.sqrt(np.sum(z_N ** 2) * np.sum(y_N ** 2))
+  return float(np.sum(a * b) / size) if size > tiny else math.nan
+
+
+def rivals(data, predictors, score='score', given=('params', 'width'),
+           groups=None, subject='rank', confidence=.95, draws=1000, seed=0):
+  """Does RankMe predict the score better than what is cheaper to know?
+
+  Every predictor gets the same treatment on the same folds: a line in its
+  logarithm (plain where not positive), alone and on top of `given`, each
+  group left out in turn.
+
+  Args:
+    data: columns by name.
+    predictors: names of columns.
+    score: what is predicted.
+    given: columns that are known beforehand: size and width.
+    groups: what is left out together: the configuration, not the seed.
+    subject: the predictor against which all are held.
+    confidence: of the bootstrap intervals over groups.
+    draws: resamples.
+    seed: of the bootstrap.
+
+  Returns:
+    A DataFrame with a row per predictor, the best alone first, and rows
+    '(mean)' and '(given alone)': predictor, loo (root mean square error
+    alone), loo_given (with `given`), spearman, partial (correlation with
+    the score given `given`), partial_low, partial_high, worse, worse_low,
+    worse_high (mean squared error less the subject's, paired over groups:
+    above 0, the subject is better).
+
+  Raises:
+    ValueError: a missing or constant column, or fewer than four groups.
+  """
+  y_N = table.column(data, score)
+  labels = np.arange(len(y_N)) if groups is None else np.asarray(
+      table.raw(data, groups) if isinstance(groups, str) else groups)
+  group_N = pd.factorize(labels)[0]
+  count = group_N.max() + 1
+  if count < 4:
+    raise ValueError(f'rivals need at least 4 groups to leave out, found '
+                     f'{count}')
+  predictors = list(dict.fromkeys([subject, *predictors]))
+  for name in predictors:
+    if np.ptp(table.column(data, name)) == 0:
+      raise ValueError(f'column {name!r} is constant: it predicts nothing')
+  given = [name for name in given if np.ptp(table.column(data, name)) > 0]
+  ones = np.ones((len(y_N), 1))
+  base = _design(data, given) if given else ones
+  rng = np.random.default_rng(seed)
+  times_SG = rng.multinomial(count, np.full(count, 1 / count), draws)
+  per_group = lambda v: np.bincount(group_N, v, count)
+  size_G = per_group(np.ones(len(y_N)))
+
+  def paired(e_N, ref_N):
+    gap_G = per_group(e_N ** 2 - ref_N ** 2)
+    each = times_SG @ gap_G / np.maximum(times_SG @ size_G, 1)
+    return gap_G.sum() / len(y_N), *np.quantile(each, tails)
+
+  tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+  ref_N = _loo(_design(data, [subject]), y_N, group_N)
+  rows = []
+  for name in predictors:
+    z = _design(data, [name])
+    e_N = _loo(z, y_N, group_N)
+    free = [g for g in given if g != name]
+    around = _design(data, free) if free else ones
+    both = _loo(np.hstack([around, z[:, 1:]]), y_N, group_N)
+    draws_S = [partial(z[rows_N, 1], y_N[rows_N], around[rows_N])
+               for rows_N in _rows(times_SG[:300], group_N)]
+    draws_S = np.array([v for v in draws_S if math.isfinite(v)])
+    bounds = (np.quantile(draws_S, tails) if len(draws_S) > 20 else
+              (np.nan, np.nan))
+    worse = paired(e_N, ref_N)
+    rows.append({
+        'predictor': name, 'loo': _rms(e_N), 'loo_given': _rms(both),
+        'spearman': float(stats.spearmanr(z[:, 1], y_N).statistic),
+        'partial': partial(z[:, 1], y_N, around),
+        'partial_low': bounds[0], 'partial_high': bounds[1],
+        'worse': worse[0], 'worse_low': worse[1], 'worse_high': worse[2]})
+  for name, design in (('(mean)', ones), ('(given alone)', base)):
+    e_N = _loo(design, y_N, group_N)
+    worse = paired(e_N, ref_N)
+    rows.append({'predictor': name, 'loo': _rms(e_N), 'loo_given': np.nan,
+                 'spearman': np.nan, 'partial': np.nan,
+                 'partial_low': np.nan, 'partial_high': np.nan,
+                 'worse': worse[0], 'worse_low': worse[1],
+                 'worse_high': worse[2]})
+  return pd.DataFrame(rows).sort_values('loo', ignore_index=True)
+
+
+def _rms(e_N):
+  return float(np.sqrt(np.mean(e_N ** 2)))
+
+
+def _rows(times_SG, group_N):
+  """Row indices of each resample of groups."""
+  members = [np.flatnonzero(group_N == g) for g in range(group_N.max() + 1)]
+  for times in times_SG:
+    yield np.concatenate([np.tile(members[g], k) for g, k in
+                          enumerate(times) if k])
+
+
+def verdict(found, subject='rank'):
+  """The answer of `rivals` in one or two sentences."""
+  rows = found.set_index('predictor')
+  own = rows.loc[subject]
+  words = []
+  mean = rows.loc['(mean)', 'loo']
+  if own['loo'] >= mean:
+    words.append(f'{subject} predicts the score of configurations left out '
+                 f'no better than their mean ({own["loo"]:.3g} against '
+                 f'{mean:.3g}).')
+  better = [name for name in rows.index if not name.startswith('(') and
+            rows.loc[name, 'loo'] < own['loo']]
+  if better:
+    sure = [name for name in better if rows.loc[name, 'worse_high'] < 0]
+    words.append(f'Left out, {", ".join(better)} predict'
+                 f'{"s" if len(better) == 1 else ""} better than {subject}'
+                 + (f' (beyond chance: {", ".join(sure)}).' if sure else
+                    ', though not beyond chance.'))
+  else:
+    words.append(f'Left out, no rival predicts better than {subject} '
+                 f'(error {own["loo"]:.3g}).')
+  base = rows.loc['(given alone)', 'loo']
+  if math.isfinite(own['partial']):
+    adds = own['loo_given'] < base
+    sure = own['partial_low'] > 0 or own['partial_high'] < 0
+    words.append(
+        f'Given size and width it {"adds" if adds else "adds nothing"}: '
+        f'error {own["loo_given"]:.3g} with it, {base:.3g} without; partial '
+        f'correlation {own["partial"]:.2f} ({own["partial_low"]:.2f} to '
+        f'{own["partial_high"]:.2f}{"" if sure else ", not beyond chance"}).')
+  return ' '.join(words)

@@ -1,0 +1,54 @@
+"""Columns of anybody's table, checked, with errors that name the culprit."""
+
+import numpy as np
+
+
+def raw(data, name):
+  """The column of that name; ValueError naming what there is instead."""
+  if name not in data:
+    raise ValueError(f'no column {name!r}: the table has '
+                     f'{", ".join(map(str, data.keys()))}')
+  return data[name]
+
+
+def numbers(name, values):
+  """A one-dimensional float64 array of finite numbers."""
+  try:
+    col = np.atleast_1d(np.asarray(values, float))
+  except (TypeError, ValueError) as e:
+    raise ValueError(f'column {name!r} is not numeric: {e}') from None
+  if col.ndim != 1:
+    raise ValueError(f'column {name!r} has shape {col.shape}: expected one '
+                     'number per row')
+  if not len(col):
+    raise ValueError(f'column {name!r} is empty')
+  bad = np.flatnonzero(~np.isfinite(col))
+  if len(bad):
+    raise ValueError(f'column {name!r} is {col[bad[0]]} in row {bad[0]}: '
+                     'expected finite numbers')
+  return col
+
+
+def column(data, name):
+  """`numbers` of the column of that name."""
+  return numbers(name, raw(data, name))
+
+
+def positive(name, col):
+  """The column itself, if every value is above 0."""
+  bad = np.flatnonzero(col <= 0)
+  if len(bad):
+    raise ValueError(f'column {name!r} is {col[bad[0]]:g} in row {bad[0]}: '
+                     'a law takes its logarithm, so it must be above 0')
+  return col
+
+
+def in_domain(name, col, link):
+  """Raises ValueError where a value has no image on the scale of the loss."""
+  if link == 'identity':
+    return
+  bad = np.flatnonzero((col <= 0) | ((col >= 1) & (link == 'logit')))
+  if len(bad):
+    wanted = 'above 0' if link == 'log' else 'between 0 and 1'
+    raise ValueError(f'column {name!r} is {col[bad[0]]:g} in row {bad[0]}: '
+                     f'a loss on its {link} needs values {wanted}')

@@ -1,0 +1,117 @@
+"""Everything one spectrum says beside RankMe, each under its owner's formula.
+
+Shapes: K = min(N, D) singular values. Most owners centre the embeddings
+first: see the table of conventions in audiorank/README.md, and call
+`singular_values(z_ND, center=True)` for theirs.
+"""
+
+import numpy as np
+
+from audiorank.rankme import spectrum
+
+EPS64 = float(np.finfo(np.float64).eps)
+# Eigenvalues 11 to 100, weighted by 1/index: Stringer et al. 2019's recipe,
+# which the alpha-ReQ code (Agrawal et al., NeurIPS 2022) took over.
+ALPHA_FIRST, ALPHA_LAST = 11, 100
+
+
+def _alpha_req(lam_K):
+  """(decay exponent of lam_j ~ j^-alpha, first and last index of the fit)."""
+  first, last = ALPHA_FIRST, min(ALPHA_LAST, len(lam_K))
+  if last < 2 * ALPHA_FIRST:
+    first = 1
+  j = np.arange(first, last + 1)
+  keep = lam_K[j - 1] > EPS64 * lam_K[0]
+  x, y, w = np.log(j[keep]), np.log(lam_K[j[keep] - 1]), 1 / j[keep]
+  if len(x) < 2:
+    return float('nan'), first, last
+  x, y = x - np.average(x, weights=w), y - np.average(y, weights=w)
+  return float(-(w * x * y).sum() / (w * x * x).sum()), first, last
+
+
+def certificate(s_K, eps=1e-7, energy=None):
+  """Bound on the relative error of RankMe from rounding in a float64 Gram.
+
+  Weyl: each eigenvalue moves by at most 4 u ||Z||_F^2, u = 2^-53; carried to
+  first order through d log R / d s. Cost O(K). For a centred spectrum pass
+  as energy the ||Z||_F^2 of the raw embeddings: the mean cancels from those.
+  """
+  s_K = np.asarray(s_K, np.float64)
+  move = 2 * EPS64 * ((s_K**2).sum() if energy is None else energy)
+  shift_K = move / np.maximum(s_K, np.sqrt(move))
+  return float(np.abs(log_rank_slope(s_K, eps)) @ shift_K)
+
+
+def log_rank_slope(s_K, eps=1e-7):
+  """d log RankMe / d s_k, the weights of every first-order error here."""
+  total = s_K.sum()
+  log_p_K = np.log(np.maximum(s_K / total + eps, np.finfo(np.float64).tiny))
+  return -(log_p_K - s_K @ log_p_K / total) / total
+
+
+def metrics(s_K, n, eps=1e-7):
+  """Every summary of one spectrum.
+
+  Args:
+    s_K: singular values, descending, of raw or of centred embeddings.
+    n: clips they come from.
+    eps: of RankMe.
+
+  Returns:
+    A dictionary of floats. With p = s / sum(s), lam = s^2 / n:
+    rankme: exp(-sum q log q), q = p + eps (arXiv 2210.02885 eq. 1).
+    rankme_no_eps: the same with eps = 0: Roy and Vetterli's effective rank.
+    rankme_normalised: rankme / K (RankMe*, Tsitsulin et al., arXiv
+      2305.16562).
+    rankme_certificate: bound on the relative rounding error of rankme, for a
+      raw spectrum; see `certificate` for a centred one.
+    von_neumann: exp(-sum q log q), q = lam / sum(lam): what reptrix and the
+      matrix-entropy papers call effective rank; not RankMe.
+    participation_ratio: sum(lam)^2 / sum(lam^2).
+    stable_rank: ||Z||_F^2 / s_1^2 (Tsitsulin: raw); nesum: the same formula,
+      sum(lam) / lam_1 (He and Ozay, ICML 2022, Def. 4.1: centred).
+    nuclear_ratio: sum(s) / s_1; renyi2: sum(s)^2 / sum(s^2).
+    alpha_req, alpha_req_first, alpha_req_last: exponent of lam_j ~ j^-alpha
+      by least squares weighted 1/j over the indices first..last: 11..100, or
+      from 1 where K < 22 (NaN where fewer than two are above rounding).
+    numerical_rank: s_k > max(n, K) u s_1, LAPACK's rule with float32's u;
+      numerical_rank_1e3, numerical_rank_1e2: above that share of s_1.
+    condition_number: s_1 / s_K, at most 1 / float64's u.
+    top1_energy: lam_1 / sum(lam); dims90, dims99: how many leading directions
+      hold that share of the energy.
+    log_det: mean of log lam, lam floored at u^2 lam_1.
+
+  Raises:
+    ValueError: every value is zero.
+  """
+  s_K = np.asarray(s_K, np.float64)
+  rank = spectrum.effective_rank(s_K, eps)
+  lam_K = s_K**2 / n
+  energy = lam_K.sum()
+  share_K = np.cumsum(lam_K) / energy
+  alpha, first, last = _alpha_req(lam_K)
+  single = float(np.finfo(np.float32).eps)
+  out = {
+      'rankme': rank,
+      'rankme_no_eps': spectrum.effective_rank(s_K, 0.0),
+      'rankme_normalised': rank / len(s_K),
+      'rankme_certificate': certificate(s_K, eps),
+      'von_neumann': spectrum.effective_rank(lam_K, 0.0),
+      'participation_ratio': energy**2 / (lam_K**2).sum(),
+      'stable_rank': energy / lam_K[0],
+      'nesum': energy / lam_K[0],
+      'nuclear_ratio': s_K.sum() / s_K[0],
+      'renyi2': s_K.sum()**2 / (s_K**2).sum(),
+      'alpha_req': alpha,
+      'alpha_req_first': first,
+      'alpha_req_last': last,
+      'numerical_rank': (s_K > max(n, len(s_K)) * single * s_K[0]).sum(),
+      'numerical_rank_1e3': (s_K > 1e-3 * s_K[0]).sum(),
+      'numerical_rank_1e2': (s_K > 1e-2 * s_K[0]).sum(),
+      'condition_number': s_K[0] / max(s_K[-1], EPS64 * s_K[0]),
+      'top1_energy': lam_K[0] / energy,
+      'dims90': np.searchsorted(share_K, 0.9) + 1,
+      'dims99': np.searchsorted(share_K, 0.99) + 1,
+      'log_det': np.log(np.maximum(lam_K, EPS64**2 * lam_K[0])).mean(),
+  }
+  return {name: float(value) for name, value in out.items()}

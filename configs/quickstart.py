@@ -1,0 +1,47 @@
+"""Quickstart: size x data x masking rate on the embedded world.
+
+  python -m launch.sweep --config=configs/quickstart.py --root=runs/quickstart
+
+Question: does RankMe go with the score, and do more data, larger models and
+the masking rate move both? 12 runs and 3 untrained networks of 1.04 s crops,
+about 6 minutes on two CPU cores (about 1e14 training FLOPs in all). It fails
+if most runs do not beat their untrained network, or if the report draws a law
+through runs that do not.
+"""
+
+import itertools
+
+from configs import base
+
+SIZES = ('en32-2', 'en48-3', 'en64-4')
+HOURS = (.05, .5)
+MASKS = (.5, .75)
+
+
+def get_config(point='en32-2,h=0.5,mask=0.75'):
+  """Returns the config of a point such as 'en32-2,h=0.5,mask=0.75'."""
+  name, hours, mask = point.split(',')
+  c = base.get_config(name)
+  c.experiment = 'quickstart'
+  c.model.target_frames = 104
+  c.model.unroll = 4
+  c.model.decoder.update({'width': 48, 'depth': 1, 'heads': 2})
+  c.data.world.update({'hours': .6, 'clips_per_task': 620,
+                       'tasks': 'event_count,pitch,scene,timbre'})
+  c.data.hours = float(hours.removeprefix('h='))
+  c.data.crop_seconds = 1.03
+  c.data.resident = True
+  c.mask.ratio = float(mask.removeprefix('mask='))
+  c.train.update({'steps': 1200, 'batch': 32, 'log_every': 50})
+  c.opt.update({'lr': 2e-3, 'warmup': 100, 'b2': .95, 'clip': 1.})
+  c.monitor.update({'clips': 1000, 'crop_seconds': 1.03, 'readings': 7,
+                    'first': 50, 'batch': 100, 'valid_clips': 100})
+  c.checkpoint.update({'every': 400, 'keep': 100_000})
+  c.eval.update({'protocol': 'logistic', 'batch': 100})
+  return c
+
+
+def points():
+  """Returns the names of the 12 points."""
+  return [f'{size},h={hours:g},mask={mask:g}' for size, hours, mask in
+          itertools.product(SIZES, HOURS, MASKS)]

@@ -1,0 +1,73 @@
+"""What every command shares: one line for a user's mistake, no traceback."""
+
+import importlib.util
+import os
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+from ml_collections import config_flags
+
+CACHE = pathlib.Path('~/.cache/audiorank/compiled').expanduser()
+
+
+def run(main):
+  """Runs main(argv); a mistake is one line on standard error and exit 1.
+
+  AUDIORANK_TRACEBACK=1 shows where it came from.
+  """
+  def guarded(argv):
+    try:
+      return main(argv)
+    except (ValueError, OSError) as error:
+      if os.environ.get('AUDIORANK_TRACEBACK'):
+        raise
+      fail(error)
+
+  def parse(argv):
+    try:
+      left = flags.FLAGS(argv)
+    except flags.Error as error:
+      fail(f'{error} (see --help)')
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+      fail(error)
+    if len(left) > 1:
+      fail(f'unexpected argument {left[1]!r} (see --help)')
+    return left
+
+  app.run(guarded, flags_parser=parse)
+
+
+def fail(error):
+  """Prints the first line of an error and exits 1."""
+  text = error.args[0] if isinstance(error, KeyError) and error.args else error
+  lines = str(text).strip().splitlines() or [repr(error)]
+  print(f'error: {lines[0]}', file=sys.stderr)
+  sys.exit(1)
+
+
+def overrides(flag):
+  """Returns {field: value} of --config.field=value on the command line."""
+  return config_flags.get_override_values(flags.FLAGS[flag])
+
+
+def config_module(flag):
+  """Imports the file that --config names, for its points()."""
+  path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS[flag]))
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def compile_cache():
+  """Turns on the compilation cache that all runs of this user share.
+
+  AUDIORANK_CACHE moves it; deleting the folder is safe.
+  """
+  import jax
+  folder = os.environ.get('AUDIORANK_CACHE', str(CACHE))
+  jax.config.update('jax_compilation_cache_dir', folder)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)

@@ -1,0 +1,159 @@
+"""A bounded pool of worker processes, one per group of cores.
+
+Every worker is `python -m launch.train --workdir=<root>/<run_id>`: it may die
+at any moment and be started again. Nothing is kept here that the run folders
+do not hold, so this process may die as well.
+"""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+from audiorank import lease
+from audiorank import records
+
+AGAIN = 42
+DEATHS = 5  # Deaths without progress after which a run is given up.
+EVALUATION = .1  # Share of a run's work that follows its last step.
+
+
+class Job(NamedTuple):
+  run_id: str
+  work: float  # In any unit; only ratios matter.
+
+
+def core_groups(workers):
+  """Returns the cores of each of `workers` workers (Linux), or None each."""
+  if not hasattr(os, 'sched_getaffinity'):
+    return [None] * workers
+  cores = sorted(os.sched_getaffinity(0))
+  share = max(1, len(cores) // workers)
+  return [set(cores[i * share % len(cores):][:share])
+          for i in range(workers)]
+
+
+def start(root, run_id, cores):
+  """Starts one worker on its cores, its output appended to log.txt."""
+  workdir = pathlib.Path(root) / run_id
+  threads = str(len(cores)) if cores else str(os.cpu_count())
+  env = {**os.environ, 'AUDIORANK_PARENT': str(os.getpid()),
+         'OMP_NUM_THREADS': threads, 'OPENBLAS_NUM_THREADS': threads,
+         'PYTHONUNBUFFERED': '1', 'TF_CPP_MIN_LOG_LEVEL': '2'}
+  mine = os.sched_getaffinity(0) if cores else None
+  with open(workdir / 'log.txt', 'ab') as log:
+    if cores:
+      os.sched_setaffinity(0, cores)
+    try:
+      return subprocess.Popen(
+          [sys.executable, '-m', 'launch.train', f'--workdir={workdir}'],
+          stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
+          start_new_session=True)
+    finally:
+      if cores:
+        os.sched_setaffinity(0, mine)
+
+
+def done_share(root, run_id):
+  """Returns how much of a run is done, 0 to 1."""
+  workdir = pathlib.Path(root) / run_id
+  if records.state(workdir) == 'done':
+    return 1.
+  told = lease.read(workdir)
+  if not told.get('steps'):
+    return 0.
+  return (1 - EVALUATION) * told['step'] / told['steps']
+
+
+def last_error(workdir):
+  """Returns the last line of a worker's log that says something."""
+  try:
+    lines = (pathlib.Path(workdir) / 'log.txt').read_text(
+        'utf-8', 'replace').splitlines()
+  except OSError:
+    return ''
+  said = [line for line in lines if line.strip()]
+  return said[-1][:300] if said else ''
+
+
+def run(root, jobs, workers, show=lambda _: None, poll=.2):
+  """Runs every job to DONE or FAILED; returns {run_id: error} of failures.
+
+  Args:
+    root: the sweep's folder, with <run_id>/config.json in it.
+    jobs: Jobs, the largest first.
+    workers: how many at once.
+    show: called with the share of all work that is done.
+    poll: seconds between looks.
+
+  Raises:
+    KeyboardInterrupt: after the workers were asked to save and have left.
+  """
+  waiting = [j for j in jobs if records.state(
+      pathlib.Path(root) / j.run_id) != 'done']
+  total = sum(j.work for j in jobs)
+  later, deaths, failed = {}, {}, {}
+  slots = dict.fromkeys(range(workers))
+  cores = core_groups(workers)
+  try:
+    while waiting or any(slots.values()):
+      now = time.monotonic()
+      for slot, busy in slots.items():
+        if busy and busy[1].poll() is not None:
+          slots[slot] = None
+          settle(root, busy[0], busy[1].returncode, waiting, later, deaths,
+                 failed)
+        if slots[slot] is None:
+          ready = [j for j in waiting if later.get(j.run_id, 0) <= now]
+          if ready:
+            waiting.remove(ready[0])
+            slots[slot] = (ready[0], start(root, ready[0].run_id,
+                                           cores[slot]))
+      finished = sum(j.work * done_share(root, j.run_id) for j in jobs)
+      show(finished / total if total else 1.)
+      time.sleep(poll)
+  except BaseException:
+    stop([busy[1] for busy in slots.values() if busy])
+    raise
+  return failed
+
+
+def settle(root, job, code, waiting, later, deaths, failed):
+  """Decides what an ended worker means: done, again, or failed."""
+  workdir = pathlib.Path(root) / job.run_id
+  if code == 0:
+    return
+  share = done_share(root, job.run_id)
+  if code == AGAIN:
+    later[job.run_id] = time.monotonic() + 1
+    waiting.append(job)
+    return
+  if code < 0 or code >= 128:
+    count, before = deaths.get(job.run_id, (0, -1.))
+    count = 1 if share > before else count + 1
+    deaths[job.run_id] = (count, share)
+    if count < DEATHS:
+      waiting.append(job)
+      return
+    error = f'killed {count} times without progress (last by {-code})'
+  else:
+    error = last_error(workdir) or f'exit code {code}'
+  failed[job.run_id] = error
+  if not (workdir / 'FAILED').exists():
+    records.write_json(workdir / 'FAILED', {'error': error})
+
+
+def stop(processes, patience=60.):
+  """Asks workers to save and leave; kills those that do not."""
+  for process in processes:
+    process.send_signal(signal.SIGTERM)
+  end = time.monotonic() + patience
+  for process in processes:
+    try:
+      process.wait(max(0., end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+      process.kill()
+      process.wait()

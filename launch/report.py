@@ -1,0 +1,22 @@
+"""Rebuilds a sweep's report from its records alone.
+
+  python -m launch.report --workdir=runs/quickstart
+"""
+
+from absl import flags
+
+from launch import cli
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'The sweep\'s folder.',
+                               required=True)
+_TITLE = flags.DEFINE_string('title', 'audiorank', 'Heading of the page.')
+
+
+def main(argv):
+  del argv
+  from audiorank import report
+  print(report.write(_WORKDIR.value, title=_TITLE.value))
+
+
+if __name__ == '__main__':
+  cli.run(main)

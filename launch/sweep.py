@@ -1,0 +1,183 @@
+"""Runs every point of a config and reports; the same command goes on.
+
+  python -m launch.sweep --config=configs/quickstart.py --root=runs/quickstart
+
+Beside the points of the config, one untrained twin of every architecture and
+seed is measured. Fields are overridden for all points at once:
+--config.data.root=CORPUS --config.eval.tasks=TASKS.
+"""
+
+import os
+import pathlib
+import signal
+import sys
+import time
+
+from absl import flags
+from ml_collections import config_flags
+
+from launch import cli
+from launch import pool
+
+_ROOT = flags.DEFINE_string('root', None, 'Folder of the sweep.',
+                            required=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'A file of configs/ with points().')
+_WORKERS = flags.DEFINE_integer(
+    'workers', None, 'Runs at once; by default one per core, at most 8.',
+    lower_bound=1)
+_REPORT = flags.DEFINE_boolean('report', True, 'Write report.html at the end.')
+
+
+def resolve(module, changes, world):
+  """Returns {point: config} of a config file, overrides applied.
+
+  Args:
+    module: the config file, imported.
+    changes: {field: value} for every point.
+    world: called with the first config where it names no corpus; returns
+      (corpus, tasks).
+  """
+  from audiorank import data
+  configs = {}
+  for point in module.points():
+    config = module.get_config(point)
+    config.update_from_flattened_dict(changes)
+    configs[point] = config
+  first = next(iter(configs.values()))
+  if not first.data.root:
+    corpus, tasks = world(first)
+    for config in configs.values():
+      config.data.root = corpus
+      config.eval.tasks = config.eval.tasks or tasks
+  elif not first.eval.tasks:
+    raise ValueError('eval.tasks is empty: a corpus of your own needs '
+                     '--config.eval.tasks=FOLDER of HEAR task folders')
+  sha256 = data.load(first.data.root).sha256
+  for config in configs.values():
+    config.data.sha256 = sha256
+    config.data.root = os.path.abspath(config.data.root)
+    config.eval.tasks = os.path.abspath(config.eval.tasks)
+  return configs
+
+
+def twin(config, base):
+  """Returns the untrained twin: this architecture and seed, nothing trained.
+
+  All that only training reads is taken from `base`, so that runs which
+  differ in it alone share one twin.
+  """
+  out = config.copy_and_resolve_references()
+  for part in ('opt', 'mask'):
+    out[part] = base[part].copy_and_resolve_references()
+  out.data.hours = base.data.hours
+  out.train.steps = 0
+  return out
+
+
+def plan(configs):
+  """Returns {run_id: (config, work)}, the twins among them, largest first.
+
+  Work is FLOPs of training, the front end and evaluation as a flat share.
+  """
+  from audiorank import model
+  from audiorank import records
+  from audiorank import train
+  base = next(iter(configs.values()))
+  runs = {}
+  for config in [*configs.values(),
+                 *(twin(c, base) for c in configs.values())]:
+    m = config.model
+    L = int(train.crop_samples(config.data.crop_seconds) // 160
+            ) // m.patch_frames
+    flops = model.flops_per_clip(m, L, model.kept(L, config.mask.ratio))
+    clip = flops['total'] + 2e7 * config.data.crop_seconds
+    work = clip * config.train.batch * (config.train.steps + 200)
+    runs[records.run_id(config)] = (config, work)
+  return dict(sorted(runs.items(), key=lambda item: -item[1][1]))
+
+
+def check(runs):
+  """Raises ValueError for the first point that could never run."""
+  from audiorank import evaluate
+  from audiorank import sharding
+  from audiorank import train
+  for config, _ in runs.values():
+    on = sharding.mesh(config.mesh.data, config.mesh.fsdp)
+    train.check(config, on)
+  evaluate.task_folders(config)
+
+
+def table(runs):
+  """Returns the sweep's table as text."""
+  import pandas as pd
+  shown = pd.DataFrame({
+      'run': runs['run_id'], 'what': runs['name'],
+      'RankMe': [interval(r) for _, r in runs.iterrows()],
+      'centred': runs['rank_center'].map('{:.1f}'.format),
+      'score': runs['score'].map('{:.3f}'.format),
+      'valid loss': runs['valid_loss'].map('{:.3f}'.format),
+      'state': runs['state']})
+  return shown.to_string(index=False)
+
+
+def interval(row):
+  """Returns 'value [low, high]' of a row's RankMe."""
+  return (f"{row['rank']:.1f} [{row['rank_low']:.1f}, "
+          f"{row['rank_high']:.1f}]")
+
+
+def main(argv):
+  del argv
+  if _CONFIG.value is None:
+    raise ValueError('--config=FILE: expected a file of configs/')
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(pool.AGAIN))
+  from launch import world
+  root = pathlib.Path(_ROOT.value)
+  module = cli.config_module('config')
+  if not hasattr(module, 'points'):
+    raise ValueError(f'{module.__file__}: no points(): a sweep needs one')
+  began = time.monotonic()
+  root.mkdir(parents=True, exist_ok=True)
+  configs = resolve(module, cli.overrides('config'),
+                    lambda c: world.make(root / 'world', c.data.world))
+  runs = plan(configs)
+  check(runs)
+  from audiorank import progress
+  from audiorank import records
+  for run_id, (config, _) in runs.items():
+    records.open_run(root / run_id, config)
+  workers = _WORKERS.value or min(len(os.sched_getaffinity(0)), 8)
+  todo = [r for r in runs if records.state(root / r) != 'done']
+  print(f'{len(runs)} runs, {len(runs) - len(todo)} done before; '
+        f'{workers} at once; {root}', flush=True)
+  jobs = [pool.Job(run_id, work) for run_id, (_, work) in runs.items()]
+  bar = progress.Bar(1000, 0, 'sweep')
+
+  def show(share):
+    bar.step(int(1000 * share) - bar.at)
+    done = sum(records.state(root / r) == 'done' for r in runs)
+    bar.note(f'{done}/{len(runs)} runs done')
+
+  try:
+    failed = pool.run(root, jobs, workers, show)
+  except KeyboardInterrupt:
+    bar.close()
+    print('\nstopped; the same command goes on', file=sys.stderr)
+    sys.exit(pool.AGAIN)
+  bar.close()
+  made = records.collect(root)
+  ours = made.runs[made.runs['run_id'].isin(list(runs))]
+  print(table(ours.sort_values(['width', 'depth', 'untrained', 'hours'])))
+  for run_id, error in failed.items():
+    print(f'failed: {root / run_id}: {error}', file=sys.stderr)
+  print(f'{progress.clock(time.monotonic() - began)} in all')
+  if _REPORT.value:
+    from audiorank import report
+    print(report.write(root, title=module.__doc__.splitlines()[0]))
+  if failed:
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+  cli.run(main)

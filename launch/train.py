@@ -1,0 +1,103 @@
+"""Trains and evaluates one run; the one command that every engine starts.
+
+  python -m launch.train --workdir=DIR
+  python -m launch.train --workdir=DIR --config=configs/base.py:en128-12
+
+The folder's config.json says what the run is; --config writes it first.
+Started again, it goes on where it was; done, it exits at once.
+
+Exit codes: 0 done; 42 stopped or busy, run me again; 1 a mistake; 3 the loss
+diverged; 128 and above killed, run me again.
+"""
+
+import ctypes
+import os
+import pathlib
+import signal
+import sys
+import time
+
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+
+from launch import cli
+
+AGAIN, DIVERGED = 42, 3
+_WORKDIR = flags.DEFINE_string('workdir', None, 'The run\'s folder.',
+                               required=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'A file of configs/, its point after a colon.')
+
+
+def die_with_parent():
+  """Asks the kernel for SIGTERM when the launcher dies (Linux)."""
+  parent = os.environ.get('AUDIORANK_PARENT')
+  if parent and sys.platform == 'linux':
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.getppid() != int(parent):
+      sys.exit(AGAIN)
+
+
+def main(argv):
+  del argv
+  die_with_parent()
+  asked = []
+  signal.signal(signal.SIGTERM, lambda *_: asked.append('SIGTERM'))
+  signal.signal(signal.SIGINT, lambda *_: asked.append('SIGINT'))
+  began = time.time()
+  from audiorank import lease
+  from audiorank import records
+  workdir = pathlib.Path(_WORKDIR.value)
+  if _CONFIG.value is not None:
+    records.open_run(workdir, _CONFIG.value)
+  config = records.load_config(workdir)
+  if records.state(workdir) == 'done':
+    return
+  try:
+    held = lease.Lease(workdir)
+  except lease.Held as error:
+    print(error, file=sys.stderr)
+    sys.exit(AGAIN)
+  if records.state(workdir) == 'done':
+    held.release()
+    return
+  (workdir / 'FAILED').unlink(missing_ok=True)
+  code = work(workdir, config, held, lambda: bool(asked), began)
+  held.release()
+  sys.exit(code)
+
+
+def work(workdir, config, held, stop, began):
+  """Trains, evaluates and marks the run; returns the exit code."""
+  cli.compile_cache()
+  import jax
+  if os.environ.get('AUDIORANK_DISTRIBUTED'):
+    jax.distributed.initialize()
+  from audiorank import evaluate
+  from audiorank import records
+  from audiorank import train
+  try:
+    train.run(workdir, config, stop, held.tell)
+    if not evaluate.run(workdir, config, stop=stop, tell=held.tell):
+      return AGAIN
+  except train.Preempted as saved:
+    print(saved, file=sys.stderr)
+    return AGAIN
+  except train.Diverged as error:
+    records.write_json(workdir / 'FAILED', {'error': str(error)})
+    print(f'error: {error}', file=sys.stderr)
+    return DIVERGED
+  except (ValueError, OSError) as error:
+    records.write_json(workdir / 'FAILED', {'error': str(error)})
+    held.release()
+    raise
+  records.write_json(workdir / 'DONE', {
+      'run_id': records.run_id(config), 'seconds': time.time() - began,
+      'device': jax.devices()[0].device_kind, 'jax': jax.__version__})
+  logging.info('done: %s', workdir)
+  return 0
+
+
+if __name__ == '__main__':
+  cli.run(main)

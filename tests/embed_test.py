@@ -1,0 +1,138 @@
+"""Embeddings depend on their clip alone."""
+
+import jax
+import numpy as np
+import pytest
+
+from audiorank import audio
+from audiorank import embed
+from audiorank import model
+from audiorank import records
+from audiorank import sharding
+from configs import base
+
+S, L = 7520, 12
+TIGHT = 2e-6  # Tokens are of order one; rows of a product may be regrouped.
+
+
+@pytest.fixture(scope='module')
+def config():
+  c = base.get_config('en32-2')
+  c.model.target_frames = 4 * 10  # Shorter than the clips: two chunks.
+  c.model.decoder.update(width=16, depth=1, heads=2)
+  return records.frozen(c)
+
+
+@pytest.fixture(scope='module')
+def params(config):
+  net = model.Encoder(config.model)
+  patches_BLP = np.zeros((1, 10, 256), np.float32)
+  shapes = jax.eval_shape(lambda: (
+      net.init(jax.random.key(0), patches_BLP),
+      net.init(jax.random.key(0), np.zeros((1, 64, 40)), method='patches')))
+  rng = np.random.default_rng(0)
+
+  def fill(path, x):
+    kernel = path[-1].key == 'kernel'
+    y = rng.normal(0, x.shape[-2] ** -.5 if kernel else .1, x.shape)
+    return (y + {'scale': 1, 'mean': -10, 'var': 100}.get(
+        path[-1].key, 0)).astype(np.float32)
+
+  tokens, front = jax.tree.map_with_path(fill, shapes)
+  return {'params': {**tokens['params'], **front['params']},
+          'batch_stats': front['batch_stats']}
+
+
+def clips(N=6, seed=0):
+  """int16 clips whose loudness differs by 90 dB."""
+  rng = np.random.default_rng(seed)
+  gain_N = 10 ** rng.uniform(-4.5, 0, N)
+  return np.round(gain_N[:, None] * rng.uniform(
+      -32767, 32767, (N, S))).astype(np.int16)
+
+
+def test_scenes_are_means_of_timestamps(config, params):
+  wave_NS = clips()
+  z_ND = embed.scene(config, params, wave_NS)
+  z_BLD, ms_BL = embed.timestamps(config, params, wave_NS)
+  assert z_ND.shape == (6, 32) and z_ND.dtype == np.float32
+  assert z_BLD.shape == (6, L, 32) and z_BLD.dtype == np.float32
+  np.testing.assert_allclose(z_ND, z_BLD.mean(1), atol=TIGHT)
+  np.testing.assert_array_equal(ms_BL, [40. * np.arange(L) + 20] * 6)
+  # The model part of a config serves as well as the whole.
+  np.testing.assert_array_equal(
+      embed.scene(config.model, params, wave_NS), z_ND)
+
+
+def test_any_layer(config, params):
+  wave_NS = clips()
+  mel_BMT = audio.log_mel(wave_NS.astype(np.float32) / 32768)
+  z_BLD, layers_NBLD = model.encode(
+      config.model, params, mel_BMT, layers=True)
+  for layer, want_BLD in (('final', z_BLD), (0, layers_NBLD[0]),
+                          (1, layers_NBLD[1])):
+    np.testing.assert_allclose(
+        embed.scene(config, params, wave_NS, layer=layer), want_BLD.mean(1),
+        atol=1e-5)
+
+
+def test_neither_batch_mates_nor_padding_matter(config, params):
+  wave_NS = clips()
+  want_ND = embed.scene(config, params, wave_NS, batch=4)
+  np.testing.assert_allclose(
+      embed.scene(config, params, wave_NS[::-1], batch=4)[::-1], want_ND,
+      atol=TIGHT)
+  np.testing.assert_allclose(
+      embed.scene(config, params, wave_NS, batch=64), want_ND, atol=TIGHT)
+  np.testing.assert_allclose(
+      embed.scene(config, params, wave_NS[3:4], batch=4), want_ND[3:4],
+      atol=TIGHT)
+
+
+def test_the_official_clamp_does_depend_on_batch_mates(config, params):
+  quiet = clips()[np.abs(clips()).max(1).argsort()]
+  alone_ND = embed.scene(config, params, quiet[:1] // 8, clamp='batch')
+  loud = np.stack([quiet[0] // 8, 32767 * np.sign(quiet[-1])])
+  together_ND = embed.scene(config, params, loud, clamp='batch')
+  assert np.abs(together_ND[:1] - alone_ND).max() > 1e-3
+
+
+def test_integers_and_floats_agree(config, params):
+  wave_NS = clips()
+  np.testing.assert_array_equal(
+      embed.scene(config, params, wave_NS.astype(np.float32) / 32768),
+      embed.scene(config, params, wave_NS))
+
+
+def test_any_lengths_in_their_order(config, params):
+  wave_NS = clips()
+  waves = [wave_NS[i, :n] for i, n in enumerate([S, 900, S, 100, 900, S])]
+  z_ND = embed.scene(config, params, waves, batch=2)
+  for i in (0, 1, 4, 5):
+    alone_ND = embed.scene(config, params, [waves[i]], batch=2)
+    np.testing.assert_allclose(z_ND[i:i + 1], alone_ND, atol=TIGHT)
+  # A clip shorter than a token is one token of clip and silence.
+  padded_BS = np.pad(waves[3], (0, 540))[None]
+  np.testing.assert_allclose(
+      z_ND[3:4], embed.timestamps(config, params, padded_BS)[0][:, 0],
+      atol=TIGHT)
+  assert embed.timestamps(config, params, wave_NS[:1, :9])[1].tolist() == [[20]]
+
+
+@pytest.mark.parametrize('data,fsdp', [(1, 1), (4, 2)])
+def test_a_mesh_changes_nothing(config, params, data, fsdp):
+  on = sharding.mesh(data, fsdp)
+  wave_NS = clips(N=11)
+  placed = jax.device_put(params, sharding.place(params, on))
+  with jax.set_mesh(on):
+    z_ND = embed.sharded(config.model, placed, wave_NS, on, batch=8)
+  np.testing.assert_allclose(
+      z_ND, embed.scene(config, params, wave_NS, batch=8), atol=TIGHT)
+
+
+def test_refusals(config, params):
+  with pytest.raises(ValueError, match='no clips to embed'):
+    embed.scene(config, params, [])
+  for layer in (2, -1, 'last', 1.):
+    with pytest.raises(ValueError, match=f"layer {layer!r}: expected 'final'"):
+      embed.scene(config, params, clips(), layer=layer)

@@ -1,0 +1,160 @@
+"""Intervals: what they cover, and that they say when nothing is known."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from audiorank import laws
+from audiorank.laws import intervals
+
+
+def _study(rng, n=24, low=60., high=400., b=.8, sd=.01):
+  """A truth with Q_inf = .9 and Q = .55 at the least rank."""
+  rank = np.geomspace(low, high, n)
+  score = .9 - .35 * (rank / low) ** -b + sd * rng.normal(size=n)
+  return {'rank': rank, 'score': score}
+
+
+def test_profile_ends_lie_on_the_threshold():
+  made = laws.fit('saturating', _study(np.random.default_rng(0)))
+  for name in ('Q_inf', 'b', 'a'):
+    low, high = made.ci(name)
+    at = intervals.profile(made, name, [low, made.params[name], high])
+    limit = intervals.threshold(made, name, .95)
+    np.testing.assert_allclose(at[[0, 2]], limit, rtol=1e-5)
+    np.testing.assert_allclose(at[1], made.objective, rtol=1e-9)
+
+
+def test_profile_of_a_line_is_student():
+  """For a law linear in its parameters the profile is the t interval."""
+  rng = np.random.default_rng(1)
+  rank = np.geomspace(20, 300, 15)
+  score = .2 + .1 * np.log(rank) + .02 * rng.normal(size=15)
+  made = laws.fit('log_linear', {'rank': rank, 'score': score})
+  line = stats.linregress(np.log(rank), score)
+  half = stats.t.ppf(.975, 13) * line.stderr
+  for method in ('profile', 'wald'):
+    np.testing.assert_allclose(made.ci('d', method),
+                               (line.slope - half, line.slope + half),
+                               rtol=1e-5)
+  shift = stats.t.ppf(.975, 13) * line.intercept_stderr
+  np.testing.assert_allclose(made.ci('c'), (line.intercept - shift,
+                                            line.intercept + shift), rtol=1e-5)
+
+
+def test_both_roads_give_one_profile():
+  """Projection and Newton follow the same curve, for every parameter."""
+  data = _study(np.random.default_rng(2))
+  plain = laws.fit('saturating', data)
+  huber = laws.fit('saturating', data, loss='huber', delta=10.)
+  for name in ('Q_inf', 'a', 'b'):
+    v = plain.params[name] * np.array([.9, 1., 1.15])
+    np.testing.assert_allclose(2 * intervals.profile(huber, name, v),
+                               intervals.profile(plain, name, v), rtol=1e-6)
+
+
+def test_amplitudes_are_profiled_in_their_own_units():
+  """Newton in the units of the data: brute force over the exponent agrees."""
+  rng = np.random.default_rng(3)
+  x = np.geomspace(1e3, 1e6, 30)
+  y = (.5 + 40. * x ** -.4) * np.exp(.01 * rng.normal(size=30))
+  made = laws.fit('power_floor', {'x': x, 'y': y}, loss='log_ls')
+  value = 1.2 * made.params['A']
+  best = math.inf
+  for alpha in np.linspace(.3, .6, 3001):
+    # With A and alpha held, E alone is left: Newton on one number.
+    floor = made.params['E']
+    for _ in range(30):
+      f = floor + value * x ** -alpha
+      r = np.log(y) - np.log(f)
+      floor += np.sum(r / f) / np.sum((1 + r) / f ** 2)
+    best = min(best, np.sum((np.log(y) - np.log(
+        floor + value * x ** -alpha)) ** 2))
+  got = intervals.profile(made, 'A', [value])[0]
+  np.testing.assert_allclose(got, best, rtol=1e-5)
+  assert got <= best * (1 + 1e-12)
+
+
+def test_unbounded_above_is_an_answer():
+  """A logarithm has no ceiling: the interval of Q_inf must not invent one."""
+  rng = np.random.default_rng(0)
+  rank = np.geomspace(60, 400, 24)
+  score = .3 + .08 * np.log(rank) + .01 * rng.normal(size=24)
+  made = laws.fit('saturating', {'rank': rank, 'score': score})
+  low, high = made.ci('Q_inf')
+  assert high == math.inf and score.max() - .05 < low < 1.5
+  assert made.ci('b')[0] == 0.
+  assert made.diagnostics['identifiable']['Q_inf'] is False
+  assert 'unbounded above' in made.report()
+  assert 'Q_inf =' not in made.report()
+  assert np.isfinite(made.ci('Q_inf', 'wald')).all()
+
+
+def test_narrower_range_wider_interval():
+  rng = np.random.default_rng(5)
+  width = {}
+  for name, low, high in (('narrow', 60., 400.), ('wide', 20., 800.)):
+    rank = np.geomspace(low, high, 24)
+    score = .9 - .35 * (rank / 60) ** -.8 + .01 * rng.normal(size=24)
+    ends = laws.fit('saturating', {'rank': rank, 'score': score}).ci('Q_inf')
+    width[name] = ends[1] - ends[0]
+  assert width['wide'] < .6 * width['narrow']
+
+
+def test_groups_widen_intervals():
+  """Eight copies of every run with one shared error are not eight runs."""
+  rng = np.random.default_rng(6)
+  rank = np.repeat(np.geomspace(30, 500, 12), 8)
+  shared = np.repeat(.02 * rng.normal(size=12), 8)
+  score = .9 - .35 * (rank / 30) ** -.8 + shared + .001 * rng.normal(size=96)
+  data = {'rank': rank, 'score': score}
+  family = np.repeat(np.arange(12), 8)
+  alone = laws.fit('saturating', data)
+  grouped = laws.fit('saturating', data, groups=family)
+  for method in ('profile', 'wald', 'bootstrap'):
+    size = [np.diff(made.ci('b', method))[0] for made in (alone, grouped)]
+    assert size[1] > 1.7 * size[0]
+  assert grouped.diagnostics['groups'] == 12
+
+
+def test_bootstrap_is_reproducible_and_weighted_by_groups():
+  made = laws.fit('saturating', _study(np.random.default_rng(0)))
+  one, two = made.draws(50, seed=3), made.draws(50, seed=3)
+  assert one.equals(two) and not one.equals(made.draws(50, seed=4))
+  # A resample is the fit to the rows it repeats.
+  rng = np.random.default_rng(3)
+  times = rng.multinomial(24, np.full(24, 1 / 24), 50)[0]
+  rows = np.repeat(np.arange(24), times)
+  again = laws.fit('saturating', {name: np.asarray(made.data[name])[rows]
+                                  for name in ('rank', 'score')})
+  np.testing.assert_allclose(one['b'][0], again.params['b'], rtol=1e-5)
+
+
+def _coverage(studies, seed, **truth):
+  rng = np.random.default_rng(seed)
+  hit = {'profile': 0, 'bootstrap': 0}
+  for _ in range(studies):
+    made = laws.fit('saturating', _study(rng, **truth))
+    for method in hit:
+      low, high = made.ci('Q_inf', method, draws=300)
+      hit[method] += low <= .9 <= high
+  return {method: count / studies for method, count in hit.items()}
+
+
+def test_coverage_small():
+  """60 studies: the standard error of a coverage of .95 is .028."""
+  covered = _coverage(60, 0, n=24)
+  assert .85 <= covered['profile'] <= 1.
+  assert .80 <= covered['bootstrap'] <= 1.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('truth', [
+    dict(n=12), dict(n=24), dict(n=48), dict(n=24, low=20., high=800.),
+    dict(n=24, b=.4), dict(n=24, sd=.003)])
+def test_coverage(truth):
+  """600 studies: 95 % nominal within three standard errors of 92 to 97 %."""
+  covered = _coverage(600, 1, **truth)
+  assert .92 - .027 <= covered['profile'] <= .97 + .02

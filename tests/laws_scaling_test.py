@@ -1,0 +1,130 @@
+"""Frontiers, valleys and bounds against closed forms."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from audiorank import laws
+from audiorank.laws import scaling
+
+TRUTH = dict(E=1.8, A=480., B=2100., alpha=.35, beta=.37)
+
+
+def _grid(noise=0., seed=0):
+  n, d = (axis.ravel() for axis in np.meshgrid(
+      np.geomspace(1e7, 1e10, 7), np.geomspace(1e9, 1e12, 7)))
+  loss = TRUTH['E'] + TRUTH['A'] * n ** -.35 + TRUTH['B'] * d ** -.37
+  loss *= np.exp(noise * np.random.default_rng(seed).normal(size=len(n)))
+  return {'N': n, 'D': d, 'loss': loss}
+
+
+@pytest.fixture(scope='module')
+def made():
+  return laws.fit('separable', _grid(.002), loss='log_ls')
+
+
+def test_frontier_is_the_closed_form(made):
+  """N* = G (C / 6)^(beta / (alpha + beta)), Hoffmann et al. eq. 4."""
+  budgets = np.geomspace(1e19, 1e22, 4)
+  found = scaling.frontier(made, budgets, draws=60)
+  p = made.params
+  power = p['beta'] / (p['alpha'] + p['beta'])
+  scale = (p['alpha'] * p['A'] / (p['beta'] * p['B'])) ** (
+      1 / (p['alpha'] + p['beta']))
+  np.testing.assert_allclose(found['size'], scale * (budgets / 6) ** power,
+                             rtol=1e-5)
+  np.testing.assert_allclose(6 * found['size'] * found['data'], budgets)
+  value, low, high = found.attrs['size_exponent']
+  np.testing.assert_allclose(value, power, rtol=1e-5)
+  assert low < value < high
+  assert (found['size_low'] < found['size']).all()
+  assert (found['size'] < found['size_high']).all()
+  assert found.attrs['compute'] == 'encoder only'
+  assert (found['distance'] == 0).all()
+
+
+def test_decoder_moves_the_frontier(made):
+  """A fixed cost per unit of data, the decoder's, favours larger models."""
+  plain = scaling.frontier(made, [1e20], draws=5)
+  fixed = scaling.frontier(made, [1e20], lambda C, N: C / (6 * N + 6e9),
+                           'encoder and decoder', draws=5)
+  assert fixed['size'][0] > plain['size'][0]
+  assert fixed.attrs['compute'] == 'encoder and decoder'
+
+
+def _valley(alpha, beta, width=1.2, points=9):
+  """One isoFLOP curve off centre, with exponents that differ."""
+  c = 1e20
+  best = (alpha * 400. / (beta * 2000.)) ** (1 / (alpha + beta)) * (
+      c / 6) ** (beta / (alpha + beta))
+  n = best * np.geomspace(10 ** (-width + .4), 10 ** (width + .4), points)
+  loss = 1.7 + 400. * n ** -alpha + 2000. * (c / 6 / n) ** -beta
+  return pd.DataFrame({'flops': c, 'params': n, 'valid_loss': loss}), best
+
+
+def test_cubic_valley_beats_the_parabola():
+  data, best = _valley(.3, .45)
+  error = {degree: abs(math.log(scaling.valleys(data, degree=degree)[
+      'size'][0] / best)) for degree in (2, 3)}
+  assert error[3] < .5 * error[2] and error[3] < .1
+
+
+def test_valley_outside_is_said():
+  data, best = _valley(.35, .37)
+  rest = data[data['params'] > 1.5 * best]
+  found = scaling.valleys(rest, degree=2)
+  assert not found['inside'][0] and math.isnan(found['size'][0])
+  with pytest.raises(ValueError, match='the 5 different'):
+    scaling.valleys(data.iloc[:4])
+
+
+def _bounded(noise=.01):
+  rng = np.random.default_rng(0)
+  n, d = (axis.ravel() for axis in np.meshgrid(
+      np.geomspace(1e6, 1e9, 7), np.geomspace(1., 1000., 6)))
+  rank = ((.5 * n ** .3) ** -3 + (20 * d ** .4) ** -3) ** (-1 / 3)
+  return {'params': n, 'hours': d,
+          'rank': rank * np.exp(noise * rng.normal(size=len(n)))}
+
+
+def test_data_bound():
+  made = laws.fit('smooth_min', _bounded(), loss='log_ls',
+                  x=('params', 'hours'), y='rank')
+  found = scaling.data_bound(made, 30., draws=100)
+  truth = (20 / .5 * 30 ** .4) ** (1 / .3)
+  assert found.low < truth < found.high and not found.refused
+  assert found.high < 1.5 * found.low
+  outside = scaling.data_bound(made, 1000., draws=20)
+  assert math.isnan(outside.size) and 'outside the params' in outside.refused
+  far = scaling.data_bound(made, 5000., draws=20)
+  assert '5000 lies outside the hours observed' in far.refused
+
+
+def test_bound_by_slope():
+  """For any law: where the elasticity of the loss falls to eps."""
+  data = _grid()
+  made = laws.fit('separable', data, loss='log_ls')
+  found = scaling.data_bound(made, 1e11, eps=.02, draws=5)
+  y = lambda n: 1.8 + 480 * n ** -.35 + 2100 * 1e11 ** -.37
+  slope = .35 * 480 * found.size ** -.35 / y(found.size)
+  np.testing.assert_allclose(slope, .02, rtol=.02)
+
+
+def test_longer_or_larger(made):
+  found = scaling.longer_or_larger(made, 1e8, 1e12, 4., draws=100)
+  rows = found.set_index('choice')
+  # Far too much data for the size: growing must win.
+  assert rows.loc['larger', 'value'] < rows.loc['longer', 'value']
+  assert found.attrs['longer_wins'] < .05
+  np.testing.assert_allclose(rows.loc['larger', 'size'], 4e8, rtol=1e-9)
+  np.testing.assert_allclose(rows.loc['longer', 'data'], 4e12, rtol=1e-9)
+  assert rows['value'].idxmin() == 'best split'
+
+
+def test_one_input_has_no_frontier():
+  rank = np.geomspace(20, 200, 9)
+  made = laws.fit('log_linear', {'rank': rank, 'score': np.log(rank) / 9})
+  with pytest.raises(ValueError, match='needs a size and an amount of data'):
+    scaling.frontier(made, [1e18])

@@ -1,0 +1,585 @@
+"""Preparing sound: what is kept, what is refused, and nothing stops it."""
+
+import fcntl
+import hashlib
+import io
+import json
+import math
+import os
+import pathlib
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+from audiorank import audio
+from audiorank import data
+from audiorank import prepare
+from audiorank.prepare import listing
+from audiorank.prepare import shards
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def noise(seconds, rate=16000, channels=1, seed=0):
+  rng = np.random.default_rng(seed)
+  return 0.2 * rng.standard_normal((round(seconds * rate), channels))
+
+
+def sound(path, seconds=1.0, rate=16000, channels=1, seed=0, **how):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  soundfile.write(path, noise(seconds, rate, channels, seed), rate, **how)
+
+
+def contents(out):
+  """Every file of a folder by its hash, the lock aside."""
+  return {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest()
+          for p in sorted(out.rglob('*')) if p.is_file() and p.name != '.lock'}
+
+
+def refusals(out):
+  lines = (out / 'quarantine.jsonl').read_text().splitlines()
+  return {r['file']: r for r in map(json.loads, lines)}
+
+
+def command(*args, before=None, **env):
+  return subprocess.run(
+      [sys.executable, '-m', 'launch.prepare', *map(str, args)], cwd=ROOT,
+      capture_output=True, text=True, preexec_fn=before, check=False,
+      env={**os.environ, **env})
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+  """A folder of good and bad sound, and what it becomes."""
+  folder = tmp_path_factory.mktemp('world')
+  sound(folder / 'music' / 'deep' / 'a.wav', 2.5, 44100, 2)
+  sound(folder / 'music' / 'b.flac', 7, 8000, seed=1)
+  sound(folder / 'speech' / 'c.ogg', 1, 48000, seed=2)
+  sound(folder / 'speech' / 'd.opus', 1, 48000, format='OGG', subtype='OPUS')
+  sound(folder / 'e.MP3', 1, 22050, 2, seed=3, format='MP3')
+  sound(folder / 'tiny.wav', 0.01, seed=5)
+  sound(folder / 'tail' / '1.wav', 0.5, seed=6)
+  sound(folder / 'tail' / '2.wav', 0.5, seed=7)
+  bad = folder / 'bad'
+  bad.mkdir()
+  (bad / 'garbage.flac').write_bytes(random.Random(0).randbytes(5000))
+  (bad / 'nothing.wav').write_bytes(b'')
+  (bad / 'movie.m4a').write_bytes(b'\0\0\0\x20ftypM4A ' + bytes(100))
+  soundfile.write(bad / 'empty.wav', np.zeros(0), 16000)
+  soundfile.write(bad / 'silent.wav', np.zeros(9000), 16000)
+  soundfile.write(bad / 'faint.wav', noise(1) * 1e-8, 16000, subtype='FLOAT')
+  soundfile.write(bad / 'opposed.wav', noise(1) * [[1, -1]], 16000)
+  wave_S = noise(1)
+  wave_S[7000] = np.nan
+  soundfile.write(bad / 'nan.wav', wave_S, 16000, subtype='FLOAT')
+  soundfile.write(bad / 'loud.wav', noise(1) * 3e4, 16000, subtype='FLOAT')
+  sound(bad / 'long.flac', 45)
+  (bad / 'broken.wav').symlink_to(folder / 'nowhere.wav')
+  os.mkfifo(bad / 'pipe.wav')
+  (folder / 'notes.txt').write_text('not sound')
+  (folder / '.hidden.wav').write_text('not sound')
+  (folder / 'loop').symlink_to(folder)
+  with open(folder / 'manifest.csv', 'w', encoding='utf-8') as file:
+    file.write('file,source\ntail/1.wav,disc.ogg + 1\ntail/2.wav,disc.ogg + 2\n'
+               'music/b.flac,"b, the file"\n')
+  out = tmp_path_factory.mktemp('made') / 'out'
+  made = prepare.run(folder, out, workers=2, piece_seconds=3.0,
+                     max_hours=40 / 3600)
+  return folder, out, made
+
+
+def test_what_can_be_read_is_kept_exactly(world):
+  folder, out, made = world
+  table = pd.read_csv(out / 'manifest.csv')
+  assert tuple(table) == shards.COLUMNS
+  assert sorted(set(table['file'])) == [
+      'e.MP3', 'music/b.flac', 'music/deep/a.wav', 'speech/c.ogg',
+      'speech/d.opus', 'tail/1.wav', 'tail/2.wav', 'tiny.wav']
+  corpus = data.load(out)
+  assert data.verify(corpus) == []
+  read = data.folder.reader(corpus, resident=False)
+  for file, rows in corpus.records.groupby('file'):
+    want_S = audio.to_int16(audio.read(folder / file))
+    got_S = np.concatenate([read(i, 0, 10**9) for i in rows.index])
+    np.testing.assert_array_equal(got_S, want_S)
+    ends = (rows['start'] + rows['samples']).tolist()
+    assert rows['start'].tolist() == [0] + ends[:-1]
+    # Parts are as equal as can be: a short tail is of little use.
+    assert len(rows) == math.ceil(len(want_S) / 48000)
+    assert np.ptp(rows['samples']) <= 1
+  assert made['hours'] == table['samples'].sum() / 16000 / 3600
+  counts = made['records'], made['files'], made['ignored']
+  assert counts == (len(table), 8, 3)
+  assert made == json.loads((out / 'corpus.json').read_text())
+
+
+def test_sources_and_categories(world):
+  table = data.load(world[1]).records.set_index('file')
+  assert set(table.loc[['tail/1.wav', 'tail/2.wav'], 'source']) == {'disc.ogg'}
+  assert set(table.loc['music/b.flac', 'source']) == {'b, the file'}
+  assert table.loc['tiny.wav', 'source'] == 'tiny.wav'
+  assert table.loc['music/deep/a.wav', 'category'] == 'music'
+  assert table.loc['e.MP3', 'category'] == ''
+  assert world[2]['sources'] == 7
+
+
+def test_what_cannot_is_quarantined_with_its_reason(world):
+  folder, out, made = world
+  found = refusals(out)
+  assert {f.removeprefix('bad/'): r['reason'] for f, r in found.items()} == {
+      'garbage.flac': 'undecodable', 'nothing.wav': 'undecodable',
+      'movie.m4a': 'undecodable', 'empty.wav': 'empty',
+      'silent.wav': 'constant', 'faint.wav': 'constant',
+      'opposed.wav': 'constant', 'nan.wav': 'non-finite',
+      'loud.wav': 'wrong magnitude', 'long.flac': 'too long',
+      'broken.wav': 'unreadable', 'pipe.wav': 'not a regular file'}
+  for file, refusal in found.items():
+    if refusal['reason'] not in ('unreadable', 'not a regular file'):
+      want = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+      assert refusal['sha256'] == want
+  assert sum(made['refused'].values()) == len(found)
+
+
+def test_the_same_whatever_the_workers_and_once_is_enough(world, tmp_path):
+  folder, out, made = world
+  again = prepare.run(folder, tmp_path / 'o', workers=1, piece_seconds=3.0,
+                      max_hours=40 / 3600)
+  assert again == made
+  want = contents(out)
+  assert contents(tmp_path / 'o') == want
+  before = {p: p.stat().st_mtime_ns for p in (out / 'shards').iterdir()}
+  assert prepare.run(folder, out, piece_seconds=3.0,
+                     max_hours=40 / 3600) == made
+  assert {p: p.stat().st_mtime_ns
+          for p in (out / 'shards').iterdir()} == before
+  assert contents(out) == want
+
+
+@pytest.mark.parametrize('harm', ['cut', 'flip', 'lose', 'note'])
+def test_a_damaged_shard_is_made_anew(world, tmp_path, harm):
+  folder, out, _ = world
+  other = tmp_path / 'o'
+  subprocess.run(['cp', '-r', out, other], check=True)
+  path = sorted((other / 'shards').glob('*.array_record'))[0]
+  raw = bytearray(path.read_bytes())
+  if harm == 'cut':
+    path.write_bytes(raw[:-9])
+  elif harm == 'flip':
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    (other / 'corpus.json').unlink()
+  elif harm == 'lose':
+    path.unlink()
+  else:
+    path.with_name(path.name + '.json').write_text('{"records"')
+  prepare.run(folder, other, workers=1, piece_seconds=3.0,
+              max_hours=40 / 3600)
+  assert contents(other) == contents(out)
+
+
+def test_a_folder_that_belongs_to_something_else_is_left_alone(
+    world, tmp_path):
+  folder, out, _ = world
+  want = contents(out)
+  with pytest.raises(ValueError, match='made with piece_seconds 3.0, now 30.0'):
+    prepare.run(folder, out, max_hours=40 / 3600)
+  sound(tmp_path / 'other' / 'x.wav')
+  with pytest.raises(ValueError, match='another input .20 files then, 1 in'):
+    prepare.run(tmp_path / 'other', out, piece_seconds=3.0,
+                max_hours=40 / 3600)
+  assert contents(out) == want
+  full = tmp_path / 'full'
+  full.mkdir()
+  (full / 'thesis.tex').write_text('precious')
+  with pytest.raises(ValueError, match=r'full: not empty \(thesis.tex'):
+    prepare.run(tmp_path / 'other', full)
+  assert contents(full).keys() == {'thesis.tex'}
+  with pytest.raises(ValueError, match='is a file, expected a folder'):
+    prepare.run(tmp_path / 'other', full / 'thesis.tex')
+  with pytest.raises(ValueError, match='the output cannot be the input'):
+    prepare.run(tmp_path / 'other', tmp_path / 'other')
+  with open(tmp_path / 'other' / 'x.wav', 'rb'):
+    inside = tmp_path / 'other' / 'out'
+    assert prepare.run(tmp_path / 'other', inside)['files'] == 1
+    assert prepare.run(tmp_path / 'other', inside)['files'] == 1
+  with open(out / '.lock', 'w', encoding='utf-8') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(ValueError, match='another prepare is writing it'):
+      prepare.run(folder, out, piece_seconds=3.0, max_hours=40 / 3600)
+
+
+def test_commands_end_in_one_line(tmp_path):
+  (tmp_path / 'empty').mkdir()
+  (tmp_path / 'refused').mkdir()
+  (tmp_path / 'refused' / 'a.wav').write_text('x')
+  out = tmp_path / 'out'
+  for source, why in [
+      ('missing', 'missing: no such folder or archive'),
+      ('empty', r'empty: no sound files in it (0 other files)'),
+      ('refused', 'no usable sound: all 1 files refused (1 undecodable)')]:
+    done = command('--audio', tmp_path / source, '--out', out)
+    assert done.returncode == 1 and done.stdout == ''
+    assert len(done.stderr.splitlines()) == 1 and why in done.stderr
+    assert out.exists() == (source == 'refused')
+    assert not (out / 'corpus.json').exists()
+  assert refusals(out)['a.wav']['reason'] == 'undecodable'
+  sound(tmp_path / 'good' / 'a.wav')
+  done = command('--audio', tmp_path / 'good', '--out', tmp_path / 'o',
+                 '--workers', 0)
+  assert done.returncode == 1 and 'workers is 0: expected' in done.stderr
+  done = command('--audio', tmp_path / 'good', '--out', tmp_path / 'o')
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith('0.00 h in 1 records of 1 files from 1 sources')
+  assert data.load(tmp_path / 'o').hours == 1 / 3600
+
+
+def test_a_full_disk_is_one_line_and_the_next_call_goes_on(tmp_path):
+  for i in range(3):
+    sound(tmp_path / 'in' / f'{i}.flac', 40, seed=i)
+  limit = 600_000  # each shard wants 1.28 MB
+
+  def small():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+  out = tmp_path / 'out'
+  done = command('--audio', tmp_path / 'in', '--out', out, before=small)
+  assert done.returncode == 1
+  assert len(done.stderr.splitlines()) == 1
+  assert 'cannot write shard-' in done.stderr and 'too large' in done.stderr
+  assert not (out / 'corpus.json').exists()
+  assert list(out.rglob('*.part')) == []
+  made = prepare.run(tmp_path / 'in', out, workers=1)
+  assert made['files'] == 3 and data.verify(data.load(out)) == []
+
+
+def test_any_file_name_is_carried(tmp_path):
+  names = [b'na\xffme.wav', 'new\nline, "so".wav'.encode(), '\u97f3: x.wav'
+           .encode(), b'-o.wav', b'bad: one.wav']
+  for i, name in enumerate(names):
+    sound(tmp_path / 'plain.wav', seed=i)
+    (tmp_path / 'in').mkdir(exist_ok=True)
+    os.rename(os.fsencode(tmp_path / 'plain.wav'),
+              os.fsencode(tmp_path / 'in') + b'/' + name)
+  (tmp_path / 'in' / 'bad: one.wav').write_text('x')
+  prepare.run(tmp_path / 'in', tmp_path / 'out', workers=1)
+  assert sorted(data.load(tmp_path / 'out').records['file']) == sorted([
+      'na\\udcffme.wav', 'new\nline, "so".wav', '\u97f3: x.wav', '-o.wav'])
+  assert refusals(tmp_path / 'out')['bad: one.wav']['reason'] == 'undecodable'
+
+
+def archive(path, members, mode='w'):
+  with tarfile.open(path, mode) as tar:
+    for name, content in members:
+      if isinstance(name, tarfile.TarInfo):
+        tar.addfile(name)
+        continue
+      info = tarfile.TarInfo(name)
+      info.size = len(content)
+      tar.addfile(info, io.BytesIO(content))
+
+
+def flac(seed, seconds=1.0):
+  file = io.BytesIO()
+  soundfile.write(file, noise(seconds, seed=seed), 16000, format='FLAC')
+  return file.getvalue()
+
+
+def test_tars_give_what_their_files_give(tmp_path):
+  members = [(f'speech/{i:03d}.flac', flac(i)) for i in range(3)]
+  folder = tmp_path / 'in'
+  folder.mkdir()
+  for kind in ('', ':gz', ':xz', ':bz2'):
+    archive(folder / f'x.tar{kind.replace(":", ".")}',
+            members + [('speech/000.json', b'{}')], f'w{kind}')
+  made = prepare.run(folder, tmp_path / 'o', workers=1)
+  assert made['ignored'] == 4 and made['refused'] == {}
+  records = data.load(tmp_path / 'o').records
+  assert set(records['category']) == {'speech'}
+  for kind in ('', '.gz', '.xz', '.bz2'):
+    rows = records[records['file'].str.startswith(f'x.tar{kind}/speech')]
+    assert list(rows['file']) == [f'x.tar{kind}/{name}' for name, _ in members]
+    assert list(rows['sha256']) == [
+        hashlib.sha256(audio.to_int16(audio.read(content)).tobytes())
+        .hexdigest() for _, content in members]
+  assert not (tmp_path / 'o' / 'unpacked').exists()
+  assert prepare.run(folder, tmp_path / 'o') == made
+
+
+def test_a_tar_itself_is_an_input(tmp_path):
+  archive(tmp_path / 'set.tar', [('a.flac', flac(0)), ('./b/c.flac', flac(1))])
+  prepare.run(tmp_path / 'set.tar', tmp_path / 'o', workers=1)
+  records = data.load(tmp_path / 'o').records
+  assert list(records['file']) == ['set.tar/a.flac', 'set.tar/b/c.flac']
+  assert list(records['category']) == ['', 'b']
+
+
+def hostile(tmp_path):
+  """A tar that tries to reach out, with one honest member."""
+  def special(name, kind, target=''):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info, None
+  victim = tmp_path / 'victim.wav'
+  sound(victim)
+  return [
+      ('good.flac', flac(0)), ('../escaped.flac', flac(1)),
+      (f'{tmp_path}/absolute.flac', flac(2)), ('a/../../b.flac', flac(3)),
+      special('link.wav', tarfile.SYMTYPE, str(victim)),
+      special('hard.wav', tarfile.LNKTYPE, str(victim)),
+      special('null.wav', tarfile.CHRTYPE),
+      special('fifo.wav', tarfile.FIFOTYPE),
+      special('folder.wav', tarfile.DIRTYPE)]
+
+
+def test_archives_cannot_reach_outside(tmp_path):
+  (tmp_path / 'in').mkdir()
+  archive(tmp_path / 'in' / 'x.tar', hostile(tmp_path))
+  before = set(tmp_path.rglob('*'))
+  made = prepare.run(tmp_path / 'in', tmp_path / 'out', workers=1)
+  assert all((tmp_path / 'out') in [p, *p.parents]
+             for p in set(tmp_path.rglob('*')) - before)
+  records = data.load(tmp_path / 'out').records
+  assert list(records['file']) == ['x.tar/good.flac']
+  assert made['refused'] == {'unsafe path': 3, 'not a regular file': 4}
+
+
+def test_damaged_archives_cost_only_what_is_damaged(tmp_path):
+  folder = tmp_path / 'in'
+  folder.mkdir()
+  members = [(f'{i}.flac', flac(i)) for i in range(3)]
+  archive(folder / 'whole.tar', members)
+  raw = (folder / 'whole.tar').read_bytes()
+  with tarfile.open(folder / 'whole.tar') as tar:
+    last = tar.getmembers()[2]
+  (folder / 'cut.tar').write_bytes(raw[:last.offset_data + 100])
+  (folder / 'broken.tar').write_bytes(
+      raw[:last.offset] + bytes(range(256)) * 2 + raw[last.offset + 512:])
+  (folder / 'garbage.tar').write_bytes(random.Random(1).randbytes(9999))
+  (folder / 'empty.tar.gz').write_bytes(b'')
+  archive(folder / 'packed.tar.gz', members, 'w:gz')
+  packed = (folder / 'packed.tar.gz').read_bytes()
+  (folder / 'packed.tar.gz').write_bytes(packed[:len(packed) // 2])
+  # A header that claims a name of megabytes.
+  long = tarfile.TarInfo('././@LongLink')
+  long.type, long.size = tarfile.GNUTYPE_LONGNAME, 2**22
+  with open(folder / 'name.tar', 'wb') as file:
+    file.write(long.tobuf())
+    file.truncate(2**22 + 10240)
+  archive(folder / 'many.tar', [(f'{i}.flac', b'') for i in range(21)])
+  made = prepare.run(folder, tmp_path / 'out', workers=1, max_members=20)
+  assert sorted(data.load(tmp_path / 'out').records['file']) == [
+      f'{tar}.tar/{i}.flac' for tar in ('broken', 'cut', 'whole')
+      for i in range(3 if tar == 'whole' else 2)]
+  found = refusals(tmp_path / 'out')
+  assert {f: r['reason'] for f, r in found.items()} == {
+      name: 'damaged archive' for name in (
+          'broken.tar', 'cut.tar', 'cut.tar/2.flac', 'garbage.tar', 'many.tar',
+          'name.tar', 'packed.tar.gz', 'empty.tar.gz')}
+  assert made['files'] == 7
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path):
+  folder = tmp_path / 'in'
+  folder.mkdir()
+  archive(folder / 'bomb.tar.xz', [('zeros.wav', bytes(5 * 10**6))], 'w:xz')
+  assert (folder / 'bomb.tar.xz').stat().st_size < 10**4
+  archive(folder / 'good.tar.gz', [('a.flac', flac(0))], 'w:gz')
+  made = prepare.run(folder, tmp_path / 'out', workers=1,
+                     max_unpacked_gb=0.004)
+  assert made['files'] == 1 and made['refused'] == {'damaged archive': 1}
+  detail = refusals(tmp_path / 'out')['bomb.tar.xz']['detail']
+  assert detail == 'compressed archives unpack to more than 0.004 GB'
+
+
+# Stands in for the decoder, and does what a hostile file may make one do.
+DECODER = '''
+import importlib.machinery, importlib.util, os, sys, time
+here = os.path.dirname(__file__)
+real = importlib.machinery.PathFinder.find_spec(
+    'soundfile', [p for p in sys.path if os.path.abspath(p or '.') != here])
+sys.modules[__name__] = module = importlib.util.module_from_spec(real)
+real.loader.exec_module(module)
+class SoundFile(module.SoundFile):
+  def __init__(self, file, *args, **kwargs):
+    super().__init__(file, *args, **kwargs)
+    self.label = file.name
+  def read(self, *args, **kwargs):
+    if 'crash' in self.label: os.abort()
+    if 'hang' in self.label: time.sleep(1000)
+    if 'greedy' in self.label: bytearray(2**36)
+    return super().read(*args, **kwargs)
+module.SoundFile = SoundFile
+'''
+
+
+def test_a_decoder_that_crashes_hangs_or_grabs_memory(tmp_path):
+  (tmp_path / 'path').mkdir()
+  (tmp_path / 'path' / 'soundfile.py').write_text(DECODER)
+  for i, name in enumerate(['a', 'crash', 'b', 'hang', 'greedy', 'z']):
+    sound(tmp_path / 'in' / f'{name}.wav', seed=i)
+  done = command('--audio', tmp_path / 'in', '--out', tmp_path / 'out',
+                 '--timeout', 1.5, '--workers', 2,
+                 PYTHONPATH=str(tmp_path / 'path'))
+  assert done.returncode == 0, done.stderr
+  records = data.load(tmp_path / 'out').records
+  assert list(records['file']) == ['a.wav', 'b.wav', 'z.wav']
+  found = refusals(tmp_path / 'out')
+  assert {f: (r['reason'], r['detail']) for f, r in found.items()} == {
+      'crash.wav': ('crashed the decoder', 'SIGABRT'),
+      'hang.wav': ('timed out', 'nothing decoded for 1.5 s'),
+      'greedy.wav': ('undecodable', 'asks for too much memory')}
+  assert all(r['sha256'] for r in found.values())
+
+
+def children(pid):
+  path = pathlib.Path(f'/proc/{pid}/task/{pid}/children')
+  return [int(child) for child in path.read_text().split()]
+
+
+@pytest.fixture(scope='module')
+def many(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('many')
+  for i in range(16):
+    sound(folder / f'{i}.flac', 60, 44100, seed=i)
+  (folder / '7.flac').write_bytes(b'fLaC')
+  out = tmp_path_factory.mktemp('straight') / 'out'
+  prepare.run(folder, out, workers=2)
+  return folder, contents(out)
+
+
+def start(folder, out):
+  return subprocess.Popen(
+      [sys.executable, '-m', 'launch.prepare', '--audio', str(folder),
+       '--out', str(out), '--workers', '2'], cwd=ROOT,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_end(many, tmp_path):
+  folder, want = many
+  rng = random.Random(0)
+  kills = 0
+  while True:
+    job = start(folder, tmp_path / 'out')
+    try:
+      job.communicate(timeout=rng.uniform(0.5, 3.0) if kills < 5 else 300)
+      break
+    except subprocess.TimeoutExpired:
+      workers = children(job.pid)
+      job.kill()
+      job.communicate()
+      kills += 1
+      # No worker outlives its parent by much.
+      deadline = time.monotonic() + 10
+      while any(pathlib.Path(f'/proc/{w}').exists() for w in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+  assert job.returncode == 0 and kills >= 2
+  assert contents(tmp_path / 'out') == want
+
+
+def test_killed_workers_are_replaced_and_no_file_is_blamed(many, tmp_path):
+  folder, want = many
+  rng = random.Random(1)
+  job = start(folder, tmp_path / 'out')
+  kills = 0
+  while job.poll() is None:
+    time.sleep(0.6)
+    workers = children(job.pid) if job.poll() is None else []
+    if workers and kills < 4:
+      os.kill(rng.choice(workers), signal.SIGKILL)
+      kills += 1
+  job.communicate()
+  assert job.returncode == 0 and kills >= 2
+  assert contents(tmp_path / 'out') == want
+
+
+def mutated(raw, rng):
+  """One of the accidents that happen to files."""
+  raw = bytearray(raw)
+  kind = rng.randrange(5)
+  for _ in range(rng.choice([1, 3, 30])):
+    at = rng.randrange(len(raw))
+    if kind == 0:
+      raw[at] ^= 1 << rng.randrange(8)
+    elif kind == 1:
+      raw[at:at + 8] = rng.randbytes(8)
+    elif kind == 2:
+      raw[at % 64] = rng.randrange(256)
+    elif kind == 3:
+      del raw[at:at + rng.randrange(1, 200)]
+    else:
+      raw[at:at] = raw[:rng.randrange(1, 200)]
+    if len(raw) < 64:
+      break
+  return bytes(raw)
+
+
+@pytest.mark.parametrize('count', [
+    80, pytest.param(400, marks=pytest.mark.slow)])
+def test_mutated_files_never_stop_it(tmp_path, count):
+  rng = random.Random(count)
+  ways = [('WAV', 'PCM_16'), ('WAV', 'FLOAT'), ('FLAC', None),
+          ('OGG', 'VORBIS'), ('OGG', 'OPUS'), ('MP3', None), ('AIFF', None),
+          ('CAF', 'ALAC_16'), ('W64', None), ('WAV', 'MS_ADPCM')]
+  for i in range(count):
+    form, subtype = ways[i % len(ways)]
+    file = io.BytesIO()
+    soundfile.write(file, noise(0.5, seed=i), 16000, format=form,
+                    subtype=subtype)
+    path = tmp_path / 'in' / f'{i:03d}.{form.lower()}'
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(mutated(file.getvalue(), rng))
+  made = prepare.run(tmp_path / 'in', tmp_path / 'out', timeout=20)
+  corpus = data.load(tmp_path / 'out')
+  assert data.verify(corpus) == []
+  kept, refused = set(corpus.records['file']), set(refusals(tmp_path / 'out'))
+  assert not kept & refused and len(kept | refused) == count
+  assert len(kept) == made['files'] and refused
+
+
+def test_waves_made_by_a_program(tmp_path):
+  clips = [(f'{i}.wav', f's{i // 2}', 'tone', noise(2, seed=i)[:, 0].astype(
+      np.float32)) for i in range(5)]
+  about = {'seed': 3, 'hours': 0.5}
+  made = prepare.write(tmp_path / 'o', clips, about, piece_seconds=1.5,
+                       clips_per_shard=2)
+  assert (made['records'], made['sources'], made['shards']) == (10, 3, 3)
+  corpus = data.load(tmp_path / 'o')
+  wave_NS, _ = data.sample(corpus, 10, 16000, 0)
+  assert wave_NS.shape == (10, 16000)
+  read = data.folder.reader(corpus, resident=True)
+  np.testing.assert_array_equal(
+      np.concatenate([read(2, 0, 10**6), read(3, 0, 10**6)]),
+      audio.to_int16(clips[1][3]))
+  assert prepare.write(tmp_path / 'o', iter(()), about,
+                       piece_seconds=1.5) == made
+  with pytest.raises(ValueError, match='made with about'):
+    prepare.write(tmp_path / 'o', clips, {'seed': 4}, piece_seconds=1.5)
+  with pytest.raises(ValueError, match='no usable sound'):
+    prepare.write(tmp_path / 'p', [], about)
+
+
+def test_shares_depend_on_the_listing_alone():
+  entries = [listing.Entry(f'{i}', '', 0, size, '', '', '') for i, size in
+             enumerate([10, 0, 300, 5, 5, 5, 90, 90, 1])]
+  runs = listing.shares(entries, target=3, smallest=50, largest=200, most=3)
+  assert sum(runs, []) == entries and all(runs)
+  assert max(map(len, runs)) <= 3
+  assert all(len(run) == 1 or sum(e.size for e in run) <= 506 // 3
+             for run in runs)
+
+
+def test_cuts_cover_without_overlap():
+  for samples in (1, 99, 100, 101, 250, 1000, 1001):
+    parts = shards.cuts(samples, 100)
+    assert [p[0] for p in parts[1:]] == [p[1] for p in parts[:-1]]
+    assert parts[0][0] == 0 and parts[-1][1] == samples
+    sizes = [stop - start for start, stop in parts]
+    assert max(sizes) <= 100 and max(sizes) - min(sizes) <= 1
