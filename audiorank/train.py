@@ -348,11 +348,13 @@ def run(workdir, config, stop=lambda: False, tell=lambda *_: None):
           process_count=jax.process_count(), threads=config.data.threads,
           resident=config.data.resident)
     bar = progress.Bar(steps, step, f'{workdir.name} {model.name(config.model)}')
-    pending = None
-    waiting = 0.
+    pending, got, waiting = None, None, 0.
     with open(workdir / 'metrics.jsonl', 'a', encoding='utf-8') as metrics:
       while True:
-        if step == steps or step % config.checkpoint.every == 0:
+        saving = step == steps or step % config.checkpoint.every == 0
+        if got and (saving or step in readings):
+          check_finite(got, step, config, subset)
+        if saving:
           checkpoint.save(m, state, config, force=step == steps)
         if step in readings and not records.path(
             workdir, 'monitor', step).exists():
@@ -391,6 +393,15 @@ def run(workdir, config, stop=lambda: False, tell=lambda *_: None):
 
 def log(file, step, got, waiting, config, subset, bar):
   """Appends one row to metrics.jsonl; a loss that is not finite ends it."""
+  check_finite(got, step, config, subset)
+  row = {k: float(v) for k, v in jax.device_get(got).items()}
+  file.write(records.line({'step': step, **row, 'waiting': waiting}))
+  file.flush()
+  bar.note(f"loss {row['loss']:.4f}")
+
+
+def check_finite(got, step, config, subset):
+  """Raises Diverged, naming the clips, unless the step's loss is finite."""
   row = {k: float(v) for k, v in jax.device_get(got).items()}
   if not np.isfinite(row['loss']):
     names = data.clip_names(
@@ -399,6 +410,3 @@ def log(file, step, got, waiting, config, subset, bar):
         step=step - 1)
     raise Diverged(f"loss {row['loss']} at step {step}, gradient norm "
                    f"{row['grad_norm']}, clips {', '.join(names[:4])} ...")
-  file.write(records.line({'step': step, **row, 'waiting': waiting}))
-  file.flush()
-  bar.note(f"loss {row['loss']:.4f}")

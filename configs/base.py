@@ -47,9 +47,9 @@ def get_config(point='en768-12'):
   m.remat = False  # Recompute activations in the backward pass.
   m.unroll = 1  # Blocks unrolled in the scan; the depth is fastest on CPU.
   d = m.decoder = config_dict.ConfigDict()
-  d.width = 512
-  d.depth = 8
-  d.heads = 16
+  d.width = 512  # Fixed whatever the encoder, as in Dasheng.
+  d.depth = 8  # Blocks.
+  d.heads = 16  # Attention heads.
 
   k = c.mask = config_dict.ConfigDict()
   k.ratio = .75  # Share of tokens removed.
@@ -65,7 +65,7 @@ def get_config(point='en768-12'):
   a.threads = 4  # Reading threads of each process.
   a.resident = False  # Keep the whole subset in memory.
   w = a.world = config_dict.ConfigDict()  # Of the default world alone:
-  w.seed = 0
+  w.seed = 0  # Another seed is another world.
   w.hours = 1.  # Pretraining audio written.
   w.clips_per_task = 620  # Labelled clips of each task.
   w.tasks = ''  # Comma-separated names of its tasks; '' makes every one.
@@ -80,18 +80,18 @@ def get_config(point='en768-12'):
   o.lr = 3e-4  # Peak learning rate.
   o.warmup = 45_000  # Steps of linear warm-up from 0.
   o.final = .1  # Last learning rate over the peak: cosine decay.
-  o.b1 = .9
-  o.b2 = .999
+  o.b1 = .9  # Decay of Adam's first moment.
+  o.b2 = .999  # Decay of its second moment.
   o.weight_decay = .01  # Decoupled, on every parameter, as in Dasheng.
   o.clip = 0.  # Global gradient norm; 0 does not clip.
 
   r = c.monitor = config_dict.ConfigDict()
   r.clips = 30_000  # Clips of RankMe's fixed sample (paper: 30k).
-  r.crop_seconds = 10.
-  r.seed = 0
+  r.crop_seconds = 10.  # Their length.
+  r.seed = 0  # Which clips.
   r.readings = 12  # RankMe readings, log-spaced from r.first to the end.
-  r.first = 1_000
-  r.batch = 256
+  r.first = 1_000  # First reading after the untrained one.
+  r.batch = 256  # Clips embedded at once.
   r.valid_clips = 1_024  # Held-out clips of valid_loss.
 
   p = c.checkpoint = config_dict.ConfigDict()
@@ -104,9 +104,9 @@ def get_config(point='en768-12'):
   e.protocol = 'hear'  # Predictor: see audiorank/hear/README.md.
   e.grid_points = 8  # Of HEAR's 16 hyper-parameter settings.
   e.hidden = 1024  # Units of a hidden layer.
-  e.max_epochs = 500
+  e.max_epochs = 500  # Of a predictor.
   e.batch = 64  # Clips embedded at once.
-  e.seed = 42
+  e.seed = 42  # Of its initialisation.
 
   s = c.mesh = config_dict.ConfigDict()
   s.data = -1  # Devices along data; -1 takes what fsdp leaves.

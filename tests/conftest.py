@@ -14,6 +14,18 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 flags.FLAGS.mark_as_parsed()
 
 
+def pytest_addoption(parser):
+  parser.addoption('--slow', action='store_true',
+                   help='also run the tests marked slow')
+
+
+def pytest_collection_modifyitems(config, items):
+  if not config.getoption('--slow'):
+    for item in items:
+      if 'slow' in item.keywords:
+        item.add_marker(pytest.mark.skip(reason='slow: run with --slow'))
+
+
 def pytest_configure(config):
   config.addinivalue_line('filterwarnings', 'error')
   config.addinivalue_line('markers', 'slow: takes more than about 20 s')

@@ -234,16 +234,6 @@ def test_scores_on_the_device_equal_those_on_the_host(name):
                              atol=2e-6)
 
 
-def test_padding_changes_nothing(monkeypatch):
-  task, embeddings = toy()
-  plain = probe.evaluate(task, embeddings, **QUICK)
-  monkeypatch.setattr(predictor, 'ROWS', (128,))
-  padded = probe.evaluate(task, embeddings, **QUICK)
-  # Sums run in another order; accuracies are counts.
-  assert padded['score'] == pytest.approx(plain['score'], abs=2 / 40)
-  assert padded['valid'] == pytest.approx(plain['valid'], abs=2 / 40)
-
-
 def test_result_is_plain_and_repeats_bit_for_bit():
   task, embeddings = toy(kfold=3)
   kwargs = {**QUICK, 'grid_points': 2}
@@ -486,7 +476,7 @@ def test_event_task_by_logistic_regression(shared):
 @pytest.mark.parametrize('name, width', [('toymc', .15), ('toyml', .05),
                                          ('toyevk', .04)])
 def test_scores_agree_with_the_kit(shared, name, width):
-  """Within twice the range that the kit itself spans over seeds."""
+  """Within what both span over seeds, see the table in hear/README.md."""
   task, embeddings, run = official(shared, name)
   result = probe.evaluate(task, embeddings, grid_points=run['grid_points'])
   kit = run['scores'].get('aggregated_scores') or run['scores']['test']

@@ -73,7 +73,7 @@ def planted(name):
   if form.x == ('rank',):
     cols = [np.geomspace(20, 800, 24)]
   elif form.x == ('x',):
-    cols = [np.geomspace(1e4, 1e9, 40)]
+    cols = [np.geomspace(1e4, 1e9, 32)]
   else:
     mesh = np.meshgrid(np.geomspace(1e6, 1e9, 6), np.geomspace(1e7, 1e11, 7))
     cols = [axis.ravel() for axis in mesh]
@@ -96,20 +96,17 @@ def test_recovers_planted(name):
   assert not made.diagnostics['at_bound'] and made.best.converged_S[0]
 
 
-@pytest.mark.parametrize('name', ['saturating', 'exponential'])
-def test_one_search_and_newton_agree(name):
-  """Least squares by projection is log-free; logit and log losses are not."""
-  data = planted(name)
-  for loss in ('log_ls', 'logit_ls'):
-    made = laws.fit(name, data, loss=loss)
-    for key, value in PLANTED[name].items():
-      np.testing.assert_allclose(made.params[key], value, rtol=1e-6)
+@pytest.mark.parametrize('loss', ['log_ls', 'logit_ls', 'huber'])
+def test_newton_recovers_what_projection_does(loss):
+  made = laws.fit('saturating', planted('saturating'), loss=loss)
+  for key, value in PLANTED['saturating'].items():
+    np.testing.assert_allclose(made.params[key], value, rtol=1e-6)
 
 
 def test_units_do_not_matter():
   """Another unit of the input changes amplitudes by their power, no more."""
   data = planted('power_floor')
-  noise = 1 + .01 * np.random.default_rng(0).normal(size=40)
+  noise = 1 + .01 * np.random.default_rng(0).normal(size=32)
   one = laws.fit('power_floor', {'x': data['x'], 'y': data['y'] * noise})
   two = laws.fit('power_floor', {'x': data['x'] / 1e6, 'y':
                                  data['y'] * noise})

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import optimize
 from scipy import stats
 
 from audiorank import laws
@@ -62,19 +63,17 @@ def test_amplitudes_are_profiled_in_their_own_units():
   y = (.5 + 40. * x ** -.4) * np.exp(.01 * rng.normal(size=30))
   made = laws.fit('power_floor', {'x': x, 'y': y}, loss='log_ls')
   value = 1.2 * made.params['A']
-  best = math.inf
-  for alpha in np.linspace(.3, .6, 3001):
-    # With A and alpha held, E alone is left: Newton on one number.
-    floor = made.params['E']
-    for _ in range(30):
-      f = floor + value * x ** -alpha
-      r = np.log(y) - np.log(f)
-      floor += np.sum(r / f) / np.sum((1 + r) / f ** 2)
-    best = min(best, np.sum((np.log(y) - np.log(
-        floor + value * x ** -alpha)) ** 2))
+  # With A and alpha held, only E is left.
+  squares = lambda floor, alpha: np.sum((np.log(y) - np.log(
+      floor + value * x ** -alpha)) ** 2)
+  inner = lambda alpha: optimize.minimize_scalar(
+      squares, bounds=(0., .6), args=(alpha,), method='bounded',
+      options={'xatol': 1e-12}).fun
+  best = optimize.minimize_scalar(inner, bounds=(.3, .6), method='bounded',
+                                  options={'xatol': 1e-10}).fun
   got = intervals.profile(made, 'A', [value])[0]
   np.testing.assert_allclose(got, best, rtol=1e-5)
-  assert got <= best * (1 + 1e-12)
+  assert got <= best * (1 + 1e-9)
 
 
 def test_unbounded_above_is_an_answer():
@@ -84,7 +83,7 @@ def test_unbounded_above_is_an_answer():
   score = .3 + .08 * np.log(rank) + .01 * rng.normal(size=24)
   made = laws.fit('saturating', {'rank': rank, 'score': score})
   low, high = made.ci('Q_inf')
-  assert high == math.inf and score.max() - .05 < low < 1.5
+  assert high == math.inf and .7 < low < 1.5
   assert made.ci('b')[0] == 0.
   assert made.diagnostics['identifiable']['Q_inf'] is False
   assert 'unbounded above' in made.report()

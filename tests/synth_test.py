@@ -43,12 +43,11 @@ def mean_spectrum(wave_S):
 
 
 def accuracy(z_ND, y_N):
-  """Cross-validated accuracy of a linear probe, and its standard error."""
+  """The cross-validated accuracy of a linear probe."""
   probe = pipeline.make_pipeline(
       preprocessing.StandardScaler(),
       linear_model.LogisticRegression(C=.1, max_iter=300))
-  score = np.mean(model_selection.cross_val_score(probe, z_ND, y_N, cv=5))
-  return score, np.sqrt(score * (1. - score) / len(y_N))
+  return np.mean(model_selection.cross_val_score(probe, z_ND, y_N, cv=5))
 
 
 # Clips and recordings
@@ -142,10 +141,7 @@ def test_pitch_is_the_label():
 def test_courses_spend_equal_time_at_every_height(kind):
   track_S = waves.course(waves.generator(0, 'test', 1), kind, 1600000, 2., 2.)
   shares, _ = np.histogram(track_S, bins=5, range=(0., 1.))
-  if kind == 'steps':
-    assert np.ptp(track_S) > .7 and abs(np.mean(track_S) - .5) < .02
-  else:
-    np.testing.assert_allclose(shares / len(track_S), .2, atol=.01)
+  np.testing.assert_allclose(shares / len(track_S), .2, atol=.01)
 
 
 # What the tasks ask
@@ -167,12 +163,12 @@ def test_scene_has_each_label_with_and_without_company():
 
 @pytest.mark.parametrize('name', ['temporal_order', 'temporal_rhythm'])
 def test_mean_spectrum_does_not_tell_the_temporal_class(name):
-  """240 clips: a linear probe stays within three standard errors of chance."""
+  """A linear probe stays within three standard errors of chance."""
   labels = synth.TASKS[name].labels
-  made = [tasks.make(11, name, 'train', i) for i in range(240)]
+  made = [tasks.make(11, name, 'train', i) for i in range(480)]
   z_ND = np.stack([mean_spectrum(wave_S) for wave_S, _ in made])
   y_N = np.array([present[0] for _, present in made])
-  score, _ = accuracy(z_ND, y_N)
+  score = accuracy(z_ND, y_N)
   chance = 1. / len(labels)
   error = np.sqrt(chance * (1. - chance) / len(y_N))
   assert score < chance + 3. * error
@@ -184,7 +180,7 @@ def test_level_does_not_tell_the_class(name):
   made = [tasks.make(12, name, 'train', i) for i in range(240)]
   z_ND = np.array([[np.log(np.std(wave_S))] for wave_S, _ in made])
   y_N = np.array([present[0] for _, present in made])
-  score, _ = accuracy(z_ND, y_N)
+  score = accuracy(z_ND, y_N)
   chance = 1. / len(labels)
   assert score < chance + 4. * np.sqrt(chance * (1. - chance) / len(y_N))
 

@@ -176,13 +176,33 @@ def _loo(design_NP, y_N, group_N):
   return e_N
 
 
-def partial(z_N, y_N, given_NP):
-  """Correlation of the parts of z and y that `given` does not explain."""
-  off = lambda v: v - given_NP @ np.linalg.lstsq(given_NP, v, rcond=1e-10)[0]
-  a, b = off(z_N), off(y_N)
-  size = math.sqrt(np.sum(a ** 2) * np.sum(b ** 2))
-  tiny = 1e-12 * math.sqrt(np.sum(z_N ** 2) * np.sum(y_N ** 2))
-  return float(np.sum(a * b) / size) if size > tiny else math.nan
+def partial(z_N, y_N, given_NP, w_SN=None):
+  """Correlation of the parts of z and y that `given` does not explain.
+
+  Args:
+    z_N: the predictor.
+    y_N: the score.
+    given_NP: what both are freed from; a column of ones included.
+    w_SN: weights of S resamples; None for the data themselves.
+
+  Returns:
+    S correlations, or one number where there are no weights; NaN where
+    nothing of z or y is left.
+  """
+  weights = np.ones((1, len(z_N))) if w_SN is None else w_SN
+  both_N2 = np.stack([z_N, y_N], 1)
+  cross = lambda a, b: np.einsum('sn,np,nq->spq', weights, a, b,
+                                 optimize=True)
+  gram, side, own = (cross(given_NP, given_NP), cross(given_NP, both_N2),
+                     cross(both_N2, both_N2))
+  inverse = np.linalg.pinv(gram, rcond=1e-10, hermitian=True)
+  left = own - np.swapaxes(side, 1, 2) @ inverse @ side
+  size = np.diagonal(left, axis1=1, axis2=2)
+  whole = np.diagonal(own, axis1=1, axis2=2)
+  with np.errstate(all='ignore'):
+    out = np.where((size > 1e-9 * whole).all(1),
+                   left[:, 0, 1] / np.sqrt(size[:, 0] * size[:, 1]), np.nan)
+  return float(out[0]) if w_SN is None else out
 
 
 def rivals(data, predictors, score='score', given=('params', 'width'),
@@ -249,9 +269,8 @@ def rivals(data, predictors, score='score', given=('params', 'width'),
     free = [g for g in given if g != name]
     around = _design(data, free) if free else ones
     both = _loo(np.hstack([around, z[:, 1:]]), y_N, group_N)
-    draws_S = [partial(z[rows_N, 1], y_N[rows_N], around[rows_N])
-               for rows_N in _rows(times_SG[:300], group_N)]
-    draws_S = np.array([v for v in draws_S if math.isfinite(v)])
+    draws_S = partial(z[:, 1], y_N, around, times_SG[:, group_N] * 1.)
+    draws_S = draws_S[np.isfinite(draws_S)]
     bounds = (np.quantile(draws_S, tails) if len(draws_S) > 20 else
               (np.nan, np.nan))
     worse = paired(e_N, ref_N)
@@ -274,14 +293,6 @@ def rivals(data, predictors, score='score', given=('params', 'width'),
 
 def _rms(e_N):
   return float(np.sqrt(np.mean(e_N ** 2)))
-
-
-def _rows(times_SG, group_N):
-  """Row indices of each resample of groups."""
-  members = [np.flatnonzero(group_N == g) for g in range(group_N.max() + 1)]
-  for times in times_SG:
-    yield np.concatenate([np.tile(members[g], k) for g, k in
-                          enumerate(times) if k])
 
 
 def verdict(found, subject='rank'):

@@ -197,23 +197,28 @@ def _profile_interval(fit, name, confidence):
     unit = fit.problem.centre[fit.form.x.index(shape.scale)]
   if kind == 'positive' or (shape is not None and shape.log):
     at, error = math.log(max(best, 1e-290)), error / max(abs(best), 1e-290)
-    back = np.exp
+    back, most = np.exp, 1.
     reach = ((math.log(shape.low * unit), math.log(shape.high * unit)) if
              shape else (at - 25., at + 50.))
     ends = 0., math.inf
+  elif shape is not None:
+    at, back, most = best, lambda v: v, (shape.high - shape.low) / 8
+    reach = shape.low, shape.high
+    ends = (0. if shape.low >= 0 else -math.inf), math.inf
   else:
-    at, back = best, lambda v: v
     y = fit.problem.y_N
-    far = np.abs(y).max() + _FAR * np.ptp(y)
-    reach = (shape.low, shape.high) if shape else (at - far, at + far)
-    ends = ((0. if shape.low >= 0 else -math.inf, math.inf) if shape else
-            (-math.inf, math.inf))
+    back, most = lambda v: v, np.ptp(y)
+    # The coefficient of a rising logarithm also scales with its input.
+    size = max(np.ptp(y), error if math.isfinite(error) and error < _FAR *
+               np.ptp(y) else 0.)
+    reach = y.min() - _FAR * size, y.max() + _FAR * size
+    at, ends = min(max(best, reach[0]), reach[1]), (-math.inf, math.inf)
   if not (math.isfinite(error) and error > 0):
     error = 1e-3 * max(abs(at), 1e-3)
   out = []
   for sign, edge, end in zip((-1, 1), reach, ends):
-    crossed = _cross(lambda v: profile(fit, name, back(v)), at, error, sign,
-                     edge, limit)
+    crossed = _cross(lambda v: profile(fit, name, back(v)), at,
+                     min(error, most), sign, edge, limit)
     out.append(float(back(crossed)) if crossed is not None else end)
   return tuple(out)
 
@@ -221,7 +226,7 @@ def _profile_interval(fit, name, confidence):
 def _cross(f, at, step, sign, edge, limit):
   """Where f first rises to the limit between `at` and `edge`; None if never.
 
-  Doubling steps bracket the crossing, refinement by sixteenths finds it.
+  Doubling steps bracket the crossing, refinement by seventeenths finds it.
   """
   room = abs(edge - at)
   if room < 1e-12:
@@ -241,7 +246,9 @@ def _cross(f, at, step, sign, edge, limit):
     inner, f_inner = block[-1], values[-1]
   if outer is None:
     return None
-  for _ in range(4):
+  for _ in range(12):
+    if abs(outer - inner) < 1e-3 * step:
+      break
     v = np.linspace(inner, outer, 18)[1:-1]
     values = f(v)
     above = np.flatnonzero(values > limit)

@@ -202,8 +202,10 @@ def polish(problem, p_SP, w_SN, pin=None, delta=None):
   """
   form, (low_P, high_P) = problem.form, bounds(problem)
   S, N = w_SN.shape
+  # Powers of two, and quarters of them where padding would cost something.
   size = max(16, 1 << (N - 1).bit_length())
-  size = -(-N // (size // 4)) * (size // 4)
+  if size > 256:
+    size = -(-N // (size // 8)) * (size // 8)
   pin_Q, pin_S = np.zeros(len(form.linear), bool), np.zeros(S)
   free_P = np.ones(p_SP.shape[1])
   if pin is not None:

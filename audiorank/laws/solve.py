@@ -258,8 +258,9 @@ def project(problem, w_SN, pin=None):
       sse_SG = _scan(basis(form, {name: grid}, problem.cols), problem.y_N,
                      w_SN[rows], problem.positive)
     else:
-      sse_SG = np.stack([solve({name: np.full(len(rows), t)}, rows)[1]
-                         for t in grid], 1)
+      every = np.tile(grid, len(rows))
+      sse_SG = solve({name: every}, np.repeat(rows, len(grid)))[1].reshape(
+          len(rows), -1)
     at = np.argmin(sse_SG, 1)
     t_S = golden(lambda t: solve({name: t}, rows)[1],
                  grid[np.maximum(at - 1, 0)],

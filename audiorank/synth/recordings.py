@@ -133,7 +133,7 @@ def pulse(g, wave_S, kind, low, high, depth):
 
 
 def pulses(g, n):
-  """Sounds that pulse: decays, swells, tremolo and steps at 2 to 14 Hz."""
+  """Sounds that pulse: decays, swells and tremolo at 2 to 14 Hz."""
   wave_S = np.zeros(n)
   for start, length in _spans(g, n, 2., 5.):
     kind = waves.COURSES[g.integers(len(waves.COURSES))]

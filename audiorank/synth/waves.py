@@ -17,7 +17,7 @@ from scipy import signal
 
 RATE = 16000
 CEILING = 7800.  # Hz; no partial above it, so that nothing aliases
-COURSES = ('down', 'steps', 'triangle', 'up')
+COURSES = ('down', 'shuffled', 'triangle', 'up')
 
 _TABLE = 2048
 
@@ -139,24 +139,29 @@ def band(g, n):
   return normalise(colour(g, wave_S, 8.))
 
 
-def course(g, kind, n, low, high, phase=None):
+def course(g, kind, n, low, high):
   """A periodic track in [0, 1], `low` to `high` periods a second.
 
   All COURSES spend equal time at every height, so that only the order tells
-  them apart: rising ramps, falling ramps, triangles, and steps in an order
-  redrawn each period.
+  them apart: rising ramps, falling ramps, triangles, and ramps cut into five
+  to seven pieces whose order and directions are redrawn each period. All move
+  at the same speed, which a spectrum would show: triangles take two periods.
   """
   rate = log_uniform(g, low, high)
-  start = g.uniform() if phase is None else phase
+  start = 2. * g.uniform()
   at_S = start + seconds(n) * rate
-  if kind == 'steps':
+  if kind == 'shuffled':
     count = int(g.integers(5, 8))
-    periods = int(n / RATE * high) + 3
+    periods = int(n / RATE * high) + 4
     heights = np.concatenate([g.permutation(count) for _ in range(periods)])
-    return (heights[(at_S * count).astype(np.int64)] + .5) / count
-  at_S = at_S % 1.
+    falls = g.integers(2, size=len(heights))
+    piece_S = (at_S * count).astype(np.int64)
+    within_S = at_S * count - piece_S
+    within_S = np.where(falls[piece_S], 1. - within_S, within_S)
+    return (heights[piece_S] + within_S) / count
   if kind == 'triangle':
-    return 1. - np.abs(2. * at_S - 1.)
+    return np.abs(at_S % 2. - 1.)
+  at_S = at_S % 1.
   return at_S if kind == 'up' else 1. - at_S
 
 

@@ -121,7 +121,8 @@ def write_audio(out, hours, seed, workers=None, progress=True):
   16 kHz mono 16-bit FLAC, 8 to 30 s each, at least `hours` hours in all. More
   hours of the same seed add recordings to those of fewer. What is there
   already is kept; a finished folder is left alone. `workers` processes
-  (default: one a core) write the same bytes whatever their number.
+  (default: one a core) write the same bytes whatever their number. Give it a
+  folder of its own: task clips below it would be taken for recordings.
 
   Returns the folder. Raises ValueError for bad arguments or a folder made with
   another seed or with more hours.

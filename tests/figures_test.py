@@ -1,0 +1,225 @@
+"""Every figure draws what it is given, legibly, and refuses what it cannot."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from audiorank import figures
+from audiorank import laws
+from audiorank.figures import style
+
+
+def _runs(untrained=True):
+  """A sweep of three sizes, three hours and two masking rates."""
+  rng = np.random.default_rng(0)
+  rows = []
+  for i, (width, params) in enumerate([(32, 4e4), (64, 2.2e5), (128, 9e5)]):
+    if untrained:
+      rows.append(dict(run_id=f'u{i}', name=f'en{width}', width=width,
+                       params=params, hours=0., mask_ratio=.5, flops=0.,
+                       rank=18. + 6 * i, score=.45 + .02 * i, step=0,
+                       untrained=True, final=True))
+    for hours in (.5, 2., 8.):
+      for mask in (.5, .75):
+        rank = 12 * (params / 4e4) ** .25 * (hours / .5) ** .2 * np.exp(
+            .05 * rng.normal())
+        rows.append(dict(run_id=f'r{len(rows)}', name=f'en{width}',
+                         width=width, params=params, hours=hours, step=1000,
+                         mask_ratio=mask, flops=params * hours, rank=rank,
+                         score=.9 - .9 * rank ** -.5 + .01 * rng.normal(),
+                         untrained=False, final=True))
+  table = pd.DataFrame(rows)
+  return table.assign(rank_low=table['rank'] * .97,
+                      rank_high=table['rank'] * 1.03)
+
+
+@pytest.fixture(scope='module')
+def runs():
+  return _runs()
+
+
+@pytest.fixture(scope='module')
+def made(runs):
+  return laws.fit('saturating', runs[~runs['untrained']])
+
+
+@pytest.fixture(scope='module')
+def joint():
+  n, d = (axis.ravel() for axis in np.meshgrid(
+      np.geomspace(1e6, 1e9, 8), np.geomspace(1e8, 1e11, 8)))
+  rng = np.random.default_rng(0)
+  loss = (1.8 + 480 * n ** -.35 + 2100 * d ** -.37) * np.exp(
+      .002 * rng.normal(size=64))
+  return laws.fit('separable', {'N': n, 'D': d, 'loss': loss}, loss='log_ls')
+
+
+def _clear(ax):
+  """Draws the figure; no legend or inset may cover a marker's centre."""
+  fig = ax.figure
+  fig.canvas.draw()
+  covers = [legend for each in fig.axes
+            if (legend := each.get_legend()) is not None]
+  boxes = [cover.get_window_extent() for cover in covers]
+  boxes += [child.get_window_extent() for child in ax.child_axes]
+  for path in ax.collections:
+    if not hasattr(path, 'get_sizes') or not len(path.get_offsets()):
+      continue
+    at = path.get_offset_transform().transform(path.get_offsets())
+    for box in boxes:
+      inside = ((at[:, 0] > box.x0) & (at[:, 0] < box.x1) &
+                (at[:, 1] > box.y0) & (at[:, 1] < box.y1))
+      assert not inside.any()
+  whole = fig.bbox
+  for box in boxes:
+    assert box.x0 >= whole.x0 - 1 and box.x1 <= whole.x1 + 1
+    assert box.y0 >= whole.y0 - 1 and box.y1 <= whole.y1 + 1
+
+
+def _texts(axis):
+  axis.axes.figure.canvas.draw()
+  low, high = sorted(axis.get_view_interval())
+  return [tick.get_text() for tick, at in
+          zip(axis.get_ticklabels(), axis.get_ticklocs())
+          if low <= at <= high]
+
+
+def test_rank_score(runs, made):
+  ax = figures.rank_score(runs, made)
+  _clear(ax)
+  assert ax.get_xlabel() == 'RankMe (log scale)'
+  labels = [text.get_text() for text in ax.get_legend().get_texts()]
+  assert {'mask 0.5', 'mask 0.75', 'untrained'} <= set(labels)
+  assert ax.child_axes and 'unbounded' in ax.child_axes[0].get_title() or (
+      ' to ' in ax.child_axes[0].get_title())
+  ticks = _texts(ax.xaxis)
+  assert 3 <= len(ticks) <= 9 and all('$' not in text for text in ticks)
+
+
+def test_rank_score_is_bare_without_a_fit(runs):
+  ax = figures.rank_score(runs)
+  assert not ax.child_axes and not ax.lines
+  # The open markers are the untrained networks, one per size.
+  hollow = [path for path in ax.collections
+            if hasattr(path, 'get_sizes') and not len(path.get_facecolors())]
+  assert [len(path.get_offsets()) for path in hollow] == [3]
+
+
+def test_extrapolation_is_dashed(runs, made):
+  ax = figures.rank_score(runs, made)
+  seen = np.asarray(made.data['rank'])
+  dashed = [line for line in ax.lines if line.get_linestyle() == '--']
+  assert dashed
+  for line in dashed:
+    x = line.get_xdata()
+    assert (x >= seen.max() * .99).all() or (x <= seen.min() * 1.01).all()
+
+
+@pytest.mark.parametrize('x, y', [('hours', 'score'), ('params', 'rank'),
+                                  ('flops', 'score')])
+def test_against(runs, x, y):
+  ax = figures.against(runs, x, y)
+  _clear(ax)
+  levels = [line for line in ax.lines if line.get_linestyle() == '--']
+  assert len(levels) == 3
+  assert '(log scale)' in ax.get_xlabel()
+
+
+def test_draws_into_given_axes(runs, made):
+  fig = figures.axes().figure
+  ax = fig.axes[0]
+  assert figures.rank_score(runs, made, ax=ax) is ax
+  assert figures.residuals(made, ax=figures.axes()).figure is not fig
+
+
+def test_rank_steps(runs):
+  rows = [dict(run_id=run, params=params, step=step, rank=value,
+               rank_low=value * .95, rank_high=value * 1.05)
+          for run, params in (('a', 1e5), ('b', 1e6))
+          for step, value in ((0, 20.), (10, 12.), (100, 15.), (1000, 22.))]
+  ax = figures.rank_steps(pd.DataFrame(rows))
+  _clear(ax)
+  assert ax.get_xlim()[0] < 10 and len(ax.lines) == 3
+  assert 'untrained' in ax.get_legend().get_texts()[1].get_text()
+
+
+def test_trained_untrained():
+  rng = np.random.default_rng(0)
+  rows = [dict(task=task, score=rng.uniform(), untrained=i < 2)
+          for task in ('pitch', 'timbre', 'events') for i in range(8)]
+  ax = figures.trained_untrained(pd.DataFrame(rows))
+  _clear(ax)
+  assert {text.get_text() for text in ax.get_yticklabels()} == {
+      'pitch', 'timbre', 'events'}
+
+
+def test_other_figures_draw(runs, made, joint, tmp_path):
+  trained = runs[~runs['untrained']].assign(early=lambda t: t['rank'] * .9)
+  budgets = np.geomspace(1e15, 1e20, 5)
+  front = laws.scaling.frontier(joint, budgets, draws=20)
+  held = laws.fit('saturating', trained, weights=np.where(
+      trained['rank'] > 35, 0., 1.))
+  drawn = {
+      'spectra': figures.spectra({'untrained': np.geomspace(1, 1e-4, 32),
+                                  'final': np.arange(1, 33) ** -1.}),
+      'residuals': figures.residuals(made, labels=trained['name']),
+      'residuals_x': figures.residuals(joint, x='N'),
+      'profile': figures.profile(made, 'b'),
+      'law': figures.law(held),
+      'predicted': figures.predicted_actual(held),
+      'early': figures.early_final(trained, 'early', 'score', 'mask_ratio'),
+      'frontier': figures.frontier(front),
+      'contours': figures.contours(joint, frontier=front),
+      'pairs': figures.pairs(made.draws(60))[0, 0],
+  }
+  for ax in drawn.values():
+    ax.figure.canvas.draw()
+  for name in ('law', 'predicted', 'early', 'frontier', 'residuals'):
+    _clear(drawn[name])
+  assert 'encoder only' in drawn['frontier'].get_xlabel()
+  assert 'exploratory' in ''.join(t.get_text() for t in drawn['early'].texts)
+  paths = figures.save(drawn['law'], tmp_path / 'deep' / 'law')
+  assert [path.suffix for path in paths] == ['.png', '.pdf']
+  assert all(path.stat().st_size > 1000 for path in paths)
+
+
+def test_isoflop():
+  n = np.geomspace(1e6, 1e8, 8)
+  rows = [pd.DataFrame({'flops': c, 'params': n, 'valid_loss':
+                        1.7 + 400 * n ** -.35 + 2000 * (c / 6 / n) ** -.37})
+          for c in (1e16, 1e17)]
+  ax = figures.isoflop(laws.scaling.valleys(pd.concat(rows)))
+  _clear(ax)
+  stars = [line for line in ax.lines if line.get_marker() == '*']
+  assert stars and '(log scale)' in ax.get_xlabel()
+
+
+def test_palette_is_okabe_ito():
+  """No two neighbours collapse for the common deficiencies of vision."""
+  # Linear sRGB to what a deuteranope sees, Vienot, Brettel & Mollon 1999.
+  deutan = np.array([[.29275, .70725, 0.], [.29275, .70725, 0.],
+                     [-.02234, .02234, 1.]])
+  rgb = np.array([[int(c[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+                  for c in style.PALETTE])
+  seen = (rgb ** 2.2) @ deutan.T
+  gap = np.linalg.norm(seen[:, None] - seen[None], axis=-1)
+  assert gap[~np.eye(len(gap), dtype=bool)].min() > .08
+
+
+@pytest.mark.parametrize('value, text', [
+    (.5, '0.5'), (200, '200'), (12_000, '12k'), (3e6, '3M'), (1e19, '1e+19'),
+    (1e-6, '1e-06'), (0, '0')])
+def test_plain_numbers(value, text):
+  assert style.plain(value) == text
+
+
+def test_refusals(runs, made, joint):
+  with pytest.raises(ValueError, match="no column 'score' to draw"):
+    figures.rank_score(runs.drop(columns='score'))
+  with pytest.raises(ValueError, match='no rows'):
+    figures.against(runs.iloc[:0])
+  with pytest.raises(ValueError, match='no spectrum'):
+    figures.spectra({})
+  with pytest.raises(ValueError, match='2 inputs'):
+    figures.law(joint)
+  with pytest.raises(ValueError, match='one input'):
+    figures.contours(made)

@@ -1,0 +1,102 @@
+"""Identity of runs, whole writes, tables."""
+
+import json
+import math
+
+import pytest
+
+from audiorank import records
+from configs import base
+
+
+def test_one_and_one_point_zero_are_one_run():
+  a = records.plain(base.get_config('en128-12'))
+  b = base.get_config('en128-12').to_dict()
+  b['mask']['group'] = 2.0
+  b['opt']['lr'] = float(b['opt']['lr'])
+  assert records.run_id(a) == records.run_id(b)
+
+
+def test_identity_ignores_where_and_how_scored_but_not_what_is_trained():
+  a = base.get_config('en128-12')
+  for field, value in {'data.root': '/elsewhere', 'eval.tasks': 't',
+                       'experiment': 'other', 'checkpoint.every': 7,
+                       'eval.grid_points': 1, 'mesh.fsdp': 4}.items():
+    b = base.get_config('en128-12')
+    b.update_from_flattened_dict({field: value})
+    assert records.run_id(a) == records.run_id(b), field
+  for field, value in {'seed': 1, 'opt.lr': 1e-3, 'mask.ratio': .5,
+                       'data.hours': 10., 'train.steps': 5,
+                       'model.dtype': 'bfloat16', 'data.sha256': 'x',
+                       'monitor.clips': 10}.items():
+    b = base.get_config('en128-12')
+    b.update_from_flattened_dict({field: value})
+    assert records.run_id(a) != records.run_id(b), field
+
+
+def test_json_round_trip_keeps_the_run():
+  config = base.get_config('en128-12')
+  again = json.loads(json.dumps(records.plain(config)))
+  assert records.run_id(again) == records.run_id(config)
+  assert records.frozen(again).model.width == 128
+
+
+@pytest.mark.parametrize('bad', [lambda: 0, math.nan, math.inf, object()])
+def test_what_json_cannot_carry_is_refused_by_name(bad):
+  with pytest.raises(ValueError, match=r'config\.opt\.lr'):
+    records.plain({'opt': {'lr': bad}})
+
+
+def test_another_run_in_the_folder_is_refused_and_named(tmp_path):
+  records.open_run(tmp_path, base.get_config('en128-12'))
+  other = base.get_config('en128-12')
+  other.opt.lr = 1e-3
+  with pytest.raises(ValueError, match=r'opt\.lr: 0\.0003 there, 0\.001 here'):
+    records.open_run(tmp_path, other)
+  assert records.load_config(tmp_path).opt.lr == 3e-4
+
+
+def test_other_evaluation_settings_reopen_a_done_run(tmp_path):
+  config = base.get_config('en128-12')
+  records.open_run(tmp_path, config)
+  records.write_json(tmp_path / 'DONE', {})
+  records.open_run(tmp_path, config)
+  assert records.state(tmp_path) == 'done'
+  config.eval.grid_points = 1
+  records.open_run(tmp_path, config)
+  assert records.state(tmp_path) == 'new'
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+  path = tmp_path / 'r.json'
+  records.write_json(path, {'a': 1})
+  with pytest.raises(TypeError):
+    records.write_json(path, {'a': object()})
+  assert records.read_json(path) == {'a': 1}
+  assert [p.name for p in tmp_path.iterdir()] == ['r.json']
+
+
+def test_nan_becomes_null_in_a_record_never_zero(tmp_path):
+  records.write(tmp_path, 'monitor', 3, {'value': math.nan, 'n': [math.inf]})
+  (record,) = records.read(tmp_path, 'monitor')
+  assert record['value'] is None and record['n'] == [None]
+
+
+def test_cut_metrics_drops_later_rows_and_a_half_written_one(tmp_path):
+  rows = [records.line({'step': s, 'loss': 1.}) for s in (1, 2, 3)]
+  (tmp_path / 'metrics.jsonl').write_text(''.join(rows) + '{"step": 4, "lo')
+  records.cut_metrics(tmp_path, 2)
+  assert (tmp_path / 'metrics.jsonl').read_text() == ''.join(rows[:2])
+
+
+def test_a_damaged_json_is_named(tmp_path):
+  (tmp_path / 'config.json').write_text('{')
+  with pytest.raises(ValueError, match='config.json: not a JSON file'):
+    records.load_config(tmp_path)
+  with pytest.raises(FileNotFoundError, match='folder of a run'):
+    records.load_config(tmp_path / 'none')
+
+
+def test_collecting_nothing_is_an_error(tmp_path):
+  with pytest.raises(FileNotFoundError, match='no runs'):
+    records.collect(tmp_path)

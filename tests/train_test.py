@@ -1,0 +1,238 @@
+"""Training: exact resume, devices, calibration, what bad configs get."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from audiorank import checkpoint
+from audiorank import embed
+from audiorank import evaluate
+from audiorank import prepare
+from audiorank import records
+from audiorank import sharding
+from audiorank import synth
+from audiorank import train
+from configs import base
+
+pytestmark = pytest.mark.filterwarnings('ignore::UserWarning:orbax')
+
+
+@pytest.fixture(scope='session')
+def corpus(tmp_path_factory):
+  """A minute of noise bursts and tones, prepared."""
+  folder = tmp_path_factory.mktemp('corpus')
+  rng = np.random.default_rng(0)
+  (folder / 'audio').mkdir()
+  for i in range(12):
+    time_S = np.arange(5 * 16000) / 16000
+    wave_S = .3 * np.sin(2 * np.pi * 200 * (i + 1) * time_S) * (
+        np.sin(2 * np.pi * (1 + i % 4) * time_S) > 0)
+    wave_S += .02 * rng.standard_normal(len(wave_S))
+    soundfile.write(folder / 'audio' / f'{i}.wav', wave_S, 16000)
+  prepare.run(folder / 'audio', folder / 'made', workers=1)
+  return folder / 'made'
+
+
+def tiny(corpus, **changes):
+  c = base.get_config('en32-2')
+  c.model.decoder.update({'width': 16, 'depth': 1, 'heads': 2})
+  c.model.target_frames = 104
+  c.data.update({'root': str(corpus), 'crop_seconds': .5,
+                 'valid_fraction': .2, 'threads': 1})
+  c.train.update({'steps': 6, 'batch': 8, 'log_every': 2})
+  c.opt.update({'lr': 1e-3, 'warmup': 2})
+  c.monitor.update({'clips': 48, 'crop_seconds': .5, 'readings': 3,
+                    'first': 2, 'batch': 8, 'valid_clips': 8})
+  c.checkpoint.update({'every': 2, 'keep': 100})
+  c.mesh.data = 1
+  c.update_from_flattened_dict(changes)
+  return c
+
+
+def opened(folder, config):
+  records.open_run(folder, config)
+  return records.load_config(folder)
+
+
+def leaves(state):
+  return [np.asarray(x) for x in jax.tree.leaves(jax.device_get(state))]
+
+
+def without_times(record):
+  return {k: v for k, v in record.items() if k not in records.TIMES}
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_stopped_and_resumed_is_bitwise_the_straight_run(corpus, tmp_path):
+  straight = opened(tmp_path / 'a', tiny(corpus))
+  whole, _ = train.run(tmp_path / 'a', straight)
+  asked = iter([False, False, False, True])
+  with pytest.raises(train.Preempted, match='saved at step 3'):
+    train.run(tmp_path / 'b', opened(tmp_path / 'b', tiny(corpus)),
+              stop=lambda: next(asked))
+  again, _ = train.run(tmp_path / 'b', straight)
+  for a, b in zip(leaves(whole), leaves(again), strict=True):
+    np.testing.assert_array_equal(a, b)
+  ours, theirs = (
+      [without_times(r) for r in records.read(tmp_path / n, 'monitor')]
+      for n in 'ab')
+  assert ours == theirs and [r['step'] for r in ours] == [0, 2, 6]
+  rows = [[json.loads(line) for line in
+           (tmp_path / n / 'metrics.jsonl').read_text().splitlines()]
+          for n in 'ab']
+  assert [without_times(r) for r in rows[0]] == [
+      without_times(r) for r in rows[1]]
+  assert [r['step'] for r in rows[0]] == [2, 4, 6]
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_damaged_checkpoint_costs_one_step_back_and_nothing_else(
+    corpus, tmp_path):
+  config = opened(tmp_path, tiny(corpus))
+  whole, _ = train.run(tmp_path, config)
+  folder = tmp_path / 'checkpoints'
+  newest = checkpoint.steps(folder)[-1]
+  victim = max((p for p in (folder / str(newest)).rglob('*') if p.is_file()),
+               key=lambda p: p.stat().st_size)
+  data = bytearray(victim.read_bytes())
+  data[len(data) // 2] ^= 1
+  victim.write_bytes(data)
+  assert 'not what was written' in checkpoint.verify(folder, newest)
+  with pytest.raises(ValueError, match='damaged checkpoint'):
+    checkpoint.load(tmp_path, newest)
+  again, _ = train.run(tmp_path, config)
+  for a, b in zip(leaves(whole), leaves(again), strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert (tmp_path / 'damaged' / str(newest)).is_dir()
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_checkpoint_describes_itself(corpus, tmp_path):
+  config = opened(tmp_path, tiny(corpus, **{'train.steps': 2,
+                                            'opt.warmup': 1}))
+  state, _ = train.run(tmp_path, config)
+  found, params = checkpoint.load(tmp_path / 'checkpoints')
+  assert found == config
+  for a, b in zip(jax.tree.leaves(params['params']),
+                  jax.tree.leaves(jax.device_get(state.params)), strict=True):
+    np.testing.assert_array_equal(a, b)
+  z_ND = embed.scene(found, params, np.zeros((2, 8000), np.float32))
+  assert z_ND.shape == (2, 32) and np.isfinite(z_ND).all()
+  with pytest.raises(FileNotFoundError, match='no step 9; there are'):
+    checkpoint.load(tmp_path, 9)
+  with pytest.raises(FileNotFoundError, match='no checkpoint'):
+    checkpoint.load(tmp_path / 'records')
+
+
+def trained(config, corpus, on, steps=3):
+  shapes, placed, fresh = train.start(config, on)
+  wave_BS = np.random.default_rng(0).integers(
+      -8000, 8000, (8, train.crop_samples(.5)), np.int16)
+  with jax.set_mesh(on):
+    state, step = fresh(), train.make_step(config, placed)
+    for _ in range(steps):
+      state, got = step(state, sharding.to_global(wave_BS, on),
+                        train.hyper(config))
+  return float(got['loss']), leaves(state.params), placed
+
+
+@pytest.mark.parametrize('data, fsdp', [(8, 1), (1, 8), (2, 4)])
+def test_devices_do_not_change_the_run(corpus, data, fsdp):
+  config = records.frozen(tiny(corpus))
+  one, ours, _ = trained(config, corpus, sharding.mesh(1, 1))
+  many, theirs, placed = trained(config, corpus, sharding.mesh(data, fsdp))
+  assert many == pytest.approx(one, abs=1e-5)
+  for a, b in zip(ours, theirs, strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-4)
+  kernels = [s.spec for s in jax.tree.leaves(placed.params)
+             if 'fsdp' in str(s.spec)]
+  assert bool(kernels) == (fsdp > 1)
+  assert jax.tree.map(lambda s: s.spec, placed.opt_state.mu) == jax.tree.map(
+      lambda s: s.spec, placed.params)
+
+
+def test_loss_falls_on_a_batch_that_can_be_learnt(corpus):
+  config = records.frozen(tiny(corpus, **{'opt.lr': 3e-3,
+                                          'train.steps': 60}))
+  first, _, _ = trained(config, corpus, sharding.mesh(1, 1), steps=1)
+  last, _, _ = trained(config, corpus, sharding.mesh(1, 1), steps=60)
+  assert last < .9 * first
+
+
+def test_calibration_whitens_the_mel(corpus):
+  config = records.frozen(tiny(corpus))
+  on = sharding.mesh(1, 1)
+  _, (wave_NS, _), _ = train.prepare_data(config)
+  state = train.calibrated(train.start(config, on)[2](), config, wave_NS)
+  from audiorank import audio
+  mel_BMT = np.asarray(audio.log_mel(wave_NS.astype(np.float32) / 32768))
+  stats = state.batch_stats['encoder']['norm_mel']
+  np.testing.assert_allclose(stats['mean'], mel_BMT.mean((0, 2)), atol=1e-3)
+  np.testing.assert_allclose(stats['var'], mel_BMT.var((0, 2)), rtol=1e-3)
+
+
+def test_schedule_warms_up_and_ends_where_it_should():
+  c = base.get_config('en32-2')
+  c.train.steps, c.opt.warmup, c.opt.lr, c.opt.final = 100, 10, 1., .1
+  h = train.hyper(c)
+  rate = lambda s: float(train.learning_rate(np.float32(s), h))
+  assert rate(0) == 0 and rate(5) == .5
+  assert rate(10) == pytest.approx(1.) and rate(100) == pytest.approx(.1)
+  assert all(rate(s) > rate(s + 1) for s in range(10, 100))
+
+
+@pytest.mark.parametrize('changes, text', [
+    ({'train.batch': 7, 'mesh.data': 8}, 'train.batch 7 is not a multiple'),
+    ({'mask.ratio': .99}, 'mask.ratio 0.99 keeps 0 of 12'),
+    ({'mask.group': 5}, 'not a multiple of mask.group 5'),
+    ({'data.crop_seconds': 2.}, 'gives 26 positions'),
+    ({'model.heads': 5}, 'model.width 32 is not a multiple'),
+    ({'opt.warmup': 6}, 'opt.warmup 6: expected less'),
+    ({'objective': 'nothing'}, "objective 'nothing': expected one of"),
+    ({'mesh.data': 99}, 'at most 8 devices'),
+    ({'data.sha256': 'abc'}, 'this run was made for abc'),
+    ({'data.hours': 5.}, '5 hours asked for'),
+])
+def test_bad_configs_get_one_clear_line(corpus, tmp_path, changes, text):
+  config = tiny(corpus, **changes)
+  with pytest.raises(ValueError, match=text):
+    train.run(tmp_path, opened(tmp_path, config))
+  assert not list((tmp_path / 'checkpoints').glob('*'))
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_diverging_run_says_where_and_on_what(corpus, tmp_path):
+  config = opened(tmp_path, tiny(corpus, **{'opt.lr': 1e30,
+                                            'opt.warmup': 1}))
+  with pytest.raises(train.Diverged, match='loss .* at step .*clips .*wav'):
+    train.run(tmp_path, config)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_run_is_scored_once_and_again_only_if_the_protocol_moves(
+    corpus, tmp_path, monkeypatch):
+  synth.write_tasks(tmp_path, 0, clips_per_task=(24, 12, 12),
+                    names=['texture'], workers=1)
+  config = opened(tmp_path / 'r', tiny(corpus, **{
+      'train.steps': 0, 'eval.tasks': str(tmp_path / 'tasks'),
+      'eval.protocol': 'logistic'}))
+  train.run(tmp_path / 'r', config)
+  assert evaluate.run(tmp_path / 'r', config)
+  (record,) = [r for r in records.read(tmp_path / 'r')
+               if r['kind'].startswith('hear.')]
+  assert 0 <= record['result']['score'] <= 1
+  with monkeypatch.context() as patch:
+    patch.setattr(evaluate, 'score', None)
+    assert evaluate.run(tmp_path / 'r', config)
+  moved = records.frozen(tiny(corpus, **{
+      'train.steps': 0, 'eval.tasks': str(tmp_path / 'tasks'),
+      'eval.protocol': 'logistic', 'eval.seed': 1}))
+  assert evaluate.run(tmp_path / 'r', moved)
+  row = records.collect(tmp_path).runs.iloc[0]
+  assert row['untrained'] and row['score'] == record['result']['score']
+  with pytest.raises(ValueError, match="no task 'none' .* texture"):
+    evaluate.task_folders(records.frozen(tiny(corpus, **{
+        'eval.tasks': str(tmp_path / 'tasks'), 'eval.names': 'none'})))
