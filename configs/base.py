@@ -67,7 +67,9 @@ def get_config(point='en768-12'):
   w = a.world = config_dict.ConfigDict()  # Of the default world alone:
   w.seed = 0  # Another seed is another world.
   w.hours = 1.  # Pretraining audio written.
-  w.clips_per_task = 620  # Labelled clips of each task.
+  w.train_clips = 400  # Labelled clips of each task's splits.
+  w.valid_clips = 150  # The split that chooses the predictor's settings.
+  w.test_clips = 400  # The split that is scored.
   w.tasks = ''  # Comma-separated names of its tasks; '' makes every one.
 
   t = c.train = config_dict.ConfigDict()

@@ -13,7 +13,7 @@ import itertools
 
 from configs import base
 
-SIZES = ('en32-2', 'en48-3', 'en64-4')
+SIZES = ('en16-2', 'en32-2', 'en64-3')
 HOURS = (.05, .5)
 MASKS = (.5, .75)
 
@@ -25,18 +25,19 @@ def get_config(point='en32-2,h=0.5,mask=0.75'):
   c.experiment = 'quickstart'
   c.model.target_frames = 104
   c.model.unroll = 4
-  c.model.decoder.update({'width': 48, 'depth': 1, 'heads': 2})
-  c.data.world.update({'hours': .6, 'clips_per_task': 620,
-                       'tasks': 'event_count,pitch,scene,timbre'})
+  c.model.decoder.update({'width': 32, 'depth': 1, 'heads': 2})
+  c.data.world.update({
+      'hours': .6, 'train_clips': 300, 'valid_clips': 100, 'test_clips': 400,
+      'tasks': 'scene,temporal_order,temporal_rhythm'})
   c.data.hours = float(hours.removeprefix('h='))
   c.data.crop_seconds = 1.03
   c.data.resident = True
   c.mask.ratio = float(mask.removeprefix('mask='))
-  c.train.update({'steps': 1200, 'batch': 32, 'log_every': 50})
-  c.opt.update({'lr': 2e-3, 'warmup': 100, 'b2': .95, 'clip': 1.})
+  c.train.update({'steps': 2500, 'batch': 16, 'log_every': 100})
+  c.opt.update({'lr': 3e-3, 'warmup': 100, 'b2': .95, 'clip': 1.})
   c.monitor.update({'clips': 1000, 'crop_seconds': 1.03, 'readings': 7,
                     'first': 50, 'batch': 100, 'valid_clips': 100})
-  c.checkpoint.update({'every': 400, 'keep': 100_000})
+  c.checkpoint.update({'every': 1000, 'keep': 100_000})
   c.eval.update({'protocol': 'logistic', 'batch': 100})
   return c
 

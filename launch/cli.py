@@ -7,6 +7,7 @@ import sys
 
 from absl import app
 from absl import flags
+from absl import logging
 from ml_collections import config_flags
 
 CACHE = pathlib.Path('~/.cache/audiorank/compiled').expanduser()
@@ -18,6 +19,8 @@ def run(main):
   AUDIORANK_TRACEBACK=1 shows where it came from.
   """
   def guarded(argv):
+    logging.set_verbosity(logging.WARNING)
+    logging.use_absl_handler()
     try:
       return main(argv)
     except (ValueError, OSError) as error:

@@ -11,14 +11,13 @@ def make(folder, world):
 
   Args:
     folder: where.
-    world: the data.world part of a config: seed, hours, clips_per_task, names.
+    world: the data.world part of a config.
   """
   folder = pathlib.Path(folder)
   synth.write_audio(folder / 'audio', world.hours, world.seed)
   prepare.run(folder / 'audio', folder / 'corpus')
-  clips = world.clips_per_task
-  synth.write_tasks(folder, world.seed,
-                    clips_per_task=(clips // 2, clips // 5,
-                                    clips - clips // 2 - clips // 5),
-                    names=[n for n in world.tasks.split(',') if n])
+  synth.write_tasks(
+      folder, world.seed,
+      clips_per_task=(world.train_clips, world.valid_clips, world.test_clips),
+      names=[n for n in world.tasks.split(',') if n] or None)
   return str(folder / 'corpus'), str(folder / 'tasks')

@@ -26,17 +26,20 @@ def config():
   return records.frozen(c)
 
 
-def three_steps(config, data, fsdp):
+@pytest.fixture(scope='module')
+def first(config):
+  """A fresh state, on the host."""
+  return jax.device_get(train.start(config, sharding.mesh(1, 1))[2]())
+
+
+def three_steps(config, first, data, fsdp):
   """Returns the state after three steps, its placement, and the losses."""
   on = sharding.mesh(data, fsdp)
   rng = np.random.default_rng(0)
   with jax.set_mesh(on):
-    _, placed, fresh = train.start(config, on)
-    state, step = fresh(), train.make_step(config, placed)
-    # Moved off BatchNorm's raw start, which amplifies rounding.
-    state = state.replace(batch_stats=jax.tree.map(
-        lambda x, s: jax.device_put(np.full(x.shape, 100, x.dtype), s),
-        state.batch_stats, placed.batch_stats))
+    _, placed, _ = train.start(config, on)
+    state, step = jax.device_put(first, placed), train.make_step(
+        config, placed)
     losses = []
     for _ in range(3):
       wave_BS = rng.integers(-9000, 9000, (B, S)).astype(np.int16)
@@ -47,14 +50,14 @@ def three_steps(config, data, fsdp):
 
 
 @pytest.fixture(scope='module')
-def one_device(config):
-  return three_steps(config, 1, 1)
+def one_device(config, first):
+  return three_steps(config, first, 1, 1)
 
 
 @pytest.mark.parametrize('data,fsdp', [(8, 1), (1, 8), (4, 2)])
-def test_every_mesh_trains_alike(config, one_device, data, fsdp):
+def test_every_mesh_trains_alike(config, first, one_device, data, fsdp):
   want, _, want_losses = one_device
-  state, placed, losses = three_steps(config, data, fsdp)
+  state, placed, losses = three_steps(config, first, data, fsdp)
   np.testing.assert_allclose(losses, want_losses, atol=1e-5)
   jax.tree.map(
       functools.partial(np.testing.assert_allclose, atol=1e-5),
@@ -70,6 +73,15 @@ def test_every_mesh_trains_alike(config, one_device, data, fsdp):
       kernel = state.params[part]['blocks'][name]['kernel']
       shard = kernel.addressable_shards[0].data
       assert shard.size * fsdp == kernel.size
+
+
+def test_a_mesh_starts_where_one_device_does(config, first):
+  on = sharding.mesh(2, 4)
+  with jax.set_mesh(on):
+    state = train.start(config, on)[2]()
+  # The random bits are the same; their scaling may be fused otherwise.
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6),
+               jax.device_get(state), first)
 
 
 def test_moments_lie_where_their_parameters_do(config):

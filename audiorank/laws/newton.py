@@ -72,31 +72,38 @@ def _compiled(form, loss, pinned):
   """The jitted polish of one block.
 
   `pinned` compiles the variant that can hold a reported coefficient: the
-  coefficients are linear in what is fitted, so one of them is solved for.
+  reported ones are linear in the fitted ones, so the one held takes a
+  fitted one's place, and the law stays linear in its coefficients.
   """
   names = tuple(form.linear)
+  logged_P = np.array([kind == 'positive' for kind in form.linear.values()] +
+                      [shape.log for shape in form.shape.values()], bool)
+  Q = len(names)
 
-  def hold(c_Q, t, centre_X, pin_Q, pin):
+  def terms(s_T, cols_XN, centre_X, pin_Q):
+    """The terms phi_QN for packed shapes; a pinned one leads the others."""
+    t = {name: jnp.exp(s) if shape.log else s
+         for (name, shape), s in zip(form.shape.items(), s_T)}
+    phi_QN = jnp.stack(form.basis(jnp, t, *cols_XN))
+    if not pinned:
+      return phi_QN
     rows = []
-    for unit in np.eye(len(names)):
+    for unit in np.eye(Q):
       given = forms.reported(form, jnp, tuple(unit), t, list(centre_X))
-      rows.append(jnp.stack([given[name] + 0. * pin for name in names]))
-    gain_QQ = jnp.stack(rows, 1)
-    own_Q = jnp.diagonal(gain_QQ)
-    return jnp.where(pin_Q, (pin - gain_QQ @ c_Q) / own_Q + c_Q, c_Q)
+      rows.append(jnp.stack([given[name] + 0. * centre_X[0]
+                             for name in names]))
+    gain_Q = jnp.where(pin_Q, 1., 0.) @ jnp.stack(rows, 1)
+    lead_N = (jnp.where(pin_Q, 1., 0.) @ phi_QN) / jnp.vdot(
+        jnp.where(pin_Q, 1., 0.), gain_Q)
+    return jnp.where(pin_Q[:, None], lead_N[None],
+                     phi_QN - gain_Q[:, None] * lead_N[None])
 
-  def residuals(p_P, cols_XN, target_N, centre_X, pin_Q, pin):
-    c, t = [], {}
-    for i, kind in enumerate(form.linear.values()):
-      c.append(jnp.exp(p_P[i]) if kind == 'positive' else p_P[i])
-    for i, (name, shape) in enumerate(form.shape.items(), len(c)):
-      t[name] = jnp.exp(p_P[i]) if shape.log else p_P[i]
-    terms = form.basis(jnp, t, *cols_XN)
-    if pinned:
-      c = hold(jnp.stack(c), t, centre_X, pin_Q, pin)
-    f_N = (sum(c[i] * term for i, term in enumerate(terms)) if names else
-           terms[0])
-    return target_N - solve.link(jnp, loss.link, f_N)
+  def link(f_N):
+    """The link and its first two derivatives."""
+    ones = jnp.ones_like(f_N)
+    first = lambda f: solve.link(jnp, loss.link, f)
+    second = lambda f: jax.jvp(first, (f,), (ones,))[1]
+    return first(f_N), *jax.jvp(second, (f_N,), (ones,))
 
   def weigh(r_N, w_N, delta):
     """The objective, and the weights of its gradient and two curvatures."""
@@ -114,20 +121,44 @@ def _compiled(form, loss, pinned):
     def one(given):
       p_P, w_N, pin = given
       used_N = w_N > 0
-
-      def residual(p):
-        # A point of no weight must not poison the sums with a NaN.
-        return jnp.where(used_N, residuals(p, cols_XN, target_N, centre_X,
-                                           pin_Q, pin), 0.)
+      # A point of no weight must not poison the sums with a NaN.
+      kept = lambda v_N: jnp.where(used_N, v_N, 0.)
 
       def expand(p):
-        r_N = residual(p)
-        jac_NP = jax.jacfwd(residual)(p)
-        f, slope_N, curve_N, irls_N = weigh(r_N, w_N, delta)
-        bend_PP = jax.hessian(lambda q: jnp.vdot(slope_N, residual(q)))(p)
-        exact_PP = (jac_NP.T * curve_N[None]) @ jac_NP + bend_PP
-        return (jnp.where(jnp.isfinite(f), f, jnp.inf), slope_N @ jac_NP,
-                exact_PP, (jac_NP.T * irls_N[None]) @ jac_NP)
+        """Objective, gradient, exact Hessian and its positive stand-in.
+
+        The law is linear in c, so only the shapes are differentiated by
+        machine: half the work and half the program of a Hessian in all.
+        """
+        s_T, phi = p[Q:], lambda s: terms(s, cols_XN, centre_X, pin_Q)
+        phi_QN, slopes_QNT = phi(s_T), jax.jacfwd(phi)(s_T)
+        c_Q = jnp.where(logged_P[:Q], jnp.exp(p[:Q]), p[:Q])
+        if pinned:
+          c_Q = jnp.where(pin_Q, pin, c_Q)
+        # d c / d p, and again: c for a logarithm.
+        unit_Q = jnp.where(logged_P[:Q], c_Q, 1.)
+        if not Q:
+          c_Q = jnp.ones(1)
+        f_N = c_Q @ phi_QN
+        own_NQ = (unit_Q[:, None] * phi_QN[:Q]).T
+        grad_NP = jnp.concatenate([own_NQ, jnp.einsum(
+            'q,qnt->nt', c_Q, slopes_QNT)], 1)
+        v_N, v1_N, v2_N = link(f_N)
+        r_N = kept(target_N - v_N)
+        value, slope_N, curve_N, irls_N = weigh(r_N, w_N, delta)
+        jac_NP = jnp.where(used_N[:, None], -v1_N[:, None] * grad_NP, 0.)
+        pull_N = kept(slope_N * v1_N)
+        corner_TT = jax.hessian(lambda s: c_Q @ (phi(s) @ pull_N))(s_T)
+        side_QT = unit_Q[:, None] * jnp.einsum('n,qnt->qt', pull_N,
+                                               slopes_QNT[:Q])
+        top_QQ = jnp.diag(jnp.where(logged_P[:Q], pull_N @ own_NQ, 0.))
+        bend_PP = jnp.block([[top_QQ, side_QT], [side_QT.T, corner_TT]])
+        # -slope v'' grad grad' in terms of the Jacobian -v' grad.
+        turn_N = kept(slope_N * v2_N / v1_N ** 2)
+        exact_PP = ((jac_NP.T * (curve_N - turn_N)[None]) @ jac_NP - bend_PP)
+        return (jnp.where(jnp.isfinite(value), value, jnp.inf),
+                slope_N @ jac_NP, exact_PP,
+                (jac_NP.T * irls_N[None]) @ jac_NP)
 
       def propose(p, f, g_P, exact_PP, irls_PP, lam):
         """The next trial, and whether it hardly differs from p."""
