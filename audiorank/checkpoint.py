@@ -150,6 +150,20 @@ def put_aside(folder, step):
   (folder / f'{step}.sha256.json').unlink(missing_ok=True)
 
 
+def arrays(item):
+  """Returns a saved tree as numpy arrays, whatever devices it came from."""
+  told = logging.get_verbosity()
+  # Orbax warns of metadata that only its own manager writes.
+  logging.set_verbosity(logging.ERROR)
+  try:
+    with ocp.PyTreeCheckpointer() as reader:
+      saved = reader.metadata(item).item_metadata
+      return reader.restore(item, restore_args=jax.tree.map(
+          lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved))
+  finally:
+    logging.set_verbosity(told)
+
+
 def find(path):
   """Returns the checkpoint folder meant by a path, and a step or None.
 
@@ -198,11 +212,5 @@ def load(path, step=None):
       continue
     config = records.frozen(records.read_json(
         folder / str(number) / 'config' / 'metadata'))
-    with ocp.PyTreeCheckpointer() as reader:
-      item = folder.absolute() / str(number) / 'params'
-      meta = reader.metadata(item).item_metadata
-      params = reader.restore(item, restore_args=jax.tree.map(
-          lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-          meta))
-    return config, params
+    return config, arrays(folder.absolute() / str(number) / 'params')
   raise ValueError(f'{folder}/{tries[-1]}: damaged checkpoint: {wrong}')

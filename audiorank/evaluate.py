@@ -44,14 +44,14 @@ def fingerprint(folder):
   return seen.hexdigest()[:12]
 
 
-def embeddings(config, params, task):
+def embeddings(config, params, task, batch):
   """Returns what hear.probe.evaluate takes: split -> z_ND, or
-  split -> file -> (z_LD, ms_L) for an event task."""
+  split -> file -> (z_LD, ms_L) for an event task; `batch` clips at once."""
   out = {}
   for split in task.splits:
     files, waves = zip(*tasks.audio(task, split))
     if task.embedding_type == 'scene':
-      out[split] = embed.scene(config, params, waves, batch=config.eval.batch)
+      out[split] = embed.scene(config, params, waves, batch=batch)
     else:
       out[split] = {}
       for file, wave_S in zip(files, waves):
@@ -71,7 +71,8 @@ def score(config, params, folder):
   """Returns the record of one task: scores, protocol and where they hold."""
   began = time.monotonic()
   task = tasks.load(folder)
-  found = probe.evaluate(task, embeddings(config, params, task),
+  found = probe.evaluate(task, embeddings(config, params, task,
+                                               config.eval.batch),
                          **protocol(config))
   return {'task': task.name, 'task_sha256': fingerprint(folder),
           'embedding_type': task.embedding_type,
@@ -79,7 +80,7 @@ def score(config, params, folder):
           'result': found, 'seconds': time.monotonic() - began}
 
 
-def run(workdir, config, step=None, stop=lambda: False, tell=lambda _: None):
+def run(workdir, config, step=None, stop=lambda: False, tell=lambda *_, **__: None):
   """Scores a run's checkpoint on every task that has no such record yet.
 
   Args:
@@ -110,7 +111,7 @@ def run(workdir, config, step=None, stop=lambda: False, tell=lambda _: None):
   for folder in wanted:
     if stop():
       return False
-    tell(f'scoring {folder.name}')
+    tell(f'scoring {folder.name}', force=True)
     records.write(workdir, f'hear.{folder.name}', step,
                   score(config, params, folder))
   return True

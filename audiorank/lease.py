@@ -36,12 +36,15 @@ class Lease:
       found = read(workdir)
       raise Held(f'{workdir}: process {found.get("pid", "?")} on '
                  f'{found.get("host", "?")} is working on it') from None
-    self.told = 0.
+    self.told, self.at = 0., (0, 0)
     self.tell('starting', force=True)
 
-  def tell(self, doing, step=0, steps=0, force=False):
-    """Writes what is being done, at most once a second."""
+  def tell(self, doing, step=None, steps=None, force=False):
+    """Writes what is being done, at most once a second; a call without a
+    step keeps the last one."""
     now = time.monotonic()
+    if step is not None:
+      self.at = (step, steps)
     if not force and now - self.told < 1:
       return
     self.told = now
@@ -49,7 +52,7 @@ class Lease:
     self.file.truncate()
     self.file.write(json.dumps({
         'host': socket.gethostname(), 'pid': os.getpid(), 'doing': doing,
-        'step': step, 'steps': steps}))
+        'step': self.at[0], 'steps': self.at[1]}))
     self.file.flush()
 
   def release(self):

@@ -140,8 +140,8 @@ def open_run(workdir, config):
     if run_id(theirs) != run_id(ours):
       raise ValueError(
           f'{workdir}: holds run {run_id(theirs)}, this config is run '
-          f'{run_id(ours)} ({difference(theirs, ours)}): expected the same '
-          'config or an empty folder')
+          f'{run_id(ours)} ({difference(identity(theirs), identity(ours))}): '
+          'expected the same config or an empty folder')
     if theirs == ours:
       return
     (workdir / 'DONE').unlink(missing_ok=True)

@@ -43,10 +43,13 @@ def run(main):
 
 
 def fail(error):
-  """Prints the first line of an error and exits 1."""
-  text = error.args[0] if isinstance(error, KeyError) and error.args else error
-  lines = str(text).strip().splitlines() or [repr(error)]
-  print(f'error: {lines[0]}', file=sys.stderr)
+  """Prints an error as one line and exits 1."""
+  text = str(error).strip()
+  if isinstance(error, (KeyError, AttributeError)):
+    # ml_collections gives the repr of its message.
+    text = text.strip('"\'').replace('\\n', '\n').replace("\\'", "'")
+  lines = [line.strip() for line in text.splitlines() if line.strip()]
+  print(f'error: {". ".join(lines[:2]) or repr(error)}', file=sys.stderr)
   sys.exit(1)
 
 

@@ -6,7 +6,9 @@ import pathlib
 from absl import flags
 import jax
 from jax.sharding import AxisType
+import numpy as np
 import pytest
+import soundfile
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
@@ -50,3 +52,20 @@ def shared():
   if not (path / 'fixtures').is_dir():
     pytest.skip('reference fixtures not present')
   return path
+
+
+@pytest.fixture(scope='session')
+def corpus(tmp_path_factory):
+  """A minute of noise bursts and tones, prepared."""
+  folder = tmp_path_factory.mktemp('corpus')
+  rng = np.random.default_rng(0)
+  (folder / 'audio').mkdir()
+  for i in range(12):
+    time_S = np.arange(5 * 16000) / 16000
+    wave_S = .3 * np.sin(2 * np.pi * 200 * (i + 1) * time_S) * (
+        np.sin(2 * np.pi * (1 + i % 4) * time_S) > 0)
+    wave_S += .02 * rng.standard_normal(len(wave_S))
+    soundfile.write(folder / 'audio' / f'{i}.wav', wave_S, 16000)
+  from audiorank import prepare
+  prepare.run(folder / 'audio', folder / 'made', workers=1)
+  return folder / 'made'

@@ -164,11 +164,10 @@ def test_scanned_unrolled_and_rematerialised_agree(params):
     {'width': 64, 'depth': 1, 'heads': 8, 'decoder.depth': 2}])
 def test_any_widths_work_together(fields):
   c = tiny(**fields)
-  made = variables(c)
   keep_BK, drop_BR = mask()
-  pred_BRP = jax.jit(model.MAE(c).apply)(made, mels(), keep_BK, drop_BR)
+  pred_BRP = jax.eval_shape(
+      model.MAE(c).apply, shapes_of(c), mels(), keep_BK, drop_BR)
   assert pred_BRP.shape == (*drop_BR.shape, 256)
-  assert np.isfinite(pred_BRP).all()
 
 
 @pytest.mark.parametrize('size,encoder,decoder', [

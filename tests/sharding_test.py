@@ -54,7 +54,8 @@ def one_device(config, first):
   return three_steps(config, first, 1, 1)
 
 
-@pytest.mark.parametrize('data,fsdp', [(8, 1), (1, 8), (4, 2)])
+@pytest.mark.parametrize('data,fsdp', [
+    (4, 2), (8, 1), pytest.param(1, 8, marks=pytest.mark.slow)])
 def test_every_mesh_trains_alike(config, first, one_device, data, fsdp):
   want, _, want_losses = one_device
   state, placed, losses = three_steps(config, first, data, fsdp)

@@ -5,12 +5,10 @@ import json
 import jax
 import numpy as np
 import pytest
-import soundfile
 
 from audiorank import checkpoint
 from audiorank import embed
 from audiorank import evaluate
-from audiorank import prepare
 from audiorank import records
 from audiorank import sharding
 from audiorank import synth
@@ -18,22 +16,6 @@ from audiorank import train
 from configs import base
 
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning:orbax')
-
-
-@pytest.fixture(scope='session')
-def corpus(tmp_path_factory):
-  """A minute of noise bursts and tones, prepared."""
-  folder = tmp_path_factory.mktemp('corpus')
-  rng = np.random.default_rng(0)
-  (folder / 'audio').mkdir()
-  for i in range(12):
-    time_S = np.arange(5 * 16000) / 16000
-    wave_S = .3 * np.sin(2 * np.pi * 200 * (i + 1) * time_S) * (
-        np.sin(2 * np.pi * (1 + i % 4) * time_S) > 0)
-    wave_S += .02 * rng.standard_normal(len(wave_S))
-    soundfile.write(folder / 'audio' / f'{i}.wav', wave_S, 16000)
-  prepare.run(folder / 'audio', folder / 'made', workers=1)
-  return folder / 'made'
 
 
 def tiny(corpus, **changes):

@@ -1,0 +1,256 @@
+"""The sweep as its user runs it: whole, killed, repeated, misused."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from audiorank import checkpoint
+from audiorank import findings
+from audiorank import lease
+from audiorank import records
+from audiorank import synth
+from launch import pool
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+POINTS = '''
+"""Two points.
+
+  python -m launch.sweep --config=FILE --root=DIR
+"""
+from configs import base
+
+def get_config(point='.5'):
+  c = base.get_config('en32-2')
+  c.model.decoder.update({'width': 16, 'depth': 1, 'heads': 2})
+  c.model.target_frames = 104
+  c.data.update({'crop_seconds': .5, 'valid_fraction': .2, 'threads': 1})
+  c.mask.ratio = float(point)
+  c.train.update({'steps': 40, 'batch': 8, 'log_every': 5})
+  c.opt.update({'lr': 1e-3, 'warmup': 2})
+  c.monitor.update({'clips': 48, 'crop_seconds': .5, 'readings': 4,
+                    'first': 5, 'batch': 8, 'valid_clips': 8})
+  c.checkpoint.update({'every': 10, 'keep': 1000})
+  c.eval.update({'protocol': 'logistic', 'batch': 12})
+  return c
+
+def points():
+  return ['.5', '.75']
+'''
+
+
+@pytest.fixture(scope='module')
+def env(tmp_path_factory):
+  """The environment of a command: CPU, one compilation cache for all."""
+  return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT),
+          'AUDIORANK_CACHE': str(tmp_path_factory.mktemp('compiled'))}
+
+
+@pytest.fixture(scope='module')
+def tasks(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('tasks')
+  synth.write_tasks(folder, 0, clips_per_task=(24, 12, 12),
+                    names=['texture', 'timbre'], workers=1, progress=False)
+  return folder / 'tasks'
+
+
+def command(name, *arguments):
+  return [sys.executable, '-m', f'launch.{name}', *map(str, arguments)]
+
+
+def run(env, name, *arguments, timeout=400):
+  return subprocess.run(command(name, *arguments), cwd=ROOT, env=env,
+                        capture_output=True, text=True, timeout=timeout)
+
+
+def final(root):
+  """Returns {run: (parameters, records without times)} of a sweep."""
+  out = {}
+  for workdir in records.run_folders(root):
+    _, params = checkpoint.load(workdir)
+    kept = [{k: v for k, v in r.items() if k not in records.TIMES}
+            for r in records.read(workdir)]
+    out[workdir.name] = [np.asarray(x) for x in jax.tree.leaves(params)], kept
+  return out
+
+
+def test_killed_anywhere_the_same_command_ends_in_the_same_numbers(
+    env, corpus, tasks, tmp_path):
+  (tmp_path / 'two.py').write_text(POINTS)
+  arguments = [f'--config={tmp_path}/two.py', f'--config.data.root={corpus}',
+               f'--config.eval.tasks={tasks}', '--workers=2']
+  calm = run(env, 'sweep', *arguments, f'--root={tmp_path}/calm')
+  assert calm.returncode == 0, calm.stderr
+  assert calm.stdout.splitlines()[-1] == f'{tmp_path}/calm/report.html'
+  root = tmp_path / 'killed'
+  for victim in ('worker', 'launcher'):
+    sweep = subprocess.Popen(
+        command('sweep', *arguments, f'--root={root}'), cwd=ROOT, env=env,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    training = wait_for(root, sweep)
+    if victim == 'worker':
+      os.kill(training['pid'], signal.SIGKILL)
+      time.sleep(1)
+      training = wait_for(root, sweep)
+    sweep.kill()
+    sweep.wait()
+    end = time.monotonic() + 60
+    while any(lease.alive(w) for w in records.run_folders(root)):
+      assert time.monotonic() < end, 'a worker outlived its launcher'
+      time.sleep(.2)
+    if any(records.state(w) != 'done' for w in records.run_folders(root)):
+      continue
+  again = run(env, 'sweep', *arguments, f'--root={root}')
+  assert again.returncode == 0, again.stderr
+  ours, theirs = final(tmp_path / 'calm'), final(root)
+  assert set(ours) == set(theirs) and len(ours) == 3
+  for name in ours:
+    for a, b in zip(ours[name][0], theirs[name][0], strict=True):
+      np.testing.assert_array_equal(a, b)
+    assert ours[name][1] == theirs[name][1]
+  once_more = run(env, 'sweep', *arguments, f'--root={root}')
+  assert '3 runs, 3 done before' in once_more.stdout
+  rebuilt = (root / 'report.html').read_text()
+  (root / 'report.html').unlink()
+  assert run(env, 'report', f'--workdir={root}').returncode == 0
+  assert (root / 'report.html').read_text() == rebuilt
+
+
+def wait_for(root, sweep):
+  """Waits until a worker trains; returns what its lease tells."""
+  end = time.monotonic() + 120
+  while time.monotonic() < end and sweep.poll() is None:
+    for workdir in records.run_folders(root) if root.exists() else []:
+      told = lease.read(workdir)
+      if told.get('step', 0) >= 5 and lease.alive(workdir):
+        return told
+    time.sleep(.05)
+  raise AssertionError('nothing was trained')
+
+
+def test_shipped_quickstart_runs_end_to_end(env, tmp_path):
+  small = {
+      'data.world.hours': .12, 'data.world.train_clips': 16,
+      'data.world.valid_clips': 8, 'data.world.test_clips': 16,
+      'data.valid_fraction': .3, 'data.hours': .03, 'train.steps': 3,
+      'opt.warmup': 1, 'monitor.clips': 80, 'monitor.batch': 20,
+      'monitor.valid_clips': 20, 'monitor.readings': 2}
+  done = run(env, 'sweep', '--config=configs/quickstart.py',
+             f'--root={tmp_path}',
+             *(f'--config.{k}={v}' for k, v in small.items()), timeout=580)
+  assert done.returncode == 0, done.stderr[-2000:]
+  # One volume for all points: 3 sizes x 2 masks, and 3 untrained networks.
+  assert '9 runs, 0 done before' in done.stdout
+  page = pathlib.Path(done.stdout.splitlines()[-1]).read_text()
+  assert page.count('<img') >= 7 and 'untrained' in page
+  assert 'http' not in page.replace('http-equiv', '')
+  runs = records.load(tmp_path).runs
+  assert set(runs['state']) == {'done'} and runs['untrained'].sum() == 3
+  assert (runs['scored_tasks'] == 3).all() and runs['rank'].notna().all()
+
+
+@pytest.mark.parametrize('arguments, text', [
+    (['--config.data.rooot=x'], 'rooot'),
+    (['--config.data.root=/none'], '/none'),
+    (['--config.train.steps=many'], 'train.steps'),
+    (['--config.data.root={empty}', '--config.eval.tasks={tasks}'],
+     'not a prepared corpus'),
+    (['--config.data.root={corpus}', '--config.eval.tasks={empty}'],
+     'no task here'),
+    (['--config.data.root={corpus}'], 'eval.tasks is empty'),
+    (['--config.data.root={corpus}', '--config.eval.tasks={tasks}',
+      '--config.mesh.data=1', '--config.mesh.fsdp=3'], 'mesh.fsdp 3'),
+    (['--config.data.root={corpus}', '--config.eval.tasks={tasks}',
+      '--config.eval.names=none'], "no task 'none'"),
+])
+def test_bad_input_gets_one_line_and_leaves_nothing(
+    env, corpus, tasks, tmp_path, arguments, text):
+  (tmp_path / 'empty').mkdir()
+  (tmp_path / 'two.py').write_text(POINTS)
+  filled = [a.format(corpus=corpus, tasks=tasks, empty=tmp_path / 'empty')
+            for a in arguments]
+  got = run(env, 'sweep', f'--config={tmp_path}/two.py',
+            f'--root={tmp_path}/root', *filled)
+  assert got.returncode == 1
+  said = [line for line in got.stderr.splitlines() if line.strip()]
+  assert len(said) == 1 and said[0].startswith('error: ') and text in said[0]
+  assert not list((tmp_path / 'root').glob('*/config.json'))
+
+
+def test_a_lease_is_held_by_one_and_ends_with_its_holder(tmp_path):
+  held = lease.Lease(tmp_path)
+  held.tell('training', 3, 9, force=True)
+  held.tell('scoring', force=True)
+  assert lease.read(tmp_path)['step'] == 3 and lease.alive(tmp_path)
+  with pytest.raises(lease.Held, match=f'process {os.getpid()}'):
+    lease.Lease(tmp_path)
+  held.release()
+  assert not lease.alive(tmp_path)
+  lease.Lease(tmp_path).release()
+
+
+def test_what_an_ended_worker_means(tmp_path):
+  (tmp_path / 'r').mkdir()
+  job = pool.Job('r', 1.)
+
+  def settled(code, deaths=None):
+    waiting, failed = [], {}
+    pool.settle(tmp_path, job, code, waiting, {}, deaths or {}, failed)
+    return waiting, failed
+
+  assert settled(0) == ([], {})
+  assert settled(pool.AGAIN) == ([job], {})
+  assert settled(-9) == ([job], {})
+  assert settled(-9, {'r': (pool.DEATHS - 1, 0.)})[1]['r'].startswith('killed')
+  (tmp_path / 'r' / 'log.txt').write_text('x\nerror: no such thing\n')
+  assert settled(1) == ([], {'r': 'error: no such thing'})
+  assert records.read_json(tmp_path / 'r' / 'FAILED')['error'] == (
+      'error: no such thing')
+
+
+def table(scores, untrained=.4, ranks=None):
+  """Tables of a made-up sweep of one size."""
+  n = len(scores)
+  row = {'width': 32, 'depth': 2, 'heads': 1, 'crop_seconds': 1., 'seed': 0,
+         'size': 'en32-2', 'lr': 1e-3, 'steps': 9, 'batch': 8, 'params': 9.}
+  ranks = ranks if ranks is not None else np.geomspace(4, 20, n)
+  runs = pd.DataFrame([
+      {**row, 'run_id': str(i), 'name': f'run {i}', 'untrained': False,
+       'score': s, 'rank': r, 'hours': float(i + 1), 'mask_ratio': .5,
+       'valid_loss': 1. - s} for i, (s, r) in enumerate(zip(scores, ranks))]
+      + [{**row, 'run_id': 't', 'name': 'untrained', 'untrained': True,
+          'score': untrained, 'rank': 25., 'hours': 1., 'mask_ratio': .5,
+          'valid_loss': 1.}])
+  history = pd.DataFrame([
+      {**r, 'step': s, 'rank': k} for _, r in runs.iterrows()
+      for s, k in ((0, 25.), (5, 3.), (9, r['rank']))])
+  return records.Tables(runs, history, pd.DataFrame())
+
+
+def test_no_law_is_drawn_through_runs_that_do_not_beat_their_twin():
+  found = findings.find(table([.3, .35, .39, .4, .41, .42, .43, .44]))
+  assert found.fit is None and '4 of 8' in found.reason
+  assert any('no law is drawn through them: run 0, run 1' in w
+             for w in found.words)
+
+
+def test_a_law_that_is_there_is_found_and_a_narrow_range_is_said():
+  ranks = np.geomspace(5, 500, 24)
+  noise = .002 * np.random.default_rng(0).standard_normal(24)
+  found = findings.find(table(.9 - 1.2 * ranks ** -.8 + noise, untrained=.1,
+                              ranks=ranks))
+  assert found.fit.params['Q_inf'] == pytest.approx(.9, abs=.01)
+  assert any(w.startswith('Q_inf = 0.9') for w in found.words)
+  narrow = np.geomspace(10, 12, 24)
+  found = findings.find(table(.5 + .001 * narrow + noise, untrained=.1,
+                              ranks=narrow))
+  text = ' '.join(found.words)
+  assert 'too narrow' in text
