@@ -196,7 +196,13 @@ def page(root, tables, title):
           f'<body>{"".join(parts)}</body></html>\n')
 
 
-def write(root, title='audiorank'):
+def heading(root):
+  """Returns the sweep's title, or the folder's name."""
+  path = root / 'sweep.json'
+  return records.read_json(path)['title'] if path.exists() else root.name
+
+
+def write(root):
   """Rebuilds <root>/report.html from the records; returns its path.
 
   Raises:
@@ -210,6 +216,6 @@ def write(root, title='audiorank'):
     raise ValueError(f'{root}: no run has a record yet: expected '
                      '<run_id>/records/*.json')
   part = root / '.report.html'
-  part.write_text(page(root, tables, title), encoding='utf-8')
+  part.write_text(page(root, tables, heading(root)), encoding='utf-8')
   part.replace(root / 'report.html')
   return root / 'report.html'

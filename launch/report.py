@@ -9,13 +9,12 @@ from launch import cli
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The sweep\'s folder.',
                                required=True)
-_TITLE = flags.DEFINE_string('title', 'audiorank', 'Heading of the page.')
 
 
 def main(argv):
   del argv
   from audiorank import report
-  print(report.write(_WORKDIR.value, title=_TITLE.value))
+  print(report.write(_WORKDIR.value))
 
 
 if __name__ == '__main__':

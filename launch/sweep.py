@@ -147,6 +147,9 @@ def main(argv):
   from audiorank import records
   for run_id, (config, _) in runs.items():
     records.open_run(root / run_id, config)
+  records.write_json(root / 'sweep.json', {
+      'title': (module.__doc__ or root.name).strip().splitlines()[0],
+      'runs': sorted(runs)})
   workers = _WORKERS.value or min(len(os.sched_getaffinity(0)), 8)
   todo = [r for r in runs if records.state(root / r) != 'done']
   print(f'{len(runs)} runs, {len(runs) - len(todo)} done before; '
@@ -174,7 +177,7 @@ def main(argv):
   print(f'{progress.clock(time.monotonic() - began)} in all')
   if _REPORT.value:
     from audiorank import report
-    print(report.write(root, title=module.__doc__.splitlines()[0]))
+    print(report.write(root))
   if failed:
     sys.exit(1)
 
