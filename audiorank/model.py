@@ -105,8 +105,10 @@ class MelNorm(nn.Module):
       var_M = mel_BMT.var((0, 2))
       if not self.is_initializing():
         n = mel_BMT.shape[0] * mel_BMT.shape[2]
-        mean.value += self.momentum * (mean_M - mean.value)
-        var.value += self.momentum * (var_M * n / (n - 1) - var.value)
+        # No +=: it would write into a caller's numpy arrays.
+        mean.value = mean.value + self.momentum * (mean_M - mean.value)
+        var.value = var.value + self.momentum * (
+            var_M * n / (n - 1) - var.value)
     else:
       mean_M, var_M = mean.value, var.value
     gain_M = scale_M * jax.lax.rsqrt(var_M + self.epsilon)

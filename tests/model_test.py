@@ -265,7 +265,10 @@ def test_mel_norm_keeps_torchs_statistics():
   made = net.init(jax.random.key(0), mel_BMT, False)
   np.testing.assert_allclose(
       net.apply(made, mel_BMT, False), mel_BMT / np.sqrt(1 + 1e-5), rtol=1e-5)
+  made = jax.tree.map(lambda x: np.array(x), made)
   out_BMT, new = net.apply(made, mel_BMT, True, mutable=['batch_stats'])
+  # The caller's arrays are not written to, not even numpy's.
+  assert not np.any(made['batch_stats']['mean'])
   np.testing.assert_allclose(out_BMT.mean((0, 2)), 0, atol=1e-5)
   np.testing.assert_allclose(out_BMT.var((0, 2)), 1, atol=1e-4)
   stats = new['batch_stats']

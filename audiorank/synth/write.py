@@ -12,8 +12,8 @@ import os
 import pathlib
 
 import soundfile
-import tqdm
 
+from audiorank import progress as progress_lib
 from audiorank.synth import recordings
 from audiorank.synth import waves
 from audiorank.synth import tasks as tasks_lib
@@ -69,17 +69,21 @@ def _check(seed, workers):
                      'or more')
 
 
-def _map(function, items, workers, progress, title, unit):
+def _map(function, items, workers, progress, title):
   """Calls the function on every item, in worker processes if asked."""
   if workers is None:
     workers = os.cpu_count() or 1
-  bar = tqdm.tqdm(total=len(items), desc=title, unit=unit,
-                  disable=not progress or not items)
-  with bar:
+  bar = progress_lib.Bar(len(items), 0, title) if progress and items else None
+
+  def tell(n):
+    if bar:
+      bar.step(n)
+
+  try:
     if workers == 1 or len(items) < 16:
       for item in items:
         function(item)
-        bar.update()
+        tell(1)
       return
     # Spawned, not forked: the caller may hold JAX's threads.
     context = multiprocessing.get_context('spawn')
@@ -88,10 +92,13 @@ def _map(function, items, workers, progress, title, unit):
                  for i in range(0, len(items), 8)]
       try:
         for done in futures.as_completed(pending):
-          bar.update(done.result())
+          tell(done.result())
       except BaseException:
         pool.shutdown(cancel_futures=True)
         raise
+  finally:
+    if bar:
+      bar.close()
 
 
 def _call(function, items):
@@ -143,7 +150,7 @@ def write_audio(out, hours, seed, workers=None, progress=True):
   for category in recordings.CATEGORIES:
     (out / category).mkdir(parents=True, exist_ok=True)
   _map(functools.partial(_write_recording, out, seed), range(wanted), workers,
-       progress, 'recordings', 'file')
+       progress, 'world: recordings')
   samples = sum(recordings.length(seed, i) for i in range(wanted))
   _write_json(out / MARKER, {
       'world': VERSION, 'kind': 'audio', 'seed': seed, 'recordings': wanted,
@@ -241,7 +248,7 @@ def write_tasks(out, seed, clips_per_task=(320, 100, 200), names=None,
   items = [(partial, name, split, i) for name, partial in begun.items()
            for split, n in clips.items() for i in range(n)]
   _map(functools.partial(_write_clip, seed), items, workers, progress,
-       'task clips', 'clip')
+       'world: task clips')
   for name, partial in begun.items():
     _finish(partial, folders[name], name, clips)
   return root
