@@ -15,13 +15,16 @@ from audiorank import laws
 
 LEAST = 6  # Runs without which three parameters are not fitted.
 NARROW = .5  # Decades of R below which Q_inf is rarely identified.
+SUBJECT, GIVEN = 'RankMe', ('parameters', 'width')
 RIVALS = {
-    'rank': 'RankMe', 'rank_center': 'RankMe, centred',
+    'rank': SUBJECT, 'rank_center': 'RankMe, centred',
     'valid_loss': 'validation loss', 'params': 'parameters',
     'width': 'width', 'hours': 'hours of audio', 'mask_ratio': 'masking rate',
     'flops': 'training FLOPs (with decoder)',
     'sibling_participation_ratio': 'participation ratio',
     'sibling_stable_rank': 'stable rank', 'sibling_alpha_req': 'alpha-ReQ'}
+CONFIGURATION = ('size', 'hours', 'mask_ratio', 'lr', 'steps',
+                 'crop_seconds', 'batch', 'objective')
 
 
 class Findings(NamedTuple):
@@ -57,40 +60,34 @@ def law(trained):
   if np.ptp(np.log10(beat['rank'].astype(float))) < .02:
     return None, 'RankMe hardly differs between the runs'
   try:
-    groups = beat.groupby(
-        [c for c in ('size', 'hours', 'mask_ratio', 'lr', 'steps',
-                     'crop_seconds', 'batch') if c in beat],
-        dropna=False, observed=True).ngroup()
     return laws.fit('saturating', {'rank': beat['rank'].to_numpy(float),
                                    'score': beat['score'].to_numpy(float)},
-                    groups=groups.to_numpy()), ''
+                    groups=configurations(beat)), ''
   except ValueError as error:
     return None, str(error)
 
 
-def predictors(trained):
-  """Returns a row a predictor: Spearman with the score, and its interval.
+def configurations(runs):
+  """Returns a number a run: runs that differ in their seed share it."""
+  return runs.groupby([c for c in CONFIGURATION if c in runs], dropna=False,
+                      observed=True).ngroup().to_numpy()
 
-  The interval is Fisher's, with the variance of Bonett and Wright (2000) for
-  ranks; it takes runs for independent.
+
+def predictors(trained):
+  """Returns laws.rivals of the trained runs, or an empty frame.
+
+  Predictors that a sweep does not vary are left out.
   """
-  rows = []
-  for column, text in RIVALS.items():
-    if column not in trained or trained[column].isna().any():
-      continue
-    x = trained[column].astype(float)
-    if x.nunique() < 3 or len(x) < 5:
-      continue
-    rho = float(stats.spearmanr(x, trained['score']).statistic)
-    half = 1.96 * np.sqrt((1 + rho ** 2 / 2) / (len(x) - 3))
-    low, high = np.tanh(np.arctanh(np.clip(rho, -.9999, .9999))
-                        + np.array([-half, half]))
-    rows.append({'predictor': text, 'column': column, 'spearman': rho,
-                 'low': float(low), 'high': float(high), 'runs': len(x)})
-  table = pd.DataFrame(rows, columns=['predictor', 'column', 'spearman',
-                                      'low', 'high', 'runs'])
-  return table.reindex(
-      table['spearman'].abs().sort_values(ascending=False).index)
+  columns = {text: trained[name].astype(float)
+             for name, text in RIVALS.items()
+             if name in trained and trained[name].notna().all()
+             and trained[name].nunique() > 1}
+  if SUBJECT not in columns or len(set(configurations(trained))) < 4:
+    return pd.DataFrame()
+  return laws.rivals(
+      pd.DataFrame({**columns, 'score': trained['score'].astype(float)}),
+      list(columns), given=[g for g in GIVEN if g in columns],
+      groups=configurations(trained), subject=SUBJECT)
 
 
 def training_helps(trained):
@@ -154,34 +151,26 @@ def of_law(fit, reason):
 
 def of_rivals(table, trained):
   """Returns sentences on RankMe beside the other predictors."""
-  if not len(table) or 'rank' not in set(table['column']):
+  if not len(table):
     return []
-  rank = table[table['column'] == 'rank'].iloc[0]
-  best = table.iloc[0]
-  out = [f"Over the trained runs, RankMe and score have Spearman "
-         f"{rank['spearman']:+.2f} [{rank['low']:+.2f}, {rank['high']:+.2f}]."]
-  if rank['low'] <= 0 <= rank['high']:
-    out.append('That interval holds 0: these runs do not show that RankMe '
-               'predicts the score.')
-  elif rank['spearman'] < 0:
+  rho = table.set_index('predictor')['spearman']
+  out = [f'Over the {len(trained)} trained runs the rank correlation with '
+         f'the score (Spearman) is {rho[SUBJECT]:+.2f}.']
+  if rho[SUBJECT] < 0:
     out.append('The sign is the opposite of the claim: higher RankMe goes '
                'with lower scores here.')
-  if best['column'] != 'rank':
-    out.append(f"The strongest rank correlation is {best['predictor']}'s, "
-               f"{best['spearman']:+.2f} [{best['low']:+.2f}, "
-               f"{best['high']:+.2f}]"
-               + ('; its interval overlaps RankMe\'s.' if
-                  abs(best['spearman']) - abs(rank['spearman']) < .2 else '.'))
-  if trained['width'].nunique() > 1:
-    part = []
-    for width, rows in trained.groupby('width'):
-      if len(rows) >= 4:
-        rho = stats.spearmanr(rows['rank'], rows['score']).statistic
-        part.append(f'{rho:+.2f} at width {width} ({len(rows)} runs)')
-    if part:
-      out.append('RankMe cannot exceed the width, so across widths it is '
-                 'confounded with size; within one width its correlation '
-                 f'with the score is {", ".join(part)}.')
+  out.append(laws.verdict(table, SUBJECT))
+  part = []
+  for width, rows in trained.groupby('width'):
+    if len(rows) >= 4 and trained['width'].nunique() > 1:
+      inside = stats.spearmanr(rows['rank'], rows['score']).statistic
+      part.append(f'{inside:+.2f} at width {width} ({len(rows)} runs)')
+  if part:
+    out.append('RankMe cannot exceed the width, so across widths it is '
+               'confounded with size; within one width its correlation '
+               f'with the score is {", ".join(part)}.')
+  if len(trained) < 24:
+    out.append(f'{len(trained)} runs are few: all of this is exploratory.')
   return out
 
 

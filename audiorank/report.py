@@ -118,10 +118,14 @@ def tasks_table(tasks):
 
 
 def rivals_table(found):
-  """Returns the predictors of the score, strongest first."""
+  """Returns the predictors of the score, the best left out first."""
   return rows(pd.DataFrame([{
-      'predictor': r['predictor'], 'Spearman': f"{r['spearman']:+.2f}",
-      '95 %': f"[{r['low']:+.2f}, {r['high']:+.2f}]", 'runs': r['runs']}
+      'predictor': r['predictor'], 'error left out': number(r['loo']),
+      'with size and width': number(r['loo_given']),
+      'Spearman': number(r['spearman'], '{:+.2f}'),
+      'partial, given size and width': number(r['partial'], '{:+.2f}'),
+      '95 %': '–' if np.isnan(r['partial_low']) else
+              f"[{r['partial_low']:+.2f}, {r['partial_high']:+.2f}]"}
       for _, r in found.rivals.iterrows()]))
 
 
@@ -182,8 +186,10 @@ def page(root, tables, title):
                     'Every run on every task.'), tasks_table(tables.tasks)]
   parts += [
       '<h2>What predicts the score</h2>', rivals_table(found),
-      '<p class="small">Spearman correlation with the score over the trained '
-      'runs. RankMe has to stand beside cheaper predictors.</p>',
+      '<p class="small">Each predictor by a line in its logarithm over the '
+      'trained runs, every configuration left out in turn; root mean square '
+      'error of the score. RankMe has to stand beside what is cheaper to '
+      'know.</p>',
       '<h2>Runs</h2>', runs_table(found, runs),
       '<p class="small">Grey: untrained. Red: does not beat its untrained '
       'network.</p>',

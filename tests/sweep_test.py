@@ -119,6 +119,19 @@ def test_killed_anywhere_the_same_command_ends_in_the_same_numbers(
   (root / 'report.html').unlink()
   assert run(env, 'report', f'--workdir={root}').returncode == 0
   assert (root / 'report.html').read_text() == rebuilt
+  scored_again_by_hand(env, tasks, records.run_folders(root)[0])
+
+
+def scored_again_by_hand(env, tasks, workdir):
+  """launch.evaluate gives the scores that the run recorded itself."""
+  got = run(env, 'evaluate', f'--checkpoint={workdir}', f'--tasks={tasks}',
+            '--protocol=logistic', '--batch=12', '--task=timbre-v1-full',
+            f'--out={workdir}/again.json')
+  assert got.returncode == 0, got.stderr
+  (record,) = [r for r in records.read(workdir)
+               if r['kind'] == 'hear.timbre-v1-full']
+  again = records.read_json(workdir / 'again.json')
+  assert again['timbre-v1-full']['scores'] == record['result']['scores']
 
 
 def wait_for(root, sweep):
