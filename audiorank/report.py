@@ -8,8 +8,6 @@ import html
 import io
 import pathlib
 
-import matplotlib
-from matplotlib import pyplot as plt
 import numpy as np
 import pandas as pd
 
@@ -36,14 +34,12 @@ figcaption, .small { font-size: .85rem; color: #555 }
 
 def image(draw, caption):
   """Returns a <figure> of what draw() draws, or its excuse."""
-  plt.close('all')
   try:
     ax = draw()
   except ValueError as error:
     return f'<p class="small">Not drawn: {html.escape(str(error))}.</p>'
   buffer = io.BytesIO()
   ax.figure.savefig(buffer, format='png', dpi=130, bbox_inches='tight')
-  plt.close(ax.figure)
   data = base64.b64encode(buffer.getvalue()).decode()
   text = html.escape(caption)
   return (f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
@@ -215,7 +211,6 @@ def write(root):
     FileNotFoundError: there are no runs under the root.
     ValueError: there are runs, but none with a record yet.
   """
-  matplotlib.use('Agg', force=False)
   root = pathlib.Path(root)
   tables = records.collect(root)
   if 'rank' not in tables.runs or tables.runs['rank'].isna().all():

@@ -1,20 +1,63 @@
-"""Rebuilds a sweep's report from its records alone.
+"""Rebuilds a sweep's report from its records, or fits anybody's table.
 
   python -m launch.report --workdir=runs/quickstart
+  python -m launch.report --table=runs.csv --law=saturating --x=rank --y=score
 """
+
+import pathlib
 
 from absl import flags
 
 from launch import cli
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'The sweep\'s folder.',
-                               required=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'The sweep\'s folder.')
+_TABLE = flags.DEFINE_string('table', None, 'A .csv or .parquet with a row a '
+                             'run.')
+_LAW = flags.DEFINE_string('law', 'saturating', 'A form of audiorank/laws.')
+_X = flags.DEFINE_list('x', None, 'Input columns; the form\'s own otherwise.')
+_Y = flags.DEFINE_string('y', None, 'Output column.')
+_LOSS = flags.DEFINE_string('loss', 'ls', 'ls, huber, lad, log_ls, log_huber, '
+                            'log_lad or logit_ls.')
+_GROUPS = flags.DEFINE_string('groups', None, 'Column of what is independent.')
+_FIGURE = flags.DEFINE_string('figure', None, 'Image of the fit, .png or '
+                              '.pdf; of several inputs, predicted against '
+                              'observed.')
+
+
+def read(path):
+  """Returns a table.
+
+  Raises:
+    FileNotFoundError, ValueError: no such file, or not a table.
+  """
+  import pandas as pd
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise FileNotFoundError(f'{path}: no such file')
+  try:
+    return (pd.read_parquet(path) if path.suffix == '.parquet' else
+            pd.read_csv(path))
+  except Exception as error:
+    raise ValueError(f'{path}: not a table ({error})') from None
 
 
 def main(argv):
   del argv
-  from audiorank import report
-  print(report.write(_WORKDIR.value))
+  if bool(_WORKDIR.value) == bool(_TABLE.value):
+    raise ValueError('expected --workdir or --table')
+  if _WORKDIR.value:
+    from audiorank import report
+    print(report.write(_WORKDIR.value))
+    return
+  from audiorank import laws
+  fit = laws.fit(_LAW.value, read(_TABLE.value), loss=_LOSS.value,
+                 groups=_GROUPS.value, x=_X.value, y=_Y.value)
+  print(fit.report())
+  if _FIGURE.value:
+    from audiorank import figures
+    draw = figures.law if len(fit.x) == 1 else figures.predicted_actual
+    draw(fit).figure.savefig(_FIGURE.value, dpi=150, bbox_inches='tight')
+    print(_FIGURE.value)
 
 
 if __name__ == '__main__':

@@ -265,3 +265,20 @@ def test_a_law_that_is_there_is_found_and_a_narrow_range_is_said():
                               ranks=narrow))
   text = ' '.join(found.words)
   assert 'too narrow' in text
+
+
+def test_report_fits_anybodys_table(env, tmp_path):
+  rank = np.geomspace(5, 500, 12)
+  path = tmp_path / 't.csv'
+  pd.DataFrame({'r': rank, 'q': .9 - 1.2 * rank ** -.8}).to_csv(path)
+  got = run(env, 'report', f'--table={path}', '--law=saturating', '--x=r',
+            '--y=q', f'--figure={tmp_path}/fit.png')
+  assert got.returncode == 0, got.stderr
+  assert 'Q_inf = 0.9 ' in got.stdout and 'b = 0.8 ' in got.stdout
+  assert (tmp_path / 'fit.png').stat().st_size > 5000
+  for wrong, text in (([f'--table={path}', '--x=none'], "no column 'none'"),
+                      ([f'--table={tmp_path}/no.csv'], 'no such file'),
+                      ([], 'expected --workdir or --table')):
+    bad = run(env, 'report', *wrong)
+    assert bad.returncode == 1 and text in bad.stderr
+    assert len(bad.stderr.strip().splitlines()) == 1
