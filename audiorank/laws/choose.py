@@ -11,14 +11,14 @@ import math
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from audiorank.laws.fit import fit as fitting
+from audiorank.laws import early
 from audiorank.laws import forms
 from audiorank.laws import optimum
 from audiorank.laws import report
 from audiorank.laws import solve
 from audiorank.laws import table
+from audiorank.laws.fit import fit as fitting
 
 
 def aicc(fit):
@@ -276,7 +276,7 @@ def rivals(data, predictors, score='score', given=('params', 'width'),
     worse = paired(e_N, ref_N)
     rows.append({
         'predictor': name, 'loo': _rms(e_N), 'loo_given': _rms(both),
-        'spearman': float(stats.spearmanr(z[:, 1], y_N).statistic),
+        'spearman': early.spearman(z[:, 1], y_N),
         'partial': partial(z[:, 1], y_N, around),
         'partial_low': bounds[0], 'partial_high': bounds[1],
         'worse': worse[0], 'worse_low': worse[1], 'worse_high': worse[2]})

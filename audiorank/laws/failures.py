@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from audiorank.laws import choose
 from audiorank.laws import intervals
@@ -51,7 +51,7 @@ def outliers(fit, labels=None, families=None, level=.05):
   """
   t_N, _ = studentised(fit)
   free = max(fit.n - fit.size - 1, 1)
-  p_N = 2 * stats.t.sf(np.abs(t_N), free)
+  p_N = 2 * special.stdtr(free, -np.abs(t_N))
   order = np.argsort(p_N)
   stair = np.maximum.accumulate(p_N[order] * np.arange(len(p_N), 0, -1))
   adjusted = np.empty(len(p_N))
@@ -82,7 +82,7 @@ def families(fit, labels):
     r = fit.residuals[labels == family]
     t = r.mean() / (fit.sd / math.sqrt(len(r)) + 1e-300)
     rows.append({'family': family, 'n': len(r), 'mean': r.mean(),
-                 'p': 2 * stats.t.sf(abs(t), max(fit.n - fit.size, 1))})
+                 'p': 2 * special.stdtr(max(fit.n - fit.size, 1), -abs(t))})
   result = pd.DataFrame(rows).sort_values('p', ignore_index=True)
   stair = result['p'] * np.arange(len(result), 0, -1)
   result['p'] = np.minimum(np.maximum.accumulate(stair), 1.)

@@ -13,7 +13,7 @@ import functools
 import math
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from audiorank.laws import newton
 from audiorank.laws import optimum
@@ -42,8 +42,8 @@ def interval(fit, name, method, confidence, draws, seed):
     return (float(ordered[math.floor(tail * last)]),
             float(ordered[math.ceil((1 - tail) * last)]))
   if method == 'wald':
-    half = (stats.t.ppf((1 + confidence) / 2, max(fit.units - fit.size, 1)) *
-            wald(fit)[name])
+    free = max(fit.units - fit.size, 1)
+    half = special.stdtrit(free, (1 + confidence) / 2) * wald(fit)[name]
     return float(fit.params[name] - half), float(fit.params[name] + half)
   raise ValueError(f'no interval by {method!r}: one of profile, bootstrap, '
                    'wald')
@@ -176,7 +176,7 @@ def threshold(fit, name, confidence):
   psi_N, bend = influence(fit)
   w_N = fit.problem.w_N
   spread = np.sum(w_N * psi_N ** 2) / max(fit.n - fit.size, 1)
-  rise = stats.f.ppf(confidence, 1, free) * spread / (2 * bend)
+  rise = special.fdtri(1, free, confidence) * spread / (2 * bend)
   if fit.units < fit.n or fit.problem.loss.kind != 'ls':
     naive_PP, robust_PP, slopes = covariances(fit)
     g = slopes[name]
