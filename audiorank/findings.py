@@ -39,8 +39,13 @@ class Findings(NamedTuple):
 
 
 def with_gain(runs):
-  """Returns (trained, twins); trained has `untrained_score`, `gain`."""
-  done = runs[runs['score'].notna()]
+  """Returns (trained, twins); trained has `untrained_score`, `gain`.
+
+  A run that is not yet scored on every task is left out: its mean is over
+  other tasks than the others'.
+  """
+  done = runs[runs['score'].notna()
+              & (runs['scored_tasks'] == runs['scored_tasks'].max())]
   twins = done[done['untrained']]
   key = ['width', 'depth', 'heads', 'seed', 'crop_seconds']
   level = {tuple(r[key]): r['score'] for _, r in twins.iterrows()}
@@ -188,6 +193,10 @@ def find(tables):
   words += training_helps(trained) if len(twins) else []
   words += of_rank(tables.history) + of_law(fit, reason)
   words += of_rivals(rivals, trained)
+  waiting = len(tables.runs) - len(trained) - len(twins)
+  if waiting:
+    words.append(f'{waiting} runs are not scored on every task yet and are '
+                 'left out of all of this.')
   seeds = trained['seed'].nunique()
   if seeds == 1:
     words.append('Every point was trained with one seed, so the noise floor '

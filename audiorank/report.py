@@ -150,7 +150,8 @@ def page(root, tables, title):
   """Returns the report as one HTML text."""
   found = findings.find(tables)
   runs, history = tables.runs, tables.history
-  scored = runs[runs['score'].notna()]
+  counted = set(found.runs['run_id']) | set(found.twins['run_id'])
+  scored = runs[runs['run_id'].isin(counted)]
   beat = set(found.runs['run_id'][found.runs['gain'] > 0])
   in_law = scored[scored['untrained'] | scored['run_id'].isin(beat)]
   behind = len(scored) - len(in_law)

@@ -10,7 +10,7 @@ untrained network, or if the report draws a law through runs that do not.
 Chosen so that training helps within minutes: widths below the 64 mels, where
 random features lose something, and tasks of order, rhythm and mixtures, which a
 mean spectrum does not solve. On pitch, which it does, these short runs mostly
-score below random features; configs/hour.py has every task.
+score below random features; configs/longer.py has every task.
 """
 
 import itertools

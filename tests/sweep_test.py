@@ -231,7 +231,7 @@ def table(scores, untrained=.4, ranks=None):
   """Tables of a made-up sweep of one size."""
   n = len(scores)
   row = {'width': 32, 'depth': 2, 'heads': 1, 'crop_seconds': 1., 'seed': 0,
-         'size': 'en32-2', 'lr': 1e-3, 'steps': 9, 'batch': 8, 'params': 9.}
+         'scored_tasks': 3, 'size': 'en32-2', 'lr': 1e-3, 'steps': 9, 'batch': 8, 'params': 9.}
   ranks = ranks if ranks is not None else np.geomspace(4, 20, n)
   runs = pd.DataFrame([
       {**row, 'run_id': str(i), 'name': f'run {i}', 'untrained': False,
@@ -251,6 +251,14 @@ def test_no_law_is_drawn_through_runs_that_do_not_beat_their_twin():
   assert found.fit is None and '4 of 8' in found.reason
   assert any('no law is drawn through them: run 0, run 1' in w
              for w in found.words)
+
+
+def test_a_run_scored_on_fewer_tasks_is_not_compared():
+  tables = table([.41, .42, .43, .44, .45, .46, .47, .9])
+  tables.runs.loc[7, 'scored_tasks'] = 1
+  found = findings.find(tables)
+  assert len(found.runs) == 7 and found.runs['score'].max() < .5
+  assert any(w.startswith('1 runs are not scored') for w in found.words)
 
 
 def test_a_law_that_is_there_is_found_and_a_narrow_range_is_said():

@@ -147,7 +147,7 @@ class Fit:
 
   def columns(self, x):
     """The inputs as checked float arrays, in the order of the form."""
-    if not hasattr(x, 'keys'):
+    if isinstance(x, pd.Series) or not hasattr(x, 'keys'):
       if len(self.x) > 1:
         raise ValueError(f'{self.form.name} needs the columns '
                          f'{", ".join(self.x)} by name')
