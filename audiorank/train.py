@@ -36,7 +36,7 @@ class Preempted(Exception):
 
 
 class Diverged(Exception):
-  """The loss is not finite; the message names step and clips."""
+  """Loss or parameters are not finite; the message names step and clips."""
 
 
 @flax.struct.dataclass
@@ -154,7 +154,8 @@ def make_step(config, placed):
     params = jax.tree.map(
         lambda p, u: p - lr * (u + h.weight_decay * p), state.params, updates)
     new = TrainState(state.step + 1, params, stats, opt_state)
-    return new, {'loss': loss, 'grad_norm': norm, 'lr': lr, **extra}
+    return new, {'loss': loss, 'grad_norm': norm, 'lr': lr,
+                 'param_norm': optax.tree.norm(params), **extra}
 
   return jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
 
@@ -401,12 +402,17 @@ def log(file, step, got, waiting, config, subset, bar):
 
 
 def check_finite(got, step, config, subset):
-  """Raises Diverged, naming the clips, unless the step's loss is finite."""
+  """Raises Diverged, naming the clips, unless all of a step is finite.
+
+  The loss tells of the parameters before the step, their norm of those
+  after it: nothing that is not finite is ever saved.
+  """
   row = {k: float(v) for k, v in jax.device_get(got).items()}
-  if not np.isfinite(row['loss']):
+  if not np.isfinite(list(row.values())).all():
     names = data.clip_names(
         subset, batch=config.train.batch,
         samples=crop_samples(config.data.crop_seconds), seed=config.seed,
         step=step - 1)
     raise Diverged(f"loss {row['loss']} at step {step}, gradient norm "
-                   f"{row['grad_norm']}, clips {', '.join(names[:4])} ...")
+                   f"{row['grad_norm']}, parameter norm {row['param_norm']}, "
+                   f"clips {', '.join(names[:4])} ...")

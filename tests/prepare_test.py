@@ -8,7 +8,6 @@ import math
 import os
 import pathlib
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -49,11 +48,17 @@ def refusals(out):
   return {r['file']: r for r in map(json.loads, lines)}
 
 
-def command(*args, before=None, **env):
-  return subprocess.run(
-      [sys.executable, '-m', 'launch.prepare', *map(str, args)], cwd=ROOT,
-      capture_output=True, text=True, preexec_fn=before, check=False,
-      env={**os.environ, **env})
+def command(*args, largest=None, **env):
+  """Runs the command; `largest`: bytes to which any file may grow."""
+  line = [sys.executable, '-m', 'launch.prepare', *map(str, args)]
+  if largest is not None:
+    # By another process: a fork of one that holds JAX may hang.
+    line = [sys.executable, '-c', 'import os, resource, sys; '
+            'resource.setrlimit(resource.RLIMIT_FSIZE, '
+            f'({largest}, {largest})); os.execv(sys.argv[1], sys.argv[1:])',
+            *line]
+  return subprocess.run(line, cwd=ROOT, capture_output=True, text=True,
+                        check=False, env={**os.environ, **env})
 
 
 @pytest.fixture(scope='module')
@@ -245,14 +250,13 @@ def test_a_full_disk_is_one_line_and_the_next_call_goes_on(tmp_path):
   for i in range(3):
     sound(tmp_path / 'in' / f'{i}.flac', 40, seed=i)
   limit = 600_000  # each shard wants 1.28 MB
-
-  def small():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
   out = tmp_path / 'out'
-  done = command('--audio', tmp_path / 'in', '--out', out, before=small)
+  done = command('--audio', tmp_path / 'in', '--out', out, largest=limit)
   assert done.returncode == 1
-  assert len(done.stderr.splitlines()) == 1
-  assert 'cannot write shard-' in done.stderr and 'too large' in done.stderr
+  said = [line for line in done.stderr.splitlines()
+          if not line.startswith('prepare: ')]
+  assert len(said) == 1 and said[0].startswith('error: ')
+  assert 'cannot write shard-' in said[0] and 'too large' in said[0]
   assert not (out / 'corpus.json').exists()
   assert list(out.rglob('*.part')) == []
   made = prepare.run(tmp_path / 'in', out, workers=1)

@@ -191,6 +191,8 @@ def test_a_diverging_run_says_where_and_on_what(corpus, tmp_path):
                                             'opt.warmup': 1}))
   with pytest.raises(train.Diverged, match='loss .* at step .*clips .*wav'):
     train.run(tmp_path, config)
+  kept = checkpoint.load(tmp_path)[1]
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(kept))
 
 
 @pytest.mark.filterwarnings('ignore')
