@@ -20,7 +20,7 @@ from ml_collections import config_dict
 import numpy as np
 import pandas as pd
 
-SCHEMA = 1  # Raised when the same config would mean another experiment.
+SCHEMA = 2  # Raised when the same config would mean another experiment.
 # Where things lie, what they are called and how they are scored afterwards
 # does not change what is trained.
 NOT_IDENTITY = ('experiment', 'eval', 'checkpoint', 'mesh', 'data.root',

@@ -182,13 +182,15 @@ def calibrated(state, config, wave_NS):
   @jax.jit
   def moments(wave_BS):
     mel_BMT = audio.log_mel(wave_BS.astype(jnp.float32) / 32768)
-    return mel_BMT.sum((0, 2)), jnp.square(mel_BMT).sum((0, 2))
+    return mel_BMT.sum(2), jnp.square(mel_BMT).sum(2)
 
   total_M, square_M, n = 0., 0., 0
-  for _, wave_BS in embed.batches(wave_NS[:1024], min(256, len(wave_NS))):
-    sum_M, sq_M = (np.asarray(x, np.float64) for x in moments(wave_BS))
+  for index, wave_BS in embed.batches(wave_NS[:1024], min(256, len(wave_NS))):
+    # The last batch is filled with silence, which must not count.
+    sum_M, sq_M = (np.asarray(x, np.float64)[:len(index)].sum(0)
+                   for x in moments(wave_BS))
     total_M, square_M = total_M + sum_M, square_M + sq_M
-    n += len(wave_BS) * (1 + wave_BS.shape[1] // audio.HOP)
+    n += len(index) * (1 + wave_BS.shape[1] // audio.HOP)
   mean_M = total_M / n
   var_M = np.maximum(square_M / n - mean_M ** 2, 1e-3)
   stats = {'encoder': {'norm_mel': {
@@ -330,8 +332,8 @@ def run(workdir, config, stop=lambda: False, tell=lambda *_: None):
   folder.mkdir(parents=True, exist_ok=True)
   with jax.set_mesh(on), checkpoint.manager(
       folder, config.checkpoint.every, config.checkpoint.keep) as m:
-    checkpoint.seal(folder)
     state = checkpoint.restore(m, folder, shapes, placed)
+    checkpoint.seal(folder)
     if state is None:
       state = fresh()
       if config.train.calibrate:
@@ -349,14 +351,21 @@ def run(workdir, config, stop=lambda: False, tell=lambda *_: None):
           process_count=jax.process_count(), threads=config.data.threads,
           resident=config.data.resident)
     bar = progress.Bar(steps, step, f'{workdir.name} {model.name(config.model)}')
-    pending, got, waiting = None, None, 0.
+    pending, got, waiting, unsealed = None, None, 0., False
     with open(workdir / 'metrics.jsonl', 'a', encoding='utf-8') as metrics:
       while True:
         saving = step == steps or step % config.checkpoint.every == 0
         if got and (saving or step in readings):
           check_finite(got, step, config, subset)
         if saving:
+          pending = write_out(metrics, pending, config, subset, bar)
           checkpoint.save(m, state, config, force=step == steps)
+          unsealed = True
+        elif unsealed and step % config.train.log_every == 0:
+          m.wait_until_finished()
+          if main:
+            checkpoint.seal(folder)
+          unsealed = False
         if step in readings and not records.path(
             workdir, 'monitor', step).exists():
           tell('measuring', step, steps)
@@ -367,6 +376,7 @@ def run(workdir, config, stop=lambda: False, tell=lambda *_: None):
         if step == steps:
           break
         if stop():
+          write_out(metrics, pending, config, subset, bar)
           checkpoint.save(m, state, config, force=True)
           m.wait_until_finished()
           checkpoint.seal(folder)
@@ -378,21 +388,28 @@ def run(workdir, config, stop=lambda: False, tell=lambda *_: None):
         step += 1
         bar.step()
         tell('training', step, steps)
-        if pending and main:
-          log(metrics, *pending, config, subset, bar)
+        write_out(metrics, pending, config, subset, bar)
         due = step % config.train.log_every == 0 or step == steps
         pending = (step, got, waiting) if due else None
         if due:
           waiting = 0.
-      if pending and main:
-        log(metrics, *pending, config, subset, bar)
     m.wait_until_finished()
     checkpoint.seal(folder)
     bar.close()
   return state, on
 
 
-def log(file, step, got, waiting, config, subset, bar):
+def write_out(file, pending, config, subset, bar):
+  """Writes the row that waits, if there is one; returns None.
+
+  A row waits one step, so that reading it does not hold up the next; it is
+  written before its step is saved, or a resumed run would lack it.
+  """
+  if pending and jax.process_index() == 0:
+    append(file, *pending, config, subset, bar)
+
+
+def append(file, step, got, waiting, config, subset, bar):
   """Appends one row to metrics.jsonl; a loss that is not finite ends it."""
   check_finite(got, step, config, subset)
   row = {k: float(v) for k, v in jax.device_get(got).items()}
