@@ -58,9 +58,12 @@ def with_gain(runs):
 
 def law(trained):
   """Returns (fit, '') or (None, why not)."""
+  known = trained['gain'].notna()
   beat = trained[trained['gain'] > 0]
+  if not known.any():
+    return None, 'no run has an untrained network to be held against yet'
   if len(beat) < LEAST:
-    return None, (f'{len(beat)} of {len(trained)} runs beat their untrained '
+    return None, (f'{len(beat)} of {known.sum()} runs beat their untrained '
                   f'network; a law of three parameters needs {LEAST}')
   if np.ptp(np.log10(beat['rank'].astype(float))) < .02:
     return None, 'RankMe hardly differs between the runs'
@@ -97,10 +100,15 @@ def predictors(trained):
 
 def training_helps(trained):
   """Returns sentences: how many runs beat their untrained network."""
-  beat = trained[trained['gain'] > 0]
-  out = [f'{len(beat)} of {len(trained)} trained runs score higher than '
+  known = trained[trained['gain'].notna()]
+  beat = known[known['gain'] > 0]
+  out = [f'{len(beat)} of {len(known)} trained runs score higher than '
          'their own untrained network; the mean difference is '
-         f"{trained['gain'].mean():+.3f}."]
+         f"{known['gain'].mean():+.3f}."] if len(known) else []
+  alone = len(trained) - len(known)
+  if alone:
+    out.append(f'The untrained network of {alone} trained runs is not scored '
+               'yet; they enter no law.')
   behind = trained[trained['gain'] <= 0]
   if len(behind):
     names = ', '.join(behind['name'])
@@ -114,7 +122,7 @@ def of_rank(history):
   fell = rose = 0
   for _, rows in moved.groupby('run_id'):
     rank = rows.sort_values('step')['rank'].to_numpy()
-    if len(rank) > 2 and rank.min() < rank[0]:
+    if len(rank) > 2 and rank[1] < rank[0]:
       fell += 1
       rose += rank[-1] > 1.05 * rank.min()
   n = moved['run_id'].nunique()

@@ -284,33 +284,69 @@ def reading(row, record):
 
 
 def tables(root):
-  """Reads every record under a sweep's root into Tables."""
+  """Reads every record of a sweep into Tables.
+
+  Where sweep.json names the sweep's runs, others in the folder are left out;
+  so are scores of tasks or by settings that a run's config no longer names.
+
+  Raises:
+    ValueError: a record or config that is damaged; names the folder.
+  """
   runs, history, scores = [], [], []
-  for workdir in run_folders(root):
-    row = described(workdir)
-    readings = [{**row, **reading(row, r)} for r in read(workdir, 'monitor')]
-    for found in readings:
-      found['final'] = found['step'] == row['steps']
-    history += readings
-    mine = []
-    for record in read(workdir):
-      if record['kind'].startswith('hear.'):
-        result = record['result']
-        mine.append({
-            **row, 'step': record['step'], 'task': record['task'],
-            'metric': record['metric'], 'score': result['score'],
-            'std': result.get('std'), 'protocol': result['protocol'],
-            'embedding_type': record['embedding_type']})
-    scores += mine
-    last = max((r for r in readings), key=lambda r: r['step'], default=row)
-    final = {**row, **last}
-    done = [r['score'] for r in mine if r['step'] == row['steps']
-            and r['embedding_type'] == 'scene' and r['score'] is not None]
-    final['score'] = float(np.mean(done)) if done else None
-    final['scored_tasks'] = len(done)
-    runs.append(final)
+  for workdir in sweep_folders(root):
+    try:
+      add_rows(workdir, runs, history, scores)
+    except (KeyError, TypeError, AttributeError) as error:
+      raise ValueError(
+          f'{workdir}: config.json or a record is damaged (no {error}): '
+          'remove the file and DONE, and run the sweep again') from None
   return Tables(pd.DataFrame(runs), pd.DataFrame(history),
                 pd.DataFrame(scores))
+
+
+def sweep_folders(root):
+  """Returns the folders of a sweep's own runs."""
+  path = pathlib.Path(root) / 'sweep.json'
+  folders = run_folders(root)
+  if not path.exists():
+    return folders
+  mine = set(read_json(path).get('runs', []))
+  return [f for f in folders if f.name in mine]
+
+
+def wanted(record, config):
+  """Returns whether a score is of a task and by settings still asked for."""
+  e = config['eval']
+  names = [n for n in e['names'].split(',') if n]
+  same = all(e[k] == v for k, v in record['settings'].items())
+  return same and (not names or record['task'] in names)
+
+
+def add_rows(workdir, runs, history, scores):
+  """Adds the rows of one run to the three lists."""
+  row = described(workdir)
+  config = read_json(workdir / 'config.json')
+  readings = [{**row, **reading(row, r)} for r in read(workdir, 'monitor')]
+  for found in readings:
+    found['final'] = found['step'] == row['steps']
+  history += readings
+  mine = []
+  for record in read(workdir):
+    if record['kind'].startswith('hear.') and wanted(record, config):
+      result = record['result']
+      mine.append({
+          **row, 'step': record['step'], 'task': record['task'],
+          'metric': record['metric'], 'score': result['score'],
+          'std': result.get('std'), 'protocol': result['protocol'],
+          'embedding_type': record['embedding_type']})
+  scores += mine
+  last = max((r for r in readings), key=lambda r: r['step'], default=row)
+  final = {**row, **last}
+  done = [r['score'] for r in mine if r['step'] == row['steps']
+          and r['embedding_type'] == 'scene' and r['score'] is not None]
+  final['score'] = float(np.mean(done)) if done else None
+  final['scored_tasks'] = len(done)
+  runs.append(final)
 
 
 def collect(root):

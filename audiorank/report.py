@@ -127,7 +127,8 @@ def rivals_table(found):
 
 def conventions(root, tables):
   """Returns how rank and score were measured, from the records."""
-  workdir = records.run_folders(root)[0]
+  workdir = next((w for w in records.sweep_folders(root)
+                  if records.read(w, 'monitor')), root)
   out = []
   for r in records.read(workdir, 'monitor')[-1:]:
     e = r['rank']
@@ -202,7 +203,8 @@ def page(root, tables, title):
 def heading(root):
   """Returns the sweep's title, or the folder's name."""
   path = root / 'sweep.json'
-  return records.read_json(path)['title'] if path.exists() else root.name
+  return (records.read_json(path).get('title', root.name) if path.exists()
+          else root.name)
 
 
 def write(root):

@@ -110,6 +110,12 @@ def check(config, on):
   if config.train.steps and config.opt.warmup >= config.train.steps:
     raise ValueError(f'opt.warmup {config.opt.warmup}: expected less than '
                      f'train.steps {config.train.steps}')
+  for field, value in (('checkpoint.every', config.checkpoint.every),
+                       ('checkpoint.keep', config.checkpoint.keep),
+                       ('train.log_every', config.train.log_every),
+                       ('monitor.first', config.monitor.first)):
+    if value < 1:
+      raise ValueError(f'{field} {value}: expected at least 1')
   objectives.named(config.objective)
 
 

@@ -23,6 +23,9 @@ def run(main):
     logging.use_absl_handler()
     try:
       return main(argv)
+    except KeyboardInterrupt:
+      print('stopped; the same command goes on', file=sys.stderr)
+      sys.exit(130)
     except (ValueError, OSError) as error:
       if os.environ.get('AUDIORANK_TRACEBACK'):
         raise

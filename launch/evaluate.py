@@ -53,6 +53,20 @@ def rank_lines(fields):
   return out
 
 
+def mapped(path):
+  """Returns the (clips, width) array of an .npy, mapped into memory."""
+  import numpy as np
+  try:
+    z_ND = np.load(path, mmap_mode='r', allow_pickle=False)
+  except (EOFError, ValueError) as error:
+    raise ValueError(f'{path}: not an .npy of numbers ({error})') from None
+  if not isinstance(z_ND, np.ndarray) or z_ND.ndim != 2:
+    found = getattr(z_ND, 'shape', 'an archive')
+    raise ValueError(f'{path}: found {found}, expected an .npy of shape '
+                     '(clips, width)')
+  return z_ND
+
+
 def main(argv):
   del argv
   import numpy as np
@@ -64,11 +78,14 @@ def main(argv):
   from audiorank.hear import tasks
   results = {}
   if _EMBEDDINGS.value:
-    z_ND = np.load(_EMBEDDINGS.value, mmap_mode='r', allow_pickle=False)
-    if z_ND.ndim != 2:
-      raise ValueError(f'{_EMBEDDINGS.value}: shape {z_ND.shape}, expected '
-                       '(clips, width)')
-    results['rank'] = train.rank_fields(z_ND, np.arange(len(z_ND)))
+    if _TASKS.value or _CORPUS.value or _CHECKPOINT.value:
+      raise ValueError('--embeddings stands alone: expected no --checkpoint, '
+                       '--tasks or --corpus beside it')
+    z_ND = mapped(_EMBEDDINGS.value)
+    try:
+      results['rank'] = train.rank_fields(z_ND, np.arange(len(z_ND)))
+    except ValueError as error:
+      raise ValueError(f'{_EMBEDDINGS.value}: {error}') from None
     print('\n'.join(rank_lines(results['rank'])))
   elif not _CHECKPOINT.value:
     raise ValueError('expected --checkpoint or --embeddings')

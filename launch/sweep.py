@@ -99,13 +99,20 @@ def plan(configs):
 
 def check(runs):
   """Raises ValueError for the first point that could never run."""
+  from audiorank import data
   from audiorank import evaluate
   from audiorank import sharding
   from audiorank import train
+  from audiorank.hear import tasks
   for config, _ in runs.values():
     on = sharding.mesh(config.mesh.data, config.mesh.fsdp)
     train.check(config, on)
-  evaluate.task_folders(config)
+    a = config.data
+    usable, _ = data.split(data.load(a.root), a.valid_fraction, a.subset_seed)
+    if a.hours and config.train.steps:
+      data.subset(usable, a.hours, a.subset_seed)
+  for folder in evaluate.task_folders(config):
+    tasks.load(folder)
 
 
 def table(runs):

@@ -39,6 +39,25 @@ def die_with_parent():
       sys.exit(AGAIN)
 
 
+def checked(config):
+  """Returns the config bound to its corpus, or raises before any folder is
+  claimed."""
+  from audiorank import data
+  from audiorank import evaluate
+  from audiorank import sharding
+  from audiorank import train
+  for field in ('data.root', 'eval.tasks'):
+    part, name = field.split('.')
+    if not config[part][name]:
+      raise ValueError(f'{field} is empty: expected --config.{field}=FOLDER '
+                       '(launch.sweep makes the embedded world)')
+    config[part][name] = os.path.abspath(config[part][name])
+  config.data.sha256 = data.load(config.data.root).sha256
+  train.check(config, sharding.mesh(config.mesh.data, config.mesh.fsdp))
+  evaluate.task_folders(config)
+  return config
+
+
 def main(argv):
   del argv
   die_with_parent()
@@ -50,7 +69,7 @@ def main(argv):
   from audiorank import records
   workdir = pathlib.Path(_WORKDIR.value)
   if _CONFIG.value is not None:
-    records.open_run(workdir, _CONFIG.value)
+    records.open_run(workdir, checked(_CONFIG.value))
   config = records.load_config(workdir)
   if records.state(workdir) == 'done':
     return

@@ -167,6 +167,15 @@ def test_shipped_quickstart_runs_end_to_end(env, tmp_path):
   assert (runs['scored_tasks'] == 3).all() and runs['rank'].notna().all()
 
 
+def test_a_damaged_record_is_one_line_that_names_the_run(tmp_path):
+  from configs import base
+  records.open_run(tmp_path / 'r', base.get_config('en128-12'))
+  records.write_json(tmp_path / 'r/records/monitor-00000001.json',
+                     {'kind': 'monitor', 'step': 1})
+  with pytest.raises(ValueError, match='/r: config.json or a record is dama'):
+    records.collect(tmp_path)
+
+
 @pytest.mark.parametrize('arguments, text', [
     (['--config.data.rooot=x'], 'rooot'),
     (['--config.data.root=/none', '--config.eval.tasks={tasks}'], '/none'),
@@ -251,6 +260,16 @@ def test_no_law_is_drawn_through_runs_that_do_not_beat_their_twin():
   assert found.fit is None and '4 of 8' in found.reason
   assert any('no law is drawn through them: run 0, run 1' in w
              for w in found.words)
+
+
+def test_a_run_without_its_twin_enters_no_law_and_no_count():
+  tables = table([.41, .42, .43, .44, .45, .46, .47, .48])
+  tables.runs.loc[7, 'width'] = 64
+  found = findings.find(tables)
+  assert found.words[0].startswith('7 of 7 trained runs')
+  assert found.fit.n == 7
+  alone = tables._replace(runs=tables.runs[~tables.runs['untrained']])
+  assert 'to be held against' in findings.find(alone).reason
 
 
 def test_a_run_scored_on_fewer_tasks_is_not_compared():

@@ -121,7 +121,8 @@ def load(task_dir, rate=16000, with_audio=True) -> Task:
 def find(root) -> list:
   """Sorted task folders under `root`, under `root`/tasks, or `root` itself.
 
-  Raises FileNotFoundError where there is none.
+  Raises FileNotFoundError where there is none, or where a folder has a task's
+  vocabulary but not its metadata: leaving it out would change the mean score.
   """
   root = pathlib.Path(root)
   if not root.is_dir():
@@ -130,6 +131,10 @@ def find(root) -> list:
     return [root]
   for parent in (root, root / 'tasks'):
     found = sorted(path.parent for path in parent.glob(f'*/{METADATA}'))
+    for path in sorted(parent.glob(f'*/{VOCABULARY}')):
+      if path.parent not in found:
+        raise FileNotFoundError(f'{path.parent / METADATA}: no such file, '
+                                f'but a {VOCABULARY} beside it')
     if found:
       return found
   raise FileNotFoundError(
