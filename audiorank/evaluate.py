@@ -46,17 +46,16 @@ def fingerprint(folder):
 
 def embeddings(config, params, task, batch):
   """Returns what hear.probe.evaluate takes: split -> z_ND, or
-  split -> file -> (z_LD, ms_L) for an event task; `batch` clips at once."""
+  file -> (z_LD, ms_L) for an event task; `batch` clips at once."""
   out = {}
   for split in task.splits:
     files, waves = zip(*tasks.audio(task, split))
     if task.embedding_type == 'scene':
       out[split] = embed.scene(config, params, waves, batch=batch)
     else:
-      out[split] = {}
       for file, wave_S in zip(files, waves):
         z_BLD, ms_BL = embed.timestamps(config, params, wave_S[None])
-        out[split][file] = (z_BLD[0], ms_BL[0])
+        out[file] = (z_BLD[0], ms_BL[0])
   return out
 
 

@@ -201,14 +201,17 @@ def test_a_diverging_run_says_where_and_on_what(corpus, tmp_path):
 def test_a_run_is_scored_once_and_again_only_if_the_protocol_moves(
     corpus, tmp_path, monkeypatch):
   synth.write_tasks(tmp_path, 0, clips_per_task=(24, 12, 12),
-                    names=['texture'], workers=1)
+                    names=['texture', 'sound_events'], workers=1)
   config = opened(tmp_path / 'r', tiny(corpus, **{
       'train.steps': 0, 'eval.tasks': str(tmp_path / 'tasks'),
       'eval.protocol': 'logistic'}))
   train.run(tmp_path / 'r', config)
   assert evaluate.run(tmp_path / 'r', config)
-  (record,) = [r for r in records.read(tmp_path / 'r')
-               if r['kind'].startswith('hear.')]
+  event, record = [r for r in records.read(tmp_path / 'r')
+                   if r['kind'].startswith('hear.')]
+  assert event['embedding_type'] == 'event' and 'segment_1s_er' in (
+      event['result']['scores'])
+  # The mean is over scenes alone, as in the paper.
   assert 0 <= record['result']['score'] <= 1
   with monkeypatch.context() as patch:
     patch.setattr(evaluate, 'score', None)
@@ -216,6 +219,7 @@ def test_a_run_is_scored_once_and_again_only_if_the_protocol_moves(
   moved = records.frozen(tiny(corpus, **{
       'train.steps': 0, 'eval.tasks': str(tmp_path / 'tasks'),
       'eval.protocol': 'logistic', 'eval.seed': 1}))
+  records.open_run(tmp_path / 'r', moved)
   assert evaluate.run(tmp_path / 'r', moved)
   row = records.collect(tmp_path).runs.iloc[0]
   assert row['untrained'] and row['score'] == record['result']['score']
