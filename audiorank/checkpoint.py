@@ -53,8 +53,9 @@ def seal(folder):
 def verify(folder, step):
   """Returns what is wrong with a step, or '' when its files are whole.
 
-  A step without checksums (its writer died before sealing it) counts as
-  whole: orbax committed it.
+  A step without checksums counts as whole here: orbax committed it, and its
+  checksums may have been left behind when it was copied. `restore`, which
+  can go back, does not trust it.
   """
   folder = pathlib.Path(folder)
   path = folder / f'{step}.sha256.json'
@@ -113,11 +114,13 @@ def restore(m, folder, shapes, placed):
     shapes: a train state of shapes.
     placed: its shardings.
 
-  A damaged step is moved to <folder>/../damaged/<step> with a warning and
+  A damaged or unsealed step is moved to <folder>/../damaged/<step> with a warning and
   the step before it is tried.
   """
   for step in reversed(steps(folder)):
-    wrong = verify(folder, step)
+    sealed = (pathlib.Path(folder) / f'{step}.sha256.json').exists()
+    wrong = verify(folder, step) if sealed else (
+        'its writer died before it was verified')
     if not wrong:
       try:
         got = m.restore(step, args=A.Composite(

@@ -132,8 +132,14 @@ def of_rank(history):
           f'runs, and had risen again by more than 5 % at the end in {rose}.']
 
 
-def of_law(fit, reason):
-  """Returns sentences on the fitted law, or on why there is none."""
+def of_law(fit, reason, ceiling=1.):
+  """Returns sentences on the fitted law, or on why there is none.
+
+  Args:
+    fit: a Fit or None.
+    reason: why there is none.
+    ceiling: the most that a score can be.
+  """
   if fit is None:
     return [f'No law is fitted: {reason}.']
   low, high = fit.ci('Q_inf')
@@ -145,10 +151,10 @@ def of_law(fit, reason):
     out.append('Q_inf is unbounded above (95 % profile likelihood'
                + (f', above {low:.3f}' if np.isfinite(low) else '')
                + '): these runs do not say where the score saturates.')
-  elif high > 1:
+  elif high > ceiling:
     out.append(f'Q_inf lies between {low:.3f} and {high:.3f} (95 % profile '
-               'likelihood): the upper end is above 1, so nothing is said '
-               'about a ceiling.')
+               f'likelihood): the upper end is above {ceiling:g}, the most '
+               'that a score can be, so nothing is said about a ceiling.')
   else:
     out.append(f"Q_inf = {fit.params['Q_inf']:.3f}, between {low:.3f} and "
                f'{high:.3f} (95 % profile likelihood).')
@@ -199,7 +205,9 @@ def find(tables):
   fit, reason = law(trained)
   rivals = predictors(trained)
   words += training_helps(trained) if len(twins) else []
-  words += of_rank(tables.history) + of_law(fit, reason)
+  unbounded = len(tables.tasks) and (tables.tasks['metric'] == 'd_prime').any()
+  words += of_rank(tables.history) + of_law(
+      fit, reason, np.inf if unbounded else 1.)
   words += of_rivals(rivals, trained)
   waiting = len(tables.runs) - len(trained) - len(twins)
   if waiting:

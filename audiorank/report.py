@@ -6,6 +6,7 @@ The page is rebuilt from the records alone; it never needs the runs' data.
 import base64
 import html
 import io
+import os
 import pathlib
 
 import numpy as np
@@ -30,6 +31,9 @@ figcaption, .small { font-size: .85rem; color: #555 }
 .grid { display: grid; gap: 1rem;
         grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)) }
 '''
+
+CALLED = {'hours': 'hours of audio', 'params': 'encoder parameters',
+          'score': 'Score', 'rank': 'RankMe'}
 
 
 def image(draw, caption):
@@ -176,7 +180,7 @@ def page(root, tables, title):
     for y in ('score', 'rank'):
       parts.append(image(
           lambda x=x, y=y: figures.against(scored, x=x, y=y),
-          f'{y} against {x}; dashed: untrained networks.'))
+          f'{CALLED[y]} against {CALLED[x]}; dashed: untrained networks.'))
   parts.append('</div>')
   if len(tables.tasks):
     parts += ['<h2>Trained against untrained, task by task</h2>',
@@ -219,7 +223,7 @@ def write(root):
   if 'rank' not in tables.runs or tables.runs['rank'].isna().all():
     raise ValueError(f'{root}: no run has a record yet: expected '
                      '<run_id>/records/*.json')
-  part = root / '.report.html'
+  part = root / f'.report.{os.getpid()}.html'
   part.write_text(page(root, tables, heading(root)), encoding='utf-8')
   part.replace(root / 'report.html')
   return root / 'report.html'

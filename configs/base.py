@@ -91,10 +91,11 @@ def get_config(point='en768-12'):
   r.clips = 30_000  # Clips of RankMe's fixed sample (paper: 30k).
   r.crop_seconds = 10.  # Their length.
   r.seed = 0  # Which clips.
-  r.readings = 12  # RankMe readings, log-spaced from r.first to the end.
-  r.first = 1_000  # First reading after the untrained one.
+  r.readings = 12  # RankMe readings: step 0, the rest log-spaced to the end.
+  r.every = 0  # Steps between further readings; 0 adds none.
+  r.first = 1_000  # Reading after step 0, if there are more than 2.
   r.batch = 256  # Clips embedded at once.
-  r.valid_clips = 1_024  # Held-out clips of valid_loss.
+  r.valid_clips = 1_024  # Held-out clips of valid_loss; a multiple of batch.
 
   p = c.checkpoint = config_dict.ConfigDict()
   p.every = 5_000  # Steps between saves.

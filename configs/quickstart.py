@@ -40,7 +40,7 @@ def get_config(point='en32-2,h=0.5,mask=0.75'):
   c.train.update({'steps': 2000, 'batch': 16, 'log_every': 100})
   c.opt.update({'lr': 3e-3, 'warmup': 100, 'b2': .95, 'clip': 1.})
   c.monitor.update({'clips': 1000, 'crop_seconds': 1.03, 'readings': 7,
-                    'first': 50, 'batch': 100, 'valid_clips': 100})
+                    'first': 50, 'batch': 100, 'valid_clips': 96})
   c.checkpoint.update({'every': 1000, 'keep': 100_000})
   c.eval.update({'protocol': 'logistic', 'batch': 100})
   return c

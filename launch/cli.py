@@ -18,6 +18,8 @@ def run(main):
 
   AUDIORANK_TRACEBACK=1 shows where it came from.
   """
+  from audiorank import lease
+
   def guarded(argv):
     logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()
@@ -26,7 +28,7 @@ def run(main):
     except KeyboardInterrupt:
       print('stopped; the same command goes on', file=sys.stderr)
       sys.exit(130)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, lease.Held) as error:
       if os.environ.get('AUDIORANK_TRACEBACK'):
         raise
       fail(error)

@@ -72,8 +72,9 @@ def main(argv):
   import numpy as np
   from audiorank import data
   from audiorank import embed
+  from audiorank import monitor
+  from audiorank import program
   from audiorank import records
-  from audiorank import train
   from audiorank.hear import probe
   from audiorank.hear import tasks
   results = {}
@@ -83,7 +84,7 @@ def main(argv):
                        '--tasks or --corpus beside it')
     z_ND = mapped(_EMBEDDINGS.value)
     try:
-      results['rank'] = train.rank_fields(z_ND, np.arange(len(z_ND)))
+      results['rank'] = monitor.rank_fields(z_ND, np.arange(len(z_ND)))
     except ValueError as error:
       raise ValueError(f'{_EMBEDDINGS.value}: {error}') from None
     print('\n'.join(rank_lines(results['rank'])))
@@ -97,9 +98,9 @@ def main(argv):
   if _CORPUS.value and not _EMBEDDINGS.value:
     wave_NS, source_N = data.sample(
         data.load(_CORPUS.value), _CLIPS.value,
-        train.crop_samples(_SECONDS.value), 0)
+        program.crop_samples(_SECONDS.value), 0)
     z_ND = embed.scene(config, params, wave_NS, batch=_BATCH.value)
-    results['rank'] = train.rank_fields(z_ND, source_N)
+    results['rank'] = monitor.rank_fields(z_ND, source_N)
     print('\n'.join(rank_lines(results['rank'])))
   if _TASKS.value and not _EMBEDDINGS.value:
     folders = tasks.find(_TASKS.value)

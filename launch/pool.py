@@ -18,6 +18,7 @@ from audiorank import records
 
 AGAIN = 42
 DEATHS = 5  # Deaths without progress after which a run is given up.
+LONGEST_WAIT = 30.  # Seconds between looks at a run that others hold.
 EVALUATION = .1  # Share of a run's work that follows its last step.
 
 
@@ -30,10 +31,17 @@ def core_groups(workers):
   """Returns the cores of each of `workers` workers (Linux), or None each."""
   if not hasattr(os, 'sched_getaffinity'):
     return [None] * workers
-  cores = sorted(os.sched_getaffinity(0))
-  share = max(1, len(cores) // workers)
-  return [set(cores[i * share % len(cores):][:share])
+  mine = sorted(os.sched_getaffinity(0))
+  share = max(1, len(mine) // workers)
+  return [set(mine[i * share % len(mine):][:share])
           for i in range(workers)]
+
+
+def cores():
+  """Returns how many cores this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count()
 
 
 def start(root, run_id, cores):
@@ -68,6 +76,13 @@ def done_share(root, run_id):
   return (1 - EVALUATION) * told['step'] / told['steps']
 
 
+def share(root, jobs):
+  """Returns how much of all jobs' work is done, 0 to 1."""
+  total = sum(j.work for j in jobs)
+  done = sum(j.work * done_share(root, j.run_id) for j in jobs)
+  return done / total if total else 1.
+
+
 def last_error(workdir):
   """Returns the last line of a worker's log that says something."""
   try:
@@ -94,26 +109,24 @@ def run(root, jobs, workers, show=lambda _: None, poll=.2):
   """
   waiting = [j for j in jobs if records.state(
       pathlib.Path(root) / j.run_id) != 'done']
-  total = sum(j.work for j in jobs)
-  later, deaths, failed = {}, {}, {}
+  later, waits, deaths, failed = {}, {}, {}, {}
   slots = dict.fromkeys(range(workers))
-  cores = core_groups(workers)
+  groups = core_groups(workers)
   try:
     while waiting or any(slots.values()):
       now = time.monotonic()
       for slot, busy in slots.items():
         if busy and busy[1].poll() is not None:
           slots[slot] = None
-          settle(root, busy[0], busy[1].returncode, waiting, later, deaths,
-                 failed)
+          settle(root, busy[0], busy[1].returncode, waiting, later, waits,
+                 deaths, failed)
         if slots[slot] is None:
           ready = [j for j in waiting if later.get(j.run_id, 0) <= now]
           if ready:
             waiting.remove(ready[0])
             slots[slot] = (ready[0], start(root, ready[0].run_id,
-                                           cores[slot]))
-      finished = sum(j.work * done_share(root, j.run_id) for j in jobs)
-      show(finished / total if total else 1.)
+                                           groups[slot]))
+      show(share(root, jobs))
       time.sleep(poll)
   except BaseException:
     stop([busy[1] for busy in slots.values() if busy])
@@ -121,20 +134,24 @@ def run(root, jobs, workers, show=lambda _: None, poll=.2):
   return failed
 
 
-def settle(root, job, code, waiting, later, deaths, failed):
+def settle(root, job, code, waiting, later, waits, deaths, failed):
   """Decides what an ended worker means: done, again, or failed."""
   workdir = pathlib.Path(root) / job.run_id
   if code == 0:
     return
-  share = done_share(root, job.run_id)
+  reached = done_share(root, job.run_id)
   if code == AGAIN:
-    later[job.run_id] = time.monotonic() + 1
+    # Another launcher's worker has the run, or this one was asked to leave:
+    # look again, less and less often.
+    wait = min(2 * waits.get(job.run_id, .5), LONGEST_WAIT)
+    waits[job.run_id] = wait
+    later[job.run_id] = time.monotonic() + wait
     waiting.append(job)
     return
   if code < 0 or code >= 128:
     count, before = deaths.get(job.run_id, (0, -1.))
-    count = 1 if share > before else count + 1
-    deaths[job.run_id] = (count, share)
+    count = 1 if reached > before else count + 1
+    deaths[job.run_id] = (count, reached)
     if count < DEATHS:
       waiting.append(job)
       return

@@ -81,15 +81,14 @@ def plan(configs):
   Work is FLOPs of training, the front end and evaluation as a flat share.
   """
   from audiorank import model
+  from audiorank import program
   from audiorank import records
-  from audiorank import train
   base = next(iter(configs.values()))
   runs = {}
   for config in [*configs.values(),
                  *(twin(c, base) for c in configs.values())]:
     m = config.model
-    L = int(train.crop_samples(config.data.crop_seconds) // 160
-            ) // m.patch_frames
+    L = program.patches(config)
     flops = model.flops_per_clip(m, L, model.kept(L, config.mask.ratio))
     clip = flops['total'] + 2e7 * config.data.crop_seconds
     work = clip * config.train.batch * (config.train.steps + 200)
@@ -157,12 +156,12 @@ def main(argv):
   records.write_json(root / 'sweep.json', {
       'title': (module.__doc__ or root.name).strip().splitlines()[0],
       'runs': sorted(runs)})
-  workers = _WORKERS.value or min(len(os.sched_getaffinity(0)), 8)
+  workers = _WORKERS.value or min(pool.cores(), 8)
   todo = [r for r in runs if records.state(root / r) != 'done']
   print(f'{len(runs)} runs, {len(runs) - len(todo)} done before; '
         f'{workers} at once; {root}', flush=True)
   jobs = [pool.Job(run_id, work) for run_id, (_, work) in runs.items()]
-  bar = progress.Bar(1000, 0, 'sweep')
+  bar = progress.Bar(1000, int(1000 * pool.share(root, jobs)), 'sweep')
 
   def show(share):
     bar.step(int(1000 * share) - bar.at)

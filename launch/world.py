@@ -3,6 +3,7 @@
 import pathlib
 
 from audiorank import prepare
+from audiorank import records
 from audiorank import synth
 
 
@@ -10,10 +11,10 @@ def make(folder, world):
   """Writes (or finishes) the default world; returns (corpus, tasks) paths.
 
   Args:
-    folder: where.
+    folder: where; other settings of the world lie beside these.
     world: the data.world part of a config.
   """
-  folder = pathlib.Path(folder)
+  folder = pathlib.Path(folder) / records.digest(records.plain(world))
   synth.write_audio(folder / 'audio', world.hours, world.seed)
   prepare.run(folder / 'audio', folder / 'corpus')
   synth.write_tasks(

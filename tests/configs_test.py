@@ -8,6 +8,8 @@ import jax
 import pytest
 
 from audiorank import model
+from audiorank import monitor
+from audiorank import program
 from audiorank import records
 from audiorank import sharding
 from audiorank import train
@@ -29,9 +31,9 @@ def test_point_builds_and_fits_its_mesh(module, point):
   on = sharding.mesh(1, 1)
   train.check(config, on)
   shapes = jax.eval_shape(
-      lambda key: train.init(config, key), jax.random.key(0))
+      lambda key: program.init(config, key), jax.random.key(0))
   assert model.parameters(shapes.params['encoder']) > 0
-  steps = train.monitor_steps(config)
+  steps = monitor.steps(config)
   assert steps[0] == 0 and steps[-1] == config.train.steps
 
 

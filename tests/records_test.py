@@ -100,3 +100,29 @@ def test_a_damaged_json_is_named(tmp_path):
 def test_collecting_nothing_is_an_error(tmp_path):
   with pytest.raises(FileNotFoundError, match='no runs'):
     records.collect(tmp_path)
+
+
+def test_names_carry_what_tells_runs_apart():
+  from audiorank.records import tables
+  row = {'size': 'en32-2', 'hours': .5, 'mask_ratio': .75, 'untrained': False,
+         'steps': 100, 'lr': 1e-3, 'batch': 16, 'crop_seconds': 1.,
+         'heads': 1, 'objective': 'mae'}
+  runs = [{**row, 'run_id': str(i), 'seed': i} for i in range(2)]
+  runs.append({**row, 'run_id': 'u', 'seed': 0, 'untrained': True})
+  tables.name_runs(runs)
+  assert [r['name'] for r in runs] == [
+      'en32-2 0.5 h mask 0.75 seed 0', 'en32-2 0.5 h mask 0.75 seed 1',
+      'en32-2 untrained']
+
+
+def test_settings_are_not_changed_under_a_live_worker(tmp_path):
+  from audiorank import lease
+  config = base.get_config('en128-12')
+  records.open_run(tmp_path, config)
+  held = lease.Lease(tmp_path)
+  config.eval.grid_points = 1
+  with pytest.raises(lease.Held, match='is working on it'):
+    records.open_run(tmp_path, config)
+  held.release()
+  records.open_run(tmp_path, config)
+  assert records.load_config(tmp_path).eval.grid_points == 1

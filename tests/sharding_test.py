@@ -7,6 +7,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
+from audiorank import program
 from audiorank import records
 from audiorank import sharding
 from audiorank import train
@@ -38,13 +39,13 @@ def three_steps(config, first, data, fsdp):
   rng = np.random.default_rng(0)
   with jax.set_mesh(on):
     _, placed, _ = train.start(config, on)
-    state, step = jax.device_put(first, placed), train.make_step(
+    state, step = jax.device_put(first, placed), program.make_step(
         config, placed)
     losses = []
     for _ in range(3):
       wave_BS = rng.integers(-9000, 9000, (B, S)).astype(np.int16)
       state, got = step(
-          state, sharding.to_global(wave_BS, on), train.hyper(config))
+          state, sharding.to_global(wave_BS, on), program.hyper(config))
       losses.append(float(got['loss']))
   return state, placed, losses
 

@@ -152,7 +152,7 @@ def test_shipped_quickstart_runs_end_to_end(env, tmp_path):
       'data.world.valid_clips': 8, 'data.world.test_clips': 16,
       'data.valid_fraction': .3, 'data.hours': .03, 'train.steps': 3,
       'opt.warmup': 1, 'monitor.clips': 80, 'monitor.batch': 20,
-      'monitor.valid_clips': 20, 'monitor.readings': 2}
+      'monitor.valid_clips': 16, 'monitor.readings': 2}
   done = run(env, 'sweep', '--config=configs/quickstart.py',
              f'--root={tmp_path}',
              *(f'--config.{k}={v}' for k, v in small.items()), timeout=580)

@@ -9,6 +9,7 @@ import pytest
 from audiorank import checkpoint
 from audiorank import embed
 from audiorank import evaluate
+from audiorank import program
 from audiorank import records
 from audiorank import sharding
 from audiorank import synth
@@ -112,12 +113,12 @@ def test_a_checkpoint_describes_itself(corpus, tmp_path):
 def trained(config, corpus, on, steps=3):
   shapes, placed, fresh = train.start(config, on)
   wave_BS = np.random.default_rng(0).integers(
-      -8000, 8000, (8, train.crop_samples(.5)), np.int16)
+      -8000, 8000, (8, program.crop_samples(.5)), np.int16)
   with jax.set_mesh(on):
-    state, step = fresh(), train.make_step(config, placed)
+    state, step = fresh(), program.make_step(config, placed)
     for _ in range(steps):
       state, got = step(state, sharding.to_global(wave_BS, on),
-                        train.hyper(config))
+                        program.hyper(config))
   return float(got['loss']), leaves(state.params), placed
 
 
@@ -150,7 +151,7 @@ def test_calibration_whitens_the_mel(corpus):
   _, (wave_NS, _), _ = train.prepare_data(config)
   # Two batches of 256, the second filled up with silence that must not count.
   wave_NS = np.tile(wave_NS, (7, 1))[:300]
-  state = train.calibrated(train.start(config, on)[2](), config, wave_NS)
+  state = program.calibrated(train.start(config, on)[2](), wave_NS)
   from audiorank import audio
   mel_BMT = np.asarray(audio.log_mel(wave_NS.astype(np.float32) / 32768))
   stats = state.batch_stats['encoder']['norm_mel']
@@ -161,8 +162,8 @@ def test_calibration_whitens_the_mel(corpus):
 def test_schedule_warms_up_and_ends_where_it_should():
   c = base.get_config('en32-2')
   c.train.steps, c.opt.warmup, c.opt.lr, c.opt.final = 100, 10, 1., .1
-  h = train.hyper(c)
-  rate = lambda s: float(train.learning_rate(np.float32(s), h))
+  h = program.hyper(c)
+  rate = lambda s: float(program.learning_rate(np.float32(s), h))
   assert rate(0) == 0 and rate(5) == .5
   assert rate(10) == pytest.approx(1.) and rate(100) == pytest.approx(.1)
   assert all(rate(s) > rate(s + 1) for s in range(10, 100))

@@ -12,6 +12,7 @@ from audiorank.figures import fits
 from audiorank.figures import style
 from audiorank.laws import early as agree
 
+
 def _halves(runs, *names):
   """The last rows of trained runs and the rows of untrained networks."""
   style.need(runs, *names)
@@ -95,7 +96,10 @@ def _hollow(ax, table, x, y):
 
 
 def against(runs, x='hours', y='score', ax=None):
-  """One column against another, untrained levels as dashed lines.
+  """One column against another, the untrained networks beside the runs.
+
+  An untrained network stands, hollow, where it has an x of its own (size,
+  width, depth); elsewhere its level is a dashed line in its size's colour.
 
   Args:
     runs: the runs table.
@@ -119,12 +123,20 @@ def against(runs, x='hours', y='score', ax=None):
     for _, line in trained.groupby(same, dropna=False):
       line = line.sort_values(x)
       ax.plot(line[x], line[y], color=style.GREY, lw=.7, alpha=.6, zorder=1)
-  if len(untrained):
-    for level in untrained.groupby('params')[y].mean() if (
-        'params' in untrained) else untrained[y]:
-      ax.axhline(level, color=style.GREY, ls='--', lw=1, zorder=1)
+  if len(untrained) and x in ('params', 'width', 'depth'):
+    handles += _hollow(ax, untrained, x, y)
+    level = untrained.groupby(x)[y].mean()
+    ax.plot(level.index, level, color=style.GREY, ls='--', lw=1, zorder=1)
+  elif len(untrained):
+    sized = 'params' in untrained and untrained['params'].notna().all()
+    levels = untrained.groupby('params')[y].mean() if sized else untrained[y]
+    rgba = (style.shades(pd.concat([trained['params'], untrained['params']])
+                         ).to_rgba(levels.index.to_numpy(float))
+            if sized and len(levels) > 1 else [style.GREY] * len(levels))
+    for level, color in zip(levels, rgba):
+      ax.axhline(level, color=color, ls='--', lw=1, zorder=1)
     handles.append(lines.Line2D([], [], color=style.GREY, ls='--', lw=1,
-                                label='untrained (one per size)'))
+                                label='untrained, by size'))
   style.log_axis(ax.xaxis, x)
   ax.set_ylabel(style.label(y))
   style.above(ax, handles)
@@ -228,8 +240,6 @@ def spectra(singular, ax=None):
   if len(singular) <= 12:
     ax.legend(fontsize=8, frameon=False, loc='lower left')
   return ax
-
-
 
 
 def early_final(table, early, final='score', family=None, ax=None):

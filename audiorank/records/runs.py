@@ -1,0 +1,215 @@
+"""One run on disk: who it is, its config, its records, its state."""
+
+import hashlib
+import json
+import math
+import os
+import pathlib
+
+from ml_collections import config_dict
+
+from audiorank import lease
+
+SCHEMA = 3  # Raised when the same config would mean another experiment.
+# Where things lie, what they are called and how they are scored afterwards
+# does not change what is trained.
+NOT_IDENTITY = ('experiment', 'eval', 'checkpoint', 'mesh', 'data.root',
+                'data.threads', 'data.resident', 'model.remat',
+                'model.unroll', 'train.log_every', 'monitor.batch')
+TIMES = ('seconds', 'started', 'host', 'rate', 'waiting', 'clips_per_second')
+
+
+def plain(value, field='config'):
+  """Returns a config value as canonical JSON material: 1.0 becomes 1.
+
+  Raises:
+    ValueError: a value that JSON cannot carry faithfully; names the field.
+  """
+  if isinstance(value, (config_dict.ConfigDict, dict)):
+    items = value.items()
+    return {k: plain(v, f'{field}.{k}') for k, v in sorted(items)}
+  if isinstance(value, (list, tuple)):
+    return [plain(v, f'{field}[{i}]') for i, v in enumerate(value)]
+  if value is None or isinstance(value, (bool, str, int)):
+    return value
+  if isinstance(value, float) and math.isfinite(value):
+    return int(value) if value == int(value) else value
+  raise ValueError(f'{field}: {value!r} is not a finite number, a string, '
+                   'a boolean or a list of them')
+
+
+def identity(config):
+  """Returns the part of a config that makes a run the run it is."""
+  tree = plain(config)
+  for name in NOT_IDENTITY:
+    *parents, last = name.split('.')
+    node = tree
+    for parent in parents:
+      node = node[parent]
+    node.pop(last, None)
+  return tree
+
+
+def digest(tree):
+  """Returns 12 hex digits of a JSON tree's canonical text."""
+  text = json.dumps(tree, sort_keys=True, separators=(',', ':'),
+                    allow_nan=False)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def run_id(config):
+  """Returns a run's name: the same config always gives the same one."""
+  return digest({'schema': SCHEMA, **identity(config)})
+
+
+def frozen(tree):
+  """Returns a FrozenConfigDict (hashable) of a JSON tree or a config."""
+  return config_dict.FrozenConfigDict(
+      tree.to_dict() if isinstance(tree, config_dict.ConfigDict) else tree)
+
+
+def write_json(path, tree):
+  """Writes JSON whole or not at all; NaN and infinity become null."""
+  def strict(x):
+    if isinstance(x, dict):
+      return {k: strict(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+      return [strict(v) for v in x]
+    if hasattr(x, 'item'):
+      x = x.item()
+    if isinstance(x, float) and not math.isfinite(x):
+      return None
+    return x
+
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(f'.{path.name}.{os.getpid()}')
+  try:
+    with open(part, 'w', encoding='utf-8') as f:
+      json.dump(strict(tree), f, indent=1, sort_keys=True, allow_nan=False)
+      f.write('\n')
+      f.flush()
+      os.fsync(f.fileno())
+    os.replace(part, path)
+  finally:
+    part.unlink(missing_ok=True)
+
+
+def line(row):
+  """Returns one line of JSON; NaN and infinity are refused."""
+  return json.dumps(row, sort_keys=True, allow_nan=False) + '\n'
+
+
+def read_json(path):
+  """Returns the tree of a JSON file.
+
+  Raises:
+    ValueError: the file is not JSON; names it.
+  """
+  try:
+    return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise ValueError(f'{path}: not a JSON file ({error})') from None
+
+
+def open_run(workdir, config):
+  """Makes or checks a run's folder.
+
+  A folder of the same run whose evaluation settings differ is taken over:
+  its config.json is rewritten and DONE removed, so that what is missing is
+  measured and nothing trained again.
+
+  Raises:
+    ValueError: the folder belongs to another run; names both.
+    lease.Held: a live process works on it by other settings.
+  """
+  workdir = pathlib.Path(workdir)
+  path = workdir / 'config.json'
+  ours = plain(config)
+  if path.exists():
+    theirs = read_json(path)
+    if run_id(theirs) != run_id(ours):
+      raise ValueError(
+          f'{workdir}: holds run {run_id(theirs)}, this config is run '
+          f'{run_id(ours)} ({difference(identity(theirs), identity(ours))}): '
+          'expected the same config or an empty folder')
+    if theirs == ours:
+      return
+    # A worker reads its config once: it would mark the run as done by
+    # settings that the folder no longer names.
+    held = lease.Lease(workdir)
+    try:
+      (workdir / 'DONE').unlink(missing_ok=True)
+      write_json(path, ours)
+    finally:
+      held.release()
+    return
+  write_json(path, ours)
+
+
+def difference(theirs, ours, prefix=''):
+  """Returns the first field in which two config trees differ, as text."""
+  for key in sorted(set(theirs) | set(ours)):
+    a, b = theirs.get(key), ours.get(key)
+    if isinstance(a, dict) and isinstance(b, dict):
+      found = difference(a, b, f'{prefix}{key}.')
+      if found:
+        return found
+    elif a != b:
+      return f'{prefix}{key}: {a!r} there, {b!r} here'
+  return ''
+
+
+def load_config(workdir):
+  """Returns the frozen config of a run's folder."""
+  path = pathlib.Path(workdir) / 'config.json'
+  if not path.is_file():
+    raise FileNotFoundError(f'{path}: no such file: expected the folder of a '
+                            'run')
+  return frozen(read_json(path))
+
+
+def path(workdir, kind, step):
+  """Returns where the record of (kind, step) lies."""
+  return pathlib.Path(workdir) / 'records' / f'{kind}-{step:08d}.json'
+
+
+def write(workdir, kind, step, fields):
+  """Writes one result; the same (kind, step) again replaces it."""
+  write_json(path(workdir, kind, step), {'kind': kind, 'step': step, **fields})
+
+
+def read(workdir, kind=None):
+  """Returns the records of a run, in the order of kind and step."""
+  folder = pathlib.Path(workdir) / 'records'
+  found = [read_json(p) for p in sorted(folder.glob('*.json'))]
+  return [r for r in found if kind is None or r['kind'] == kind]
+
+
+def cut_metrics(workdir, step):
+  """Drops the rows of metrics.jsonl past a step, and a half-written one."""
+  path = pathlib.Path(workdir) / 'metrics.jsonl'
+  if not path.exists():
+    return
+  rows = []
+  for line in path.read_text(encoding='utf-8').splitlines():
+    try:
+      row = json.loads(line)
+    except ValueError:
+      break
+    if row['step'] <= step:
+      rows.append(line + '\n')
+  part = path.with_name(f'.metrics.{os.getpid()}')
+  part.write_text(''.join(rows), encoding='utf-8')
+  os.replace(part, path)
+
+
+def state(workdir):
+  """Returns 'done', 'failed', 'started' or 'new'."""
+  workdir = pathlib.Path(workdir)
+  for name in ('DONE', 'FAILED'):
+    if (workdir / name).exists():
+      return name.lower()
+  # A lease given back is an empty file.
+  started = (workdir / 'checkpoints').exists() or lease.read(workdir)
+  return 'started' if started else 'new'

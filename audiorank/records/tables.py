@@ -1,0 +1,205 @@
+"""Tables of a sweep, rebuilt from its records: runs, history, tasks."""
+
+import itertools
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from audiorank.records import runs as on_disk
+
+
+def run_folders(root):
+  """Returns the run folders under a sweep's root, sorted."""
+  return sorted(p.parent for p in pathlib.Path(root).glob('*/config.json'))
+
+
+class Tables(NamedTuple):
+  """What `collect` makes of a sweep.
+
+  runs: one row a run, its last reading and its scores.
+  history: one row a run and reading.
+  tasks: one row a run, step and task.
+  """
+  runs: pd.DataFrame
+  history: pd.DataFrame
+  tasks: pd.DataFrame
+
+
+def described(workdir):
+  """Returns the columns that every row of a run shares."""
+  config = on_disk.read_json(workdir / 'config.json')
+  m, t = config['model'], config['train']
+  row = {
+      'run_id': workdir.name, 'experiment': config['experiment'],
+      'state': on_disk.state(workdir), 'untrained': t['steps'] == 0,
+      'size': f"en{m['width']}-{m['depth']}", 'width': m['width'],
+      'depth': m['depth'], 'heads': m['heads'],
+      'mask_ratio': float(config['mask']['ratio']),
+      'lr': float(config['opt']['lr']), 'batch': t['batch'],
+      'steps': t['steps'], 'seed': config['seed'],
+      'crop_seconds': float(config['data']['crop_seconds']),
+      'objective': config['objective'], 'params': None, 'hours': None}
+  for about in on_disk.read(workdir, 'run'):
+    row['params'] = about['parameters']['encoder']
+    row['params_decoder'] = about['parameters']['decoder']
+    row['hours'] = about['hours']
+    row['flops_per_clip'] = about['flops_per_clip']['total']
+    row['flops_per_clip_encoder'] = about['flops_per_clip']['encoder']
+  return row
+
+
+VARIED = {'steps': '{} steps', 'lr': 'lr {:g}', 'batch': 'batch {}',
+          'crop_seconds': '{:g} s', 'heads': '{} heads', 'objective': '{}',
+          'seed': 'seed {}'}
+
+
+def run_name(row, varied=()):
+  """Returns what a run is called in tables and legends.
+
+  Args:
+    row: its columns.
+    varied: those of VARIED in which the runs of the sweep differ.
+  """
+  more = ''.join(' ' + VARIED[name].format(row[name]) for name in varied)
+  if row['untrained']:
+    return f"{row['size']} untrained{more}"
+  hours = '' if row['hours'] is None else f" {row['hours']:.2g} h"
+  return f"{row['size']}{hours} mask {row['mask_ratio']:g}{more}"
+
+
+def name_runs(runs, *others):
+  """Gives the rows of every list the names of their runs.
+
+  A name carries the fields of VARIED that tell runs of one short name apart.
+  """
+  names = {}
+  for untrained in (False, True):
+    mine = [r for r in runs if r['untrained'] == untrained]
+    varied = [v for v in VARIED if len({(run_name(r), r[v]) for r in mine})
+              > len({run_name(r) for r in mine})]
+    names.update({r['run_id']: run_name(r, varied) for r in mine})
+  for row in itertools.chain(runs, *others):
+    row['name'] = names[row['run_id']]
+
+
+def reading(row, record):
+  """Returns the columns of one monitor record."""
+  step = record['step']
+  out = {'step': step, 'clips': record['n'],
+         'valid_loss': record.get('valid_loss')}
+  for name, short in (('rank', 'rank'), ('rank_center', 'rank_center')):
+    got = record[name]
+    out[short] = got['value']
+    for part in ('low', 'high', 'value_inf'):
+      out[f'{short}_{part}'] = got[part]
+  for name, value in record['rank']['siblings'].items():
+    out[f'sibling_{name}'] = value
+  for whose in ('', '_encoder'):
+    per_clip = row.get(f'flops_per_clip{whose}')
+    out[f'flops{whose}'] = (
+        None if per_clip is None else per_clip * row['batch'] * step)
+  return out
+
+
+def tables(root):
+  """Reads every record of a sweep into Tables.
+
+  Where sweep.json names the sweep's runs, others in the folder are left out;
+  so are scores of tasks or by settings that a run's config no longer names.
+
+  Raises:
+    ValueError: a record or config that is damaged; names the folder.
+  """
+  runs, history, scores = [], [], []
+  for workdir in sweep_folders(root):
+    try:
+      add_rows(workdir, runs, history, scores)
+    except (KeyError, TypeError, AttributeError) as error:
+      raise ValueError(
+          f'{workdir}: config.json or a record is damaged (no {error}): '
+          'remove the file and DONE, and run the sweep again') from None
+  name_runs(runs, history, scores)
+  return Tables(pd.DataFrame(runs), pd.DataFrame(history),
+                pd.DataFrame(scores))
+
+
+def sweep_folders(root):
+  """Returns the folders of a sweep's own runs."""
+  path = pathlib.Path(root) / 'sweep.json'
+  folders = run_folders(root)
+  if not path.exists():
+    return folders
+  mine = set(on_disk.read_json(path).get('runs', []))
+  return [f for f in folders if f.name in mine]
+
+
+def wanted(record, config):
+  """Returns whether a score is of a task and by settings still asked for."""
+  e = config['eval']
+  names = [n for n in e['names'].split(',') if n]
+  same = all(e[k] == v for k, v in record['settings'].items())
+  return same and (not names or record['task'] in names)
+
+
+def add_rows(workdir, runs, history, scores):
+  """Adds the rows of one run to the three lists."""
+  row = described(workdir)
+  config = on_disk.read_json(workdir / 'config.json')
+  readings = [{**row, **reading(row, r)}
+              for r in on_disk.read(workdir, 'monitor')]
+  for found in readings:
+    found['final'] = found['step'] == row['steps']
+  history += readings
+  mine = []
+  for record in on_disk.read(workdir):
+    if record['kind'].startswith('hear.') and wanted(record, config):
+      result = record['result']
+      mine.append({
+          **row, 'step': record['step'], 'task': record['task'],
+          'metric': record['metric'], 'score': result['score'],
+          'std': result.get('std'), 'protocol': result['protocol'],
+          'embedding_type': record['embedding_type']})
+  scores += mine
+  last = max((r for r in readings), key=lambda r: r['step'], default=row)
+  final = {**row, **last}
+  done = [r['score'] for r in mine if r['step'] == row['steps']
+          and r['embedding_type'] == 'scene' and r['score'] is not None]
+  final['score'] = float(np.mean(done)) if done else None
+  final['scored_tasks'] = len(done)
+  runs.append(final)
+
+
+def collect(root):
+  """Writes runs.parquet, history.parquet and tasks.parquet; returns Tables.
+
+  Raises:
+    FileNotFoundError: there is no run under the root.
+  """
+  root = pathlib.Path(root)
+  if not run_folders(root):
+    raise FileNotFoundError(f'{root}: no runs: expected <run_id>/config.json '
+                            'in it')
+  made = tables(root)
+  for name, table in made._asdict().items():
+    part = root / f'.{name}.{os.getpid()}'
+    table.to_parquet(part)
+    os.replace(part, root / f'{name}.parquet')
+  return made
+
+
+def load(root):
+  """Returns the Tables that `collect` wrote.
+
+  Raises:
+    FileNotFoundError: they are not there.
+  """
+  root = pathlib.Path(root)
+  for name in Tables._fields:
+    if not (root / f'{name}.parquet').is_file():
+      raise FileNotFoundError(f'{root}/{name}.parquet: no such file: run '
+                              'records.collect first')
+  return Tables(*(pd.read_parquet(root / f'{name}.parquet')
+                  for name in Tables._fields))
