@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import re
 import sys
 
 from absl import app
@@ -28,6 +29,8 @@ def run(main):
     except KeyboardInterrupt:
       print('stopped; the same command goes on', file=sys.stderr)
       sys.exit(130)
+    except FileNotFoundError as error:
+      fail(f'{error.filename}: no such file' if error.filename else error)
     except (ValueError, OSError, lease.Held) as error:
       if os.environ.get('AUDIORANK_TRACEBACK'):
         raise
@@ -37,8 +40,12 @@ def run(main):
     try:
       left = flags.FLAGS(argv)
     except flags.Error as error:
-      fail(f'{error} (see --help)')
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+      fail(f'{last_word(error)} (see --help)')
+    except FileNotFoundError as error:
+      fail(f'{error.filename}: no such file')
+    except (AttributeError, KeyError) as error:
+      fail(unknown_field(error, argv))
+    except (TypeError, ValueError, OSError) as error:
       fail(error)
     if len(left) > 1:
       fail(f'unexpected argument {left[1]!r} (see --help)')
@@ -47,13 +54,30 @@ def run(main):
   app.run(guarded, flags_parser=parse)
 
 
+def unknown_field(error, argv):
+  """Returns what to say of a config field that does not exist, in full."""
+  # ml_collections quotes the last part of the name (as a repr, at times
+  # twice), and guesses another.
+  said = re.findall(r'\w+', str(error.args[0]).replace('\\n', ' '))
+  fields = [a.split('=')[0] for a in argv
+            if said and said[0] in a.split('=')[0].split('.')]
+  guess = (f' Did you mean {said[4]}?' if said[1:4] == ['Did', 'you', 'mean']
+           else '')
+  return f'{fields[0] if fields else said[:1]}: no such field.{guess}'
+
+
+def last_word(error):
+  """Returns a flag's error; of a config file that fails, what it said."""
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  if any(line.startswith('Traceback') for line in lines):
+    return f'{lines[0].split(": Error")[0]}: {lines[-1]}'
+  return str(error)
+
+
 def fail(error):
   """Prints an error as one line and exits 1."""
-  text = str(error).strip()
-  if isinstance(error, (KeyError, AttributeError)):
-    # ml_collections gives the repr of its message.
-    text = text.strip('"\'').replace('\\n', '\n').replace("\\'", "'")
-  lines = [line.strip() for line in text.splitlines() if line.strip()]
+  lines = [line.strip() for line in str(error).strip().splitlines()
+           if line.strip()]
   print(f'error: {". ".join(lines[:2]) or repr(error)}', file=sys.stderr)
   sys.exit(1)
 

@@ -103,13 +103,13 @@ def test_collecting_nothing_is_an_error(tmp_path):
 
 
 def test_names_carry_what_tells_runs_apart():
-  from audiorank.records import tables
+  from audiorank.records import sweep
   row = {'size': 'en32-2', 'hours': .5, 'mask_ratio': .75, 'untrained': False,
          'steps': 100, 'lr': 1e-3, 'batch': 16, 'crop_seconds': 1.,
          'heads': 1, 'objective': 'mae'}
   runs = [{**row, 'run_id': str(i), 'seed': i} for i in range(2)]
   runs.append({**row, 'run_id': 'u', 'seed': 0, 'untrained': True})
-  tables.name_runs(runs)
+  sweep.name_runs(runs)
   assert [r['name'] for r in runs] == [
       'en32-2 0.5 h mask 0.75 seed 0', 'en32-2 0.5 h mask 0.75 seed 1',
       'en32-2 untrained']

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from audiorank.records import runs as on_disk
+from audiorank.records import run as on_disk
 
 
 def run_folders(root):
