@@ -14,10 +14,14 @@ from ml_collections import config_flags
 CACHE = pathlib.Path('~/.cache/audiorank/compiled').expanduser()
 
 
-def run(main):
+def run(main, words=False):
   """Runs main(argv); a mistake is one line on standard error and exit 1.
 
   AUDIORANK_TRACEBACK=1 shows where it came from.
+
+  Args:
+    main: what the command does.
+    words: whether it takes words beside its flags.
   """
   from audiorank import lease
 
@@ -47,7 +51,7 @@ def run(main):
       fail(unknown_field(error, argv))
     except (TypeError, ValueError, OSError) as error:
       fail(error)
-    if len(left) > 1:
+    if len(left) > 1 and not words:
       fail(f'unexpected argument {left[1]!r} (see --help)')
     return left
 
