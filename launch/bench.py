@@ -15,7 +15,9 @@ import importlib
 import os
 import pathlib
 import platform
+import subprocess
 import sys
+import tempfile
 
 from absl import flags
 
@@ -23,10 +25,21 @@ from launch import cli
 
 AREAS = tuple(sorted(
     p.stem for p in (pathlib.Path(__file__).parent / 'benches').glob('*.py')
-    if p.stem != 'timing'))
+    if p.stem not in ('timing', 'spectra')))
 _OUT = flags.DEFINE_string('out', None, 'JSON file: rows, versions, machine.')
 _QUICK = flags.DEFINE_boolean('quick', False, 'Small sizes, few turns.')
 _ONLY = flags.DEFINE_string('only', '', 'Only rows whose name has this in it.')
+_HERE = flags.DEFINE_boolean('here', False, 'In this process; one area.')
+
+
+# Set before a process starts: BLAS reads them once.
+ONE_THREAD = dict.fromkeys(
+    ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'), '1')
+
+
+def pinned(module):
+  """Returns whether an area is timed on one core."""
+  return getattr(module, 'PINNED', False)
 
 
 def machine():
@@ -57,32 +70,60 @@ def cells(row):
   return [row.what, *sides, ratio, number(row.goal), row.note]
 
 
+def chosen(words):
+  """Returns the areas meant: 'rankme' means rankme_mesh as well."""
+  meant = lambda area, word: word in ('all', area, area.split('_')[0])
+  for word in words:
+    if not any(meant(area, word) for area in AREAS):
+      raise ValueError(f'area {word!r}: expected all, {", ".join(AREAS)}')
+  return [area for area in AREAS if any(meant(area, w) for w in words)]
+
+
+def run(area):
+  """Runs one area here, its table printed row by row; returns its rows."""
+  module = importlib.import_module(f'launch.benches.{area}')
+  if pinned(module) and hasattr(os, 'sched_setaffinity'):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+  head = ['what', 'audiorank', 'rival', 'ratio [least, greatest]', 'goal',
+          'note']
+  print(f'\n{area}\n\n| ' + ' | '.join(head) + ' |\n|' + '---|' * len(head),
+        flush=True)
+  rows = []
+  for row in module.rows(_QUICK.value, _ONLY.value):
+    rows.append(row._asdict())
+    print('| ' + ' | '.join(cells(row)) + ' |', flush=True)
+    if _OUT.value:
+      # Row by row: a bench that is stopped keeps what it has.
+      from audiorank import records
+      records.write_json(_OUT.value, {'areas': {area: {
+          'machine': machine(), 'rows': rows}}})
+  return rows
+
+
 def main(argv):
-  areas = argv[1:] or ['all']
-  for area in areas:
-    if area not in (*AREAS, 'all'):
-      raise ValueError(f'area {area!r}: expected all, {", ".join(AREAS)}')
-  if 'all' in areas:
-    areas = AREAS
-  rows = {}
-  for area in areas:
-    module = importlib.import_module(f'launch.benches.{area}')
-    print(f'\n{area}\n')
-    head = ['what', 'audiorank', 'rival', 'ratio [least, greatest]', 'goal',
-            'note']
-    print('| ' + ' | '.join(head) + ' |\n|' + '---|' * len(head))
-    rows[area] = []
-    for row in module.rows(_QUICK.value, _ONLY.value):
-      rows[area].append(row._asdict())
-      print('| ' + ' | '.join(cells(row)) + ' |', flush=True)
-      if _OUT.value:
-        save(rows)
-
-
-def save(rows):
-  """Writes what there is so far: a bench that is stopped keeps its rows."""
+  areas = chosen(argv[1:] or ['all'])
+  if _HERE.value:
+    run(areas[0])
+    return
   from audiorank import records
-  records.write_json(_OUT.value, {'machine': machine(), 'areas': rows})
+  found = {}
+  with tempfile.TemporaryDirectory() as folder:
+    for area in areas:
+      # A process each: its own devices, pinning, peers and memory.
+      module = importlib.import_module(f'launch.benches.{area}')
+      part = pathlib.Path(folder) / f'{area}.json'
+      code = subprocess.run(
+          [sys.executable, '-m', 'launch.bench', area, '--here',
+           f'--out={part}', f'--only={_ONLY.value}',
+           f'--quick={str(_QUICK.value).lower()}'],
+          env={**os.environ, **(ONE_THREAD if pinned(module) else {}),
+               **getattr(module, 'ENV', {})}).returncode
+      if part.exists():
+        found.update(records.read_json(part)['areas'])
+      if _OUT.value:
+        records.write_json(_OUT.value, {'areas': found})
+      if code:
+        raise ValueError(f'bench {area} ended with exit code {code}')
 
 
 if __name__ == '__main__':

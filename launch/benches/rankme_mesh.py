@@ -1,0 +1,81 @@
+"""RankMe of embeddings on 8 devices against gathering them on each.
+
+Simulated devices share the machine's cores: what is compared is CPU time
+summed over devices (all the work there is), bytes from the compiled program,
+and temporary memory a device. Wires cost nothing here.
+"""
+
+import re
+import time
+
+import jax
+import numpy as np
+
+from launch.benches import spectra
+from launch.benches import timing
+
+ENV = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+       'JAX_PLATFORMS': 'cpu'}
+CLIPS = 30_000
+GOALS = {128: 30., 384: 10., 768: 5.}
+BYTES = {'f64': 8, 'f32': 4, 's32': 4, 'u32': 4, 's8': 1, 'pred': 1}
+
+
+def received(hlo, devices):
+  """Returns the bytes that each device receives, by ring algorithms.
+
+  An all-gather of n bytes brings n (d - 1) / d to each of d devices, an
+  all-reduce twice that.
+  """
+  total = 0
+  for shapes, kind in re.findall(
+      r'= (\(?[a-z0-9]+\[[^=]*?) (all-gather|all-reduce|all-to-all|'
+      r'collective-permute)(?:-start)?\(', hlo):
+    size = sum(BYTES[t] * int(np.prod([int(n) for n in dims.split(',') if n]))
+               for t, dims in re.findall(r'([a-z]+[0-9]*)\[([0-9,]*)\]',
+                                         shapes))
+    total += size * (2 if kind == 'all-reduce' else 1) * (devices - 1) / devices
+  return total
+
+
+def rows(quick, only):
+  """Yields the Rows of this area."""
+  from audiorank import rankme
+  from audiorank.rankme import gram
+  mesh = jax.make_mesh((8,), ('data',),
+                       axis_types=(jax.sharding.AxisType.Auto,))
+  spread = jax.sharding.NamedSharding(mesh, jax.P('data'))
+  clips = 4_000 if quick else CLIPS
+  for width in (128,) if quick else GOALS:
+    z_ND = jax.device_put(spectra.embeddings('trained', clips, width), spread)
+    svd = jax.jit(lambda z_ND: jax.numpy.linalg.svd(z_ND, compute_uv=False))
+    naive = jax.jit(lambda z_ND: jax.numpy.linalg.svd(
+        z_ND, full_matrices=False, compute_uv=False))
+    where = f'8 devices, D = {width}'
+    note = f'N = {clips}'
+    what = f'all the work, {where}'
+    if only in what:
+      yield timing.turns(
+          what, lambda: rankme.singular_values(z_ND),
+          lambda: naive(z_ND).block_until_ready(), 3, time.process_time,
+          None if quick else GOALS[width], ('gram', 'gather, svd'), note)
+    with gram.x64(), jax.set_mesh(mesh):
+      mine = gram._moments_program.lower(z_ND).compile()
+    theirs = svd.lower(z_ND).compile()
+    what = f'bytes a device receives, {where}'
+    if only in what:
+      yield timing.alone(
+          what, received(mine.as_text(), 8), 'B', 15., note, 'gram',
+          'gather, svd', received(theirs.as_text(), 8))
+    what = f'temporary memory a device, {where}'
+    if only in what:
+      yield timing.alone(
+          what, mine.memory_analysis().temp_size_in_bytes, 'B', 100.,
+          f'{note}; full_matrices=True is what jnp.linalg.svd does unasked',
+          'gram', 'gather, svd', theirs.memory_analysis().temp_size_in_bytes)
+    what = f'RankMe alone against RankMe with its interval, {where}'
+    if only in what:
+      yield timing.turns(
+          what, lambda: rankme.estimate(z_ND),
+          lambda: rankme.rankme(z_ND), 5, time.process_time, .8,
+          ('estimate', 'rankme'), note)
