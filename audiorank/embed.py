@@ -1,6 +1,17 @@
 """(params, clips) -> embeddings: scenes, timestamps, any layer, any length.
 
-Shapes: N clips, B batch, S samples, L tokens, D width.
+Clips of a few lengths get a program for each length. Clips of many lengths
+are filled up to a few sizes, eight an octave, and what was filled is masked:
+the embeddings are the same up to the rounding of float32, and thousands of
+lengths need some tens of programs.
+
+`clamp` says whose loudest value bounds the log-mel's range of 120 dB from
+below. 'clip', the default, takes each clip's own: a clip's embedding never
+depends on its batch-mates. 'batch' takes that of the whole batch, as the
+official Dasheng does, and is there for bit parity with it: a quiet clip is
+embedded differently beside a loud one, and so in batches of another size.
+
+Shapes: N clips, B batch, S samples, T frames, L tokens, D width.
 """
 
 import functools
@@ -14,6 +25,7 @@ from audiorank import model
 from audiorank import sharding
 
 SHORTEST = 640  # Samples of one token, 40 ms: shorter clips are padded.
+LENGTHS = 4  # Of so many different lengths each gets a program of its own.
 
 
 @functools.lru_cache(maxsize=64)
@@ -38,6 +50,67 @@ def encoder(config, kind, layer, clamp):
     return z_BLD.mean(1) if kind == 'scene' else z_BLD
 
   return jax.jit(run)
+
+
+@functools.lru_cache(maxsize=64)
+def filled_encoder(config, kind, layer, clamp):
+  """`encoder` for `filled` clips: (params, wave_BS, samples_B) -> z.
+
+  Tokens beyond a clip's own are meaningless.
+  """
+  def run(params, wave_BS, samples_B):
+    if jnp.issubdtype(wave_BS.dtype, jnp.integer):
+      wave_BS = wave_BS.astype(jnp.float32) / 32768
+    frames_B = 1 + samples_B // audio.HOP
+    mel_BMT = 10 * jnp.log10(jnp.maximum(audio.mel_power(wave_BS), 1e-10))
+    # audio.log_mel, but what was filled up must not be the loudest.
+    own_BT = jnp.arange(mel_BMT.shape[2])[None] < frames_B[:, None]
+    mel_BMT = jnp.where(own_BT[:, None], mel_BMT, -jnp.inf)
+    axes = (1, 2) if clamp == 'clip' else None
+    mel_BMT = jnp.maximum(
+        mel_BMT, mel_BMT.max(axes, keepdims=True) - audio.TOP_DB)
+    valid_B = frames_B // config.patch_frames
+    if layer == 'final':
+      z_BLD = model.encode(config, params, mel_BMT, valid_L=valid_B)
+    else:
+      z_BLD = model.encode(config, params, mel_BMT, valid_L=valid_B,
+                           layers=True)[1][layer]
+    if kind == 'tokens':
+      return z_BLD
+    own_BL = jnp.arange(z_BLD.shape[1])[None] < valid_B[:, None]
+    return (jnp.where(own_BL[:, :, None], z_BLD, 0).sum(1)
+            / valid_B[:, None].astype(jnp.float32))
+
+  return jax.jit(run)
+
+
+def size(samples):
+  """Returns the samples that a clip is filled up to: eight sizes an octave."""
+  # The front end reflects a clip's end, so that much is part of the clip.
+  tokens = -(-(max(samples, SHORTEST) + audio.N_FFT // 2) // SHORTEST)
+  step = 2 ** max(0, tokens.bit_length() - 4)
+  return SHORTEST * step * -(-tokens // step)
+
+
+def filled(waves, rows):
+  """Returns (wave_BS, samples_B): clips of any lengths in one array.
+
+  Each clip is followed by its own end reflected, which is what its last
+  windows see, and by silence.
+
+  Args:
+    waves: clips of one dtype.
+    rows: B; silent ones make up the number.
+  """
+  lengths = [max(len(w), SHORTEST) for w in waves]
+  wave_BS = np.zeros((rows, size(max(lengths))), np.asarray(waves[0]).dtype)
+  reach = audio.N_FFT // 2
+  for row_S, wave_S, length in zip(wave_BS, waves, lengths):
+    row_S[:len(wave_S)] = wave_S
+    row_S[length:length + reach] = row_S[length - reach - 1:length - 1][::-1]
+  samples_B = np.full(rows, SHORTEST, np.int32)
+  samples_B[:len(lengths)] = lengths
+  return wave_BS, samples_B
 
 
 def check_layer(config, layer):
@@ -89,12 +162,23 @@ def scene(config, params, waves, batch=64, layer='final', clamp='clip'):
     raise ValueError('no clips to embed')
   run = encoder(config, 'scene', layer, clamp)
   z_ND = np.zeros((len(waves), config.width), np.float32)
-  for index, wave_BS in batches(waves, min(batch, len(waves))):
-    z_ND[index] = np.asarray(run(params, wave_BS))[:len(index)]
+  lengths = np.array([len(w) for w in waves])
+  batch = min(batch, len(waves))
+  if len(np.unique(lengths)) <= LENGTHS or clamp == 'batch':
+    for index, wave_BS in batches(waves, batch):
+      z_ND[index] = np.asarray(run(params, wave_BS))[:len(index)]
+    return z_ND
+  run = filled_encoder(config, 'scene', layer, clamp)
+  order = np.argsort(lengths, kind='stable')
+  for start in range(0, len(order), batch):
+    index = order[start:start + batch]
+    z_BD = run(params, *filled([waves[i] for i in index], batch))
+    z_ND[index] = np.asarray(z_BD)[:len(index)]
   return z_ND
 
 
-def timestamps(config, params, waves, layer='final', clamp='clip'):
+def timestamps(config, params, waves, layer='final', clamp='clip',
+               fill=False):
   """Returns (z_BLD, ms_BL): an embedding every 40 ms and its centre in ms.
 
   Args:
@@ -102,20 +186,37 @@ def timestamps(config, params, waves, layer='final', clamp='clip'):
     params: the linen variables.
     waves: wave_BS, clips of one length.
     layer: 'final', or a block's index.
-    clamp: see audio.log_mel.
+    clamp: see the module's docstring.
+    fill: fill clips up to one of a few sizes, and the batch to a power of
+      two, for calls with many shapes: few programs, the same numbers up to
+      rounding.
+
+  Returns:
+    z_BLD: float32, L = max(1, S // 640) whatever `fill`.
+    ms_BL: float32, 40 l + 20 milliseconds.
+
+  Raises:
+    ValueError: an unknown layer.
   """
   config = getattr(config, 'model', config)
   check_layer(config, layer)
   wave_BS = np.asarray(waves)
-  short = max(0, SHORTEST - wave_BS.shape[1])
-  wave_BS = np.pad(wave_BS, ((0, 0), (0, short)))
-  z_BLD = np.asarray(encoder(config, 'tokens', layer, clamp)(params, wave_BS))
+  B, S = wave_BS.shape
+  if fill:
+    z_BLD = np.asarray(filled_encoder(config, 'tokens', layer, clamp)(
+        params, *filled(wave_BS, 1 << (B - 1).bit_length())))
+    frames = 1 + max(S, SHORTEST) // audio.HOP
+    z_BLD = z_BLD[:B, :frames // config.patch_frames]
+  else:
+    wave_BS = np.pad(wave_BS, ((0, 0), (0, max(0, SHORTEST - S))))
+    z_BLD = np.asarray(
+        encoder(config, 'tokens', layer, clamp)(params, wave_BS))
   token = 10. * config.patch_frames
   ms_L = (token * np.arange(z_BLD.shape[1]) + token / 2).astype(np.float32)
   return z_BLD, np.broadcast_to(ms_L, z_BLD.shape[:2])
 
 
-def sharded(config, params, wave_NS, on, batch):
+def sharded(config, params, wave_NS, on, batch, layer='final'):
   """Returns z_ND, computed over a whole mesh and gathered to every host.
 
   Args:
@@ -124,8 +225,10 @@ def sharded(config, params, wave_NS, on, batch):
     wave_NS: int16, the same on every process.
     on: the mesh.
     batch: clips encoded at once, over all devices.
+    layer: 'final', or a block's index.
   """
-  run = encoder(config, 'scene', 'final', 'clip')
+  check_layer(config, layer)
+  run = encoder(config, 'scene', layer, 'clip')
   N, S = wave_NS.shape
   mine = slice(None)
   if jax.process_count() > 1:

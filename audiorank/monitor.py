@@ -4,6 +4,7 @@ Shapes: N clips, B batch, S samples, D width, K singular values.
 """
 
 import time
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,21 @@ def make_valid(config):
   return valid
 
 
+def layers(config):
+  """Returns the blocks that are read beside the final layer.
+
+  Raises:
+    ValueError: not the numbers of blocks; names the field.
+  """
+  text = config.monitor.layers
+  out = [part.strip() for part in text.split(',') if part.strip()]
+  if not all(part.isdigit() and int(part) < config.model.depth
+             for part in out):
+    raise ValueError(f'monitor.layers {text!r}: expected numbers of blocks, '
+                     f'0 to {config.model.depth - 1}, between commas')
+  return [int(part) for part in out]
+
+
 def measure(config, state, sample, on, valid=None):
   """Returns the label-free record of a state: RankMe, siblings, valid loss.
 
@@ -58,6 +74,11 @@ def measure(config, state, sample, on, valid=None):
   z_ND = embed.sharded(config.model, variables, wave_NS, on,
                        config.monitor.batch)
   fields = rank_fields(z_ND, source_N)
+  fields['layers'] = []
+  for layer in layers(config):
+    z_ND = embed.sharded(config.model, variables, wave_NS, on,
+                         config.monitor.batch, layer)
+    fields['layers'].append(rank_fields(z_ND, source_N, layer))
   if valid:
     loss_of, valid_NS = valid
     # The masks hang on the rows of a batch: the batch must be one that is
@@ -77,12 +98,84 @@ def local_rows(wave_BS, on):
 
 
 def rank_fields(z_ND, source_N, layer='final'):
-  """Returns the rank part of a record, conventions and all."""
+  """Returns the rank part of a record, conventions and all.
+
+  Args:
+    z_ND: embeddings.
+    source_N: the recording of each.
+    layer: whose they are, for the record.
+
+  Returns:
+    n, width, layer, sources; 'rank' and 'rank_center', each a
+    `rankme.Estimate` with its `siblings` of the spectrum and its `curve` over
+    sample sizes; 'directions', what a spectrum cannot see. Where all
+    embeddings are one vector their centred spectrum is zero: 'value' is then
+    None.
+
+  Raises:
+    ValueError: as `rankme.estimate`.
+  """
   N, D = z_ND.shape
   out = {'n': N, 'width': D, 'layer': layer,
          'sources': len(np.unique(source_N))}
+  state = rankme.state_of(z_ND, source_N)
   for name, center in (('rank', False), ('rank_center', True)):
-    got = rankme.estimate(z_ND, groups=source_N, center=center)
-    s_K = rankme.singular_values(z_ND, center=center)
-    out[name] = {**got._asdict(), 'siblings': rankme.metrics(s_K, N)}
+    s_K = rankme.singular_values(state, center=center)
+    if not s_K.sum() > 0:
+      nothing = dict.fromkeys(rankme.Estimate._fields)
+      out[name] = {**nothing, 'n': N, 'width': D, 'center': center,
+                   'siblings': {}, 'curve': []}
+      continue
+    with warnings.catch_warnings():
+      # Said once, by `alarms`, in the record itself.
+      warnings.simplefilter('ignore', rankme.SmallSample)
+      got = rankme.estimate(state, center=center)
+    out[name] = {**got._asdict(), 'siblings': rankme.metrics(s_K, N),
+                 'curve': rankme.curve(state, center)}
+  if np.linalg.norm(z_ND, axis=1).all():
+    out['directions'] = rankme.siblings(z_ND)
+  return out
+
+
+def alarms(fields, before=()):
+  """Returns sentences on what is wrong with a reading, most of them none.
+
+  Args:
+    fields: a record of `measure`.
+    before: the records before it, in the order of their steps.
+
+  Alarms are raised for
+    a small sample: fewer than 4 clips per dimension;
+    collapse: RankMe below 1.5, or no centred rank at all;
+    a sinking centred rank: its interval lay below the one before at each of
+      the last 3 readings. Once or twice is the valley that training starts
+      with;
+    instability: the validation loss is 1.2 times its least so far, or RankMe
+      moved by more than a factor of 2 between readings after the second.
+  """
+  out = []
+  rank, centred = fields['rank'], fields['rank_center']
+  if fields['n'] < 4 * fields['width']:
+    out.append(f"small sample: {fields['n']} clips at width "
+               f"{fields['width']}, RankMe reads low; take at least "
+               f"{4 * fields['width']}")
+  if rank['value'] is None or rank['value'] < 1.5:
+    out.append('collapse: RankMe '
+               f"{0. if rank['value'] is None else rank['value']:.2f}")
+  elif centred['value'] is None:
+    out.append('collapse: every embedding is the same vector')
+  last = [r['rank_center'] for r in [*before, fields][-4:]]
+  if len(last) == 4 and all(r['value'] is not None for r in last) and all(
+      now['high'] < then['low'] for then, now in zip(last, last[1:])):
+    out.append(f"centred RankMe sinks: {last[0]['value']:.1f} to "
+               f"{last[-1]['value']:.1f} over the last 3 readings")
+  losses = [r.get('valid_loss') for r in before]
+  least = min((x for x in losses if x is not None), default=None)
+  loss = fields.get('valid_loss')
+  if least is not None and loss is not None and loss > 1.2 * least:
+    out.append(f'instability: validation loss {loss:.3f} after {least:.3f}')
+  then = before[-1]['rank']['value'] if len(before) > 1 else None
+  if then and rank['value'] and not .5 < rank['value'] / then < 2:
+    out.append(f"instability: RankMe {then:.1f} to {rank['value']:.1f} between "
+               'two readings')
   return out

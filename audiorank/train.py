@@ -10,7 +10,9 @@ Shapes: B batch, S samples, N clips, L patches.
 import pathlib
 import time
 
+from absl import logging
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
 from audiorank import checkpoint
@@ -71,6 +73,7 @@ def check(config, on):
         f'monitor.valid_clips {config.monitor.valid_clips}: expected a '
         f'multiple of train.batch {config.train.batch}, or 0')
   objectives.named(config.objective)
+  monitor.layers(config)
 
 
 def prepare_data(config):
@@ -183,13 +186,12 @@ def run(workdir, config, stop=lambda: False, tell=lambda *_: None):
           if main:
             checkpoint.seal(folder)
           unsealed = False
-        if step in readings and not records.path(
-            workdir, 'monitor', step).exists():
+        if step in readings:
           tell('measuring', step, steps)
-          fields = monitor.measure(config, state, sample, on, valid)
+          fields = read(workdir, config, state, step, sample, on, valid)
           if main:
-            records.write(workdir, 'monitor', step, fields)
-          bar.note(f"RankMe {fields['rank']['value']:.2f}")
+            append_reading(metrics, step, fields)
+          bar.note(f"RankMe {fields['rank']['value'] or 0:.2f}")
         if step == steps:
           break
         if stop():
@@ -214,6 +216,39 @@ def run(workdir, config, stop=lambda: False, tell=lambda *_: None):
     checkpoint.seal(folder)
     bar.close()
   return state, on
+
+
+def read(workdir, config, state, step, sample, on, valid):
+  """Returns the record of a reading, measured and written if it is not there.
+
+  Every process must come to the same answer on what is there: the first
+  one's.
+  """
+  path = records.path(workdir, 'monitor', step)
+  known = path.exists()
+  if jax.process_count() > 1:
+    known = bool(multihost_utils.broadcast_one_to_all(np.int32(known)))
+  if known:
+    return records.read_json(path)
+  fields = monitor.measure(config, state, sample, on, valid)
+  before = [r for r in records.read(workdir, 'monitor') if r['step'] < step]
+  fields['alarms'] = monitor.alarms(fields, before)
+  if jax.process_index() == 0:
+    records.write(workdir, 'monitor', step, fields)
+  said = {a.split(':')[0] for a in before[-1]['alarms']} if before else ()
+  for alarm in fields['alarms']:
+    if alarm.split(':')[0] not in said:
+      logging.warning('%s, step %d: %s', workdir.name, step, alarm)
+  return fields
+
+
+def append_reading(file, step, fields):
+  """Appends a reading's row to metrics.jsonl."""
+  file.write(records.line({
+      'step': step, 'rank': fields['rank']['value'],
+      'rank_center': fields['rank_center']['value'],
+      'valid_loss': fields.get('valid_loss'), 'alarms': fields['alarms']}))
+  file.flush()
 
 
 def write_out(file, pending, config, subset, bar):

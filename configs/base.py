@@ -94,6 +94,7 @@ def get_config(point='en768-12'):
   r.readings = 12  # RankMe readings: step 0, the rest log-spaced to the end.
   r.every = 0  # Steps between further readings; 0 adds none.
   r.first = 1_000  # Reading after step 0, if there are more than 2.
+  r.layers = ''  # Blocks read beside the final layer, such as '0,5,11'.
   r.batch = 256  # Clips embedded at once.
   r.valid_clips = 1_024  # Held-out clips of valid_loss; a multiple of batch.
 

@@ -5,6 +5,7 @@ at any moment and be started again. Nothing is kept here that the run folders
 do not hold, so this process may die as well.
 """
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -35,6 +36,15 @@ def core_groups(workers):
   share = max(1, len(mine) // workers)
   return [set(mine[i * share % len(mine):][:share])
           for i in range(workers)]
+
+
+@dataclasses.dataclass
+class Tries:
+  """What became of a run's workers so far."""
+  after: float = 0.  # No new worker before this time.
+  wait: float = 1.  # Seconds to wait the next time it is held or leaves.
+  deaths: int = 0  # Since it last came further.
+  reached: float = -1.  # Share done at the last death.
 
 
 def cores():
@@ -109,7 +119,7 @@ def run(root, jobs, workers, show=lambda _: None, poll=.2):
   """
   waiting = [j for j in jobs if records.state(
       pathlib.Path(root) / j.run_id) != 'done']
-  later, waits, deaths, failed = {}, {}, {}, {}
+  failed, tries = {}, {j.run_id: Tries() for j in waiting}
   slots = dict.fromkeys(range(workers))
   groups = core_groups(workers)
   try:
@@ -118,10 +128,9 @@ def run(root, jobs, workers, show=lambda _: None, poll=.2):
       for slot, busy in slots.items():
         if busy and busy[1].poll() is not None:
           slots[slot] = None
-          settle(root, busy[0], busy[1].returncode, waiting, later, waits,
-                 deaths, failed)
+          settle(root, busy[0], busy[1].returncode, waiting, tries, failed)
         if slots[slot] is None:
-          ready = [j for j in waiting if later.get(j.run_id, 0) <= now]
+          ready = [j for j in waiting if tries[j.run_id].after <= now]
           if ready:
             waiting.remove(ready[0])
             slots[slot] = (ready[0], start(root, ready[0].run_id,
@@ -134,28 +143,26 @@ def run(root, jobs, workers, show=lambda _: None, poll=.2):
   return failed
 
 
-def settle(root, job, code, waiting, later, waits, deaths, failed):
+def settle(root, job, code, waiting, tries, failed):
   """Decides what an ended worker means: done, again, or failed."""
   workdir = pathlib.Path(root) / job.run_id
   if code == 0:
     return
-  reached = done_share(root, job.run_id)
+  reached, tried = done_share(root, job.run_id), tries[job.run_id]
   if code == AGAIN:
     # Another launcher's worker has the run, or this one was asked to leave:
     # look again, less and less often.
-    wait = min(2 * waits.get(job.run_id, .5), LONGEST_WAIT)
-    waits[job.run_id] = wait
-    later[job.run_id] = time.monotonic() + wait
+    tried.after = time.monotonic() + tried.wait
+    tried.wait = min(2 * tried.wait, LONGEST_WAIT)
     waiting.append(job)
     return
   if code < 0 or code >= 128:
-    count, before = deaths.get(job.run_id, (0, -1.))
-    count = 1 if reached > before else count + 1
-    deaths[job.run_id] = (count, reached)
-    if count < DEATHS:
+    tried.deaths = 1 if reached > tried.reached else tried.deaths + 1
+    tried.reached = reached
+    if tried.deaths < DEATHS:
       waiting.append(job)
       return
-    error = f'killed {count} times without progress (last by {-code})'
+    error = f'killed {tried.deaths} times without progress (last by {-code})'
   else:
     error = last_error(workdir) or f'exit code {code}'
   failed[job.run_id] = error

@@ -220,15 +220,16 @@ def test_what_an_ended_worker_means(tmp_path):
   (tmp_path / 'r').mkdir()
   job = pool.Job('r', 1.)
 
-  def settled(code, deaths=None):
+  def settled(code, **tried):
     waiting, failed = [], {}
-    pool.settle(tmp_path, job, code, waiting, {}, deaths or {}, failed)
+    pool.settle(tmp_path, job, code, waiting, {'r': pool.Tries(**tried)},
+                failed)
     return waiting, failed
 
   assert settled(0) == ([], {})
   assert settled(pool.AGAIN) == ([job], {})
   assert settled(-9) == ([job], {})
-  assert settled(-9, {'r': (pool.DEATHS - 1, 0.)})[1]['r'].startswith('killed')
+  assert settled(-9, deaths=pool.DEATHS - 1, reached=0.)[1]['r'].startswith('killed')
   (tmp_path / 'r' / 'FAILED').unlink()
   (tmp_path / 'r' / 'log.txt').write_text('x\nerror: no such thing\n')
   assert settled(1) == ([], {'r': 'error: no such thing'})

@@ -16,6 +16,8 @@ from audiorank.rankme.directions import uniformity
 from audiorank.rankme.interval import assign_blocks
 from audiorank.rankme.interval import Estimate
 from audiorank.rankme.interval import estimate
+from audiorank.rankme.interval import state_of
+from audiorank.rankme.samples import curve
 from audiorank.rankme.spectrum import effective_rank
 from audiorank.rankme.spectrum import LowPrecision
 from audiorank.rankme.spectrum import rankme

@@ -244,6 +244,25 @@ def _state_of(z_ND, block_N):
   return _summed_over_processes(state)
 
 
+def state_of(z_ND, groups=None, blocks=streaming.BLOCKS):
+  """Moments of embeddings by block: what `estimate` and all else stand on.
+
+  Made once, it serves the raw and the centred spectrum, their intervals and
+  the curve over sample sizes.
+
+  Args:
+    z_ND, groups, blocks: as in `estimate`.
+
+  Raises:
+    ValueError: as `estimate`.
+  """
+  z_ND = spectrum.checked(z_ND)
+  state = _state_of(z_ND, assign_blocks(len(z_ND), blocks, groups))
+  if not np.isfinite(state.gram_BDD).all():
+    spectrum.refuse_nonfinite(z_ND)
+  return state
+
+
 def estimate(z_ND, confidence=0.95, groups=None, center=False, eps=1e-7,
              method='jackknife', blocks=streaming.BLOCKS):
   """RankMe, its interval and its value for an endless sample.
@@ -287,8 +306,5 @@ def estimate(z_ND, confidence=0.95, groups=None, center=False, eps=1e-7,
       gram_lib.platform(z_ND) != 'tpu'):
     spectrum.warn_if_small(n, width)
     return _of_mesh(z_ND, confidence, center, eps)
-  block_N = assign_blocks(n, blocks, groups)
-  state = _state_of(z_ND, block_N)
-  if not np.isfinite(state.gram_BDD).all():
-    spectrum.refuse_nonfinite(z_ND)
-  return _of_state(state, confidence, center, eps, method)
+  return _of_state(state_of(z_ND, groups, blocks), confidence, center, eps,
+                   method)

@@ -187,7 +187,11 @@ def read(workdir, kind=None):
 
 
 def cut_metrics(workdir, step):
-  """Drops the rows of metrics.jsonl past a step, and a half-written one."""
+  """Drops the rows of metrics.jsonl past a step, and a half-written one.
+
+  The step's own reading (a row with a rank) is dropped as well: the run comes
+  to it again.
+  """
   path = pathlib.Path(workdir) / 'metrics.jsonl'
   if not path.exists():
     return
@@ -197,7 +201,7 @@ def cut_metrics(workdir, step):
       row = json.loads(line)
     except ValueError:
       break
-    if row['step'] <= step:
+    if row['step'] < step or row['step'] == step and 'rank' not in row:
       rows.append(line + '\n')
   part = path.with_name(f'.metrics.{os.getpid()}')
   part.write_text(''.join(rows), encoding='utf-8')

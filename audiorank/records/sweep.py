@@ -85,6 +85,11 @@ def name_runs(runs, *others):
     row['name'] = names[row['run_id']]
 
 
+def number(value):
+  """Returns a number of a record; null is NaN."""
+  return float('nan') if value is None else value
+
+
 def reading(row, record):
   """Returns the columns of one monitor record."""
   step = record['step']
@@ -92,11 +97,16 @@ def reading(row, record):
          'valid_loss': record.get('valid_loss')}
   for name, short in (('rank', 'rank'), ('rank_center', 'rank_center')):
     got = record[name]
-    out[short] = got['value']
+    out[short] = number(got['value'])
     for part in ('low', 'high', 'value_inf'):
-      out[f'{short}_{part}'] = got[part]
+      out[f'{short}_{part}'] = number(got[part])
   for name, value in record['rank']['siblings'].items():
-    out[f'sibling_{name}'] = value
+    out[f'sibling_{name}'] = number(value)
+  for name, value in record.get('directions', {}).items():
+    out[f'direction_{name}'] = number(value)
+  for layer in record['layers']:
+    out[f"rank_layer_{layer['layer']}"] = number(layer['rank']['value'])
+  out['alarms'] = '; '.join(record['alarms'])
   for whose in ('', '_encoder'):
     per_clip = row.get(f'flops_per_clip{whose}')
     out[f'flops{whose}'] = (
