@@ -136,3 +136,34 @@ def test_refusals(config, params):
   for layer in (2, -1, 'last', 1.):
     with pytest.raises(ValueError, match=f"layer {layer!r}: expected 'final'"):
       embed.scene(config, params, clips(), layer=layer)
+
+
+def test_many_lengths_need_few_programs_and_change_no_number(config, params):
+  rng = np.random.default_rng(3)
+  lengths = [100, 640, 799, 1000, 2559, 2560, 2561, 7000, 7519, 9000, 30_001]
+  # The loudest part of a clip is its end: what is filled up repeats it.
+  waves = [(rng.normal(0, .1, n) * np.geomspace(1e-4, 1, n)).astype(np.float32)
+           for n in lengths]
+  embed.filled_encoder.cache_clear()
+  z_ND = embed.scene(config, params, waves, batch=3)
+  run = embed.filled_encoder(config.model, 'scene', 'final', 'clip')
+  assert run._cache_size() <= 4
+  for i, wave_S in enumerate(waves):
+    alone_ND = embed.scene(config, params, wave_S[None])
+    np.testing.assert_allclose(z_ND[i:i + 1], alone_ND, atol=5e-6)
+    for clamp, layer in (('clip', 'final'), ('batch', 0)):
+      pair_BS = np.stack([wave_S, 1e-3 * wave_S[::-1]])
+      exact, ms_BL = embed.timestamps(config, params, pair_BS, layer, clamp)
+      z_BLD, same_BL = embed.timestamps(
+          config, params, pair_BS, layer, clamp, fill=True)
+      assert z_BLD.dtype == np.float32
+      np.testing.assert_allclose(z_BLD, exact, atol=5e-6)
+      np.testing.assert_array_equal(same_BL, ms_BL)
+
+
+def test_sizes_are_few_and_little_is_wasted():
+  sizes = [embed.size(n) for n in range(1, 16_000 * 60, 77)]
+  assert len(set(sizes)) < 90 and sizes == sorted(sizes)
+  for n, filled in zip(range(1, 16_000 * 60, 77), sizes):
+    assert filled >= max(n, 640) + 256
+    assert n < 16_000 or filled < 1.17 * n
