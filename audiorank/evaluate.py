@@ -1,17 +1,27 @@
-"""A checkpoint -> scores on HEAR tasks -> records.
+"""A model -> its embeddings -> RankMe and scores on HEAR tasks -> records.
 
-Shapes: N clips, D width.
+Shapes: N clips, D width, K singular values, L timestamps.
 """
 
 import hashlib
 import pathlib
 import time
 
+from absl import logging
+import numpy as np
+import soxr
+
+from audiorank import arrays
+from audiorank import cache
 from audiorank import checkpoint
-from audiorank import embed
+from audiorank import data
+from audiorank import encoders
+from audiorank import monitor
+from audiorank import rankme
 from audiorank import records
 from audiorank.hear import probe
 from audiorank.hear import tasks
+from audiorank.rankme import streaming
 
 
 def task_folders(config):
@@ -51,18 +61,154 @@ def fingerprint(folder):
   return seen.hexdigest()[:12]
 
 
-def embeddings(config, params, task, batch):
+def clip_rate(folder, rate):
+  """Returns the rate of the clips to read for a model of `rate` Hz.
+
+  Its own where the task has it, else the lowest above it, to be resampled
+  (the public archives have 48 kHz alone).
+
+  Raises:
+    ValueError: the task has only lower rates; names them.
+  """
+  have = sorted(int(p.name) for p in pathlib.Path(folder).iterdir()
+                if p.is_dir() and p.name.isdigit())
+  enough = [r for r in have if r >= rate]
+  if not enough and have:
+    raise ValueError(f'{folder}: clips at {", ".join(map(str, have))} Hz, the '
+                     f'model takes {rate}')
+  return enough[0] if enough else rate
+
+
+def clips(task, split, rate):
+  """Returns (files, waves) of a split at `rate` Hz."""
+  files, waves = zip(*tasks.audio(task, split))
+  if task.rate != rate:
+    waves = [np.clip(soxr.resample(w, task.rate, rate, 'HQ'), -1, 1)
+             for w in waves]
+  return files, waves
+
+
+def embeddings(encoder, task):
   """Returns what hear.probe.evaluate takes: split -> z_ND, or
-  file -> (z_LD, ms_L) for an event task; `batch` clips at once."""
+  file -> (z_LD, ms_L) for an event task."""
   out = {}
   for split in task.splits:
-    files, waves = zip(*tasks.audio(task, split))
+    files, waves = clips(task, split, encoder.rate)
     if task.embedding_type == 'scene':
-      out[split] = embed.scene(config, params, waves, batch=batch)
+      out[split] = encoder.scene(waves)
     else:
       for file, wave_S in zip(files, waves):
-        z_BLD, ms_BL = embed.timestamps(config, params, wave_S[None])
+        z_BLD, ms_BL = encoder.timestamps(wave_S[None])
         out[file] = (z_BLD[0], ms_BL[0])
+  return out
+
+
+def cached_embeddings(encoder, task, root):
+  """Returns (embeddings of a task, whether they were in the cache).
+
+  Args:
+    encoder: of audiorank.encoders.
+    task: of hear.tasks.load.
+    root: the cache's folder, or ''.
+  """
+  event = task.embedding_type == 'event'
+
+  def make():
+    z = embeddings(encoder, task)
+    if not event:
+      return z
+    return {f'{part}/{file}': x for file, pair in z.items()
+            for part, x in zip(('z', 'ms'), pair)}
+
+  found, hit = cache.fetch(root, encoder.key, task.name, {
+      'task': fingerprint(task.folder), 'rate': task.rate,
+      'touched': touched(task)}, make)
+  if not event:
+    return found, hit
+  return {file: (found[f'z/{file}'], found[f'ms/{file}'])
+          for files in task.files.values() for file in files}, hit
+
+
+def touched(task):
+  """Returns a digest of when every clip was last written.
+
+  The fingerprint reads only a part of each; a cache must not be wrong when
+  another part changes.
+  """
+  return records.digest([[str(p.relative_to(task.folder)),
+                          p.stat().st_mtime_ns]
+                         for paths in task.paths.values() for p in paths])
+
+
+def corpus_rank(encoder, corpus, clips, seconds, root):
+  """Returns (rank fields, whether the embeddings were in the cache).
+
+  Args:
+    encoder: of audiorank.encoders.
+    corpus: of data.load.
+    clips, seconds: how many, of what length.
+    root: the cache's folder, or ''.
+  """
+  def make():
+    wave_NS, source_N = data.sample(
+        corpus, clips, int(round(seconds * corpus.rate)), 0)
+    if encoder.rate != corpus.rate:
+      wave_NS = [soxr.resample(w, corpus.rate, encoder.rate, 'HQ')
+                 for w in wave_NS]
+    return {'z': encoder.scene(wave_NS), 'source': source_N}
+
+  found, hit = cache.fetch(root, encoder.key, 'corpus', {
+      'corpus': corpus.sha256, 'clips': clips, 'seconds': seconds}, make)
+  return monitor.rank_fields(
+      found['z'], found['source'], encoder.about.get('layer', 'scene')), hit
+
+
+def file_rank(path, array='', groups=''):
+  """Returns the rank fields of embeddings in a file of any size.
+
+  Args:
+    path, array: see arrays.open_table.
+    groups: name of the file's array of recordings the clips come from; '' has
+      the interval leave out runs of rows.
+
+  Raises:
+    FileNotFoundError, ValueError: as open_table; fewer than two rows; numbers
+      that are not finite.
+  """
+  table = arrays.open_table(path, array)
+  n, width = table.shape
+  if n < 2:
+    raise ValueError(f'{table.label}: a rank needs at least 2 clips, found {n}')
+  if table.dtype.itemsize < 4:
+    logging.warning('%s: the rounding of %s moves RankMe by up to 3 %% '
+                    '(float16) or 35 %% (bfloat16) where the spectrum decays '
+                    'fast', table.label, table.dtype)
+  group_N = table.column(groups) if groups else None
+  if group_N is not None and group_N.shape != (n,):
+    raise ValueError(f'{path}: groups {groups} of shape {group_N.shape}, '
+                     f'expected ({n},)')
+  block_N = rankme.assign_blocks(n, groups=group_N)
+  state, start = rankme.init(width, int(block_N.max()) + 1), 0
+  for z_ND in table.chunks():
+    finite_N = np.isfinite(z_ND).all(axis=1)
+    if not finite_N.all():
+      raise ValueError(f'{table.label}: NaN or infinity in row '
+                       f'{start + int(finite_N.argmin())}')
+    if z_ND.dtype.itemsize < 4:
+      z_ND = z_ND.astype(np.float32)
+    streaming.add_rows(state, z_ND, block_N[start:start + len(z_ND)])
+    start += len(z_ND)
+  if start != n:
+    raise ValueError(f'{table.label}: {start} rows, expected {n}')
+  out = {'n': n, 'width': width, 'dtype': str(table.dtype),
+         'sources': len(np.unique(group_N)) if groups else n}
+  for name, center in (('rank', False), ('rank_center', True)):
+    s_K = rankme.singular_values(state, center=center)
+    # Where all embeddings are one vector the centred spectrum is zero.
+    got = (rankme.estimate(state, center=center)._asdict() if s_K.sum() > 0
+           else dict.fromkeys(rankme.Estimate._fields))
+    out[name] = {**got, 'n': n, 'width': width, 'center': center,
+                 'siblings': rankme.metrics(s_K, n) if s_K.sum() > 0 else {}}
   return out
 
 
@@ -76,13 +222,31 @@ def protocol(config):
 def score(config, params, folder):
   """Returns the record of one task: scores, protocol and where they hold."""
   began = time.monotonic()
-  task = tasks.load(folder)
-  z = embeddings(config, params, task, config.eval.batch)
-  found = probe.evaluate(task, z, **protocol(config))
+  encoder = encoders.of_params(config, params, config.eval.batch)
+  task = tasks.load(folder, clip_rate(folder, encoder.rate))
+  found = probe.evaluate(task, embeddings(encoder, task), **protocol(config))
   return {'task': task.name, 'task_sha256': fingerprint(folder),
           'embedding_type': task.embedding_type,
           'metric': task.evaluation[0], 'settings': protocol(config),
           'result': found, 'seconds': time.monotonic() - began}
+
+
+def score_encoder(encoder, folder, root, **settings):
+  """Returns what hear.probe.evaluate does, and of which task and audio.
+
+  Args:
+    encoder: of audiorank.encoders.
+    folder: of the task.
+    root: the cache's folder, or ''.
+    **settings: of hear.probe.evaluate.
+  """
+  began = time.monotonic()
+  task = tasks.load(folder, clip_rate(folder, encoder.rate))
+  z, hit = cached_embeddings(encoder, task, root)
+  found = probe.evaluate(task, z, **settings)
+  return {**found, 'task': task.name, 'task_sha256': fingerprint(folder),
+          'metric': task.evaluation[0], 'clip_rate': task.rate,
+          'cached': hit, 'seconds': time.monotonic() - began}
 
 
 def run(workdir, config, step=None, stop=lambda: False,
@@ -121,3 +285,23 @@ def run(workdir, config, step=None, stop=lambda: False,
     records.write(workdir, f'hear.{folder.name}', step,
                   score(config, params, folder))
   return True
+
+
+def keep(out, name, record):
+  """Writes a record; returns its path.
+
+  Args:
+    out: a .json file, or a folder: the file in it is then named after `name`
+      and a digest of what the record is of, so that the same evaluation has
+      the same file and another one another.
+    name: of the model.
+    record: JSON material.
+  """
+  path = pathlib.Path(out)
+  if path.suffix != '.json':
+    of = {k: ({f: v[f] for f in ('task_sha256', 'protocol', 'settings')}
+              if isinstance(v, dict) and 'task_sha256' in v else
+              sorted(v) if k == 'rank' else v) for k, v in record.items()}
+    path = path / f'{name}-{records.digest(of)}.json'
+  records.write_json(path, record)
+  return path

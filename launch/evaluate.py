@@ -1,13 +1,22 @@
-"""Scores a checkpoint on HEAR tasks, and measures its rank on a corpus.
+"""Scores a model on HEAR tasks, and measures its rank on a corpus.
 
   python -m launch.evaluate --checkpoint=runs/one --tasks=DIR
   python -m launch.evaluate --checkpoint=dasheng_base.pt --tasks=DIR --task=esc50-v2.0.0-full
   python -m launch.evaluate --checkpoint=runs/one --corpus=corpus --clips=30000
+  python -m launch.evaluate --module=my_package.my_model --checkpoint=weights.pt --tasks=DIR
   python -m launch.evaluate --embeddings=z.npy
+  python -m launch.evaluate --cached
 
-A checkpoint is a run's folder, one step of it, or an official Dasheng file
-(.pt, .safetensors). Embeddings are an .npy of shape (clips, width), of any
-model; it is mapped, not loaded. --out keeps the results as JSON.
+A checkpoint is a run's folder, one step of it, an official Dasheng file (.pt,
+.safetensors) or a Hugging Face id. With --module it is whatever that module's
+load_model takes: any module with the HEAR API, of torch, TensorFlow or numpy,
+such as the public wrappers of wav2vec 2.0 and PaSST. Embeddings are a .npy,
+.npz, .parquet or .safetensors with an array (clips, width), of any model and
+of any size: it is read in pieces.
+
+Every result is a record: the model (weights' digest, step, layer, clamp), the
+protocol, versions, scores and intervals. --out says where it goes. Embeddings
+are kept in --cache and found again by weights, audio, layer, clamp and batch.
 """
 
 import pathlib
@@ -16,8 +25,14 @@ from absl import flags
 
 from launch import cli
 
-_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'A run or Dasheng file.')
+_CHECKPOINT = flags.DEFINE_string('checkpoint', None,
+                                  'Run, Dasheng file or hub id.')
 _STEP = flags.DEFINE_integer('step', None, 'Which step; the newest otherwise.')
+_MODULE = flags.DEFINE_string('module', None, 'Module with the HEAR API.')
+_LAYER = flags.DEFINE_string('layer', 'final', "'final' or a block's number.")
+_CLAMP = flags.DEFINE_enum(
+    'clamp', 'clip', ['clip', 'batch'], "Whose loudest value bounds a log-mel: "
+    "the clip's, or the batch's as in the official Dasheng.")
 _TASKS = flags.DEFINE_string('tasks', None, 'Folder of HEAR task folders.')
 _TASK = flags.DEFINE_list('task', [], 'Names of task folders; all otherwise.')
 _PROTOCOL = flags.DEFINE_enum('protocol', 'hear',
@@ -27,17 +42,18 @@ _BATCH = flags.DEFINE_integer('batch', 64, 'Clips embedded at once.')
 _CORPUS = flags.DEFINE_string('corpus', None, 'A prepared corpus, for RankMe.')
 _CLIPS = flags.DEFINE_integer('clips', 30_000, 'Clips of it.')
 _SECONDS = flags.DEFINE_float('seconds', 10., 'Their length.')
-_EMBEDDINGS = flags.DEFINE_string('embeddings', None, 'An .npy of embeddings.')
-_OUT = flags.DEFINE_string('out', None, 'JSON file for the results.')
-
-
-def load(path, step):
-  """Returns (config, params) of a run or of an official file."""
-  if pathlib.Path(path).suffix in ('.pt', '.pth', '.safetensors'):
-    from audiorank import dasheng
-    return dasheng.load(path)
-  from audiorank import checkpoint
-  return checkpoint.load(path, step)
+_EMBEDDINGS = flags.DEFINE_string('embeddings', None, 'A file of embeddings.')
+_ARRAY = flags.DEFINE_string('array', '', 'Which array of it, where several.')
+_GROUPS = flags.DEFINE_string(
+    'groups', '', 'Its array with the recording of each clip; the interval '
+    'then leaves out whole recordings.')
+_OUT = flags.DEFINE_string(
+    'out', 'evaluations', 'JSON file, or folder that gets one, for the record.')
+_CACHE = flags.DEFINE_string(
+    'cache', None, "Folder of embeddings; '' keeps none. Otherwise "
+    '~/.cache/audiorank/embeddings, which AUDIORANK_CACHE moves.')
+_CACHED = flags.DEFINE_bool('cached', False, 'List the cache and end.')
+_CLEAR = flags.DEFINE_bool('clear_cache', False, 'Empty the cache and end.')
 
 
 def rank_lines(fields):
@@ -45,84 +61,110 @@ def rank_lines(fields):
   out = []
   for name, text in (('rank', 'RankMe'), ('rank_center', 'RankMe, centred')):
     r = fields[name]
-    out.append(f"{text:32s} {r['value']:10.3f}  [{r['low']:.3f}, "
-               f"{r['high']:.3f}]  n {r['n']}, width {r['width']}, eps "
-               f"{r['eps']:g}")
-  for name, value in fields['rank']['siblings'].items():
-    out.append(f'{name:32s} {value:10.4g}')
+    if r['value'] is None:
+      out.append(f'{text:32s}   undefined: all embeddings are one vector')
+      continue
+    out += [
+        f"{text:32s} {r['value']:10.3f}  [{r['low']:.3f}, {r['high']:.3f}]  "
+        f"n {r['n']}, width {r['width']}, eps {r['eps']:g}",
+        f"{text + ', endless sample':32s} {r['value_inf']:10.3f}  "
+        f"[{r['low_inf']:.3f}, {r['high_inf']:.3f}]"]
+  for name in fields['rank']['siblings']:
+    pair = [f'{fields[r]["siblings"].get(name, float("nan")):10.4g}'
+            for r in ('rank', 'rank_center')]
+    out.append(f'{name:32s} {pair[0]}  centred {pair[1]}')
   return out
 
 
-def mapped(path):
-  """Returns the (clips, width) array of an .npy, mapped into memory."""
-  import numpy as np
-  try:
-    z_ND = np.load(path, mmap_mode='r', allow_pickle=False)
-  except (EOFError, ValueError) as error:
-    raise ValueError(f'{path}: not an .npy of numbers ({error})') from None
-  if not isinstance(z_ND, np.ndarray) or z_ND.ndim != 2:
-    found = getattr(z_ND, 'shape', 'an archive')
-    raise ValueError(f'{path}: found {found}, expected an .npy of shape '
-                     '(clips, width)')
-  return z_ND
+def task_line(name, found):
+  """Returns one task's line of the table."""
+  stds = found.get('stds') or {}
+  scores = ', '.join(
+      f'{k} {v:.4f}' + (f' (sd {stds[k]:.4f})' if stds.get(k) else '')
+      for k, v in found['scores'].items())
+  kept = ', cached embeddings' if found['cached'] else ''
+  return f"{name:32s} {scores}  ({found['protocol']}{kept})"
+
+
+def check():
+  """Raises ValueError for flags that do not go together."""
+  model = _CHECKPOINT.value or _MODULE.value
+  if _EMBEDDINGS.value:
+    if _TASKS.value or _CORPUS.value or model:
+      raise ValueError('--embeddings stands alone: expected no --checkpoint, '
+                       '--module, --tasks or --corpus beside it')
+  elif not model:
+    raise ValueError('expected --checkpoint, --module or --embeddings')
+  elif not (_TASKS.value or _CORPUS.value):
+    raise ValueError('expected --tasks, --corpus or both')
+  if _MODULE.value and (_STEP.value is not None or _LAYER.value != 'final'
+                        or _CLAMP.value != 'clip'):
+    raise ValueError('--step, --layer and --clamp are of our checkpoints: '
+                     'expected none beside --module')
+
+
+def encoder():
+  """Returns the Encoder that the flags name."""
+  from audiorank import encoders
+  cli.compile_cache()
+  if _MODULE.value:
+    return encoders.module(_MODULE.value, _CHECKPOINT.value or '',
+                           _BATCH.value)
+  layer = int(_LAYER.value) if _LAYER.value.isdigit() else _LAYER.value
+  return encoders.ours(_CHECKPOINT.value, _STEP.value, _BATCH.value, layer,
+                       _CLAMP.value)
+
+
+def task_folders():
+  """Returns the task folders that the flags name."""
+  from audiorank.hear import tasks
+  folders = {f.name: f for f in tasks.find(_TASKS.value)}
+  for name in _TASK.value:
+    if name not in folders:
+      raise ValueError(f'no task {name!r} in {_TASKS.value}: there are '
+                       f'{", ".join(folders)}')
+  return [folders[name] for name in _TASK.value or folders]
 
 
 def main(argv):
   del argv
-  import numpy as np
-  from audiorank import data
-  from audiorank import embed
-  from audiorank import monitor
-  from audiorank import program
-  from audiorank import records
-  from audiorank.hear import probe
-  from audiorank.hear import tasks
-  results = {}
+  from audiorank import cache
+  root = cache.default() if _CACHE.value is None else _CACHE.value
+  if _CACHED.value or _CLEAR.value:
+    for name, size in cache.listing(root):
+      print(f'{size / 1e6:10.2f} MB  {name}')
+    print(f'{root}: {cache.clear(root)} deleted' if _CLEAR.value else root)
+    return
+  check()
+  from audiorank import evaluate
+  record = {'versions': cache.versions()}
   if _EMBEDDINGS.value:
-    if _TASKS.value or _CORPUS.value or _CHECKPOINT.value:
-      raise ValueError('--embeddings stands alone: expected no --checkpoint, '
-                       '--tasks or --corpus beside it')
-    z_ND = mapped(_EMBEDDINGS.value)
-    try:
-      results['rank'] = monitor.rank_fields(z_ND, np.arange(len(z_ND)))
-    except ValueError as error:
-      raise ValueError(f'{_EMBEDDINGS.value}: {error}') from None
-    print('\n'.join(rank_lines(results['rank'])))
-  elif not _CHECKPOINT.value:
-    raise ValueError('expected --checkpoint or --embeddings')
-  elif not (_TASKS.value or _CORPUS.value):
-    raise ValueError('expected --tasks, --corpus or both')
+    record['embeddings'] = _EMBEDDINGS.value
+    record['rank'] = evaluate.file_rank(_EMBEDDINGS.value, _ARRAY.value,
+                                        _GROUPS.value)
+    print('\n'.join(rank_lines(record['rank'])))
+    name = pathlib.Path(_EMBEDDINGS.value).name
   else:
-    cli.compile_cache()
-    config, params = load(_CHECKPOINT.value, _STEP.value)
-  if _CORPUS.value and not _EMBEDDINGS.value:
-    wave_NS, source_N = data.sample(
-        data.load(_CORPUS.value), _CLIPS.value,
-        program.crop_samples(_SECONDS.value), 0)
-    z_ND = embed.scene(config, params, wave_NS, batch=_BATCH.value)
-    results['rank'] = monitor.rank_fields(z_ND, source_N)
-    print('\n'.join(rank_lines(results['rank'])))
-  if _TASKS.value and not _EMBEDDINGS.value:
-    folders = tasks.find(_TASKS.value)
-    names = [f.name for f in folders]
-    for name in _TASK.value:
-      if name not in names:
-        raise ValueError(f'no task {name!r} in {_TASKS.value}: there are '
-                         f'{", ".join(names)}')
-    from audiorank import evaluate
+    folders = task_folders() if _TASKS.value else []
+    one = encoder()
+    record['encoder'] = one.about
+    name = pathlib.Path(_CHECKPOINT.value or _MODULE.value).name
+    if one.about['step'] is not None:
+      name += f"-{one.about['step']}"
+    if _CORPUS.value:
+      from audiorank import data
+      corpus = data.load(_CORPUS.value)
+      record['corpus'] = {'path': _CORPUS.value, 'sha256': corpus.sha256,
+                          'clips': _CLIPS.value, 'seconds': _SECONDS.value}
+      record['rank'], _ = evaluate.corpus_rank(
+          one, corpus, _CLIPS.value, _SECONDS.value, root)
+      print('\n'.join(rank_lines(record['rank'])))
     for folder in folders:
-      if _TASK.value and folder.name not in _TASK.value:
-        continue
-      task = tasks.load(folder)
-      z = evaluate.embeddings(config, params, task, _BATCH.value)
-      found = probe.evaluate(task, z, protocol=_PROTOCOL.value,
-                             grid_points=_GRID.value)
-      results[task.name] = found
-      scores = ', '.join(f'{k} {v:.4f}' for k, v in found['scores'].items())
-      print(f"{task.name:32s} {scores}  ({found['protocol']})", flush=True)
-  if _OUT.value:
-    records.write_json(_OUT.value, results)
-    print(_OUT.value)
+      record[folder.name] = evaluate.score_encoder(
+          one, folder, root, protocol=_PROTOCOL.value,
+          grid_points=_GRID.value)
+      print(task_line(folder.name, record[folder.name]), flush=True)
+  print(evaluate.keep(_OUT.value, name, record))
 
 
 if __name__ == '__main__':

@@ -1,0 +1,149 @@
+"""Embeddings of any file give the rank of the array in it."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.numpy
+
+from audiorank import arrays
+from audiorank import evaluate
+from audiorank import rankme
+
+
+def decaying(n=300, width=12):
+  rng = np.random.default_rng(0)
+  return (rng.normal(size=(n, width)) / np.arange(1, width + 1)[None]).astype(
+      np.float32)
+
+
+def write(path, z_ND, source_N):
+  """One file of each kind, with the recordings beside where it can."""
+  if path.suffix == '.npy':
+    np.save(path, z_ND)
+  elif path.name == 'packed.npz':
+    np.savez_compressed(path, z=z_ND, source=source_N)
+  elif path.suffix == '.npz':
+    np.savez(path, z=z_ND, source=source_N)
+  elif path.suffix == '.safetensors':
+    safetensors.numpy.save_file({'z': z_ND, 'source': source_N}, path)
+  elif path.name == 'wide.parquet':
+    pq.write_table(pa.table({
+        'source': source_N, **{f'{d}': x for d, x in enumerate(z_ND.T)}}),
+                   path, row_group_size=70)
+  else:
+    flat = pa.array(z_ND.ravel())
+    kind = (pa.FixedSizeListArray.from_arrays(flat, z_ND.shape[1])
+            if path.name == 'fixed.parquet' else
+            pa.array(list(z_ND)))
+    pq.write_table(pa.table({'source': source_N, 'z': kind}), path,
+                   row_group_size=70)
+  return path
+
+
+FILES = ['z.npy', 'z.npz', 'packed.npz', 'z.safetensors', 'wide.parquet',
+         'fixed.parquet', 'lists.parquet']
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_rank_of_a_file_is_that_of_its_array(tmp_path, monkeypatch, name):
+  z_ND, source_N = decaying(), np.arange(300) // 4
+  path = write(tmp_path / name, z_ND, source_N)
+  # A chunk of seven rows.
+  monkeypatch.setattr(arrays, 'CHUNK', 7 * 12 * 4)
+  pieces = list(arrays.open_table(path).chunks())
+  assert max(map(len, pieces)) <= 7
+  np.testing.assert_array_equal(np.concatenate(pieces), z_ND)
+  groups = '' if path.suffix == '.npy' else 'source'
+  got = evaluate.file_rank(path, groups=groups)
+  for field, center in (('rank', False), ('rank_center', True)):
+    want = rankme.estimate(
+        z_ND, groups=source_N if groups else None, center=center)
+    for key in ('value', 'low', 'high', 'value_inf', 'low_inf', 'high_inf'):
+      assert got[field][key] == pytest.approx(
+          getattr(want, key), rel=1e-9), key
+    siblings = rankme.metrics(
+        rankme.singular_values(z_ND, center=center), 300)
+    assert got[field]['siblings'] == pytest.approx(siblings, rel=1e-6,
+                                                   nan_ok=True)
+  assert got['n'] == 300 and got['width'] == 12
+  assert got['sources'] == (75 if groups else 300)
+
+
+def test_halves_and_bfloat16_are_read(tmp_path):
+  import ml_dtypes
+  for dtype in (np.float16, ml_dtypes.bfloat16):
+    z_ND = decaying().astype(dtype)
+    safetensors.numpy.save_file({'z': z_ND}, tmp_path / 'z.safetensors')
+    got = evaluate.file_rank(tmp_path / 'z.safetensors')
+    assert got['rank']['value'] == pytest.approx(
+        float(rankme.rankme(z_ND.astype(np.float32))), rel=1e-6)
+
+
+def test_one_vector_has_no_centred_rank(tmp_path):
+  np.save(tmp_path / 'z.npy', np.ones((64, 4), np.float32))
+  got = evaluate.file_rank(tmp_path / 'z.npy')
+  assert got['rank']['value'] == pytest.approx(1, abs=1e-4)
+  assert got['rank_center']['value'] is None
+
+
+def test_other_files_are_one_line(tmp_path):
+  z_ND, source_N = decaying(), np.arange(300)
+  for name in FILES:
+    path = write(tmp_path / name, z_ND, source_N)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(ValueError, match=name):
+      evaluate.file_rank(path)
+    path.write_bytes(b'no such thing')
+    with pytest.raises(ValueError, match=name):
+      evaluate.file_rank(path)
+  with pytest.raises(FileNotFoundError, match='none.npy: no such file'):
+    arrays.open_table(tmp_path / 'none.npy')
+  with pytest.raises(ValueError, match='z.csv: expected a file .npy'):
+    arrays.open_table(tmp_path / 'z.csv')
+  np.savez(tmp_path / 'two.npz', a=z_ND, b=z_ND)
+  with pytest.raises(ValueError, match='two.npz: expected one .* a, b'):
+    arrays.open_table(tmp_path / 'two.npz')
+  assert arrays.open_table(tmp_path / 'two.npz', 'b').shape == (300, 12)
+  with pytest.raises(ValueError, match="no array 'c': there are a, b"):
+    arrays.open_table(tmp_path / 'two.npz', 'c')
+  with pytest.raises(ValueError, match="no array 'c': there are a, b"):
+    evaluate.file_rank(tmp_path / 'two.npz', 'a', groups='c')
+  for bad, message in (
+      (np.zeros((3, 4, 5), np.float32), r'shape \(3, 4, 5\), expected \(clip'),
+      (np.ones((8, 2), np.int64), 'int64, expected floating point'),
+      (np.ones((1, 2), np.float32), 'at least 2 clips, found 1'),
+      (np.array([[1, 2], [3, 4], [1, np.nan]], np.float32), 'in row 2')):
+    np.save(tmp_path / 'bad.npy', bad)
+    with pytest.raises(ValueError, match=message):
+      evaluate.file_rank(tmp_path / 'bad.npy')
+  ragged = pa.table({'z': pa.array([[1., 2.], [3.]])})
+  pq.write_table(ragged, tmp_path / 'ragged.parquet')
+  with pytest.raises(ValueError, match='lists of other lengths'):
+    evaluate.file_rank(tmp_path / 'ragged.parquet')
+
+
+def test_nothing_pickled_is_opened(tmp_path):
+  class Trap:
+
+    def __reduce__(self):
+      return print, ('sprung',)
+
+  trap = np.array([[Trap()]], object)
+  np.save(tmp_path / 'trap.npy', trap, allow_pickle=True)
+  np.savez(tmp_path / 'trap.npz', z=trap)
+  for name in ('trap.npy', 'trap.npz'):
+    with pytest.raises(ValueError, match=name):
+      evaluate.file_rank(tmp_path / name)
+
+
+def test_a_false_header_is_no_crash(tmp_path):
+  told = json.dumps({'z': {'dtype': 'F32', 'shape': [4, 4],
+                           'data_offsets': [0, 6400]}}).encode()
+  (tmp_path / 'z.safetensors').write_bytes(
+      len(told).to_bytes(8, 'little') + told + bytes(64))
+  with pytest.raises(ValueError, match='damaged'):
+    arrays.open_table(tmp_path / 'z.safetensors')
