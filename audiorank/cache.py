@@ -53,7 +53,9 @@ def fetch(root, key, name, made_of, make):
   path = pathlib.Path(root) / key / f'{name}-{records.digest(said)}.npz'
   if path.is_file():
     try:
-      with np.load(path, allow_pickle=False) as arrays:
+      # Opened here: np.load would leave a damaged file open.
+      with open(path, 'rb') as file, np.load(
+          file, allow_pickle=False) as arrays:
         return dict(arrays), True
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
       logging.warning('%s: damaged (%s); embedding again', path, error)

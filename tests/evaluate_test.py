@@ -1,0 +1,310 @@
+"""Any encoder is evaluated, once; the second time its embeddings are there."""
+
+import importlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import soundfile
+
+from audiorank import cache
+from audiorank import dasheng
+from audiorank import embed
+from audiorank import encoders
+from audiorank import evaluate
+from audiorank import model
+from audiorank import records
+from audiorank.hear import tasks
+from configs import base
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def write_weights(path, seed=0):
+  """A Dasheng file of random weights, 32 wide."""
+  config = base.get_config('en32-2')
+  config.model.target_frames = 200
+  config = records.frozen(config)
+  shapes = jax.eval_shape(lambda: model.MAE(config.model).init(
+      jax.random.key(0), np.zeros((1, 64, 16), np.float32),
+      np.array([[0, 1]]), np.array([[2, 3]])))
+  shapes = {kind: {'encoder': tree['encoder']} for kind, tree in shapes.items()}
+  rng = np.random.default_rng(seed)
+  params = jax.tree.map(
+      lambda x: rng.uniform(.01, .2, x.shape).astype(np.float32), shapes)
+  state = dasheng.to_state_dict(config, params)
+  safetensors.numpy.save_file(state, path)
+  return path
+
+
+def write_task(folder, rate=16_000, kind='scene', clips=8):
+  """Two tones to tell apart, in HEAR's layout."""
+  rng = np.random.default_rng(0)
+  folder.mkdir(parents=True)
+  (folder / 'labelvocabulary.csv').write_text('idx,label\n0,high\n1,low\n')
+  event = kind == 'event'
+  (folder / 'task_metadata.json').write_text(json.dumps({
+      'task_name': 'tones', 'embedding_type': kind,
+      'prediction_type': 'multilabel' if event else 'multiclass',
+      'split_mode': 'trainvaltest', 'splits': ['train', 'valid', 'test'],
+      'sample_duration': .5,
+      'evaluation': ['event_onset_200ms_fms'] if event else ['top1_acc']}))
+  for split in ('train', 'valid', 'test'):
+    (folder / f'{rate}' / split).mkdir(parents=True)
+    said = {}
+    for i in range(clips):
+      label, hz = (('high', 3000), ('low', 300))[i % 2]
+      time_S = np.arange(rate // 2) / rate
+      wave_S = .3 * np.sin(2 * np.pi * hz * time_S + rng.uniform(0, 6))
+      wave_S += .01 * rng.standard_normal(len(wave_S))
+      soundfile.write(folder / f'{rate}' / split / f'{i}.wav', wave_S, rate)
+      said[f'{i}.wav'] = ([{'label': label, 'start': 0, 'end': 400}] if event
+                          else [label])
+    (folder / f'{split}.json').write_text(json.dumps(said))
+  return folder
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+  return write_weights(tmp_path_factory.mktemp('weights') / 'one.safetensors')
+
+
+def silent(encoder):
+  """The same encoder, which must not be asked."""
+  def never(*_):
+    raise AssertionError('embedded again')
+  return encoder._replace(scene=never, timestamps=never)
+
+
+@pytest.mark.parametrize('kind', ['scene', 'event'])
+def test_embeddings_are_made_once(tmp_path, weights, kind):
+  folder, root = write_task(tmp_path / 'tones-v1-full', kind=kind), (
+      tmp_path / 'cache')
+  encoder = encoders.ours(weights, batch=4)
+  task = tasks.load(folder)
+  made, hit = evaluate.cached_embeddings(encoder, task, root)
+  assert not hit
+  found, hit = evaluate.cached_embeddings(silent(encoder), task, root)
+  assert hit and list(found) == list(made)
+  jax.tree.map(np.testing.assert_array_equal, found, made)
+  jax.tree.map(np.testing.assert_array_equal,
+               found, evaluate.embeddings(encoder, task))
+  # Nobody's weights are cached, nor is anything without a folder.
+  assert not evaluate.cached_embeddings(
+      encoder._replace(key=''), task, root)[1]
+  assert not evaluate.cached_embeddings(encoder, task, '')[1]
+
+
+def test_what_changes_embeddings_changes_their_place(tmp_path, weights):
+  folder, root = write_task(tmp_path / 'tones-v1-full'), tmp_path / 'cache'
+  encoder = encoders.ours(weights)
+  get = lambda one: evaluate.cached_embeddings(one, tasks.load(folder), root)
+  get(encoder)
+  (file,) = root.glob('*/*.npz')
+  others = [encoders.ours(weights, layer=0), encoders.ours(weights, batch=3),
+            encoders.ours(weights, clamp='batch'),
+            encoders.ours(write_weights(tmp_path / 'o.safetensors', seed=1))]
+  assert len({encoder.key, *(one.key for one in others)}) == 5
+  # The same weights in another file are the same.
+  copy = tmp_path / 'copy.safetensors'
+  copy.write_bytes(pathlib.Path(weights).read_bytes())
+  assert get(silent(encoders.ours(copy)))[1]
+  # A sample outside of what the fingerprint reads.
+  path = folder / '16000/test/0.wav'
+  wave_S, _ = soundfile.read(path, dtype='int16')
+  wave_S[3] += 1
+  soundfile.write(path, wave_S, 16_000)
+  assert not get(encoder)[1] and get(encoder)[1]
+  # A damaged file is made again.
+  for file in root.glob('*/*.npz'):
+    file.write_bytes(file.read_bytes()[:200])
+  assert not get(encoder)[1] and get(silent(encoder))[1]
+  (root / 'notes.txt').write_text('mine')
+  assert len(cache.listing(root)) == 2 and cache.clear(root) == 2
+  assert [p.name for p in root.rglob('*')] == ['notes.txt']
+
+
+MODULE = '''
+import numpy as np
+
+class Model:
+  sample_rate = {rate}
+  scene_embedding_size = 3
+  timestamp_embedding_size = 2
+
+def load_model(path='none'):
+  model = Model()
+  model.path = path
+  return model
+
+def get_scene_embeddings(audio, model):
+  assert audio.dtype == np.float32 and np.abs(audio).max() <= 1
+  return np.stack([audio.mean(1), audio.std(1), audio[:, ::9].max(1)], 1)
+
+def get_timestamp_embeddings(audio, model):
+  z = np.stack([audio[:, ::1600], audio[:, ::1600]], 2)
+  ms = np.arange(z.shape[1]) * 100. + 50
+  return z, np.broadcast_to(ms, z.shape[:2])
+'''
+
+
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+  """Writes a module with the HEAR API and returns its name."""
+  monkeypatch.syspath_prepend(tmp_path / 'modules')
+  made = []
+
+  def write(text):
+    (tmp_path / 'modules').mkdir(exist_ok=True)
+    made.append(f'somebodys_{len(made)}')
+    (tmp_path / 'modules' / f'{made[-1]}.py').write_text(text)
+    importlib.invalidate_caches()
+    return made[-1]
+
+  yield write
+  for name in made:
+    sys.modules.pop(name, None)
+
+
+def test_any_module_with_the_api(tmp_path, foreign, weights):
+  name = foreign(MODULE.format(rate=16_000))
+  encoder = encoders.module(name, str(weights), batch=3)
+  assert encoder.about['module'] == name and encoder.key
+  folder = write_task(tmp_path / 'tones-v1-full')
+  task = tasks.load(folder)
+  z = evaluate.embeddings(encoder, task)
+  wave_NS = np.stack([w for _, w in tasks.audio(task, 'test')])
+  np.testing.assert_allclose(z['test'][:, 1], wave_NS.std(1), rtol=1e-5)
+  found = evaluate.score_encoder(encoder, folder, '', protocol='logistic')
+  assert found['score'] > .4 and found['metric'] == 'top1_acc'
+  # Integers, as a corpus has them, are the same clips.
+  np.testing.assert_allclose(
+      encoder.scene(np.round(wave_NS * 32768).astype(np.int16)), z['test'],
+      atol=1e-6)
+  z_BLD, ms_BL = encoder.timestamps(wave_NS)
+  assert z_BLD.shape == (8, 5, 2) and ms_BL.shape == (8, 5)
+  # Without weights to digest nothing may be found again.
+  assert encoders.module(name).key == ''
+  # Another text of the module is another encoder.
+  other = foreign(MODULE.format(rate=16_000) + '\n# changed\n')
+  assert encoders.module(other, str(weights)).key != encoder.key
+
+
+def test_clips_come_at_the_rate_of_the_model(tmp_path, foreign, weights):
+  high = write_task(tmp_path / 'high-v1-full', rate=48_000)
+  low = write_task(tmp_path / 'low-v1-full', rate=16_000)
+  exact = encoders.ours(weights)
+  z, want = (evaluate.embeddings(
+      exact, tasks.load(folder, evaluate.clip_rate(folder, 16_000)))
+             for folder in (high, low))
+  # The same tones, but for noise above 8 kHz and where the filter begins.
+  assert z['test'].shape == want['test'].shape
+  encoder = encoders.module(foreign(MODULE.format(rate=32_000)), str(weights))
+  assert evaluate.clip_rate(high, encoder.rate) == 48_000
+  z_ND = evaluate.embeddings(encoder, tasks.load(high, 48_000))['test']
+  np.testing.assert_allclose(z_ND[:, 1], .3 / np.sqrt(2), rtol=.02)
+  with pytest.raises(ValueError, match='clips at 16000 Hz, the model takes 32'):
+    evaluate.score_encoder(encoder, low, '')
+
+
+def test_other_modules_are_one_line(foreign):
+  with pytest.raises(ValueError, match='--module=no.such'):
+    encoders.module('no.such')
+  with pytest.raises(ValueError, match='no function get_timestamp_embeddings'):
+    encoders.module(foreign(MODULE.format(rate=1).replace(
+        'def get_times', 'def times')))
+  with pytest.raises(ValueError, match='no whole number scene_embedding_size'):
+    encoders.module(foreign(MODULE.format(rate=1).replace(
+        'scene_embedding_size', 'width')))
+  name = foreign(MODULE.format(rate=1).replace(
+      'scene_embedding_size = 3', 'scene_embedding_size = 4'))
+  with pytest.raises(ValueError, match=r'of shape \(2, 3\), expected \(2, 4'):
+    encoders.module(name).scene(np.zeros((2, 900), np.float32))
+
+
+def test_ours_are_refused_with_a_reason(tmp_path, weights):
+  with pytest.raises(ValueError, match='step 3 asked for'):
+    encoders.ours(weights, step=3)
+  with pytest.raises(ValueError, match="clamp 'all'"):
+    encoders.ours(weights, clamp='all')
+  with pytest.raises(FileNotFoundError, match='no checkpoint'):
+    encoders.ours(tmp_path / 'nowhere' / 'at' / 'all')
+
+
+def test_a_hub_id_is_asked_for_only_where_nothing_lies(monkeypatch, weights):
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+  with pytest.raises(ValueError, match=r"^some/one: no such .*audiorank\[hub"):
+    encoders.weights('some/one')
+
+  class Hub:
+
+    def hf_hub_download(self, name, file):
+      if name != 'some/one':
+        raise OSError('cannot find it\nin the cache')
+      said = weights.with_name('config.json')
+      said.write_text('{"encoder_kwargs": {"num_heads": 4}}')
+      return str(said if file.endswith('.json') else weights)
+
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', Hub())
+  config, _, about = encoders.weights('some/one')
+  assert config.model.heads == 4 and about['kind'] == 'hub'
+  with pytest.raises(ValueError, match='some/two: .* cannot find it in the'):
+    encoders.weights('some/two')
+
+
+def test_scenes_of_ours_are_embed_scenes(weights):
+  wave_NS = np.random.default_rng(0).uniform(
+      -1, 1, (5, 9000)).astype(np.float32)
+  config, params, about = encoders.weights(weights)
+  assert about['step'] is None and about['kind'] == 'dasheng'
+  np.testing.assert_array_equal(
+      encoders.ours(weights, batch=2).scene(wave_NS),
+      embed.scene(config, params, wave_NS, batch=2))
+
+
+def command(*args, **env):
+  return subprocess.run(
+      [sys.executable, '-m', 'launch.evaluate', *map(str, args)], cwd=ROOT,
+      env={**os.environ, 'JAX_PLATFORMS': 'cpu', **env}, capture_output=True,
+      text=True, timeout=600)
+
+
+def test_the_command_says_what_it_did(tmp_path, weights):
+  write_task(tmp_path / 'tasks' / 'tones-v1-full')
+  args = [f'--checkpoint={weights}', f'--tasks={tmp_path}/tasks',
+          '--protocol=logistic', '--out', tmp_path / 'out']
+  env = {'AUDIORANK_CACHE': str(tmp_path / 'cache')}
+  first, second = command(*args, **env), command(*args, **env)
+  assert first.returncode == second.returncode == 0, first.stderr
+  assert '(logistic)' in first.stdout
+  assert '(logistic, cached embeddings)' in second.stdout
+  assert first.stdout.splitlines()[-1] == second.stdout.splitlines()[-1]
+  (path,) = (tmp_path / 'out').iterdir()
+  record = records.read_json(path)
+  assert record['encoder']['checkpoint'] == str(weights)
+  assert {'step', 'layer', 'clamp', 'weights'} <= set(record['encoder'])
+  assert {'audiorank', 'jax', 'backend'} <= set(record['versions'])
+  found = record['tones-v1-full']
+  assert found['cached'] and found['protocol'] == 'logistic'
+  assert found['score'] == found['scores']['top1_acc']
+  listed = command('--cached', **env)
+  assert 'tones-v1-full-' in listed.stdout
+  assert '1 deleted' in command('--clear_cache', **env).stdout
+  assert not list((tmp_path / 'cache').rglob('*.npz'))
+
+
+@pytest.mark.parametrize('args,message', [
+    ([], 'expected --checkpoint, --module or --embeddings'),
+    (['--checkpoint=x'], 'expected --tasks, --corpus or both'),
+    (['--embeddings=z.npy', '--module=x'], '--embeddings stands alone'),
+    (['--module=x', '--tasks=y', '--layer=3'], 'expected none beside --mod')])
+def test_flags_that_do_not_go_together(args, message):
+  done = command(*args)
+  assert done.returncode == 1 and message in done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1
