@@ -13,6 +13,7 @@ import shutil
 
 from absl import logging
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -39,7 +40,12 @@ def checksums(step_folder):
 
 
 def seal(folder):
-  """Writes the checksums of committed steps that have none yet."""
+  """Writes the checksums of committed steps that have none yet.
+
+  Of several processes the first does it; no other need wait.
+  """
+  if jax.process_index():
+    return
   folder = pathlib.Path(folder)
   for step in steps(folder):
     path = folder / f'{step}.sha256.json'
@@ -114,37 +120,54 @@ def restore(m, folder, shapes, placed):
     shapes: a train state of shapes.
     placed: its shardings.
 
-  A damaged or unsealed step is moved to <folder>/../damaged/<step> with a warning and
-  the step before it is tried.
+  A damaged or unsealed step is moved to <folder>/../damaged/<step> with a
+  warning and the step before it is tried. Of several processes the first
+  judges, and all restore what it found whole.
   """
+  while True:
+    step = newest(folder) if not jax.process_index() else None
+    if jax.process_count() > 1:
+      step = int(multihost_utils.broadcast_one_to_all(
+          np.int32(-1 if step is None else step)))
+      step = None if step < 0 else step
+    m.reload()
+    if step is None:
+      return None
+    try:
+      got = m.restore(step, args=A.Composite(
+          params=A.StandardRestore(abstract(
+              {'params': shapes.params, 'batch_stats': shapes.batch_stats},
+              {'params': placed.params, 'batch_stats': placed.batch_stats})),
+          opt_state=A.StandardRestore(
+              abstract(shapes.opt_state, placed.opt_state))))
+    except (ValueError, OSError, KeyError) as error:
+      if jax.process_count() > 1:
+        raise
+      put_aside(folder, step, str(error).splitlines()[0])
+      continue
+    number = jax.device_put(np.asarray(step, shapes.step.dtype), placed.step)
+    return shapes.replace(
+        step=number, params=got.params['params'],
+        batch_stats=got.params['batch_stats'], opt_state=got.opt_state)
+
+
+def newest(folder):
+  """Returns the newest step that is sealed and whole, or None; those after it
+  are put aside."""
   for step in reversed(steps(folder)):
     sealed = (pathlib.Path(folder) / f'{step}.sha256.json').exists()
     wrong = verify(folder, step) if sealed else (
         'its writer died before it was verified')
     if not wrong:
-      try:
-        got = m.restore(step, args=A.Composite(
-            params=A.StandardRestore(abstract(
-                {'params': shapes.params, 'batch_stats': shapes.batch_stats},
-                {'params': placed.params, 'batch_stats': placed.batch_stats})),
-            opt_state=A.StandardRestore(
-                abstract(shapes.opt_state, placed.opt_state))))
-        number = jax.device_put(
-            jax.numpy.asarray(step, shapes.step.dtype), placed.step)
-        return shapes.replace(
-            step=number, params=got.params['params'],
-            batch_stats=got.params['batch_stats'], opt_state=got.opt_state)
-      except (ValueError, OSError, KeyError) as error:
-        wrong = str(error).splitlines()[0]
-    logging.warning('checkpoint %s/%d: %s; taking the step before it',
-                    folder, step, wrong)
-    put_aside(folder, step)
-    m.reload()
+      return step
+    put_aside(folder, step, wrong)
   return None
 
 
-def put_aside(folder, step):
+def put_aside(folder, step, wrong):
   """Moves a damaged step out of the way, keeping it for inspection."""
+  logging.warning('checkpoint %s/%d: %s; taking the step before it',
+                  folder, step, wrong)
   folder = pathlib.Path(folder)
   aside = folder.parent / 'damaged'
   aside.mkdir(exist_ok=True)
@@ -159,7 +182,15 @@ def arrays(item):
   # Orbax warns of metadata that only its own manager writes.
   logging.set_verbosity(logging.ERROR)
   try:
-    with ocp.PyTreeCheckpointer() as reader:
+    me = jax.process_index()
+    # Whoever reads, reads alone: the other processes are not asked to wait.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me},
+        barrier_sync_key_prefix=f'reader{me}') if jax.process_count() > 1 else (
+            ocp.options.MultiprocessingOptions())
+    with ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
+        multiprocessing_options=alone) as reader:
       saved = reader.metadata(item).item_metadata
       return reader.restore(item, restore_args=jax.tree.map(
           lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved))

@@ -120,13 +120,14 @@ def start(config, on):
   return shapes, placed, lambda: fresh(key)
 
 
-def run(workdir, config, stop=lambda: False, tell=lambda *_: None):
+def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
   """Trains (or goes on training) the run in a folder, measuring as it goes.
 
   Args:
     workdir: the run's folder; its config.json is this config.
     config: frozen config.
-    stop: polled at every step; once True, the run is saved and left.
+    stop: polled with every step's number; once True, the run is saved and
+      left. Of several processes all must get the same answer.
     tell: called with (what is being done, step, steps).
 
   Returns:
@@ -194,7 +195,7 @@ def run(workdir, config, stop=lambda: False, tell=lambda *_: None):
           bar.note(f"RankMe {fields['rank']['value'] or 0:.2f}")
         if step == steps:
           break
-        if stop():
+        if stop(step):
           write_out(metrics, pending, config, subset, bar)
           checkpoint.save(m, state, config, force=True)
           m.wait_until_finished()

@@ -58,13 +58,43 @@ def checked(config):
   return config
 
 
+def distributed():
+  """Joins the processes of a run; returns whether there are several.
+
+  AUDIORANK_DISTRIBUTED is 1 where jax finds its peers by itself (TPU pods,
+  Slurm), or host:port,count,index.
+  """
+  how = os.environ.get('AUDIORANK_DISTRIBUTED', '')
+  if not how:
+    return False
+  import jax
+  if how == '1':
+    jax.distributed.initialize()
+  else:
+    try:
+      address, count, index = how.split(',')
+      count, index = int(count), int(index)
+    except ValueError:
+      raise ValueError(f'AUDIORANK_DISTRIBUTED={how!r}: expected 1 or '
+                       'host:port,count,index') from None
+    jax.distributed.initialize(address, count, index)
+  return jax.process_count() > 1
+
+
 def main(argv):
   del argv
   die_with_parent()
-  asked = []
-  signal.signal(signal.SIGTERM, lambda *_: asked.append('SIGTERM'))
-  signal.signal(signal.SIGINT, lambda *_: asked.append('SIGINT'))
   began = time.time()
+  asked = []
+  several = distributed()
+  if several:
+    from jax.experimental import multihost_utils
+    # One signal to one process, and all stop at one step.
+    stop = multihost_utils.reached_preemption_sync_point
+  else:
+    for number in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(number, lambda *_: asked.append(number))
+    stop = lambda _: bool(asked)
   from audiorank import lease
   from audiorank import records
   workdir = pathlib.Path(_WORKDIR.value)
@@ -73,6 +103,8 @@ def main(argv):
   config = records.load_config(workdir)
   if records.state(workdir) == 'done':
     return
+  if several and first() != 0:
+    sys.exit(follow(workdir, config, stop))
   try:
     held = lease.Lease(workdir)
   except lease.Held as error:
@@ -82,23 +114,50 @@ def main(argv):
     held.release()
     return
   (workdir / 'FAILED').unlink(missing_ok=True)
-  code = work(workdir, config, held, lambda: bool(asked), began)
+  code = work(workdir, config, held, stop, lambda: bool(asked), began)
   held.release()
   sys.exit(code)
 
 
-def work(workdir, config, held, stop, began):
-  """Trains, evaluates and marks the run; returns the exit code."""
+def first():
+  """Returns this process's number: the first keeps the books."""
+  import jax
+  return jax.process_index()
+
+
+def follow(workdir, config, stop):
+  """Trains beside the first process, then waits until it has evaluated."""
+  cli.compile_cache()
+  from audiorank import records
+  from audiorank import train
+  try:
+    train.run(workdir, config, stop)
+  except train.Preempted:
+    return AGAIN
+  except train.Diverged:
+    return DIVERGED
+  while records.state(workdir) not in ('done', 'failed'):
+    time.sleep(1)
+  return 0
+
+
+def work(workdir, config, held, stop, leave, began):
+  """Trains, evaluates and marks the run; returns the exit code.
+
+  Args:
+    workdir, config, held: the run, its config, its lease.
+    stop: asked with every step's number.
+    leave: asked between tasks.
+    began: when the process started.
+  """
   cli.compile_cache()
   import jax
-  if os.environ.get('AUDIORANK_DISTRIBUTED'):
-    jax.distributed.initialize()
   from audiorank import evaluate
   from audiorank import records
   from audiorank import train
   try:
     train.run(workdir, config, stop, held.tell)
-    if not evaluate.run(workdir, config, stop=stop, tell=held.tell):
+    if not evaluate.run(workdir, config, stop=leave, tell=held.tell):
       return AGAIN
   except train.Preempted as saved:
     print(saved, file=sys.stderr)

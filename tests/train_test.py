@@ -55,7 +55,7 @@ def test_stopped_and_resumed_is_bitwise_the_straight_run(corpus, tmp_path):
   asked = iter([False, False, False, True])
   with pytest.raises(train.Preempted, match='saved at step 3'):
     train.run(tmp_path / 'b', opened(tmp_path / 'b', tiny(corpus)),
-              stop=lambda: next(asked))
+              stop=lambda _: next(asked))
   again, _ = train.run(tmp_path / 'b', straight)
   for a, b in zip(leaves(whole), leaves(again), strict=True):
     np.testing.assert_array_equal(a, b)
