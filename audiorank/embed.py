@@ -192,7 +192,7 @@ def timestamps(config, params, waves, layer='final', clamp='clip',
       rounding.
 
   Returns:
-    z_BLD: float32, L = max(1, S // 640) whatever `fill`.
+    z_BLD: float32, L = (1 + S // 160) // 4 whatever `fill`, at least 1.
     ms_BL: float32, 40 l + 20 milliseconds.
 
   Raises:

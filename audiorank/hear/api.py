@@ -63,7 +63,7 @@ def get_scene_embeddings(audio, model):
 def get_timestamp_embeddings(audio, model):
   """Returns (z_BLD, ms_BL) float32: tokens of 40 ms and their centres.
 
-  The centres are 40 l + 20 milliseconds, L = S // 640 (at least 1).
+  The centres are 40 l + 20 milliseconds, L = (1 + S // 160) // 4, at least 1.
 
   Args:
     audio: tensor [B, S] in [-1, 1] at 16 kHz.
