@@ -10,6 +10,7 @@ before anything is restored, and the newest step that is whole is taken.
 import hashlib
 import pathlib
 import shutil
+import sys
 
 from absl import logging
 import jax
@@ -248,3 +249,46 @@ def load(path, step=None):
         folder / str(number) / 'config' / 'metadata'))
     return config, arrays(folder.absolute() / str(number) / 'params')
   raise ValueError(f'{folder}/{tries[-1]}: damaged checkpoint: {wrong}')
+
+
+def fsck(path):
+  """Returns [(step, what is wrong or '')] of a folder's steps, ascending.
+
+  Args:
+    path: a run's folder or its checkpoints folder.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint; names the path.
+  """
+  folder, only = find(path)
+  found = []
+  for step in [only] if only is not None else steps(folder):
+    sealed = (folder / f'{step}.sha256.json').exists()
+    found.append((step, verify(folder, step) if sealed else
+                  'no checksums: its writer died before it was verified'))
+  return found
+
+
+def main(argv):
+  """python -m audiorank.checkpoint fsck DIR ...: verifies every checksum.
+
+  Prints a line a step; exits 1 if a step is damaged or a folder has none.
+  """
+  if len(argv) < 3 or argv[1] != 'fsck':
+    print('usage: python -m audiorank.checkpoint fsck DIR ...',
+          file=sys.stderr)
+    return 1
+  bad = 0
+  for path in argv[2:]:
+    try:
+      for step, wrong in fsck(path):
+        bad += bool(wrong)
+        print(f'{path}: step {step}: {wrong or "whole"}')
+    except FileNotFoundError as error:
+      bad += 1
+      print(f'error: {error}', file=sys.stderr)
+  return 1 if bad else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))

@@ -48,9 +48,11 @@ class Bar:
 
 
 def clock(seconds):
-  """Returns seconds as 1:02:03, 2:03 or '?'."""
-  if not 0 <= seconds < 1e7:
+  """Returns seconds as 2:03, 1:02:03, '12 days' or '?'."""
+  if not 0 <= seconds < 1e12:
     return '?'
+  if seconds >= 2 * 86400:
+    return f'{seconds / 86400:,.0f} days'
   seconds = int(round(seconds))
   hours, minutes = seconds // 3600, seconds % 3600 // 60
   if hours:

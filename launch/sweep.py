@@ -2,6 +2,10 @@
 
   python -m launch.sweep --config=configs/quickstart.py --root=runs/quickstart
 
+  python -m launch.sweep plan --config=FILE      what it would cost
+  python -m launch.sweep status --root=DIR       how far it is
+  python -m launch.sweep retry --root=DIR        failed runs are new again
+
 Beside the points of the config, one untrained twin of every architecture and
 seed is measured. Fields are overridden for all points at once:
 --config.data.root=CORPUS --config.eval.tasks=TASKS.
@@ -19,8 +23,7 @@ from ml_collections import config_flags
 from launch import cli
 from launch import pool
 
-_ROOT = flags.DEFINE_string('root', None, 'Folder of the sweep.',
-                            required=True)
+_ROOT = flags.DEFINE_string('root', None, 'Folder of the sweep.')
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file of configs/ with points().')
 _WORKERS = flags.DEFINE_integer(
@@ -39,11 +42,7 @@ def resolve(module, changes, world):
       (corpus, tasks).
   """
   from audiorank import data
-  configs = {}
-  for point in module.points():
-    config = module.get_config(point)
-    config.update_from_flattened_dict(changes)
-    configs[point] = config
+  configs = points(module, changes)
   first = next(iter(configs.values()))
   if not first.data.root:
     corpus, tasks = world(first)
@@ -133,17 +132,43 @@ def interval(row):
           f"{row['rank_high']:.1f}]")
 
 
+def points(module, changes):
+  """Returns {point: config} of a config file, overrides applied."""
+  out = {}
+  for point in module.points():
+    out[point] = module.get_config(point)
+    out[point].update_from_flattened_dict(changes)
+  return out
+
+
 def main(argv):
-  del argv
+  words = argv[1:] or ['run']
+  if len(words) > 1 or words[0] not in ('run', 'plan', 'status', 'retry'):
+    raise ValueError(f'{" ".join(words)!r}: expected nothing, plan, status or '
+                     'retry')
+  if words[0] != 'plan' and _ROOT.value is None:
+    raise ValueError('--root=DIR: expected the folder of the sweep')
+  if words[0] in ('status', 'retry'):
+    from launch import overview
+    if words[0] == 'retry':
+      for workdir in overview.retry(_ROOT.value):
+        print(f'{workdir}: no longer failed')
+    print(overview.status(_ROOT.value))
+    return
   if _CONFIG.value is None:
     raise ValueError('--config=FILE: expected a file of configs/')
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(pool.AGAIN))
   from launch import world
-  root = pathlib.Path(_ROOT.value)
   module = cli.config_module('config')
   if not hasattr(module, 'points'):
     raise ValueError(f'{module.__file__}: no points(): a sweep needs one')
+  workers = _WORKERS.value or min(pool.cores(), 8)
+  if words[0] == 'plan':
+    from launch import overview
+    print(overview.plan(points(module, cli.overrides('config')), workers))
+    return
   began = time.monotonic()
+  root = pathlib.Path(_ROOT.value)
   root.mkdir(parents=True, exist_ok=True)
   configs = resolve(module, cli.overrides('config'),
                     lambda c: world.make(root / 'world', c.data.world))
@@ -156,7 +181,6 @@ def main(argv):
   records.write_json(root / 'sweep.json', {
       'title': (module.__doc__ or root.name).strip().splitlines()[0],
       'runs': sorted(runs)})
-  workers = _WORKERS.value or min(pool.cores(), 8)
   todo = [r for r in runs if records.state(root / r) != 'done']
   print(f'{len(runs)} runs, {len(runs) - len(todo)} done before; '
         f'{workers} at once; {root}', flush=True)
@@ -189,4 +213,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, words=True)
