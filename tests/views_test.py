@@ -1,0 +1,72 @@
+"""LiDAR's views and the network before training."""
+
+import jax
+import numpy as np
+import pytest
+
+from audiorank import embed
+from audiorank import program
+from audiorank import rankme
+from audiorank import records
+from audiorank import views
+from configs import base
+
+
+@pytest.fixture(scope='module')
+def config():
+  c = base.get_config('en32-2')
+  c.model.decoder.update({'width': 16, 'depth': 1, 'heads': 2})
+  c.model.target_frames = 104
+  c.data.crop_seconds = .5
+  return records.frozen(c)
+
+
+@pytest.fixture(scope='module')
+def waves():
+  """Twenty clips that differ in pitch, which a crop keeps."""
+  t_S = np.arange(16_000) / 16_000
+  rng = np.random.default_rng(0)
+  return np.stack([
+      8000 * np.sin(2 * np.pi * 110 * 2 ** (n / 4) * t_S)
+      + 200 * rng.standard_normal(16_000) for n in range(20)]).astype(np.int16)
+
+
+@pytest.fixture(scope='module')
+def params(config, waves):
+  return views.untrained(config, waves)
+
+
+def test_the_untrained_network_is_the_one_that_training_starts_from(
+    config, waves, params):
+  state = program.calibrated(
+      jax.jit(lambda k: program.init(config, k))(jax.random.key(config.seed)),
+      waves)
+  for a, b in zip(jax.tree.leaves(params['params']),
+                  jax.tree.leaves(state.params), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_views_are_of_their_clip_and_differ(config, waves, params):
+  z_NVD = views.of_clips(config, params, waves, 4, 7680, batch=8)
+  assert z_NVD.shape == (20, 4, 32) and np.isfinite(z_NVD).all()
+  between = z_NVD.mean(1).std(0).mean()
+  within = z_NVD.std(1).mean()
+  assert 0 < within < between
+  again = views.of_clips(config, params, waves, 4, 7680, batch=8)
+  np.testing.assert_array_equal(z_NVD, again)
+  other = views.of_clips(config, params, waves, 4, 7680, seed=1, batch=8)
+  assert np.abs(other - z_NVD).max() > 1e-3
+
+
+def test_fields_are_their_parts_and_zero_for_what_never_trained(
+    config, waves, params):
+  found = views.fields(config, params, waves, views=3, batch=8, tokens=5)
+  assert 1 <= found['lidar'] <= 32
+  assert found['diff_erank'] == 0
+  tokens, _ = embed.timestamps(config, params, waves[:5])
+  assert found['token_rank'] == pytest.approx(rankme.token_rank(tokens))
+
+
+def test_clips_shorter_than_a_view_are_refused(config, waves, params):
+  with pytest.raises(ValueError, match='longer clips'):
+    views.of_clips(config, params, waves[:, :4000], 2, 7680)
