@@ -1,0 +1,346 @@
+"""Fits of scaling laws against the recipes and packages of others.
+
+CPU time, in turns, each side in a process of its own; ours is warm where the
+rival is. Rivals live in any Python that AUDIORANK_LAWS_PEERS names (this one
+otherwise): autograd for the recipe of Besiroglu et al. (arXiv 2404.10102),
+simple-scaling-laws (Python 3.12), and revisiting_neural_scaling_laws of
+google-research with scikit-learn, a folder that PYTHONPATH must reach.
+
+The points are Besiroglu et al.'s 240 where the reference fixtures are, in
+../shared or at AUDIORANK_SHARED; else a planted law of the same size and
+noise, and the notes say so.
+
+Shape suffixes: N points, S resamples, P parameters.
+"""
+
+import json
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from launch.benches import timing
+
+PINNED = True
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# log A, log B, log E, alpha, beta of Hoffmann et al. (2022): the notebook's
+# start of every resample.
+HOFFMANN = np.array([np.log(406.4), np.log(410.7), np.log(1.69), .34, .28])
+DELTA = 1e-3
+DRAWS = 4000
+COLD_GOAL = 6.  # CPU seconds.
+
+
+def shared():
+  """Returns the folder of law fixtures, or None."""
+  root = os.environ.get('AUDIORANK_SHARED')
+  path = pathlib.Path(root) if root else ROOT.parent / 'shared'
+  path = path / 'fixtures' / 'laws'
+  return path if path.is_dir() else None
+
+
+def points():
+  """Returns N, D, loss of 240 runs, and what they are."""
+  folder = shared()
+  if folder:
+    import pandas as pd
+    raw = pd.read_csv(folder / 'epoch_chinchilla_svg.csv')
+    raw = raw.sort_values('loss').iloc[:-5]
+    n = raw['Model Size'].to_numpy()
+    return {'N': n, 'D': raw['Training FLOP'].to_numpy() / (6 * n),
+            'loss': raw['loss'].to_numpy()}, 'the 240 points of Besiroglu et al.'
+  rng = np.random.default_rng(0)
+  n = np.exp(rng.uniform(np.log(6e7), np.log(1.6e10), 240))
+  d = np.exp(rng.uniform(np.log(1e18), np.log(3e21), 240)) / (6 * n)
+  loss = (1.8 + 480 * n ** -.35 + 2100 * d ** -.37) * np.exp(
+      .007 * rng.standard_t(3, 240))
+  return {'N': n, 'D': d, 'loss': loss}, '240 planted points'
+
+
+def curves():
+  """Returns learning curves as (name, early, late), and what they are."""
+  folder = shared()
+  if folder:
+    import pandas as pd
+    table = pd.concat([pd.read_csv(folder / f'nsl_benchmark_{part}.csv')
+                       for part in ('vision', 'lang')])
+    listed = pd.read_csv(folder / 'nsl_head_to_head_measured.csv')
+    listed = listed[listed['method'] == 'off M4']
+    out = []
+    for _, row in listed.iterrows():
+      part = table[(table['Task'] == row['task']) &
+                   (table['Model'] == row['model'])]
+      early, late = (
+          {'x': half['Seen Examples'].to_numpy(), 'y': half['Loss'].to_numpy()}
+          for half in (part[part['Training'] == 1],
+                       part[part['Training'] == 0]))
+      out.append((f"{row['task']} {row['model']}", early, late))
+    return out, 'curves of arXiv 2209.06640'
+  rng, out = np.random.default_rng(0), []
+  for i in range(12):
+    x = np.geomspace(1e5, 1e9, 80)
+    y = (.1 + .5 * (x / 1e5) ** -.1 * (1 + (x / 1e7) ** 1.5) ** -.1) * np.exp(
+        .01 * rng.normal(size=80))
+    out.append((str(i), {'x': x[:60], 'y': y[:60]}, {'x': x[60:], 'y': y[60:]}))
+  return out, 'planted curves'
+
+
+def predictions(params_P, n, d, xp):
+  """log loss of the separable law, as the notebook writes it."""
+  a, b, e, alpha, beta = (params_P[i] for i in range(5))
+  return xp.log(xp.exp(a - alpha * xp.log(n)) + xp.exp(b - beta * xp.log(d))
+                + xp.exp(e))
+
+
+def huber(params_P, n, d, loss, xp):
+  """Huber's loss of the residuals of log loss, summed."""
+  r = xp.log(loss) - predictions(params_P, n, d, xp)
+  size = xp.abs(r)
+  return xp.sum(xp.where(size <= DELTA, .5 * r ** 2,
+                         DELTA * (size - .5 * DELTA)))
+
+
+def peer(kind, path):
+  """Runs a rival on the inputs of an .npz file; prints its result as JSON."""
+  given = np.load(path)
+  clock = time.process_time
+  if kind == 'autograd':
+    import autograd
+    import autograd.numpy as anp
+    from scipy import optimize
+    objective = lambda p, n, d, y: huber(p, n, d, y, anp)
+    gradient = autograd.grad(objective)
+    solve = lambda row: optimize.minimize(
+        objective, HOFFMANN, jac=gradient, method='BFGS',
+        args=(given['N'][row], given['D'][row], given['loss'][row]))
+    solve(given['rows'][0])
+    began = clock()
+    found = [solve(row) for row in given['rows']]
+    out = {'s': (clock() - began) / len(found),
+           'objective': [float(f.fun) for f in found]}
+  elif kind == 'grid':
+    from scipy import optimize
+    objective = lambda p: huber(p, given['N'], given['D'], given['loss'], np)
+    with np.errstate(all='ignore'):
+      began = clock()
+      found = [optimize.minimize(objective, start, method='L-BFGS-B').fun
+               for start in given['starts']]
+    out = {'s': (clock() - began) / len(found),
+           'objective': [float(f) for f in found]}
+  elif kind == 'simple':
+    import polars
+    import simple_scaling_laws
+    frame = polars.DataFrame({
+        'training_run_id': np.arange(len(given['N'])).astype(str),
+        'model_size__n': given['N'], 'dataset_size__d': given['D'],
+        'test_loss__ce': given['loss']})
+    spent = []
+    for draws in (1, int(given['draws'])):
+      began = clock()
+      simple_scaling_laws.fit(frame, 'separable-power', n_draws=draws)
+      spent.append(clock() - began)
+    out = {'s': (spent[1] - spent[0]) / (int(given['draws']) - 1)}
+  else:
+    from revisiting_neural_scaling_laws.methods import m4
+    # As the package's README: err_0 = .999, which a loss must not reach.
+    top = .999 if given['y'].max() < .999 else None
+    began = clock()
+    fit = m4.Estimator(dict(zip(given['x'].tolist(), given['y'].tolist())),
+                       err_inf=None, err_0=top, update_err_0=True)
+    fit.estimate_scaling_params(verbose=False)
+    guess = np.array([fit.predict_loss(x) for x in given['late_x']])
+    out = {'s': clock() - began,
+           'error': rms(np.log(guess / given['late_y']))}
+  print(json.dumps(out))
+
+
+def rms(r):
+  return float(np.sqrt(np.mean(np.square(r))))
+
+
+def ask(kind, folder, **inputs):
+  """Returns what a rival's process says, or None where it is not there."""
+  path = pathlib.Path(folder) / f'{kind}.npz'
+  np.savez(path, **inputs)
+  python = os.environ.get('AUDIORANK_LAWS_PEERS', sys.executable)
+  done = subprocess.run(
+      [python, '-W', 'ignore', '-m', 'launch.benches.laws', kind, str(path)],
+      cwd=ROOT, capture_output=True, text=True, env={
+          **os.environ, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'})
+  if 'ModuleNotFoundError' in done.stderr:
+    return None
+  if done.returncode:
+    raise ValueError(f'{kind}: {done.stderr.strip().splitlines()[-1]}')
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def against(what, ours, rival, goal, names, note, repeats, unit='ms',
+            scale=1e3):
+  """Returns a Row of two functions that return seconds themselves."""
+  pairs = [(ours(), rival()) if turn % 2 == 0 else (rival(), ours())[::-1]
+           for turn in range(repeats)]  # Each goes first in every second turn.
+  ratios = [theirs / mine for mine, theirs in pairs]
+  mine, theirs = (statistics.median(side) * scale for side in zip(*pairs))
+  return timing.Row(what, *names, mine, theirs, unit,
+                    statistics.median(ratios), min(ratios), max(ratios), goal,
+                    note)
+
+
+def rows(quick, only):
+  """Yields the Rows of this area."""
+  repeats = 2 if quick else 5
+  data, kind = points()
+  with tempfile.TemporaryDirectory() as folder:
+    for make in (cold, notebook, grid, simple, extrapolation):
+      what = make.__doc__.splitlines()[0].rstrip('.')
+      if only in what:
+        yield make(what, data, kind, folder, quick, repeats)
+
+
+def cold(what, data, kind, folder, quick, repeats):
+  """Import, fit and 4,000 bootstrap fits from a cold process."""
+  path = pathlib.Path(folder) / 'cold.npz'
+  np.savez(path, **data)
+  code = ('import numpy as np\nfrom audiorank import laws\n'
+          f'made = laws.fit("separable", dict(np.load({str(path)!r})), '
+          f'"log_huber", delta={DELTA})\nmade.draws({DRAWS})\n')
+  spent = []
+  for _ in range(repeats):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent.append(after.ru_utime + after.ru_stime - before.ru_utime -
+                 before.ru_stime)
+  return timing.alone(
+      what, statistics.median(spent), 'CPU s', 1., f'{kind}; {min(spent):.2f} '
+      f'to {max(spent):.2f} over {repeats} processes, no compilation cache',
+      rival='the goal', rival_value=COLD_GOAL)
+
+
+def notebook(what, data, kind, folder, quick, repeats):
+  """Bootstrap fit, warm, against BFGS with autograd."""
+  from audiorank import laws
+  fit = laws.fit('separable', data, 'log_huber', delta=DELTA)
+  count, some = (400, 6) if quick else (DRAWS, 24)
+  draws = lambda seed: fit.draws(count, seed)
+  draws(1)
+  rng = np.random.default_rng(0)
+  groups = len(data['N'])
+  # The resamples of seed 0 as `Fit.draws` makes them, for equal inputs.
+  times = rng.multinomial(groups, np.full(groups, 1 / groups), count)[:some]
+  rows_SN = np.stack([np.repeat(np.arange(groups), t) for t in times])
+  first = ask('autograd', folder, rows=rows_SN[:2], **data)
+  if first is None:
+    return timing.absent(what, 'autograd')
+  seeds, excess = iter(range(2, 1000)), []
+  mine = fit.draws(count, 0).to_numpy()[:some]
+  packed = np.concatenate([np.log(mine[:, [1, 2, 0]]), mine[:, 3:]], 1)
+  ours_value = np.array([huber(p, *(data[c][r] for c in ('N', 'D', 'loss')),
+                               np) for p, r in zip(packed, rows_SN)])
+
+  def ours():
+    began = time.process_time()
+    draws(next(seeds))
+    return (time.process_time() - began) / count
+
+  def rival():
+    found = ask('autograd', folder, rows=rows_SN, **data)
+    excess.extend(np.array(found['objective']) / ours_value - 1)
+    return found['s']
+
+  row = against(what, ours, rival, 100., ('audiorank', 'autograd BFGS'), '',
+                repeats)
+  return row._replace(note=(
+      f'{kind}; Huber 1e-3, start of Hoffmann et al.; on the same {some} '
+      f'resamples its objective ends {min(excess):.0e} to {max(excess):.0e} '
+      'above ours, relatively'))
+
+
+def grid(what, data, kind, folder, quick, repeats):
+  """Point fit from scratch, warm, against the notebook's grid of starts."""
+  from audiorank import laws
+  solve = lambda: laws.fit('separable', data, 'log_huber', delta=DELTA)
+  best = solve().objective
+  axes = (np.arange(0, 30, 5), np.arange(0, 30, 5), np.arange(-1, 1.5, .5),
+          np.arange(0, 2.5, .5), np.arange(0, 2.5, .5))
+  starts = np.stack([a.ravel() for a in np.meshgrid(*axes)], 1).astype(float)
+  some = np.random.default_rng(0).choice(starts, 8 if quick else 40, False)
+  reached = []
+
+  def ours():
+    began = time.process_time()
+    for _ in range(5):
+      solve()
+    return (time.process_time() - began) / 5
+
+  def rival():
+    found = ask('grid', folder, starts=some, **data)
+    reached.append(np.mean(np.array(found['objective']) < best * 1.001))
+    return found['s'] * len(starts)
+
+  row = against(what, ours, rival, None,
+                ('audiorank', 'L-BFGS-B, finite differences'), '', repeats,
+                's', 1.)
+  return row._replace(note=(
+      f'{kind}; the time of {len(some)} of its {len(starts)} starts, '
+      f'multiplied; {np.mean(reached):.0%} of them come within .1 % of the '
+      'optimum'))
+
+
+def simple(what, data, kind, folder, quick, repeats):
+  """Bootstrap draw, warm, against simple-scaling-laws."""
+  from audiorank import laws
+  fit = laws.fit('separable', data, 'ls')
+  count, theirs = (400, 40) if quick else (2000, 300)
+  if ask('simple', folder, draws=2, **data) is None:
+    return timing.absent(what, 'simple-scaling-laws')
+  fit.draws(count, 1)
+  seeds = iter(range(2, 1000))
+
+  def ours():
+    began = time.process_time()
+    fit.draws(count, next(seeds))
+    return (time.process_time() - began) / count
+
+  return against(
+      what, ours, lambda: ask('simple', folder, draws=theirs, **data)['s'],
+      5., ('audiorank', 'simple-scaling-laws'),
+      f'{kind}; least squares on the loss on both sides; ours resamples, '
+      'theirs is a wild bootstrap', repeats)
+
+
+def extrapolation(what, data, kind, folder, quick, repeats):
+  """Fit and extrapolate a learning curve, warm, against the official M4."""
+  from audiorank import laws
+  every, kind = curves()
+  if quick:
+    every = every[::8]
+  error, cpu = [], []
+  for name, early, late in every:
+    solve = lambda: laws.fit('broken', early, 'log_ls').predict(late['x'])
+    solve()
+    began = time.process_time()
+    guess = solve()
+    spent = time.process_time() - began
+    found = ask('m4', folder, late_x=late['x'], late_y=late['y'], **early)
+    if found is None:
+      return timing.absent(what, 'revisiting_neural_scaling_laws')
+    error.append((rms(np.log(guess / late['y'])), found['error']))
+    cpu.append((spent, found['s']))
+  mine, theirs = np.mean(cpu, 0)
+  ratios = [b / a for a, b in cpu]
+  ours_error, its_error = np.mean(error, 0)
+  return timing.Row(
+      what, 'audiorank', 'M4', mine, theirs, 's', theirs / mine, min(ratios),
+      max(ratios), 10., f'mean of {len(every)} {kind}; root mean square log '
+      f'error {ours_error:.4f}, of M4 {its_error:.4f}')
+
+
+if __name__ == '__main__':
+  peer(*sys.argv[1:3])
