@@ -52,10 +52,11 @@ def settable_epoch():
   from pytorch_lightning.loops import FitLoop
 
   def write(loop, epoch):
-    loop.epoch_progress.current.processed = epoch
+    # What Trainer.current_epoch reads.
+    loop.epoch_progress.current.completed = epoch
 
   FitLoop.current_epoch = property(
-      lambda loop: loop.epoch_progress.current.processed, write)
+      lambda loop: loop.epoch_progress.current.completed, write)
 
 
 def main():
