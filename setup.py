@@ -37,6 +37,7 @@ setuptools.setup(
         'orbax-checkpoint',
         'pandas',
         'pyarrow',
+        'pyyaml',
         'scipy',
         'soundfile',
         'soxr',

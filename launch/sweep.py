@@ -3,6 +3,8 @@
   python -m launch.sweep --config=configs/quickstart.py --root=runs/quickstart
 
   python -m launch.sweep plan --config=FILE      what it would cost
+  python -m launch.sweep write --config=FILE --root=DIR   its folders alone,
+                                                 for launch.emit
   python -m launch.sweep status --root=DIR       how far it is
   python -m launch.sweep retry --root=DIR        failed runs are new again
 
@@ -23,6 +25,7 @@ from ml_collections import config_flags
 from launch import cli
 from launch import pool
 
+WORDS = ('run', 'plan', 'write', 'status', 'retry')
 _ROOT = flags.DEFINE_string('root', None, 'Folder of the sweep.')
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file of configs/ with points().')
@@ -143,9 +146,9 @@ def points(module, changes):
 
 def main(argv):
   words = argv[1:] or ['run']
-  if len(words) > 1 or words[0] not in ('run', 'plan', 'status', 'retry'):
-    raise ValueError(f'{" ".join(words)!r}: expected nothing, plan, status or '
-                     'retry')
+  if len(words) > 1 or words[0] not in WORDS:
+    raise ValueError(f'{" ".join(words)!r}: expected nothing or one of '
+                     f'{", ".join(WORDS[1:])}')
   if words[0] != 'plan' and _ROOT.value is None:
     raise ValueError('--root=DIR: expected the folder of the sweep')
   if words[0] in ('status', 'retry'):
@@ -181,6 +184,9 @@ def main(argv):
   records.write_json(root / 'sweep.json', {
       'title': (module.__doc__ or root.name).strip().splitlines()[0],
       'runs': sorted(runs)})
+  if words[0] == 'write':
+    print(f'{len(runs)} runs written; {root}')
+    return
   todo = [r for r in runs if records.state(root / r) != 'done']
   print(f'{len(runs)} runs, {len(runs) - len(todo)} done before; '
         f'{workers} at once; {root}', flush=True)

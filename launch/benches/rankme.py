@@ -48,10 +48,14 @@ def rows(quick, only):
     goal = (None,) * 4 if quick else goals.get(width, (None,) * 4)
     ours = lambda: rankme.singular_values(placed_ND)
     host = lambda: rankme.singular_values(z_ND)
+    # XLA alone: moments, eigenvalues and all in one compiled program.
+    program = jax.jit(rankme.singular_values)
+    traced = lambda: program(placed_ND).block_until_ready()
     gathered = lambda: svd(placed_ND).block_until_ready()
     torch = torch_rival(z_ND)
     for name, mine, rival, whose, least in (
         ('jax array', ours, gathered, 'jnp.linalg.svd', goal[0]),
+        ('jax array inside jit', traced, gathered, 'jnp.linalg.svd', goal[0]),
         ('numpy', host, gathered, 'jnp.linalg.svd', goal[1]),
         ('jax array', ours, torch, 'torch.linalg.svdvals', goal[2]),
         ('numpy', host, torch, 'torch.linalg.svdvals', goal[3])):

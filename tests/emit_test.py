@@ -1,0 +1,108 @@
+"""Text for schedulers: what the schema and the shell say of it."""
+
+import os
+import pathlib
+import subprocess
+
+import pytest
+import yaml
+
+from launch import emit
+
+RUNS = ['0123456789ab', 'ba9876543210']
+POD = emit.Pod('sweep', 'gs://bucket/sweeps/one', 'gcr.io/p/audiorank:1',
+               'tpu-queue', 'v5e', '4x4', 'us-east5-b')
+CLUSTER = emit.Cluster('sweep', '/data/sweeps/one', '/opt/venv/bin/python',
+                       '/opt/audiorank', 'gpu', 1, 8, 24)
+
+
+def test_a_jobset_has_a_host_a_pod_and_restarts_what_was_preempted():
+  first, second = yaml.safe_load_all(emit.jobset(RUNS, POD))
+  assert first['metadata']['name'] == 'sweep-0123456789ab'
+  assert second['metadata']['name'] == 'sweep-ba9876543210'
+  job = first['spec']['replicatedJobs'][0]['template']['spec']
+  assert job['parallelism'] == job['completions'] == 4
+  (container,) = job['template']['spec']['containers']
+  assert container['command'][-1] == (
+      '--workdir=gs://bucket/sweeps/one/0123456789ab')
+  assert container['resources']['limits']['google.com/tpu'] == 4
+  assert container['env'][0]['value'] == '1'
+  fatal = job['podFailurePolicy']['rules'][0]['onExitCodes']['values']
+  assert 1 in fatal and emit.AGAIN not in fatal and 137 not in fatal
+
+
+def test_a_jobset_follows_the_schema(shared):
+  jsonschema = pytest.importorskip('jsonschema')
+  crd = yaml.safe_load(
+      (shared / 'fixtures/launch/jobset_crd.yaml').read_text())
+  (version,) = [v for v in crd['spec']['versions'] if v['name'] == 'v1alpha2']
+  schema = version['schema']['openAPIV3Schema']
+
+  def strict(node):
+    if isinstance(node, dict):
+      if 'properties' in node and 'additionalProperties' not in node:
+        node['additionalProperties'] = False
+      for name, part in node.items():
+        # The outer metadata is any object's; Kubernetes checks it elsewhere.
+        if not (name == 'metadata' and part == {'type': 'object'}):
+          strict(part)
+    elif isinstance(node, list):
+      for part in node:
+        strict(part)
+
+  strict(schema)
+  for tree in yaml.safe_load_all(emit.jobset(RUNS, POD)):
+    jsonschema.validate(tree, schema)
+  tree['spec']['failurePolicy']['maxRestart'] = 1
+  with pytest.raises(jsonschema.ValidationError):
+    jsonschema.validate(tree, schema)
+
+
+@pytest.mark.parametrize('text', [
+    emit.slurm(RUNS, CLUSTER), emit.tpu_vm(RUNS, POD)])
+def test_scripts_are_scripts(text, tmp_path):
+  (tmp_path / 'x.sh').write_text(text)
+  done = subprocess.run(['bash', '-n', tmp_path / 'x.sh'],
+                        capture_output=True, text=True)
+  assert done.returncode == 0 and not done.stderr
+
+
+@pytest.mark.parametrize('code, requeued', [
+    (0, False), (1, False), (3, False), (42, True), (137, True)])
+def test_a_slurm_task_is_requeued_when_the_worker_says_so(
+    tmp_path, code, requeued):
+  """The script itself, with a worker and an scontrol that are stand-ins."""
+  worker = tmp_path / 'python'
+  worker.write_text(f'#!/bin/bash\necho "$@" > {tmp_path}/said\nexit {code}\n')
+  control = tmp_path / 'scontrol'
+  control.write_text(f'#!/bin/bash\necho "$@" > {tmp_path}/requeued\n')
+  for file in (worker, control):
+    file.chmod(0o755)
+  script = tmp_path / 'job.sh'
+  script.write_text(emit.slurm(RUNS, CLUSTER._replace(
+      python=str(worker), folder=str(tmp_path), root='/data/x')))
+  done = subprocess.run(['bash', script], env={
+      'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_ARRAY_JOB_ID': '7',
+      'SLURM_ARRAY_TASK_ID': '1'})
+  assert done.returncode == code
+  assert pathlib.Path(tmp_path / 'said').read_text().split() == [
+      '-m', 'launch.train', f'--workdir=/data/x/{RUNS[1]}']
+  assert (tmp_path / 'requeued').exists() == requeued
+  if requeued:
+    assert (tmp_path / 'requeued').read_text() == 'requeue 7_1\n'
+
+
+@pytest.mark.parametrize('change, field', [
+    ({'name': 'x; rm -rf /'}, 'name'), ({'root': '/a/$(id)'}, 'root'),
+    ({'queue': 'Q'}, 'queue'), ({'image': 'a b'}, 'image'),
+    ({'machine': 'v9'}, 'machine'), ({'topology': '4x'}, 'topology')])
+def test_names_that_could_mean_more_are_refused(change, field):
+  with pytest.raises(ValueError, match=field):
+    emit.jobset(RUNS, POD._replace(**change))
+  with pytest.raises(ValueError, match='hexadecimal'):
+    emit.jobset(['$(id)'], POD)
+
+
+def test_hosts_of_a_slice():
+  assert emit.chips('v5e', '16x16') == (256, 64)
+  assert emit.chips('v4', '2x2x1') == (4, 1)
