@@ -7,8 +7,9 @@ numbers, and no legend lies on the data. Nothing here touches pyplot or a
 display. The runs table has one row per run and step; see `records`.
 """
 
-from audiorank.figures.fits import contours, frontier, isoflop, law, pairs
-from audiorank.figures.fits import predicted_actual, profile, residuals
+from audiorank.figures.fits import law, pairs, predicted_actual, profile
+from audiorank.figures.fits import residuals
+from audiorank.figures.joint import contours, frontier, isoflop
 from audiorank.figures.runs import against, early_final, rank_score
 from audiorank.figures.runs import rank_steps, spectra, trained_untrained
 from audiorank.figures.style import axes, save

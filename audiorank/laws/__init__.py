@@ -10,7 +10,7 @@ from audiorank.laws import early
 from audiorank.laws import failures
 from audiorank.laws import scaling
 from audiorank.laws.choose import compare, held_out, largest, leave_one_out
-from audiorank.laws.choose import rivals, verdict
 from audiorank.laws.fit import Band, Fit, fit
 from audiorank.laws.forms import FORMS, Form, Shape
 from audiorank.laws.intervals import profile, threshold
+from audiorank.laws.rivals import rivals, verdict

@@ -13,6 +13,7 @@ import numpy as np
 
 from audiorank.laws import forms
 from audiorank.laws import newton
+from audiorank.laws import project
 from audiorank.laws import solve
 
 
@@ -32,7 +33,7 @@ def projected(problem):
 
 
 def _projected(problem, w_SN, pin=None):
-  c_SQ, t_SP, sse_S = solve.project(problem, w_SN, pin)
+  c_SQ, t_SP, sse_S = project.project(problem, w_SN, pin)
   zero_S = np.zeros(len(sse_S))
   return Optimum(c_SQ, t_SP, sse_S, zero_S, np.isfinite(sse_S))
 
@@ -53,7 +54,7 @@ def first(problem):
   """The optimum from scratch, and the fraction of starts that agree on it."""
   if projected(problem):
     return _projected(problem, problem.w_N[None]), 1., 1
-  c_SQ, t_SP, _ = solve.candidates(problem, newton.BLOCK)
+  c_SQ, t_SP, _ = project.candidates(problem, newton.BLOCK)
   p_SP = newton.pack(problem.form, c_SQ, t_SP)
   found = _polished(problem, p_SP, np.repeat(problem.w_N[None], len(p_SP), 0))
   at = int(np.argmin(found.value_S))

@@ -54,7 +54,7 @@ def points():
     raw = raw.sort_values('loss').iloc[:-5]
     n = raw['Model Size'].to_numpy()
     return {'N': n, 'D': raw['Training FLOP'].to_numpy() / (6 * n),
-            'loss': raw['loss'].to_numpy()}, 'the 240 points of Besiroglu et al.'
+            'loss': raw['loss'].to_numpy()}, 'points of Besiroglu et al.'
   rng = np.random.default_rng(0)
   n = np.exp(rng.uniform(np.log(6e7), np.log(1.6e10), 240))
   d = np.exp(rng.uniform(np.log(1e18), np.log(3e21), 240)) / (6 * n)

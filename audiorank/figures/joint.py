@@ -1,0 +1,115 @@
+"""Figures of laws of size and data: valleys, frontiers, contours."""
+
+from matplotlib import colors
+from matplotlib import lines
+import numpy as np
+
+from audiorank.figures import style
+
+
+def isoflop(found, ax=None):
+  """IsoFLOP valleys with their minima.
+
+  Args:
+    found: the DataFrame of `laws.scaling.valleys`.
+    ax: Axes to draw in, or None.
+  """
+  ax = ax or style.axes()
+  flops, size, loss = found.attrs['columns']
+  points = found.attrs['points']
+  shade = style.shades(found['flops'])
+  for _, row in found.iterrows():
+    color = shade.to_rgba(row['flops'])
+    here = points[flops] == row['flops']
+    n, y = points[size][here], points[loss][here]
+    ax.scatter(n, y, color=color, s=16, zorder=3)
+    centre, poly = found.attrs['curves'][float(row['flops'])]
+    u = np.linspace(np.log10(n.min()), np.log10(n.max()), 100)
+    ax.plot(10 ** u, np.exp(np.polyval(poly, u - centre)), color=color, lw=1)
+    if row['inside']:
+      ax.plot(row['size'], row['loss'], marker='*', ms=11, color=color,
+              mec='black', mew=.6, zorder=4)
+      ax.plot([row['size_low'], row['size_high']], [row['loss']] * 2,
+              color='black', lw=1, zorder=3)
+  style.log_axis(ax.xaxis, size)
+  style.log_axis(ax.yaxis, loss)
+  style.bar(ax, shade, f'{style.label(flops)} ({found.attrs["compute"]})')
+  style.above(ax, [style.marker('*', 'minimum, 95 %', color='black')])
+  return ax
+
+
+def frontier(found, what='size', observed=None, ax=None):
+  """The compute-optimal size or amount of data, with its band.
+
+  Args:
+    found: the DataFrame of `laws.scaling.frontier`.
+    what: 'size' or 'data'.
+    observed: (flops, values) of points to draw on it, or None.
+    ax: Axes to draw in, or None.
+  """
+  ax = ax or style.axes()
+  part = found.dropna(subset=[what])
+  if not len(part):
+    raise ValueError('nothing to draw: no budget has its optimum near the '
+                     'data')
+  ax.fill_between(part['flops'], part[f'{what}_low'], part[f'{what}_high'],
+                  color=style.PALETTE[0], alpha=.2, lw=0)
+  near = (part['distance'] == 0).to_numpy()
+  ax.plot(part['flops'], part[what], color=style.PALETTE[0], lw=1.5, ls='--')
+  ax.plot(part['flops'], np.where(near, part[what], np.nan), lw=1.8,
+          color=style.PALETTE[0])
+  text = 'optimum, dashed outside the data'
+  if f'{what}_exponent' in found.attrs:
+    value, low, high = found.attrs[f'{what}_exponent']
+    text += f'; exponent {value:.3f} ({low:.3f} to {high:.3f})'
+  handles = [lines.Line2D([], [], color=style.PALETTE[0], label=text)]
+  if observed is not None:
+    ax.scatter(*observed, s=26, facecolors='white', edgecolors='black',
+               zorder=3)
+    handles.append(style.marker('o', 'observed', False, 'black'))
+  style.log_axis(ax.xaxis)
+  style.log_axis(ax.yaxis)
+  ax.set_xlabel(f'training FLOP, {found.attrs["compute"]} (log scale)')
+  names = {'size': 'compute-optimal size', 'data':
+           'compute-optimal amount of data'}
+  ax.set_ylabel(f'{names[what]} (log scale)')
+  style.above(ax, handles, 1)
+  return ax
+
+
+def contours(fit, ax=None, levels=9, frontier=None):
+  """The law over both its inputs, with the runs on it.
+
+  Args:
+    fit: a Fit of two inputs.
+    ax: Axes to draw in, or None.
+    levels: how many lines of equal output.
+    frontier: the DataFrame of `laws.scaling.frontier` to draw on it.
+  """
+  if len(fit.x) != 2:
+    raise ValueError(f'{fit.form.name} has one input: use law')
+  ax = ax or style.axes()
+  n, d = (np.asarray(fit.data[name], float) for name in fit.x)
+  grid = [np.geomspace(v.min() / 1.5, v.max() * 1.5, 80) for v in (n, d)]
+  n_M, d_M = np.meshgrid(*grid)
+  y_M = fit.predict({fit.x[0]: n_M.ravel(), fit.x[1]: d_M.ravel()})
+  y_M = y_M.reshape(n_M.shape)
+  seen = fit.problem.y_N
+  norm = colors.Normalize(min(seen.min(), y_M.min()),
+                          max(seen.max(), y_M.max()))
+  drawn = ax.contour(n_M, d_M, y_M, levels, cmap='viridis', norm=norm,
+                     linewidths=1.2)
+  ax.clabel(drawn, fontsize=8, fmt=lambda v: f'{v:.3g}', colors='black')
+  ax.scatter(n, d, c=seen, cmap='viridis', norm=norm, s=30, zorder=3,
+             edgecolors='black', linewidths=.5)
+  handles = [style.marker('o', f'runs, coloured by {style.label(fit.y)}')]
+  if frontier is not None:
+    ax.plot(frontier['size'], frontier['data'], color='black', lw=1.6)
+    handles.append(lines.Line2D([], [], color='black',
+                                label='compute-optimal'))
+  ax.set_xlim(n_M.min(), n_M.max())
+  ax.set_ylim(d_M.min(), d_M.max())
+  style.log_axis(ax.xaxis, fit.x[0])
+  style.log_axis(ax.yaxis, fit.x[1])
+  style.above(ax, handles)
+  return ax
