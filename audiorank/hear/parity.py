@@ -56,7 +56,8 @@ def load(folder):
     rows = collections.defaultdict(list)
     described = folder / f'{split}.filename-timestamps.json'
     for row, (file, ms) in enumerate(json.loads(described.read_text())):
-      rows[file].append((row, ms))
+      # The kit names the file by the way to it from where it ran.
+      rows[pathlib.PurePosixPath(file).name].append((row, ms))
     for file, found in rows.items():
       index_L, ms_L = zip(*found)
       embeddings[file] = z_ND[list(index_L)], np.asarray(ms_L)
