@@ -18,6 +18,7 @@ from audiorank import data
 from audiorank import encoders
 from audiorank import monitor
 from audiorank import rankme
+from audiorank import views
 from audiorank import records
 from audiorank.hear import probe
 from audiorank.hear import tasks
@@ -163,6 +164,21 @@ def corpus_rank(encoder, corpus, clips, seconds, root):
       found['z'], found['source'], encoder.about.get('layer', 'scene')), hit
 
 
+def views_of(path, step, corpus, clips, seconds, count, batch):
+  """Returns LiDAR and Diff-eRank of a run of ours; see views.fields.
+
+  Args:
+    path, step: the checkpoint.
+    corpus: of data.load.
+    clips, seconds: how many, of what length.
+    count: views of a clip.
+    batch: clips encoded at once.
+  """
+  config, params = checkpoint.load(path, step)
+  wave_NS, _ = data.sample(corpus, clips, int(round(seconds * corpus.rate)), 0)
+  return views.fields(config, params, wave_NS, count, batch=batch)
+
+
 def file_rank(path, array='', groups=''):
   """Returns the rank fields of embeddings in a file of any size.
 
@@ -200,16 +216,9 @@ def file_rank(path, array='', groups=''):
     start += len(z_ND)
   if start != n:
     raise ValueError(f'{table.label}: {start} rows, expected {n}')
-  out = {'n': n, 'width': width, 'dtype': str(table.dtype),
-         'sources': len(np.unique(group_N)) if groups else n}
-  for name, center in (('rank', False), ('rank_center', True)):
-    s_K = rankme.singular_values(state, center=center)
-    # Where all embeddings are one vector the centred spectrum is zero.
-    got = (rankme.estimate(state, center=center)._asdict() if s_K.sum() > 0
-           else dict.fromkeys(rankme.Estimate._fields))
-    out[name] = {**got, 'n': n, 'width': width, 'center': center,
-                 'siblings': rankme.metrics(s_K, n) if s_K.sum() > 0 else {}}
-  return out
+  return {'n': n, 'width': width, 'dtype': str(table.dtype),
+          'sources': len(np.unique(group_N)) if groups else n,
+          **monitor.spectrum_fields(state)}
 
 
 def protocol(config):

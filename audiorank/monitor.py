@@ -118,22 +118,29 @@ def rank_fields(z_ND, source_N, layer='final'):
   N, D = z_ND.shape
   out = {'n': N, 'width': D, 'layer': layer,
          'sources': len(np.unique(source_N))}
-  state = rankme.state_of(z_ND, source_N)
-  for name, center in (('rank', False), ('rank_center', True)):
-    s_K = rankme.singular_values(state, center=center)
-    if not s_K.sum() > 0:
-      nothing = dict.fromkeys(rankme.Estimate._fields)
-      out[name] = {**nothing, 'n': N, 'width': D, 'center': center,
-                   'siblings': {}, 'curve': []}
-      continue
-    with warnings.catch_warnings():
-      # Said once, by `alarms`, in the record itself.
-      warnings.simplefilter('ignore', rankme.SmallSample)
-      got = rankme.estimate(state, center=center)
-    out[name] = {**got._asdict(), 'siblings': rankme.metrics(s_K, N),
-                 'curve': rankme.curve(state, center)}
+  with warnings.catch_warnings():
+    # Said once, by `alarms`, in the record itself.
+    warnings.simplefilter('ignore', rankme.SmallSample)
+    out.update(spectrum_fields(rankme.state_of(z_ND, source_N)))
   if np.linalg.norm(z_ND, axis=1).all():
     out['directions'] = rankme.siblings(z_ND)
+  return out
+
+
+def spectrum_fields(state):
+  """Returns 'rank' and 'rank_center' of a rankme.State; see rank_fields."""
+  n, width = int(state.n_B.sum()), state.sum_BD.shape[1]
+  out = {}
+  for name, center in (('rank', False), ('rank_center', True)):
+    s_K = rankme.singular_values(state, center=center)
+    if s_K.sum() > 0:
+      out[name] = {**rankme.estimate(state, center=center)._asdict(),
+                   'siblings': rankme.metrics(s_K, n),
+                   'curve': rankme.curve(state, center)}
+    else:
+      out[name] = {**dict.fromkeys(rankme.Estimate._fields), 'n': n,
+                   'width': width, 'center': center, 'siblings': {},
+                   'curve': []}
   return out
 
 

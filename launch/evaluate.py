@@ -42,6 +42,8 @@ _BATCH = flags.DEFINE_integer('batch', 64, 'Clips embedded at once.')
 _CORPUS = flags.DEFINE_string('corpus', None, 'A prepared corpus, for RankMe.')
 _CLIPS = flags.DEFINE_integer('clips', 30_000, 'Clips of it.')
 _SECONDS = flags.DEFINE_float('seconds', 10., 'Their length.')
+_VIEWS = flags.DEFINE_integer(
+    'views', 0, 'Crops and masks of each clip, for LiDAR; and Diff-eRank.')
 _EMBEDDINGS = flags.DEFINE_string('embeddings', None, 'A file of embeddings.')
 _ARRAY = flags.DEFINE_string('array', '', 'Which array of it, where several.')
 _GROUPS = flags.DEFINE_string(
@@ -73,6 +75,11 @@ def rank_lines(fields):
     pair = [f'{fields[r]["siblings"].get(name, float("nan")):10.4g}'
             for r in ('rank', 'rank_center')]
     out.append(f'{name:32s} {pair[0]}  centred {pair[1]}')
+  for name, value in fields.get('directions', {}).items():
+    out.append(f'{name:32s} {value:10.4g}')
+  sizes = ', '.join(f'{value:.2f} of {n}' for n, value in
+                    fields['rank']['curve'])
+  out.append(f'{"RankMe by sample size":32s} {sizes}')
   return out
 
 
@@ -97,6 +104,11 @@ def check():
     raise ValueError('expected --checkpoint, --module or --embeddings')
   elif not (_TASKS.value or _CORPUS.value):
     raise ValueError('expected --tasks, --corpus or both')
+  if _VIEWS.value and (_MODULE.value or not _CORPUS.value
+                       or not _CHECKPOINT.value
+                       or pathlib.Path(_CHECKPOINT.value).is_file()):
+    raise ValueError('--views needs the masks and the seed of a run of ours '
+                     'and clips: expected --checkpoint=RUN and --corpus')
   if _MODULE.value and (_STEP.value is not None or _LAYER.value != 'final'
                         or _CLAMP.value != 'clip'):
     raise ValueError('--step, --layer and --clamp are of our checkpoints: '
@@ -159,6 +171,12 @@ def main(argv):
       record['rank'], _ = evaluate.corpus_rank(
           one, corpus, _CLIPS.value, _SECONDS.value, root)
       print('\n'.join(rank_lines(record['rank'])))
+      if _VIEWS.value:
+        record['views'] = evaluate.views_of(
+            _CHECKPOINT.value, one.about['step'], corpus, _CLIPS.value,
+            _SECONDS.value, _VIEWS.value, _BATCH.value)
+        for what in ('lidar', 'diff_erank'):
+          print(f"{what:32s} {record['views'][what]:10.4g}")
     for folder in folders:
       record[folder.name] = evaluate.score_encoder(
           one, folder, root, protocol=_PROTOCOL.value,
