@@ -36,8 +36,15 @@ def write_weights(path, seed=0):
       np.array([[0, 1]]), np.array([[2, 3]])))
   shapes = {kind: {'encoder': tree['encoder']} for kind, tree in shapes.items()}
   rng = np.random.default_rng(seed)
-  params = jax.tree.map(
-      lambda x: rng.uniform(.01, .2, x.shape).astype(np.float32), shapes)
+
+  def fill(path, x):
+    kernel = path[-1].key == 'kernel'
+    y = rng.normal(0, x.shape[-2] ** -.5 if kernel else .1, x.shape)
+    # Statistics as of sound in dB, or tokens are in the hundreds.
+    return (y + {'scale': 1, 'mean': -10, 'var': 100}.get(
+        path[-1].key, 0)).astype(np.float32)
+
+  params = jax.tree.map_with_path(fill, shapes)
   state = dasheng.to_state_dict(config, params)
   safetensors.numpy.save_file(state, path)
   return path

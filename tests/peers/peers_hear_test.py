@@ -82,6 +82,9 @@ def test_kit(tmp_path, weights, kind):
     else:
       np.testing.assert_allclose(ours[key][0], z[0], atol=1e-5)
       np.testing.assert_array_equal(ours[key][1], z[1])
-  # Two tones: only the seeds differ, by a clip or two of twenty.
   again = probe.evaluate(task, theirs, grid_points=1)
-  assert abs(score - again['score']) < .11
+  assert again['score'] > .85
+  # Where the kit's first validation finds no event it stops there, undefined;
+  # otherwise only the seeds differ, by a clip or two of twenty.
+  assert abs(score - again['score']) < .11 or (
+      kind == 'event' and np.isnan(score))
