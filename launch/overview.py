@@ -10,6 +10,9 @@ from audiorank import records
 # What training reaches of this machine's rate of large matrix products;
 # measured for en32 to en768 on CPU cores it lies between 10 and 60 %.
 EFFICIENCY = .25
+# What a second of audio costs in the front end, in FLOPs of training: most of
+# the work of the smallest models, nothing beside the large ones'.
+FRONT_END = 2e7
 
 
 def status(root):
@@ -82,7 +85,7 @@ def plan(configs, workers):
   import pandas as pd
   from audiorank import model
   from audiorank import program
-  shown, total = [], 0.
+  shown, total, spent = [], 0., 0.
   rate = machine_rate() * EFFICIENCY
   for point, config in configs.items():
     shapes = jax.eval_shape(lambda key, c=config: program.init(c, key),
@@ -92,6 +95,9 @@ def plan(configs, workers):
     flops = model.flops_per_clip(config.model, L, K)
     clips = config.train.steps * config.train.batch
     total += flops['total'] * clips
+    seconds = clips / rate * (
+        flops['total'] + FRONT_END * config.data.crop_seconds)
+    spent += seconds
     encoder, decoder = (model.parameters(shapes.params[part])
                         for part in ('encoder', 'decoder'))
     shown.append({
@@ -101,11 +107,11 @@ def plan(configs, workers):
         'FLOPs': f"{flops['total'] * clips:.2e}",
         'of the encoder': f"{flops['encoder'] / flops['total']:.0%}",
         'audio seen': f'{clips * config.data.crop_seconds / 3600:.3g} h',
-        'time': progress.clock(flops['total'] * clips / rate)})
+        'time': progress.clock(seconds)})
   text = pd.DataFrame(shown).to_string(index=False)
   return (f'{text}\n{len(configs)} points and their untrained networks, '
           f'{total:.2e} training FLOPs with the decoder; about '
-          f'{progress.clock(total / rate)} of training on this device '
+          f'{progress.clock(spent)} of training on this device '
           f'({jax.devices()[0].device_kind}) at {EFFICIENCY:.0%} of its '
           f'measured {rate / EFFICIENCY / 1e9:.0f} GFLOP/s, '
           f'{workers} at once; reading, RankMe and scoring come on top')

@@ -23,6 +23,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch import cli
+from launch import overview
 from launch import pool
 
 WORDS = ('run', 'plan', 'write', 'status', 'retry')
@@ -92,7 +93,7 @@ def plan(configs):
     m = config.model
     L = program.patches(config)
     flops = model.flops_per_clip(m, L, model.kept(L, config.mask.ratio))
-    clip = flops['total'] + 2e7 * config.data.crop_seconds
+    clip = flops['total'] + overview.FRONT_END * config.data.crop_seconds
     work = clip * config.train.batch * (config.train.steps + 200)
     runs[records.run_id(config)] = (config, work)
   return dict(sorted(runs.items(), key=lambda item: -item[1][1]))
@@ -152,7 +153,6 @@ def main(argv):
   if words[0] != 'plan' and _ROOT.value is None:
     raise ValueError('--root=DIR: expected the folder of the sweep')
   if words[0] in ('status', 'retry'):
-    from launch import overview
     if words[0] == 'retry':
       for workdir in overview.retry(_ROOT.value):
         print(f'{workdir}: no longer failed')
@@ -167,7 +167,6 @@ def main(argv):
     raise ValueError(f'{module.__file__}: no points(): a sweep needs one')
   workers = _WORKERS.value or min(pool.cores(), 8)
   if words[0] == 'plan':
-    from launch import overview
     print(overview.plan(points(module, cli.overrides('config')), workers))
     return
   began = time.monotonic()
