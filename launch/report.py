@@ -53,6 +53,8 @@ def main(argv):
   fit = laws.fit(_LAW.value, read(_TABLE.value), loss=_LOSS.value,
                  groups=_GROUPS.value, x=_X.value, y=_Y.value)
   print(fit.report())
+  print('\nchecklist: what a reader must be told (arXiv 2502.18969)')
+  print(laws.checklist.words(laws.checklist.fill(fit)))
   if _FIGURE.value:
     from audiorank import figures
     draw = figures.law if len(fit.x) == 1 else figures.predicted_actual

@@ -26,7 +26,7 @@ def curve(ax, fit, x, color='black', low=None, high=None, text=None):
     ax.plot(x_M[side], y[side], color=color, lw=1.5, ls='--')
 
 
-def residuals(fit, x=None, labels=None, ax=None):
+def residuals(fit, x=None, labels=None, ax=None, marked=None):
   """Residuals of a fit, on the scale of its loss.
 
   Args:
@@ -34,17 +34,29 @@ def residuals(fit, x=None, labels=None, ax=None):
     x: name of the input on the axis; None for the fitted value.
     labels: a family per row, coloured; or None.
     ax: Axes to draw in, or None.
+    marked: the DataFrame of `laws.failures.outliers`, or None: its rows are
+      ringed and named.
   """
   ax = ax or style.axes()
   at = fit.fitted if x is None else np.asarray(fit.data[x], float)
   names = np.full(len(at), '') if labels is None else np.asarray(labels)
-  kinds = list(dict.fromkeys(names.tolist()))
+  kinds = sorted(set(names.tolist()))
   for i, kind in enumerate(kinds):
     here = names == kind
     ax.scatter(at[here], fit.residuals[here], s=28, label=str(kind),
                color=style.PALETTE[i % len(style.PALETTE)],
                marker=style.MARKERS[i % len(style.MARKERS)], edgecolors='white',
                linewidths=.4)
+  if marked is not None and len(marked):
+    for _, row in marked.iterrows():
+      here = at[row['row']], fit.residuals[row['row']]
+      ax.scatter(*here, s=120, facecolors='none', edgecolors='black', lw=1.1,
+                 zorder=4)
+      # Towards the middle, where there is room for the name.
+      left = here[0] > math.sqrt(at.min() * at.max())
+      ax.annotate(str(row['label']), here, (-8 if left else 8, 0),
+                  textcoords='offset points', fontsize=8, va='center',
+                  ha='right' if left else 'left')
   ax.axhline(0., color='black', lw=.8)
   for k in (-2, 2):
     ax.axhline(k * fit.sd, color=style.GREY, lw=.8, ls='--')

@@ -143,13 +143,15 @@ def against(runs, x='hours', y='score', ax=None):
   return ax
 
 
-def rank_steps(history, ax=None):
+def rank_steps(history, ax=None, marked=None):
   """RankMe over training for every run, the untrained network at the left.
 
   Args:
     history: rows of run_id, step, rank and, where known, rank_low,
       rank_high, params.
     ax: Axes to draw in, or None.
+    marked: the DataFrame of `laws.failures.unstable`, or None: its runs get
+      a cross at the step.
   """
   ax = ax or style.axes()
   style.need(history, 'run_id', 'step', 'rank')
@@ -174,6 +176,15 @@ def rank_steps(history, ax=None):
   ax.set_ylabel(style.label('rank'))
   handles = [lines.Line2D([], [], color=style.GREY, marker='.',
                           label='trained')]
+  if marked is not None and len(marked):
+    for _, row in marked.iterrows():
+      curve = history[history['run_id'] == row['run_id']]
+      if len(curve):
+        near = curve.loc[(curve['step'] - row['step']).abs().idxmin()]
+        ax.scatter(max(near['step'], start), near['rank'], marker='X', s=70,
+                   color=style.PALETTE[1], edgecolors='white', zorder=5)
+    handles.append(style.marker('X', ', '.join(
+        dict.fromkeys(marked['kind'])), color=style.PALETTE[1]))
   if (history['step'] == 0).any():
     ax.axvline(start * 2 ** .5, color=style.GREY, lw=.8, ls=':')
     handles.append(style.marker(
@@ -267,7 +278,7 @@ def early_final(table, early, final='score', family=None, ax=None):
       text = f'{kind:g}' if isinstance(kind, (int, float)) else str(kind)
       handles.append(style.marker(shape, f'{style.label(family)} {text}',
                                   color=color))
-  if (table[early] > 0).all() and 'rank' in early:
+  if (table[early] > 0).all() and 'rank' in early.lower():
     style.log_axis(ax.xaxis, early)
   else:
     ax.set_xlabel(style.label(early))

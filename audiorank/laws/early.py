@@ -244,7 +244,8 @@ def halving(scores_TN, steps, total, final, keep=.5, cost=None):
     spent += cost_N[alive].sum() * (step - before)
     before = step
     value = np.where(np.isnan(score_N), -np.inf, score_N)[alive]
-    alive = alive[np.argsort(-value, kind='stable')
+    # Ties are broken against the chooser, as in `top`.
+    alive = alive[np.lexsort((q_N[alive], -value))
                   [:max(1, math.ceil(len(alive) * keep))]]
   spent += cost_N[alive].sum() * (total - before)
   return Halving(float(1 - spent / (cost_N.sum() * total)),

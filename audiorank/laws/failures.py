@@ -36,6 +36,15 @@ def studentised(fit):
   return r_N / np.sqrt(rest_N * (1 - leverage_N)), leverage_N
 
 
+def holm(p_N):
+  """p values adjusted for their number by Holm's method, (N,)."""
+  order = np.argsort(p_N)
+  stair = np.maximum.accumulate(p_N[order] * np.arange(len(p_N), 0, -1))
+  adjusted = np.empty(len(p_N))
+  adjusted[order] = np.minimum(stair, 1.)
+  return adjusted
+
+
 def outliers(fit, labels=None, families=None, level=.05):
   """The points that the law does not explain.
 
@@ -52,16 +61,12 @@ def outliers(fit, labels=None, families=None, level=.05):
   t_N, _ = studentised(fit)
   free = max(fit.n - fit.size - 1, 1)
   p_N = 2 * special.stdtr(free, -np.abs(t_N))
-  order = np.argsort(p_N)
-  stair = np.maximum.accumulate(p_N[order] * np.arange(len(p_N), 0, -1))
-  adjusted = np.empty(len(p_N))
-  adjusted[order] = np.minimum(stair, 1.)
   rows = np.arange(len(p_N))
   result = pd.DataFrame({
       'row': rows, 'label': rows if labels is None else np.asarray(labels),
       'family': '' if families is None else np.asarray(families),
       'observed': fit.problem.y_N, 'expected': fit.fitted,
-      'studentised': t_N, 'p': adjusted})
+      'studentised': t_N, 'p': holm(p_N)})
   return result[result['p'] < level].sort_values('p', ignore_index=True)
 
 
@@ -83,10 +88,9 @@ def families(fit, labels):
     t = r.mean() / (fit.sd / math.sqrt(len(r)) + 1e-300)
     rows.append({'family': family, 'n': len(r), 'mean': r.mean(),
                  'p': 2 * special.stdtr(max(fit.n - fit.size, 1), -abs(t))})
-  result = pd.DataFrame(rows).sort_values('p', ignore_index=True)
-  stair = result['p'] * np.arange(len(result), 0, -1)
-  result['p'] = np.minimum(np.maximum.accumulate(stair), 1.)
-  return result
+  result = pd.DataFrame(rows)
+  return result.assign(p=holm(result['p'].to_numpy())).sort_values(
+      'p', ignore_index=True)
 
 
 def runs_test(fit, x=None):

@@ -218,6 +218,9 @@ def fit(form, data, loss='ls', groups=None, weights=None, x=None, y=None,
   if len(x) != len(form.x):
     raise ValueError(f'{form.name} takes {len(form.x)} input column(s) '
                      f'({", ".join(form.x)}), got {len(x)}')
+  for name in (*x, y):
+    if (*x, y).count(name) > 1:
+      raise ValueError(f'column {name!r} is used twice')
   cols = [table.positive(name, table.column(data, name)) for name in x]
   y_N = table.column(data, y)
   N = len(y_N)
@@ -238,14 +241,14 @@ def fit(form, data, loss='ls', groups=None, weights=None, x=None, y=None,
   group_N = pd.factorize(label_N)[0]
   used = w_N > 0
   size = len(form.linear) + len(form.shape)
+  for name, col in zip((*x, y), (*cols, y_N)):
+    if used.sum() > 1 and np.ptp(col[used]) == 0:
+      raise ValueError(f'column {name!r} is constant ({col[used][0]:g}): '
+                       'nothing to fit')
   distinct = len(np.unique(np.stack([col[used] for col in cols]), axis=1).T)
   if distinct <= size:
     raise ValueError(f'{form.name} has {size} parameters and needs at least '
                      f'{size + 1} different points, found {distinct}')
-  for name, col in zip((*x, y), (*cols, y_N)):
-    if np.ptp(col[used]) == 0:
-      raise ValueError(f'column {name!r} is constant ({col[used][0]:g}): '
-                       'nothing to fit')
   centre = [float(np.exp(np.average(np.log(col), weights=w_N)))
             for col in cols]
   problem = solve.Problem(form, solve.LOSSES[loss], float(delta),

@@ -15,8 +15,8 @@ def numbers(name, values):
   """A one-dimensional float64 array of finite numbers."""
   try:
     col = np.atleast_1d(np.asarray(values, float))
-  except (TypeError, ValueError) as e:
-    raise ValueError(f'column {name!r} is not numeric: {e}') from None
+  except (TypeError, ValueError) as error:
+    raise ValueError(_culprit(name, values, error)) from None
   if col.ndim != 1:
     raise ValueError(f'column {name!r} has shape {col.shape}: expected one '
                      'number per row')
@@ -27,6 +27,16 @@ def numbers(name, values):
     raise ValueError(f'column {name!r} is {col[bad[0]]} in row {bad[0]}: '
                      'expected finite numbers')
   return col
+
+
+def _culprit(name, values, error):
+  """What is said of a column that is not numeric: the first such row."""
+  for i, value in enumerate(np.asarray(values, object).ravel()):
+    try:
+      float(value)
+    except (TypeError, ValueError):
+      return f'column {name!r} is not numeric: {str(value)!r} in row {i}'
+  return f'column {name!r} is not numeric: {error}'
 
 
 def column(data, name):

@@ -1,11 +1,9 @@
-"""What a sweep shows and what it does not, from its tables alone.
+"""Rank and score: the law between them, and what predicts the score as well.
 
 A law is drawn only through runs that beat their own untrained network: a run
 that does not has not learned what the tasks ask, and a curve through it would
 describe the random features of a log-mel.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,19 +21,11 @@ RIVALS = {
     'flops': 'training FLOPs (with decoder)',
     'sibling_participation_ratio': 'participation ratio',
     'sibling_stable_rank': 'stable rank', 'sibling_alpha_req': 'alpha-ReQ'}
+# The shapes that a law from rank to score may have.
+SHAPES = ('saturating', 'log_linear', 'exponential', 'sigmoid',
+          'logit_linear')
 CONFIGURATION = ('size', 'hours', 'mask_ratio', 'lr', 'steps',
                  'crop_seconds', 'batch', 'objective')
-
-
-class Findings(NamedTuple):
-  """runs: trained runs with `gain` over their twin; twins; fit or None, and
-  why there is none; rivals: one row a predictor; words: sentences."""
-  runs: pd.DataFrame
-  twins: pd.DataFrame
-  fit: laws.Fit | None
-  reason: str
-  rivals: pd.DataFrame
-  words: list
 
 
 def with_gain(runs):
@@ -73,6 +63,42 @@ def law(trained):
                     groups=configurations(beat)), ''
   except ValueError as error:
     return None, str(error)
+
+
+def shapes(trained, fit):
+  """Returns laws.compare of the shapes of a law from rank to score.
+
+  Args:
+    trained: runs with their `gain`.
+    fit: the Fit of `law`, or None: then there is nothing to compare.
+  """
+  if fit is None:
+    return pd.DataFrame()
+  beat = trained[trained['gain'] > 0]
+  # The largest runs are those of the most compute, where it is known.
+  by = next((name for name in ('flops', 'params')
+             if name in beat and beat[name].notna().all()
+             and beat[name].nunique() > 1), None)
+  names = ['rank', 'score'] + ([by] if by else [])
+  return laws.compare(SHAPES, beat[names].astype(float), by=by,
+                      groups=configurations(beat))
+
+
+def of_shapes(table):
+  """Returns a sentence on which shape of law predicts runs left out best."""
+  known = table.dropna(subset=['loo']) if len(table) else table
+  if len(known) < 2:
+    return []
+  words = lambda row: f"{row['law'].replace('_', '-')} law"
+  best, next_ = known.iloc[0], known.iloc[1]
+  chosen = known.loc[known['aicc'].idxmin()]
+  text = (f'Of the {len(known)} shapes compared the {words(best)} predicts '
+          f'configurations left out best (error {best["loo"]:.3g}; next the '
+          f'{words(next_)}, {next_["loo"]:.3g})')
+  if chosen['law'] != best['law']:
+    text += (f', while AICc prefers the {words(chosen)}: these runs do not '
+             'settle the shape')
+  return [f'{text}.']
 
 
 def configurations(runs):
@@ -188,33 +214,4 @@ def of_rivals(table, trained):
     out.append('RankMe cannot exceed the width, so across widths it is '
                'confounded with size; within one width its correlation '
                f'with the score is {", ".join(part)}.')
-  if len(trained) < 24:
-    out.append(f'{len(trained)} runs are few: all of this is exploratory.')
   return out
-
-
-def find(tables):
-  """Returns the Findings of a sweep's records.Tables."""
-  trained, twins = with_gain(tables.runs)
-  words = []
-  if not len(trained):
-    return Findings(trained, twins, None, 'no trained run is scored yet',
-                    predictors(trained), ['No trained run is scored yet.'])
-  if not len(twins):
-    words.append('There is no untrained network to compare with.')
-  fit, reason = law(trained)
-  rivals = predictors(trained)
-  words += training_helps(trained) if len(twins) else []
-  unbounded = len(tables.tasks) and (tables.tasks['metric'] == 'd_prime').any()
-  words += of_rank(tables.history) + of_law(
-      fit, reason, np.inf if unbounded else 1.)
-  words += of_rivals(rivals, trained)
-  waiting = len(tables.runs) - len(trained) - len(twins)
-  if waiting:
-    words.append(f'{waiting} runs are not scored on every task yet and are '
-                 'left out of all of this.')
-  seeds = trained['seed'].nunique()
-  if seeds == 1:
-    words.append('Every point was trained with one seed, so the noise floor '
-                 'under these differences is not measured here.')
-  return Findings(trained, twins, fit, reason, rivals, words)
