@@ -146,18 +146,27 @@ def hann():
 
 
 def mel_filters(mels=64, bins=257, rate=16_000):
-  """Returns the HTK triangles filters_MQ of torchaudio (norm None)."""
-  def to_mel(hz):
-    return 2595 * np.log10(1 + hz / 700)
+  """Returns the HTK triangles filters_MQ of torchaudio (norm None).
 
-  hz_Q = np.linspace(0, rate / 2, bins)
-  mel_points = np.linspace(0, to_mel(rate / 2), mels + 2)
-  points = 700 * (10 ** (mel_points / 2595) - 1)
+  Rounded to float32 where torch rounds, or the mels are 3e-6 off its own.
+  """
+  def line(high, count):
+    # torch.linspace: a float32 step, counted from the nearer end.
+    step = np.float64(np.float32(high) / np.float32(count - 1))
+    index = np.arange(count)
+    return np.where(
+        index < count // 2, step * index,
+        np.float32(high) - step * (count - 1 - index)).astype(np.float32)
+
+  top = 2595 * np.log10(1 + rate / 2 / 700)
+  power = 10. ** (line(top, mels + 2) / np.float32(2595)).astype(np.float64)
+  points = np.float32(700) * (power.astype(np.float32) - np.float32(1))
   width = np.diff(points)
-  slope = points[None] - hz_Q[:, None]
+  slope = points[None] - line(rate / 2, bins)[:, None]
   down = -slope[:, :-2] / width[:-1]
   up = slope[:, 2:] / width[1:]
-  return np.maximum(0, np.minimum(down, up)).T.astype(np.float32)
+  # Without the sum some zeros would be negative.
+  return np.maximum(0, np.minimum(down, up)).T + np.float32(0)
 
 
 def mel_power(wave_BS):

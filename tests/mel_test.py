@@ -36,10 +36,12 @@ def test_mel_equals_librosa(S):
 
 
 def test_filters_equal_librosa():
+  # Ours round where torch does: a corner of a triangle by up to 1e-7 of its
+  # frequency, and triangles are 1/20 of their frequency wide.
   np.testing.assert_allclose(
       audio.mel_filters(),
       librosa.filters.mel(sr=16_000, n_fft=512, n_mels=64, fmin=0, fmax=8000,
-                          htk=True, norm=None), atol=2e-6)
+                          htk=True, norm=None), atol=1e-5)
 
 
 def test_front_end_equals_torchaudio(shared):
