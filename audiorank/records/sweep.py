@@ -104,9 +104,10 @@ def reading(row, record):
     out[f'sibling_{name}'] = number(value)
   for name, value in record.get('directions', {}).items():
     out[f'direction_{name}'] = number(value)
-  for layer in record['layers']:
+  # Records that were made before layers and alarms were read lack them.
+  for layer in record.get('layers', ()):
     out[f"rank_layer_{layer['layer']}"] = number(layer['rank']['value'])
-  out['alarms'] = '; '.join(record['alarms'])
+  out['alarms'] = '; '.join(record.get('alarms', ()))
   for whose in ('', '_encoder'):
     per_clip = row.get(f'flops_per_clip{whose}')
     out[f'flops{whose}'] = (
