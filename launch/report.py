@@ -51,7 +51,7 @@ def main(argv):
     return
   from audiorank import laws
   fit = laws.fit(_LAW.value, read(_TABLE.value), loss=_LOSS.value,
-                 groups=_GROUPS.value, x=_X.value, y=_Y.value)
+                 groups=_GROUPS.value or None, x=_X.value, y=_Y.value)
   print(fit.report())
   print('\nchecklist: what a reader must be told (arXiv 2502.18969)')
   print(laws.checklist.words(laws.checklist.fill(fit)))

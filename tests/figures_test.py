@@ -144,6 +144,24 @@ def test_rank_steps(runs):
   assert 'untrained' in ax.get_legend().get_texts()[1].get_text()
 
 
+def test_troubled_runs_are_marked(runs, made):
+  rows = pd.DataFrame([
+      dict(run_id=run, params=1e5, step=step, rank=value)
+      for run in 'ab' for step, value in ((0, 20.), (10, 12.), (100, 3.))])
+  bad = pd.DataFrame([dict(run_id='b', kind='collapse', step=100)])
+  ax = figures.rank_steps(rows, marked=bad)
+  _clear(ax)
+  assert 'collapse' in [t.get_text() for t in ax.get_legend().get_texts()]
+  far = pd.DataFrame({'row': [3], 'label': ['run three']})
+  ax = figures.residuals(made, 'rank', marked=far)
+  ax.figure.canvas.draw()
+  text, = (t for t in ax.texts if t.get_text() == 'run three')
+  assert ax.figure.bbox.contains(*text.get_window_extent().p1)
+  # None marked: nothing of it in the legend.
+  assert 'collapse' not in [t.get_text() for t in figures.rank_steps(
+      rows, marked=bad.iloc[:0]).get_legend().get_texts()]
+
+
 def test_trained_untrained():
   rng = np.random.default_rng(0)
   rows = [dict(task=task, score=rng.uniform(), untrained=i < 2)

@@ -131,22 +131,22 @@ def test_bootstrap_is_reproducible_and_weighted_by_groups():
   np.testing.assert_allclose(one['b'][0], again.params['b'], rtol=1e-5)
 
 
-def _coverage(studies, seed, methods, **truth):
-  rng = np.random.default_rng(seed)
-  hit = dict.fromkeys(methods, 0)
-  for _ in range(studies):
-    made = laws.fit('saturating', _study(rng, **truth))
-    for method in hit:
-      low, high = made.ci('Q_inf', method, draws=300)
-      hit[method] += low <= .9 <= high
-  return {method: count / studies for method, count in hit.items()}
+def _covered(fits, truth, method='profile'):
+  """The fraction of fits whose interval holds each planted value."""
+  hit = dict.fromkeys(truth, 0)
+  for made in fits:
+    for name, value in truth.items():
+      low, high = made.ci(name, method, draws=300)
+      hit[name] += low <= value <= high
+  return {name: count / len(fits) for name, count in hit.items()}
 
 
 def test_coverage_small():
   """60 studies: the standard error of a coverage of .95 is .028."""
-  covered = _coverage(60, 0, ('profile', 'bootstrap'), n=24)
-  assert .85 <= covered['profile'] <= 1.
-  assert .80 <= covered['bootstrap'] <= 1.
+  rng = np.random.default_rng(0)
+  fits = [laws.fit('saturating', _study(rng)) for _ in range(60)]
+  assert .85 <= _covered(fits, {'Q_inf': .9})['Q_inf'] <= 1.
+  assert .80 <= _covered(fits, {'Q_inf': .9}, 'bootstrap')['Q_inf'] <= 1.
 
 
 @pytest.mark.slow
@@ -155,5 +155,23 @@ def test_coverage_small():
     dict(n=24, b=.4), dict(n=24, sd=.003)])
 def test_coverage(truth):
   """300 studies: within two standard errors (.013) of 92 to 97 %."""
-  covered = _coverage(300, 1, ('profile',), **truth)
-  assert .92 - .026 <= covered['profile'] <= .97 + .026
+  rng = np.random.default_rng(1)
+  fits = [laws.fit('saturating', _study(rng, **truth)) for _ in range(300)]
+  planted = {'Q_inf': .9, 'b': truth.get('b', .8)}
+  for method in ('profile', 'bootstrap'):
+    for share in _covered(fits, planted, method).values():
+      assert .92 - .026 <= share <= .97 + .026
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('loss', ['log_ls', 'log_huber'])
+def test_coverage_of_newton(loss):
+  """200 studies of two resources: two standard errors are .031."""
+  rng = np.random.default_rng(3)
+  n, d = (axis.ravel() for axis in np.meshgrid(
+      np.geomspace(1e7, 1e10, 7), np.geomspace(1e9, 1e12, 7)))
+  y = 1.8 + 480 * n ** -.35 + 2100 * d ** -.37
+  fits = [laws.fit('separable', {'N': n, 'D': d, 'loss': y * np.exp(
+      .01 * rng.normal(size=49))}, loss=loss) for _ in range(200)]
+  for share in _covered(fits, {'E': 1.8, 'alpha': .35, 'beta': .37}).values():
+    assert .92 - .031 <= share <= .97 + .031

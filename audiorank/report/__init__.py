@@ -3,4 +3,4 @@
 The page is rebuilt from the records alone; it never needs the runs' data.
 """
 
-from audiorank.report.page import page, write
+from audiorank.report.document import page, write

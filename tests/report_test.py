@@ -1,0 +1,246 @@
+"""The report: every section from made-up sweeps, and anybody's bad table."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from audiorank import findings
+from audiorank import records
+from audiorank import report
+from audiorank.findings import early
+from audiorank.report import document
+
+STEPS = 1000
+
+
+def sweep(n=30, seed=0, follow=1., sizes=3, odd=None):
+  """Tables of a made-up sweep.
+
+  Args:
+    n: trained runs.
+    seed: of the noise.
+    follow: how well RankMe early tells the final one; 0 for not at all.
+    sizes: how many widths.
+    odd: number of a run that lies far below the law.
+  """
+  rng = np.random.default_rng(seed)
+  rank = np.geomspace(8, 200, n)
+  score = .85 - 1.2 * rank ** -.6 + .004 * rng.normal(size=n)
+  if odd is not None:
+    score[odd] -= .08
+  rows = []
+  for i in range(n + sizes):
+    off, k = i >= n, i % sizes
+    rows.append({
+        'run_id': f'r{i}', 'experiment': 'made', 'state': 'done',
+        'untrained': off, 'size': f'en{32 * 2 ** k}-2', 'width': 32 * 2 ** k,
+        'depth': 2, 'heads': 2, 'mask_ratio': .5 + .25 * (i % 2), 'lr': 1e-3,
+        'batch': 8, 'steps': 0 if off else STEPS, 'seed': 0,
+        'crop_seconds': 1., 'objective': 'mae', 'params': 10_000 * 4 ** k,
+        'hours': 1. + i, 'flops': 0 if off else 10 ** 9 * (i + 1),
+        'flops_encoder': 0, 'rank': 20. if off else rank[i],
+        'rank_low': 8., 'rank_high': 210., 'rank_center': 5. + i,
+        'rank_center_low': 4., 'rank_center_high': 50., 'valid_loss':
+        1. if off else .9 - .01 * i, 'score': .05 if off else score[i],
+        'scored_tasks': 2, 'final': True, 'step': 0 if off else STEPS,
+        'name': f'run {i}', 'alarms': ''})
+  runs = pd.DataFrame(rows)
+  history = []
+  for _, r in runs.iterrows():
+    noise = rng.normal(size=3)
+    for j, step in enumerate([0] if r['untrained'] else
+                             [0, 100, 250, 500, STEPS]):
+      value = r['rank']
+      if 0 < step < STEPS:
+        value = np.exp(follow * np.log(value) + (1 - follow) * (
+            3 + noise[j - 1]))
+      history.append({**r, 'step': step, 'rank': value if step else 25.,
+                      'valid_loss': 1.2 - .1 * j + .001 * rng.normal()})
+  tasks = pd.DataFrame([
+      {**r, 'task': task, 'metric': 'accuracy', 'score': r['score'] + d,
+       'protocol': 'logistic', 'embedding_type': 'scene'}
+      for _, r in runs.iterrows() for task, d in (('a', -.01), ('b', .01))])
+  return records.Tables(runs, pd.DataFrame(history), tasks)
+
+
+@pytest.fixture(scope='module')
+def whole():
+  return findings.find(sweep())
+
+
+def test_early_rank_that_tells_is_found(whole):
+  soon = whole.early
+  assert [round(share, 2) for share, _ in soon.rungs] == [.1, .25, .5]
+  rows = soon.agreement.set_index('early')
+  assert rows.loc['RankMe at 50 %', 'tau'] > .98
+  # Holm: no adjusted p below its own, none of what is not RankMe.
+  assert (soon.agreement['holm'].dropna() >= soon.agreement['p'][
+      soon.agreement['holm'].notna()] - 1e-12).all()
+  assert np.isnan(rows.loc['masking rate', 'holm'])
+  kept = soon.halving.set_index('chooser').loc['RankMe']
+  assert kept['regret'] < .02 and .3 < kept['saved'] < .9
+  assert 'saves' in ' '.join(soon.words)
+  assert not any('exploratory' in w for w in whole.words)
+
+
+def test_early_rank_that_does_not_tell_is_no_better_than_luck():
+  soon = findings.find(sweep(follow=0.)).early
+  rows = soon.agreement.set_index('early')
+  name = soon.rungs[-1][1]
+  assert rows.loc[name, 'tau_low'] < 0 < rows.loc[name, 'tau_high']
+  # Hours order these runs perfectly, and it is said.
+  assert 'Beyond chance better than it' in ' '.join(soon.words)
+  assert 'hours of audio' in ' '.join(soon.words)
+
+
+def test_scored_checkpoints_are_an_early_probe():
+  tables = sweep()
+  more = tables.tasks[~tables.tasks['untrained']].assign(step=250)
+  found = early.find(tables.runs[~tables.runs['untrained']], tables.history,
+                     pd.concat([tables.tasks, more]))
+  assert 'score at 25 %' in set(found.agreement['early'])
+  # A checkpoint scored on fewer tasks than its run is another mean.
+  part = more[more['task'] == 'a']
+  found = early.find(tables.runs[~tables.runs['untrained']], tables.history,
+                     pd.concat([tables.tasks, part]))
+  assert 'score at 25 %' not in set(found.agreement['early'])
+
+
+def test_fewer_than_24_runs_are_exploratory():
+  tables = sweep(12)
+  found = findings.find(tables)
+  assert '12 runs are few: all of this is exploratory.' in found.words
+  assert 'Exploratory: 12 runs' in document.exploratory(found)
+
+
+def test_outlier_is_named():
+  found = findings.find(sweep(odd=11)).trouble
+  assert found.outliers['label'].tolist() == ['run 11']
+  assert 'run 11' in found.words[0] and '-' in found.words[0]
+
+
+def test_unstable_runs_and_alarms_are_listed():
+  tables = sweep()
+  history = tables.history.copy()
+  mine = history['run_id'] == 'r20'
+  history.loc[mine & (history['step'] == STEPS), 'rank'] = 2.
+  two = ('small sample: 9 clips, RankMe reads low; take at least 128; '
+         'collapse: RankMe 1.2')
+  history.loc[mine & (history['step'] >= 500), 'alarms'] = two
+  found = findings.find(tables._replace(history=history)).trouble
+  assert found.unstable[['name', 'kind']].values.tolist() == [
+      ['run 20', 'collapse']]
+  assert 'RankMe collapsed: run 20 at step 1000' in ' '.join(found.words)
+  assert found.alarms['times'].tolist() == [2, 2]
+  assert found.alarms['alarm'].tolist() == two.split('; c')[:1] + [
+      'collapse: RankMe 1.2']
+
+
+def test_law_shapes_and_checklist(whole):
+  assert set(whole.shapes['law']) == {
+      'saturating', 'log_linear', 'exponential', 'sigmoid', 'logit_linear'}
+  assert whole.shapes['law'][0] == 'saturating'
+  items = dict(zip(whole.checklist['item'], whole.checklist['answer']))
+  assert items['checkpoints used'] == 'the last of each run'
+  assert 'the same for every size' in items['hyperparameters per size']
+  assert 'not stated' not in items.values()
+
+
+def test_page_has_every_section(tmp_path):
+  text = report.page(tmp_path, sweep(odd=11), 'A <title>')
+  for title in ('What was found', 'Can RankMe choose a run early?',
+                'Where the law fails', 'How the law was fitted'):
+    assert f'>{title}</h2>' in text
+  assert 'A &lt;title&gt;' in text and 'nan' not in text.replace(
+      'finance', '').split('<body>')[1].split('base64')[0]
+  assert 'Not drawn' not in text and 'Exploratory' not in text
+
+
+@pytest.mark.parametrize('n', [0, 1, 2, 4])
+def test_page_of_few_runs(tmp_path, n):
+  tables = sweep(max(n, 1))
+  if not n:
+    gone = lambda t: t[t['untrained']].reset_index(drop=True)
+    tables = records.Tables(*(gone(t) for t in tables))
+  text = report.page(tmp_path, tables, 'few')
+  assert '<h2' in text and 'How it was measured' in text
+
+
+def test_page_without_scores(tmp_path):
+  tables = sweep(6)
+  tables = records.Tables(
+      tables.runs.assign(score=np.nan, scored_tasks=0),
+      tables.history.drop(columns='valid_loss'), pd.DataFrame())
+  text = report.page(tmp_path, tables, 'waiting')
+  assert 'No trained run is scored yet.' in text
+
+
+BAD = """
+import contextlib, io, json, sys
+from absl import flags
+from launch import cli, report
+out = []
+for case in json.loads(sys.argv[1]):
+  err = io.StringIO()
+  flags.FLAGS.unparse_flags()
+  sys.argv = ['report', '--law=saturating', '--x=r', '--y=q', '--loss=ls',
+              '--groups=', *case]
+  with contextlib.redirect_stderr(err), contextlib.redirect_stdout(
+      io.StringIO()):
+    try:
+      cli.run(report.main)
+      code = 0
+    except SystemExit as stop:
+      code = stop.code
+  out.append([code, err.getvalue()])
+print(json.dumps(out))
+"""
+
+
+def test_bad_tables_are_one_line(tmp_path):
+  rank = np.geomspace(5, 500, 12)
+  good = pd.DataFrame({
+      'r': rank, 'q': .9 - 1.2 * rank ** -.8, 'flat': 3.,
+      'zero': np.append(0., rank[1:]), 'hole': np.append(np.nan, rank[1:]),
+      'text': ['many'] * 12})
+  path, few = tmp_path / 't.csv', tmp_path / 'few.csv'
+  good.to_csv(path, index=False)
+  good.iloc[:3].to_csv(few, index=False)
+  (tmp_path / 'empty.csv').write_text('')
+  (tmp_path / 'head.csv').write_text('r,q\n')
+  (tmp_path / 'bytes.csv').write_bytes(b'\x89PNG\r\n\x1a\n\x00')
+  (tmp_path / 'not.parquet').write_text('r,q\n1,2\n')
+  table = f'--table={path}'
+  cases = {
+      'at least 4 different points, found 3': [f'--table={few}'],
+      "column 'flat' is constant (3)": [table, '--x=flat'],
+      "'zero' is 0 in row 0: a law takes its logarithm": [table, '--x=zero'],
+      "column 'hole' is nan in row 0": [table, '--x=hole'],
+      "column 'text' is not numeric: 'many' in row 0": [table, '--x=text'],
+      "no column 'rank': the table has r, q": [table, '--x=rank'],
+      "no law named 'chinchilla'": [table, '--law=chinchilla'],
+      'separable takes 2 input column(s)': [table, '--law=separable'],
+      "column 'r' is used twice": [table, '--y=r'],
+      "no loss named 'l2'": [table, '--loss=l2'],
+      "no column 'family'": [table, '--groups=family'],
+      'empty.csv: not a table': [f'--table={tmp_path}/empty.csv'],
+      "column 'r' is empty": [f'--table={tmp_path}/head.csv'],
+      'bytes.csv: not a table': [f'--table={tmp_path}/bytes.csv'],
+      'not.parquet: not a table': [f'--table={tmp_path}/not.parquet'],
+      'none.csv: no such file': [f'--table={tmp_path}/none.csv'],
+      'expected --workdir or --table': [table, f'--workdir={tmp_path}'],
+  }
+  done = subprocess.run(
+      [sys.executable, '-c', BAD, json.dumps(list(cases.values()))],
+      capture_output=True, text=True,
+      cwd=pathlib.Path(__file__).resolve().parents[1])
+  assert done.returncode == 0, done.stderr
+  for (words, case), (code, said) in zip(cases.items(),
+                                         json.loads(done.stdout)):
+    assert code == 1, (case, said)
+    assert words in said and said.count('\n') == 1, (case, said)
