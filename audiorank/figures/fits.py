@@ -40,7 +40,7 @@ def residuals(fit, x=None, labels=None, ax=None, marked=None):
   ax = ax or style.axes()
   at = fit.fitted if x is None else np.asarray(fit.data[x], float)
   names = np.full(len(at), '') if labels is None else np.asarray(labels)
-  kinds = sorted(set(names.tolist()))
+  kinds = style.ordered(set(names.tolist()))
   for i, kind in enumerate(kinds):
     here = names == kind
     ax.scatter(at[here], fit.residuals[here], s=28, label=str(kind),

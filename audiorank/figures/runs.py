@@ -50,14 +50,17 @@ def rank_score(runs, fit=None, ax=None, inset=True):
   ax.set_ylabel(style.label('score'))
   style.above(ax, handles)
   if fit is not None and inset and 'Q_inf' in fit.params:
-    low, high = ax.get_ylim()
-    ax.set_ylim(low - .38 * (high - low), high)
     seen = pd.concat([trained, untrained])
     line = np.geomspace(x.min(), x.max() * 1.25, 60)
-    box = style.emptiest(
+    place = lambda: style.emptiest(
         ax, np.concatenate([seen['rank'], line]),
         np.concatenate([seen['score'], fit.predict({fit.x[0]: line})]),
         [(.6, .11, .37, .2), (.09, .11, .37, .2), (.09, .72, .37, .2)])
+    box, crowd = place()
+    if crowd:
+      low, high = ax.get_ylim()
+      ax.set_ylim(low - .38 * (high - low), high)
+      box, _ = place()
     fits.profile(fit, 'Q_inf', ax.inset_axes(box), small=True)
   return ax
 
@@ -266,7 +269,7 @@ def early_final(table, early, final='score', family=None, ax=None):
   ax = ax or style.axes()
   style.need(table, early, final, *([family] if family else []))
   table = table.dropna(subset=[early, final])
-  kinds = sorted(table[family].dropna().unique()) if family else ['']
+  kinds = style.ordered(table[family].dropna().unique()) if family else ['']
   handles = []
   for i, kind in enumerate(kinds):
     part = table[table[family] == kind] if family else table

@@ -79,6 +79,9 @@ def emptiest(ax, x, y, boxes):
   """The box, of (left, bottom, width, height) in axes units, with least in.
 
   Call it when the limits of the axes are final.
+
+  Returns:
+    The box, and how many points lie in it.
   """
   at = ax.transAxes.inverted().transform(ax.transData.transform(
       np.stack([np.asarray(x, float), np.asarray(y, float)], 1)))
@@ -86,7 +89,14 @@ def emptiest(ax, x, y, boxes):
   inside = lambda box: np.sum(
       (at[:, 0] > box[0] - .08) & (at[:, 0] < box[0] + box[2] + .04) &
       (at[:, 1] > box[1] - .1) & (at[:, 1] < box[1] + box[3] + .09))
-  return min(boxes, key=inside)
+  best = min(boxes, key=inside)
+  return best, int(inside(best))
+
+
+def ordered(kinds):
+  """Families in the order people count: en32 before en128."""
+  return sorted(kinds, key=lambda kind: (len(kind), kind) if isinstance(
+      kind, str) else (0, kind))
 
 
 def above(ax, handles, columns=3):

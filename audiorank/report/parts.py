@@ -88,6 +88,11 @@ def percent(value):
   return '–' if not np.isfinite(value) else f'{100 * value:.0f} %'
 
 
+def chance(p):
+  """Returns a p value; what rounds to nothing is not nothing."""
+  return '<0.001' if p < .001 else number(p)
+
+
 def interval(row, name):
   """Returns 'value [low, high]' of a rank."""
   if name not in row or not np.isfinite(row[name]):

@@ -82,7 +82,7 @@ def early(found):
         'Spearman': parts.number(r['spearman'], '{:+.2f}'),
         'tau [95 %]': f"{parts.number(r['tau'], '{:+.2f}')} "
                       + parts.between(r['tau_low'], r['tau_high']),
-        'p': parts.number(r['holm'], '{:.3f}'),
+        'p': parts.chance(r['holm']),
         'in a size': parts.number(r['within'], '{:+.2f}'),
         'pairs': parts.percent(r['pairs']),
         'regret': parts.number(r['regret']),
@@ -111,7 +111,7 @@ def outliers(table):
       'score': parts.number(r['observed']),
       'by the law': parts.number(r['expected']),
       'studentised': parts.number(r['studentised'], '{:+.1f}'),
-      'p (Holm)': parts.number(r['p'], '{:.4f}')}
+      'p (Holm)': parts.chance(r['p'])}
       for _, r in table.iterrows()]))
 
 
