@@ -180,8 +180,12 @@ def main(argv):
   from audiorank import records
   for run_id, (config, _) in runs.items():
     records.open_run(root / run_id, config)
+  title = (module.__doc__ or root.name).strip().splitlines()[0]
+  given = cli.overrides('config').get('data.root')
+  if given:
+    title = f'{title.split(":")[0]} on {pathlib.Path(given).resolve().name}'
   records.write_json(root / 'sweep.json', {
-      'title': (module.__doc__ or root.name).strip().splitlines()[0],
+      'title': title,
       'runs': sorted(runs)})
   if words[0] == 'write':
     print(f'{len(runs)} runs written; {root}')
