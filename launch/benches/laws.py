@@ -27,13 +27,10 @@ import time
 import numpy as np
 
 from launch.benches import timing
+from launch.benches.peers import laws as peers
 
 PINNED = True
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# log A, log B, log E, alpha, beta of Hoffmann et al. (2022): the notebook's
-# start of every resample.
-HOFFMANN = np.array([np.log(406.4), np.log(410.7), np.log(1.69), .34, .28])
-DELTA = 1e-3
 DRAWS = 4000
 COLD_GOAL = 6.  # CPU seconds.
 
@@ -92,86 +89,13 @@ def curves():
   return out, 'planted curves'
 
 
-def predictions(params_P, n, d, xp):
-  """log loss of the separable law, as the notebook writes it."""
-  a, b, e, alpha, beta = (params_P[i] for i in range(5))
-  return xp.log(xp.exp(a - alpha * xp.log(n)) + xp.exp(b - beta * xp.log(d))
-                + xp.exp(e))
-
-
-def huber(params_P, n, d, loss, xp):
-  """Huber's loss of the residuals of log loss, summed."""
-  r = xp.log(loss) - predictions(params_P, n, d, xp)
-  size = xp.abs(r)
-  return xp.sum(xp.where(size <= DELTA, .5 * r ** 2,
-                         DELTA * (size - .5 * DELTA)))
-
-
-def peer(kind, path):
-  """Runs a rival on the inputs of an .npz file; prints its result as JSON."""
-  given = np.load(path)
-  clock = time.process_time
-  if kind == 'autograd':
-    import autograd
-    import autograd.numpy as anp
-    from scipy import optimize
-    objective = lambda p, n, d, y: huber(p, n, d, y, anp)
-    gradient = autograd.grad(objective)
-    solve = lambda row: optimize.minimize(
-        objective, HOFFMANN, jac=gradient, method='BFGS',
-        args=(given['N'][row], given['D'][row], given['loss'][row]))
-    solve(given['rows'][0])
-    began = clock()
-    found = [solve(row) for row in given['rows']]
-    out = {'s': (clock() - began) / len(found),
-           'objective': [float(f.fun) for f in found]}
-  elif kind == 'grid':
-    from scipy import optimize
-    objective = lambda p: huber(p, given['N'], given['D'], given['loss'], np)
-    with np.errstate(all='ignore'):
-      began = clock()
-      found = [optimize.minimize(objective, start, method='L-BFGS-B').fun
-               for start in given['starts']]
-    out = {'s': (clock() - began) / len(found),
-           'objective': [float(f) for f in found]}
-  elif kind == 'simple':
-    import polars
-    import simple_scaling_laws
-    frame = polars.DataFrame({
-        'training_run_id': np.arange(len(given['N'])).astype(str),
-        'model_size__n': given['N'], 'dataset_size__d': given['D'],
-        'test_loss__ce': given['loss']})
-    spent = []
-    for draws in (1, int(given['draws'])):
-      began = clock()
-      simple_scaling_laws.fit(frame, 'separable-power', n_draws=draws)
-      spent.append(clock() - began)
-    out = {'s': (spent[1] - spent[0]) / (int(given['draws']) - 1)}
-  else:
-    from revisiting_neural_scaling_laws.methods import m4
-    # As the package's README: err_0 = .999, which a loss must not reach.
-    top = .999 if given['y'].max() < .999 else None
-    began = clock()
-    fit = m4.Estimator(dict(zip(given['x'].tolist(), given['y'].tolist())),
-                       err_inf=None, err_0=top, update_err_0=True)
-    fit.estimate_scaling_params(verbose=False)
-    guess = np.array([fit.predict_loss(x) for x in given['late_x']])
-    out = {'s': clock() - began,
-           'error': rms(np.log(guess / given['late_y']))}
-  print(json.dumps(out))
-
-
-def rms(r):
-  return float(np.sqrt(np.mean(np.square(r))))
-
-
 def ask(kind, folder, **inputs):
   """Returns what a rival's process says, or None where it is not there."""
   path = pathlib.Path(folder) / f'{kind}.npz'
   np.savez(path, **inputs)
   python = os.environ.get('AUDIORANK_LAWS_PEERS', sys.executable)
   done = subprocess.run(
-      [python, '-W', 'ignore', '-m', 'launch.benches.laws', kind, str(path)],
+      [python, '-W', 'ignore', '-m', 'launch.benches.peers.laws', kind, str(path)],
       cwd=ROOT, capture_output=True, text=True, env={
           **os.environ, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'})
   missing = re.search(r"No module named '(?!launch|audiorank)", done.stderr)
@@ -184,9 +108,12 @@ def ask(kind, folder, **inputs):
 
 def against(what, ours, rival, goal, names, note, repeats, unit='ms',
             scale=1e3):
-  """Returns a Row of two functions that return seconds themselves."""
+  """Returns a Row of two functions that return seconds themselves.
+
+  Each goes first in every second turn.
+  """
   pairs = [(ours(), rival()) if turn % 2 == 0 else (rival(), ours())[::-1]
-           for turn in range(repeats)]  # Each goes first in every second turn.
+           for turn in range(repeats)]
   ratios = [theirs / mine for mine, theirs in pairs]
   mine, theirs = (statistics.median(side) * scale for side in zip(*pairs))
   return timing.Row(what, *names, mine, theirs, unit,
@@ -211,7 +138,7 @@ def cold(what, data, kind, folder, quick, repeats):
   np.savez(path, **data)
   code = ('import numpy as np\nfrom audiorank import laws\n'
           f'made = laws.fit("separable", dict(np.load({str(path)!r})), '
-          f'"log_huber", delta={DELTA})\nmade.draws({DRAWS})\n')
+          f'"log_huber", delta={peers.DELTA})\nmade.draws({DRAWS})\n')
   spent = []
   for _ in range(repeats):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -228,7 +155,7 @@ def cold(what, data, kind, folder, quick, repeats):
 def notebook(what, data, kind, folder, quick, repeats):
   """Bootstrap fit, warm, against BFGS with autograd."""
   from audiorank import laws
-  fit = laws.fit('separable', data, 'log_huber', delta=DELTA)
+  fit = laws.fit('separable', data, 'log_huber', delta=peers.DELTA)
   count, some = (400, 6) if quick else (DRAWS, 24)
   draws = lambda seed: fit.draws(count, seed)
   draws(1)
@@ -243,8 +170,9 @@ def notebook(what, data, kind, folder, quick, repeats):
   seeds, excess = iter(range(2, 1000)), []
   mine = fit.draws(count, 0).to_numpy()[:some]
   packed = np.concatenate([np.log(mine[:, [1, 2, 0]]), mine[:, 3:]], 1)
-  ours_value = np.array([huber(p, *(data[c][r] for c in ('N', 'D', 'loss')),
-                               np) for p, r in zip(packed, rows_SN)])
+  ours_value = np.array([
+      peers.huber(p, *(data[c][r] for c in ('N', 'D', 'loss')), np)
+      for p, r in zip(packed, rows_SN)])
 
   def ours():
     began = time.process_time()
@@ -267,7 +195,7 @@ def notebook(what, data, kind, folder, quick, repeats):
 def grid(what, data, kind, folder, quick, repeats):
   """Point fit from scratch, warm, against the notebook's grid of starts."""
   from audiorank import laws
-  solve = lambda: laws.fit('separable', data, 'log_huber', delta=DELTA)
+  solve = lambda: laws.fit('separable', data, 'log_huber', delta=peers.DELTA)
   best = solve().objective
   axes = (np.arange(0, 30, 5), np.arange(0, 30, 5), np.arange(-1, 1.5, .5),
           np.arange(0, 2.5, .5), np.arange(0, 2.5, .5))
@@ -333,7 +261,7 @@ def extrapolation(what, data, kind, folder, quick, repeats):
     found = ask('m4', folder, late_x=late['x'], late_y=late['y'], **early)
     if found is None:
       return timing.absent(what, 'revisiting_neural_scaling_laws')
-    error.append((rms(np.log(guess / late['y'])), found['error']))
+    error.append((peers.rms(np.log(guess / late['y'])), found['error']))
     cpu.append((spent, found['s']))
   mine, theirs = np.mean(cpu, 0)
   ratios = [b / a for a, b in cpu]
@@ -342,7 +270,3 @@ def extrapolation(what, data, kind, folder, quick, repeats):
       what, 'audiorank', 'M4', mine, theirs, 's', theirs / mine, min(ratios),
       max(ratios), 10., f'mean of {len(every)} {kind}; root mean square log '
       f'error {ours_error:.4f}, of M4 {its_error:.4f}')
-
-
-if __name__ == '__main__':
-  peer(*sys.argv[1:3])
