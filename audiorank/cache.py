@@ -31,8 +31,12 @@ def default():
 
 def versions():
   """Returns what embeddings may differ by at equal weights and audio."""
-  out = {name: importlib.metadata.version(name)
-         for name in ('audiorank', 'jax', 'numpy')}
+  out = {}
+  for name in ('audiorank', 'jax', 'numpy'):
+    try:
+      out[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      out[name] = 'not installed'  # Run from its folder.
   return {**out, 'backend': jax.default_backend()}
 
 

@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
+import numbers
 import pathlib
 import re
 import sys
@@ -171,8 +172,9 @@ def module(name, path='', batch=64):
   """
   try:
     api = importlib.import_module(name)
-  except ModuleNotFoundError as error:
-    raise ValueError(f'--module={name}: {error}') from None
+  except Exception as error:  # A module of a user's can raise anything.
+    raise ValueError(f'--module={name}: {type(error).__name__}: '
+                     f'{" ".join(str(error).split())[:300]}') from None
   for function in ('load_model', 'get_scene_embeddings',
                    'get_timestamp_embeddings'):
     if not callable(getattr(api, function, None)):
@@ -180,7 +182,7 @@ def module(name, path='', batch=64):
   model = api.load_model(path) if path else api.load_model()
   for field in ('sample_rate', 'scene_embedding_size',
                 'timestamp_embedding_size'):
-    if not isinstance(getattr(model, field, None), int):
+    if not isinstance(getattr(model, field, None), numbers.Integral):
       raise ValueError(f'{name}: its model has no whole number {field}, '
                        'expected the HEAR API')
   give, guard = dressed(model)
@@ -194,6 +196,8 @@ def module(name, path='', batch=64):
       if z_BD.shape != (len(index), out_ND.shape[1]):
         raise ValueError(f'{name}: scene embeddings of shape {z_BD.shape}, '
                          f'expected {(len(index), out_ND.shape[1])}')
+      if not np.isfinite(z_BD).all():
+        raise ValueError(f'{name}: scene embeddings with NaN or infinity')
       out_ND[index] = z_BD
     return out_ND
 
@@ -212,9 +216,10 @@ def module(name, path='', batch=64):
   about = {'kind': 'module', 'module': name, 'checkpoint': path, 'step': None,
            'weights': seen, 'code': source(api), 'batch': batch,
            'distributions': distributions(name),
-           'rate': model.sample_rate, 'width': model.scene_embedding_size}
+           'rate': int(model.sample_rate),
+           'width': int(model.scene_embedding_size)}
   key = records.digest(about) if seen else ''
-  return Encoder(model.sample_rate, scene, timestamps, about, key)
+  return Encoder(int(model.sample_rate), scene, timestamps, about, key)
 
 
 def dressed(model):
@@ -261,11 +266,17 @@ def content(model, path):
 
 
 def source(api):
-  """Returns a digest of a module's own file, '' where it has none."""
-  file = getattr(api, '__file__', None)
-  if not file:
-    return ''
-  return hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:12]
+  """Returns a digest of every .py of a module's package, or of its one file;
+  '' where it has none."""
+  top = sys.modules[api.__name__.split('.')[0]]
+  folders = [pathlib.Path(p) for p in getattr(top, '__path__', ())]
+  files = sorted(p for folder in folders for p in folder.rglob('*.py'))
+  if not files and getattr(api, '__file__', None):
+    files = [pathlib.Path(api.__file__)]
+  seen = hashlib.sha256()
+  for file in files:
+    seen.update(file.name.encode() + file.read_bytes())
+  return seen.hexdigest()[:12] if files else ''
 
 
 def distributions(name):

@@ -179,6 +179,19 @@ def views_of(path, step, corpus, clips, seconds, count, batch):
   return views.fields(config, params, wave_NS, count, batch=batch)
 
 
+def seen(path):
+  """Returns 12 hex digits of a file's size, beginning and end, or ''."""
+  path = pathlib.Path(path)
+  if not path.is_file():
+    return ''
+  size, part = path.stat().st_size, 1 << 20
+  with open(path, 'rb') as file:
+    digest = hashlib.sha256(f'{size}\n'.encode() + file.read(part))
+    file.seek(max(0, size - part))
+    digest.update(file.read(part))
+  return digest.hexdigest()[:12]
+
+
 def file_rank(path, array='', groups=''):
   """Returns the rank fields of embeddings in a file of any size.
 
@@ -200,6 +213,10 @@ def file_rank(path, array='', groups=''):
                     '(float16) or 35 %% (bfloat16) where the spectrum decays '
                     'fast', table.label, table.dtype)
   group_N = table.column(groups) if groups else None
+  if group_N is not None and group_N.ndim == 1 and len(group_N) and (
+      not np.isscalar(group_N[0])):
+    raise ValueError(f'{path}: groups {groups}: found {type(group_N[0]).__name__}'
+                     ', expected one id a clip')
   if group_N is not None and group_N.shape != (n,):
     raise ValueError(f'{path}: groups {groups} of shape {group_N.shape}, '
                      f'expected ({n},)')
@@ -216,6 +233,9 @@ def file_rank(path, array='', groups=''):
     start += len(z_ND)
   if start != n:
     raise ValueError(f'{table.label}: {start} rows, expected {n}')
+  if not np.isfinite(state.gram_BDD).all():
+    raise ValueError(f'{table.label}: the squares overflow float64: rescale '
+                     'the embeddings')
   return {'n': n, 'width': width, 'dtype': str(table.dtype),
           'sources': len(np.unique(group_N)) if groups else n,
           **monitor.spectrum_fields(state)}

@@ -116,12 +116,14 @@ def rank_fields(z_ND, source_N, layer='final'):
     ValueError: as `rankme.estimate`.
   """
   N, D = z_ND.shape
-  out = {'n': N, 'width': D, 'layer': layer,
-         'sources': len(np.unique(source_N))}
+  sources = len(np.unique(source_N))
+  out = {'n': N, 'width': D, 'layer': layer, 'sources': sources}
+  # Of one recording only runs of its clips can be left out.
+  groups = source_N if sources > 1 else None
   with warnings.catch_warnings():
     # Said once, by `alarms`, in the record itself.
     warnings.simplefilter('ignore', rankme.SmallSample)
-    out.update(spectrum_fields(rankme.state_of(z_ND, source_N)))
+    out.update(spectrum_fields(rankme.state_of(z_ND, groups)))
   if np.linalg.norm(z_ND, axis=1).all():
     out['directions'] = rankme.siblings(z_ND)
   return out
@@ -179,6 +181,8 @@ def alarms(fields, before=()):
   losses = [r.get('valid_loss') for r in before]
   least = min((x for x in losses if x is not None), default=None)
   loss = fields.get('valid_loss')
+  if loss is not None and not np.isfinite(loss):
+    out.append(f'instability: validation loss {loss}')
   if least is not None and loss is not None and loss > 1.2 * least:
     out.append(f'instability: validation loss {loss:.3f} after {least:.3f}')
   then = before[-1]['rank']['value'] if len(before) > 1 else None

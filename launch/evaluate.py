@@ -38,10 +38,13 @@ _TASK = flags.DEFINE_list('task', [], 'Names of task folders; all otherwise.')
 _PROTOCOL = flags.DEFINE_enum('protocol', 'hear',
                               ['hear', 'shuffled', 'logistic'], 'Predictor.')
 _GRID = flags.DEFINE_integer('grid_points', 8, "Of HEAR's 16 settings.")
-_BATCH = flags.DEFINE_integer('batch', 64, 'Clips embedded at once.')
+_BATCH = flags.DEFINE_integer('batch', 64, 'Clips embedded at once.',
+                              lower_bound=1)
 _CORPUS = flags.DEFINE_string('corpus', None, 'A prepared corpus, for RankMe.')
-_CLIPS = flags.DEFINE_integer('clips', 30_000, 'Clips of it.')
-_SECONDS = flags.DEFINE_float('seconds', 10., 'Their length.')
+_CLIPS = flags.DEFINE_integer('clips', 30_000, 'Clips of it.',
+                              lower_bound=2)
+_SECONDS = flags.DEFINE_float('seconds', 10., 'Their length.',
+                              lower_bound=.04)
 _VIEWS = flags.DEFINE_integer(
     'views', 0, 'Crops and masks of each clip, for LiDAR; and Diff-eRank.')
 _EMBEDDINGS = flags.DEFINE_string('embeddings', None, 'A file of embeddings.')
@@ -64,7 +67,9 @@ def rank_lines(fields):
   for name, text in (('rank', 'RankMe'), ('rank_center', 'RankMe, centred')):
     r = fields[name]
     if r['value'] is None:
-      out.append(f'{text:32s}   undefined: all embeddings are one vector')
+      why = ('all embeddings are one vector' if name == 'rank_center' else
+             'all are zero, or so small that their squares vanish')
+      out.append(f'{text:32s}   undefined: {why}')
       continue
     out += [
         f"{text:32s} {r['value']:10.3f}  [{r['low']:.3f}, {r['high']:.3f}]  "
@@ -104,6 +109,8 @@ def check():
     raise ValueError('expected --checkpoint, --module or --embeddings')
   elif not (_TASKS.value or _CORPUS.value):
     raise ValueError('expected --tasks, --corpus or both')
+  if _VIEWS.value == 1 or _VIEWS.value < 0:
+    raise ValueError(f'--views={_VIEWS.value}: expected at least 2, or 0')
   if _VIEWS.value and (_MODULE.value or not _CORPUS.value
                        or not _CHECKPOINT.value
                        or pathlib.Path(_CHECKPOINT.value).is_file()):
@@ -151,7 +158,9 @@ def main(argv):
   from audiorank import evaluate
   record = {'versions': cache.versions()}
   if _EMBEDDINGS.value:
-    record['embeddings'] = _EMBEDDINGS.value
+    record['embeddings'] = {
+        'file': _EMBEDDINGS.value, 'array': _ARRAY.value,
+        'groups': _GROUPS.value, 'seen': evaluate.seen(_EMBEDDINGS.value)}
     record['rank'] = evaluate.file_rank(_EMBEDDINGS.value, _ARRAY.value,
                                         _GROUPS.value)
     print('\n'.join(rank_lines(record['rank'])))

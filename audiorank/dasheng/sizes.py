@@ -46,6 +46,8 @@ def told(config):
     raise ValueError(f'config: a {type(config).__name__}, expected fields')
   if isinstance(config.get('model'), Mapping):
     config = config['model']
+  if isinstance(config.get('encoder_kwargs'), Mapping):
+    config = config['encoder_kwargs']  # As Hugging Face's config.json has it.
   ours = {*SIZES, *FREE, 'decoder'}
   if set(config) & (ours - set(ARGUMENTS)):
     if set(config) - ours:
@@ -58,6 +60,10 @@ def told(config):
     if found != value:
       raise ValueError(f'config.{name}: {found!r}, expected {value!r}')
   said = {ARGUMENTS[k]: v for k, v in args.items() if k in ARGUMENTS}
+  for field, value in said.items():
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or (
+        value != int(value)):
+      raise ValueError(f'config: {field} {value!r}, expected a whole number')
   if 'target_frames' in said:  # Frames short of a patch get no position.
     said['target_frames'] -= said['target_frames'] % FIXED['patch_size'][1]
   if 'model_args' in config and config.get('model') in NAMED_HEADS:
@@ -81,7 +87,10 @@ def infer(state, prefix, decoder, said):
     start = f'{part}blocks.'
     numbers = [name[len(start):].split('.')[0] for name in state
                if name.startswith(start)]
-    depth = 1 + max((int(n) for n in numbers if n.isdigit()), default=0)
+    # Up to the first gap: a block beyond it is an error that names it.
+    depth = 1
+    while str(depth) in numbers:
+      depth += 1
     F, D = shape(f'{start}0.mlp.fc1.weight', '4 D', 'D')
     return depth, F // D
 

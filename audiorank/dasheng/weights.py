@@ -39,6 +39,8 @@ def from_state_dict(state, config=None):
       finite, another front end than Dasheng's, or a config that contradicts
       the shapes. Names it, what was found and what was expected.
   """
+  if not isinstance(state, Mapping):
+    raise ValueError(f'a {type(state).__name__}, expected a state_dict')
   said = sizes.told(config)
   if isinstance(state.get('model'), Mapping):
     inner = sizes.told(state.get('config'))
@@ -46,6 +48,9 @@ def from_state_dict(state, config=None):
     said = {**inner, **said, 'decoder': decoder}
     state = state['model']
   state = {name: array(x) for name, x in state.items()}
+  for name, x in state.items():
+    if x.dtype.kind not in 'fiub' and x.dtype.name != 'bfloat16':
+      raise ValueError(f'{name}: {x.dtype}, expected numbers')
   head = [name for name in state if 'outputlayer.' in name
           and not name.startswith('decoder.')]
   if head:
@@ -98,7 +103,8 @@ def to_state_dict(config, params):
     params: linen variables, of an MAE or of its encoder.
 
   Raises:
-    ValueError: an array that is missing or of another shape; names it.
+    ValueError: an array that is missing, unknown or of another shape; names
+      it.
   """
   tree = sizes.plain(getattr(config, 'model', config))
   if 'encoder' not in params['params']:
@@ -106,6 +112,10 @@ def to_state_dict(config, params):
   decoder = 'decoder' in params['params']
   prefix = 'encoder.' if decoder else ''
   state = {}
+  known = {t.path for t in names.layout(tree, prefix, decoder)}
+  for path, x in leaves(params):
+    if path not in known:
+      raise ValueError(f'{path}: shape {np.shape(x)}, expected no such array')
   for t in names.layout(tree, prefix, decoder):
     y = params
     for key in t.path.split('/'):
@@ -132,6 +142,15 @@ def array(x):
     x = x.detach().cpu()
     x = (x.float() if x.is_floating_point() else x).numpy()
   return np.asarray(x)
+
+
+def leaves(tree, prefix=''):
+  """Yields ('a/b/c', leaf) of nested dictionaries."""
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from leaves(value, f'{prefix}{key}/')
+    else:
+      yield f'{prefix}{key}', value
 
 
 def put(tree, path, leaf):

@@ -5,6 +5,7 @@
 accuracy and coverage are in audiorank/README.md.
 """
 
+from audiorank.rankme.checks import LowPrecision
 from audiorank.rankme.directions import diff_erank
 from audiorank.rankme.directions import lidar
 from audiorank.rankme.directions import mean_cosine
@@ -19,7 +20,6 @@ from audiorank.rankme.interval import estimate
 from audiorank.rankme.interval import state_of
 from audiorank.rankme.samples import curve
 from audiorank.rankme.spectrum import effective_rank
-from audiorank.rankme.spectrum import LowPrecision
 from audiorank.rankme.spectrum import rankme
 from audiorank.rankme.spectrum import singular_values
 from audiorank.rankme.spectrum import SmallSample

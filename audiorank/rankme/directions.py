@@ -8,6 +8,7 @@ are float32.
 import numpy as np
 import scipy.linalg
 
+from audiorank.rankme import checks
 from audiorank.rankme import gram
 from audiorank.rankme import spectrum
 
@@ -20,7 +21,7 @@ def _unit_blocks(z_ND):
     x_BD = np.asarray(z_ND[start:start + gram.HOST_ROWS], np.float64)
     length_B = np.linalg.norm(x_BD, axis=1)
     if not np.isfinite(length_B).all():
-      spectrum.refuse_nonfinite(z_ND)
+      checks.refuse_nonfinite(z_ND)
     if not length_B.all():
       raise ValueError(f'embedding {start + int(length_B.argmin())} is zero: '
                        'it has no direction')
@@ -51,7 +52,7 @@ def _of_moments(n, sum_D, gram_DD):
 
 def mean_cosine(z_ND):
   """Mean cosine between two different clips: 1 when all share a direction."""
-  z_ND = spectrum.checked(z_ND)
+  z_ND = checks.checked(z_ND)
   return _of_moments(len(z_ND), *_unit_moments(z_ND))['mean_cosine']
 
 
@@ -60,7 +61,7 @@ def normalised_std(z_ND):
 
   The collapse indicator of SimSiam (arXiv 2011.10566) and lightly.
   """
-  z_ND = spectrum.checked(z_ND)
+  z_ND = checks.checked(z_ND)
   return _of_moments(len(z_ND), *_unit_moments(z_ND))['normalised_std']
 
 
@@ -69,7 +70,7 @@ def self_clustering(z_ND):
 
   Tsitsulin et al., arXiv 2305.16562, Def. 3.5, by the D x D product.
   """
-  z_ND = spectrum.checked(z_ND)
+  z_ND = checks.checked(z_ND)
   return _of_moments(len(z_ND), *_unit_moments(z_ND))['self_clustering']
 
 
@@ -79,7 +80,7 @@ def uniformity(z_ND, t=2.0, limit=8192):
   Wang and Isola, arXiv 2005.10242, eq. 2. The cost grows with the square of
   the rows: beyond `limit` as many rows, evenly spaced, stand for all.
   """
-  z_ND = spectrum.checked(z_ND)
+  z_ND = checks.checked(z_ND)
   if len(z_ND) > limit:
     z_ND = z_ND[np.linspace(0, len(z_ND) - 1, limit).astype(int)]
   u_ND = np.concatenate([u.astype(np.float32) for u in _unit_blocks(z_ND)])
@@ -96,7 +97,7 @@ def siblings(z_ND):
   Raises:
     ValueError: as `singular_values`, and for an embedding that is zero.
   """
-  z_ND = spectrum.checked(z_ND)
+  z_ND = checks.checked(z_ND)
   out = _of_moments(len(z_ND), *_unit_moments(z_ND))
   return out | {'uniformity': uniformity(z_ND)}
 
@@ -123,7 +124,7 @@ def lidar(z_NVD, delta=1e-4, eps=EPS):
     raise ValueError('LiDAR needs [clips, views, width] with at least 2 clips '
                      f'and 2 views, found shape {z_NVD.shape}')
   if not np.isfinite(z_NVD).all():
-    spectrum.refuse_nonfinite(z_NVD.reshape(-1, z_NVD.shape[2]))
+    checks.refuse_nonfinite(z_NVD.reshape(-1, z_NVD.shape[2]))
   n, views, width = z_NVD.shape
   mean_ND = z_NVD.mean(axis=1)
   about_ND = mean_ND - mean_ND.mean(axis=0)

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import scipy.stats
 
+from audiorank.rankme import checks
 from audiorank.rankme import gram as gram_lib
 from audiorank.rankme import spectrum
 from audiorank.rankme import streaming
@@ -60,8 +61,12 @@ def assign_blocks(n, blocks=streaming.BLOCKS, groups=None):
   groups = np.asarray(groups)
   if groups.shape != (n,):
     raise ValueError(f'groups of shape {groups.shape} for {n} embeddings')
-  _, group_N, size_J = np.unique(groups, return_inverse=True,
-                                 return_counts=True)
+  try:
+    _, group_N, size_J = np.unique(groups, return_inverse=True,
+                                   return_counts=True)
+  except TypeError:
+    raise ValueError('groups of several kinds of values, or with missing '
+                     'ones: expected one id a clip') from None
   # A manifest sorted by category would deal its categories evenly round the
   # blocks and hide their variance: hence the shuffle, with a fixed seed.
   order = np.random.default_rng(0).permutation(len(size_J))
@@ -208,7 +213,7 @@ def _of_mesh(z_ND, confidence, center, eps):
     sum_D, gram_DD, without_B, n_B = (
         np.asarray(a) for a in _mesh_program(z_ND, center, eps))
   if not np.isfinite(gram_DD).all():
-    spectrum.refuse_nonfinite(z_ND)
+    checks.refuse_nonfinite(z_ND)
   n, width = z_ND.shape
   whole = _log_rank(n, sum_D, gram_DD, center, eps)
   without_B, n_B = without_B[n_B > 0], n_B[n_B > 0]
@@ -256,10 +261,10 @@ def state_of(z_ND, groups=None, blocks=streaming.BLOCKS):
   Raises:
     ValueError: as `estimate`.
   """
-  z_ND = spectrum.checked(z_ND)
+  z_ND = checks.checked(z_ND)
   state = _state_of(z_ND, assign_blocks(len(z_ND), blocks, groups))
   if not np.isfinite(state.gram_BDD).all():
-    spectrum.refuse_nonfinite(z_ND)
+    checks.refuse_nonfinite(z_ND)
   return state
 
 
@@ -299,7 +304,7 @@ def estimate(z_ND, confidence=0.95, groups=None, center=False, eps=1e-7,
     raise ValueError(f'confidence {confidence} is not between 0 and 1')
   if isinstance(z_ND, streaming.State):
     return _of_state(z_ND, confidence, center, eps, method)
-  z_ND = spectrum.checked(z_ND)
+  z_ND = checks.checked(z_ND)
   n, width = z_ND.shape
   mesh, _ = gram_lib.row_mesh(z_ND)
   if (mesh is not None and groups is None and method == 'jackknife' and

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import scipy.special
 
+from audiorank.rankme import checks
 from audiorank.rankme import gram as gram_lib
 from audiorank.rankme import streaming
 
@@ -19,67 +20,11 @@ METHODS = ('gram', 'svd', 'tsqr', 'sliced')
 # Below this share of the uncentred energy a centred spectrum is the rounding
 # of float32 storage: 2^-24 / sqrt(3) per entry, squared, and a safe factor.
 CONSTANT = 1e-14
-
-
-class LowPrecision(UserWarning):
-  """The embeddings were stored in a type too coarse for their spectrum."""
+CONSTANT_32 = 1e-12  # The same where the mean is taken off in float32.
 
 
 class SmallSample(UserWarning):
   """Fewer than four clips per dimension: the rank reads low."""
-
-
-def checked(z_ND):
-  """z_ND as a numpy or jax array of real numbers, or an error saying why not.
-
-  Raises:
-    ValueError: not two-dimensional, no columns, fewer than two rows, or not
-      of a real floating type.
-  """
-  if not isinstance(z_ND, jax.Array):
-    z_ND = np.asarray(z_ND)
-  if z_ND.ndim != 2 or not z_ND.shape[1]:
-    raise ValueError('embeddings must be [clips, width], found shape '
-                     f'{tuple(z_ND.shape)}')
-  if z_ND.shape[0] < 2:
-    raise ValueError('a rank needs at least 2 clips, found '
-                     f'{z_ND.shape[0]}')
-  if not jnp.issubdtype(z_ND.dtype, jnp.floating):
-    raise ValueError('embeddings must be float32 or float64, found '
-                     f'{z_ND.dtype}')
-  if jnp.finfo(z_ND.dtype).bits < 32:
-    warnings.warn(
-        f'embeddings are {z_ND.dtype}: its rounding adds a noise floor to the '
-        'spectrum, which moves RankMe by up to 3 % (float16) or 35 % '
-        '(bfloat16) where the spectrum decays fast; pool and store them as '
-        'float32', LowPrecision, stacklevel=3)
-    z_ND = z_ND.astype(np.float32)
-  return z_ND
-
-
-@jax.jit
-def _bad_rows(z_ND):
-  bad_N = ~jnp.isfinite(z_ND).all(axis=1)
-  return bad_N.sum(), bad_N.argmax()
-
-
-def refuse_nonfinite(z_ND):
-  """Raises the ValueError that names the rows which are not finite."""
-  if isinstance(z_ND, jax.Array):
-    count, first = (int(x) for x in jax.device_get(_bad_rows(z_ND)))
-  else:
-    count, first = 0, None
-    for start in range(0, len(z_ND), gram_lib.HOST_ROWS):
-      block = z_ND[start:start + gram_lib.HOST_ROWS]
-      bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
-      if first is None and len(bad):
-        first = start + int(bad[0])
-      count += len(bad)
-  if not count:
-    raise ValueError('the products of the embeddings overflow float64: '
-                     'rescale them')
-  raise ValueError(f'{count} of {z_ND.shape[0]} embeddings hold NaN or '
-                   f'infinity, the first in row {first}')
 
 
 def warn_if_small(n, width):
@@ -118,7 +63,10 @@ def _traced_gram(z_ND, center):
   with gram_lib.x64():
     sum_D, gram_DD = gram_lib.traced_moments(z_ND)
     if center:
-      gram_DD = gram_DD - jnp.outer(sum_D, sum_D) / n
+      about_DD = gram_DD - jnp.outer(sum_D, sum_D) / n
+      # As in `centered`: what is left of one repeated vector is rounding.
+      gram_DD = jnp.where(
+          jnp.trace(about_DD) > CONSTANT * jnp.trace(gram_DD), about_DD, 0.)
     square_D = jnp.linalg.eigvalsh(gram_DD)[::-1]
     s_K = jnp.sqrt(jnp.maximum(square_D[:min(n, width)], 0))
     return s_K.astype(jnp.float32)
@@ -202,7 +150,7 @@ def singular_values(z_ND, method='gram', center=False):
     if n < 2:
       raise ValueError(f'a rank needs at least 2 clips, found {n}')
     return from_gram(n, centered(n, sum_D, gram_DD) if center else gram_DD)
-  z_ND = checked(z_ND)
+  z_ND = checks.checked(z_ND)
   if gram_lib.is_traced(z_ND):
     if method == 'sliced':
       raise ValueError("method 'sliced' ends on the host: call it outside jit")
@@ -215,14 +163,17 @@ def singular_values(z_ND, method='gram', center=False):
     mesh, _ = gram_lib.row_mesh(z_ND)
     with gram_lib.mesh_context(mesh):
       s_K = np.asarray(program(z_ND, center), np.float64)
+      if center and (s_K ** 2).sum() <= CONSTANT_32 * float(
+          jnp.vdot(z_ND, z_ND)):
+        s_K = np.zeros_like(s_K)
     if not np.isfinite(s_K).all():
-      refuse_nonfinite(z_ND)
+      checks.refuse_nonfinite(z_ND)
     return s_K
   find = (gram_lib.sliced_moments if method == 'sliced' else
           gram_lib.moments)
   sum_D, gram_DD = find(z_ND)
   if not np.isfinite(gram_DD).all():
-    refuse_nonfinite(z_ND)
+    checks.refuse_nonfinite(z_ND)
   n = z_ND.shape[0]
   return from_gram(n, centered(n, sum_D, gram_DD) if center else gram_DD)
 
@@ -240,6 +191,8 @@ def effective_rank(s_K, eps=1e-7):
   Raises:
     ValueError: every value is zero (only where s_K is concrete).
   """
+  if eps < 0:
+    raise ValueError(f'eps {eps}: expected at least 0')
   if gram_lib.is_traced(s_K):
     with gram_lib.x64():
       s_K = s_K.astype(jnp.float64)
@@ -247,8 +200,9 @@ def effective_rank(s_K, eps=1e-7):
       return jnp.exp(entropy).astype(jnp.float32)
   s_K = np.asarray(s_K, np.float64)
   if not s_K.sum() > 0:
-    raise ValueError('the embeddings are all zero (or, centred, all one '
-                     'vector): they have no effective rank')
+    raise ValueError('the embeddings are all zero (or so small that their '
+                     'squares vanish, or, centred, all one vector): they have '
+                     'no effective rank')
   return float(np.exp(scipy.special.entr(s_K / s_K.sum() + eps).sum()))
 
 

@@ -7,11 +7,13 @@ recording always fall into one block.
 """
 
 from typing import NamedTuple
+import zipfile
 import zlib
 
 from etils import epath
 import numpy as np
 
+from audiorank.rankme import checks
 from audiorank.rankme import gram
 
 BLOCKS = 16
@@ -63,20 +65,28 @@ def update(state, z_ND, groups=None):
     The state with the batch in it.
 
   Raises:
-    ValueError: another width, or a number of ids that is not N.
+    ValueError: another width, a number of ids that is not N, or as
+      `rankme.singular_values`; the state is then as it was.
   """
-  if z_ND.ndim != 2 or z_ND.shape[1] != state.sum_BD.shape[1]:
+  z_ND = checks.checked(z_ND, least=0)
+  if z_ND.shape[1] != state.sum_BD.shape[1]:
     raise ValueError(f'a batch of shape {tuple(z_ND.shape)} for a state of '
                      f'width {state.sum_BD.shape[1]}')
   if not len(z_ND):
     return state
   if groups is None:
-    add(state, int(state.n_B.argmin()), len(z_ND), *gram.moments(z_ND))
+    sum_D, gram_DD = gram.moments(z_ND)
+    if not np.isfinite(gram_DD).all():
+      checks.refuse_nonfinite(z_ND)
+    add(state, int(state.n_B.argmin()), len(z_ND), sum_D, gram_DD)
     return state
   if len(groups) != len(z_ND):
     raise ValueError(f'{len(groups)} groups for {len(z_ND)} embeddings')
+  rows_ND = np.asarray(z_ND)
+  if not np.isfinite(rows_ND).all():
+    checks.refuse_nonfinite(rows_ND)
   block_N = np.array([zlib.crc32(str(g).encode()) for g in groups])
-  add_rows(state, np.asarray(z_ND), block_N % len(state.n_B))
+  add_rows(state, rows_ND, block_N % len(state.n_B))
   return state
 
 
@@ -107,8 +117,12 @@ def restore(path):
     ValueError: a file of other contents.
   """
   with epath.Path(path).open('rb') as file:
-    with np.load(file, allow_pickle=False) as arrays:
-      if set(arrays) != set(State._fields):
-        raise ValueError(f'{path}: expected arrays {State._fields}, found '
-                         f'{tuple(arrays)}')
-      return State(**arrays)
+    try:
+      found = np.load(file, allow_pickle=False)
+      arrays = {name: found[name] for name in found.files}
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile):
+      raise ValueError(f'{path}: not a state that save wrote') from None
+  if set(arrays) != set(State._fields):
+    raise ValueError(f'{path}: expected arrays {State._fields}, found '
+                     f'{tuple(arrays)}')
+  return State(**arrays)

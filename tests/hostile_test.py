@@ -1,0 +1,139 @@
+"""Odd input that once passed or failed in somebody else's words."""
+
+import warnings
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from audiorank import dasheng
+from audiorank import encoders
+from audiorank import evaluate
+from audiorank import monitor
+from audiorank import program
+from audiorank import rankme
+from configs import base
+
+
+@pytest.fixture
+def z_ND():
+  return np.random.default_rng(0).standard_normal((400, 24)).astype(np.float32)
+
+
+@pytest.mark.parametrize('method', ['gram', 'svd', 'tsqr', 'sliced'])
+def test_one_vector_has_no_centred_rank_by_any_road(z_ND, method):
+  one_ND = np.repeat(z_ND[:1], 512, 0)
+  with pytest.raises(ValueError, match='all one vector'):
+    rankme.rankme(one_ND, method=method, center=True)
+  assert rankme.rankme(z_ND, method=method, center=True) > 20
+
+
+def test_one_vector_has_no_centred_rank_inside_jit(z_ND):
+  rank = jax.jit(lambda z: rankme.rankme(z, center=True))
+  assert np.isnan(rank(np.repeat(z_ND[:1], 512, 0)))
+  assert float(rank(z_ND)) == pytest.approx(
+      rankme.rankme(z_ND, center=True), rel=1e-5)
+
+
+@pytest.mark.parametrize('groups', [None, np.arange(400) // 4])
+def test_a_bad_batch_leaves_a_state_as_it_was(z_ND, groups):
+  state = rankme.update(rankme.init(24), z_ND, groups)
+  before = [a.copy() for a in state]
+  z_ND[7, 3] = np.nan
+  with pytest.raises(ValueError, match='the first in row 7'):
+    rankme.update(state, z_ND, groups)
+  for bad in (np.ones((3, 24), np.int32), z_ND[:, :5], [[1, 2]]):
+    with pytest.raises(ValueError):
+      rankme.update(state, bad)
+  for a, b in zip(before, state):
+    np.testing.assert_array_equal(a, b)
+  with pytest.warns(rankme.LowPrecision):
+    rankme.update(state, np.zeros((2, 24), np.float16))
+
+
+def test_files_that_are_no_state(tmp_path, z_ND):
+  for name, write in (('z.npy', lambda p: np.save(p, z_ND)),
+                      ('t.npz', lambda p: p.write_text('text')),
+                      ('cut.npz', lambda p: p.write_bytes(b'PK\x03\x04ab'))):
+    write(tmp_path / name)
+    with pytest.raises(ValueError, match=name):
+      rankme.restore(tmp_path / name)
+
+
+def test_missing_groups_and_one_recording(z_ND):
+  with pytest.raises(ValueError, match='one id a clip'):
+    rankme.estimate(z_ND, groups=[None, *'a' * 399])
+  fields = monitor.rank_fields(z_ND, np.zeros(400))
+  assert fields['sources'] == 1 and fields['rank']['low'] > 0
+
+
+def test_a_loss_that_is_no_number_is_an_alarm(z_ND):
+  fields = monitor.rank_fields(z_ND, np.arange(400))
+  assert any('nan' in a for a in monitor.alarms(
+      {**fields, 'valid_loss': float('nan')}))
+
+
+def test_squares_that_overflow_are_said_to(tmp_path, z_ND):
+  np.save(tmp_path / 'z.npy', z_ND.astype(np.float64) * 1e200)
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', RuntimeWarning)
+    with pytest.raises(ValueError, match='rescale'):
+      evaluate.file_rank(tmp_path / 'z.npy')
+
+
+def test_records_of_two_arrays_of_one_file_have_two_names(tmp_path):
+  names = {evaluate.keep(tmp_path, 'z', {
+      'embeddings': {'file': 'z.npz', 'array': array}, 'rank': {'n': 1}})
+           for array in 'ab'}
+  assert len(names) == 2
+
+
+def test_a_package_counts_with_all_its_files(tmp_path, monkeypatch):
+  import importlib
+  package = tmp_path / 'odd_package'
+  package.mkdir()
+  (package / '__init__.py').write_text('')
+  (package / 'helper.py').write_text('x = 1\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  api = importlib.import_module('odd_package')
+  before = encoders.source(api)
+  (package / 'helper.py').write_text('x = 2\n')
+  assert encoders.source(api) != before
+
+
+def test_a_module_with_a_mistake_is_one_line(tmp_path, monkeypatch):
+  (tmp_path / 'odd_module.py').write_text('def (:\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(ValueError, match='odd_module: SyntaxError'):
+    encoders.module('odd_module')
+
+
+@pytest.fixture
+def state():
+  c = base.get_config('en32-2')
+  c.model.decoder.update({'width': 16, 'depth': 1, 'heads': 2})
+  made = jax.device_get(program.init(c, jax.random.key(0)))
+  return c, {'params': made.params, 'batch_stats': made.batch_stats}
+
+
+def test_a_dictionary_is_checked_both_ways(state):
+  config, params = state
+  good = dasheng.to_state_dict(config, params)
+  heads = {'num_heads': 1}
+  with pytest.raises(ValueError, match=r'blocks\.7\.attn\.qkv\.bias'):
+    dasheng.from_state_dict(
+        {**good, 'encoder.blocks.7.attn.qkv.bias': np.zeros(96)}, heads)
+  params['params']['encoder']['junk'] = np.zeros(3)
+  with pytest.raises(ValueError, match='junk'):
+    dasheng.to_state_dict(config, params)
+  with pytest.raises(ValueError, match='list'):
+    dasheng.from_state_dict([1, 2])
+  with pytest.raises(ValueError, match='whole number'):
+    dasheng.from_state_dict(good, {'num_heads': '4'})
+  with pytest.raises(ValueError, match='width'):
+    dasheng.from_state_dict(good, {'encoder_kwargs': {'embed_dim': 999}})
+  half = {k: v.astype(ml_dtypes.bfloat16) if v.dtype == np.float32 else v
+          for k, v in good.items()}
+  found, _ = dasheng.from_state_dict(half, heads)
+  assert found.model.heads == 1
