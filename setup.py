@@ -6,11 +6,11 @@ import setuptools
 
 HERE = pathlib.Path(__file__).parent
 NOTEBOOKS = ['jupytext', 'nbclient', 'ipykernel']
-# What heareval, hearvalidator and dasheng need; they themselves do not install
-# by their own metadata, see tests/peers/install.sh.
-PEERS = ['autograd', 'click', 'einops', 'intervaltree', 'more-itertools', 'python-slugify',
-         'pytorch-lightning==1.9.5', 'safetensors', 'scikit-learn', 'sed_eval',
-         'setuptools<81', 'torch', 'torchinfo']
+# What heareval, hearvalidator and dasheng need, and the laws' bench; they
+# themselves do not install by their own metadata, see tests/peers/install.sh.
+PEERS = ['autograd', 'click', 'einops', 'intervaltree', 'more-itertools',
+         'python-slugify', 'pytorch-lightning==1.9.5', 'safetensors',
+         'scikit-learn', 'sed_eval', 'setuptools<81', 'torch', 'torchinfo']
 
 setuptools.setup(
     name='audiorank',
