@@ -218,3 +218,10 @@ def test_unstable_runs():
   found = failures.unstable(pd.concat(rows)).set_index('run_id')['kind']
   assert found.to_dict() == {'collapsed': 'collapse', 'dipped': 'dip',
                              'spiked': 'spike', 'diverged': 'diverged'}
+
+
+def test_a_run_that_collapsed_at_once_is_found():
+  history = pd.DataFrame({'run_id': 'a', 'step': range(10),
+                          'rank': [300.] + [1.01] * 9})
+  found = failures.unstable(history)
+  assert list(found['kind']) == ['collapse']

@@ -209,3 +209,11 @@ def test_bad_arguments():
     made.ci('b', 'magic')
   with pytest.raises(ValueError, match="'rank' is -3 in row 0"):
     made.predict([-3.])
+
+
+def test_a_group_without_a_label_is_refused():
+  data = {'rank': np.geomspace(5, 50, 12),
+          'score': .9 - np.geomspace(5, 50, 12) ** -.7}
+  groups = np.array([None] + list('abcdefghijk'), object)
+  with pytest.raises(ValueError, match='groups: row 0 has no label'):
+    laws.fit('saturating', data, groups=groups)

@@ -275,7 +275,7 @@ def predict(runs, early, final='score', strata=None, groups=None, rivals=(),
     ValueError: both sides are divided by the width. That alone makes two
       independent ranks agree.
   """
-  divided = lambda name: name.endswith(('_over_width', '_per_width'))
+  divided = lambda name: '_over_width' in name or '_per_width' in name
   rows = []
   for name in dict.fromkeys([early, *rivals]):
     if divided(name) and divided(final):

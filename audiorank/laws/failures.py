@@ -12,6 +12,8 @@ from scipy import special
 from audiorank.laws import choose
 from audiorank.laws import intervals
 
+ONE = 1.5  # A rank below it is that of one vector and noise.
+
 
 def studentised(fit):
   """Residuals over their standard error, each judged by the other points.
@@ -177,6 +179,10 @@ def unstable(history, drop=.5, jump=.5):
         if len(low):
           kind = 'collapse' if rank[-1] < drop * most[-1] else 'dip'
           note(run, kind, step[low[0]], rank[low[0]], most[low[0]])
+      if len(rank) and rank[-1] < ONE and not any(
+          r['run_id'] == run for r in rows):
+        # It fell before the first reading, so there is no height to fall from.
+        note(run, 'collapse', step[-1], rank[-1], np.nan)
     for name in ('train_loss', 'valid_loss'):
       if name not in curve:
         continue

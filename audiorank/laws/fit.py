@@ -238,6 +238,10 @@ def fit(form, data, loss='ls', groups=None, weights=None, x=None, y=None,
       table.raw(data, groups) if isinstance(groups, str) else groups)
   if len(label_N) != N:
     raise ValueError(f'groups: {len(label_N)} labels for {N} rows')
+  missing_N = pd.isna(label_N)
+  if missing_N.any():
+    raise ValueError(f'groups: row {int(missing_N.argmax())} has no label '
+                     f'({int(missing_N.sum())} in all): expected one a row')
   group_N = pd.factorize(label_N)[0]
   used = w_N > 0
   size = len(form.linear) + len(form.shape)
