@@ -10,7 +10,6 @@ S samples.
 """
 
 import functools
-import math
 
 from flax import linen as nn
 import jax
@@ -46,37 +45,6 @@ def unpatchify(patches_BLP, frames):
   B, L, P = patches_BLP.shape
   x_BLMt = patches_BLP.reshape(B, L, P // frames, frames)
   return x_BLMt.transpose(0, 2, 1, 3).reshape(B, P // frames, L * frames)
-
-
-def kept(L, ratio):
-  """Returns how many of L tokens stay visible: int(L * (1 - ratio))."""
-  return int(L * (1 - ratio))
-
-
-def mask_from_noise(noise_BG, L, ratio, group):
-  """Splits L tokens into kept and removed by ascending noise of groups.
-
-  `group` consecutive tokens share one noise value and are kept or removed
-  together (Dasheng masks pairs of 40 ms tokens); group 1 is unstructured.
-
-  Returns:
-    keep_BK, drop_BR: int32 token positions; K = kept(L, ratio), R = L - K.
-  """
-  B, G = noise_BG.shape
-  if G * group != L:
-    raise ValueError(f'{L} patches are not a multiple of mask.group {group}: '
-                     'change the crop length or the group')
-  order_BG = jnp.argsort(noise_BG, axis=1)
-  order_BL = (order_BG[:, :, None] * group
-              + jnp.arange(group)[None, None]).reshape(B, L)
-  K = kept(L, ratio)
-  return order_BL[:, :K], order_BL[:, K:]
-
-
-def random_mask(key, B, L, ratio, group):
-  """Draws keep_BK, drop_BR; see mask_from_noise."""
-  noise_BG = jax.random.uniform(key, (B, L // group))
-  return mask_from_noise(noise_BG, L, ratio, group)
 
 
 def take(x_BLD, index_BK):
@@ -314,38 +282,3 @@ def encode(config, params, mel_BMT, valid_L=None, layers=False):
     return (jnp.concatenate(tokens, axis=1),
             jnp.concatenate(stacks, axis=2))
   return jnp.concatenate(pieces, axis=1)
-
-
-def parameters(tree):
-  """Returns the number of values in a tree of arrays or shapes."""
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-
-
-def flops_per_clip(config, L, K):
-  """Returns FLOPs of one training step on one clip, counted by hand.
-
-  XLA's own count takes a scanned body once, so it cannot serve. A matrix
-  product of n multiply-adds is 2 n, and the backward pass costs twice the
-  forward one. Norms, softmax and the front end are left out (below 1 % from
-  width 128 on).
-
-  Args:
-    config: model config.
-    L: patches of a clip.
-    K: visible patches.
-
-  Returns:
-    {'encoder': ..., 'decoder': ..., 'total': ...}.
-  """
-  c, d = config, config.decoder
-  P = c.mels * c.patch_frames
-
-  def stack(tokens, width, depth):
-    dense = 4 * width ** 2 + 2 * c.mlp_ratio * width ** 2
-    return depth * (tokens * dense + 2 * tokens ** 2 * width)
-
-  encoder = K * P * c.width + stack(K, c.width, c.depth)
-  decoder = (K * c.width * d.width + stack(L, d.width, d.depth)
-             + (L - K) * d.width * P)
-  return {'encoder': 6 * encoder, 'decoder': 6 * decoder,
-          'total': 6 * (encoder + decoder)}

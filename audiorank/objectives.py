@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from audiorank import audio
+from audiorank import masking
 from audiorank import model
 
 
@@ -50,7 +51,7 @@ def masked_autoencoding(config, variables, wave_BS, key, train=True,
   mel_BMT = audio.log_mel(wave_BS, clamp='clip')
   B, _, T = mel_BMT.shape
   L = T // c.patch_frames
-  keep_BK, drop_BR = model.random_mask(
+  keep_BK, drop_BR = masking.random_mask(
       key, B, L, config.mask.ratio, config.mask.group)
   pred_BRP, updates = model.MAE(c).apply(
       variables, mel_BMT, keep_BK, drop_BR, train=train,

@@ -17,6 +17,7 @@ import optax
 
 from audiorank import audio
 from audiorank import embed
+from audiorank import masking
 from audiorank import model
 from audiorank import objectives
 
@@ -78,7 +79,7 @@ def init(config, key):
   """Returns a fresh state: float32 parameters, zero moments, step 0."""
   m = config.model
   L = patches(config)
-  keep_BK, drop_BR = model.mask_from_noise(
+  keep_BK, drop_BR = masking.mask_from_noise(
       jnp.zeros((1, L // config.mask.group)), L, config.mask.ratio,
       config.mask.group)
   mel_BMT = jnp.zeros((1, m.mels, L * m.patch_frames))

@@ -16,7 +16,9 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from audiorank import checkpoint
+from audiorank import compute
 from audiorank import data
+from audiorank import masking
 from audiorank import model
 from audiorank import monitor
 from audiorank import objectives
@@ -53,8 +55,8 @@ def check(config, on):
   if L % k.group:
     raise ValueError(f'data.crop_seconds {config.data.crop_seconds} is {L} '
                      f'patches, not a multiple of mask.group {k.group}')
-  if not 0 < model.kept(L, k.ratio) < L:
-    raise ValueError(f'mask.ratio {k.ratio} keeps {model.kept(L, k.ratio)} '
+  if not 0 < masking.kept(L, k.ratio) < L:
+    raise ValueError(f'mask.ratio {k.ratio} keeps {masking.kept(L, k.ratio)} '
                      f'of {L} patches: expected some kept and some removed')
   if config.train.steps and config.opt.warmup >= config.train.steps:
     raise ValueError(f'opt.warmup {config.opt.warmup}: expected less than '
@@ -100,12 +102,12 @@ def described(config, subset, shapes):
   """Returns what a run is in numbers: sizes, hours, FLOPs by our own count."""
   c = config.model
   L = program.patches(config)
-  K = model.kept(L, config.mask.ratio)
+  K = masking.kept(L, config.mask.ratio)
   return {
       'size': model.name(c), 'patches': L, 'kept': K,
-      'parameters': {part: model.parameters(shapes.params[part])
+      'parameters': {part: compute.parameters(shapes.params[part])
                      for part in ('encoder', 'decoder')},
-      'flops_per_clip': model.flops_per_clip(c, L, K),
+      'flops_per_clip': compute.flops_per_clip(c, L, K),
       'hours': subset.hours, 'records': len(subset.records),
       'corpus': subset.sha256}
 
@@ -171,7 +173,8 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
           process_index=jax.process_index(),
           process_count=jax.process_count(), threads=config.data.threads,
           resident=config.data.resident)
-    bar = progress.Bar(steps, step, f'{workdir.name} {model.name(config.model)}')
+    bar = progress.Bar(steps, step,
+                       f'{workdir.name} {model.name(config.model)}')
     pending, got, waiting, unsealed = None, None, 0., False
     with open(workdir / 'metrics.jsonl', 'a', encoding='utf-8') as metrics:
       while True:

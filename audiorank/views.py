@@ -11,6 +11,7 @@ import numpy as np
 
 from audiorank import audio
 from audiorank import embed
+from audiorank import masking
 from audiorank import model
 from audiorank import program
 from audiorank import rankme
@@ -26,7 +27,7 @@ def masked_encoder(config, ratio, group):
     mel_BMT = audio.log_mel(wave_BS.astype(jnp.float32) / 32768)
     variables = model.encoder_variables(params)
     patches_BLP = net.apply(variables, mel_BMT, method='patches')
-    keep_BK, _ = model.random_mask(
+    keep_BK, _ = masking.random_mask(
         key, len(patches_BLP), patches_BLP.shape[1], ratio, group)
     return net.apply(variables, patches_BLP, keep_BK).mean(1)
 
@@ -57,7 +58,7 @@ def of_clips(config, params, wave_NS, views, samples, seed=0, batch=64):
   if samples > S:
     raise ValueError(f'views of {samples} samples of clips of {S}: expected '
                      'longer clips')
-  if L % config.mask.group or not 0 < model.kept(L, config.mask.ratio) < L:
+  if L % config.mask.group or not 0 < masking.kept(L, config.mask.ratio) < L:
     raise ValueError(f'views of {L} patches do not go with mask.group '
                      f'{config.mask.group} and mask.ratio {config.mask.ratio}')
   run = masked_encoder(config.model, config.mask.ratio, config.mask.group)
@@ -79,7 +80,11 @@ def of_clips(config, params, wave_NS, views, samples, seed=0, batch=64):
 
 
 def untrained(config, wave_NS):
-  """Returns the linen variables of a run's network before training."""
+  """Returns the linen variables that a run of `config` would start from.
+
+  Where train.calibrate is set its BatchNorm statistics are those of
+  `wave_NS`: the run's own are of other clips, and stand in its step 0.
+  """
   state = jax.jit(lambda key: program.init(config, key))(
       jax.random.key(config.seed))
   if config.train.calibrate:
@@ -87,12 +92,14 @@ def untrained(config, wave_NS):
   return {'params': state.params, 'batch_stats': state.batch_stats}
 
 
-def fields(config, params, wave_NS, views=10, seed=0, batch=64, tokens=256):
+def fields(config, params, before, wave_NS, views=10, seed=0, batch=64,
+           tokens=256):
   """Returns LiDAR and Diff-eRank of a run of ours, with their settings.
 
   Args:
     config: the run's config: its masks, its crop, its seed.
     params: the linen variables.
+    before: those that training started from.
     wave_NS: int16 clips, at least as long as the run's crop.
     views: of a clip, for LiDAR.
     seed: of crops and masks.
@@ -111,7 +118,6 @@ def fields(config, params, wave_NS, views=10, seed=0, batch=64, tokens=256):
   samples = samples // group * group
   z_NVD = of_clips(config, params, wave_NS, views, samples, seed, batch)
   few_NS = wave_NS[:tokens]
-  before = untrained(config, wave_NS)
   rank = [rankme.token_rank(embed.timestamps(config, p, few_NS)[0])
           for p in (before, params)]
   return {'lidar': rankme.lidar(z_NVD), 'lidar_views': views,

@@ -33,11 +33,11 @@ def run(main, words=False):
     except KeyboardInterrupt:
       print('stopped; the same command goes on', file=sys.stderr)
       sys.exit(130)
-    except FileNotFoundError as error:
-      fail(f'{error.filename}: no such file' if error.filename else error)
     except (ValueError, OSError, lease.Held) as error:
       if os.environ.get('AUDIORANK_TRACEBACK'):
         raise
+      if isinstance(error, FileNotFoundError) and error.filename:
+        fail(f'{error.filename}: no such file')
       fail(error)
 
   def parse(argv):

@@ -156,13 +156,14 @@ def main(argv):
     return
   check()
   from audiorank import evaluate
+  from audiorank import ranks
   record = {'versions': cache.versions()}
   if _EMBEDDINGS.value:
     record['embeddings'] = {
         'file': _EMBEDDINGS.value, 'array': _ARRAY.value,
-        'groups': _GROUPS.value, 'seen': evaluate.seen(_EMBEDDINGS.value)}
-    record['rank'] = evaluate.file_rank(_EMBEDDINGS.value, _ARRAY.value,
-                                        _GROUPS.value)
+        'groups': _GROUPS.value, 'seen': ranks.seen(_EMBEDDINGS.value)}
+    record['rank'] = ranks.file_rank(_EMBEDDINGS.value, _ARRAY.value,
+                                     _GROUPS.value)
     print('\n'.join(rank_lines(record['rank'])))
     name = pathlib.Path(_EMBEDDINGS.value).name
   else:
@@ -177,11 +178,11 @@ def main(argv):
       corpus = data.load(_CORPUS.value)
       record['corpus'] = {'path': _CORPUS.value, 'sha256': corpus.sha256,
                           'clips': _CLIPS.value, 'seconds': _SECONDS.value}
-      record['rank'], _ = evaluate.corpus_rank(
+      record['rank'], _ = ranks.corpus_rank(
           one, corpus, _CLIPS.value, _SECONDS.value, root)
       print('\n'.join(rank_lines(record['rank'])))
       if _VIEWS.value:
-        record['views'] = evaluate.views_of(
+        record['views'] = ranks.views_of(
             _CHECKPOINT.value, one.about['step'], corpus, _CLIPS.value,
             _SECONDS.value, _VIEWS.value, _BATCH.value)
         for what in ('lidar', 'diff_erank'):

@@ -83,7 +83,8 @@ def plan(configs, workers):
   """
   import jax
   import pandas as pd
-  from audiorank import model
+  from audiorank import compute
+  from audiorank import masking
   from audiorank import program
   shown, total, spent = [], 0., 0.
   rate = machine_rate() * EFFICIENCY
@@ -91,14 +92,14 @@ def plan(configs, workers):
     shapes = jax.eval_shape(lambda key, c=config: program.init(c, key),
                             jax.random.key(0))
     L = program.patches(config)
-    K = model.kept(L, config.mask.ratio)
-    flops = model.flops_per_clip(config.model, L, K)
+    K = masking.kept(L, config.mask.ratio)
+    flops = compute.flops_per_clip(config.model, L, K)
     clips = config.train.steps * config.train.batch
     total += flops['total'] * clips
     seconds = clips / rate * (
         flops['total'] + FRONT_END * config.data.crop_seconds)
     spent += seconds
-    encoder, decoder = (model.parameters(shapes.params[part])
+    encoder, decoder = (compute.parameters(shapes.params[part])
                         for part in ('encoder', 'decoder'))
     shown.append({
         'point': point, 'encoder': f'{encoder:,}', 'decoder': f'{decoder:,}',

@@ -83,7 +83,8 @@ def plan(configs):
 
   Work is FLOPs of training, the front end and evaluation as a flat share.
   """
-  from audiorank import model
+  from audiorank import compute
+  from audiorank import masking
   from audiorank import program
   from audiorank import records
   base = next(iter(configs.values()))
@@ -92,7 +93,7 @@ def plan(configs):
                  *(twin(c, base) for c in configs.values())]:
     m = config.model
     L = program.patches(config)
-    flops = model.flops_per_clip(m, L, model.kept(L, config.mask.ratio))
+    flops = compute.flops_per_clip(m, L, masking.kept(L, config.mask.ratio))
     clip = flops['total'] + overview.FRONT_END * config.data.crop_seconds
     work = clip * config.train.batch * (config.train.steps + 200)
     runs[records.run_id(config)] = (config, work)

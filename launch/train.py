@@ -103,8 +103,10 @@ def main(argv):
   config = records.load_config(workdir)
   if records.state(workdir) == 'done':
     return
-  if several and first() != 0:
-    sys.exit(follow(workdir, config, stop))
+  if several:
+    import jax
+    if jax.process_index():  # The first keeps the books.
+      sys.exit(follow(workdir, config, stop))
   try:
     held = lease.Lease(workdir)
   except lease.Held as error:
@@ -117,12 +119,6 @@ def main(argv):
   code = work(workdir, config, held, stop, lambda: bool(asked), began)
   held.release()
   sys.exit(code)
-
-
-def first():
-  """Returns this process's number: the first keeps the books."""
-  import jax
-  return jax.process_index()
 
 
 def follow(workdir, config, stop):

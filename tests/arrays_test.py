@@ -9,8 +9,8 @@ import pytest
 import safetensors.numpy
 
 from audiorank import arrays
-from audiorank import evaluate
 from audiorank import rankme
+from audiorank import ranks
 
 
 def decaying(n=300, width=12):
@@ -57,7 +57,7 @@ def test_rank_of_a_file_is_that_of_its_array(tmp_path, monkeypatch, name):
   assert max(map(len, pieces)) <= 7
   np.testing.assert_array_equal(np.concatenate(pieces), z_ND)
   groups = '' if path.suffix == '.npy' else 'source'
-  got = evaluate.file_rank(path, groups=groups)
+  got = ranks.file_rank(path, groups=groups)
   for field, center in (('rank', False), ('rank_center', True)):
     want = rankme.estimate(
         z_ND, groups=source_N if groups else None, center=center)
@@ -77,14 +77,14 @@ def test_halves_and_bfloat16_are_read(tmp_path):
   for dtype in (np.float16, ml_dtypes.bfloat16):
     z_ND = decaying().astype(dtype)
     safetensors.numpy.save_file({'z': z_ND}, tmp_path / 'z.safetensors')
-    got = evaluate.file_rank(tmp_path / 'z.safetensors')
+    got = ranks.file_rank(tmp_path / 'z.safetensors')
     assert got['rank']['value'] == pytest.approx(
         float(rankme.rankme(z_ND.astype(np.float32))), rel=1e-6)
 
 
 def test_one_vector_has_no_centred_rank(tmp_path):
   np.save(tmp_path / 'z.npy', np.ones((64, 4), np.float32))
-  got = evaluate.file_rank(tmp_path / 'z.npy')
+  got = ranks.file_rank(tmp_path / 'z.npy')
   assert got['rank']['value'] == pytest.approx(1, abs=1e-4)
   assert got['rank_center']['value'] is None
 
@@ -96,10 +96,10 @@ def test_other_files_are_one_line(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[:len(whole) // 2])
     with pytest.raises(ValueError, match=name):
-      evaluate.file_rank(path)
+      ranks.file_rank(path)
     path.write_bytes(b'no such thing')
     with pytest.raises(ValueError, match=name):
-      evaluate.file_rank(path)
+      ranks.file_rank(path)
   with pytest.raises(FileNotFoundError, match='none.npy: no such file'):
     arrays.open_table(tmp_path / 'none.npy')
   with pytest.raises(ValueError, match='z.csv: expected a file .npy'):
@@ -111,7 +111,7 @@ def test_other_files_are_one_line(tmp_path):
   with pytest.raises(ValueError, match="no array 'c': there are a, b"):
     arrays.open_table(tmp_path / 'two.npz', 'c')
   with pytest.raises(ValueError, match="no array 'c': there are a, b"):
-    evaluate.file_rank(tmp_path / 'two.npz', 'a', groups='c')
+    ranks.file_rank(tmp_path / 'two.npz', 'a', groups='c')
   for bad, message in (
       (np.zeros((3, 4, 5), np.float32), r'shape \(3, 4, 5\), expected \(clip'),
       (np.ones((8, 2), np.int64), 'int64, expected floating point'),
@@ -119,11 +119,11 @@ def test_other_files_are_one_line(tmp_path):
       (np.array([[1, 2], [3, 4], [1, np.nan]], np.float32), 'in row 2')):
     np.save(tmp_path / 'bad.npy', bad)
     with pytest.raises(ValueError, match=message):
-      evaluate.file_rank(tmp_path / 'bad.npy')
+      ranks.file_rank(tmp_path / 'bad.npy')
   ragged = pa.table({'z': pa.array([[1., 2.], [3.]])})
   pq.write_table(ragged, tmp_path / 'ragged.parquet')
   with pytest.raises(ValueError, match='lists of other lengths'):
-    evaluate.file_rank(tmp_path / 'ragged.parquet')
+    ranks.file_rank(tmp_path / 'ragged.parquet')
 
 
 def test_nothing_pickled_is_opened(tmp_path):
@@ -137,7 +137,7 @@ def test_nothing_pickled_is_opened(tmp_path):
   np.savez(tmp_path / 'trap.npz', z=trap)
   for name in ('trap.npy', 'trap.npz'):
     with pytest.raises(ValueError, match=name):
-      evaluate.file_rank(tmp_path / name)
+      ranks.file_rank(tmp_path / name)
 
 
 def test_a_false_header_is_no_crash(tmp_path):

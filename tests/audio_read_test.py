@@ -83,6 +83,8 @@ def test_odd_rates_stay_bounded(rate):
   assert max(map(len, parts), default=0) <= 2 * audio.BLOCK
 
 
+# Float files carry the second of their writing, so the bytes cannot name the
+# cases: two workers would collect different tests.
 @pytest.mark.parametrize('data,why', [
     (b'', 'undecodable'), (b'RIFF' + bytes(99), 'undecodable'),
     (encoded(noise(0), 16000, 'WAV'), 'empty'),
@@ -91,7 +93,8 @@ def test_odd_rates_stay_bounded(rate):
     (encoded(np.float32([0, -np.inf]), 16000, 'WAV', 'FLOAT'), 'non-finite'),
     (encoded(np.float32([0, 1e29]), 16000, 'WAV', 'FLOAT'), 'wrong magnitude'),
     (encoded(np.float32([0, 20000]), 8000, 'WAV', 'FLOAT'), 'wrong magnitude'),
-])
+], ids=['nothing', 'header', 'no-samples', 'rate', 'nan', 'infinity', 'huge',
+        'loud'])
 def test_what_cannot_be_used_is_refused_by_name(tmp_path, data, why):
   path = tmp_path / 'bad.wav'
   path.write_bytes(data)

@@ -7,7 +7,7 @@ import re
 import jax
 import pytest
 
-from audiorank import model
+from audiorank import compute
 from audiorank import monitor
 from audiorank import program
 from audiorank import records
@@ -32,7 +32,7 @@ def test_point_builds_and_fits_its_mesh(module, point):
   train.check(config, on)
   shapes = jax.eval_shape(
       lambda key: program.init(config, key), jax.random.key(0))
-  assert model.parameters(shapes.params['encoder']) > 0
+  assert compute.parameters(shapes.params['encoder']) > 0
   steps = monitor.steps(config)
   assert steps[0] == 0 and steps[-1] == config.train.steps
 

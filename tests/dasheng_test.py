@@ -19,6 +19,7 @@ import safetensors.numpy
 
 from audiorank import audio
 from audiorank import dasheng
+from audiorank import masking
 from audiorank import model
 from audiorank import objectives
 from audiorank.dasheng import sizes
@@ -150,7 +151,7 @@ def test_masking_and_losses_equal_official(
     parity, official, mel_BMT, case, ratio, group):
   z, (_, config, params) = parity[0], official
   c = config.model
-  keep_BK, drop_BR = model.mask_from_noise(
+  keep_BK, drop_BR = masking.mask_from_noise(
       z[f'{case}/noise'], 32, ratio, group)
   mask_BL = np.ones((2, 32))
   np.put_along_axis(mask_BL, np.asarray(keep_BK), 0, 1)
@@ -177,7 +178,7 @@ def test_masking_and_losses_equal_official(
 def test_training_step_equals_official(parity, official):
   (z, facts), (_, config, params) = parity, official
   c, mel_BMT = config.model, z['db']
-  keep_BK, drop_BR = model.mask_from_noise(z['g75/noise'], 32, .75, 2)
+  keep_BK, drop_BR = masking.mask_from_noise(z['g75/noise'], 32, .75, 2)
   target_BRP = model.take(
       objectives.normalise(model.patchify(mel_BMT, 4)), drop_BR)
 

@@ -13,6 +13,7 @@ from scipy import optimize
 from audiorank.hear import events
 from audiorank.hear import folds
 from audiorank.hear import linear
+from audiorank.hear import network
 from audiorank.hear import predictor
 from audiorank.hear import probe
 from audiorank.hear import scores
@@ -149,13 +150,13 @@ def reference_training(net, z_ND, y_ND, batch, epochs, lr, multiclass):
 @pytest.mark.parametrize('depth', [1, 2])
 def test_training_equals_a_float64_reference(monkeypatch, multiclass, depth):
   """Two batches, the last one partial, padded rows, widths and labels."""
-  monkeypatch.setattr(predictor, 'DROPOUT', 0.)
+  monkeypatch.setattr(network, 'DROPOUT', 0.)
   monkeypatch.setattr(predictor, 'BATCH', 32)
   monkeypatch.setattr(predictor, 'ROWS', (32,))
   rng = np.random.default_rng(3)
   z_ND = 2 + rng.standard_normal((52, 7)).astype(np.float32)
   y_NC = np.eye(5)[rng.integers(0, 5, 52)]
-  net = predictor.init(rng, (7, *[16] * depth, 5), 'xavier_normal')
+  net = network.init(rng, (7, *[16] * depth, 5), 'xavier_normal')
   bare = jax.tree.map(np.copy, net)
   bare['hidden'][0]['kernel'] = bare['hidden'][0]['kernel'][:7]
   bare['out'] = {'kernel': bare['out']['kernel'][:, :5],
@@ -181,14 +182,14 @@ def test_training_equals_a_float64_reference(monkeypatch, multiclass, depth):
     np.testing.assert_allclose(got['var'], var, rtol=2e-3)
   # What does not exist stays out: extra inputs and labels have no weight.
   assert not np.asarray(net['hidden'][0]['kernel'])[7:].any()
-  assert (np.asarray(net['out']['bias'])[5:] == predictor.NEVER).all()
+  assert (np.asarray(net['out']['bias'])[5:] == network.NEVER).all()
 
 
 def test_initialisation():
   """Xavier's deviations, gain sqrt 2 after a ReLU, torch's biases."""
   rng = np.random.default_rng(0)
   for kind in ('xavier_normal', 'xavier_uniform'):
-    net = predictor.init(rng, (256, 512, 512, 96), kind)
+    net = network.init(rng, (256, 512, 512, 96), kind)
     kernels = [l['kernel'] for l in (*net['hidden'], net['out'])]
     for kernel_IO, gain in zip(kernels, (1, math.sqrt(2), math.sqrt(2))):
       std = gain * math.sqrt(2 / sum(kernel_IO.shape))
@@ -200,11 +201,11 @@ def test_initialisation():
     bias_H = net['hidden'][0]['bias']
     assert 0.9 / 16 < np.abs(bias_H).max() <= 1 / 16
   with pytest.raises(ValueError, match='xavier'):
-    predictor.init(rng, (2, 2), 'zeros')
+    network.init(rng, (2, 2), 'zeros')
 
 
 def test_dropout_is_a_fair_hash():
-  keep = np.stack([predictor._keep(np.uint32(predictor._hash(np.uint32(w))),
+  keep = np.stack([network.survivors(np.uint32(network.hashed(np.uint32(w))),
                                    (256, 512)) for w in range(20)])
   # 2.6 M draws: the rate within 5 standard errors, and each unit and row.
   assert abs(keep.mean() - .9) < 5 * .3 / math.sqrt(keep.size)
@@ -225,11 +226,11 @@ def test_scores_on_the_device_equal_those_on_the_host(name):
   logits_NC = np.round(2 * rng.standard_normal((50, 14)), 1).astype(np.float32)
   y_NC = np.eye(14)[np.r_[np.arange(14), rng.integers(0, 14, 36)]]
   rows = predictor.rows(np.zeros((50, 1)), y_NC)
-  padded_NC = np.full((64, 16), predictor.NEVER, np.float32)
+  padded_NC = np.full((64, 16), network.NEVER, np.float32)
   padded_NC[:50, :14] = logits_NC
   padded_NC[50:] = 3
   got = predictor._monitor(name, padded_NC, rows, multiclass=True)
-  p_NC = np.asarray(predictor.probabilities(logits_NC, True))
+  p_NC = np.asarray(network.probabilities(logits_NC, True))
   np.testing.assert_allclose(got, scores.SCENE[name](p_NC, y_NC), rtol=2e-5,
                              atol=2e-6)
 

@@ -13,6 +13,7 @@ from audiorank import evaluate
 from audiorank import monitor
 from audiorank import program
 from audiorank import rankme
+from audiorank import ranks
 from configs import base
 
 
@@ -79,7 +80,7 @@ def test_squares_that_overflow_are_said_to(tmp_path, z_ND):
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', RuntimeWarning)
     with pytest.raises(ValueError, match='rescale'):
-      evaluate.file_rank(tmp_path / 'z.npy')
+      ranks.file_rank(tmp_path / 'z.npy')
 
 
 def test_records_of_two_arrays_of_one_file_have_two_names(tmp_path):

@@ -242,7 +242,8 @@ def table(scores, untrained=.4, ranks=None):
   """Tables of a made-up sweep of one size."""
   n = len(scores)
   row = {'width': 32, 'depth': 2, 'heads': 1, 'crop_seconds': 1., 'seed': 0,
-         'scored_tasks': 3, 'size': 'en32-2', 'lr': 1e-3, 'steps': 9, 'batch': 8, 'params': 9.}
+         'scored_tasks': 3, 'size': 'en32-2', 'lr': 1e-3, 'steps': 9,
+         'batch': 8, 'params': 9.}
   ranks = ranks if ranks is not None else np.geomspace(4, 20, n)
   runs = pd.DataFrame([
       {**row, 'run_id': str(i), 'name': f'run {i}', 'untrained': False,

@@ -15,24 +15,9 @@ from audiorank import sharding
 from audiorank import synth
 from audiorank import train
 from configs import base
+from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning:orbax')
-
-
-def tiny(corpus, **changes):
-  c = base.get_config('en32-2')
-  c.model.decoder.update({'width': 16, 'depth': 1, 'heads': 2})
-  c.model.target_frames = 104
-  c.data.update({'root': str(corpus), 'crop_seconds': .5,
-                 'valid_fraction': .2, 'threads': 1})
-  c.train.update({'steps': 6, 'batch': 8, 'log_every': 2})
-  c.opt.update({'lr': 1e-3, 'warmup': 2})
-  c.monitor.update({'clips': 48, 'crop_seconds': .5, 'readings': 3,
-                    'first': 2, 'batch': 8, 'valid_clips': 8})
-  c.checkpoint.update({'every': 2, 'keep': 100})
-  c.mesh.data = 1
-  c.update_from_flattened_dict(changes)
-  return c
 
 
 def opened(folder, config):
@@ -50,11 +35,11 @@ def without_times(record):
 
 @pytest.mark.filterwarnings('ignore')
 def test_stopped_and_resumed_is_bitwise_the_straight_run(corpus, tmp_path):
-  straight = opened(tmp_path / 'a', tiny(corpus))
+  straight = opened(tmp_path / 'a', tiny.config(corpus))
   whole, _ = train.run(tmp_path / 'a', straight)
   asked = iter([False, False, False, True])
   with pytest.raises(train.Preempted, match='saved at step 3'):
-    train.run(tmp_path / 'b', opened(tmp_path / 'b', tiny(corpus)),
+    train.run(tmp_path / 'b', opened(tmp_path / 'b', tiny.config(corpus)),
               stop=lambda _: next(asked))
   again, _ = train.run(tmp_path / 'b', straight)
   for a, b in zip(leaves(whole), leaves(again), strict=True):
@@ -75,7 +60,7 @@ def test_stopped_and_resumed_is_bitwise_the_straight_run(corpus, tmp_path):
 @pytest.mark.filterwarnings('ignore')
 def test_a_damaged_checkpoint_costs_one_step_back_and_nothing_else(
     corpus, tmp_path):
-  config = opened(tmp_path, tiny(corpus))
+  config = opened(tmp_path, tiny.config(corpus))
   whole, _ = train.run(tmp_path, config)
   folder = tmp_path / 'checkpoints'
   newest = checkpoint.steps(folder)[-1]
@@ -95,7 +80,7 @@ def test_a_damaged_checkpoint_costs_one_step_back_and_nothing_else(
 
 @pytest.mark.filterwarnings('ignore')
 def test_a_checkpoint_describes_itself(corpus, tmp_path):
-  config = opened(tmp_path, tiny(corpus, **{'train.steps': 2,
+  config = opened(tmp_path, tiny.config(corpus, **{'train.steps': 2,
                                             'opt.warmup': 1}))
   state, _ = train.run(tmp_path, config)
   found, params = checkpoint.load(tmp_path / 'checkpoints')
@@ -125,7 +110,7 @@ def trained(config, corpus, on, steps=3):
 
 @pytest.mark.parametrize('data, fsdp', [(8, 1), (1, 8), (2, 4)])
 def test_devices_do_not_change_the_run(corpus, data, fsdp):
-  config = records.frozen(tiny(corpus))
+  config = records.frozen(tiny.config(corpus))
   one, ours, _ = trained(config, corpus, sharding.mesh(1, 1))
   many, theirs, placed = trained(config, corpus, sharding.mesh(data, fsdp))
   assert many == pytest.approx(one, abs=1e-5)
@@ -139,7 +124,7 @@ def test_devices_do_not_change_the_run(corpus, data, fsdp):
 
 
 def test_loss_falls_on_a_batch_that_can_be_learnt(corpus):
-  config = records.frozen(tiny(corpus, **{'opt.lr': 3e-3,
+  config = records.frozen(tiny.config(corpus, **{'opt.lr': 3e-3,
                                           'train.steps': 60}))
   first, _, _ = trained(config, corpus, sharding.mesh(1, 1), steps=1)
   last, _, _ = trained(config, corpus, sharding.mesh(1, 1), steps=60)
@@ -147,7 +132,7 @@ def test_loss_falls_on_a_batch_that_can_be_learnt(corpus):
 
 
 def test_calibration_whitens_the_mel(corpus):
-  config = records.frozen(tiny(corpus))
+  config = records.frozen(tiny.config(corpus))
   on = sharding.mesh(1, 1)
   _, (wave_NS, _), _ = train.prepare_data(config)
   # Two batches of 256, the second filled up with silence that must not count.
@@ -183,7 +168,7 @@ def test_schedule_warms_up_and_ends_where_it_should():
     ({'data.hours': 5.}, '5 hours asked for'),
 ])
 def test_bad_configs_get_one_clear_line(corpus, tmp_path, changes, text):
-  config = tiny(corpus, **changes)
+  config = tiny.config(corpus, **changes)
   with pytest.raises(ValueError, match=text):
     train.run(tmp_path, opened(tmp_path, config))
   assert not list((tmp_path / 'checkpoints').glob('*'))
@@ -191,7 +176,7 @@ def test_bad_configs_get_one_clear_line(corpus, tmp_path, changes, text):
 
 @pytest.mark.filterwarnings('ignore')
 def test_a_diverging_run_says_where_and_on_what(corpus, tmp_path):
-  config = opened(tmp_path, tiny(corpus, **{'opt.lr': 1e30,
+  config = opened(tmp_path, tiny.config(corpus, **{'opt.lr': 1e30,
                                             'opt.warmup': 1}))
   with pytest.raises(train.Diverged, match='loss .* at step .*clips .*wav'):
     train.run(tmp_path, config)
@@ -204,7 +189,7 @@ def test_a_run_is_scored_once_and_again_only_if_the_protocol_moves(
     corpus, tmp_path, monkeypatch):
   synth.write_tasks(tmp_path, 0, clips_per_task=(24, 12, 12),
                     names=['texture', 'sound_events'], workers=1)
-  config = opened(tmp_path / 'r', tiny(corpus, **{
+  config = opened(tmp_path / 'r', tiny.config(corpus, **{
       'train.steps': 0, 'eval.tasks': str(tmp_path / 'tasks'),
       'eval.protocol': 'logistic'}))
   train.run(tmp_path / 'r', config)
@@ -218,7 +203,7 @@ def test_a_run_is_scored_once_and_again_only_if_the_protocol_moves(
   with monkeypatch.context() as patch:
     patch.setattr(evaluate, 'score', None)
     assert evaluate.run(tmp_path / 'r', config)
-  moved = records.frozen(tiny(corpus, **{
+  moved = records.frozen(tiny.config(corpus, **{
       'train.steps': 0, 'eval.tasks': str(tmp_path / 'tasks'),
       'eval.protocol': 'logistic', 'eval.seed': 1}))
   records.open_run(tmp_path / 'r', moved)
@@ -226,5 +211,5 @@ def test_a_run_is_scored_once_and_again_only_if_the_protocol_moves(
   row = records.collect(tmp_path).runs.iloc[0]
   assert row['untrained'] and row['score'] == record['result']['score']
   with pytest.raises(ValueError, match="no task 'none' .* texture"):
-    evaluate.task_folders(records.frozen(tiny(corpus, **{
+    evaluate.task_folders(records.frozen(tiny.config(corpus, **{
         'eval.tasks': str(tmp_path / 'tasks'), 'eval.names': 'none'})))

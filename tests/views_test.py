@@ -4,12 +4,14 @@ import jax
 import numpy as np
 import pytest
 
+from audiorank import checkpoint
 from audiorank import embed
-from audiorank import program
 from audiorank import rankme
 from audiorank import records
+from audiorank import train
 from audiorank import views
 from configs import base
+from tests import tiny
 
 
 @pytest.fixture(scope='module')
@@ -36,14 +38,16 @@ def params(config, waves):
   return views.untrained(config, waves)
 
 
+@pytest.mark.filterwarnings('ignore')
 def test_the_untrained_network_is_the_one_that_training_starts_from(
-    config, waves, params):
-  state = program.calibrated(
-      jax.jit(lambda k: program.init(config, k))(jax.random.key(config.seed)),
-      waves)
-  for a, b in zip(jax.tree.leaves(params['params']),
-                  jax.tree.leaves(state.params), strict=True):
-    np.testing.assert_array_equal(a, b)
+    corpus, tmp_path):
+  records.open_run(tmp_path, tiny.config(corpus, **{'train.steps': 0}))
+  config = records.load_config(tmp_path)
+  train.run(tmp_path, config)
+  _, started = checkpoint.load(tmp_path, 0)
+  _, (wave_NS, _), _ = train.prepare_data(config)
+  jax.tree.map(np.testing.assert_array_equal,
+               dict(views.untrained(config, wave_NS)), started)
 
 
 def test_views_are_of_their_clip_and_differ(config, waves, params):
@@ -60,7 +64,7 @@ def test_views_are_of_their_clip_and_differ(config, waves, params):
 
 def test_fields_are_their_parts_and_zero_for_what_never_trained(
     config, waves, params):
-  found = views.fields(config, params, waves, views=3, batch=8, tokens=5)
+  found = views.fields(config, params, params, waves, views=3, batch=8, tokens=5)
   assert 1 <= found['lidar'] <= 32
   assert found['diff_erank'] == 0
   tokens, _ = embed.timestamps(config, params, waves[:5])

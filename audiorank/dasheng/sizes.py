@@ -53,9 +53,9 @@ def told(config):
     if set(config) - ours:
       raise ValueError(f'config: unknown field {min(set(config) - ours)}')
     return dict(config)
-  args = config.get('model_args', config)
-  for name, value in FIXED.items():
-    found = args.get(name, value)
+  args = config['model_args'] if 'model_args' in config else config
+  for name in sorted(args.keys() & FIXED.keys()):
+    found, value = args[name], FIXED[name]
     found = list(found) if isinstance(found, tuple) else found
     if found != value:
       raise ValueError(f'config.{name}: {found!r}, expected {value!r}')

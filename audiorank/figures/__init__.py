@@ -10,6 +10,6 @@ display. The runs table has one row per run and step; see `records`.
 from audiorank.figures.fits import law, pairs, predicted_actual, profile
 from audiorank.figures.fits import residuals
 from audiorank.figures.joint import contours, frontier, isoflop
-from audiorank.figures.runs import against, early_final, rank_score
-from audiorank.figures.runs import rank_steps, spectra, trained_untrained
+from audiorank.figures.runs import against, rank_score, trained_untrained
 from audiorank.figures.style import axes, save
+from audiorank.figures.training import early_final, rank_steps, spectra

@@ -16,8 +16,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from audiorank.hear import network
 
-from audiorank.hear import predictor
 
 # Strongest first: each solution starts the next.
 PENALTIES = (3., 1., .3, .1, .03, .01, .003, .001, 3e-4, 1e-4, 3e-5, 1e-5)
@@ -61,7 +61,7 @@ def path(train, spectrum_D, penalties_P, *, multiclass):
   def gradient(w_DC, b_C, penalty):
     logits_NC = _dot(x_ND, w_DC) + b_C[None]
     residual_NC = on_N[:, None] * (
-        predictor.probabilities(logits_NC, multiclass) - y_NC) / train.n
+        network.probabilities(logits_NC, multiclass) - y_NC) / train.n
     return _dot(x_ND.T, residual_NC) + penalty * w_DC, residual_NC.sum(0)
 
   def solve(start, penalty):
@@ -89,7 +89,7 @@ def path(train, spectrum_D, penalties_P, *, multiclass):
     return solution, (*solution, gap)
 
   C = y_NC.shape[1]
-  b_C = jnp.where(jnp.arange(C) < train.c, 0., predictor.NEVER)
+  b_C = jnp.where(jnp.arange(C) < train.c, 0., network.NEVER)
   start = jnp.zeros((x_ND.shape[1], C)), b_C
   return jax.lax.scan(solve, start, penalties_P)[1]
 

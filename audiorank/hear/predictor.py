@@ -1,15 +1,13 @@
 """The HEAR predictor and its training, as programs compiled once per shape.
 
-The network is hear-eval-kit's: [Linear, BatchNorm, Dropout, ReLU] x {1, 2},
-Linear; Adam; cross-entropy or binary cross-entropy (arXiv 2203.03022). Every
-number that differs between models of one shape (learning rate, seed, counts
-of rows, epochs, patience) is an argument, so that one compiled program, in
-memory or in jax's persistent cache, serves them all.
+hear-eval-kit's network (see `network`), Adam, cross-entropy or binary
+cross-entropy (arXiv 2203.03022). Every number that differs between models of
+one shape (learning rate, seed, counts of rows, epochs, patience) is an
+argument, so that one compiled program, in memory or in jax's persistent cache,
+serves them all.
 
 Rows are padded to whole batches and the padding is masked: it enters no
-statistic, no loss and no score. Dropout comes from a hash of (seed, step,
-layer, row, unit), so that it depends on neither the padding nor on whether
-fits run one by one or under vmap, and it costs a tenth of threefry.
+statistic, no loss and no score.
 
 Shapes: A batches, B rows of a batch, N = A B rows, D width of the embedding,
 H hidden units, C labels.
@@ -23,21 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from audiorank.hear import network
+
 BATCH = 1024
-DROPOUT = 0.1
-MOMENTUM = 0.1   # of the running statistics: new = .9 old + .1 batch
-EPSILON = 1e-5
 # Rows, widths and labels are rounded up to these, with padding that changes no
 # number, so that folds, similar tasks and models of several widths share one
 # compiled program.
 ROWS = (64, 128, 192, 256, 384, 512, 768, BATCH)
-WIDTH = 128
-LABELS = 16
-# The bias of a label that does not exist: its probability is exactly 0.
-NEVER = -1e9
 
-# Float32 throughout: accelerators would otherwise round inputs to bfloat16.
-_dot = functools.partial(jnp.matmul, precision='highest')
 _adam = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
 
@@ -66,118 +57,13 @@ def rows(z_ND, y_NC, capacity=None):
   capacity = max(n, 1) if capacity is None else capacity
   B = next((size for size in ROWS if capacity <= size), BATCH)
   A = -(-capacity // B)
-  z_ABD = np.zeros((A * B, _up(width, WIDTH)), np.float32)
-  y_ABC = np.zeros((A * B, _up(labels, LABELS)), np.float32)
+  D = network.rounded_up(width, network.WIDTH)
+  C = network.rounded_up(labels, network.LABELS)
+  z_ABD = np.zeros((A * B, D), np.float32)
+  y_ABC = np.zeros((A * B, C), np.float32)
   z_ABD[:n, :width], y_ABC[:n, :labels] = z_ND, y_NC
   return Rows(z_ABD.reshape(A, B, -1), y_ABC.reshape(A, B, -1), np.int32(n),
               np.int32(labels))
-
-
-def _up(size, step):
-  return -(-size // step) * step
-
-
-def init(rng, widths, initialization):
-  """A network for `widths` = (D, H, ..., C), drawn with numpy's `rng`.
-
-  Weights are Xavier, 'xavier_uniform' or 'xavier_normal', with gain 1 for
-  the first layer and sqrt 2 after a ReLU; biases are torch's default,
-  uniform within 1 / sqrt(fan in); BatchNorm starts at scale 1, shift 0.
-  """
-  layers = []
-  for i, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:])):
-    gain = 1.0 if i == 0 else np.sqrt(2.0)
-    std = gain * np.sqrt(2.0 / (fan_in + fan_out))
-    if initialization == 'xavier_normal':
-      kernel = rng.standard_normal((fan_in, fan_out)) * std
-    elif initialization == 'xavier_uniform':
-      bound = np.sqrt(3.0) * std
-      kernel = rng.uniform(-bound, bound, (fan_in, fan_out))
-    else:
-      raise ValueError(f'initialization is {initialization!r}, expected '
-                       "'xavier_uniform' or 'xavier_normal'")
-    bias = rng.uniform(-1, 1, fan_out) / np.sqrt(fan_in)
-    layers.append({'kernel': kernel, 'bias': bias})
-  more = _up(widths[0], WIDTH) - widths[0]
-  layers[0]['kernel'] = np.pad(layers[0]['kernel'], ((0, more), (0, 0)))
-  more = _up(widths[-1], LABELS) - widths[-1]
-  layers[-1] = {
-      'kernel': np.pad(layers[-1]['kernel'], ((0, 0), (0, more))),
-      'bias': np.pad(layers[-1]['bias'], (0, more), constant_values=NEVER)}
-  for layer in layers[:-1]:
-    layer['scale'] = np.ones_like(layer['bias'])
-    layer['shift'] = np.zeros_like(layer['bias'])
-  net = {'hidden': layers[:-1], 'out': layers[-1]}
-  return jax.tree.map(lambda leaf: leaf.astype(np.float32), net)
-
-
-def start(net):
-  """Running statistics before training: mean 0, variance 1 per layer."""
-  return [{'mean': jnp.zeros_like(layer['bias']),
-           'var': jnp.ones_like(layer['bias'])} for layer in net['hidden']]
-
-
-def _linear(layer, x_BD):
-  return _dot(x_BD, layer['kernel']) + layer['bias'][None]
-
-
-def _hash(x):
-  # Wellons' lowbias32: two multiplications, no measurable bias per bit.
-  x = (x ^ (x >> 16)) * jnp.uint32(0x7feb352d)
-  x = (x ^ (x >> 15)) * jnp.uint32(0x846ca68b)
-  return x ^ (x >> 16)
-
-
-def _keep(word, shape):
-  """Which units survive dropout: a mask of `shape`, from one uint32."""
-  index = jax.lax.broadcasted_iota(jnp.uint32, shape, 0) * jnp.uint32(shape[1])
-  index += jax.lax.broadcasted_iota(jnp.uint32, shape, 1)
-  return _hash(_hash(index + word) ^ word) >= jnp.uint32(DROPOUT * 2 ** 32)
-
-
-def train_logits(net, stats, z_BD, on_B, word):
-  """logits_BC with batch statistics and dropout, and the new statistics."""
-  x_BH, updated = z_BD, []
-  n = on_B.sum()
-  for i, (layer, stat) in enumerate(zip(net['hidden'], stats)):
-    x_BH = _linear(layer, x_BH)
-    mean_H = _dot(on_B, x_BH) / n
-    centred_BH = x_BH - mean_H[None]
-    var_H = _dot(on_B, jnp.square(centred_BH)) / n
-    slope_H = layer['scale'] * jax.lax.rsqrt(var_H + EPSILON)
-    x_BH = centred_BH * slope_H[None] + layer['shift'][None]
-    keep_BH = _keep(_hash(word + jnp.uint32(i)), x_BH.shape)
-    x_BH = jnp.where(keep_BH, jax.nn.relu(x_BH) / (1 - DROPOUT), 0)
-    # The running variance takes the unbiased one, normalisation the biased.
-    updated.append({
-        'mean': stat['mean'] + MOMENTUM * (mean_H - stat['mean']),
-        'var': stat['var'] + MOMENTUM * (var_H * n / (n - 1) - stat['var'])})
-  return _linear(net['out'], x_BH), updated
-
-
-def logits(net, stats, z_BD):
-  """logits_BC with the running statistics, without dropout."""
-  x_BH = z_BD
-  for layer, stat in zip(net['hidden'], stats):
-    slope_H = layer['scale'] * jax.lax.rsqrt(stat['var'] + EPSILON)
-    x_BH = (_linear(layer, x_BH) - stat['mean'][None]) * slope_H[None]
-    x_BH = jax.nn.relu(x_BH + layer['shift'][None])
-  return _linear(net['out'], x_BH)
-
-
-def loss(logits_BC, y_BC, on_B, c, multiclass):
-  """Mean over real rows (and the c real labels, where multilabel)."""
-  if multiclass:
-    loss_B = -(jax.nn.log_softmax(logits_BC) * y_BC).sum(1)
-  else:
-    loss_BC = jax.nn.softplus(logits_BC) - logits_BC * y_BC
-    loss_B = loss_BC.sum(1) / c
-  return jnp.where(on_B > 0, loss_B, 0).sum() / on_B.sum()
-
-
-def probabilities(logits_BC, multiclass):
-  squash = jax.nn.softmax if multiclass else jax.nn.sigmoid
-  return squash(logits_BC)
 
 
 def _monitor(name, logits_NC, split, multiclass):
@@ -186,8 +72,9 @@ def _monitor(name, logits_NC, split, multiclass):
   y_NC = split.y_ABC.reshape(logits_NC.shape)
   on_N = jnp.arange(len(y_NC)) < n
   if name == 'loss':
-    return -loss(logits_NC, y_NC, on_N.astype(jnp.float32), c, multiclass)
-  p_NC = probabilities(logits_NC, multiclass)
+    return -network.loss(logits_NC, y_NC, on_N.astype(jnp.float32), c,
+                         multiclass)
+  p_NC = network.probabilities(logits_NC, multiclass)
   if name in ('top1_acc', 'chroma_acc'):
     octave = 12 if name == 'chroma_acc' else y_NC.shape[1]
     hit_N = p_NC.argmax(1) % octave == y_NC.argmax(1) % octave
@@ -224,9 +111,9 @@ def _batch(state, z_BD, y_BC, on_B, c, lr, word, multiclass):
   net, stats, moments, step = state
 
   def objective(net):
-    logits_BC, updated = train_logits(
-        net, stats, z_BD, on_B, _hash(word ^ _hash(step)))
-    return loss(logits_BC, y_BC, on_B, c, multiclass), updated
+    logits_BC, updated = network.train_logits(
+        net, stats, z_BD, on_B, network.hashed(word ^ network.hashed(step)))
+    return network.loss(logits_BC, y_BC, on_B, c, multiclass), updated
 
   grads, stats = jax.grad(objective, has_aux=True)(net)
   updates, moments = _adam.update(grads, moments)
@@ -239,7 +126,8 @@ def _epoch(state, epoch, train, lr, word, multiclass, shuffled):
   z_ABD, y_ABC = train.z_ABD, train.y_ABC
   if shuffled and A > 1:
     index_N = jnp.arange(A * B, dtype=jnp.uint32)
-    draw_N = _hash(_hash(index_N + word) ^ _hash(word + epoch))
+    hashed = network.hashed
+    draw_N = hashed(hashed(index_N + word) ^ hashed(word + epoch))
     last = jnp.uint32(2 ** 31)
     order_N = jnp.argsort(jnp.where(index_N < train.n, draw_N >> 1, last))
     z_ABD = z_ABD.reshape(A * B, -1)[order_N].reshape(z_ABD.shape)
@@ -258,14 +146,15 @@ def _epoch(state, epoch, train, lr, word, multiclass, shuffled):
 
 
 def _all_logits(net, stats, split):
-  logits_ABC = jax.lax.map(lambda z_BD: logits(net, stats, z_BD), split.z_ABD)
+  logits_ABC = jax.lax.map(lambda z_BD: network.logits(net, stats, z_BD),
+                           split.z_ABD)
   return logits_ABC.reshape(-1, logits_ABC.shape[-1])
 
 
 def begin(net):
   """Training state: network, running statistics, Adam's moments, step."""
   net = jax.tree.map(jnp.asarray, net)
-  return net, start(net), _adam.init(net), jnp.uint32(0)
+  return net, network.start(net), _adam.init(net), jnp.uint32(0)
 
 
 def _advance(state, epoch, count, train, lr, word, multiclass, shuffled):
@@ -281,7 +170,7 @@ def advance(state, epoch, count, train, valid, lr, word, *, multiclass,
   """The state after `count` more epochs, and p_NC on `valid` (padded)."""
   state = _advance(state, epoch, count, train, lr, word, multiclass, shuffled)
   logits_NC = _all_logits(state[0], state[1], valid)
-  return state, probabilities(logits_NC, multiclass)
+  return state, network.probabilities(logits_NC, multiclass)
 
 
 def _fit(net, lr, word, train, valid, checks, every, patience, *, monitor,
@@ -344,4 +233,4 @@ def fit_folds(nets, lr, words, train, valid, checks, every, patience,
 @functools.partial(jax.jit, static_argnames='multiclass')
 def predict(net, stats, split, *, multiclass):
   """p_NC, probabilities of every row, padding included."""
-  return probabilities(_all_logits(net, stats, split), multiclass)
+  return network.probabilities(_all_logits(net, stats, split), multiclass)

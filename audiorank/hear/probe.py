@@ -23,6 +23,7 @@ from audiorank.hear import linear
 from audiorank.hear import predictor
 from audiorank.hear import scores
 from audiorank.hear import search
+from audiorank.hear import summary
 
 PROTOCOLS = ('hear', 'shuffled', 'logistic')
 GRID = {'hidden_layers': [1, 2],
@@ -128,7 +129,7 @@ def logistic(task, embeddings, penalties=linear.PENALTIES):
     per_split.append({'split': fold.name, 'score': found[task.evaluation[0]],
                       'scores': found, 'valid': value, 'penalty': penalty,
                       'gap': float(gap_P[p]), 'postprocessing': post})
-  return {**search.aggregate(task, per_split), 'grid': chosen, 'searched': [
+  return {**summary.aggregate(task, per_split), 'grid': chosen, 'searched': [
       {'penalty': penalty} for penalty in penalties_P.tolist()],
           'protocol': 'logistic', 'settings': {}}
 

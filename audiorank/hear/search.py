@@ -9,14 +9,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from audiorank.hear import events
+from audiorank.hear import network
 from audiorank.hear import predictor
 from audiorank.hear import scores
+from audiorank.hear import summary
 from audiorank.hear import tasks
-
-CONFIDENCE = 0.95
 
 
 class Problem(NamedTuple):
@@ -103,45 +102,26 @@ def _report(problem, seeds, per_seed):
       if rows % predictor.BATCH == 1:
         notes.append(f'{fold.name}: 1 of {rows} training rows left out, a last '
                      'batch of one has no variance (hear-eval-kit fails here)')
-    result = aggregate(task, per_split)
+    result = summary.aggregate(task, per_split)
     result['notes'] += notes
     runs.append({'seed': seed, **result})
   if not problem.shuffled:
     return {k: v for k, v in runs[0].items() if k != 'seed'}
   score_R = np.asarray([r['score'] for r in runs])
-  mean, low, high = _interval(score_R)
+  mean, low, high = summary.interval(score_R)
   return {
-      'score': mean, 'low': low, 'high': high, 'std': _std(score_R),
-      'scores': {name: _mean([r['scores'][name] for r in runs])
+      'score': mean, 'low': low, 'high': high, 'std': summary.std(score_R),
+      'scores': {name: summary.mean([r['scores'][name] for r in runs])
                  for name in runs[0]['scores']},
-      'stds': {name: _std([r['scores'][name] for r in runs])
+      'stds': {name: summary.std([r['scores'][name] for r in runs])
                for name in runs[0]['scores']},
-      'valid': _mean([r['valid'] for r in runs]),
+      'valid': summary.mean([r['valid'] for r in runs]),
       'per_split': [{
-          'split': fold.name, 'valid': _mean([r['per_split'][i]['valid']
+          'split': fold.name, 'valid': summary.mean([r['per_split'][i]['valid']
                                               for r in runs]),
-          'score': _mean([r['per_split'][i]['score'] for r in runs])}
+          'score': summary.mean([r['per_split'][i]['score'] for r in runs])}
                     for i, fold in enumerate(problem.folds)],
       'per_seed': runs, 'notes': sorted({n for r in runs for n in r['notes']})}
-
-
-def aggregate(task, per_split):
-  """Means and deviations over folds, undefined folds left out and noted."""
-  names = list(per_split[0]['scores'])
-  values = {n: [split['scores'][n] for split in per_split] for n in names}
-  several = len(per_split) > 1
-  stds = {n: _std(values[n]) if several else None for n in names}
-  primary = task.evaluation[0]
-  notes = []
-  for name in names:
-    undefined = [split['split'] for split in per_split
-                 if math.isnan(split['scores'][name])]
-    if undefined:
-      notes.append(f'{name} is undefined on {", ".join(undefined)}')
-  means = {n: _mean(values[n]) for n in names}
-  return {'score': means[primary], 'std': stds[primary], 'scores': means,
-          'stds': stds, 'valid': _mean([s['valid'] for s in per_split]),
-          'per_split': per_split, 'notes': notes}
 
 
 def valid_score(task, p_NC, split):
@@ -170,7 +150,7 @@ def _start(problem, seed, fold, point):
   split = problem.folds[fold].train[0]
   widths = (split.z_ND.shape[1], *[problem.hidden] * settings['hidden_layers'],
             split.y_NC.shape[1])
-  net = predictor.init(np.random.default_rng(sequence), widths,
+  net = network.init(np.random.default_rng(sequence), widths,
                        settings['initialization'])
   return net, np.float32(settings['lr']), np.uint32(word)
 
@@ -298,25 +278,3 @@ def _undefined(problem, trained):
 def _shown(problem, value):
   """The worst possible value stands for one that was never defined."""
   return math.nan if value == -math.inf * problem.sign else value
-
-
-def _mean(values):
-  defined = [v for v in values if not math.isnan(v)]
-  return float(np.mean(defined)) if defined else math.nan
-
-
-def _std(values):
-  defined = [v for v in values if not math.isnan(v)]
-  if len(defined) < 2 or not np.isfinite(defined).all():
-    return math.nan
-  return float(np.std(defined, ddof=1))
-
-
-def _interval(score_R):
-  """(mean, low, high) by Student's t; NaN bounds for a single value."""
-  mean, std = _mean(score_R), _std(score_R)
-  if math.isnan(std):
-    return mean, math.nan, math.nan
-  half = stats.t.ppf((1 + CONFIDENCE) / 2, len(score_R) - 1) * std / math.sqrt(
-      len(score_R))
-  return mean, mean - float(half), mean + float(half)

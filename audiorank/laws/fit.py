@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from audiorank.laws import bootstrap
 from audiorank.laws import forms
 from audiorank.laws import intervals
 from audiorank.laws import optimum
@@ -114,7 +115,7 @@ class Fit:
 
   def draws(self, count=1000, seed=0):
     """Cluster-bootstrap resamples: a DataFrame of parameters, one row each."""
-    found = intervals.resample(self, count, seed)
+    found = bootstrap.resample(self, count, seed)
     return pd.DataFrame(optimum.params(self.problem, found))
 
   def predict(self, x, band=None, confidence=.95, draws=1000, seed=0):
@@ -142,7 +143,7 @@ class Fit:
       return y_M
     if band not in ('mean', 'new'):
       raise ValueError(f"band is {band!r}: expected None, 'mean' or 'new'")
-    return Band(y_M, *intervals.band(self, there, band, confidence, draws,
+    return Band(y_M, *bootstrap.band(self, there, band, confidence, draws,
                                      seed))
 
   def columns(self, x):

@@ -9,12 +9,12 @@ Shape suffixes: N points, S solves, P packed parameters, M points of a
 prediction.
 """
 
-import functools
 import math
 
 import numpy as np
 from scipy import special
 
+from audiorank.laws import bootstrap
 from audiorank.laws import newton
 from audiorank.laws import optimum
 from audiorank.laws import solve
@@ -29,7 +29,7 @@ def interval(fit, name, method, confidence, draws, seed):
   if method == 'profile':
     return _profile_interval(fit, name, confidence)
   if method == 'bootstrap':
-    found = resample(fit, draws, seed)
+    found = bootstrap.resample(fit, draws, seed)
     values = np.array(optimum.params(fit.problem, found)[name], float)
     if fit.form.linear.get(name) == 'free':
       y = fit.problem.y_N
@@ -261,43 +261,3 @@ def _cross(f, at, step, sign, edge, limit):
     return inner
   part = (limit - f_inner) / max(f_outer - f_inner, 1e-300)
   return inner + np.clip(part, 0., 1.) * (outer - inner)
-
-
-@functools.lru_cache(maxsize=16)
-def resample(fit, count, seed):
-  """The optima of `count` cluster-bootstrap resamples.
-
-  Groups are drawn with replacement, as multinomial weights on all rows, so
-  nothing changes shape. Resamples with fewer groups than parameters are
-  drawn again.
-  """
-  rng = np.random.default_rng(seed)
-  live = np.unique(fit.group_N[fit.problem.w_N > 0])
-  drawn = []
-  for _ in range(200):
-    part = rng.multinomial(len(live), np.full(len(live), 1 / len(live)),
-                           count)
-    drawn.extend(part[(part > 0).sum(1) > min(fit.size, len(live) - 2)])
-    if len(drawn) >= count:
-      break
-  times = np.zeros((count, fit.group_N.max() + 1))
-  times[:, live] = drawn[:count]
-  w_SN = times[:, fit.group_N] * fit.problem.w_N
-  return optimum.again(fit.problem, fit.best, w_SN)
-
-
-def band(fit, there, kind, confidence, draws, seed):
-  """Low and high of the law ('mean') or of a further run ('new'), (M,)."""
-  found = resample(fit, draws, seed)
-  name = fit.problem.loss.link
-  with np.errstate(all='ignore'):
-    f_SM = solve.values(there, found.c_SQ, found.t_SP)
-    if kind == 'new':
-      rng = np.random.default_rng([seed, 1])
-      w_N = fit.problem.w_N
-      swell = math.sqrt(fit.n / max(fit.n - fit.size, 1))
-      noise = rng.choice(fit.residuals, f_SM.shape, p=w_N / w_N.sum())
-      f_SM = solve.unlink(name, solve.link(np, name, f_SM) + swell * noise)
-  tail = (1 - confidence) / 2
-  f_SM = np.where(np.isfinite(f_SM), f_SM, np.nan)
-  return np.nanquantile(f_SM, [tail, 1 - tail], axis=0)

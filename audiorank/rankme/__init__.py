@@ -5,6 +5,8 @@
 accuracy and coverage are in audiorank/README.md.
 """
 
+from audiorank.rankme.blocks import assign_blocks
+from audiorank.rankme.blocks import state_of
 from audiorank.rankme.checks import LowPrecision
 from audiorank.rankme.directions import diff_erank
 from audiorank.rankme.directions import lidar
@@ -14,10 +16,8 @@ from audiorank.rankme.directions import self_clustering
 from audiorank.rankme.directions import siblings
 from audiorank.rankme.directions import token_rank
 from audiorank.rankme.directions import uniformity
-from audiorank.rankme.interval import assign_blocks
 from audiorank.rankme.interval import Estimate
 from audiorank.rankme.interval import estimate
-from audiorank.rankme.interval import state_of
 from audiorank.rankme.samples import curve
 from audiorank.rankme.spectrum import effective_rank
 from audiorank.rankme.spectrum import rankme

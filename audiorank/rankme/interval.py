@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import jax
 from jax import lax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import scipy.stats
 
+from audiorank.rankme import blocks as blocks_lib
 from audiorank.rankme import checks
 from audiorank.rankme import gram as gram_lib
 from audiorank.rankme import spectrum
@@ -48,35 +48,6 @@ class Estimate(NamedTuple):
   confidence: float
   blocks: int
   method: str
-
-
-def assign_blocks(n, blocks=streaming.BLOCKS, groups=None):
-  """Block of every row, [n] int: runs of rows, or whole groups, even in size.
-
-  Without groups the rows are cut into runs: neighbours in a manifest are
-  often clips of one recording, and stay together.
-  """
-  if groups is None:
-    return np.arange(n) * min(blocks, n) // n
-  groups = np.asarray(groups)
-  if groups.shape != (n,):
-    raise ValueError(f'groups of shape {groups.shape} for {n} embeddings')
-  try:
-    _, group_N, size_J = np.unique(groups, return_inverse=True,
-                                   return_counts=True)
-  except TypeError:
-    raise ValueError('groups of several kinds of values, or with missing '
-                     'ones: expected one id a clip') from None
-  # A manifest sorted by category would deal its categories evenly round the
-  # blocks and hide their variance: hence the shuffle, with a fixed seed.
-  order = np.random.default_rng(0).permutation(len(size_J))
-  order = order[np.argsort(-size_J[order], kind='stable')]
-  load_B = np.zeros(min(blocks, len(size_J)), np.int64)
-  block_J = np.empty(len(size_J), np.int64)
-  for j in order:
-    block_J[j] = load_B.argmin()
-    load_B[block_J[j]] += size_J[j]
-  return block_J[group_N]
 
 
 def _log_rank(n, sum_D, gram_DD, center, eps):
@@ -222,52 +193,6 @@ def _of_mesh(z_ND, confidence, center, eps):
                  len(n_B), 'jackknife')
 
 
-def _summed_over_processes(state):
-  """The state of all processes, each of which saw rows of its own."""
-  if jax.process_count() == 1:
-    return state
-  # process_allgather would round float64 to float32: send the bits.
-  words = [np.ascontiguousarray(a).view(np.uint32) for a in state]
-  gathered = multihost_utils.process_allgather(words)
-  return streaming.State(*(np.asarray(w).view(a.dtype).sum(axis=0)
-                           for w, a in zip(gathered, state)))
-
-
-def _state_of(z_ND, block_N):
-  """Moments by block; every process reads only the rows it holds."""
-  state = streaming.init(z_ND.shape[1], int(block_N.max()) + 1)
-  if not isinstance(z_ND, jax.Array):
-    streaming.add_rows(state, z_ND, block_N)
-    return state
-  if z_ND.is_fully_addressable:
-    streaming.add_rows(state, np.asarray(z_ND), block_N)
-    return state
-  for shard in z_ND.addressable_shards:
-    if shard.replica_id == 0:
-      streaming.add_rows(state, np.asarray(shard.data),
-                         block_N[shard.index[0]])
-  return _summed_over_processes(state)
-
-
-def state_of(z_ND, groups=None, blocks=streaming.BLOCKS):
-  """Moments of embeddings by block: what `estimate` and all else stand on.
-
-  Made once, it serves the raw and the centred spectrum, their intervals and
-  the curve over sample sizes.
-
-  Args:
-    z_ND, groups, blocks: as in `estimate`.
-
-  Raises:
-    ValueError: as `estimate`.
-  """
-  z_ND = checks.checked(z_ND)
-  state = _state_of(z_ND, assign_blocks(len(z_ND), blocks, groups))
-  if not np.isfinite(state.gram_BDD).all():
-    checks.refuse_nonfinite(z_ND)
-  return state
-
-
 def estimate(z_ND, confidence=0.95, groups=None, center=False, eps=1e-7,
              method='jackknife', blocks=streaming.BLOCKS):
   """RankMe, its interval and its value for an endless sample.
@@ -311,5 +236,5 @@ def estimate(z_ND, confidence=0.95, groups=None, center=False, eps=1e-7,
       gram_lib.platform(z_ND) != 'tpu'):
     spectrum.warn_if_small(n, width)
     return _of_mesh(z_ND, confidence, center, eps)
-  return _of_state(state_of(z_ND, groups, blocks), confidence, center, eps,
-                   method)
+  state = blocks_lib.state_of(z_ND, groups, blocks)
+  return _of_state(state, confidence, center, eps, method)

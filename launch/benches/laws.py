@@ -95,7 +95,8 @@ def ask(kind, folder, **inputs):
   np.savez(path, **inputs)
   python = os.environ.get('AUDIORANK_LAWS_PEERS', sys.executable)
   done = subprocess.run(
-      [python, '-W', 'ignore', '-m', 'launch.benches.peers.laws', kind, str(path)],
+      [python, '-W', 'ignore', '-m', 'launch.benches.peers.laws', kind,
+       str(path)],
       cwd=ROOT, capture_output=True, text=True, env={
           **os.environ, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'})
   missing = re.search(r"No module named '(?!launch|audiorank)", done.stderr)

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from audiorank.laws import intervals
+from audiorank.laws import bootstrap
 from audiorank.laws import optimum
 from audiorank.laws import solve
 
@@ -21,7 +21,7 @@ def pair(fit):
 
 def resampled(fit, draws, seed):
   """The fit itself, then its resamples, as one Optimum."""
-  found = intervals.resample(fit, draws, seed)
+  found = bootstrap.resample(fit, draws, seed)
   return optimum.Optimum(*(np.concatenate([a, b]) for a, b in
                            zip(fit.best, found)))
 

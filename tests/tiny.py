@@ -1,0 +1,25 @@
+"""The smallest run that trains, reads its rank and is saved on the way."""
+
+from configs import base
+
+
+def config(corpus, **changes):
+  """Returns a mutable config of six steps on one device.
+
+  Args:
+    corpus: folder of a prepared corpus.
+    **changes: {flat field: value}.
+  """
+  c = base.get_config('en32-2')
+  c.model.decoder.update({'width': 16, 'depth': 1, 'heads': 2})
+  c.model.target_frames = 104
+  c.data.update({'root': str(corpus), 'crop_seconds': .5,
+                 'valid_fraction': .2, 'threads': 1})
+  c.train.update({'steps': 6, 'batch': 8, 'log_every': 2})
+  c.opt.update({'lr': 1e-3, 'warmup': 2})
+  c.monitor.update({'clips': 48, 'crop_seconds': .5, 'readings': 3,
+                    'first': 2, 'batch': 8, 'valid_clips': 8})
+  c.checkpoint.update({'every': 2, 'keep': 100})
+  c.mesh.data = 1
+  c.update_from_flattened_dict(changes)
+  return c
