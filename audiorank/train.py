@@ -8,7 +8,6 @@ Shapes: B batch, S samples, N clips, L patches.
 """
 
 import pathlib
-import time
 
 from absl import logging
 import jax
@@ -18,6 +17,7 @@ import numpy as np
 from audiorank import checkpoint
 from audiorank import compute
 from audiorank import data
+from audiorank import gauges
 from audiorank import masking
 from audiorank import model
 from audiorank import monitor
@@ -107,9 +107,16 @@ def described(config, subset, shapes):
       'size': model.name(c), 'patches': L, 'kept': K,
       'parameters': {part: compute.parameters(shapes.params[part])
                      for part in ('encoder', 'decoder')},
-      'flops_per_clip': compute.flops_per_clip(c, L, K),
+      'flops_per_clip': flops(config),
       'hours': subset.hours, 'records': len(subset.records),
       'corpus': subset.sha256}
+
+
+def flops(config):
+  """Returns FLOPs of a training step on one clip; compute.flops_per_clip."""
+  L = program.patches(config)
+  return compute.flops_per_clip(config.model, L,
+                                masking.kept(L, config.mask.ratio))
 
 
 def start(config, on):
@@ -175,7 +182,9 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
           resident=config.data.resident)
     bar = progress.Bar(steps, step,
                        f'{workdir.name} {model.name(config.model)}')
-    pending, got, waiting, unsealed = None, None, 0., False
+    pending, got, unsealed = None, None, False
+    gauge = gauges.Gauge(workdir.name, config.train.batch,
+                         flops(config), on.size, step)
     with open(workdir / 'metrics.jsonl', 'a', encoding='utf-8') as metrics:
       while True:
         saving = step == steps or step % config.checkpoint.every == 0
@@ -183,16 +192,19 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
           check_finite(got, step, config, subset)
         if saving:
           pending = write_out(metrics, pending, config, subset, bar)
-          checkpoint.save(m, state, config, force=step == steps)
+          with gauge.aside():
+            checkpoint.save(m, state, config, force=step == steps)
           unsealed = True
         elif unsealed and step % config.train.log_every == 0:
-          m.wait_until_finished()
-          if main:
-            checkpoint.seal(folder)
+          with gauge.aside():
+            m.wait_until_finished()
+            if main:
+              checkpoint.seal(folder)
           unsealed = False
         if step in readings:
           tell('measuring', step, steps)
-          fields = read(workdir, config, state, step, sample, on, valid)
+          with gauge.aside():
+            fields = read(workdir, config, state, step, sample, on, valid)
           if main:
             append_reading(metrics, step, fields)
           bar.note(f"RankMe {fields['rank']['value'] or 0:.2f}")
@@ -204,18 +216,15 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
           m.wait_until_finished()
           checkpoint.seal(folder)
           raise Preempted(f'saved at step {step}')
-        began = time.monotonic()
-        wave_BS = sharding.to_global(next(stream), on)
-        waiting += time.monotonic() - began
+        with gauge.waiting():
+          wave_BS = sharding.to_global(next(stream), on)
         state, got = advance(state, wave_BS, h)
         step += 1
         bar.step()
         tell('training', step, steps)
         write_out(metrics, pending, config, subset, bar)
         due = step % config.train.log_every == 0 or step == steps
-        pending = (step, got, waiting) if due else None
-        if due:
-          waiting = 0.
+        pending = (step, got, gauge.row(step)) if due else None
     m.wait_until_finished()
     checkpoint.seal(folder)
     bar.close()
@@ -265,11 +274,11 @@ def write_out(file, pending, config, subset, bar):
     append(file, *pending, config, subset, bar)
 
 
-def append(file, step, got, waiting, config, subset, bar):
+def append(file, step, got, speed, config, subset, bar):
   """Appends one row to metrics.jsonl; a loss that is not finite ends it."""
   check_finite(got, step, config, subset)
   row = {k: float(v) for k, v in jax.device_get(got).items()}
-  file.write(records.line({'step': step, **row, 'waiting': waiting}))
+  file.write(records.line({'step': step, **row, **speed}))
   file.flush()
   bar.note(f"loss {row['loss']:.4f}")
 

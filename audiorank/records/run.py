@@ -16,7 +16,8 @@ SCHEMA = 3  # Raised when the same config would mean another experiment.
 NOT_IDENTITY = ('experiment', 'eval', 'checkpoint', 'mesh', 'data.root',
                 'data.threads', 'data.resident', 'model.remat',
                 'model.unroll', 'train.log_every', 'monitor.batch')
-TIMES = ('seconds', 'started', 'host', 'rate', 'waiting', 'clips_per_second')
+TIMES = ('seconds', 'started', 'host', 'rate', 'waiting', 'clips_per_second',
+         'tflops', 'encoder_tflops', 'mfu', 'memory')
 
 
 def plain(value, field='config'):
