@@ -165,6 +165,15 @@ def newest(folder):
   return None
 
 
+def rewind(folder, step):
+  """Deletes the steps after `step`: their run is to come to them again."""
+  folder = pathlib.Path(folder)
+  for later in steps(folder):
+    if later > step:
+      shutil.rmtree(folder / str(later))
+      (folder / f'{later}.sha256.json').unlink(missing_ok=True)
+
+
 def put_aside(folder, step, wrong):
   """Moves a damaged step out of the way, keeping it for inspection."""
   logging.warning('checkpoint %s/%d: %s; taking the step before it',

@@ -14,7 +14,8 @@ import jax
 
 from audiorank import compute
 
-MUCH = .05  # Of the time, waited for input: more deserves a warning.
+MUCH = .05  # Of the time, waited for input: more deserves a warning,
+LONG = 1.   # if it is more than so many seconds.
 
 
 class Gauge:
@@ -66,7 +67,8 @@ class Gauge:
     rates['mfu'] = (rates['tflops'] * 1e12 / (self.peak * self.devices)
                     if self.peak else None)
     share = self.waited / spent
-    if self.warm and share > MUCH and not self.warned:
+    if (self.warm and share > MUCH and self.waited > LONG and
+        not self.warned):
       self.warned = True
       logging.warning(
           '%s: waited for input %.0f %% of the time up to step %d; raise '

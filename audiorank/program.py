@@ -46,6 +46,7 @@ class TrainState:
 @flax.struct.dataclass
 class Hyper:
   """What may differ between runs that share one compiled program."""
+  seed: Any
   lr: Any
   warmup: Any
   steps: Any
@@ -57,7 +58,7 @@ class Hyper:
 def hyper(config):
   """Returns the hyper-parameters as traced scalars, not constants."""
   o = config.opt
-  return Hyper(*(np.float32(x) for x in (
+  return Hyper(np.uint32(config.seed), *(np.float32(x) for x in (
       o.lr, o.warmup, config.train.steps, o.final, o.weight_decay, o.clip)))
 
 
@@ -84,19 +85,30 @@ def init(config, key):
       config.mask.group)
   mel_BMT = jnp.zeros((1, m.mels, L * m.patch_frames))
   variables = model.MAE(m).init(key, mel_BMT, keep_BK, drop_BR)
+  params = variables['params']
+  if config.train.init_scale != 1:
+    params = jax.tree.map_with_path(
+        lambda path, x: x * config.train.init_scale
+        if path[-1].key == 'kernel' else x, params)
   return TrainState(
-      step=jnp.zeros((), jnp.int32), params=variables['params'],
+      step=jnp.zeros((), jnp.int32), params=params,
       batch_stats=variables['batch_stats'],
-      opt_state=adam(config).init(variables['params']))
+      opt_state=adam(config).init(params))
 
 
 def make_step(config, placed):
   """Returns the jitted (state, wave_BS int16, hyper) -> (state, metrics)."""
+  return jax.jit(one_step(config), donate_argnums=0,
+                 out_shardings=(placed, None))
+
+
+def one_step(config):
+  """Returns (state, wave_BS int16, hyper) -> (state, metrics), to be jitted."""
   objective = objectives.named(config.objective)
   tx = adam(config)
-  mask_key = jax.random.fold_in(jax.random.key(config.seed), 1)
 
   def step(state, wave_BS, h):
+    mask_key = jax.random.fold_in(jax.random.key(h.seed), 1)
     key = jax.random.fold_in(mask_key, state.step)
     wave_BS = wave_BS.astype(jnp.float32) / 32768
 
@@ -118,7 +130,7 @@ def make_step(config, placed):
     return new, {'loss': loss, 'grad_norm': norm, 'lr': lr,
                  'param_norm': optax.tree.norm(params), **extra}
 
-  return jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
+  return step
 
 
 def calibrated(state, wave_NS):

@@ -67,6 +67,9 @@ def check(config, on):
                        ('monitor.first', config.monitor.first)):
     if value < 1:
       raise ValueError(f'{field} {value}: expected at least 1')
+  for field, value in (('seed', config.seed), ('data.seed', config.data.seed)):
+    if not 0 <= value < 2 ** 32:
+      raise ValueError(f'{field} {value}: expected 0 to 2^32 - 1')
   if config.monitor.readings < 2:
     raise ValueError(f'monitor.readings {config.monitor.readings}: expected '
                      'at least 2, the untrained one and the last')
@@ -176,7 +179,7 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
       stream = data.stream(
           subset, batch=config.train.batch,
           samples=program.crop_samples(config.data.crop_seconds),
-          seed=config.seed, first_step=step,
+          seed=config.data.seed, first_step=step,
           process_index=jax.process_index(),
           process_count=jax.process_count(), threads=config.data.threads,
           resident=config.data.resident)
@@ -294,7 +297,7 @@ def check_finite(got, step, config, subset):
     names = data.clip_names(
         subset, batch=config.train.batch,
         samples=program.crop_samples(config.data.crop_seconds),
-        seed=config.seed, step=step - 1)
+        seed=config.data.seed, step=step - 1)
     raise Diverged(f"loss {row['loss']} at step {step}, gradient norm "
                    f"{row['grad_norm']}, parameter norm {row['param_norm']}, "
                    f"clips {', '.join(names[:4])} ...")

@@ -32,7 +32,7 @@ def get_config(point='en768-12'):
   """Dasheng's recipe (arXiv 2406.06992) at the size named by `point`."""
   c = config_dict.ConfigDict()
   c.experiment = 'base'  # Shown in tables; no part of a run's identity.
-  c.seed = 0  # Initialisation, masks, order of clips.
+  c.seed = 0  # Initialisation and masks.
   c.objective = 'mae'  # What is minimised: see audiorank/objectives.py.
 
   m = c.model = config_dict.ConfigDict()
@@ -60,6 +60,7 @@ def get_config(point='en768-12'):
   a.sha256 = ''  # Its manifest's checksum; the sweep fills it in.
   a.hours = 0.  # Hours of training audio; 0 takes all there are.
   a.valid_fraction = .05  # Sources held out of training, for valid_loss.
+  a.seed = 0  # Order of clips and their crops.
   a.subset_seed = 0  # The permutation whose prefixes are the subsets.
   a.crop_seconds = 10.  # Training crop.
   a.threads = 4  # Reading threads of each process.
@@ -75,6 +76,7 @@ def get_config(point='en768-12'):
   t = c.train = config_dict.ConfigDict()
   t.steps = 1_500_000  # 0 makes the untrained twin.
   t.batch = 256  # Clips of a step, over all devices.
+  t.init_scale = 1.  # Factor on every initial weight matrix.
   t.calibrate = True  # Start BatchNorm at the monitor clips' statistics.
   t.log_every = 100  # Steps between rows of metrics.jsonl.
 

@@ -41,10 +41,10 @@ def test_waiting_is_warned_of_once(clock, caplog):
   for step in range(1, 5):
     clock.at += 1.
     with gauge.waiting():
-      clock.at += .04 if step < 3 else .2
+      clock.at += .04 if step < 3 else .2 if step < 4 else 1.5
     gauge.row(step)
   said = [r.getMessage() for r in caplog.records]
-  assert said == ['a: waited for input 17 % of the time up to step 3; raise '
+  assert said == ['a: waited for input 60 % of the time up to step 4; raise '
                   'data.threads, or keep the audio in memory by data.resident']
 
 
