@@ -126,9 +126,11 @@ def start(config, on):
   """Returns (shapes, placed, fresh): the abstract state, where it lives, and
   a function that makes it there."""
   key = jax.random.key(config.seed)
-  shapes = jax.eval_shape(lambda k: program.init(config, k), key)
+  # One function object: what is traced for its shapes is not traced again.
+  init = lambda k: program.init(config, k)
+  shapes = jax.eval_shape(jax.jit(init), key)
   placed = sharding.place(shapes, on)
-  fresh = jax.jit(lambda k: program.init(config, k), out_shardings=placed)
+  fresh = jax.jit(init, out_shardings=placed)
   return shapes, placed, lambda: fresh(key)
 
 

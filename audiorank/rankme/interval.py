@@ -16,7 +16,7 @@ from jax import lax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import numpy as np
-import scipy.stats
+from scipy import special
 
 from audiorank.rankme import blocks as blocks_lib
 from audiorank.rankme import checks
@@ -97,7 +97,7 @@ def _infinitesimal(state, center, eps):
 
 def _finish(whole, se, free, n, width, confidence, center, eps, blocks,
             method):
-  reach = se * scipy.stats.t.ppf((1 + confidence) / 2, blocks - 1)
+  reach = se * special.stdtrit(blocks - 1, (1 + confidence) / 2)
   value, low, high, value_inf, low_inf, high_inf = (
       float(np.exp(x)) for x in (whole, whole - reach, whole + reach,
                                  free, free - reach, free + reach))
