@@ -31,8 +31,20 @@ _ROOT = flags.DEFINE_string('root', None, 'Folder of the sweep.')
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file of configs/ with points().')
 _WORKERS = flags.DEFINE_integer(
-    'workers', None, 'Runs at once; by default one per core, at most 8.',
-    lower_bound=1)
+    'workers', None, 'Runs at once; by default one per core, at most 8; for '
+    'ray, all that there is room for.', lower_bound=1)
+_ENGINE = flags.DEFINE_enum(
+    'engine', 'local', ['local', 'ray'],
+    'Who starts the runs: this process, or a Ray cluster.')
+_ADDRESS = flags.DEFINE_string(
+    'address', 'local', "Of the Ray cluster: 'auto', host:port, or 'local', "
+    'which starts one on this machine.')
+_CORES = flags.DEFINE_integer(
+    'cores', 1, 'Cores of a run, for ray.', lower_bound=1)
+_GPUS = flags.DEFINE_integer('gpus', 0, 'GPUs of a run, for ray.',
+                             lower_bound=0)
+_SLICE = flags.DEFINE_string(
+    'slice', '', 'TPU slice of a run, for ray: such as v4:2x2x2.')
 _REPORT = flags.DEFINE_boolean('report', True, 'Write report.html at the end.')
 
 
@@ -146,6 +158,24 @@ def points(module, changes):
   return out
 
 
+def engine(root, workers):
+  """Returns (jobs, show) -> failures: who runs the jobs, checked and ready.
+
+  Raises:
+    ValueError: Ray is not there, or --slice is no slice.
+  """
+  if _ENGINE.value == 'local':
+    return lambda jobs, show: pool.run(root, jobs, workers, show)
+  machine, _, topology = _SLICE.value.partition(':')
+  if bool(machine) != bool(topology):
+    raise ValueError(f'--slice={_SLICE.value}: expected such as v4:2x2x2')
+  from launch import ray_engine
+  needs = ray_engine.Needs(_CORES.value, _GPUS.value, machine, topology)
+  ray_engine.connect(_ADDRESS.value)
+  return lambda jobs, show: ray_engine.run(
+      root, jobs, needs, show, most=_WORKERS.value)
+
+
 def main(argv):
   words = argv[1:] or ['run']
   if len(words) > 1 or words[0] not in WORDS:
@@ -191,9 +221,11 @@ def main(argv):
   if words[0] == 'write':
     print(f'{len(runs)} runs written; {root}')
     return
+  start = engine(root, workers)
   todo = [r for r in runs if records.state(root / r) != 'done']
+  where = f'{workers} at once' if _ENGINE.value == 'local' else 'by Ray'
   print(f'{len(runs)} runs, {len(runs) - len(todo)} done before; '
-        f'{workers} at once; {root}', flush=True)
+        f'{where}; {root}', flush=True)
   jobs = [pool.Job(run_id, work) for run_id, (_, work) in runs.items()]
   bar = progress.Bar(1000, int(1000 * pool.share(root, jobs)), 'sweep')
 
@@ -203,7 +235,7 @@ def main(argv):
     bar.note(f'{done}/{len(runs)} runs done')
 
   try:
-    failed = pool.run(root, jobs, workers, show)
+    failed = start(jobs, show)
   except KeyboardInterrupt:
     bar.close()
     print('\nstopped; the same command goes on', file=sys.stderr)
