@@ -12,7 +12,6 @@ A run that was preempted (exit code 42, a Ray worker or a node lost) and a run
 that dies by itself have budgets of their own: PREEMPTIONS and pool.DEATHS.
 """
 
-import os
 import pathlib
 import signal
 import socket

@@ -131,22 +131,22 @@ def check(runs):
 
 
 def table(runs):
-  """Returns the sweep's table as text."""
+  """Returns the sweep's table as text; what a failed run lacks is blank."""
   import pandas as pd
+  # Where no run came that far, the columns are not there at all.
+  found = runs.reindex(columns=[*runs.columns, *(
+      c for c in ('rank', 'rank_low', 'rank_high', 'rank_center',
+                  'valid_loss') if c not in runs.columns)])
+  number = lambda name, digits: [
+      '' if pd.isna(v) else f'{v:.{digits}f}' for v in found[name]]
+  rank, low, high = (number(c, 1) for c in ('rank', 'rank_low', 'rank_high'))
   shown = pd.DataFrame({
       'run': runs['run_id'], 'what': runs['name'],
-      'RankMe': [interval(r) for _, r in runs.iterrows()],
-      'centred': runs['rank_center'].map('{:.1f}'.format),
-      'score': runs['score'].map('{:.3f}'.format),
-      'valid loss': runs['valid_loss'].map('{:.3f}'.format),
-      'state': runs['state']})
+      'RankMe': [f'{r} [{l}, {h}]' if r else ''
+                 for r, l, h in zip(rank, low, high)],
+      'centred': number('rank_center', 1), 'score': number('score', 3),
+      'valid loss': number('valid_loss', 3), 'state': runs['state']})
   return shown.to_string(index=False)
-
-
-def interval(row):
-  """Returns 'value [low, high]' of a row's RankMe."""
-  return (f"{row['rank']:.1f} [{row['rank_low']:.1f}, "
-          f"{row['rank_high']:.1f}]")
 
 
 def points(module, changes):
@@ -247,7 +247,7 @@ def main(argv):
   for run_id, error in failed.items():
     print(f'failed: {root / run_id}: {error}', file=sys.stderr)
   print(f'{progress.clock(time.monotonic() - began)} in all')
-  if _REPORT.value:
+  if _REPORT.value and len(failed) < len(runs):
     from audiorank import report
     print(report.write(root))
   if failed:

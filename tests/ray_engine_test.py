@@ -3,14 +3,11 @@ TPU pod that loses a slice; and, without Ray, what it makes of an end."""
 
 import importlib.util
 import os
-import pathlib
 import signal
 import subprocess
 import sys
 import time
 
-import jax
-import numpy as np
 import pytest
 
 from audiorank import checkpoint
@@ -19,8 +16,8 @@ from audiorank import records
 from audiorank import synth
 from launch import pool
 from launch import ray_engine
+from tests import processes
 
-ROOT = pathlib.Path(__file__).parents[1]
 with_ray = pytest.mark.skipif(
     importlib.util.find_spec('ray') is None, reason='Ray is not installed')
 
@@ -48,9 +45,7 @@ def points():
 
 @pytest.fixture(scope='module')
 def env(tmp_path_factory):
-  return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT),
-          'RAY_DEDUP_LOGS': '0', 'RAY_USAGE_STATS_ENABLED': '0',
-          'AUDIORANK_CACHE': str(tmp_path_factory.mktemp('compiled'))}
+  return processes.environment(tmp_path_factory.mktemp('compiled'))
 
 
 @pytest.fixture(scope='module')
@@ -69,10 +64,10 @@ def sweep(env, folder, corpus, tasks, *more, points='01', steps=2000):
         [sys.executable, '-m', 'launch.sweep', '--engine=ray',
          f'--config={folder}/few.py', f'--config.data.root={corpus}',
          f'--config.eval.tasks={tasks}', f'--root={folder}/runs',
-         '--noreport', *more], cwd=ROOT, env=env, stdout=said, stderr=said)
+         '--noreport', *more], cwd=processes.ROOT, env=env, stdout=said, stderr=said)
 
 
-def training(folder, job, past=5, but=(), timeout=240):
+def training(folder, job, past=5, but=(), timeout=500):
   """Waits for a run that trains past a step; returns (folder, its lease)."""
   end = time.monotonic() + timeout
   while time.monotonic() < end:
@@ -86,51 +81,19 @@ def training(folder, job, past=5, but=(), timeout=240):
   raise AssertionError((folder / 'said.txt').read_text())
 
 
-def parent(pid):
-  return int(pathlib.Path(f'/proc/{pid}/stat').read_text()
-             .rpartition(')')[2].split()[1])
-
-
-def trainers(folder):
-  """Returns the processes that train a run of a folder."""
-  out = []
-  for path in pathlib.Path('/proc').glob('[0-9]*/cmdline'):
-    try:
-      words = path.read_bytes().decode().split('\0')
-    except OSError:
-      continue
-    if 'launch.train' in words and f'{folder}/' in ' '.join(words):
-      out.append(int(path.parent.name))
-  return out
-
-
-def finished(folder, job, count, timeout=500):
+def finished(folder, job, count, timeout=900):
   """Waits for a sweep; all its runs must be done and nobody be left."""
   assert job.wait(timeout) == 0, (folder / 'said.txt').read_text()
   states = [records.state(w) for w in records.run_folders(folder / 'runs')]
   assert states == ['done'] * count
-  end = time.monotonic() + 30
-  while trainers(folder):
-    assert time.monotonic() < end, 'a trainer is left'
-    time.sleep(.2)
-
-
-def leaves(workdir):
-  return [np.asarray(x) for x in
-          jax.tree.leaves(checkpoint.load(workdir)[1])]
+  processes.check_nobody_left(folder)
 
 
 def undisturbed(env, workdir, folder):
-  """Trains the run of a folder once more, alone, and returns its end."""
+  """Asserts that a run ended as it does when it is left alone."""
   records.open_run(folder, records.load_config(workdir))
-  subprocess.run(pool.command(folder), cwd=ROOT, env=env, check=True,
-                 capture_output=True, timeout=300)
-  return leaves(folder)
-
-
-def resumed(workdir):
-  """Returns whether the log says that a worker was started again."""
-  return (workdir / 'log.txt').read_text().count('saved at step')
+  assert processes.worker(env, folder).wait(600) == 0
+  processes.check_same(workdir, folder)
 
 
 @with_ray
@@ -141,14 +104,12 @@ def test_a_trainer_and_a_ray_worker_killed_cost_nothing(
   hit, first = training(tmp_path, job, past=150)
   os.kill(first['pid'], signal.SIGKILL)
   _, second = training(tmp_path, job, past=150, but=[first['pid']])
-  os.kill(parent(second['pid']), signal.SIGKILL)
-  finished(tmp_path, job, 3)
-  for ours, theirs in zip(leaves(hit), undisturbed(env, hit, tmp_path / 'x'),
-                          strict=True):
-    np.testing.assert_array_equal(ours, theirs)
+  os.kill(processes.parent(second['pid']), signal.SIGKILL)
+  finished(tmp_path, job, 4)
+  undisturbed(env, hit, tmp_path / 'x')
   again = sweep(env, tmp_path, corpus, tasks, '--address=local')
-  finished(tmp_path, again, 3)
-  assert '3 runs, 3 done before' in (tmp_path / 'said.txt').read_text()
+  finished(tmp_path, again, 4)
+  assert '4 runs, 4 done before' in (tmp_path / 'said.txt').read_text()
 
 
 @with_ray
@@ -160,7 +121,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
   job.send_signal(signal.SIGINT)
   assert job.wait(120) == pool.AGAIN
   saved = checkpoint.steps(hit / 'checkpoints')[-1]
-  assert saved >= told['step'] and not trainers(tmp_path)
+  assert saved >= told['step'] and not processes.trainers(tmp_path)
 
 
 @pytest.fixture
@@ -188,15 +149,13 @@ def test_a_lost_node_s_run_goes_on_elsewhere(
   nodes = [node(cluster, num_cpus=1) for _ in range(2)]
   job = sweep(env, tmp_path, corpus, tasks, f'--address={cluster.address}')
   hit, told = training(tmp_path, job, past=150)
-  raylet = parent(parent(told['pid']))
+  raylet = processes.parent(processes.parent(told['pid']))
   (lost,) = [n for n in nodes
              if n.all_processes['raylet'][0].process.pid == raylet]
   os.kill(raylet, signal.SIGKILL)
-  finished(tmp_path, job, 3)
+  finished(tmp_path, job, 4)
   cluster.remove_node(lost, allow_graceful=False)
-  for ours, theirs in zip(leaves(hit), undisturbed(env, hit, tmp_path / 'x'),
-                          strict=True):
-    np.testing.assert_array_equal(ours, theirs)
+  undisturbed(env, hit, tmp_path / 'x')
 
 
 def host(cluster, name, rank):
@@ -223,12 +182,12 @@ def test_a_lost_slice_s_run_goes_on_on_another(
   job = sweep(env, tmp_path, corpus, tasks, f'--address={cluster.address}',
               '--slice=v4:2x2x2', points='0', steps=1000)
   hit, told = training(tmp_path, job, past=150)
-  raylet = parent(parent(told['pid']))
+  raylet = processes.parent(processes.parent(told['pid']))
   (lost,) = [n for n in sum(slices.values(), [])
              if n.all_processes['raylet'][0].process.pid == raylet]
   os.kill(raylet, signal.SIGKILL)
   _, told = training(tmp_path, job, past=150, but=[told['pid']])
-  assert parent(parent(told['pid'])) not in [
+  assert processes.parent(processes.parent(told['pid'])) not in [
       n.all_processes['raylet'][0].process.pid for hosts in slices.values()
       if lost in hosts for n in hosts]
   finished(tmp_path, job, 2)

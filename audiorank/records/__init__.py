@@ -20,6 +20,7 @@ from audiorank.records.run import path
 from audiorank.records.run import plain
 from audiorank.records.run import read
 from audiorank.records.run import read_json
+from audiorank.records.run import read_lines
 from audiorank.records.run import run_id
 from audiorank.records.run import state
 from audiorank.records.run import TIMES
