@@ -139,6 +139,9 @@ def main(argv):
     stop = lambda _: leaving.asked
   from audiorank import lease
   from audiorank import records
+  if '://' in _WORKDIR.value:
+    raise ValueError(f'--workdir={_WORKDIR.value}: expected a folder, on a '
+                     'file system with locks')
   workdir = pathlib.Path(_WORKDIR.value)
   if _CONFIG.value is not None:
     records.open_run(workdir, checked(_CONFIG.value))

@@ -1,6 +1,7 @@
 """Steps that are not finite: what is said, what is left out, what is kept."""
 
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +102,7 @@ def test_a_skipped_step_is_recorded_once_whatever_stops_the_run(
 
 
 def test_more_than_allowed_is_a_failure(corpus, odd, tmp_path, monkeypatch):
-  monkeypatch.setattr('tests.accidents_test.BAD', (2, 3, 5))
+  monkeypatch.setattr(sys.modules[__name__], 'BAD', (2, 3, 5))
   config = opened(tmp_path, corpus, **{'train.skip': 2})
   with pytest.raises(train.Diverged, match='train.skip 2 are used up') as e:
     train.run(tmp_path, config)

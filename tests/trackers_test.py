@@ -4,10 +4,8 @@ import importlib.util
 import json
 import logging
 
-import numpy as np
 import pytest
 
-from audiorank import checkpoint
 from audiorank import records
 from audiorank import trackers
 from audiorank import train
@@ -45,17 +43,13 @@ def test_one_that_fails_in_every_call_stops_nothing(
           lambda step, row: told.append((step, row)),
           lambda row: told.append(row), lambda: told.append('end'))})
   with caplog.at_level(logging.WARNING, 'absl'):
-    train.run(tmp_path / 'a', opened(tmp_path / 'a', corpus,
-                                     'unborn,broken,whole'))
-  train.run(tmp_path / 'b', opened(tmp_path / 'b', corpus, ''))
-  for a, b in zip(*(np.asarray(checkpoint.load(tmp_path / n)[1]['params'][
-      'encoder']['norm']['scale']).ravel() for n in 'ab')):
-    assert a == b
+    train.run(tmp_path, opened(tmp_path, corpus, 'unborn,broken,whole'))
   rows = [json.loads(x) for x in
-          (tmp_path / 'a' / 'metrics.jsonl').read_text().splitlines()]
+          (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   assert [s for s, _ in told[:-2]] == [r['step'] for r in rows]
   assert told[0][1].keys() >= {'rank'} and told[-1] == 'end'
-  assert told[-2]['loss'] == rows[-2]['loss'] if 'loss' in rows[-2] else True
+  (loss,) = [r['loss'] for r in rows if r['step'] == 6 and 'loss' in r]
+  assert told[-2]['loss'] == loss and 'alarms' not in told[0][1]
   said = [r.message for r in caplog.records if 'tracker' in r.message]
   assert len(said) == 2 and all('the network is gone' in s for s in said)
 

@@ -4,11 +4,12 @@
                  /records/<kind>-<step>.json   one result each
                  /metrics.jsonl            the training curve
                  /LEASE  /DONE  /FAILED    state, written whole or not at all
-  <root>/runs.parquet, history.parquet, tasks.parquet
+  <root>/runs.parquet, history.parquet, tasks.parquet, curves.parquet
 
 The JSON files are the truth; the tables are a cache that `collect` rebuilds.
 """
 
+from audiorank.records.curve_table import curves
 from audiorank.records.run import cut_metrics
 from audiorank.records.run import digest
 from audiorank.records.run import frozen
