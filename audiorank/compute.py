@@ -4,6 +4,24 @@ import math
 
 import jax
 
+# FLOP/s of dense bfloat16 products, from the makers' data sheets.
+PEAKS = {
+    'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5e': 197e12,
+    'TPU v5': 459e12, 'TPU v5p': 459e12, 'TPU v6 lite': 918e12,
+    'TPU v6e': 918e12, 'NVIDIA H200': 989e12, 'NVIDIA H100': 989e12,
+    'NVIDIA A100': 312e12, 'NVIDIA L4': 121e12, 'Tesla T4': 65e12}
+
+
+def peak(device_kind):
+  """Returns a chip's FLOP/s in bfloat16 (float16 on T4), None if unknown.
+
+  Args:
+    device_kind: as jax names it; the longest known beginning counts
+      ('NVIDIA H100 80GB HBM3').
+  """
+  known = [name for name in PEAKS if device_kind.startswith(name)]
+  return PEAKS[max(known, key=len)] if known else None
+
 
 def parameters(tree):
   """Returns the number of values in a tree of arrays or shapes."""

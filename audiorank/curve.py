@@ -40,20 +40,20 @@ class Curve:
 
   def __init__(self, workdir, config, subset, step, main):
     self.workdir, self.config, self.subset = workdir, config, subset
-    self.main, self.waiting, self.last = main, 0., {}
+    self.main, self.last = main, {}
     self.recent, self.pending, self.file = [], None, None
     self.skipped = skipped(workdir)
     if main:
       self.file = open(workdir / 'metrics.jsonl', 'a', encoding='utf-8')
       self.trackers = trackers.Several(workdir, config, step)
 
-  def add(self, step, got, seconds):
+  def add(self, step, got, speed):
     """Takes a step's numbers, on their devices, and writes what waited.
 
     Args:
       step: the number of steps done.
       got: {name: scalar}.
-      seconds: waited for its batch.
+      speed: called with the step of a row; gauges.Gauge.row.
 
     Returns:
       the row that was written, or None.
@@ -63,22 +63,21 @@ class Curve:
     """
     row = self.write()
     self.recent.append((step, got))
-    self.waiting += seconds
     t = self.config.train
     if step % t.log_every == 0 or step == t.steps:
-      self.pending, self.waiting = (step, got, self.waiting), 0.
+      self.pending = step, got, speed(step)
     return row
 
   def write(self):
     """Writes the row that waits, if there is one, and returns it."""
     if self.pending is None:
       return None
-    step, got, waiting = self.pending
+    step, got, speed = self.pending
     self.pending = None
     self.examine(step)
     if step in self.skipped:
       return None
-    row = {'step': step, **floats(got), 'waiting': waiting}
+    row = {'step': step, **floats(got), **speed}
     self.put(row)
     return row
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiorank import embed
+from audiorank import gauges
 from audiorank import objectives
 from audiorank import rankme
 from audiorank import sharding
@@ -88,7 +89,8 @@ def measure(config, state, sample, on, valid=None, leave=lambda: False):
     fields['valid_loss'] = float(np.mean([
         float(loss_of(variables, local_rows(valid_NS[i:i + B], on)))
         for i in range(0, len(valid_NS), B)]))
-  return {**fields, 'seconds': time.monotonic() - started}
+  return {**fields, 'memory': gauges.memory(),
+          'seconds': time.monotonic() - started}
 
 
 def local_rows(wave_BS, on):

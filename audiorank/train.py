@@ -9,7 +9,6 @@ Shapes: B batch, S samples, N clips, L patches.
 
 import contextlib
 import pathlib
-import time
 
 from absl import logging
 import jax
@@ -20,6 +19,7 @@ from audiorank import checkpoint
 from audiorank import compute
 from audiorank import curve
 from audiorank import data
+from audiorank import gauges
 from audiorank import masking
 from audiorank import model
 from audiorank import monitor
@@ -110,9 +110,16 @@ def described(config, subset, shapes):
       'size': model.name(c), 'patches': L, 'kept': K,
       'parameters': {part: compute.parameters(shapes.params[part])
                      for part in ('encoder', 'decoder')},
-      'flops_per_clip': compute.flops_per_clip(c, L, K),
+      'flops_per_clip': flops(config),
       'hours': subset.hours, 'records': len(subset.records),
       'corpus': subset.sha256}
+
+
+def flops(config):
+  """Returns FLOPs of a training step on one clip; compute.flops_per_clip."""
+  L = program.patches(config)
+  return compute.flops_per_clip(config.model, L,
+                                masking.kept(L, config.mask.ratio))
 
 
 def start(config, on):
@@ -183,6 +190,8 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
     unsealed, leaving = False, False
     # Of several processes none can leave a reading that the others share.
     alone = jax.process_count() == 1
+    gauge = gauges.Gauge(workdir.name, config.train.batch,
+                         flops(config), on.size, step)
     with contextlib.closing(
         curve.Curve(workdir, config, subset, step, main)) as rows:
       while True:
@@ -190,17 +199,20 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
         if saving or step in readings:
           noted(bar, rows.flush())
         if saving:
-          checkpoint.save(m, state, config, force=step == steps)
+          with gauge.aside():
+            checkpoint.save(m, state, config, force=step == steps)
           unsealed = True
         elif unsealed and step % config.train.log_every == 0:
-          m.wait_until_finished()
-          if main:
-            checkpoint.seal(folder)
+          with gauge.aside():
+            m.wait_until_finished()
+            if main:
+              checkpoint.seal(folder)
           unsealed = False
         if step in readings:
           tell('measuring', step, steps)
-          fields = read(workdir, config, state, step, sample, on, valid,
-                        lambda: alone and stop(step))
+          with gauge.aside():
+            fields = read(workdir, config, state, step, sample, on, valid,
+                          lambda: alone and stop(step))
           leaving = fields is None
           if not leaving:
             rows.reading(step, fields)
@@ -213,14 +225,13 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
           m.wait_until_finished()
           checkpoint.seal(folder)
           raise Preempted(f'saved at step {step}')
-        began = time.monotonic()
-        wave_BS = sharding.to_global(next(stream), on)
-        waited = time.monotonic() - began
+        with gauge.waiting():
+          wave_BS = sharding.to_global(next(stream), on)
         state, got = advance(state, wave_BS, h)
         step += 1
         bar.step()
         tell('training', step, steps)
-        noted(bar, rows.add(step, got, waited))
+        noted(bar, rows.add(step, got, gauge.row))
     m.wait_until_finished()
     checkpoint.seal(folder)
     bar.close()

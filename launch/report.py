@@ -2,6 +2,7 @@
 
   python -m launch.report --workdir=runs/quickstart
   python -m launch.report --table=runs.csv --law=saturating --x=rank --y=score
+  python -m launch.report --table=runs.csv --law=separable --x=params,hours --y=valid_loss --loss=log_huber --budgets=1e15,1e16 --flops_per=3600 --amount=10
 """
 
 import pathlib
@@ -18,6 +19,15 @@ _X = flags.DEFINE_list('x', None, 'Input columns; the form\'s own otherwise.')
 _Y = flags.DEFINE_string('y', None, 'Output column.')
 _LOSS = flags.DEFINE_string('loss', 'ls', 'ls, huber, lad, log_ls, log_huber, '
                             'log_lad or logit_ls.')
+_COMPARE = flags.DEFINE_list('compare', [], 'Other forms of the same inputs to '
+                             'set beside the law, by errors on rows left out.')
+_BUDGETS = flags.DEFINE_list('budgets', [], 'FLOPs whose best size and amount '
+                             'of data to tell, for a law of two inputs.')
+_FLOPS_PER = flags.DEFINE_float(
+    'flops_per', 6., 'FLOPs of training a parameter on one unit of data.',
+    lower_bound=0.)
+_AMOUNT = flags.DEFINE_float('amount', None, 'Data whose bound on the size to '
+                             'tell, for a law of two inputs.')
 _GROUPS = flags.DEFINE_string('groups', None, 'Column of what is independent.')
 _FIGURE = flags.DEFINE_string('figure', None, 'Image of the fit, .png or '
                               '.pdf; of several inputs, predicted against '
@@ -35,10 +45,28 @@ def read(path):
   if not path.is_file():
     raise FileNotFoundError(f'{path}: no such file')
   try:
-    return (pd.read_parquet(path) if path.suffix == '.parquet' else
-            pd.read_csv(path))
+    table = (pd.read_parquet(path) if path.suffix == '.parquet' else
+             pd.read_csv(path, skipinitialspace=True))
   except Exception as error:
     raise ValueError(f'{path}: not a table ({error})') from None
+  return table.rename(columns=lambda name: str(name).strip())
+
+
+def frontier(fit):
+  """Returns the best size and amount of data at the budgets asked, as text."""
+  from audiorank import laws
+  budgets = laws.table.numbers('--budgets', _BUDGETS.value)
+  found = laws.scaling.frontier(
+      fit, budgets, lambda C, N: C / (_FLOPS_PER.value * N),
+      compute=f'{_FLOPS_PER.value:g} FLOPs per {fit.x[0]} and {fit.x[1]}')
+  lines = [f'the best split, at {found.attrs["compute"]}; distance: decades '
+           'beyond the data', found.to_string(
+               index=False, float_format=lambda v: f'{v:.4g}')]
+  for name, column in zip(('size', 'data'), fit.x):
+    if f'{name}_exponent' in found.attrs:
+      value, low, high = found.attrs[f'{name}_exponent']
+      lines.append(f'{column} grow as C^{value:.3f} ({low:.3f} to {high:.3f})')
+  return '\n'.join(lines)
 
 
 def main(argv):
@@ -50,9 +78,22 @@ def main(argv):
     print(report.write(_WORKDIR.value))
     return
   from audiorank import laws
-  fit = laws.fit(_LAW.value, read(_TABLE.value), loss=_LOSS.value,
+  table = read(_TABLE.value)
+  fit = laws.fit(_LAW.value, table, loss=_LOSS.value,
                  groups=_GROUPS.value or None, x=_X.value, y=_Y.value)
   print(fit.report())
+  if _COMPARE.value:
+    print('\nerrors on rows (groups) left out, the best first:')
+    print(laws.compare([_LAW.value, *_COMPARE.value], table, loss=_LOSS.value,
+                       groups=_GROUPS.value or None, x=_X.value, y=_Y.value
+                       ).drop(columns='formula').to_string(index=False))
+  if _BUDGETS.value:
+    print('\n' + frontier(fit))
+  if _AMOUNT.value is not None:
+    bound = laws.scaling.data_bound(fit, _AMOUNT.value)
+    print(f'\n{_AMOUNT.value:g} {fit.x[1]} feed a {fit.x[0]} of ' + (
+        f'{bound.size:.4g} ({bound.low:.4g} to {bound.high:.4g})'
+        if not bound.refused else f'unknown size: {bound.refused}'))
   print('\nchecklist: what a reader must be told (arXiv 2502.18969)')
   print(laws.checklist.words(laws.checklist.fill(fit)))
   if _FIGURE.value:

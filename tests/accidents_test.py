@@ -89,7 +89,7 @@ def test_a_skipped_step_is_recorded_once_whatever_stops_the_run(
     rows = [json.loads(x) for x in (
         tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
     (about,) = records.read(tmp_path / name, 'run')
-    return state, [{k: v for k, v in r.items() if k != 'waiting'}
+    return state, [{k: v for k, v in r.items() if k not in records.TIMES}
                    for r in rows], about
 
   straight, rows, about = run('straight')

@@ -70,6 +70,34 @@ def test_held_out_reproduces_epoch(shared):
     np.testing.assert_allclose(got, expected, atol=6e-6)
 
 
+def test_weights_count_in_every_error():
+  """A row of weight two is that row twice, in one group."""
+  data = pd.DataFrame(_scores())
+  twice = pd.concat([data, data.iloc[:6]], ignore_index=True)
+  weights = np.where(np.arange(len(data)) < 6, 2., 1.)
+  label = np.r_[np.arange(len(data)), np.arange(6)]
+  names = ['saturating', 'log_linear']
+  ours = laws.compare(names, data, weights=weights).set_index('law')
+  theirs = laws.compare(names, twice, groups=label).set_index('law')
+  np.testing.assert_allclose(ours.loc[names, 'loo'], theirs.loc[names, 'loo'],
+                             rtol=1e-6)
+  out = np.arange(len(data)) < 9
+  np.testing.assert_allclose(
+      laws.held_out('log_linear', data, out, weights=weights),
+      laws.held_out('log_linear', twice, np.r_[out, np.full(6, True)],
+                    groups=label), rtol=1e-9)
+
+
+def test_a_point_without_a_prediction_is_not_left_out_of_the_error(
+    monkeypatch):
+  made = laws.fit('log_linear', _scores())
+  e_N = choose.leave_one_out(made)
+  monkeypatch.setattr(choose, 'leave_one_out', lambda fit: np.where(
+      np.arange(len(e_N)) == 3, np.nan, e_N))
+  found = laws.compare(['log_linear'], _scores())
+  assert found['loo'][0] == math.inf
+
+
 def test_largest():
   data = {'flops': [1., 2., 2., 3., 3.]}
   assert laws.largest(data, 'flops', .4).tolist() == [0, 0, 0, 1, 1]

@@ -220,6 +220,22 @@ def test_unstable_runs():
                              'spiked': 'spike', 'diverged': 'diverged'}
 
 
+def test_what_only_looks_unstable():
+  """A flat start that wobbles, a loss measured now and then, and a tail that
+  was lost."""
+  nan = math.nan
+  cases = {
+      'flat start': [2., 1.999, 2.0001, 1.9, 1., .5],
+      'flat': [2., 1.99, 2.01, 2., 1.98, 2.01],
+      'now and then': [2., nan, 1.5, nan, 1.2, nan],
+      'lost': [2., 1.8, 1.5, nan, nan, nan]}
+  rows = [pd.DataFrame({'run_id': name, 'step': range(6), 'train_loss': loss})
+          for name, loss in cases.items()]
+  found = failures.unstable(pd.concat(rows))
+  assert found[['run_id', 'kind', 'step']].values.tolist() == [
+      ['lost', 'diverged', 3]]
+
+
 def test_a_run_that_collapsed_at_once_is_found():
   history = pd.DataFrame({'run_id': 'a', 'step': range(10),
                           'rank': [300.] + [1.01] * 9})

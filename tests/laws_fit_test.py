@@ -69,6 +69,26 @@ def test_porian_exponents(shared):
   assert checked == 20
 
 
+@pytest.mark.parametrize('loss', ['ls', 'huber'])
+@pytest.mark.parametrize('offset,factor,unit', [
+    (1e6, 1., 1.), (0., 1e-40, 1.), (0., 1e40, 1.), (0., 1., 1e-40),
+    (0., 1., 1e40)])
+def test_units_and_offsets_move_nothing_else(loss, offset, factor, unit):
+  rng = np.random.default_rng(0)
+  rank = np.geomspace(5, 200, 30)
+  score = .9 - .8 * rank ** -.7 + .01 * rng.normal(size=30)
+  plain = laws.fit('saturating', {'rank': rank, 'score': score}, loss,
+                   delta=.01)
+  other = laws.fit('saturating', {
+      'rank': rank * unit, 'score': score * factor + offset}, loss,
+                   delta=.01 * factor)
+  # The offset leaves 1e-10 of y, its square root at a minimum: 1e-5.
+  np.testing.assert_allclose(other.params['b'], plain.params['b'], rtol=3e-5)
+  np.testing.assert_allclose(
+      (np.array(other.ci('Q_inf')) - offset) / factor, plain.ci('Q_inf'),
+      rtol=3e-5)
+
+
 def test_extrapolates_learning_curves(shared):
   """29 curves that the official M4 finished: no farther off on average."""
   folder = shared / 'fixtures/laws'
@@ -181,6 +201,9 @@ def test_predict_and_report():
      "'score' is nan in row 23"),
     ({'score': np.array(['.5'] * 23 + ['x'])},
      "'score' is not numeric: 'x' in row 23"),
+    ({'score': np.arange(24) > 3}, "'score' is of true and false"),
+    ({'score': np.geomspace(1, 1e60, 24)},
+     "'score' is .*e.5[0-9] in row 20: .*take another unit"),
     ({'rank': np.geomspace(20, 90, 5)}, "'rank' has 5 rows, 'score' has 24"),
 ])
 def test_bad_tables(change, words):

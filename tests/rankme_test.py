@@ -1,5 +1,9 @@
 """Spectra against float64 SVDs, by every road; invariances; bad input."""
 
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
@@ -457,3 +461,19 @@ def test_diff_erank():
   lam_D = np.linalg.eigvalsh(x_LD.T @ x_LD / 400)
   want = np.exp(-(lam_D * np.log(lam_D)).sum())
   assert rankme.token_rank(wide_NLD[:1]) == pytest.approx(want, rel=1e-5)
+
+
+FIRST = """
+import jax, numpy as np
+from audiorank import rankme
+z_ND = np.random.default_rng(0).normal(size=(200, 12)).astype(np.float32)
+print(float(jax.jit(rankme.rankme)(z_ND)) / rankme.rankme(z_ND) - 1)
+"""
+
+
+def test_the_first_program_of_a_process_may_be_a_rank():
+  """LAPACK is ready without any other decomposition before."""
+  done = subprocess.run([sys.executable, '-c', FIRST], capture_output=True,
+                        text=True, cwd=pathlib.Path(__file__).parents[1])
+  assert done.returncode == 0, done.stderr
+  assert abs(float(done.stdout)) < 1e-6

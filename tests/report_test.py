@@ -244,3 +244,32 @@ def test_bad_tables_are_one_line(tmp_path):
                                          json.loads(done.stdout)):
     assert code == 1, (case, said)
     assert words in said and said.count('\n') == 1, (case, said)
+
+
+def test_a_table_of_sizes_and_data_is_answered(tmp_path):
+  """Headers with blanks, a frontier and a bound, from the command line."""
+  n, d = (a.ravel() for a in np.meshgrid(np.geomspace(1e7, 1e10, 5),
+                                         np.geomspace(1e9, 1e12, 5)))
+  loss = 1.8 + 480 * n ** -.35 + 2100 * d ** -.37
+  path = tmp_path / 't.csv'
+  path.write_text('N , D, loss\n' + '\n'.join(
+      f'{a!r}, {b!r}, {c!r}' for a, b, c in zip(
+          n.tolist(), d.tolist(), loss.tolist())))
+  done = subprocess.run(
+      [sys.executable, '-m', 'launch.report', f'--table={path}',
+       '--law=separable', '--loss=log_ls', '--compare=multiplicative',
+       '--budgets=1e20,1e21,1e22', '--amount=1e10'],
+      capture_output=True, text=True,
+      cwd=pathlib.Path(__file__).resolve().parents[1])
+  assert done.returncode == 0, done.stderr
+  # G (C / 6)^(beta / (alpha + beta)), Hoffmann et al., appendix A.
+  G = (.35 * 480 / (.37 * 2100)) ** (1 / .72)
+  row = next(line.split() for line in done.stdout.splitlines()
+             if line.split()[:1] == ['1e+21'])
+  np.testing.assert_allclose(float(row[1]), G * (1e21 / 6) ** (.37 / .72),
+                             rtol=2e-3)
+  assert 'N grow as C^0.514' in done.stdout
+  assert '1e+10 D feed a N of' in done.stdout
+  lines = done.stdout.splitlines()
+  at = next(i for i, line in enumerate(lines) if 'left out, the best' in line)
+  assert lines[at + 2].split()[0] == 'separable'

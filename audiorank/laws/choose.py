@@ -83,7 +83,7 @@ def largest(data, by, fraction=.2):
 
 
 def held_out(form, data, out, loss='ls', groups=None, x=None, y=None,
-             delta=1e-3):
+             delta=1e-3, weights=None):
   """Root mean square error on rows held out of the fit.
 
   Args:
@@ -95,16 +95,25 @@ def held_out(form, data, out, loss='ls', groups=None, x=None, y=None,
     x: see `fit.fit`.
     y: see `fit.fit`.
     delta: see `fit.fit`.
+    weights: see `fit.fit`; they weigh the error too.
 
   Returns:
     The error on the scale of the loss.
   """
-  made = fitting(form, data, loss, groups, np.where(out, 0., 1.), x, y, delta)
-  return float(np.sqrt(np.mean(made.residuals[out] ** 2)))
+  w_N = table.weights(data, weights, len(out))
+  made = fitting(form, data, loss, groups, np.where(out, 0., w_N), x, y, delta)
+  return _rms(made.residuals[out], w_N[out])
+
+
+def _rms(e_N, w_N):
+  """Root mean square; inf where an error of any weight is not finite."""
+  used = w_N > 0
+  size = float(np.sqrt(np.average(e_N[used] ** 2, weights=w_N[used])))
+  return size if math.isfinite(size) else math.inf
 
 
 def compare(names, data, loss='ls', groups=None, x=None, y=None, by=None,
-            fraction=.2, delta=1e-3):
+            fraction=.2, delta=1e-3, weights=None):
   """Several laws on the same data, the best on left-out groups first.
 
   Args:
@@ -117,6 +126,7 @@ def compare(names, data, loss='ls', groups=None, x=None, y=None, by=None,
     by: the column whose largest values are held out; None to skip that.
     fraction: see `largest`.
     delta: see `fit.fit`.
+    weights: see `fit.fit`; they weigh the errors too.
 
   Returns:
     A DataFrame with a row per law: law, formula, parameters, aicc (less
@@ -135,13 +145,13 @@ def compare(names, data, loss='ls', groups=None, x=None, y=None, by=None,
            'aicc': np.nan, 'loo': np.nan, 'held_out': np.nan, 'sd': np.nan,
            'at_bound': '', 'problem': ''}
     try:
-      made = fitting(form, data, loss, groups, None, x, y, delta)
-      e_N = leave_one_out(made)
+      made = fitting(form, data, loss, groups, weights, x, y, delta)
       row.update(aicc=aicc(made), sd=made.sd,
-                 loo=float(np.sqrt(np.nanmean(e_N ** 2))),
+                 loo=_rms(leave_one_out(made), made.problem.w_N),
                  at_bound=', '.join(report.at_bound(made)))
       if out is not None:
-        row['held_out'] = held_out(form, data, out, loss, groups, x, y, delta)
+        row['held_out'] = held_out(form, data, out, loss, groups, x, y, delta,
+                                   weights)
     except ValueError as e:
       row['problem'] = str(e)
     rows.append(row)

@@ -13,6 +13,7 @@ from audiorank.laws import choose
 from audiorank.laws import intervals
 
 ONE = 1.5  # A rank below it is that of one vector and noise.
+SLIGHT = .05  # A rise of the loss below this share of it is noise.
 
 
 def studentised(fit):
@@ -154,8 +155,8 @@ def unstable(history, drop=.5, jump=.5):
     history: rows of run_id, step and any of rank, train_loss, valid_loss.
     drop: a rank below this fraction of the run's earlier maximum is a
       collapse, unless it recovers before the end.
-    jump: a loss that rises by this fraction of the run's range so far is
-      a spike.
+    jump: a loss that rises above its least so far by this fraction of the
+      run's range, and by a twentieth of itself, is a spike.
 
   Returns:
     A DataFrame of run_id, kind ('diverged', 'collapse', 'dip', 'spike'),
@@ -187,16 +188,24 @@ def unstable(history, drop=.5, jump=.5):
       if name not in curve:
         continue
       loss, step = curve[name].to_numpy(float), curve['step'].to_numpy()
-      if np.isinf(loss).any():
-        at = int(np.flatnonzero(np.isinf(loss))[0])
+      # Tables hold NaN for 'not measured' and for 'not a number'. A loss that
+      # was there at every reading and then never again is the second.
+      known = np.flatnonzero(~np.isnan(loss))
+      gone = np.isinf(loss)
+      if len(known) > 1 and np.ptp(known) == len(known) - 1:
+        gone[known[-1] + 1:] = True
+      if gone.any():
+        at = int(np.flatnonzero(gone)[0])
         note(run, 'diverged', step[at], loss[at], np.nan)
       kept = np.isfinite(loss)
       loss, step = loss[kept], step[kept]
       if len(loss) < 3:
         continue
       least = np.minimum.accumulate(loss)[:-1]
-      span = np.maximum.accumulate(loss)[:-1] - least
-      rise = np.flatnonzero((loss[1:] - least > jump * span) & (span > 0))
+      # Of the range of all, not so far: a flat start has next to none.
+      high = loss[1:] - least
+      rise = np.flatnonzero((high > jump * np.ptp(loss)) &
+                            (high > SLIGHT * np.abs(least)))
       if len(rise):
         at = int(rise[0])
         note(run, 'spike', step[at + 1], loss[at + 1], least[at])

@@ -91,6 +91,20 @@ class Fit:
     free = max(self.n - self.size, 1)
     return float(np.sqrt(np.sum(w_N * self.residuals ** 2) / free))
 
+  @functools.cached_property
+  def small(self):
+    """The same fit with y's range one: what intervals are searched on."""
+    size = optimum.unit(self.problem)
+    problem = optimum.small(self.problem)
+    best = self.best._replace(c_SQ=self.best.c_SQ / size)
+    value = float(solve.objective(
+        problem, solve.values(problem, best.c_SQ, best.t_SP),
+        problem.w_N[None])[0])
+    params = {name: float(v[0]) for name, v in
+              optimum.params(problem, best).items()}
+    return dataclasses.replace(self, params=params, objective=value,
+                               problem=problem, best=best)
+
   def ci(self, name, method='profile', confidence=.95, draws=1000, seed=0):
     """An interval for one parameter, (low, high); inf where unbounded.
 
@@ -229,12 +243,7 @@ def fit(form, data, loss='ls', groups=None, weights=None, x=None, y=None,
     if len(col) != N:
       raise ValueError(f'column {name!r} has {len(col)} rows, {y!r} has {N}')
   table.in_domain(y, y_N, solve.LOSSES[loss].link)
-  w_N = np.ones(N) if weights is None else (
-      table.column(data, weights) if isinstance(weights, str) else
-      table.numbers('weights', weights))
-  if len(w_N) != N or (w_N < 0).any():
-    raise ValueError(f'weights: expected {N} numbers that are not negative, '
-                     f'found {len(w_N)} of which {(w_N < 0).sum()} negative')
+  w_N = table.weights(data, weights, N)
   label_N = np.arange(N) if groups is None else np.asarray(
       table.raw(data, groups) if isinstance(groups, str) else groups)
   if len(label_N) != N:

@@ -26,8 +26,12 @@ def interval(fit, name, method, confidence, draws, seed):
   """(low, high) of one parameter; see `Fit.ci`."""
   if not 0 < confidence < 1:
     raise ValueError(f'confidence is {confidence}: expected between 0 and 1')
+  # Coefficients, and what is derived from them, carry the unit of y.
+  ratio = fit.params[name] / (fit.small.params[name] or 1.)
+  size = optimum.unit(fit.problem) if name in fit.form.linear else ratio
   if method == 'profile':
-    return _profile_interval(fit, name, confidence)
+    low, high = _profile_interval(fit.small, name, confidence)
+    return low * size, high * size
   if method == 'bootstrap':
     found = bootstrap.resample(fit, draws, seed)
     values = np.array(optimum.params(fit.problem, found)[name], float)
@@ -43,7 +47,8 @@ def interval(fit, name, method, confidence, draws, seed):
             float(ordered[math.ceil((1 - tail) * last)]))
   if method == 'wald':
     free = max(fit.units - fit.size, 1)
-    half = special.stdtrit(free, (1 + confidence) / 2) * wald(fit)[name]
+    half = special.stdtrit(free, (1 + confidence) / 2) * (
+        size * wald(fit.small)[name])
     return float(fit.params[name] - half), float(fit.params[name] + half)
   raise ValueError(f'no interval by {method!r}: one of profile, bootstrap, '
                    'wald')

@@ -50,8 +50,39 @@ def _polished(problem, p_SP, w_SN, pin=None, stages=None):
   return Optimum(c_SQ, t_SP, f_S, slope_S, done_S)
 
 
+def unit(problem):
+  """The range of y where a law's coefficients carry its unit, else 1."""
+  if not problem.form.linear or problem.loss.link == 'logit':
+    return 1.
+  return float(np.ptp(problem.y_N[problem.w_N > 0]))
+
+
+def small(problem):
+  """The same problem with y's range one: searches stop at absolute steps."""
+  size = unit(problem)
+  plain = problem.loss.link == 'identity'
+  return problem._replace(y_N=problem.y_N / size,
+                          delta=problem.delta / (size if plain else 1.))
+
+
+def _large(problem, found):
+  """An optimum of `small` in the units of the problem."""
+  size, loss = unit(problem), problem.loss
+  factor = (1. if loss.link != 'identity' else
+            size if loss.kind == 'lad' else size ** 2)
+  return found._replace(c_SQ=found.c_SQ * size,
+                        value_S=found.value_S * factor,
+                        slope_S=found.slope_S * factor)
+
+
 def first(problem):
-  """The optimum from scratch, and the fraction of starts that agree on it."""
+  """The optimum from scratch, the fraction of starts that agree, their number.
+  """
+  found, agreeing, starts = _first(small(problem))
+  return _large(problem, found), agreeing, starts
+
+
+def _first(problem):
   if projected(problem):
     return _projected(problem, problem.w_N[None]), 1., 1
   c_SQ, t_SP, _ = project.candidates(problem, newton.BLOCK)
@@ -73,6 +104,14 @@ def again(problem, start, w_SN, pin=None):
     w_SN: the weights of S problems.
     pin: None, or (name, v_S).
   """
+  size = unit(problem)
+  if pin is not None and pin[0] in problem.form.linear:
+    pin = pin[0], np.asarray(pin[1]) / size
+  start = start._replace(c_SQ=start.c_SQ / size)
+  return _large(problem, _again(small(problem), start, w_SN, pin))
+
+
+def _again(problem, start, w_SN, pin):
   if projected(problem):
     return _projected(problem, w_SN, pin)
   if pin is not None and _moves(problem, pin[0]):

@@ -98,7 +98,11 @@ def _starts(shape, cols):
 
 
 def _scan(phi_GNQ, y_N, w_SN, positive):
-  """Sums of squares sse_SG on a grid, from moments: for bracketing only."""
+  """Sums of squares sse_SG on a grid, from moments: for bracketing only.
+
+  None where they would be differences of large numbers: under an offset of y
+  that the law takes up, the moments keep no digit of what is left.
+  """
   G, N, Q = phi_GNQ.shape
   first = (w_SN @ (phi_GNQ * y_N[:, None]).transpose(1, 0, 2)
            .reshape(N, G * Q)).reshape(-1, G, Q)
@@ -108,14 +112,18 @@ def _scan(phi_GNQ, y_N, w_SN, positive):
   single = [first[..., q] ** 2 / np.maximum(gram[..., q, q], 1e-250)
             for q in range(Q)]
   if Q == 1:
-    return total_S1 - single[0]
+    return _told(total_S1 - single[0], total_S1)
   det = np.maximum(gram[..., 0, 0] * gram[..., 1, 1] - gram[..., 0, 1] ** 2,
                    1e-250)
   c_0 = (gram[..., 1, 1] * first[..., 0] - gram[..., 0, 1] * first[..., 1])
   c_1 = (gram[..., 0, 0] * first[..., 1] - gram[..., 0, 1] * first[..., 0])
   both = (c_0 * first[..., 0] + c_1 * first[..., 1]) / det
   wrong = ((c_0 < 0) & positive[0]) | ((c_1 < 0) & positive[1])
-  return total_S1 - np.where(wrong, single[0], both)
+  return _told(total_S1 - np.where(wrong, single[0], both), total_S1)
+
+
+def _told(sse_SG, total_S1):
+  return sse_SG if (sse_SG.min(1) > 1e-8 * total_S1[:, 0]).all() else None
 
 
 def project(problem, w_SN, pin=None):
@@ -155,10 +163,11 @@ def project(problem, w_SN, pin=None):
   parts = []
   pieces = max(1, w_SN.size // 100_000)
   for rows in np.array_split(np.arange(S), pieces):
+    sse_SG = None
     if pin is None:
       sse_SG = _scan(solve.basis(form, {name: grid}, problem.cols),
                      problem.y_N, w_SN[rows], problem.positive)
-    else:
+    if sse_SG is None:
       every = np.tile(grid, len(rows))
       sse_SG = at_shape({name: every}, np.repeat(rows, len(grid)))[1].reshape(
           len(rows), -1)
@@ -175,9 +184,10 @@ def _pinned(problem, t, phi_SNQ, w_SN, name, v_S):
   """`linear` with one reported coefficient held: it is linear in c."""
   form, Q = problem.form, phi_SNQ.shape[2]
   at = list(form.linear).index(name)
-  gain_SQ = np.stack([np.broadcast_to(
-      forms.reported(form, np, tuple(unit), t, problem.centre)[name],
-      len(v_S)) for unit in np.eye(Q)], 1)
+  with np.errstate(all='ignore'):  # Of the other parameters.
+    gain_SQ = np.stack([np.broadcast_to(
+        forms.reported(form, np, tuple(unit), t, problem.centre)[name],
+        len(v_S)) for unit in np.eye(Q)], 1)
   others = [q for q in range(Q) if q != at]
   lead_SN = phi_SNQ[..., at] / gain_SQ[:, at, None]
   rest_SNQ = (phi_SNQ[..., others] -

@@ -15,7 +15,7 @@ def diagnose(fit):
   r_N, w_N = fit.residuals, problem.w_N / problem.w_N.mean()
   target_N = solve.link(np, problem.loss.link, problem.y_N)
   total = np.sum(w_N * (target_N - np.average(target_N, weights=w_N)) ** 2)
-  jac_NP, _ = intervals.jacobian(fit)
+  jac_NP, _ = intervals.jacobian(fit.small)
   bounds = at_bound(fit)
   with np.errstate(all='ignore'):
     size_P = np.sqrt((jac_NP ** 2).sum(0))

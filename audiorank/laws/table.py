@@ -2,6 +2,8 @@
 
 import numpy as np
 
+LARGE = 1e50
+
 
 def raw(data, name):
   """The column of that name; ValueError naming what there is instead."""
@@ -13,8 +15,11 @@ def raw(data, name):
 
 def numbers(name, values):
   """A one-dimensional float64 array of finite numbers."""
+  found = np.asarray(values)
+  if found.dtype == bool:
+    raise ValueError(f'column {name!r} is of true and false: expected numbers')
   try:
-    col = np.atleast_1d(np.asarray(values, float))
+    col = np.atleast_1d(np.asarray(found, float))
   except (TypeError, ValueError) as error:
     raise ValueError(_culprit(name, values, error)) from None
   if col.ndim != 1:
@@ -26,6 +31,12 @@ def numbers(name, values):
   if len(bad):
     raise ValueError(f'column {name!r} is {col[bad[0]]} in row {bad[0]}: '
                      'expected finite numbers')
+  size = np.abs(col)
+  bad = np.flatnonzero((size > LARGE) | ((size < 1 / LARGE) & (col != 0)))
+  if len(bad):
+    raise ValueError(f'column {name!r} is {col[bad[0]]:g} in row {bad[0]}: '
+                     f'squares of numbers beyond {LARGE:g} or below '
+                     f'{1 / LARGE:g} leave float64; take another unit')
   return col
 
 
@@ -51,6 +62,22 @@ def positive(name, col):
     raise ValueError(f'column {name!r} is {col[bad[0]]:g} in row {bad[0]}: '
                      'a law takes its logarithm, so it must be above 0')
   return col
+
+
+def weights(data, given, n):
+  """Weights of n rows: ones, a column by name, or what was given.
+
+  Raises:
+    ValueError: another number of them, or a negative one.
+  """
+  if given is None:
+    return np.ones(n)
+  w_N = (column(data, given) if isinstance(given, str) else
+         numbers('weights', given))
+  if len(w_N) != n or (w_N < 0).any():
+    raise ValueError(f'weights: expected {n} numbers that are not negative, '
+                     f'found {len(w_N)} of which {(w_N < 0).sum()} negative')
+  return w_N
 
 
 def in_domain(name, col, link):

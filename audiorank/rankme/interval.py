@@ -136,20 +136,21 @@ def _device_jackknife(z_ND, n, axes, blocks, rows, center, eps):
   size = -(-local // blocks)
   z_ND = jnp.pad(z_ND, ((0, size * blocks - local), (0, 0)))
   z_GND = z_ND.reshape(blocks, size, width)
-  sum_GD, panels = lax.map(
-      lambda z: gram_lib.panel_moments(z, rows), z_GND)
-  gram_GDD = jax.vmap(gram_lib.assemble)(panels)
+  sum_GD, parts = lax.map(
+      lambda z: gram_lib.block_moments(z, rows), z_GND)
+  assemble = functools.partial(gram_lib.assemble, width=width)
+  gram_GDD = jax.vmap(assemble)(parts)
   first = lax.axis_index(axes) * local
   edge_G = jnp.minimum(jnp.arange(blocks + 1) * size, local) + first
   n_G = jnp.diff(jnp.minimum(edge_G, n))
-  sum_D, panels = lax.psum(
-      jax.tree.map(lambda a: a.sum(axis=0), (sum_GD, panels)), axes)
-  gram_DD = gram_lib.assemble(panels)
+  sum_D, parts = lax.psum(
+      jax.tree.map(lambda a: a.sum(axis=0), (sum_GD, parts)), axes)
+  gram_DD = assemble(parts)
 
   def log_rank(m, sum_D, gram_DD):
     if center:
       gram_DD = gram_DD - jnp.outer(sum_D, sum_D) / m
-    square_D = jnp.linalg.eigvalsh(gram_DD)[::-1]
+    square_D = gram_lib.traced_eigenvalues(gram_DD)[::-1]
     # The rows left are at least n - size; fewer than D only if n is small.
     alive_D = jnp.arange(width) < m
     s_D = jnp.sqrt(jnp.maximum(square_D, 0)) * alive_D

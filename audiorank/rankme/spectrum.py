@@ -67,7 +67,7 @@ def _traced_gram(z_ND, center):
       # As in `centered`: what is left of one repeated vector is rounding.
       gram_DD = jnp.where(
           jnp.trace(about_DD) > CONSTANT * jnp.trace(gram_DD), about_DD, 0.)
-    square_D = jnp.linalg.eigvalsh(gram_DD)[::-1]
+    square_D = gram_lib.traced_eigenvalues(gram_DD)[::-1]
     s_K = jnp.sqrt(jnp.maximum(square_D[:min(n, width)], 0))
     return s_K.astype(jnp.float32)
 

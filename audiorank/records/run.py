@@ -19,7 +19,8 @@ NOT_IDENTITY = ('experiment', 'eval', 'checkpoint', 'mesh', 'data.root',
 # Fields that came later, and what they are in a run made before: it has no
 # such field, and keeps its name.
 LATER = {'train.skip': 0, 'track': ''}
-TIMES = ('seconds', 'started', 'host', 'rate', 'waiting', 'clips_per_second')
+TIMES = ('seconds', 'started', 'host', 'rate', 'waiting', 'clips_per_second',
+         'tflops', 'encoder_tflops', 'mfu', 'memory')
 
 
 def plain(value, field='config'):

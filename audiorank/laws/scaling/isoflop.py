@@ -22,7 +22,8 @@ def valleys(data, flops='flops', size='params', loss='valid_loss', degree=3,
 
   Args:
     data: columns by name.
-    flops: name of the column that groups the runs.
+    flops: name of the column that groups the runs: budgets within a tenth
+      of one another are one, at their geometric mean.
     size: name of the column of sizes.
     loss: name of the column that is smallest at the optimum; positive.
     degree: of the polynomial; a budget needs degree + 2 sizes.
@@ -45,12 +46,15 @@ def valleys(data, flops='flops', size='params', loss='valid_loss', degree=3,
   c, n, y = (table.positive(name, table.column(data, name))
              for name in (flops, size, loss))
   rng = np.random.default_rng(seed)
-  rows, curves = [], {}
-  for budget in np.unique(c):
-    here = c == budget
+  rows, curves, budget_N = [], {}, np.full(len(c), np.nan)
+  label = budgets(c)
+  for k in range(label.max() + 1):
+    here = label == k
+    budget = float(np.exp(np.log(c[here]).mean()))
     u, v = np.log10(n[here]), np.log(y[here])
     if len(np.unique(u)) < degree + 2:
       continue
+    budget_N[here] = budget
     centre = u.mean()
     design = np.vander(u - centre, degree + 1)
     hat = np.linalg.pinv(design)
@@ -73,12 +77,23 @@ def valleys(data, flops='flops', size='params', loss='valid_loss', degree=3,
   if not rows:
     raise ValueError(f'no value of {flops!r} has the {degree + 2} different '
                      f'{size!r} that a valley of degree {degree} needs')
-  result = pd.DataFrame(rows)
-  used = np.isin(c, result['flops'])
+  result, used = pd.DataFrame(rows), np.isfinite(budget_N)
   result.attrs = {
       'compute': compute, 'curves': curves, 'columns': (flops, size, loss),
-      'points': {flops: c[used], size: n[used], loss: y[used]}}
+      'points': {flops: budget_N[used], size: n[used], loss: y[used]}}
   return result
+
+
+def budgets(c):
+  """Number of the budget of each run, counting up from 0 at the least.
+
+  Steps and batches are whole, so runs of one budget differ by some per cent.
+  """
+  order = np.argsort(c)
+  far = np.diff(np.log(c[order])) > math.log(1.1)
+  label = np.empty(len(c), int)
+  label[order] = np.concatenate([[0], np.cumsum(far)])
+  return label
 
 
 def _minimum(curve_K, u):

@@ -11,6 +11,8 @@ import numpy as np
 from audiorank.laws import optimum
 from audiorank.laws.scaling import bundle
 
+STEP = 1e-3  # In log N, of a difference: its error is of the order of 1e-6.
+
 
 class Bound(NamedTuple):
   """The size beyond which more parameters stop helping, at some data.
@@ -71,10 +73,23 @@ def data_bound(fit, data, eps=.02, confidence=.95, draws=400, seed=0):
 def _stall(fit, found, data, eps):
   """Where |d log y / d log N| falls to eps, for each set of parameters."""
   seen = np.asarray(fit.data[fit.x[0]], float)
-  grid = np.geomspace(seen.min() / 100, seen.max() * 100, 801)
-  n_SM = np.broadcast_to(grid, (len(found.value_S), len(grid)))
-  y_SM = bundle.values(fit, found, n_SM, np.full(n_SM.shape, float(data)))
-  slope_SM = np.abs(np.gradient(np.log(np.abs(y_SM)), np.log(grid), axis=1))
-  low = slope_SM <= eps
-  at = np.argmax(low, 1)
-  return np.where(low.any(1), grid[at], np.nan)
+  S = len(found.value_S)
+
+  def slope(u_SM):
+    """|d log y / d log N| at log sizes, by a central difference."""
+    n_SM = np.exp(np.stack([u_SM - STEP, u_SM + STEP], -1)).reshape(S, -1)
+    y_SM = bundle.values(fit, found, n_SM, np.full(n_SM.shape, float(data)))
+    low, high = np.moveaxis(np.log(np.abs(y_SM)).reshape(*u_SM.shape, 2), -1,
+                            0)
+    return np.abs(high - low) / (2 * STEP)
+
+  grid = np.log(np.geomspace(seen.min() / 100, seen.max() * 100, 201))
+  low_SM = slope(np.broadcast_to(grid, (S, len(grid)))) <= eps
+  at = np.argmax(low_SM, 1)
+  low_S, high_S = grid[np.maximum(at - 1, 0)], grid[at]
+  for _ in range(40):
+    middle_S = (low_S + high_S) / 2
+    below_S = slope(middle_S[:, None])[:, 0] <= eps
+    low_S = np.where(below_S, low_S, middle_S)
+    high_S = np.where(below_S, middle_S, high_S)
+  return np.where(low_SM.any(1), np.exp(high_S), np.nan)

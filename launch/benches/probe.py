@@ -1,0 +1,94 @@
+"""The HEAR protocol on given embeddings, whole command against whole command.
+
+The rival is hear-eval-kit's own `heareval.predictions.runner`, unmodified, on
+embeddings that its own first command made of an audiorank encoder; ours reads
+the same folder. Wall time from start to end of the process, both on the same
+cores: nothing is warm but the disk. AUDIORANK_TASKS names a folder of HEAR
+task folders; otherwise a task of the embedded world is taken.
+"""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+from launch.benches import timing
+
+ROOT = pathlib.Path(__file__).parents[2]
+KIT = ROOT / 'tests' / 'peers' / 'kit.py'
+OURS = '''
+import pathlib, sys
+from audiorank.hear import parity, probe
+task, z, _ = parity.load(pathlib.Path(sys.argv[1]))
+print(probe.evaluate(task, z, protocol='hear', grid_points=int(sys.argv[2]))[
+    'score'])
+'''
+THEIRS = '''
+import pathlib, sys
+from audiorank.hear import parity
+print(parity.load(pathlib.Path(sys.argv[1]))[2])
+'''
+
+
+def ran(command, cwd):
+  """Returns (seconds, standard output) of a command that must succeed."""
+  env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(
+      [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])}
+  began = time.monotonic()
+  done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, env=env,
+                        capture_output=True, text=True)
+  if done.returncode:
+    raise ValueError(f'{command}: {done.stderr[-2000:]}')
+  return time.monotonic() - began, done.stdout
+
+
+def written_weights(path):
+  """Writes an untrained encoder in the published layout; returns its path."""
+  import jax
+  from safetensors import numpy as safetensors
+  from audiorank import dasheng
+  from audiorank import program
+  from audiorank import records
+  from configs import base
+  config = records.frozen(base.get_config('en128-12'))
+  state = program.init(config, jax.random.key(0))
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  safetensors.save_file(dasheng.to_state_dict(config, variables), path)
+  return path
+
+
+def rows(quick, only):
+  """Yields the Rows of this area."""
+  from audiorank import synth
+  with tempfile.TemporaryDirectory() as folder:
+    folder = pathlib.Path(folder)
+    root = os.environ.get('AUDIORANK_TASKS')
+    if not root:
+      synth.write_tasks(folder, 0, names=['timbre'], progress=False,
+                        clips_per_task=(60, 20, 20) if quick else (
+                            400, 150, 400))
+      root = folder / 'tasks'
+    names = sorted(p.parent.name for p in pathlib.Path(root).glob(
+        '*/task_metadata.json'))
+    points = 2 if quick else 8
+    for name in names:
+      what = f'HEAR protocol, {points} grid points, {name}'
+      if only not in what:
+        continue
+      if not importlib.util.find_spec('heareval'):
+        yield timing.absent(what, 'heareval')
+        continue
+      weights = written_weights(folder / 'weights.safetensors')
+      ran([KIT, 'heareval.embeddings.runner', 'audiorank.hear.api',
+           '--model', weights, '--tasks-dir', root, '--task', name], folder)
+      task = folder / 'embeddings' / 'audiorank.hear.api' / name
+      theirs, _ = ran([KIT, 'heareval.predictions.runner', task,
+                       '--grid-points', points], folder)
+      _, kit_score = ran(['-c', THEIRS, task], folder)
+      mine, score = ran(['-c', OURS, task, points], folder)
+      yield timing.alone(
+          what, mine, 's', 5., f'score {float(score):.3f}, of the kit '
+          f'{float(kit_score):.3f}', 'one process', 'hear-eval-kit', theirs)
