@@ -77,9 +77,12 @@ def worker(workdir, threads, coordinator=''):
   try:
     return process.wait()
   finally:
-    # Cancelled: ray.cancel raises KeyboardInterrupt here.
+    # Cancelled: ray.cancel raises KeyboardInterrupt here. A second one must
+    # not end the wait for the worker that saves.
     if process.poll() is None:
+      before = signal.signal(signal.SIGINT, signal.SIG_IGN)
       pool.stop([process], LEAVE)
+      signal.signal(signal.SIGINT, before)
 
 
 def place():
@@ -149,21 +152,24 @@ def verdict(codes):
   return min((c for c in codes if c), default=0, key=order)
 
 
-def end(started):
-  """Cancels what still runs of a run and gives its slice back; returns how
-  many tasks had to be cancelled."""
+def cancel(started):
+  """Asks the tasks of a run that have not ended to leave; returns how many."""
   import ray
   _, left = ray.wait(started.tasks, num_returns=len(started.tasks), timeout=0)
   for task in left:
     ray.cancel(task)
-  cancelled = len(left)
+  return len(left)
+
+
+def end(started):
+  """Waits for the tasks of a run and gives its slice back."""
+  import ray
   _, left = ray.wait(started.tasks, num_returns=len(started.tasks),
                      timeout=LEAVE + 10)
   for task in left:
     ray.cancel(task, force=True)
   if started.slice is not None:
     started.slice.shutdown()
-  return cancelled
 
 
 def connect(address):
@@ -227,7 +233,8 @@ def run(root, jobs, needs, show=lambda _: None, most=None, poll=.5):
         over = [ended[t] for t in started.tasks if t in ended]
         late = over and time.monotonic() - min(over) > FOLLOW
         if len(over) == len(started.tasks) or late:
-          hung = end(started)
+          hung = cancel(started)
+          end(started)
           running.remove(started)
           full = 0.
           settle(root, started, hung, waiting, tries, failed)
@@ -235,8 +242,7 @@ def run(root, jobs, needs, show=lambda _: None, most=None, poll=.5):
   except BaseException:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for started in running:
-      for task in started.tasks:
-        ray.cancel(task)
+      cancel(started)
     for started in running:
       end(started)
     raise
