@@ -12,10 +12,12 @@ A run that was preempted (exit code 42, a Ray worker or a node lost) and a run
 that dies by itself have budgets of their own: PREEMPTIONS and pool.DEATHS.
 """
 
+import os
 import pathlib
 import signal
 import socket
 import subprocess
+import sys
 import time
 from typing import Any, NamedTuple
 
@@ -64,12 +66,9 @@ def worker(workdir, threads, coordinator=''):
   Raises:
     OSError: the command cannot be started here.
   """
-  import ray
   env = pool.environment(threads)
   if coordinator:
-    # The bundle's place in its group is not the host's place in the slice.
-    rank = ray.get_runtime_context().get_node_labels()['ray.io/tpu-worker-id']
-    env['AUDIORANK_DISTRIBUTED'] = f'{coordinator},{rank}'
+    env['AUDIORANK_DISTRIBUTED'] = f'{coordinator},{rank()}'
   with open(pathlib.Path(workdir) / 'log.txt', 'ab') as log:
     process = subprocess.Popen(
         pool.command(workdir), cwd=FOLDER, env=env, stdout=log, stderr=log,
@@ -85,19 +84,32 @@ def worker(workdir, threads, coordinator=''):
       signal.signal(signal.SIGINT, before)
 
 
+def rank():
+  """Returns this host's place in its slice, 0 where it has no other.
+
+  A bundle's place in its group is another.
+  """
+  import ray
+  labels = ray.get_runtime_context().get_node_labels()
+  return int(labels.get('ray.io/tpu-worker-id', '0'))
+
+
 def place():
   """Returns (place in the slice, address, a port that is free) of a host."""
   import ray
   with socket.socket() as s:
     s.bind(('', 0))
     port = s.getsockname()[1]
-  rank = ray.get_runtime_context().get_node_labels()['ray.io/tpu-worker-id']
-  return int(rank), ray.util.get_node_ip_address(), port
+  return rank(), ray.util.get_node_ip_address(), port
 
 
 def start(root, job, needs):
   """Starts a run where there is room; returns Started, or None for a slice
-  that cannot be had now."""
+  that cannot be had now.
+
+  Raises:
+    OSError: the hosts of a slice cannot run what they are given.
+  """
   import ray
   workdir = str(pathlib.Path(root).absolute() / job.run_id)
   if not needs.topology:
@@ -120,6 +132,9 @@ def start(root, job, needs):
     coordinator = f'{address}:{port},{len(hosts)}' if len(hosts) > 1 else ''
     return Started(
         job, on_slice(worker, workdir, needs.cores, coordinator), held)
+  except ray.exceptions.RayTaskError as error:
+    held.shutdown()
+    raise OSError(f'--slice: {error.cause}') from None
   except (TimeoutError, ray.exceptions.RayError):
     held.shutdown()
     return None
@@ -185,6 +200,8 @@ def connect(address):
     raise ValueError("--engine=ray: Ray is not installed: pip install "
                      "'ray>=2.60'") from None
   local = {'object_store_memory': STORE, 'include_dashboard': False}
+  # Or whatever a worker starts would have the lowest priority but four.
+  os.environ.setdefault('RAY_worker_niceness', '0')
   try:
     ray.init(address=address, log_to_driver=False, logging_level='error',
              **(local if address == 'local' else {}))
@@ -219,6 +236,9 @@ def run(root, jobs, needs, show=lambda _: None, most=None, poll=.5):
           break
         started = start(root, job, needs)
         if started is None:
+          if not running:
+            print(f'no slice {needs.machine}:{needs.topology} is free; '
+                  'waiting', file=sys.stderr, flush=True)
           full = time.monotonic() + READY
           break
         waiting.remove(job)

@@ -2,6 +2,8 @@
 
   python -m launch.sweep --config=configs/quickstart.py --root=runs/quickstart
 
+  python -m launch.sweep --engine=ray --address=auto --config=FILE --root=DIR
+                                                 over a Ray cluster
   python -m launch.sweep plan --config=FILE      what it would cost
   python -m launch.sweep write --config=FILE --root=DIR   its folders alone,
                                                  for launch.emit
@@ -203,6 +205,8 @@ def main(argv):
   began = time.monotonic()
   root = pathlib.Path(_ROOT.value)
   root.mkdir(parents=True, exist_ok=True)
+  # Ray forks, which it must not once jax has its threads.
+  start = engine(root, workers)
   configs = resolve(module, cli.overrides('config'),
                     lambda c: world.make(root / 'world', c.data.world))
   runs = plan(configs)
@@ -221,7 +225,6 @@ def main(argv):
   if words[0] == 'write':
     print(f'{len(runs)} runs written; {root}')
     return
-  start = engine(root, workers)
   todo = [r for r in runs if records.state(root / r) != 'done']
   where = f'{workers} at once' if _ENGINE.value == 'local' else 'by Ray'
   print(f'{len(runs)} runs, {len(runs) - len(todo)} done before; '
