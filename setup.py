@@ -51,6 +51,7 @@ setuptools.setup(
         'ray': ['ray>=2.60'],
         'tensorboard': ['tensorboardX'],
         'wandb': ['wandb'],
+        'trackio': ['trackio'],
         'notebooks': NOTEBOOKS,
         'peers': PEERS,
         'test': ['pytest', 'pytest-xdist', 'safetensors', 'scikit-learn'],

@@ -216,7 +216,8 @@ def timestamps(config, params, waves, layer='final', clamp='clip',
   return z_BLD, np.broadcast_to(ms_L, z_BLD.shape[:2])
 
 
-def sharded(config, params, wave_NS, on, batch, layer='final'):
+def sharded(config, params, wave_NS, on, batch, layer='final',
+            leave=lambda: False):
   """Returns z_ND, computed over a whole mesh and gathered to every host.
 
   Args:
@@ -226,6 +227,7 @@ def sharded(config, params, wave_NS, on, batch, layer='final'):
     on: the mesh.
     batch: clips encoded at once, over all devices.
     layer: 'final', or a block's index.
+    leave: polled with every batch; once True, None is returned.
   """
   check_layer(config, layer)
   run = encoder(config, 'scene', layer, 'clip')
@@ -237,6 +239,8 @@ def sharded(config, params, wave_NS, on, batch, layer='final'):
                  (jax.process_index() + 1) * share)
   pieces = []
   for start in range(0, N, batch):
+    if leave():
+      return None
     wave_BS = np.zeros((batch, S), wave_NS.dtype)
     part = wave_NS[start:start + batch]
     wave_BS[:len(part)] = part

@@ -22,6 +22,7 @@ class Lease:
 
   Raises:
     Held: another process holds it; the message says which.
+    OSError: the file system has no locks, such as a bucket that is mounted.
   """
 
   def __init__(self, workdir):
@@ -31,11 +32,15 @@ class Lease:
     self.file = open(self.path, 'a+', encoding='utf-8')
     try:
       fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
       self.file.close()
       found = read(workdir)
       raise Held(f'{workdir}: process {found.get("pid", "?")} on '
                  f'{found.get("host", "?")} is working on it') from None
+    except OSError as error:
+      self.file.close()
+      raise OSError(f'{self.path}: cannot be locked ({error.strerror}): '
+                    'expected a file system with locks') from None
     self.told, self.at = 0., (0, 0)
     self.tell('starting', force=True)
 
@@ -77,6 +82,6 @@ def alive(workdir):
       fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
   except FileNotFoundError:
     return False
-  except OSError:
+  except BlockingIOError:
     return True
   return False

@@ -59,7 +59,7 @@ def layers(config):
   return [int(part) for part in out]
 
 
-def measure(config, state, sample, on, valid=None):
+def measure(config, state, sample, on, valid=None, leave=lambda: False):
   """Returns the label-free record of a state: RankMe, siblings, valid loss.
 
   Args:
@@ -68,18 +68,19 @@ def measure(config, state, sample, on, valid=None):
     sample: (wave_NS int16, source_N) of the fixed monitor clips.
     on: the mesh.
     valid: (function of make_valid, wave_NS) or None.
+    leave: polled with every batch; once True, None is returned.
   """
   wave_NS, source_N = sample
   started = time.monotonic()
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  z_ND = embed.sharded(config.model, variables, wave_NS, on,
-                       config.monitor.batch)
-  fields = rank_fields(z_ND, source_N)
-  fields['layers'] = []
-  for layer in layers(config):
+  found = []
+  for layer in ('final', *layers(config)):
     z_ND = embed.sharded(config.model, variables, wave_NS, on,
-                         config.monitor.batch, layer)
-    fields['layers'].append(rank_fields(z_ND, source_N, layer))
+                         config.monitor.batch, layer, leave)
+    if z_ND is None:
+      return None
+    found.append(rank_fields(z_ND, source_N, layer))
+  fields = {**found[0], 'layers': found[1:]}
   if valid:
     loss_of, valid_NS = valid
     # The masks hang on the rows of a batch: the batch must be one that is

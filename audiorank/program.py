@@ -127,8 +127,13 @@ def one_step(config):
     params = jax.tree.map(
         lambda p, u: p - lr * (u + h.weight_decay * p), state.params, updates)
     new = TrainState(state.step + 1, params, stats, opt_state)
+    if config.train.skip:
+      good = jnp.isfinite(loss) & jnp.isfinite(norm)
+      new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new,
+                         state.replace(step=new.step))
+      extra = {**extra, 'skipped': 1. - good}
     return new, {'loss': loss, 'grad_norm': norm, 'lr': lr,
-                 'param_norm': optax.tree.norm(params), **extra}
+                 'param_norm': optax.tree.norm(new.params), **extra}
 
   return step
 

@@ -19,6 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
 
 from audiorank import checkpoint
+from audiorank import curve
 from audiorank import data
 from audiorank import gauges
 from audiorank import monitor
@@ -78,7 +79,7 @@ def run(workdirs, configs, stop=lambda step: False, tell=lambda *_: None):
     tell: called with (what is being done, step, steps).
 
   Returns:
-    {workdir: why it failed} of the runs that diverged; the others are
+    {workdir: curve.Diverged} of the runs that diverged; the others are
     trained.
 
   Raises:
@@ -115,10 +116,12 @@ def run(workdirs, configs, stop=lambda step: False, tell=lambda *_: None):
     step = max(step, 0)
     for workdir, config, (_, shapes) in zip(workdirs, configs, started):
       records.cut_metrics(workdir, step)
-      records.write(workdir, 'run', 0,
-                    train.described(config, subset, shapes))
-    rows = [stack.enter_context(open(w / 'metrics.jsonl', 'a',
-                                     encoding='utf-8')) for w in workdirs]
+      records.write(workdir, 'run', 0, {
+          **train.described(config, subset, shapes),
+          'skipped': curve.skipped(workdir)})
+    rows = [stack.enter_context(contextlib.closing(
+        curve.Curve(workdir, config, subset, step, True)))
+            for workdir, config in zip(workdirs, configs)]
     spread = NamedSharding(over, P('sweep'))
     states = jax.device_put(
         jax.tree.map(lambda *x: np.stack(x),
@@ -140,33 +143,34 @@ def run(workdirs, configs, stop=lambda step: False, tell=lambda *_: None):
     name = f'{workdirs[0].name} and {K - 1} others'
     bar = progress.Bar(steps, step, name)
     gauge = gauges.Gauge(name, first.train.batch, flops, over.size, step)
-    whole, pending, got, unsealed = NamedSharding(over, P()), None, None, False
+    whole, held = NamedSharding(over, P()), None
+    unsealed, leaving = False, False
 
     def live():
       return [k for k in range(K) if workdirs[k] not in lost]
 
-    def judge(got, step):
-      """Notes the runs whose last step was not finite."""
-      got = jax.device_get(got)
+    def each(tell_of):
+      """Calls a function of every run's curve; notes those that diverged."""
       for k in live():
         try:
-          train.check_finite({n: v[k] for n, v in got.items()}, step,
-                             configs[k], subset)
-        except train.Diverged as error:
+          tell_of(k)
+        except curve.Diverged as error:
           lost[workdirs[k]] = error
           logging.warning('%s: %s', workdirs[k].name, error)
-      return got
 
-    def write_out(pending):
-      if not pending:
+    def take():
+      """Hands the numbers of the step before to the curves, in one transfer."""
+      if held is None:
         return
-      step, got, speed = pending
-      got = judge(got, step)
-      for k in live():
-        train.append(rows[k], step, {n: v[k] for n, v in got.items()}, speed,
-                     configs[k], subset, bar)
+      at, got = held[0], jax.device_get(held[1])
+      due = at % first.train.log_every == 0 or at == steps
+      speed = gauge.row(at) if due else None
+      each(lambda k: rows[k].add(at, {n: v[k] for n, v in got.items()},
+                                 lambda _: speed))
 
     def save(step, force):
+      take()
+      each(lambda k: rows[k].flush())
       for k in live():
         checkpoint.save(savers[k], part(states, k, alone), configs[k], force)
 
@@ -177,31 +181,32 @@ def run(workdirs, configs, stop=lambda step: False, tell=lambda *_: None):
 
     while live():
       saving = step == steps or step % first.checkpoint.every == 0
-      if got and (saving or step in readings):
-        judge(got, step)
       if saving:
-        write_out(pending)
-        pending = None
         with gauge.aside():
           save(step, step == steps)
-        unsealed = True
+        held, unsealed = None, True
       elif unsealed and step % first.train.log_every == 0:
         with gauge.aside():
           settle()
         unsealed = False
       if step in readings:
+        take()
+        held = None
+        each(lambda k: rows[k].flush())
         tell('measuring', step, steps)
         with gauge.aside():
           for k in live():
             state = part(states, k, alone)
             with jax.set_mesh(alone):
               fields = train.read(workdirs[k], configs[k], state, step, sample,
-                                  alone, valid)
-            train.append_reading(rows[k], step, fields)
-      if step == steps:
+                                  alone, valid, lambda: stop(step))
+            leaving = fields is None
+            if leaving:
+              break
+            rows[k].reading(step, fields)
+      if step == steps and not leaving:
         break
-      if stop(step):
-        write_out(pending)
+      if leaving or stop(step):
         save(step, True)
         settle()
         raise train.Preempted(f'saved at step {step}')
@@ -211,9 +216,8 @@ def run(workdirs, configs, stop=lambda step: False, tell=lambda *_: None):
       step += 1
       bar.step()
       tell('training', step, steps)
-      write_out(pending)
-      due = step % first.train.log_every == 0 or step == steps
-      pending = (step, got, gauge.row(step)) if due else None
+      take()
+      held = step, got
     settle()
     bar.close()
   return lost

@@ -7,6 +7,7 @@ the step, batches are a function of the step, and what happens at a step
 Shapes: B batch, S samples, N clips, L patches.
 """
 
+import contextlib
 import pathlib
 
 from absl import logging
@@ -16,6 +17,7 @@ import numpy as np
 
 from audiorank import checkpoint
 from audiorank import compute
+from audiorank import curve
 from audiorank import data
 from audiorank import gauges
 from audiorank import masking
@@ -26,14 +28,14 @@ from audiorank import program
 from audiorank import progress
 from audiorank import records
 from audiorank import sharding
+from audiorank import trackers
 
 
 class Preempted(Exception):
   """The run was asked to stop; it is saved, and running it again goes on."""
 
 
-class Diverged(Exception):
-  """Loss or parameters are not finite; the message names step and clips."""
+Diverged = curve.Diverged
 
 
 def check(config, on):
@@ -79,6 +81,7 @@ def check(config, on):
         f'multiple of train.batch {config.train.batch}, or 0')
   objectives.named(config.objective)
   monitor.layers(config)
+  trackers.names(config)
 
 
 def prepare_data(config):
@@ -175,7 +178,9 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
     step = int(state.step)
     if main:
       records.cut_metrics(workdir, step)
-      records.write(workdir, 'run', 0, described(config, subset, shapes))
+      records.write(workdir, 'run', 0, {
+          **described(config, subset, shapes),
+          'skipped': curve.skipped(workdir)})
     stream = None
     if step < steps:
       stream = data.stream(
@@ -187,16 +192,18 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
           resident=config.data.resident)
     bar = progress.Bar(steps, step,
                        f'{workdir.name} {model.name(config.model)}')
-    pending, got, unsealed = None, None, False
+    unsealed, leaving = False, False
+    # Of several processes none can leave a reading that the others share.
+    alone = jax.process_count() == 1
     gauge = gauges.Gauge(workdir.name, config.train.batch,
                          flops(config), on.size, step)
-    with open(workdir / 'metrics.jsonl', 'a', encoding='utf-8') as metrics:
+    with contextlib.closing(
+        curve.Curve(workdir, config, subset, step, main)) as rows:
       while True:
         saving = step == steps or step % config.checkpoint.every == 0
-        if got and (saving or step in readings):
-          check_finite(got, step, config, subset)
+        if saving or step in readings:
+          noted(bar, rows.flush())
         if saving:
-          pending = write_out(metrics, pending, config, subset, bar)
           with gauge.aside():
             checkpoint.save(m, state, config, force=step == steps)
           unsealed = True
@@ -209,14 +216,16 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
         if step in readings:
           tell('measuring', step, steps)
           with gauge.aside():
-            fields = read(workdir, config, state, step, sample, on, valid)
-          if main:
-            append_reading(metrics, step, fields)
-          bar.note(f"RankMe {fields['rank']['value'] or 0:.2f}")
-        if step == steps:
+            fields = read(workdir, config, state, step, sample, on, valid,
+                          lambda: alone and stop(step))
+          leaving = fields is None
+          if not leaving:
+            rows.reading(step, fields)
+            bar.note(f"RankMe {fields['rank']['value'] or 0:.2f}")
+        if step == steps and not leaving:
           break
-        if stop(step):
-          write_out(metrics, pending, config, subset, bar)
+        if leaving or stop(step):
+          rows.flush()
           checkpoint.save(m, state, config, force=True)
           m.wait_until_finished()
           checkpoint.seal(folder)
@@ -227,17 +236,16 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
         step += 1
         bar.step()
         tell('training', step, steps)
-        write_out(metrics, pending, config, subset, bar)
-        due = step % config.train.log_every == 0 or step == steps
-        pending = (step, got, gauge.row(step)) if due else None
+        noted(bar, rows.add(step, got, gauge.row))
     m.wait_until_finished()
     checkpoint.seal(folder)
     bar.close()
   return state, on
 
 
-def read(workdir, config, state, step, sample, on, valid):
-  """Returns the record of a reading, measured and written if it is not there.
+def read(workdir, config, state, step, sample, on, valid, leave):
+  """Returns the record of a reading, measured and written if it is not there;
+  None where leave() was True on the way.
 
   Every process must come to the same answer on what is there: the first
   one's.
@@ -248,7 +256,9 @@ def read(workdir, config, state, step, sample, on, valid):
     known = bool(multihost_utils.broadcast_one_to_all(np.int32(known)))
   if known:
     return records.read_json(path)
-  fields = monitor.measure(config, state, sample, on, valid)
+  fields = monitor.measure(config, state, sample, on, valid, leave)
+  if fields is None:
+    return None
   before = [r for r in records.read(workdir, 'monitor') if r['step'] < step]
   fields['alarms'] = monitor.alarms(fields, before)
   if jax.process_index() == 0:
@@ -260,46 +270,7 @@ def read(workdir, config, state, step, sample, on, valid):
   return fields
 
 
-def append_reading(file, step, fields):
-  """Appends a reading's row to metrics.jsonl."""
-  file.write(records.line({
-      'step': step, 'rank': fields['rank']['value'],
-      'rank_center': fields['rank_center']['value'],
-      'valid_loss': fields.get('valid_loss'), 'alarms': fields['alarms']}))
-  file.flush()
-
-
-def write_out(file, pending, config, subset, bar):
-  """Writes the row that waits, if there is one; returns None.
-
-  A row waits one step, so that reading it does not hold up the next; it is
-  written before its step is saved, or a resumed run would lack it.
-  """
-  if pending and jax.process_index() == 0:
-    append(file, *pending, config, subset, bar)
-
-
-def append(file, step, got, speed, config, subset, bar):
-  """Appends one row to metrics.jsonl; a loss that is not finite ends it."""
-  check_finite(got, step, config, subset)
-  row = {k: float(v) for k, v in jax.device_get(got).items()}
-  file.write(records.line({'step': step, **row, **speed}))
-  file.flush()
-  bar.note(f"loss {row['loss']:.4f}")
-
-
-def check_finite(got, step, config, subset):
-  """Raises Diverged, naming the clips, unless all of a step is finite.
-
-  The loss tells of the parameters before the step, their norm of those
-  after it: nothing that is not finite is ever saved.
-  """
-  row = {k: float(v) for k, v in jax.device_get(got).items()}
-  if not np.isfinite(list(row.values())).all():
-    names = data.clip_names(
-        subset, batch=config.train.batch,
-        samples=program.crop_samples(config.data.crop_seconds),
-        seed=config.data.seed, step=step - 1)
-    raise Diverged(f"loss {row['loss']} at step {step}, gradient norm "
-                   f"{row['grad_norm']}, parameter norm {row['param_norm']}, "
-                   f"clips {', '.join(names[:4])} ...")
+def noted(bar, row):
+  """Shows the loss of a row that was written, if one was."""
+  if row:
+    bar.note(f"loss {row['loss']:.4f}")

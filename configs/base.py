@@ -33,6 +33,7 @@ def get_config(point='en768-12'):
   c = config_dict.ConfigDict()
   c.experiment = 'base'  # Shown in tables; no part of a run's identity.
   c.seed = 0  # Initialisation and masks.
+  c.track = ''  # Trackers beside metrics.jsonl: tensorboard,wandb,trackio.
   c.objective = 'mae'  # What is minimised: see audiorank/objectives.py.
 
   m = c.model = config_dict.ConfigDict()
@@ -79,6 +80,7 @@ def get_config(point='en768-12'):
   t.init_scale = 1.  # Factor on every initial weight matrix.
   t.calibrate = True  # Start BatchNorm at the monitor clips' statistics.
   t.log_every = 100  # Steps between rows of metrics.jsonl.
+  t.skip = 0  # Steps not finite that may be left out; 0 fails at the first.
 
   o = c.opt = config_dict.ConfigDict()
   o.lr = 3e-4  # Peak learning rate.

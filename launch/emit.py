@@ -86,6 +86,9 @@ def check(runs, **fields):
     want = NAME if field in ('name', 'queue', 'partition', 'zone') else PATH
     if not want.fullmatch(value):
       raise ValueError(f'{field} {value!r}: expected {want.pattern}')
+    if field == 'root' and '://' in value:
+      raise ValueError(f'root {value!r}: expected a folder that every host '
+                       'sees, with locks: a file server, no bucket')
 
 
 def chips(machine, topology):

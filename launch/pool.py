@@ -45,6 +45,7 @@ class Tries:
   wait: float = 1.  # Seconds to wait the next time it is held or leaves.
   deaths: int = 0  # Since it last came further.
   reached: float = -1.  # Share done at the last death.
+  preempted: int = 0  # Times its machine was taken away.
 
 
 def cores():
@@ -54,22 +55,31 @@ def cores():
   return os.cpu_count()
 
 
+def command(workdir):
+  """Returns the one command that every engine starts."""
+  return [sys.executable, '-m', 'launch.train', f'--workdir={workdir}']
+
+
+def environment(threads):
+  """Returns the environment of a worker of this process."""
+  return {**os.environ, 'AUDIORANK_PARENT': str(os.getpid()),
+          'OMP_NUM_THREADS': str(threads),
+          'OPENBLAS_NUM_THREADS': str(threads),
+          'PYTHONUNBUFFERED': '1', 'TF_CPP_MIN_LOG_LEVEL': '2'}
+
+
 def start(root, run_id, cores):
   """Starts one worker on its cores, its output appended to log.txt."""
   workdir = pathlib.Path(root) / run_id
-  threads = str(len(cores)) if cores else str(os.cpu_count())
-  env = {**os.environ, 'AUDIORANK_PARENT': str(os.getpid()),
-         'OMP_NUM_THREADS': threads, 'OPENBLAS_NUM_THREADS': threads,
-         'PYTHONUNBUFFERED': '1', 'TF_CPP_MIN_LOG_LEVEL': '2'}
+  env = environment(len(cores) if cores else os.cpu_count())
   mine = os.sched_getaffinity(0) if cores else None
   with open(workdir / 'log.txt', 'ab') as log:
     if cores:
       os.sched_setaffinity(0, cores)
     try:
       return subprocess.Popen(
-          [sys.executable, '-m', 'launch.train', f'--workdir={workdir}'],
-          stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
-          start_new_session=True)
+          command(workdir), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+          env=env, start_new_session=True)
     finally:
       if cores:
         os.sched_setaffinity(0, mine)
@@ -165,6 +175,12 @@ def settle(root, job, code, waiting, tries, failed):
     error = f'killed {tried.deaths} times without progress (last by {-code})'
   else:
     error = last_error(workdir) or f'exit code {code}'
+  give_up(root, job, error, failed)
+
+
+def give_up(root, job, error, failed):
+  """Notes a run as failed, in its folder where it has not done so itself."""
+  workdir = pathlib.Path(root) / job.run_id
   failed[job.run_id] = error
   if not (workdir / 'FAILED').exists():
     records.write_json(workdir / 'FAILED', {'error': error})

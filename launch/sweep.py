@@ -2,6 +2,8 @@
 
   python -m launch.sweep --config=configs/quickstart.py --root=runs/quickstart
 
+  python -m launch.sweep --engine=ray --address=auto --config=FILE --root=DIR
+                                                 over a Ray cluster
   python -m launch.sweep plan --config=FILE      what it would cost
   python -m launch.sweep write --config=FILE --root=DIR   its folders alone,
                                                  for launch.emit
@@ -31,8 +33,20 @@ _ROOT = flags.DEFINE_string('root', None, 'Folder of the sweep.')
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file of configs/ with points().')
 _WORKERS = flags.DEFINE_integer(
-    'workers', None, 'Runs at once; by default one per core, at most 8.',
-    lower_bound=1)
+    'workers', None, 'Runs at once; by default one per core, at most 8; for '
+    'ray, all that there is room for.', lower_bound=1)
+_ENGINE = flags.DEFINE_enum(
+    'engine', 'local', ['local', 'ray'],
+    'Who starts the runs: this process, or a Ray cluster.')
+_ADDRESS = flags.DEFINE_string(
+    'address', 'local', "Of the Ray cluster: 'auto', host:port, or 'local', "
+    'which starts one on this machine.')
+_CORES = flags.DEFINE_integer(
+    'cores', 1, 'Cores of a run, for ray.', lower_bound=1)
+_GPUS = flags.DEFINE_integer('gpus', 0, 'GPUs of a run, for ray.',
+                             lower_bound=0)
+_SLICE = flags.DEFINE_string(
+    'slice', '', 'TPU slice of a run, for ray: such as v4:2x2x2.')
 _REPORT = flags.DEFINE_boolean('report', True, 'Write report.html at the end.')
 
 
@@ -119,22 +133,22 @@ def check(runs):
 
 
 def table(runs):
-  """Returns the sweep's table as text."""
+  """Returns the sweep's table as text; what a failed run lacks is blank."""
   import pandas as pd
+  # Where no run came that far, the columns are not there at all.
+  found = runs.reindex(columns=[*runs.columns, *(
+      c for c in ('rank', 'rank_low', 'rank_high', 'rank_center',
+                  'valid_loss') if c not in runs.columns)])
+  number = lambda name, digits: [
+      '' if pd.isna(v) else f'{v:.{digits}f}' for v in found[name]]
+  rank, low, high = (number(c, 1) for c in ('rank', 'rank_low', 'rank_high'))
   shown = pd.DataFrame({
       'run': runs['run_id'], 'what': runs['name'],
-      'RankMe': [interval(r) for _, r in runs.iterrows()],
-      'centred': runs['rank_center'].map('{:.1f}'.format),
-      'score': runs['score'].map('{:.3f}'.format),
-      'valid loss': runs['valid_loss'].map('{:.3f}'.format),
-      'state': runs['state']})
+      'RankMe': [f'{r} [{l}, {h}]' if r else ''
+                 for r, l, h in zip(rank, low, high)],
+      'centred': number('rank_center', 1), 'score': number('score', 3),
+      'valid loss': number('valid_loss', 3), 'state': runs['state']})
   return shown.to_string(index=False)
-
-
-def interval(row):
-  """Returns 'value [low, high]' of a row's RankMe."""
-  return (f"{row['rank']:.1f} [{row['rank_low']:.1f}, "
-          f"{row['rank_high']:.1f}]")
 
 
 def points(module, changes):
@@ -144,6 +158,24 @@ def points(module, changes):
     out[point] = module.get_config(point)
     out[point].update_from_flattened_dict(changes)
   return out
+
+
+def engine(root, workers):
+  """Returns (jobs, show) -> failures: who runs the jobs, checked and ready.
+
+  Raises:
+    ValueError: Ray is not there, or --slice is no slice.
+  """
+  if _ENGINE.value == 'local':
+    return lambda jobs, show: pool.run(root, jobs, workers, show)
+  machine, _, topology = _SLICE.value.partition(':')
+  if bool(machine) != bool(topology):
+    raise ValueError(f'--slice={_SLICE.value}: expected such as v4:2x2x2')
+  from launch import ray_engine
+  needs = ray_engine.Needs(_CORES.value, _GPUS.value, machine, topology)
+  ray_engine.connect(_ADDRESS.value)
+  return lambda jobs, show: ray_engine.run(
+      root, jobs, needs, show, most=_WORKERS.value)
 
 
 def main(argv):
@@ -173,6 +205,8 @@ def main(argv):
   began = time.monotonic()
   root = pathlib.Path(_ROOT.value)
   root.mkdir(parents=True, exist_ok=True)
+  # Ray forks, which it must not once jax has its threads.
+  start = engine(root, workers)
   configs = resolve(module, cli.overrides('config'),
                     lambda c: world.make(root / 'world', c.data.world))
   runs = plan(configs)
@@ -192,8 +226,9 @@ def main(argv):
     print(f'{len(runs)} runs written; {root}')
     return
   todo = [r for r in runs if records.state(root / r) != 'done']
+  where = f'{workers} at once' if _ENGINE.value == 'local' else 'by Ray'
   print(f'{len(runs)} runs, {len(runs) - len(todo)} done before; '
-        f'{workers} at once; {root}', flush=True)
+        f'{where}; {root}', flush=True)
   jobs = [pool.Job(run_id, work) for run_id, (_, work) in runs.items()]
   bar = progress.Bar(1000, int(1000 * pool.share(root, jobs)), 'sweep')
 
@@ -203,7 +238,7 @@ def main(argv):
     bar.note(f'{done}/{len(runs)} runs done')
 
   try:
-    failed = pool.run(root, jobs, workers, show)
+    failed = start(jobs, show)
   except KeyboardInterrupt:
     bar.close()
     print('\nstopped; the same command goes on', file=sys.stderr)
@@ -215,7 +250,7 @@ def main(argv):
   for run_id, error in failed.items():
     print(f'failed: {root / run_id}: {error}', file=sys.stderr)
   print(f'{progress.clock(time.monotonic() - began)} in all')
-  if _REPORT.value:
+  if _REPORT.value and len(failed) < len(runs):
     from audiorank import report
     print(report.write(root))
   if failed:

@@ -15,6 +15,7 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 import time
 
 from absl import flags
@@ -24,6 +25,7 @@ from ml_collections import config_flags
 from launch import cli
 
 AGAIN, DIVERGED = 42, 3
+PATIENCE = 3.  # Seconds to leave by itself, where nothing can be lost.
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The run\'s folder.',
                                required=True)
 _CONFIG = config_flags.DEFINE_config_file(
@@ -37,6 +39,48 @@ def die_with_parent():
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     if os.getppid() != int(parent):
       sys.exit(AGAIN)
+
+
+class Exit:
+  """Whether this process was asked to leave, and whether it may at once.
+
+  SIGTERM and SIGINT are noted. The loops that poll `asked` save and leave;
+  but a compilation or the scoring of a task may take minutes in which nobody
+  polls. A thread then ends the process: `idle` says that nothing is lost.
+  """
+
+  def __init__(self):
+    self.asked, self.idle = False, True
+    self.begun = None  # The step that this process started from.
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(number, lambda *_: None)
+    # The kernel's signal is written here at once; a Python handler would
+    # wait for the compiler to return.
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=self.watch, args=(read,), daemon=True).start()
+
+  def watch(self, pipe):
+    """Waits for a signal, then until the process has left or is idle."""
+    while os.read(pipe, 1)[0] not in (signal.SIGTERM, signal.SIGINT):
+      pass
+    self.asked = True
+    time.sleep(PATIENCE)
+    while not self.idle:
+      time.sleep(.1)
+    print('left where nothing was to be saved', file=sys.stderr, flush=True)
+    os._exit(AGAIN)
+
+  def tell(self, held):
+    """Returns a lease's tell that notes what the process is at."""
+    def told(doing, step=None, steps=None, force=False):
+      if step is not None and self.begun is None:
+        self.begun = step
+      # Without a step it is scoring; what training has done is saved.
+      self.idle = step is None or step == self.begun
+      held.tell(doing, step, steps, force)
+    return told
 
 
 def checked(config):
@@ -84,19 +128,20 @@ def distributed():
 def main(argv):
   del argv
   die_with_parent()
-  began = time.time()
-  asked = []
+  began, leaving = time.time(), None
   several = distributed()
   if several:
     from jax.experimental import multihost_utils
     # One signal to one process, and all stop at one step.
     stop = multihost_utils.reached_preemption_sync_point
   else:
-    for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, lambda *_: asked.append(number))
-    stop = lambda _: bool(asked)
+    leaving = Exit()
+    stop = lambda _: leaving.asked
   from audiorank import lease
   from audiorank import records
+  if '://' in _WORKDIR.value:
+    raise ValueError(f'--workdir={_WORKDIR.value}: expected a folder, on a '
+                     'file system with locks')
   workdir = pathlib.Path(_WORKDIR.value)
   if _CONFIG.value is not None:
     records.open_run(workdir, checked(_CONFIG.value))
@@ -116,7 +161,7 @@ def main(argv):
     held.release()
     return
   (workdir / 'FAILED').unlink(missing_ok=True)
-  code = work(workdir, config, held, stop, lambda: bool(asked), began)
+  code = work(workdir, config, held, stop, leaving, began)
   held.release()
   sys.exit(code)
 
@@ -132,18 +177,19 @@ def follow(workdir, config, stop):
     return AGAIN
   except train.Diverged:
     return DIVERGED
+  Exit()
   while records.state(workdir) not in ('done', 'failed'):
     time.sleep(1)
   return 0
 
 
-def work(workdir, config, held, stop, leave, began):
+def work(workdir, config, held, stop, leaving, began):
   """Trains, evaluates and marks the run; returns the exit code.
 
   Args:
     workdir, config, held: the run, its config, its lease.
     stop: asked with every step's number.
-    leave: asked between tasks.
+    leaving: the process's Exit; None where it is one of several.
     began: when the process started.
   """
   cli.compile_cache()
@@ -151,15 +197,21 @@ def work(workdir, config, held, stop, leave, began):
   from audiorank import evaluate
   from audiorank import records
   from audiorank import train
+  tell = leaving.tell(held) if leaving else held.tell
   try:
-    train.run(workdir, config, stop, held.tell)
-    if not evaluate.run(workdir, config, stop=leave, tell=held.tell):
+    train.run(workdir, config, stop, tell)
+    # XLA's own notice of a signal ends with training: nobody would ask it.
+    leaving = leaving or Exit()
+    leaving.idle = True
+    if not evaluate.run(workdir, config, stop=lambda: leaving.asked,
+                        tell=leaving.tell(held)):
       return AGAIN
   except train.Preempted as saved:
     print(saved, file=sys.stderr)
     return AGAIN
   except train.Diverged as error:
-    records.write_json(workdir / 'FAILED', {'error': str(error)})
+    records.write_json(workdir / 'FAILED',
+                       {'error': str(error), **error.about})
     print(f'error: {error}', file=sys.stderr)
     return DIVERGED
   except (ValueError, OSError) as error:

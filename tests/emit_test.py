@@ -10,10 +10,19 @@ import yaml
 from launch import emit
 
 RUNS = ['0123456789ab', 'ba9876543210']
-POD = emit.Pod('sweep', 'gs://bucket/sweeps/one', 'gcr.io/p/audiorank:1',
+POD = emit.Pod('sweep', '/data/sweeps/one', 'gcr.io/p/audiorank:1',
                'tpu-queue', 'v5e', '4x4', 'us-east5-b')
 CLUSTER = emit.Cluster('sweep', '/data/sweeps/one', '/opt/venv/bin/python',
                        '/opt/audiorank', 'gpu', 1, 8, 24)
+
+
+@pytest.mark.parametrize('name, text', [
+    ('jobset.yaml', emit.jobset(RUNS, POD)),
+    ('slurm.sh', emit.slurm(RUNS, CLUSTER)),
+    ('tpu-vm.sh', emit.tpu_vm(RUNS, POD))], ids=['jobset', 'slurm', 'tpu-vm'])
+def test_what_is_printed_is_what_was_looked_at(name, text):
+  """A change of tests/goldens is a change of what clusters are told."""
+  assert text == (pathlib.Path(__file__).parent / 'goldens' / name).read_text()
 
 
 def test_a_jobset_has_a_host_a_pod_and_restarts_what_was_preempted():
@@ -24,7 +33,7 @@ def test_a_jobset_has_a_host_a_pod_and_restarts_what_was_preempted():
   assert job['parallelism'] == job['completions'] == 4
   (container,) = job['template']['spec']['containers']
   assert container['command'][-1] == (
-      '--workdir=gs://bucket/sweeps/one/0123456789ab')
+      '--workdir=/data/sweeps/one/0123456789ab')
   assert container['resources']['limits']['google.com/tpu'] == 4
   assert container['env'][0]['value'] == '1'
   fatal = job['podFailurePolicy']['rules'][0]['onExitCodes']['values']
@@ -59,7 +68,8 @@ def test_a_jobset_follows_the_schema(shared):
 
 
 @pytest.mark.parametrize('text', [
-    emit.slurm(RUNS, CLUSTER), emit.tpu_vm(RUNS, POD)])
+    emit.slurm(RUNS, CLUSTER), emit.tpu_vm(RUNS, POD)],
+                         ids=['slurm', 'tpu-vm'])
 def test_scripts_are_scripts(text, tmp_path):
   (tmp_path / 'x.sh').write_text(text)
   done = subprocess.run(['bash', '-n', tmp_path / 'x.sh'],
@@ -94,6 +104,7 @@ def test_a_slurm_task_is_requeued_when_the_worker_says_so(
 
 @pytest.mark.parametrize('change, field', [
     ({'name': 'x; rm -rf /'}, 'name'), ({'root': '/a/$(id)'}, 'root'),
+    ({'root': 'gs://bucket/one'}, 'root'),
     ({'queue': 'Q'}, 'queue'), ({'image': 'a b'}, 'image'),
     ({'machine': 'v9'}, 'machine'), ({'topology': '4x'}, 'topology')])
 def test_names_that_could_mean_more_are_refused(change, field):

@@ -1,5 +1,8 @@
 """The smallest run that trains, reads its rank and is saved on the way."""
 
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
 from configs import base
 
 
@@ -23,3 +26,18 @@ def config(corpus, **changes):
   c.mesh.data = 1
   c.update_from_flattened_dict(changes)
   return c
+
+
+def compiled_once(folder):
+  """Keeps what is compiled in a folder until it is resumed: a generator for
+  the fixture of a module that trains the same run again and again."""
+  changes = {'jax_compilation_cache_dir': str(folder),
+             'jax_persistent_cache_min_compile_time_secs': 0.,
+             'jax_persistent_cache_min_entry_size_bytes': -1}
+  before = {name: getattr(jax.config, name) for name in changes}
+  for values in (changes, before):
+    for name, value in values.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    if values is changes:
+      yield

@@ -63,9 +63,8 @@ def test_together_is_one_by_one(corpus, separate, tmp_path):
 
 def test_stopped_together_and_gone_on_alone(corpus, separate, tmp_path):
   workdirs, configs = opened(tmp_path, corpus)
-  asked = iter([False, False, False, True])
   with pytest.raises(train.Preempted, match='saved at step 3'):
-    together.run(workdirs, configs, stop=lambda _: next(asked))
+    together.run(workdirs, configs, stop=lambda step: step == 3)
   train.run(workdirs[1], configs[1])
   close(last(workdirs[1]), separate[1])
   # The rest goes on in smaller company.
@@ -79,9 +78,8 @@ def test_stopped_together_and_gone_on_alone(corpus, separate, tmp_path):
 @pytest.mark.slow
 def test_a_save_that_one_run_is_ahead_is_undone(corpus, separate, tmp_path):
   workdirs, configs = opened(tmp_path, corpus)
-  asked = iter([False] * 4 + [True])
   with pytest.raises(train.Preempted, match='saved at step 4'):
-    together.run(workdirs, configs, stop=lambda _: next(asked))
+    together.run(workdirs, configs, stop=lambda step: step == 4)
   # As if the process had died after the first run's save of step 4.
   for workdir in workdirs[1:]:
     checkpoint.rewind(workdir / 'checkpoints', 2)

@@ -4,11 +4,12 @@
                  /records/<kind>-<step>.json   one result each
                  /metrics.jsonl            the training curve
                  /LEASE  /DONE  /FAILED    state, written whole or not at all
-  <root>/runs.parquet, history.parquet, tasks.parquet
+  <root>/runs.parquet, history.parquet, tasks.parquet, curves.parquet
 
 The JSON files are the truth; the tables are a cache that `collect` rebuilds.
 """
 
+from audiorank.records.curve_table import curves
 from audiorank.records.run import cut_metrics
 from audiorank.records.run import digest
 from audiorank.records.run import frozen
@@ -20,6 +21,7 @@ from audiorank.records.run import path
 from audiorank.records.run import plain
 from audiorank.records.run import read
 from audiorank.records.run import read_json
+from audiorank.records.run import read_lines
 from audiorank.records.run import run_id
 from audiorank.records.run import state
 from audiorank.records.run import TIMES

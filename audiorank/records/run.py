@@ -15,7 +15,10 @@ SCHEMA = 3  # Raised when the same config would mean another experiment.
 # does not change what is trained.
 NOT_IDENTITY = ('experiment', 'eval', 'checkpoint', 'mesh', 'data.root',
                 'data.threads', 'data.resident', 'model.remat',
-                'model.unroll', 'train.log_every', 'monitor.batch')
+                'model.unroll', 'train.log_every', 'monitor.batch', 'track')
+# Fields that came later, and what they are in a run made before: it has no
+# such field, and keeps its name.
+LATER = {'train.skip': 0, 'track': ''}
 TIMES = ('seconds', 'started', 'host', 'rate', 'waiting', 'clips_per_second',
          'tflops', 'encoder_tflops', 'mfu', 'memory')
 
@@ -43,12 +46,21 @@ def identity(config):
   """Returns the part of a config that makes a run the run it is."""
   tree = plain(config)
   for name in NOT_IDENTITY:
-    *parents, last = name.split('.')
-    node = tree
-    for parent in parents:
-      node = node[parent]
+    node, last = holder(tree, name)
     node.pop(last, None)
+  for name, value in LATER.items():
+    node, last = holder(tree, name)
+    if last in node and node[last] == value:
+      node.pop(last)
   return tree
+
+
+def holder(tree, name):
+  """Returns (the part of a tree that holds a field, its last name)."""
+  *parents, last = name.split('.')
+  for parent in parents:
+    tree = tree[parent]
+  return tree, last
 
 
 def digest(tree):
@@ -167,7 +179,11 @@ def load_config(workdir):
   if not path.is_file():
     raise FileNotFoundError(f'{path}: no such file: expected the folder of a '
                             'run')
-  return frozen(read_json(path))
+  tree = read_json(path)
+  for name, value in LATER.items():
+    node, last = holder(tree, name)
+    node.setdefault(last, value)
+  return frozen(tree)
 
 
 def path(workdir, kind, step):
@@ -187,6 +203,17 @@ def read(workdir, kind=None):
   return [r for r in found if kind is None or r['kind'] == kind]
 
 
+def read_lines(path):
+  """Returns the rows of a file of JSON lines, up to a half-written one."""
+  rows = []
+  for text in pathlib.Path(path).read_text(encoding='utf-8').splitlines():
+    try:
+      rows.append(json.loads(text))
+    except ValueError:
+      break
+  return rows
+
+
 def cut_metrics(workdir, step):
   """Drops the rows of metrics.jsonl past a step, and a half-written one.
 
@@ -196,16 +223,10 @@ def cut_metrics(workdir, step):
   path = pathlib.Path(workdir) / 'metrics.jsonl'
   if not path.exists():
     return
-  rows = []
-  for line in path.read_text(encoding='utf-8').splitlines():
-    try:
-      row = json.loads(line)
-    except ValueError:
-      break
-    if row['step'] < step or row['step'] == step and 'rank' not in row:
-      rows.append(line + '\n')
+  rows = [row for row in read_lines(path) if row['step'] < step or
+          row['step'] == step and 'rank' not in row]
   part = path.with_name(f'.metrics.{os.getpid()}')
-  part.write_text(''.join(rows), encoding='utf-8')
+  part.write_text(''.join(map(line, rows)), encoding='utf-8')
   os.replace(part, path)
 
 

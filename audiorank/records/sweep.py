@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from audiorank.records import curve_table
 from audiorank.records import run as on_disk
 
 
@@ -28,9 +29,8 @@ class Tables(NamedTuple):
   tasks: pd.DataFrame
 
 
-def described(workdir):
+def described(workdir, config, records):
   """Returns the columns that every row of a run shares."""
-  config = on_disk.read_json(workdir / 'config.json')
   m, t = config['model'], config['train']
   row = {
       'run_id': workdir.name, 'experiment': config['experiment'],
@@ -42,7 +42,7 @@ def described(workdir):
       'steps': t['steps'], 'seed': config['seed'],
       'crop_seconds': float(config['data']['crop_seconds']),
       'objective': config['objective'], 'params': None, 'hours': None}
-  for about in on_disk.read(workdir, 'run'):
+  for about in (r for r in records if r['kind'] == 'run'):
     row['params'] = about['parameters']['encoder']
     row['params_decoder'] = about['parameters']['decoder']
     row['hours'] = about['hours']
@@ -157,15 +157,16 @@ def wanted(record, config):
 
 def add_rows(workdir, runs, history, scores):
   """Adds the rows of one run to the three lists."""
-  row = described(workdir)
   config = on_disk.read_json(workdir / 'config.json')
+  records = on_disk.read(workdir)
+  row = described(workdir, config, records)
   readings = [{**row, **reading(row, r)}
-              for r in on_disk.read(workdir, 'monitor')]
+              for r in records if r['kind'] == 'monitor']
   for found in readings:
     found['final'] = found['step'] == row['steps']
   history += readings
   mine = []
-  for record in on_disk.read(workdir):
+  for record in records:
     if record['kind'].startswith('hear.') and wanted(record, config):
       result = record['result']
       mine.append({
@@ -184,7 +185,7 @@ def add_rows(workdir, runs, history, scores):
 
 
 def collect(root):
-  """Writes runs.parquet, history.parquet and tasks.parquet; returns Tables.
+  """Writes runs, history, tasks and curves (.parquet); returns Tables.
 
   Raises:
     FileNotFoundError: there is no run under the root.
@@ -198,6 +199,7 @@ def collect(root):
     part = root / f'.{name}.{os.getpid()}'
     table.to_parquet(part)
     os.replace(part, root / f'{name}.parquet')
+  curve_table.write(root, sweep_folders(root))
   return made
 
 

@@ -1,0 +1,83 @@
+"""The training curves of a sweep as one table, from every metrics.jsonl."""
+
+import os
+import pathlib
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pyarrow import json as arrow_json
+from pyarrow import parquet
+
+NAME = 'curves.parquet'
+
+
+def parsed(data):
+  """Returns the rows of JSON lines as a table."""
+  options = arrow_json.ReadOptions(block_size=min(len(data) + 1, 2 ** 31 - 1))
+  return arrow_json.read_json(pa.BufferReader(data), read_options=options)
+
+
+def whole_lines(workdir):
+  """Returns the bytes of a run's rows, without a half-written last one."""
+  try:
+    data = (workdir / 'metrics.jsonl').read_bytes()
+  except FileNotFoundError:
+    return b''
+  return data[:data.rfind(b'\n') + 1]
+
+
+def gather(folders):
+  """Returns a table: run_id, step and every number of every row.
+
+  Args:
+    folders: of the runs.
+
+  Raises:
+    ValueError: a file that is not JSON lines; names it.
+  """
+  pieces = [whole_lines(f) for f in folders]
+  names = np.array([f.name for f in folders])
+  counts = [data.count(b'\n') for data in pieces]
+  if not sum(counts):
+    return pa.table({'run_id': pa.array([], pa.string()),
+                     'step': pa.array([], pa.int64())})
+  try:
+    table = parsed(b''.join(pieces))
+  except pa.ArrowInvalid:
+    for folder, data in zip(folders, pieces):
+      try:
+        if data:
+          parsed(data)
+      except pa.ArrowInvalid as error:
+        raise ValueError(f'{folder}/metrics.jsonl: not JSON lines '
+                         f'({error})') from None
+    raise
+  numbers = [c for c in table.column_names
+             if pa.types.is_floating(table[c].type)
+             or pa.types.is_integer(table[c].type)]
+  columns = {c: table[c].cast(pa.int64() if c == 'step' else pa.float64())
+             for c in sorted(numbers)}
+  ids = pa.DictionaryArray.from_arrays(
+      np.repeat(np.arange(len(names), dtype=np.int32), counts), names)
+  return pa.table({'run_id': ids, **columns})
+
+
+def write(root, folders):
+  """Writes <root>/curves.parquet, whole or not at all."""
+  root = pathlib.Path(root)
+  part = root / f'.curves.{os.getpid()}'
+  parquet.write_table(gather(folders), part)
+  os.replace(part, root / NAME)
+
+
+def curves(root):
+  """Returns the rows of every run's metrics.jsonl that `collect` wrote.
+
+  Raises:
+    FileNotFoundError: they are not there.
+  """
+  path = pathlib.Path(root) / NAME
+  if not path.is_file():
+    raise FileNotFoundError(f'{path}: no such file: run records.collect first')
+  return pd.read_parquet(path)

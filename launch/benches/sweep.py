@@ -1,0 +1,119 @@
+"""What a sweep costs besides its runs: starting them, collecting them.
+
+CPU seconds: of the launcher itself, its workers replaced by a process that
+does nothing, and of collecting and loading the tables.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+from launch.benches import timing
+
+# The launcher as it is, but that its workers do nothing.
+LAUNCHER = '''
+import resource, sys
+from launch import cli, pool, sweep
+pool.command = lambda workdir: ['true']
+def main(argv):
+  sweep.main(argv)
+  used = resource.getrusage(resource.RUSAGE_SELF)
+  print('CPU', used.ru_utime + used.ru_stime)
+cli.run(main, words=True)
+'''
+POINTS = '''"""Points that do nothing."""
+from configs import quickstart
+
+def get_config(point='1'):
+  c = quickstart.get_config('en32-2,h=0,mask=0.75')
+  c.opt.lr = 1e-5 * int(point)
+  return c
+
+def points():
+  return [str(i + 1) for i in range({count})]
+'''
+
+
+def launcher_seconds(folder, count, given):
+  """Returns the CPU seconds of a launcher with so many points."""
+  config = folder / f'points{count}.py'
+  config.write_text(POINTS.format(count=count))
+  root = folder / f'root{count}'
+  done = subprocess.run(
+      [sys.executable, '-c', LAUNCHER, f'--config={config}', f'--root={root}',
+       '--noreport', '--workers=2', *given], check=True, text=True,
+      capture_output=True, env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
+  return float(done.stdout.split('CPU')[-1])
+
+
+def launching(folder, points):
+  """Returns the launcher's CPU milliseconds a point after the first."""
+  from audiorank import prepare
+  from audiorank import synth
+  synth.write_audio(folder / 'audio', .1, 0, progress=False)
+  prepare.run(folder / 'audio', folder / 'corpus')
+  synth.write_tasks(folder, 0, clips_per_task=(12, 6, 6), names=['timbre'],
+                    progress=False)
+  given = (f'--config.data.root={folder}/corpus',
+           f'--config.eval.tasks={folder}/tasks')
+  one, many = (launcher_seconds(folder, n, given) for n in (1, points))
+  return 1e3 * (many - one) / (points - 1)
+
+
+def write_runs(root, runs, rows):
+  """Writes a sweep of finished runs: config, records, curve."""
+  from audiorank import records
+  from configs import base
+  config = records.plain(base.get_config('en128-12'))
+  metric = {'rank': {'value': 9., 'low': 8., 'high': 10., 'value_inf': 9.5,
+                     'siblings': {f's{i}': 1. for i in range(6)}}}
+  metric['rank_center'] = metric['rank']
+  for number in range(runs):
+    workdir = root / f'{number:012x}'
+    (workdir / 'records').mkdir(parents=True)
+    about = {
+        'config.json': {**config, 'seed': number}, 'DONE': {},
+        'records/run-00000000.json': {
+            'kind': 'run', 'step': 0, 'hours': 1.,
+            'parameters': {'encoder': 1, 'decoder': 1},
+            'flops_per_clip': {'total': 1., 'encoder': 1.}},
+        'records/monitor-00020000.json': {
+            'kind': 'monitor', 'step': 20_000, 'n': 100, **metric}}
+    for name, tree in about.items():
+      (workdir / name).write_text(json.dumps(tree))
+    (workdir / 'metrics.jsonl').write_text(''.join(
+        records.line({'step': 100 * (i + 1), 'loss': 1 / (i + 1 + number),
+                      'grad_norm': .5 + i / 7, 'lr': 3e-4 * i / rows,
+                      'param_norm': 30 + i / 9, 'waiting': .001 * i})
+        for i in range(rows)))
+
+
+def rows(quick, only):
+  """Yields the Rows of this area."""
+  from audiorank import records
+  with tempfile.TemporaryDirectory() as folder:
+    folder = pathlib.Path(folder)
+    points = 20 if quick else 100
+    what = f'launcher, {points} points that do nothing'
+    if only in what:
+      yield timing.alone(what, launching(folder, points), 'ms a point', None,
+                         'CPU after the first; at most 60 wanted')
+    runs = 300 if quick else 3_000
+    what = f'collect {runs} runs x 200 rows'
+    if only in what or only in 'load':
+      write_runs(folder / 'sweep', runs, 200)
+      began = time.process_time()
+      records.collect(folder / 'sweep')
+      yield timing.alone(what, time.process_time() - began, 's', None,
+                         'CPU; at most 5 wanted')
+      began = time.process_time()
+      made, curve = records.load(folder / 'sweep'), records.curves(
+          folder / 'sweep')
+      spent = time.process_time() - began
+      assert len(made.runs) == runs and len(curve) == 200 * runs
+      yield timing.alone('load them', spent, 's', None,
+                         'CPU; at most 1 wanted')
