@@ -26,6 +26,11 @@ EVALUATION = .1  # Share of a run's work that follows its last step.
 class Job(NamedTuple):
   run_id: str
   work: float  # In any unit; only ratios matter.
+  beside: tuple = ()  # Runs that are trained in the same program.
+
+  @property
+  def runs(self):
+    return (self.run_id, *self.beside)
 
 
 def core_groups(workers):
@@ -55,9 +60,10 @@ def cores():
   return os.cpu_count()
 
 
-def command(workdir):
+def command(workdir, beside=()):
   """Returns the one command that every engine starts."""
-  return [sys.executable, '-m', 'launch.train', f'--workdir={workdir}']
+  more = [f'--beside={",".join(map(str, beside))}'] if beside else []
+  return [sys.executable, '-m', 'launch.train', f'--workdir={workdir}', *more]
 
 
 def environment(threads):
@@ -68,9 +74,9 @@ def environment(threads):
           'PYTHONUNBUFFERED': '1', 'TF_CPP_MIN_LOG_LEVEL': '2'}
 
 
-def start(root, run_id, cores):
+def start(root, job, cores):
   """Starts one worker on its cores, its output appended to log.txt."""
-  workdir = pathlib.Path(root) / run_id
+  workdir, *beside = (pathlib.Path(root) / r for r in job.runs)
   env = environment(len(cores) if cores else os.cpu_count())
   mine = os.sched_getaffinity(0) if cores else None
   with open(workdir / 'log.txt', 'ab') as log:
@@ -78,7 +84,7 @@ def start(root, run_id, cores):
       os.sched_setaffinity(0, cores)
     try:
       return subprocess.Popen(
-          command(workdir), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+          command(workdir, beside), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
           env=env, start_new_session=True)
     finally:
       if cores:
@@ -99,7 +105,8 @@ def done_share(root, run_id):
 def share(root, jobs):
   """Returns how much of all jobs' work is done, 0 to 1."""
   total = sum(j.work for j in jobs)
-  done = sum(j.work * done_share(root, j.run_id) for j in jobs)
+  done = sum(j.work * done_share(root, r) / len(j.runs)
+             for j in jobs for r in j.runs)
   return done / total if total else 1.
 
 
@@ -127,9 +134,9 @@ def run(root, jobs, workers, show=lambda _: None, poll=.2):
   Raises:
     KeyboardInterrupt: after the workers were asked to save and have left.
   """
-  waiting = [j for j in jobs if records.state(
-      pathlib.Path(root) / j.run_id) != 'done']
-  failed, tries = {}, {j.run_id: Tries() for j in waiting}
+  waiting = [j for j in jobs if any(records.state(
+      pathlib.Path(root) / r) != 'done' for r in j.runs)]
+  failed, tries = {}, {r: Tries() for j in waiting for r in j.runs}
   slots = dict.fromkeys(range(workers))
   groups = core_groups(workers)
   try:
@@ -143,8 +150,7 @@ def run(root, jobs, workers, show=lambda _: None, poll=.2):
           ready = [j for j in waiting if tries[j.run_id].after <= now]
           if ready:
             waiting.remove(ready[0])
-            slots[slot] = (ready[0], start(root, ready[0].run_id,
-                                           groups[slot]))
+            slots[slot] = (ready[0], start(root, ready[0], groups[slot]))
       show(share(root, jobs))
       time.sleep(poll)
   except BaseException:
@@ -157,6 +163,9 @@ def settle(root, job, code, waiting, tries, failed):
   """Decides what an ended worker means: done, again, or failed."""
   workdir = pathlib.Path(root) / job.run_id
   if code == 0:
+    return
+  if job.beside and 0 < code < 128 and code != AGAIN:
+    part(root, job, waiting, failed)
     return
   reached, tried = done_share(root, job.run_id), tries[job.run_id]
   if code == AGAIN:
@@ -176,6 +185,17 @@ def settle(root, job, code, waiting, tries, failed):
   else:
     error = last_error(workdir) or f'exit code {code}'
   give_up(root, job, error, failed)
+
+
+def part(root, job, waiting, failed):
+  """Lets the runs of a job that made a mistake go on one by one."""
+  for run_id in job.runs:
+    workdir = pathlib.Path(root) / run_id
+    state = records.state(workdir)
+    if state == 'failed':
+      failed[run_id] = records.read_json(workdir / 'FAILED')['error']
+    elif state != 'done':
+      waiting.append(Job(run_id, job.work / len(job.runs)))
 
 
 def give_up(root, job, error, failed):

@@ -47,6 +47,10 @@ _GPUS = flags.DEFINE_integer('gpus', 0, 'GPUs of a run, for ray.',
                              lower_bound=0)
 _SLICE = flags.DEFINE_string(
     'slice', '', 'TPU slice of a run, for ray: such as v4:2x2x2.')
+_TOGETHER = flags.DEFINE_integer(
+    'together', 1, 'Points that differ in seed, rates or initial scale alone '
+    'are trained in one program, up to so many: small models fill a large '
+    'chip. A CPU gains nothing.', lower_bound=1)
 _REPORT = flags.DEFINE_boolean('report', True, 'Write report.html at the end.')
 
 
@@ -114,6 +118,29 @@ def plan(configs):
   return dict(sorted(runs.items(), key=lambda item: -item[1][1]))
 
 
+def grouped(runs, most):
+  """Returns the Jobs of runs: up to `most` of one shape in each.
+
+  Args:
+    runs: of `plan`.
+    most: runs of one program.
+  """
+  from audiorank import together
+  companies = {}
+  for run_id, (config, work) in runs.items():
+    # An untrained network takes no step: there is nothing to share.
+    alone = most == 1 or not config.train.steps
+    key = run_id if alone else together.company(config)
+    companies.setdefault(key, []).append((run_id, work))
+  jobs = []
+  for members in companies.values():
+    for i in range(0, len(members), most):
+      (first, _), *rest = members[i:i + most]
+      jobs.append(pool.Job(first, sum(w for _, w in members[i:i + most]),
+                           tuple(run_id for run_id, _ in rest)))
+  return sorted(jobs, key=lambda job: -job.work)
+
+
 def check(runs):
   """Raises ValueError for the first point that could never run."""
   from audiorank import data
@@ -166,6 +193,8 @@ def engine(root, workers):
   Raises:
     ValueError: Ray is not there, or --slice is no slice.
   """
+  if _TOGETHER.value > 1 and _ENGINE.value != 'local':
+    raise ValueError(f'--together={_TOGETHER.value}: expected --engine=local')
   if _ENGINE.value == 'local':
     return lambda jobs, show: pool.run(root, jobs, workers, show)
   machine, _, topology = _SLICE.value.partition(':')
@@ -229,7 +258,7 @@ def main(argv):
   where = f'{workers} at once' if _ENGINE.value == 'local' else 'by Ray'
   print(f'{len(runs)} runs, {len(runs) - len(todo)} done before; '
         f'{where}; {root}', flush=True)
-  jobs = [pool.Job(run_id, work) for run_id, (_, work) in runs.items()]
+  jobs = grouped(runs, _TOGETHER.value)
   bar = progress.Bar(1000, int(1000 * pool.share(root, jobs)), 'sweep')
 
   def show(share):

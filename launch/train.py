@@ -2,9 +2,11 @@
 
   python -m launch.train --workdir=DIR
   python -m launch.train --workdir=DIR --config=configs/base.py:en128-12
+  python -m launch.train --workdir=DIR --beside=DIR2,DIR3
 
 The folder's config.json says what the run is; --config writes it first.
-Started again, it goes on where it was; done, it exits at once.
+Started again, it goes on where it was; done, it exits at once. Runs that differ
+only in seed, rates or initial scale may be trained beside it in one program.
 
 Exit codes: 0 done; 42 stopped or busy, run me again; 1 a mistake; 3 the loss
 diverged; 128 and above killed, run me again.
@@ -30,6 +32,9 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'The run\'s folder.',
                                required=True)
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file of configs/, its point after a colon.')
+_BESIDE = flags.DEFINE_list(
+    'beside', [], 'Folders of runs to train in the same program; they differ '
+    'in seed, rates or initial scale alone.')
 
 
 def die_with_parent():
@@ -145,6 +150,11 @@ def main(argv):
   workdir = pathlib.Path(_WORKDIR.value)
   if _CONFIG.value is not None:
     records.open_run(workdir, checked(_CONFIG.value))
+  if _BESIDE.value:
+    if several:
+      raise ValueError('--beside: expected one process')
+    sys.exit(together([workdir, *map(pathlib.Path, _BESIDE.value)], stop,
+                      leaving, began))
   config = records.load_config(workdir)
   if records.state(workdir) == 'done':
     return
@@ -164,6 +174,59 @@ def main(argv):
   code = work(workdir, config, held, stop, leaving, began)
   held.release()
   sys.exit(code)
+
+
+def together(workdirs, stop, leaving, began):
+  """Trains several runs in one program, then ends each like any other.
+
+  Returns the exit code: the greatest of theirs, 42 before all where one is
+  to go on.
+  """
+  cli.compile_cache()
+  from audiorank import lease
+  from audiorank import records
+  from audiorank import together
+  from audiorank import train
+  held, codes = {}, [0]
+  for workdir in workdirs:
+    if records.state(workdir) == 'done':
+      continue
+    try:
+      held[workdir] = lease.Lease(workdir)
+      (workdir / 'FAILED').unlink(missing_ok=True)
+    except lease.Held as error:
+      print(error, file=sys.stderr)
+      codes.append(AGAIN)
+  configs = {w: records.load_config(w) for w in held}
+
+  class All:
+    """Tells every lease."""
+    tell = staticmethod(lambda *told, **how: [
+        h.tell(*told, **how) for h in held.values()])
+
+  try:
+    lost = together.run(list(held), list(configs.values()), stop,
+                        leaving.tell(All)) if len(held) > 1 else {}
+  except train.Preempted as saved:
+    print(saved, file=sys.stderr)
+    return AGAIN
+  for workdir, error in lost.items():
+    failed(workdir, error)
+    codes.append(DIVERGED)
+  leaving.idle = True
+  for workdir in held.keys() - lost.keys():
+    codes.append(work(workdir, configs[workdir], held[workdir], stop, leaving,
+                      began))
+  for one in held.values():
+    one.release()
+  return AGAIN if AGAIN in codes else max(codes)
+
+
+def failed(workdir, error):
+  """Marks a run as one that diverged."""
+  from audiorank import records
+  records.write_json(workdir / 'FAILED', {'error': str(error), **error.about})
+  print(f'error: {error}', file=sys.stderr)
 
 
 def follow(workdir, config, stop):
@@ -210,9 +273,7 @@ def work(workdir, config, held, stop, leaving, began):
     print(saved, file=sys.stderr)
     return AGAIN
   except train.Diverged as error:
-    records.write_json(workdir / 'FAILED',
-                       {'error': str(error), **error.about})
-    print(f'error: {error}', file=sys.stderr)
+    failed(workdir, error)
     return DIVERGED
   except (ValueError, OSError) as error:
     records.write_json(workdir / 'FAILED', {'error': str(error)})

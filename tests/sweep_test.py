@@ -18,6 +18,8 @@ from audiorank import lease
 from audiorank import records
 from audiorank import synth
 from launch import pool
+from launch import sweep
+from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -312,3 +314,63 @@ def test_report_fits_anybodys_table(env, tmp_path):
     bad = run(env, 'report', *wrong)
     assert bad.returncode == 1 and text in bad.stderr
     assert len(bad.stderr.strip().splitlines()) == 1
+
+
+SEEDS = '''
+from tests import tiny
+
+def get_config(point='0,1e-3'):
+  seed, lr = point.split(',')
+  return tiny.config('unset', **{
+      'seed': int(seed), 'opt.lr': float(lr), 'eval.protocol': 'logistic',
+      'eval.batch': 12})
+
+def points():
+  return ['0,1e-3', '1,1e-3', '1,3e-3']
+'''
+
+
+@pytest.mark.slow
+def test_points_of_one_shape_are_trained_in_one_program(
+    env, corpus, tasks, tmp_path):
+  (tmp_path / 'three.py').write_text(SEEDS)
+  arguments = [f'--config={tmp_path}/three.py', f'--config.data.root={corpus}',
+               f'--config.eval.tasks={tasks}', '--workers=1', '--noreport']
+  for name, together in (('apart', 1), ('together', 4)):
+    got = run(env, 'sweep', *arguments, f'--root={tmp_path}/{name}',
+              f'--together={together}')
+    assert got.returncode == 0, got.stderr
+  ours, theirs = final(tmp_path / 'together'), final(tmp_path / 'apart')
+  assert set(ours) == set(theirs) and len(ours) == 5
+  for name in ours:
+    for a, b in zip(ours[name][0], theirs[name][0], strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-5)
+  logs = [(w / 'log.txt').exists()
+          for w in records.run_folders(tmp_path / 'together')]
+  assert sum(logs) == 3  # One of the three points, and two untrained networks.
+
+
+def test_points_are_grouped_by_shape():
+  configs = [tiny.config('', **{'seed': seed, 'opt.lr': lr, 'train.batch': B})
+             for seed in (0, 1) for lr in (1e-3, 3e-3) for B in (8, 16)]
+  runs = {str(i): (c, 1. + c.train.batch) for i, c in enumerate(configs)}
+  runs['twin'] = (tiny.config('', **{'train.steps': 0}), .1)
+  jobs = sweep.grouped(runs, 3)
+  assert [job.runs for job in jobs] == [
+      ('1', '3', '5'), ('0', '2', '4'), ('7',), ('6',), ('twin',)]
+  assert jobs[0].work == 51.
+  assert [j.runs for j in sweep.grouped(runs, 1)[-1:]] == [('twin',)]
+
+
+def test_a_group_that_made_a_mistake_goes_on_one_by_one(tmp_path):
+  for name in 'abc':
+    (tmp_path / name).mkdir()
+  (tmp_path / 'a' / 'DONE').write_text('{}')
+  records.write_json(tmp_path / 'b' / 'FAILED', {'error': 'loss nan'})
+  job, waiting, failed = pool.Job('a', 3., ('b', 'c')), [], {}
+  tries = {name: pool.Tries() for name in 'abc'}
+  pool.settle(tmp_path, job, 3, waiting, tries, failed)
+  assert waiting == [pool.Job('c', 1.)] and failed == {'b': 'loss nan'}
+  waiting.clear()
+  pool.settle(tmp_path, job, -9, waiting, tries, failed)
+  assert waiting == [job]
