@@ -16,6 +16,7 @@ seed is measured. Fields are overridden for all points at once:
 """
 
 import os
+import inspect
 import pathlib
 import signal
 import sys
@@ -51,6 +52,8 @@ _TOGETHER = flags.DEFINE_integer(
     'together', 1, 'Points that differ in seed, rates or initial scale alone '
     'are trained in one program, up to so many: small models fill a large '
     'chip. A CPU gains nothing.', lower_bound=1)
+_SCALE = flags.DEFINE_enum('scale', None, ['paper', 'small', 'smoke'],
+                           'Of an experiment: see configs/scales.py.')
 _REPORT = flags.DEFINE_boolean('report', True, 'Write report.html at the end.')
 
 
@@ -179,9 +182,15 @@ def table(runs):
 
 
 def points(module, changes):
-  """Returns {point: config} of a config file, overrides applied."""
-  out = {}
-  for point in module.points():
+  """Returns {point: config} of a config file, overrides applied.
+
+  Raises:
+    ValueError: --scale for a file that has none, or not that one.
+  """
+  out, given = {}, [_SCALE.value] if _SCALE.value else []
+  if given and not inspect.signature(module.points).parameters:
+    raise ValueError(f'--scale={_SCALE.value}: {module.__file__} has one scale')
+  for point in module.points(*given):
     out[point] = module.get_config(point)
     out[point].update_from_flattened_dict(changes)
   return out

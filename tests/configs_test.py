@@ -1,6 +1,7 @@
 """Every file of configs/ builds, at every point, without allocating."""
 
 import importlib
+import inspect
 import pathlib
 import re
 
@@ -8,11 +9,13 @@ import jax
 import pytest
 
 from audiorank import compute
+from audiorank import masking
 from audiorank import monitor
 from audiorank import program
 from audiorank import records
 from audiorank import sharding
 from audiorank import train
+from configs import scales
 
 NAMES = sorted(p.stem for p in pathlib.Path(__file__).parents[1].glob(
     'configs/*.py') if p.stem != '__init__')
@@ -21,8 +24,27 @@ NAMES = sorted(p.stem for p in pathlib.Path(__file__).parents[1].glob(
 def every_point():
   for name in NAMES:
     module = importlib.import_module(f'configs.{name}')
-    for point in module.points():
+    for point in named(module):
       yield pytest.param(module, point, id=f'{name}:{point}')
+
+
+def named(module):
+  """Returns the names of all points, at every scale where there are some."""
+  if not inspect.signature(module.points).parameters:
+    return module.points()
+  return [p for scale in scales.SCALES for p in module.points(scale)]
+
+
+SIZES = {}
+
+
+def encoder_size(shape, config):
+  """Returns the parameters of an encoder; each shape is built once."""
+  if shape not in SIZES:
+    shapes = jax.eval_shape(
+        lambda key: program.init(config, key), jax.random.key(0))
+    SIZES[shape] = compute.parameters(shapes.params['encoder'])
+  return SIZES[shape]
 
 
 @pytest.mark.parametrize('module, point', list(every_point()))
@@ -30,9 +52,7 @@ def test_point_builds_and_fits_its_mesh(module, point):
   config = records.frozen(records.plain(module.get_config(point)))
   on = sharding.mesh(1, 1)
   train.check(config, on)
-  shapes = jax.eval_shape(
-      lambda key: program.init(config, key), jax.random.key(0))
-  assert compute.parameters(shapes.params['encoder']) > 0
+  assert encoder_size(config.model, config) > 0
   steps = monitor.steps(config)
   assert steps[0] == 0 and steps[-1] == config.train.steps
 
@@ -41,8 +61,50 @@ def test_point_builds_and_fits_its_mesh(module, point):
 def test_points_differ_and_say_what_they_are(name):
   module = importlib.import_module(f'configs.{name}')
   assert 'python -m launch.' in module.__doc__
-  ids = {records.run_id(module.get_config(p)) for p in module.points()}
-  assert len(ids) == len(module.points())
+  ids = {records.run_id(module.get_config(p)) for p in named(module)}
+  assert len(ids) == len(named(module))
+
+
+EXPERIMENTS = [n for n in NAMES if 'Cost: ' in importlib.import_module(
+    f'configs.{n}').__doc__]
+
+
+@pytest.mark.parametrize('name', EXPERIMENTS)
+def test_an_experiment_costs_what_it_says(name):
+  module = importlib.import_module(f'configs.{name}')
+  text = ' '.join(module.__doc__.split())
+  assert 'Question: ' in text and 'It fails if ' in text
+  for scale in ('paper', 'small'):
+    runs, flops = re.search(rf'{scale} (\d+) runs?, (\S+) FLOPs', text).groups()
+    configs = [module.get_config(p) for p in module.points(scale)]
+    total = 0.
+    for c in configs:
+      L = program.patches(c)
+      one = compute.flops_per_clip(c.model, L, masking.kept(L, c.mask.ratio))
+      total += one['total'] * c.train.batch * c.train.steps
+    assert int(runs) == len(configs)
+    assert float(flops) == pytest.approx(total, rel=.05)
+
+
+def test_shapes_of_equal_compute_are_that():
+  from configs import architecture
+  for scale in ('paper', 'small'):
+    flops = []
+    for point in architecture.points(scale):
+      c = architecture.get_config(point)
+      L = program.patches(c)
+      flops.append(compute.flops_per_clip(
+          c.model, L, masking.kept(L, c.mask.ratio))['encoder'])
+    assert max(flops) < 1.15 * min(flops)
+
+
+@pytest.mark.parametrize('point, words', [
+    ('huge/mask=.5', "'huge/mask=.5': expected one of paper/"),
+    ('small/mask', "'small/mask': expected field=value")])
+def test_a_point_that_is_none_is_named(point, words):
+  from configs import masking as experiment
+  with pytest.raises(ValueError, match=words):
+    experiment.get_config(point)
 
 
 def test_every_field_of_the_base_is_commented():

@@ -374,3 +374,16 @@ def test_a_group_that_made_a_mistake_goes_on_one_by_one(tmp_path):
   waiting.clear()
   pool.settle(tmp_path, job, -9, waiting, tries, failed)
   assert waiting == [job]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('experiment', ['masking', 'seeds', 'crop_length',
+                                        'compute_optimal'])
+def test_an_experiment_runs_at_its_smallest_scale(env, tmp_path, experiment):
+  """On the embedded world, made on the way, to the report."""
+  got = run(env, 'sweep', f'--config=configs/{experiment}.py', '--scale=smoke',
+            f'--root={tmp_path}')
+  assert got.returncode == 0, got.stderr
+  assert got.stdout.splitlines()[-1] == f'{tmp_path}/report.html'
+  told = records.collect(tmp_path).runs
+  assert told['score'].notna().all() and told['rank'].notna().all()

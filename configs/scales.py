@@ -1,0 +1,89 @@
+"""The scales at which every experiment can be run, and their common recipe.
+
+  python -m launch.sweep --config=configs/masking.py --scale=smoke --root=runs/smoke
+
+  paper: the published recipe on thousands of accelerator hours of audio;
+    a prepared corpus of your own (--config.data.root).
+  small: minutes a run on one CPU core, on the embedded world or a corpus.
+  smoke: seconds a run: shows that the experiment works, and nothing else.
+
+A point is '<scale>/<field>=<value>,...'. This file has the recipe at the
+reference size and runs as it is.
+"""
+
+from configs import base
+
+SCALES = ('paper', 'small', 'smoke')
+REFERENCE = {'paper': 'en128-12', 'small': 'en32-4', 'smoke': 'en16-1'}
+# Tasks of the embedded world that a mean spectrum does not solve.
+TASKS = 'scene,temporal_order,temporal_rhythm,texture'
+
+
+def read(point):
+  """Returns (scale, {field: text}) of a point's name.
+
+  Raises:
+    ValueError: no such scale, or a part that is not field=value.
+  """
+  scale, _, rest = point.partition('/')
+  if scale not in SCALES:
+    raise ValueError(f'point {point!r}: expected one of '
+                     f'{", ".join(s + "/..." for s in SCALES)}')
+  parts = [part.partition('=') for part in rest.split(',') if part]
+  for name, equals, value in parts:
+    if not (name and equals and value):
+      raise ValueError(f'point {point!r}: expected field=value between commas')
+  return scale, {name: value for name, _, value in parts}
+
+
+def point(scale, **fields):
+  """Returns the name of a point; numbers in their shortest form."""
+  text = lambda v: v if isinstance(v, str) else f'{v:g}'
+  return f'{scale}/' + ','.join(f'{k}={text(v)}' for k, v in fields.items())
+
+
+def recipe(scale, size=''):
+  """Returns the mutable config of a scale, at its reference size if none."""
+  c = base.get_config(size or REFERENCE[scale])
+  if scale == 'paper':
+    c.data.hours = 500.
+    c.train.update({'steps': 50_000, 'batch': 256})
+    c.opt.warmup = 1_500
+    c.monitor.every = 5_000
+    c.checkpoint.update({'every': 5_000, 'keep': 50_000})
+    return c
+  c.model.target_frames = 208
+  c.model.unroll = c.model.depth
+  c.model.decoder.update({'width': 32, 'depth': 1, 'heads': 2})
+  c.data.world.update({
+      'hours': 2., 'train_clips': 300, 'valid_clips': 100, 'test_clips': 400,
+      'tasks': TASKS})
+  c.data.update({'hours': .5, 'crop_seconds': 2.07, 'resident': True,
+                 'threads': 1})
+  c.train.update({'steps': 4_000, 'batch': 16, 'log_every': 100})
+  c.opt.update({'lr': 3e-3, 'warmup': 200, 'b2': .95, 'clip': 1.})
+  c.monitor.update({'clips': 1_000, 'crop_seconds': 2.07, 'readings': 9,
+                    'first': 50, 'batch': 100, 'valid_clips': 96})
+  c.checkpoint.update({'every': 1_000, 'keep': 1_000})
+  c.eval.update({'protocol': 'logistic', 'batch': 100})
+  if scale == 'smoke':
+    c.data.world.update({'hours': .1, 'train_clips': 24, 'valid_clips': 12,
+                         'test_clips': 24, 'tasks': 'temporal_order,texture'})
+    c.data.hours = .02
+    c.train.update({'steps': 8, 'log_every': 2})
+    c.opt.warmup = 2
+    c.monitor.update({'clips': 80, 'readings': 4, 'first': 2, 'batch': 40,
+                      'valid_clips': 16})
+    c.checkpoint.update({'every': 4, 'keep': 4})
+  return c
+
+
+def get_config(point='small/'):
+  """Returns the recipe of a scale."""
+  scale, said = read(point)
+  return recipe(scale, said['size'] if 'size' in said else '')
+
+
+def points(scale='small'):
+  """Returns the one point of a scale."""
+  return [f'{scale}/']
