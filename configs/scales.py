@@ -67,9 +67,9 @@ def recipe(scale, size=''):
   c.checkpoint.update({'every': 1_000, 'keep': 1_000})
   c.eval.update({'protocol': 'logistic', 'batch': 100})
   if scale == 'smoke':
-    c.data.world.update({'hours': .1, 'train_clips': 24, 'valid_clips': 12,
+    c.data.world.update({'hours': .2, 'train_clips': 24, 'valid_clips': 12,
                          'test_clips': 24, 'tasks': 'temporal_order,texture'})
-    c.data.hours = .02
+    c.data.update({'hours': .02, 'valid_fraction': .3})
     c.train.update({'steps': 8, 'log_every': 2})
     c.opt.warmup = 2
     c.monitor.update({'clips': 80, 'readings': 4, 'first': 2, 'batch': 40,
