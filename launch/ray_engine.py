@@ -205,7 +205,7 @@ def connect(address):
   try:
     ray.init(address=address, log_to_driver=False, logging_level='error',
              **(local if address == 'local' else {}))
-  except (ConnectionError, ValueError) as error:
+  except Exception as error:  # Ray raises that very class as well.
     raise OSError(f'--address={address}: no Ray cluster there '
                   f'({error})') from None
 

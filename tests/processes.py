@@ -21,8 +21,7 @@ def environment(cache):
   return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT),
           'RAY_USAGE_STATS_ENABLED': '0',
           # Ray runs what it starts at the lowest priority but four.
-          'RAY_worker_niceness': '0', 'RAY_raylet_start_wait_time_s': '300',
-          'AUDIORANK_CACHE': str(cache)}
+          'RAY_worker_niceness': '0', 'AUDIORANK_CACHE': str(cache)}
 
 
 def worker(env, workdir):
