@@ -113,8 +113,8 @@ def start(root, job, needs):
   import ray
   workdir = str(pathlib.Path(root).absolute() / job.run_id)
   if not needs.topology:
-    task = ray.remote(worker).options(
-        num_cpus=needs.cores, num_gpus=needs.gpus, max_retries=0)
+    task = ray.remote(num_cpus=needs.cores, num_gpus=needs.gpus,
+                      max_retries=0)(worker)
     return Started(job, [task.remote(workdir, needs.cores)], None)
   from ray.util import tpu
   try:
@@ -124,7 +124,7 @@ def start(root, job, needs):
   except TimeoutError:
     return None
   on_slice = lambda function, *given: tpu.run_on_slice(
-      ray.remote(function).options(max_retries=0), *given, tpu_slice=held,
+      ray.remote(max_retries=0)(function), *given, tpu_slice=held,
       pg_ready_timeout_s=READY)
   try:
     hosts = sorted(ray.get(on_slice(place), timeout=READY))
@@ -205,7 +205,7 @@ def connect(address):
   try:
     ray.init(address=address, log_to_driver=False, logging_level='error',
              **(local if address == 'local' else {}))
-  except (ConnectionError, ValueError) as error:
+  except Exception as error:  # Ray raises that very class as well.
     raise OSError(f'--address={address}: no Ray cluster there '
                   f'({error})') from None
 

@@ -144,6 +144,33 @@ def test_sigterm_in_any_phase_is_42_within_seconds(
   processes.check_same(workdir, undisturbed)
 
 
+@pytest.mark.parametrize('steps, code', [((7,), 42), ((7, 8), 9)],
+                         ids=['idle', 'at work'])
+def test_a_call_that_never_polls_is_left_unless_work_would_be_lost(
+    steps, code):
+  """The watching thread alone: a call of 8 s stands in for a compiler."""
+  script = f'''
+import sys, time
+from launch import train
+class Held:
+  tell = print
+leaving = train.Exit()
+for step in {steps}:
+  leaving.tell(Held)('training', step, 100)
+print('ready', flush=True)
+time.sleep(8)
+sys.exit(9 if leaving.asked else 1)
+'''
+  process = subprocess.Popen([sys.executable, '-c', script],
+                             cwd=processes.ROOT, stdout=subprocess.PIPE,
+                             stderr=subprocess.DEVNULL, text=True)
+  while process.stdout.readline() != 'ready\n':
+    assert process.poll() is None
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(60) == code
+  process.stdout.close()
+
+
 def tree(folder):
   return sorted(p for p in folder.rglob('*') if p.is_file())
 

@@ -63,10 +63,11 @@ def sweep(env, folder, corpus, tasks, *more, points='12', steps=400):
         [sys.executable, '-m', 'launch.sweep', '--engine=ray',
          f'--config={folder}/few.py', f'--config.data.root={corpus}',
          f'--config.eval.tasks={tasks}', f'--root={folder}/runs',
-         '--noreport', *more], cwd=processes.ROOT, env=env, stdout=said, stderr=said)
+         '--noreport', *more], cwd=processes.ROOT, env=env, stdout=said,
+        stderr=said)
 
 
-def training(folder, job, past=5, but=(), timeout=500):
+def training(folder, job, past=5, but=(), timeout=900):
   """Waits for a run that trains past a step; returns (folder, its lease)."""
   end = time.monotonic() + timeout
   while time.monotonic() < end:

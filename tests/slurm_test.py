@@ -139,7 +139,7 @@ def points():
                         env=slurm, capture_output=True, text=True)
   assert said.returncode == 0, said.stderr
   job = re.search(r'\d+', said.stdout)[0]
-  end = time.monotonic() + 600
+  end = time.monotonic() + 1200
   hit = None
   while hit is None:
     assert time.monotonic() < end, told(slurm, 'squeue')
