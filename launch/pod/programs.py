@@ -11,6 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from audiorank import compute
 from audiorank import embed
@@ -20,7 +21,7 @@ from audiorank import rankme
 from audiorank import records
 from audiorank import sharding
 
-PROGRAMS = ('init', 'step', 'embed', 'rankme', 'svd')
+PROGRAMS = ('init', 'step', 'embed', 'rankme', 'svd', 'pack')
 
 
 def spec(name, config, data, fsdp):
@@ -41,10 +42,10 @@ def spec(name, config, data, fsdp):
     return {**out, 'batch': config.monitor.batch,
             'seconds': config.monitor.crop_seconds}
   # The ratio of masking changes no parameter.
-  ratio = config.mask.ratio if name == 'step' else .5
+  ratio = config.mask.ratio if name != 'init' else .5
   out['mask'] = {'ratio': ratio, 'group': config.mask.group}
   out['seconds'] = config.data.crop_seconds
-  if name == 'step':
+  if name != 'init':
     out.update(batch=config.train.batch, objective=config.objective)
   else:
     # Activations do not exist yet.
@@ -86,6 +87,8 @@ def gradient_bytes(config):
 
 def lowered(spec, devices):
   """Returns a jax Lowered of a spec's program for a list of devices."""
+  if spec['program'] == 'pack':
+    return _packed(spec, devices)
   on = sharding.mesh(spec['data'], spec['fsdp'], devices)
   # Nothing may be computed while these devices are set: they do not exist.
   made, arguments = _call(spec, on)
@@ -118,6 +121,29 @@ def _call(spec, on):
   scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
   return program.make_step(config, placed), (
       _at(shapes, placed), wave_BS, program.Hyper(*[scalar] * 6))
+
+
+def _packed(spec, devices):
+  """As many points of a grid as devices, each with all of one shared batch."""
+  on = jax.make_mesh((len(devices),), ('sweep',), devices=devices,
+                     axis_types=(AxisType.Auto,))
+  config = config_of(spec)
+  shapes = jax.eval_shape(lambda k: program.init(config, k), jax.random.key(0))
+  cut, whole = NamedSharding(on, P('sweep')), sharding.replicated(on)
+
+  def each(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+        (len(devices), *x.shape), x.dtype, sharding=cut), tree)
+
+  wave_BS = jax.ShapeDtypeStruct(
+      (spec['batch'], program.crop_samples(spec['seconds'])), jnp.int16,
+      sharding=whole)
+  scalar = jax.ShapeDtypeStruct((), jnp.float32)
+  step = jax.vmap(program.make_step(config, None), (0, None, 0))
+  packed = jax.jit(step, donate_argnums=0, out_shardings=(cut, cut))
+  with jax.set_mesh(on):
+    return packed.lower(each(shapes), wave_BS,
+                        each(program.Hyper(*[scalar] * 6)))
 
 
 def _at(shapes, placed):

@@ -31,7 +31,7 @@ SOURCES = ('audiorank/audio.py', 'audiorank/embed.py', 'audiorank/masking.py',
            'launch/pod/chips.py', 'launch/pod/compiler.py',
            'launch/pod/hlo.py', 'launch/pod/programs.py')
 # The longest first, so that two processes end together.
-ORDER = ('svd', 'step', 'init', 'rankme', 'embed')
+ORDER = ('svd', 'pack', 'step', 'init', 'rankme', 'embed')
 
 
 def folder():
