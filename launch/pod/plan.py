@@ -8,6 +8,8 @@ itself. Without libtpu the plan says what needs no compiler.
 
 import json
 
+import jax
+
 from audiorank import records
 from launch.pod import chips
 from launch.pod import choice
@@ -35,6 +37,7 @@ def plan(configs, topology, price=0., effort='quick', mesh=''):
     ValueError: an unknown topology; one line.
   """
   piece = chips.parse(topology)
+  jax.config.update('jax_platforms', 'cpu')  # Nothing runs on an accelerator.
   configs = {p: records.frozen(records.plain(c)) for p, c in configs.items()}
   compiled = store.available()
   out = {'topology': topology, 'chips': piece.chips, 'price': price,

@@ -56,8 +56,8 @@ def row(size, chip_count, batch, how):
 def line(size, chip_count, clips, how, got):
   """Returns a row as Markdown."""
   a, b = got.answer, got.bound
-  mesh = f'fsdp {got.layout.fsdp}' * (got.layout.fsdp > 1)
-  mesh += ', remat' * got.layout.remat
+  mesh = ', '.join([f'fsdp {got.layout.fsdp}'] * (got.layout.fsdp > 1)
+                   + ['remat'] * got.layout.remat)
   cells = [size, how, f'{chip_count:,}', f'{clips // chip_count}', mesh or '-']
   if b is None:
     return cells + [f"{plan.gb(a.get('peak') or a['needed'])}: too large"] + (

@@ -19,6 +19,8 @@ import queue
 import subprocess
 import sys
 
+import jax
+
 from audiorank import progress
 from audiorank import records
 from launch.pod import chips
@@ -104,6 +106,8 @@ def answers(specs, piece, effort, workers=2):
   Raises:
     ValueError: the compiler refuses the topology or a program; one line.
   """
+  # libtpu, where it is installed, is for the compiler's process alone.
+  jax.config.update('jax_platforms', 'cpu')
   described = chips.described(piece)
   jobs = {text(s): {'spec': s, 'described': described, 'effort': effort}
           for s in specs}
