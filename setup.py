@@ -45,6 +45,8 @@ setuptools.setup(
     ],
     extras_require={
         'tpu': ['jax[tpu]', 'gcsfs'],
+        # The TPU compiler alone, for plans on a machine without one.
+        'tpu-plan': ['jax[tpu]'],
         'cuda': ['jax[cuda]'],
         'torch': ['torch', 'safetensors'],
         'hub': ['huggingface_hub', 'safetensors'],

@@ -15,6 +15,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from audiorank import sharding
+
 normal_02 = nn.initializers.normal(.02)
 
 
@@ -124,7 +126,14 @@ def blocks(config, depth, heads, kernel_init, collect=False):
   config.unroll keeps the stacked layout at unrolled speed; config.remat
   recomputes activations in the backward pass.
   """
-  block = nn.remat(Block, prevent_cse=False) if config.remat else Block
+  # Kernels that are cut over devices are made whole block by block, forwards
+  # and again backwards. Left to itself the partitioner computes with the
+  # cuts and sends activations round instead, at every token.
+  block = nn.map_variables(Block, 'params', sharding.whole, init=True)
+  if config.remat:
+    block = nn.remat(block, prevent_cse=False)
+  elif sharding.cut():
+    block = nn.remat(block, prevent_cse=False, policy=sharding.keeps)
   return nn.scan(
       block, variable_axes={'params': 0}, split_rngs={'params': True},
       in_axes=nn.broadcast, length=depth, unroll=min(config.unroll, depth))(

@@ -9,13 +9,18 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
 
 
-def mesh(data, fsdp):
+def mesh(data, fsdp, devices=None):
   """Returns a mesh of data x fsdp devices; data = -1 takes all there are.
+
+  Args:
+    data, fsdp: sides of the mesh.
+    devices: which; None for this run's own.
 
   Raises:
     ValueError: the axes do not fit the number of devices.
   """
-  n = jax.device_count()
+  devices = jax.devices() if devices is None else devices
+  n = len(devices)
   if data == -1 and fsdp > 0 and n % fsdp == 0:
     data = n // fsdp
   if data < 1 or fsdp < 1 or data * fsdp > n:
@@ -23,7 +28,7 @@ def mesh(data, fsdp):
                      f'product of at most {n} devices')
   return jax.make_mesh((data, fsdp), ('data', 'fsdp'),
                        axis_types=(AxisType.Auto,) * 2,
-                       devices=jax.devices()[:data * fsdp])
+                       devices=devices[:data * fsdp])
 
 
 def place(tree, on):
@@ -33,19 +38,56 @@ def place(tree, on):
   all else is replicated: cutting embeddings and positions made XLA
   rematerialise them on mixed meshes.
   """
-  fsdp = on.shape['fsdp']
-
   def sharding(path, x):
-    names = [getattr(key, 'key', None) for key in path]
-    if fsdp > 1 and 'blocks' in names and names[-1] == 'kernel':
-      cut = [i for i in range(1, x.ndim) if x.shape[i] % fsdp == 0]
-      if cut:
-        best = max(cut, key=lambda i: x.shape[i])
-        return NamedSharding(
-            on, P(*['fsdp' if i == best else None for i in range(x.ndim)]))
-    return NamedSharding(on, P())
+    return NamedSharding(on, cuts(path, x.shape, on.shape['fsdp'], 1))
 
   return jax.tree.map_with_path(sharding, tree)
+
+
+def cuts(path, shape, fsdp, first):
+  """Returns the PartitionSpec of one leaf, whose blocks' axes begin at
+  `first`."""
+  names = [getattr(key, 'key', None) for key in path]
+  if fsdp > 1 and 'blocks' in names and names[-1] == 'kernel':
+    fit = [i for i in range(first, len(shape)) if shape[i] % fsdp == 0]
+    if fit:
+      best = max(fit, key=lambda i: shape[i])
+      return P(*['fsdp' if i == best else None for i in range(len(shape))])
+  return P()
+
+
+def cut():
+  """Returns whether the mesh that is set cuts kernels over devices."""
+  on = jax.sharding.get_abstract_mesh()
+  return not on.empty and on.shape.get('fsdp', 1) > 1
+
+
+def whole(tree):
+  """Returns one block's variables, held whole by every device in a program.
+
+  Their gradients are cut again as they are summed. The tree itself where the
+  mesh that is set cuts nothing.
+  """
+  if not cut():
+    return tree
+  fsdp = jax.sharding.get_abstract_mesh().shape['fsdp']
+  constrain = jax.lax.with_sharding_constraint
+
+  def gather(path, x):
+    spec = cuts((jax.tree_util.DictKey('blocks'), *path), x.shape, fsdp, 0)
+    if spec == P():
+      return x
+    gathered = jax.custom_vjp(lambda x: constrain(x, P()))
+    gathered.defvjp(lambda x: (constrain(x, P()), None),
+                    lambda _, g: (constrain(g, spec),))
+    return gathered(x)
+
+  return jax.tree.map_with_path(gather, tree)
+
+
+def keeps(primitive, *_, **__):
+  """Policy of jax.checkpoint: keep all but what `whole` has gathered."""
+  return primitive.name != 'sharding_constraint'
 
 
 def rows(on):

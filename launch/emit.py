@@ -33,6 +33,9 @@ _IMAGE = flags.DEFINE_string('image', '', 'Container, for jobset.')
 _QUEUE = flags.DEFINE_string('queue', 'default', "Kueue's LocalQueue.")
 _MACHINE = flags.DEFINE_string('machine', 'v5e', 'v4, v5e, v5p or v6e.')
 _TOPOLOGY = flags.DEFINE_string('topology', '4x4', 'Of a slice.')
+_MESH = flags.DEFINE_string(
+    'mesh', '', "Of a TPU slice: each run's own, 'auto' for the fastest that "
+    'fits by the TPU compiler, or such as 64x4 (data x fsdp).')
 _ZONE = flags.DEFINE_string('zone', 'us-central2-b', 'For tpu-vm.')
 _PYTHON = flags.DEFINE_string('python', 'python3', 'Interpreter, for slurm.')
 _FOLDER = flags.DEFINE_string('folder', '.', 'The repository, for slurm.')
@@ -63,6 +66,18 @@ class Pod(NamedTuple):
   machine: str  # A key of MACHINES.
   topology: str  # Such as 4x4 or 2x2x4.
   zone: str  # Of a TPU VM.
+
+
+class Layout(NamedTuple):
+  """How a run lies on its slice, where its config does not say it."""
+  mesh: str  # data x fsdp, such as 64x4.
+  remat: bool
+  clips: int  # Of a step, on each chip.
+
+  @property
+  def flags(self):
+    """What the worker is told."""
+    return [f'--mesh={self.mesh}', *['--remat'] * self.remat]
 
 
 class Cluster(NamedTuple):
@@ -105,12 +120,63 @@ def chips(machine, topology):
   return total, max(1, total // MACHINES[machine][1])
 
 
-def jobset(runs, pod):
+def layouts(folders, pod, mesh):
+  """Returns {run: Layout} for the folders of runs; {} where mesh is ''.
+
+  Args:
+    folders: of runs.
+    pod: where they go.
+    mesh: '', 'auto', or data x fsdp.
+
+  Raises:
+    ValueError: a mesh that does not divide, or 'auto' and no TPU compiler, or
+      a run that fits by no mesh; names the run.
+  """
+  if not mesh:
+    return {}
+  from audiorank import records
+  from launch.pod import chips as slices
+  from launch.pod import choice
+  from launch.pod import store
+  piece = slices.parse(f'{pod.machine}:{pod.topology}')
+  sides = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', mesh)
+  if mesh != 'auto' and not (
+      sides and int(sides[1]) * int(sides[2]) == piece.chips):
+    raise ValueError(f"--mesh={mesh}: expected auto, or two sides with a "
+                     f'product of {piece.chips}, such as {piece.chips}x1')
+  if mesh == 'auto' and not store.available():
+    raise ValueError("--mesh=auto: needs the TPU compiler (pip install "
+                     "'audiorank[tpu-plan]')")
+  out = {}
+  for folder in folders:
+    config = records.load_config(folder)
+    try:
+      if mesh == 'auto':
+        best = choice.fastest(config, piece, 'quick').layout
+      else:
+        best = choice.own(config)._replace(fsdp=int(sides[2]))
+        why = choice.why_not(config, best, piece.chips)
+        if why:
+          raise ValueError(why)
+    except ValueError as error:
+      raise ValueError(f'{folder}: {error}') from None
+    out[folder.name] = Layout(f'{piece.chips // best.fsdp}x{best.fsdp}',
+                              best.remat, best.batch // piece.chips)
+  return out
+
+
+def jobset(runs, pod, placed=None):
   """Returns one JobSet (jobset.x-k8s.io/v1alpha2) a run, as YAML.
 
   A worker that exits 42 or dies by a signal is started again with the whole
   slice; any other exit fails the JobSet at once.
+
+  Args:
+    runs: names of runs.
+    pod: where they go.
+    placed: {run: Layout} of those that do not lie as their configs say.
   """
+  placed = placed or {}
   check(runs, name=pod.name, queue=pod.queue, root=pod.root, image=pod.image)
   total, hosts = chips(pod.machine, pod.topology)
   container = {
@@ -120,7 +186,12 @@ def jobset(runs, pod):
       'resources': {'limits': {'google.com/tpu': total // hosts}}}
   out = []
   for run in runs:
-    command = ['python', '-m', 'launch.train', f'--workdir={pod.root}/{run}']
+    layout = placed.get(run)
+    command = ['python', '-m', 'launch.train', f'--workdir={pod.root}/{run}',
+               *(layout.flags if layout else [])]
+    notes = {'annotations': {
+        'audiorank/mesh': layout.mesh,
+        'audiorank/clips-a-chip': str(layout.clips)}} if layout else {}
     job = {
         'parallelism': hosts, 'completions': hosts, 'backoffLimit': 0,
         'completionMode': 'Indexed',
@@ -138,7 +209,8 @@ def jobset(runs, pod):
     out.append({
         'apiVersion': 'jobset.x-k8s.io/v1alpha2', 'kind': 'JobSet',
         'metadata': {'name': f'{pod.name}-{run}',
-                     'labels': {'kueue.x-k8s.io/queue-name': pod.queue}},
+                     'labels': {'kueue.x-k8s.io/queue-name': pod.queue},
+                     **notes},
         'spec': {
             'failurePolicy': {
                 'maxRestarts': RESTARTS,
@@ -186,19 +258,23 @@ exit "$code"
 '''
 
 
-def tpu_vm(runs, pod):
+def tpu_vm(runs, pod, placed=None):
   """Returns a shell script: one queued TPU VM, the runs one after the other.
 
   Legacy: Google develops the Cloud TPU API no further and TPU7x is not in it;
   it serves those who have v2 to v6e, such as the TPU Research Cloud.
+
+  Args:
+    runs, pod, placed: as in `jobset`.
   """
   check(runs, name=pod.name, zone=pod.zone, root=pod.root)
   total, hosts = chips(pod.machine, pod.topology)
   accelerator = f'{LEGACY[pod.machine]}-{total * CORES[pod.machine]}'
   q, several = shlex.quote, 'AUDIORANK_DISTRIBUTED=1 ' if hosts > 1 else ''
   where = f'{q(pod.name)} --zone={q(pod.zone)}'
-  lines = [f"again '{several}python3 -m launch.train --workdir={pod.root}/{r}'"
-           for r in runs]
+  said = {r: ' '.join(['', *x.flags]) for r, x in (placed or {}).items()}
+  lines = [f"again '{several}python3 -m launch.train --workdir={pod.root}/{r}"
+           f"{said[r] if r in said else ''}'" for r in runs]
   return f'''#!/bin/bash
 # Legacy: the Cloud TPU API is frozen; use jobset where you can.
 set -u
@@ -239,7 +315,8 @@ def main(argv):
   if not folders:
     raise FileNotFoundError(f'{_ROOT.value}: no runs: write them with '
                             'python -m launch.sweep write')
-  runs = [f.name for f in folders if records.state(f) != 'done']
+  folders = [f for f in folders if records.state(f) != 'done']
+  runs = [f.name for f in folders]
   if not runs:
     raise ValueError(f'{_ROOT.value}: every run is done')
   root = _SEEN.value or os.path.abspath(_ROOT.value)
@@ -247,10 +324,12 @@ def main(argv):
     where = Cluster(_NAME.value, root, _PYTHON.value,
                     os.path.abspath(_FOLDER.value), _PARTITION.value,
                     _GPUS.value, _CORES.value, _HOURS.value)
+    print(slurm(runs, where), end='')
   else:
     where = Pod(_NAME.value, root, _IMAGE.value, _QUEUE.value, _MACHINE.value,
                 _TOPOLOGY.value, _ZONE.value)
-  print(engines[argv[1]](runs, where), end='')
+    placed = layouts(folders, where, _MESH.value)
+    print(engines[argv[1]](runs, where, placed), end='')
 
 
 if __name__ == '__main__':

@@ -5,6 +5,8 @@
   python -m launch.sweep --engine=ray --address=auto --config=FILE --root=DIR
                                                  over a Ray cluster
   python -m launch.sweep plan --config=FILE      what it would cost
+  python -m launch.sweep plan --config=FILE --topology=v5e:16x16   on a TPU
+                                                 slice, compiled for it
   python -m launch.sweep write --config=FILE --root=DIR   its folders alone,
                                                  for launch.emit
   python -m launch.sweep status --root=DIR       how far it is
@@ -54,6 +56,15 @@ _TOGETHER = flags.DEFINE_integer(
     'chip. A CPU gains nothing.', lower_bound=1)
 _SCALE = flags.DEFINE_enum('scale', None, ['paper', 'small', 'smoke'],
                            'Of an experiment: see configs/scales.py.')
+_TOPOLOGY = flags.DEFINE_string(
+    'topology', None, 'TPU slice to plan for, such as v5e:16x16 or v4:4x4x4.')
+_PRICE = flags.DEFINE_float('price', 0., 'Of a chip-hour, for the plan.',
+                            lower_bound=0.)
+_EFFORT = flags.DEFINE_enum(
+    'effort', 'quick', ['quick', 'full'], "Of the plan's compiler.")
+_MESH = flags.DEFINE_enum(
+    'mesh', '', ['', 'auto'],
+    "The plan's mesh: the config's, or the fastest that fits.")
 _REPORT = flags.DEFINE_boolean('report', True, 'Write report.html at the end.')
 
 
@@ -181,6 +192,20 @@ def table(runs):
   return shown.to_string(index=False)
 
 
+def plan_slice(module, configs):
+  """Prints and saves the plan of a grid on a TPU slice."""
+  from launch.pod import plan as pod_plan
+  from launch.pod import store
+  made = pod_plan.plan(configs, _TOPOLOGY.value, _PRICE.value, _EFFORT.value,
+                       _MESH.value)
+  print(pod_plan.table(made))
+  name = (f'{pathlib.Path(module.__file__).stem}-'
+          f'{_TOPOLOGY.value.replace(":", "-")}.json')
+  root = pathlib.Path(_ROOT.value) if _ROOT.value else store.folder()
+  pod_plan.save(made, root / name)
+  print(root / name)
+
+
 def points(module, changes):
   """Returns {point: config} of a config file, overrides applied.
 
@@ -238,7 +263,11 @@ def main(argv):
     raise ValueError(f'{module.__file__}: no points(): a sweep needs one')
   workers = _WORKERS.value or min(pool.cores(), 8)
   if words[0] == 'plan':
-    print(overview.plan(points(module, cli.overrides('config')), workers))
+    configs = points(module, cli.overrides('config'))
+    if _TOPOLOGY.value is None:
+      print(overview.plan(configs, workers))
+    else:
+      plan_slice(module, configs)
     return
   began = time.monotonic()
   root = pathlib.Path(_ROOT.value)

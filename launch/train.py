@@ -15,6 +15,7 @@ diverged; 128 and above killed, run me again.
 import ctypes
 import os
 import pathlib
+import re
 import signal
 import sys
 import threading
@@ -35,6 +36,31 @@ _CONFIG = config_flags.DEFINE_config_file(
 _BESIDE = flags.DEFINE_list(
     'beside', [], 'Folders of runs to train in the same program; they differ '
     'in seed, rates or initial scale alone.')
+_MESH = flags.DEFINE_string(
+    'mesh', None, 'Devices along data and fsdp, such as 64x4, whatever the '
+    'config says.')
+_REMAT = flags.DEFINE_boolean(
+    'remat', None, 'Recompute activations, whatever the config says.')
+
+
+def laid_out(config, mesh, remat):
+  """Returns a frozen config with another mesh or remat, where they are given.
+
+  Neither is part of what a run is.
+
+  Raises:
+    ValueError: not a mesh.
+  """
+  from audiorank import records
+  tree = records.plain(config)
+  if mesh is not None:
+    sides = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', mesh)
+    if not sides:
+      raise ValueError(f'--mesh={mesh}: expected data x fsdp, such as 64x4')
+    tree['mesh'].update(data=int(sides[1]), fsdp=int(sides[2]))
+  if remat is not None:
+    tree['model']['remat'] = remat
+  return records.frozen(tree)
 
 
 def die_with_parent():
@@ -155,7 +181,7 @@ def main(argv):
       raise ValueError('--beside: expected one process')
     sys.exit(together([workdir, *map(pathlib.Path, _BESIDE.value)], stop,
                       leaving, began))
-  config = records.load_config(workdir)
+  config = laid_out(records.load_config(workdir), _MESH.value, _REMAT.value)
   if records.state(workdir) == 'done':
     return
   if several:

@@ -3,11 +3,15 @@
 import os
 import pathlib
 import subprocess
+import sys
 
 import pytest
 import yaml
 
+from audiorank import records
+from configs import base
 from launch import emit
+from launch.pod import store
 
 RUNS = ['0123456789ab', 'ba9876543210']
 POD = emit.Pod('sweep', '/data/sweeps/one', 'gcr.io/p/audiorank:1',
@@ -112,6 +116,72 @@ def test_names_that_could_mean_more_are_refused(change, field):
     emit.jobset(RUNS, POD._replace(**change))
   with pytest.raises(ValueError, match='hexadecimal'):
     emit.jobset(['$(id)'], POD)
+
+
+def test_a_runs_mesh_is_in_its_manifest(tmp_path):
+  config = base.get_config('en128-12')
+  folder = tmp_path / records.run_id(config)
+  records.open_run(folder, config)
+  run = folder.name
+  placed = emit.layouts([folder], POD, '4x4')
+  assert placed == {run: emit.Layout('4x4', False, 16)}
+  assert emit.layouts([folder], POD, '') == {}
+  placed = {run: placed[run]._replace(remat=True)}
+  (tree,) = yaml.safe_load_all(emit.jobset([run], POD, placed))
+  job = tree['spec']['replicatedJobs'][0]['template']['spec']
+  (container,) = job['template']['spec']['containers']
+  assert container['command'][3:] == [
+      f'--workdir={POD.root}/{run}', '--mesh=4x4', '--remat']
+  assert tree['metadata']['annotations'] == {
+      'audiorank/mesh': '4x4', 'audiorank/clips-a-chip': '16'}
+  assert f"--workdir={POD.root}/{run} --mesh=4x4 --remat'" in emit.tpu_vm(
+      [run], POD, placed)
+
+
+@pytest.mark.parametrize('mesh, batch, want', [
+    ('3x4', 256, 'product of 16'), ('4by4', 256, 'expected auto'),
+    ('16x1', 100, 'train.batch 100 is not a multiple of 16 chips')])
+def test_a_mesh_that_does_not_divide_is_refused(tmp_path, mesh, batch, want):
+  config = base.get_config('en128-12')
+  config.train.batch = batch
+  folder = tmp_path / records.run_id(config)
+  records.open_run(folder, config)
+  with pytest.raises(ValueError, match=want):
+    emit.layouts([folder], POD, mesh)
+
+
+def test_auto_takes_the_fastest_that_fits(tmp_path, monkeypatch):
+  config = base.get_config('en128-12')
+  folder = tmp_path / records.run_id(config)
+  records.open_run(folder, config)
+
+  def answers(specs, piece, effort):
+    # One device's kernels do not fit; the more that share them, the slower.
+    return {store.text(s): {
+        'fits': s['fsdp'] > 1, 'needed': 1e12, 'peak': 1e9,
+        'traffic': 1e9 * s['fsdp'], 'collectives': {}} for s in specs}
+
+  monkeypatch.setattr(store, 'available', lambda: True)
+  monkeypatch.setattr(store, 'answers', answers)
+  assert emit.layouts([folder], POD, 'auto') == {
+      folder.name: emit.Layout('4x4', False, 16)}
+  monkeypatch.setattr(store, 'available', lambda: False)
+  with pytest.raises(ValueError, match='TPU compiler'):
+    emit.layouts([folder], POD, 'auto')
+
+
+def test_a_worker_takes_its_mesh_from_its_command(tmp_path):
+  config = base.get_config('en128-12')
+  records.open_run(tmp_path, config)
+  said = subprocess.run(
+      [sys.executable, '-c', 'from launch import train; from audiorank import '
+       'records; import sys\n'
+       'c = train.laid_out(records.load_config(sys.argv[1]), "4x4", True)\n'
+       'print(c.mesh.data, c.mesh.fsdp, c.model.remat, records.run_id(c))',
+       str(tmp_path)], capture_output=True, text=True, check=True,
+      cwd=pathlib.Path(__file__).parents[1]).stdout.split()
+  # Another mesh is no other run.
+  assert said == ['4', '4', 'True', records.run_id(config)]
 
 
 def test_hosts_of_a_slice():

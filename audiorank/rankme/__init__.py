@@ -19,6 +19,7 @@ from audiorank.rankme.directions import uniformity
 from audiorank.rankme.interval import Estimate
 from audiorank.rankme.interval import estimate
 from audiorank.rankme.samples import curve
+from audiorank.rankme.spectrum import device_program
 from audiorank.rankme.spectrum import effective_rank
 from audiorank.rankme.spectrum import rankme
 from audiorank.rankme.spectrum import singular_values

@@ -252,7 +252,7 @@ def _device_sliced(z_ND, axes):
 
 
 @jax.jit
-def _sliced_program(z_ND):
+def sliced_program(z_ND):
   mesh, axes = row_mesh(z_ND)
   if mesh is None:
     return _device_sliced(z_ND, ())
@@ -274,7 +274,7 @@ def sliced_moments(z_ND):
   z_ND = jnp.asarray(z_ND)
   mesh, _ = row_mesh(z_ND)
   with mesh_context(mesh):
-    sums, exponent_D, peak_D = jax.device_get(_sliced_program(z_ND))
+    sums, exponent_D, peak_D = jax.device_get(sliced_program(z_ND))
   if not np.isfinite(peak_D).all():
     width = len(peak_D)
     return np.full(width, np.nan), np.full((width, width), np.nan)

@@ -118,6 +118,18 @@ _svd_program = jax.jit(_gathered_svd, static_argnums=1)
 _tsqr_program = jax.jit(_tsqr, static_argnums=1)
 
 
+def device_program(method):
+  """Returns the jitted program that a method runs on z_ND, for inspection.
+
+  Args:
+    method: 'svd' or 'tsqr', which return s_K; 'sliced', which returns the
+      integer sums that `gram.sliced_moments` puts together on the host.
+  """
+  return {'svd': jax.jit(lambda z_ND: _gathered_svd(z_ND, False)),
+          'tsqr': jax.jit(lambda z_ND: _tsqr(z_ND, False)),
+          'sliced': gram_lib.sliced_program}[method]
+
+
 def singular_values(z_ND, method='gram', center=False):
   """Singular values of embeddings.
 
