@@ -148,6 +148,7 @@ def work(workdir, config, held, stop, leave, began):
   """
   cli.compile_cache()
   import jax
+
   from audiorank import evaluate
   from audiorank import records
   from audiorank import train
