@@ -21,6 +21,7 @@ setuptools.setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.11',
+    package_data={'audiorank': ['py.typed']},
     packages=setuptools.find_packages(include=['audiorank', 'audiorank.*']),
     install_requires=[
         'absl-py',
@@ -48,11 +49,14 @@ setuptools.setup(
         'cuda': ['jax[cuda]'],
         'torch': ['torch', 'safetensors'],
         'hub': ['huggingface_hub', 'safetensors'],
+        'export': ['flatbuffers', 'safetensors'],
         'ray': ['ray>=2.60'],
         'tensorboard': ['tensorboardX'],
         'wandb': ['wandb'],
         'notebooks': NOTEBOOKS,
+        'lint': ['ruff', 'mypy'],
         'peers': PEERS,
-        'test': ['pytest', 'pytest-xdist', 'safetensors', 'scikit-learn'],
+        'test': ['flatbuffers', 'pytest', 'pytest-xdist', 'safetensors',
+                 'scikit-learn'],
     },
 )

@@ -4,8 +4,6 @@
   python -m launch.report --table=runs.csv --law=saturating --x=rank --y=score
 """
 
-import pathlib
-
 from absl import flags
 
 from launch import cli
@@ -24,23 +22,6 @@ _FIGURE = flags.DEFINE_string('figure', None, 'Image of the fit, .png or '
                               'observed.')
 
 
-def read(path):
-  """Returns a table.
-
-  Raises:
-    FileNotFoundError, ValueError: no such file, or not a table.
-  """
-  import pandas as pd
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise FileNotFoundError(f'{path}: no such file')
-  try:
-    return (pd.read_parquet(path) if path.suffix == '.parquet' else
-            pd.read_csv(path))
-  except Exception as error:
-    raise ValueError(f'{path}: not a table ({error})') from None
-
-
 def main(argv):
   del argv
   if bool(_WORKDIR.value) == bool(_TABLE.value):
@@ -50,7 +31,8 @@ def main(argv):
     print(report.write(_WORKDIR.value))
     return
   from audiorank import laws
-  fit = laws.fit(_LAW.value, read(_TABLE.value), loss=_LOSS.value,
+  from audiorank.laws import table
+  fit = laws.fit(_LAW.value, table.read(_TABLE.value), loss=_LOSS.value,
                  groups=_GROUPS.value or None, x=_X.value, y=_Y.value)
   print(fit.report())
   print('\nchecklist: what a reader must be told (arXiv 2502.18969)')
