@@ -27,6 +27,8 @@ from launch import overview
 from launch import pool
 
 WORDS = ('run', 'plan', 'write', 'status', 'retry')
+RESULTS = ('rank', 'rank_low', 'rank_high', 'rank_center', 'score',
+           'valid_loss')
 _ROOT = flags.DEFINE_string('root', None, 'Folder of the sweep.')
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file of configs/ with points().')
@@ -121,20 +123,20 @@ def check(runs):
 def table(runs):
   """Returns the sweep's table as text."""
   import pandas as pd
+  # Columns that no run has got as far as.
+  runs = runs.reindex(columns=dict.fromkeys([*runs.columns, *RESULTS]))
+  number = lambda name, form: [
+      form.format(v) if pd.notna(v) else '–' for v in runs[name]]
   shown = pd.DataFrame({
       'run': runs['run_id'], 'what': runs['name'],
-      'RankMe': [interval(r) for _, r in runs.iterrows()],
-      'centred': runs['rank_center'].map('{:.1f}'.format),
-      'score': runs['score'].map('{:.3f}'.format),
-      'valid loss': runs['valid_loss'].map('{:.3f}'.format),
+      'RankMe': [f'{value} [{low}, {high}]' if value != '–' else value
+                 for value, low, high in zip(*(number(name, '{:.1f}')
+                                               for name in RESULTS[:3]))],
+      'centred': number('rank_center', '{:.1f}'),
+      'score': number('score', '{:.3f}'),
+      'valid loss': number('valid_loss', '{:.3f}'),
       'state': runs['state']})
   return shown.to_string(index=False)
-
-
-def interval(row):
-  """Returns 'value [low, high]' of a row's RankMe."""
-  return (f"{row['rank']:.1f} [{row['rank_low']:.1f}, "
-          f"{row['rank_high']:.1f}]")
 
 
 def points(module, changes):

@@ -13,6 +13,7 @@ from audiorank import embed
 from audiorank import program
 from audiorank import records
 from audiorank.export import card
+from audiorank.export import onnx
 from audiorank.export import pretrained
 from audiorank.export import stablehlo
 from configs import base
@@ -183,6 +184,30 @@ def test_stablehlo_is_the_encoder(model, tmp_path, wave_NS):
     stablehlo.load(path)
   with pytest.raises(ValueError, match='layer 7'):
     stablehlo.save(path, model.config, model.params, .5, layer=7)
+
+
+@pytest.mark.slow
+def test_onnx_is_the_encoder(model, tmp_path, wave_NS):
+  pytest.importorskip('jax2onnx')
+  runtime = pytest.importorskip('onnxruntime')
+  path = onnx.save(tmp_path / 'm.onnx', model.config, model.params, .5)
+  session = runtime.InferenceSession(path)
+  want = embed.scene(model.config, model.params, wave_NS)
+  for n in (1, 3):
+    z_BD, z_BLD = session.run(None, {
+        session.get_inputs()[0].name: wave_NS[:n]})
+    np.testing.assert_allclose(z_BD, want[:n], atol=1e-5)
+    tokens, _ = embed.timestamps(model.config, model.params, wave_NS[:n])
+    np.testing.assert_allclose(z_BLD, tokens, atol=1e-5)
+
+
+def test_onnx_in_the_open_is_the_encoder(model, tmp_path, wave_NS):
+  z_BD, _ = onnx.encoder(model.config, model.params)(wave_NS)
+  # Blocks in the open and two products for the transform: float32's rounding.
+  np.testing.assert_allclose(
+      z_BD, embed.scene(model.config, model.params, wave_NS), atol=1e-5)
+  with pytest.raises(ValueError, match=r'expected \.04 to 1\.04'):
+    onnx.save(tmp_path / 'm.onnx', model.config, model.params, 2.)
 
 
 def test_places_of_a_machine_exist_in_the_config():
