@@ -152,7 +152,7 @@ def main(argv):
   words = argv[1:] or ['run']
   if len(words) > 1 or words[0] not in WORDS:
     raise ValueError(f'{" ".join(words)!r}: expected nothing or one of '
-                     f'{", ".join(WORDS[1:])}')
+                     f'{", ".join(WORDS[1:])}{cli.nearest(words[0], WORDS)}')
   if words[0] != 'plan' and _ROOT.value is None:
     raise ValueError('--root=DIR: expected the folder of the sweep')
   if words[0] in ('status', 'retry'):

@@ -27,7 +27,8 @@ def model():
   c.model.decoder.update({'width': 16, 'depth': 1, 'heads': 2})
   c.model.target_frames = 104
   c.data.update({'crop_seconds': .5, 'root': '/home/someone/corpus'})
-  made = jax.device_get(program.init(c, jax.random.key(0)))
+  made = jax.device_get(jax.jit(lambda key: program.init(c, key))(
+      jax.random.key(0)))
   params = {'params': made.params, 'batch_stats': made.batch_stats}
   return audiorank.Model(records.frozen(c), params, {})
 

@@ -184,3 +184,16 @@ def test_the_objective_of_configs_page():
   finally:
     objectives.OBJECTIVES.clear()
     objectives.OBJECTIVES.update(known)
+
+
+def test_the_nearest_is_suggested():
+  """Of a word, a flag and a config's field."""
+  for words, guess in (
+      (['launch.sweep', 'statu', '--root=x'], 'status'),
+      (['launch.report', '--workdi=x'], 'workdir'),
+      (['launch.sweep', 'plan', '--config=configs/minute.py',
+        '--config.train.step=3'], 'steps')):
+    done = subprocess.run([sys.executable, '-m', *words], cwd=ROOT, text=True,
+                          capture_output=True)
+    assert done.returncode == 1 and done.stderr.count('\n') == 1
+    assert f'Did you mean {guess}' in done.stderr.replace('mean: ', 'mean ')
