@@ -108,9 +108,9 @@ def rank_fields(z_ND, source_N, layer='final'):
   Returns:
     n, width, layer, sources; 'rank' and 'rank_center', each a
     `rankme.Estimate` with its `siblings` of the spectrum, its `curve` over
-    sample sizes and its `spectrum` as `shares` gives it; 'directions', what a spectrum cannot see. Where all
-    embeddings are one vector their centred spectrum is zero: 'value' is then
-    None.
+    sample sizes and its `spectrum` as `shares` gives it; 'directions', what a
+    spectrum cannot see. Where all embeddings are one vector their centred
+    spectrum is zero: 'value' is then None.
 
   Raises:
     ValueError: as `rankme.estimate`.
