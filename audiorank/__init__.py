@@ -1,1 +1,43 @@
-"""Scaling laws for audio representations, by the rank of embeddings."""
+"""Scaling laws for audio representations, by the rank of embeddings.
+
+  model = audiorank.load('runs/one')      a run, an official file, a hub id
+  z_ND = model.embed(waves_or_files)
+  audiorank.rankme(z_ND)                  RankMe with its interval
+  audiorank.evaluate(model, 'tasks')      HEAR tasks, a row a score
+  audiorank.fit('runs/quickstart')        the law from rank to score
+
+Importing this costs nothing: numpy, jax and the rest come with the first use.
+Every module is reached in the same way: audiorank.figures, audiorank.records.
+"""
+
+TYPE_CHECKING = False  # Without the cost of importing typing.
+
+# `rankme` and `evaluate` are modules that can be called, so that
+# `audiorank.rankme(z)` and `from audiorank import rankme` are one thing.
+__all__ = ['Model', 'evaluate', 'fit', 'load', 'rankme']
+
+if TYPE_CHECKING:
+  from audiorank import evaluate as _evaluate
+  from audiorank import figures as figures
+  from audiorank import laws as laws
+  from audiorank import rankme as _rankme
+  from audiorank import records as records
+  from audiorank.api import fit as fit
+  from audiorank.api import load as load
+  from audiorank.api import Model as Model
+  evaluate: _evaluate.Called
+  rankme: _rankme.Called
+else:
+  def __getattr__(name):
+    import importlib.util
+    if name in ('Model', 'fit', 'load'):
+      return getattr(importlib.import_module('audiorank.api'), name)
+    if not name.startswith('_') and importlib.util.find_spec(
+        f'audiorank.{name}'):
+      return importlib.import_module(f'audiorank.{name}')
+    raise AttributeError(f'audiorank has no {name!r}: it offers '
+                         f'{", ".join(__all__)} and its modules')
+
+
+def __dir__():
+  return sorted({*globals(), *__all__})

@@ -1,7 +1,7 @@
 """Sound files to waves, waves to log-mels.
 
 Shapes: B batch, C channels, M mels, N clips, Q frequency bins, S samples,
-T frames.
+T frames, W samples of a window.
 """
 
 import io
@@ -169,12 +169,10 @@ def mel_filters(mels=64, bins=257, rate=16_000):
   return np.maximum(0, np.minimum(down, up)).T + np.float32(0)
 
 
-def mel_power(wave_BS):
-  """Returns mel_BMT, the mel power spectrogram, T = 1 + S // 160.
+def windows(wave_BS):
+  """Returns windows_BTW of 512 samples at every 160th, T = 1 + S // 160.
 
-  A periodic Hann window of 512 at every 160th sample, reflected at both
-  ends, 64 HTK mels from 0 to 8000 Hz: torchaudio's MelSpectrogram as Dasheng
-  sets it. Float32 throughout, whatever the model computes in.
+  A periodic Hann window; the wave is reflected at both ends.
 
   Raises:
     ValueError: fewer than 257 samples, which cannot be reflected.
@@ -192,7 +190,19 @@ def mel_power(wave_BS):
   blocks = x_BS.reshape(B, T + 3, HOP)
   frames = jnp.concatenate(
       [blocks[:, i:T + i] for i in range(4)], axis=2)[:, :, :N_FFT]
-  spectrum_BTQ = jnp.fft.rfft(frames * hann()[None, None])
+  return frames * hann()[None, None]
+
+
+def mel_power(wave_BS):
+  """Returns mel_BMT, the mel power spectrogram, T = 1 + S // 160.
+
+  64 HTK mels from 0 to 8000 Hz of `windows`: torchaudio's MelSpectrogram as
+  Dasheng sets it. Float32 throughout, whatever the model computes in.
+
+  Raises:
+    ValueError: as `windows`.
+  """
+  spectrum_BTQ = jnp.fft.rfft(windows(wave_BS))
   power_BTQ = jnp.square(spectrum_BTQ.real) + jnp.square(spectrum_BTQ.imag)
   return jnp.einsum('btq,mq->bmt', power_BTQ, mel_filters(),
                     precision=jax.lax.Precision.HIGHEST)

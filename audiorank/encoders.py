@@ -1,7 +1,8 @@
 """Whatever embeds sound, behind one face: ours, Dasheng's, anybody's.
 
-A model of ours is a checkpoint folder or an official Dasheng file (.pt,
-.safetensors) or a Hugging Face repository with one (owner/name). Anybody's is
+A model of ours is a checkpoint folder, a folder of `export.save_pretrained`,
+an official Dasheng file (.pt, .safetensors) or a Hugging Face repository with
+one (owner/name). Anybody's is
 a Python module with the HEAR API (arXiv 2203.03022): load_model(path),
 get_scene_embeddings(audio, model), get_timestamp_embeddings(audio, model), and
 a model with sample_rate, scene_embedding_size and timestamp_embedding_size.
@@ -28,10 +29,10 @@ from audiorank import checkpoint
 from audiorank import dasheng
 from audiorank import embed
 from audiorank import records
+from audiorank.export import pretrained
 
 SUFFIXES = ('.pt', '.pth', '.safetensors')
 HUB = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
-HUB_FILE = 'model.safetensors'
 
 
 class Encoder(NamedTuple):
@@ -84,7 +85,8 @@ def weights(path, step=None):
 
   Args:
     path: a run's folder, its checkpoints folder or one step; a Dasheng file;
-      or a hub id 'owner/name', where nothing of that name lies on disk.
+      a folder of export.save_pretrained; or a hub id 'owner/name', where
+      nothing of that name lies on disk.
     step: of a checkpoint folder; None takes the newest.
 
   Returns:
@@ -99,8 +101,11 @@ def weights(path, step=None):
   """
   kind, file = 'dasheng', pathlib.Path(path)
   if not file.exists() and HUB.fullmatch(str(path)):
-    kind, (file, said) = 'hub', from_hub(str(path))
-    config, params = dasheng.load(file, said)
+    kind, folder = 'hub', from_hub(str(path))
+    config, params = pretrained.load_pretrained(folder)
+  elif (file / pretrained.WEIGHTS).is_file():
+    kind = 'pretrained'
+    config, params = pretrained.load_pretrained(file)
   elif file.suffix in SUFFIXES:
     config, params = dasheng.load(file)
   else:
@@ -130,7 +135,7 @@ def digest(config, params):
 
 
 def from_hub(name):
-  """Returns (file, config) of a Hugging Face repository, 'owner/name'.
+  """Returns the folder of a Hugging Face repository's files, 'owner/name'.
 
   Raises:
     ValueError: huggingface_hub is missing, or has no such file and cannot get
@@ -143,14 +148,13 @@ def from_hub(name):
         f'{name}: no such file or folder; as a hub id it needs '
         "huggingface_hub (pip install 'audiorank[hub]')") from None
   try:
-    config = huggingface_hub.hf_hub_download(name, 'config.json')
-    file = huggingface_hub.hf_hub_download(name, HUB_FILE)
+    # Nothing but weights and what describes them: no code.
+    return pathlib.Path(huggingface_hub.snapshot_download(
+        name, allow_patterns=list(pretrained.FILES)))
   except Exception as error:  # Of httpx, requests or the hub itself.
     reason = ' '.join(str(error).split())[:200] or type(error).__name__
     raise ValueError(f'{name}: no such file or folder, and the hub gives '
                      f'nothing: {reason}') from None
-  said = records.read_json(config)
-  return pathlib.Path(file), said.get('encoder_kwargs', said)
 
 
 def module(name, path='', batch=64):

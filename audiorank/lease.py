@@ -78,7 +78,7 @@ def read(workdir):
 def alive(workdir):
   """Returns whether a live process of this machine holds the run."""
   try:
-    with open(pathlib.Path(workdir) / 'LEASE', 'r', encoding='utf-8') as file:
+    with open(pathlib.Path(workdir) / 'LEASE', encoding='utf-8') as file:
       fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
   except FileNotFoundError:
     return False

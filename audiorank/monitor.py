@@ -110,10 +110,10 @@ def rank_fields(z_ND, source_N, layer='final'):
 
   Returns:
     n, width, layer, sources; 'rank' and 'rank_center', each a
-    `rankme.Estimate` with its `siblings` of the spectrum and its `curve` over
-    sample sizes; 'directions', what a spectrum cannot see. Where all
-    embeddings are one vector their centred spectrum is zero: 'value' is then
-    None.
+    `rankme.Estimate` with its `siblings` of the spectrum, its `curve` over
+    sample sizes and its `spectrum` as `shares` gives it; 'directions', what a
+    spectrum cannot see. Where all embeddings are one vector their centred
+    spectrum is zero: 'value' is then None.
 
   Raises:
     ValueError: as `rankme.estimate`.
@@ -141,12 +141,21 @@ def spectrum_fields(state):
     if s_K.sum() > 0:
       out[name] = {**rankme.estimate(state, center=center)._asdict(),
                    'siblings': rankme.metrics(s_K, n),
-                   'curve': rankme.curve(state, center)}
+                   'curve': rankme.curve(state, center),
+                   'spectrum': shares(s_K)}
     else:
       out[name] = {**dict.fromkeys(rankme.Estimate._fields), 'n': n,
                    'width': width, 'center': center, 'siblings': {},
-                   'curve': []}
+                   'curve': [], 'spectrum': []}
   return out
+
+
+def shares(s_K, most=64):
+  """Returns [[k, share of the sum of singular values]] at up to `most` k,
+  counted from 1, at equal ratios: enough to draw the spectrum."""
+  k = np.unique(np.rint(np.geomspace(1, len(s_K), most)).astype(int))
+  share_K = s_K / s_K.sum()
+  return [[int(i), float(share_K[i - 1])] for i in k]
 
 
 def alarms(fields, before=()):

@@ -1,5 +1,6 @@
 """What every command shares: one line for a user's mistake, no traceback."""
 
+import difflib
 import importlib.util
 import os
 import pathlib
@@ -68,6 +69,12 @@ def unknown_field(error, argv):
   guess = (f' Did you mean {said[4]}?' if said[1:4] == ['Did', 'you', 'mean']
            else '')
   return f'{fields[0] if fields else said[:1]}: no such field.{guess}'
+
+
+def nearest(word, words):
+  """Returns '. Did you mean ...?' of the nearest of some words, or ''."""
+  found = difflib.get_close_matches(word, words, 1)
+  return f'. Did you mean {found[0]}?' if found else ''
 
 
 def last_word(error):

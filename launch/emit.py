@@ -198,7 +198,7 @@ def jobset(runs, pod, placed=None):
         'podFailurePolicy': {'rules': [{
             'action': 'FailJob',
             'onExitCodes': {'containerName': 'train', 'operator': 'In',
-                            'values': [c for c in range(1, 42)]}}]},
+                            'values': list(range(1, 42))}}]},
         'template': {'spec': {
             'restartPolicy': 'Never', 'terminationGracePeriodSeconds': 120,
             'nodeSelector': {

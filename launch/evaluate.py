@@ -141,7 +141,7 @@ def task_folders():
   for name in _TASK.value:
     if name not in folders:
       raise ValueError(f'no task {name!r} in {_TASKS.value}: there are '
-                       f'{", ".join(folders)}')
+                       f'{", ".join(folders)}{cli.nearest(name, folders)}')
   return [folders[name] for name in _TASK.value or folders]
 
 

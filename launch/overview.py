@@ -83,6 +83,7 @@ def plan(configs, workers):
   """
   import jax
   import pandas as pd
+
   from audiorank import compute
   from audiorank import masking
   from audiorank import program

@@ -5,8 +5,6 @@
   python -m launch.report --table=runs.csv --law=separable --x=params,hours --y=valid_loss --loss=log_huber --budgets=1e15,1e16 --flops_per=3600 --amount=10
 """
 
-import pathlib
-
 from absl import flags
 
 from launch import cli
@@ -32,24 +30,6 @@ _GROUPS = flags.DEFINE_string('groups', None, 'Column of what is independent.')
 _FIGURE = flags.DEFINE_string('figure', None, 'Image of the fit, .png or '
                               '.pdf; of several inputs, predicted against '
                               'observed.')
-
-
-def read(path):
-  """Returns a table.
-
-  Raises:
-    FileNotFoundError, ValueError: no such file, or not a table.
-  """
-  import pandas as pd
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise FileNotFoundError(f'{path}: no such file')
-  try:
-    table = (pd.read_parquet(path) if path.suffix == '.parquet' else
-             pd.read_csv(path, skipinitialspace=True))
-  except Exception as error:
-    raise ValueError(f'{path}: not a table ({error})') from None
-  return table.rename(columns=lambda name: str(name).strip())
 
 
 def frontier(fit):
@@ -78,13 +58,13 @@ def main(argv):
     print(report.write(_WORKDIR.value))
     return
   from audiorank import laws
-  table = read(_TABLE.value)
-  fit = laws.fit(_LAW.value, table, loss=_LOSS.value,
+  data = laws.table.read(_TABLE.value)
+  fit = laws.fit(_LAW.value, data, loss=_LOSS.value,
                  groups=_GROUPS.value or None, x=_X.value, y=_Y.value)
   print(fit.report())
   if _COMPARE.value:
     print('\nerrors on rows (groups) left out, the best first:')
-    print(laws.compare([_LAW.value, *_COMPARE.value], table, loss=_LOSS.value,
+    print(laws.compare([_LAW.value, *_COMPARE.value], data, loss=_LOSS.value,
                        groups=_GROUPS.value or None, x=_X.value, y=_Y.value
                        ).drop(columns='formula').to_string(index=False))
   if _BUDGETS.value:

@@ -32,6 +32,8 @@ from launch import overview
 from launch import pool
 
 WORDS = ('run', 'plan', 'write', 'status', 'retry')
+RESULTS = ('rank', 'rank_low', 'rank_high', 'rank_center', 'score',
+           'valid_loss')
 _ROOT = flags.DEFINE_string('root', None, 'Folder of the sweep.')
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file of configs/ with points().')
@@ -176,19 +178,19 @@ def check(runs):
 def table(runs):
   """Returns the sweep's table as text; what a failed run lacks is blank."""
   import pandas as pd
-  # Where no run came that far, the columns are not there at all.
-  found = runs.reindex(columns=[*runs.columns, *(
-      c for c in ('rank', 'rank_low', 'rank_high', 'rank_center',
-                  'valid_loss') if c not in runs.columns)])
-  number = lambda name, digits: [
-      '' if pd.isna(v) else f'{v:.{digits}f}' for v in found[name]]
-  rank, low, high = (number(c, 1) for c in ('rank', 'rank_low', 'rank_high'))
+  # Columns that no run has got as far as.
+  runs = runs.reindex(columns=dict.fromkeys([*runs.columns, *RESULTS]))
+  number = lambda name, form: [
+      form.format(v) if pd.notna(v) else '–' for v in runs[name]]
   shown = pd.DataFrame({
       'run': runs['run_id'], 'what': runs['name'],
-      'RankMe': [f'{r} [{l}, {h}]' if r else ''
-                 for r, l, h in zip(rank, low, high)],
-      'centred': number('rank_center', 1), 'score': number('score', 3),
-      'valid loss': number('valid_loss', 3), 'state': runs['state']})
+      'RankMe': [f'{value} [{low}, {high}]' if value != '–' else value
+                 for value, low, high in zip(*(number(name, '{:.1f}')
+                                               for name in RESULTS[:3]))],
+      'centred': number('rank_center', '{:.1f}'),
+      'score': number('score', '{:.3f}'),
+      'valid loss': number('valid_loss', '{:.3f}'),
+      'state': runs['state']})
   return shown.to_string(index=False)
 
 
@@ -245,7 +247,7 @@ def main(argv):
   words = argv[1:] or ['run']
   if len(words) > 1 or words[0] not in WORDS:
     raise ValueError(f'{" ".join(words)!r}: expected nothing or one of '
-                     f'{", ".join(WORDS[1:])}')
+                     f'{", ".join(WORDS[1:])}{cli.nearest(words[0], WORDS)}')
   if words[0] != 'plan' and _ROOT.value is None:
     raise ValueError('--root=DIR: expected the folder of the sweep')
   if words[0] in ('status', 'retry'):

@@ -283,6 +283,7 @@ def work(workdir, config, held, stop, leaving, began):
   """
   cli.compile_cache()
   import jax
+
   from audiorank import evaluate
   from audiorank import records
   from audiorank import train

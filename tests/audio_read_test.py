@@ -2,11 +2,12 @@
 
 import io
 
-from audiorank import audio
 import numpy as np
 import pytest
 import soundfile
 import soxr
+
+from audiorank import audio
 
 
 def noise(samples, channels=1, seed=0):

@@ -4,10 +4,11 @@ import collections
 import itertools
 import math
 
-from audiorank import data
-from audiorank import prepare
 import numpy as np
 import pytest
+
+from audiorank import data
+from audiorank import prepare
 
 CROP = 1600
 

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -251,12 +252,18 @@ def test_a_hub_id_is_asked_for_only_where_nothing_lies(monkeypatch, weights):
 
   class Hub:
 
-    def hf_hub_download(self, name, file):
+    def snapshot_download(self, name, allow_patterns):
       if name != 'some/one':
         raise OSError('cannot find it\nin the cache')
-      said = weights.with_name('config.json')
-      said.write_text('{"encoder_kwargs": {"num_heads": 4}}')
-      return str(said if file.endswith('.json') else weights)
+      folder = weights.parent / 'snapshot'
+      folder.mkdir()
+      (folder / 'config.json').write_text('{"encoder_kwargs": '
+                                          '{"num_heads": 4}}')
+      shutil.copy(weights, folder / 'model.safetensors')
+      # Nothing that could be code.
+      assert not any(name.endswith('.py') or '*' in name
+                     for name in allow_patterns)
+      return str(folder)
 
   monkeypatch.setitem(sys.modules, 'huggingface_hub', Hub())
   config, _, about = encoders.weights('some/one')

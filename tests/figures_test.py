@@ -202,6 +202,43 @@ def test_other_figures_draw(runs, made, joint, tmp_path):
   assert all(path.stat().st_size > 1000 for path in paths)
 
 
+def test_a_model_is_marked_among_the_runs(runs):
+  ax = figures.rank_score(runs, here=(20., .6, 'mine'))
+  _clear(ax)
+  assert 'mine' in [t.get_text() for t in ax.get_legend().get_texts()]
+  star = [p for p in ax.collections if hasattr(p, 'get_offsets')
+          and [20., .6] in p.get_offsets().tolist()]
+  assert len(star) == 1
+
+
+def test_spectrogram_is_upright():
+  mel_MT = np.zeros((64, 100))
+  mel_MT[3, 20:40] = 90.
+  ax = figures.spectrogram(mel_MT)
+  drawn, = ax.images
+  np.testing.assert_array_equal(drawn.get_array(), mel_MT)
+  assert drawn.origin == 'lower' and ax.get_xlim() == (0, 1)
+  with pytest.raises(ValueError, match='expected \\(mels, frames'):
+    figures.spectrogram(mel_MT[None])
+
+
+def test_embedding_map_keeps_the_largest_distances():
+  rng = np.random.default_rng(0)
+  z_ND = .01 * rng.standard_normal((40, 8))
+  z_ND[:, 2] += 5 * (np.arange(40) % 2) + 100
+  ax = figures.embedding_map(z_ND, np.arange(40) % 2)
+  at = [p.get_offsets() for p in ax.collections]
+  assert [len(p) for p in at] == [20, 20]
+  # Two clusters, 5 apart, on the first axis; all of the variance.
+  assert abs(at[0][:, 0].mean() - at[1][:, 0].mean()) == pytest.approx(
+      5, abs=.05)
+  assert '100%' in ax.get_xlabel()
+  with pytest.raises(ValueError, match='one vector'):
+    figures.embedding_map(np.ones((4, 3)))
+  with pytest.raises(ValueError, match='3 labels for 40'):
+    figures.embedding_map(z_ND, 'abc')
+
+
 def test_isoflop():
   n = np.geomspace(1e6, 1e8, 8)
   rows = [pd.DataFrame({'flops': c, 'params': n, 'valid_loss':

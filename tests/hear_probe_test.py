@@ -178,7 +178,7 @@ def test_training_equals_a_float64_reference(monkeypatch, multiclass, depth):
       value = np.asarray(got[name])[
           tuple(slice(n) for n in expected[name].shape)]
       np.testing.assert_allclose(value, expected[name], atol=2e-4)
-  for got, (mean, var), layer in zip(ours, stats, net['hidden']):
+  for got, (_, var) in zip(ours, stats):
     np.testing.assert_allclose(got['var'], var, rtol=2e-3)
   # What does not exist stays out: extra inputs and labels have no weight.
   assert not np.asarray(net['hidden'][0]['kernel'])[7:].any()

@@ -1,12 +1,12 @@
 """Several processes are one run: the same numbers, checkpoints either reads."""
 
 import json
+import os
 import pathlib
 import signal
 import socket
 import subprocess
 import sys
-import os
 import time
 
 import jax

@@ -2,17 +2,22 @@
 
 import json
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
+from matplotlib import image
 import numpy as np
 import pandas as pd
 import pytest
 
 from audiorank import findings
+from audiorank import monitor
 from audiorank import records
 from audiorank import report
 from audiorank.findings import early
+from audiorank.report import curves
 from audiorank.report import document
 
 STEPS = 1000
@@ -151,14 +156,112 @@ def test_law_shapes_and_checklist(whole):
   assert 'not stated' not in items.values()
 
 
-def test_page_has_every_section(tmp_path):
-  text = report.page(tmp_path, sweep(odd=11), 'A <title>')
+@pytest.fixture(scope='module')
+def text(tmp_path_factory):
+  return report.page(tmp_path_factory.mktemp('none'), sweep(odd=11),
+                     'A <title>')
+
+
+def test_page_has_every_section(text):
   for title in ('What was found', 'Can RankMe choose a run early?',
                 'Where the law fails', 'How the law was fitted'):
     assert f'>{title}</h2>' in text
   assert 'A &lt;title&gt;' in text and 'nan' not in text.replace(
       'finance', '').split('<body>')[1].split('base64')[0]
   assert 'Not drawn' not in text and 'Exploratory' not in text
+
+
+def test_every_run_has_its_curves_one_click_away(text):
+  links = re.findall(r'href="#(run-r\d+)"', text)
+  assert sorted(links) == sorted(f'run-r{i}' for i in range(33))
+  for link in links:
+    inside = text.split(f'<details id="{link}">')[1].split('</details>')[0]
+    # Untrained networks have one reading, and so no curve.
+    number = int(link.removeprefix('run-r'))
+    assert inside.count('<svg') == (2 if number < 30 else 0)
+
+
+def test_a_chart_puts_its_points_where_they_are():
+  drawn = curves.chart('t <', [([0, 10, 1000], [1., 2., 3.], ''),
+                               ([1, 2], [np.nan, 1.], 'faint')], log_x=True)
+  assert 't &lt;' in drawn and drawn.count('<polyline') == 1
+  at = [tuple(map(float, p.split(','))) for p in
+        re.search(r'points="([^"]*)"', drawn)[1].split()]
+  x, y = zip(*at)
+  # Step 0 stands at half the first step; equal steps of y, downwards.
+  assert (x[1] - x[0]) / (x[2] - x[0]) == pytest.approx(
+      np.log(2) / np.log(200), abs=.01)
+  assert y[0] - y[1] == pytest.approx(y[1] - y[2], abs=.2) and y[0] > y[2]
+  assert '>0</text>' in drawn and '>1000</text>' in drawn
+  assert curves.chart('t', [([1], [1.], '')]) == ''
+
+
+def test_spectrum_of_a_record_is_drawn(tmp_path):
+  s_K = np.arange(1, 101)[::-1].astype(float)
+  for step in (0, 10):
+    records.write(tmp_path / 'r', 'monitor', step, {
+        'rank': {'spectrum': monitor.shares(s_K)}})
+  read = monitor.shares(s_K)
+  assert read[0] == [1, 100 / 5050] and read[-1] == [100, 1 / 5050]
+  assert len(read) <= 64
+  assert curves.spectrum(tmp_path, 'r').count('<polyline') == 2
+  assert curves.spectrum(tmp_path, 'none') == ''
+
+
+def chromium(path, *flags):
+  """Runs a headless browser on a page; returns what it prints."""
+  found = shutil.which('chromium') or shutil.which('google-chrome')
+  if found is None:
+    pytest.skip('no chromium')
+  return subprocess.run(
+      [found, '--headless', '--no-sandbox', '--disable-gpu', *flags,
+       f'--user-data-dir={path.parent}/profile', '--virtual-time-budget=3000',
+       path.as_uri()], capture_output=True, text=True, timeout=120).stdout
+
+
+def pixels(path):
+  return image.imread(path)[..., :3]
+
+
+# The page in a frame as wide as a phone; what is found becomes the title.
+BROWSER = """<!doctype html><title></title><body>
+<iframe id="f" style="width:390px;height:900px;border:0"></iframe><script>
+f.onload = () => {
+  const page = f.contentDocument, wide = page.documentElement.scrollWidth;
+  const table = page.querySelector('table.sorted');
+  const column = () => [...table.tBodies[0].rows].map(
+      row => parseFloat(row.cells[8].textContent));
+  const button = table.querySelectorAll('th button')[8];
+  button.click(); const down = column();
+  button.click(); const up = column();
+  table.tBodies[0].rows[0].cells[0].querySelector('a').click();
+  const open = [...page.querySelectorAll('details')].filter(d => d.open);
+  document.title = JSON.stringify([wide, down, up, open.length]);
+};
+f.srcdoc = WHOLE;
+</script>"""
+
+
+def test_page_in_a_browser(text, tmp_path):
+  """A phone's width holds it, a click sorts, a link opens, dark is dark."""
+  page = tmp_path / 'page.html'
+  whole = json.dumps(text).replace('</', '<\\/')
+  page.write_text(BROWSER.replace('WHOLE', whole))
+  found = re.search('<title>(.*?)</title>', chromium(page, '--dump-dom'))
+  wide, down, up, opened = json.loads(found[1])
+  assert wide <= 390 and opened == 1
+  assert down == sorted(down, reverse=True) and up == sorted(up)
+  assert len(down) == 33
+  page.write_text(text)
+  shown = {}
+  for name, flag in (('light', 1), ('dark', 0)):
+    chromium(page, f'--screenshot={tmp_path}/{name}.png',
+             '--window-size=1000,700',
+             f'--blink-settings=preferredColorScheme={flag}')
+    shown[name] = pixels(tmp_path / f'{name}.png')
+  # The page's own ground, and letters that stand off it.
+  assert shown['light'][:, :5].mean() > .95 and shown['light'].min() < .3
+  assert shown['dark'][:, :5].mean() < .15 and shown['dark'].max() > .7
 
 
 @pytest.mark.parametrize('n', [0, 1, 2, 4])

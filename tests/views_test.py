@@ -64,7 +64,8 @@ def test_views_are_of_their_clip_and_differ(config, waves, params):
 
 def test_fields_are_their_parts_and_zero_for_what_never_trained(
     config, waves, params):
-  found = views.fields(config, params, params, waves, views=3, batch=8, tokens=5)
+  found = views.fields(config, params, params, waves, views=3, batch=8,
+                       tokens=5)
   assert 1 <= found['lidar'] <= 32
   assert found['diff_erank'] == 0
   tokens, _ = embed.timestamps(config, params, waves[:5])

@@ -207,8 +207,8 @@ def of_peer(width, depth, heads, target_length, seed=0):
     ValueError: the package dasheng or torch is not installed.
   """
   try:
-    import torch
     from dasheng.pretrained import pretrained
+    import torch
   except (ImportError, OSError) as error:
     raise ValueError('--peer needs the package dasheng (tests/peers/'
                      f'install.sh): {error}') from None

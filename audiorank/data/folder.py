@@ -17,7 +17,6 @@ from array_record.python import array_record_module
 import numpy as np
 import pandas as pd
 
-
 FORMAT = 1
 # Shards held open: the usual limit of open files is 1024.
 OPEN = 512

@@ -11,5 +11,6 @@ from audiorank.figures.fits import law, pairs, predicted_actual, profile
 from audiorank.figures.fits import residuals
 from audiorank.figures.joint import contours, frontier, isoflop
 from audiorank.figures.runs import against, rank_score, trained_untrained
+from audiorank.figures.sounds import embedding_map, spectrogram
 from audiorank.figures.style import axes, save
 from audiorank.figures.training import early_final, rank_steps, spectra

@@ -20,7 +20,7 @@ def _halves(runs, *names):
   return whole[final & ~untrained], whole[untrained]
 
 
-def rank_score(runs, fit=None, ax=None, inset=True):
+def rank_score(runs, fit=None, ax=None, inset=True, here=None):
   """RankMe against score: the law of the paper, or its absence.
 
   Trained runs filled, coloured by size, marker by masking rate; untrained
@@ -31,11 +31,16 @@ def rank_score(runs, fit=None, ax=None, inset=True):
     fit: a Fit of score to rank, or None.
     ax: Axes to draw in, or None.
     inset: with a fit that has Q_inf: draw its profile in a corner.
+    here: (rank, score, name) of a model to mark among them, or None.
   """
   ax = ax or style.axes()
   trained, untrained = _halves(runs, 'rank', 'score')
   handles = _scatter(ax, trained, 'rank', 'score', bars=True)
   handles += _hollow(ax, untrained, 'rank', 'score')
+  if here is not None:
+    ax.scatter(*here[:2], marker='*', s=190, color=style.PALETTE[1],
+               edgecolors='black', linewidths=.7, zorder=5)
+    handles.append(style.marker('*', here[2], color=style.PALETTE[1]))
   if fit is not None:
     x = runs['rank'].to_numpy(float)
     x = x[np.isfinite(x) & (x > 0)]

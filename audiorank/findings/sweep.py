@@ -10,7 +10,6 @@ from audiorank.findings import early
 from audiorank.findings import score
 from audiorank.findings import trouble
 
-
 KNOBS = {'lr': 'learning rate', 'batch': 'batch', 'steps': 'steps'}
 
 

@@ -16,8 +16,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from audiorank.hear import network
 
+from audiorank.hear import network
 
 # Strongest first: each solution starts the next.
 PENALTIES = (3., 1., .3, .1, .03, .01, .003, .001, 3e-4, 1e-4, 3e-5, 1e-5)

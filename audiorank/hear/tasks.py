@@ -7,12 +7,13 @@ clips (hear-preprocess's layout, arXiv 2203.03022).
 Shapes: N clips of a split, C labels of the vocabulary, S samples, L frames.
 """
 
+from collections.abc import Iterator
 import csv
 import json
 import os
 import pathlib
 import random
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import soundfile

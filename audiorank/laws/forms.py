@@ -7,8 +7,8 @@ what was fitted back into the parameters of the formula in the units of the
 data. To add a form, declare a `Form` and hand it to `laws.fit`.
 """
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 
 import jax
 import numpy as np

@@ -67,7 +67,7 @@ def bounds(problem):
   return np.array(low), np.array(high)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _compiled(form, loss, pinned):
   """The jitted polish of one block.
 

@@ -1,6 +1,26 @@
 """Columns of anybody's table, checked, with errors that name the culprit."""
 
+import pathlib
+
 import numpy as np
+import pandas as pd
+
+
+def read(path):
+  """The table of a .csv or .parquet file.
+
+  Raises:
+    FileNotFoundError, ValueError: no such file, or not a table.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise FileNotFoundError(f'{path}: no such file')
+  try:
+    found = (pd.read_parquet(path) if path.suffix == '.parquet' else
+             pd.read_csv(path, skipinitialspace=True))
+  except Exception as error:  # Each parser has its own.
+    raise ValueError(f'{path}: not a table ({error})') from None
+  return found.rename(columns=lambda name: str(name).strip())
 
 LARGE = 1e50
 

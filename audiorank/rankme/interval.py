@@ -195,7 +195,7 @@ def _of_mesh(z_ND, confidence, center, eps):
 
 
 def estimate(z_ND, confidence=0.95, groups=None, center=False, eps=1e-7,
-             method='jackknife', blocks=streaming.BLOCKS):
+             method='jackknife', blocks=streaming.BLOCKS) -> Estimate:
   """RankMe, its interval and its value for an endless sample.
 
   Args:

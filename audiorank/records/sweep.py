@@ -11,6 +11,8 @@ import pandas as pd
 from audiorank.records import curve_table
 from audiorank.records import run as on_disk
 
+# The tables of a quickstart sweep, and one of its models, saved.
+SAMPLE = pathlib.Path(__file__).parents[1] / 'sample'
 
 def run_folders(root):
   """Returns the run folders under a sweep's root, sorted."""
@@ -206,9 +208,21 @@ def collect(root):
 def load(root):
   """Returns the Tables that `collect` wrote.
 
+  Args:
+    root: a sweep's folder, records.SAMPLE, or a URL under which the three
+      files lie.
+
   Raises:
     FileNotFoundError: they are not there.
+    ValueError: a URL that gives no tables.
   """
+  if '://' in str(root):
+    try:
+      return Tables(*(pd.read_parquet(f'{str(root).rstrip("/")}/{name}.parquet')
+                      for name in Tables._fields))
+    except Exception as error:  # Of the network, a server or the file.
+      reason = ' '.join(str(error).split())[:200] or type(error).__name__
+      raise ValueError(f'{root}: no tables there: {reason}') from None
   root = pathlib.Path(root)
   for name in Tables._fields:
     if not (root / f'{name}.parquet').is_file():

@@ -8,6 +8,7 @@ from audiorank import figures
 from audiorank import findings
 from audiorank import laws
 from audiorank import records
+from audiorank.report import curves
 from audiorank.report import parts
 from audiorank.report import tables
 
@@ -33,7 +34,9 @@ def sections(root, found, made):
       ('Can RankMe choose a run early?', early(found)),
       ('Where the law fails', trouble(found)),
       ('Runs', [tables.runs(found, made.runs), parts.small(
-          'Grey: untrained. Red: does not beat its untrained network.')]),
+          'Grey: untrained. Red: does not beat its untrained network. A '
+          'click on a heading sorts, one on a run shows its curves.')]),
+      ('Run by run', curves.runs(root, made)),
       ('How it was measured', [parts.listed(conventions(root, made))]),
       ('How the law was fitted', fitted(found))]
 
@@ -210,12 +213,13 @@ def page(root, made, title):
                  for i, (name, inside) in enumerate(parts_))
   runs = made.runs
   return ('<!doctype html><html lang="en"><meta charset="utf-8">'
-          '<meta name="viewport" content="width=device-width">'
+          '<meta name="viewport" content="width=device-width, '
+          'initial-scale=1"><meta name="color-scheme" content="light dark">'
           f'<title>{html.escape(title)}</title><style>{parts.STYLE}</style>'
           f'<body><h1>{html.escape(title)}</h1>'
           f'<p>{int((~runs["untrained"]).sum())} trained runs and '
           f'{int(runs["untrained"].sum())} untrained networks.</p>'
-          f'<nav>{nav}</nav>{body}</body></html>\n')
+          f'<nav>{nav}</nav>{body}<script>{parts.SCRIPT}</script></body></html>\n')
 
 
 def heading(root):

@@ -26,7 +26,7 @@ def runs(found, runs):
         'over untrained': '–' if off else parts.number(mine, '{:+.3f}'),
         'state': r['state']})
     classes.append('twin' if off else 'behind' if mine <= 0 else '')
-  return parts.rows(pd.DataFrame(shown), classes)
+  return parts.rows(pd.DataFrame(shown), classes, 'sorted', link='run')
 
 
 def tasks(tasks):

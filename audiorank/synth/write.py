@@ -15,8 +15,8 @@ import soundfile
 
 from audiorank import progress as progress_lib
 from audiorank.synth import recordings
-from audiorank.synth import waves
 from audiorank.synth import tasks as tasks_lib
+from audiorank.synth import waves
 
 RATE = waves.RATE
 VERSION = 1  # of the world: raised whenever the same seed gives other clips

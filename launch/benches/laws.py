@@ -253,7 +253,7 @@ def extrapolation(what, data, kind, folder, quick, repeats):
   if quick:
     every = every[::8]
   error, cpu = [], []
-  for name, early, late in every:
+  for _, early, late in every:
     solve = lambda: laws.fit('broken', early, 'log_ls').predict(late['x'])
     solve()
     began = time.process_time()

@@ -55,8 +55,8 @@ def ours(config, wave_BS):
 def rival(config, wave_BS):
   """Returns the same of the package dasheng; None where it is missing."""
   try:
-    import torch
     from dasheng.train import models
+    import torch
   except (ImportError, OSError):
     return None
   torch.set_num_threads(1)
@@ -98,6 +98,7 @@ def rows(quick, only):
       yield timing.absent(what, 'dasheng')._replace(
           ours_value=time.process_time() - began, unit='s')
       continue
+    huge = 'hugetlb' in os.environ.get('GLIBC_TUNABLES', '')
     yield timing.turns(what, mine, theirs, 2 if quick else 5,
                        time.process_time, goal, ('step', 'official trainer'),
-                       f"hugepages {'on' if 'hugetlb' in os.environ.get('GLIBC_TUNABLES', '') else 'off'}")
+                       f"hugepages {'on' if huge else 'off'}")

@@ -1,0 +1,218 @@
+"""What most people want: load, embed, fit; see audiorank/__init__.py.
+
+Shapes: N clips, S samples, L tokens, D width.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Sequence
+import os
+import pathlib
+from typing import Any
+from typing import NamedTuple
+
+from ml_collections import config_dict
+import numpy as np
+from numpy import typing as npt
+import pandas as pd
+import soxr
+
+from audiorank import audio
+from audiorank import embed
+from audiorank import encoders
+from audiorank import laws
+from audiorank import progress
+from audiorank import records
+from audiorank.findings import score
+from audiorank.laws import table
+from audiorank.prepare import listing
+
+RATE = 16_000  # Samples a second that every model of ours takes.
+FILES = 256  # Files in memory at once.
+
+Path = str | os.PathLike[str]
+Wave = npt.NDArray[Any]
+Vectors = npt.NDArray[np.float32]
+
+
+class Model(NamedTuple):
+  """An encoder in memory.
+
+  config: frozen; config.model describes the encoder.
+  params: linen variables, numpy.
+  about: kind, checkpoint, step and a digest of the weights.
+  """
+  config: config_dict.FrozenConfigDict
+  params: dict[str, Any]
+  about: dict[str, Any]
+
+  def embed(self, sounds: Path | Wave | Iterable[Path | Wave],
+            rate: int = RATE, layer: int | str = 'final',
+            batch: int = 64) -> Vectors:
+    """Returns z_ND: one embedding a clip, the time mean of its tokens.
+
+    Args:
+      sounds: a sound file, a folder of them (searched to any depth, in the
+        order of their names), one wave_S, waves wave_NS, or a list of files
+        or waves of any lengths. Waves are mono, float in [-1, 1] or int16.
+      rate: of the waves, in Hz; files say their own.
+      layer: 'final', or a block's index.
+      batch: clips encoded at once.
+
+    Raises:
+      FileNotFoundError, ValueError: nothing to embed, a clip that is no
+        sound, an unknown layer; names the file or the clip.
+    """
+    clips = listed(sounds)
+    bar = progress.Bar(len(clips), 0, 'embedding')
+    pieces = []
+    for start in range(0, len(clips), FILES):
+      waves = [wave(clip, rate, f'clip {start + i}')
+               for i, clip in enumerate(clips[start:start + FILES])]
+      pieces.append(embed.scene(self.config, self.params, waves, batch, layer))
+      bar.step(len(waves))
+    bar.close()
+    return np.concatenate(pieces)
+
+  def timestamps(self, sound: Path | Wave, rate: int = RATE,
+                 layer: int | str = 'final') -> tuple[Vectors, Vectors]:
+    """Returns (z_LD, ms_L): an embedding every 40 ms and its centre in ms.
+
+    Args:
+      sound: a sound file or one wave_S.
+      rate, layer: as in `embed`.
+    """
+    wave_S = wave(sound, rate, 'the clip')
+    z_BLD, ms_BL = embed.timestamps(self.config, self.params, wave_S[None],
+                                    layer)
+    return z_BLD[0], np.array(ms_BL[0])
+
+  def save_pretrained(self, folder: Path, decoder: bool = False) -> None:
+    """Writes model.safetensors, config.json, preprocessor_config.json and the
+    model card; `audiorank.load(folder)` reads them back.
+
+    Args:
+      folder: new, or one that was written so before.
+      decoder: also the decoder, to train on; the hub's users need the encoder.
+
+    Raises:
+      ValueError: the folder holds other files, or safetensors is missing.
+    """
+    from audiorank import export
+    export.save_pretrained(folder, self.config, self.params, self.about,
+                           decoder)
+
+
+def load(source: Path, step: int | None = None) -> Model:
+  """Returns the Model of a checkpoint.
+
+  Args:
+    source: a run's folder, its checkpoints folder or one step; an official
+      Dasheng file (.pt, .safetensors); a folder that `save_pretrained` wrote;
+      or a Hugging Face id 'owner/name', where nothing of that name lies on
+      disk.
+    step: of a run; None takes the newest.
+
+  Raises:
+    FileNotFoundError: nothing there.
+    ValueError: damaged or foreign weights, or the hub cannot be reached.
+  """
+  return Model(*encoders.weights(source, step))
+
+
+def fit(data: Any, law: str = 'saturating',
+        x: str | Sequence[str] | None = None, y: str | None = None,
+        loss: str = 'ls', groups: Any = None) -> laws.Fit:
+  """Returns the law that fits best: a laws.Fit, with `ci` and `predict`.
+
+  Args:
+    data: named columns (a DataFrame, a dictionary), a .csv or .parquet of
+      them, or a sweep's folder, whose law is drawn through the runs that beat
+      their untrained network.
+    law: a form of audiorank/laws, such as 'saturating', 'power', 'separable'.
+    x, y: columns; None takes the form's own, 'rank' and 'score' for
+      'saturating'.
+    loss: see laws.fit.
+    groups: what is independent: a column's name or a label a row.
+
+  Raises:
+    FileNotFoundError, ValueError: no such file or law; columns that are
+      missing, constant or not numbers; a sweep that bears no law, and why.
+  """
+  if isinstance(data, (str, os.PathLike)):
+    if pathlib.Path(data).is_dir():
+      data = beating(data)
+      groups = data['configuration'] if groups is None else groups
+    else:
+      data = table.read(data)
+  return laws.fit(law, data, loss=loss, groups=groups, x=x, y=y)
+
+
+def beating(root: Path) -> pd.DataFrame:
+  """Returns the runs of a sweep that beat their untrained network.
+
+  Raises:
+    FileNotFoundError: there are no runs under the root.
+    ValueError: none of them does.
+  """
+  if not records.run_folders(root):
+    raise FileNotFoundError(f'{root}: no runs: expected <run_id>/config.json '
+                            'in it')
+  made = records.tables(root)
+  trained, _ = score.with_gain(made.runs)
+  beat = trained[trained['gain'] > 0]
+  if not len(beat):
+    raise ValueError(f'{root}: no run beats its untrained network, so there '
+                     'is no law to fit')
+  return beat.assign(configuration=score.configurations(beat))
+
+
+def listed(sounds: Any) -> list[Any]:
+  """Returns what `Model.embed` was given as a list of files and waves."""
+  if isinstance(sounds, (str, os.PathLike)):
+    path = pathlib.Path(sounds)
+    if not path.is_dir():
+      return [path]
+    found = sorted(p for p in path.rglob('*') if p.is_file()
+                   and p.suffix.lower().lstrip('.') in listing.SOUND)
+    if not found:
+      raise ValueError(f'{path}: no sound files in it')
+    return list(found)
+  if hasattr(sounds, 'ndim'):
+    if sounds.ndim not in (1, 2):
+      raise ValueError(f'waves of shape {tuple(sounds.shape)}: expected '
+                       '(samples,) or (clips, samples)')
+    sounds = [sounds] if sounds.ndim == 1 else list(sounds)
+  clips = list(sounds)
+  if not clips:
+    raise ValueError('no clips to embed')
+  if np.isscalar(clips[0]) and not isinstance(clips[0], str):
+    clips = [np.asarray(clips)]
+  return clips
+
+
+def wave(clip: Any, rate: int, label: str) -> Wave:
+  """Returns wave_S at 16 kHz of a file or a wave.
+
+  Raises:
+    ValueError: it is not one; names it.
+  """
+  if isinstance(clip, (str, os.PathLike)):
+    return audio.read(clip)
+  wave_S = encoders.taken(clip)
+  if wave_S.ndim != 1 or not wave_S.size:
+    raise ValueError(f'{label}: shape {wave_S.shape}, expected (samples,)')
+  if wave_S.dtype != np.int16:
+    if wave_S.dtype.kind != 'f':
+      raise ValueError(f'{label}: {wave_S.dtype}, expected floats in [-1, 1] '
+                       'or int16')
+    if not np.isfinite(wave_S).all():
+      raise ValueError(f'{label}: NaN or infinity')
+    peak = float(np.abs(wave_S).max())
+    if peak > audio.PEAK:
+      raise ValueError(f'{label}: a peak of {peak:.3g}, expected floats in '
+                       '[-1, 1] or int16')
+  # One kind for all: a batch has one type.
+  wave_S = encoders.as_float(wave_S)
+  if rate == RATE:
+    return wave_S
+  return np.clip(soxr.resample(wave_S, rate, RATE, 'HQ'), -1, 1)

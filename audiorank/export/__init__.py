@@ -1,0 +1,12 @@
+"""Models on their way out: the hub's folder, its card, StableHLO, ONNX.
+
+  pretrained.py   model.safetensors, config.json, preprocessor_config.json
+  card.py         README.md of a model, written from the run's records
+  stablehlo.py    one file that runs without this package
+  onnx.py         the same for other runtimes
+
+PyTorch is served by the first: the tensors carry the official Dasheng's names.
+"""
+
+from audiorank.export.pretrained import load_pretrained
+from audiorank.export.pretrained import save_pretrained

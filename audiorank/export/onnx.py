@@ -1,0 +1,108 @@
+"""An encoder as ONNX, for runtimes that know nothing of jax.
+
+Shapes: B batch, S samples, T frames, W samples of a window, Q frequency bins,
+M mels, L tokens, D width.
+"""
+
+import logging
+import os
+import pathlib
+import warnings
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from audiorank import audio
+from audiorank import embed
+from audiorank import model
+
+
+def log_mel(wave_BS):
+  """Returns audio.log_mel of clips, its Fourier transform as two products.
+
+  The runtimes disagree on the operator DFT; matrices they all multiply.
+  """
+  turn_WQ = 2 * np.pi / audio.N_FFT * np.outer(
+      np.arange(audio.N_FFT), np.arange(audio.N_FFT // 2 + 1))
+  frames_BTW = audio.windows(wave_BS)
+  power_BTQ = (jnp.square(frames_BTW @ np.cos(turn_WQ).astype(np.float32))
+               + jnp.square(frames_BTW @ np.sin(turn_WQ).astype(np.float32)))
+  power_BMT = (power_BTQ @ audio.mel_filters().T).transpose(0, 2, 1)
+  db_BMT = 10 * jnp.log10(jnp.maximum(power_BMT, 1e-10))
+  return jnp.maximum(db_BMT, db_BMT.max((1, 2), keepdims=True) - audio.TOP_DB)
+
+
+def encoder(config, params):
+  """Returns wave_BS -> (z_BD, z_BLD), block after block in the open.
+
+  The converter does not follow flax's scan: this is model.encode without it,
+  for clips that the model has positions for.
+  """
+  c = getattr(config, 'model', config)
+  variables = jax.tree.map(jnp.asarray, model.encoder_variables(params))
+  own = variables['params']
+  net = model.Encoder(c)
+  block = model.Block(c.heads, c.mlp_ratio, 'float32', nn.initializers.zeros)
+
+  def run(wave_BS):
+    mel_BMT = log_mel(wave_BS)
+    patches_BLP = net.apply(variables, mel_BMT, method='patches')
+    at_LD = own['time'][:patches_BLP.shape[1]] + own['freq'][None]
+    x_BLD = (patches_BLP @ own['patch']['kernel']
+             + own['patch']['bias'][None, None] + at_LD[None])
+    for layer in range(c.depth):
+      weights = jax.tree.map(lambda x, i=layer: x[i], own['blocks'])
+      x_BLD, _ = block.apply({'params': weights}, x_BLD, None)
+    z_BLD = nn.LayerNorm(epsilon=1e-6).apply({'params': own['norm']}, x_BLD)
+    return z_BLD.mean(1), z_BLD
+
+  return run
+
+
+def save(path, config, params, seconds=10.):
+  """Writes the encoder, weights and front end included; returns the path.
+
+  Its input is wave_BS, float32 at 16 kHz in [-1, 1], any number of clips of
+  one length; its outputs are z_BD and z_BLD. clamp is 'clip'.
+
+  Args:
+    path: the file.
+    config: the run's config, or its `model` part.
+    params: the linen variables.
+    seconds: length of a clip, at most what the model has positions for.
+
+  Raises:
+    ValueError: a clip too short or too long; jax2onnx is missing.
+  """
+  c = getattr(config, 'model', config)
+  samples = int(round(seconds * 16_000))
+  tokens = (1 + samples // audio.HOP) // c.patch_frames
+  if samples < embed.SHORTEST or tokens > model.positions(c):
+    raise ValueError(
+        f'seconds {seconds:g}: expected .04 to {c.target_frames / 100:g}, what '
+        'the model has positions for')
+  try:
+    import jax2onnx
+    import onnx
+  except ModuleNotFoundError:
+    raise ValueError(f"{path}: needs jax2onnx (pip install "
+                     "'audiorank[onnx]')") from None
+  told = logging.getLogger('onnx_ir').level
+  logging.getLogger('onnx_ir').setLevel(logging.ERROR)
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # Of the converter's own house.
+      made = jax2onnx.to_onnx(encoder(c, params), inputs=[('B', samples)])
+  finally:
+    logging.getLogger('onnx_ir').setLevel(told)
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(f'.{path.name}.{os.getpid()}')
+  try:
+    onnx.save(made, part)
+    os.replace(part, path)
+  finally:
+    part.unlink(missing_ok=True)
+  return path

@@ -1,0 +1,106 @@
+"""An encoder as StableHLO: one file that runs without this package.
+
+`jax.export` keeps it readable by the jax that wrote it and by later ones, on
+CPU, CUDA and TPU, for any number of clips of one length.
+
+Shapes: B batch, S samples, L tokens, D width.
+"""
+
+import os
+import pathlib
+
+import jax
+from jax import export
+import jax.numpy as jnp
+
+from audiorank import audio
+from audiorank import embed
+from audiorank import model
+
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+
+
+def encoder(config, params, layer='final'):
+  """Returns wave_BS -> (z_BD, z_BLD): clip embeddings and those of tokens.
+
+  Args:
+    config: the run's config, or its `model` part.
+    params: the linen variables.
+    layer: 'final', or a block's index.
+
+  Raises:
+    ValueError: an unknown layer.
+  """
+  config = getattr(config, 'model', config)
+  embed.check_layer(config, layer)
+  variables = jax.tree.map(jnp.asarray, model.encoder_variables(params))
+
+  def run(wave_BS):
+    # Clip by clip: jax 0.7.2 reflects no end where the batch has no number.
+    mel_BMT = jax.vmap(lambda wave_S: audio.log_mel(wave_S[None])[0])(wave_BS)
+    if layer == 'final':
+      z_BLD = model.encode(config, variables, mel_BMT)
+    else:
+      z_BLD = model.encode(config, variables, mel_BMT, layers=True)[1][layer]
+    return z_BLD.mean(1), z_BLD
+
+  return run
+
+
+def save(path, config, params, seconds=10., layer='final'):
+  """Writes the encoder, weights included; returns the path.
+
+  Args:
+    path: the file.
+    config, params, layer: as in `encoder`.
+    seconds: length of a clip; the number of clips is free.
+
+  Raises:
+    ValueError: an unknown layer, a clip shorter than a token, or flatbuffers
+      is missing.
+  """
+  samples = int(round(seconds * 16_000))
+  if samples < embed.SHORTEST:
+    raise ValueError(f'seconds {seconds:g}: expected at least .04, one token')
+  need_flatbuffers(path)
+  shape = export.symbolic_shape(f'b, {samples}')
+  made = export.export(
+      jax.jit(encoder(config, params, layer)), platforms=PLATFORMS)(
+          jax.ShapeDtypeStruct(shape, jnp.float32))
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(f'.{path.name}.{os.getpid()}')
+  try:
+    part.write_bytes(made.serialize())
+    os.replace(part, path)
+  finally:
+    part.unlink(missing_ok=True)
+  return path
+
+
+def load(path):
+  """Returns wave_BS float32 -> (z_BD, z_BLD) of a file of `save`.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: not such a file, or one of a later jax; flatbuffers is missing.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise FileNotFoundError(f'{path}: no such file')
+  need_flatbuffers(path)
+  try:
+    return export.deserialize(bytearray(path.read_bytes())).call
+  except Exception as error:  # flatbuffers and XLA raise what they meet.
+    reason = ' '.join(str(error).split())[:200] or type(error).__name__
+    raise ValueError(f'{path}: not an export that jax {jax.__version__} '
+                     f'reads: {reason}') from None
+
+
+def need_flatbuffers(path):
+  """Raises ValueError where the package of the file's form is missing."""
+  try:
+    import flatbuffers  # noqa: F401
+  except ModuleNotFoundError:
+    raise ValueError(f"{path}: needs flatbuffers (pip install "
+                     "'audiorank[export]')") from None
