@@ -10,9 +10,10 @@ is left alone.
   trackio       a local SQLite file, no account
 """
 
+from collections.abc import Callable
 import math
 import pathlib
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 from absl import logging
 

@@ -1,6 +1,7 @@
 """Architecture: width against depth against heads at equal compute.
 
-  python -m launch.sweep --config=configs/architecture.py --scale=small --root=runs/architecture
+  python -m launch.sweep --scale=small --root=runs/architecture
+      --config=configs/architecture.py
 
 Question: at equal FLOPs of the encoder, is RankMe (bounded by the width) still
 the score's order, or does it only read the width off?

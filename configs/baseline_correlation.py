@@ -1,6 +1,7 @@
 """Baseline: one run, RankMe and score side by side while it trains.
 
-  python -m launch.sweep --config=configs/baseline_correlation.py --scale=small --root=runs/baseline_correlation
+  python -m launch.sweep --scale=small --root=runs/baseline_correlation
+      --config=configs/baseline_correlation.py
 
 Question: does RankMe go with a proxy task during one training run, as in the
 paper's first figure (en128-12, about 500 h, 50k steps, a reading every 5k)?
@@ -12,6 +13,7 @@ score does not rise above the untrained network's.
 """
 
 from configs import scales
+
 
 def get_config(point='small/'):
   """Returns the reference recipe of a scale."""

@@ -1,10 +1,11 @@
 """Early prediction: rank after a fourteenth of training, score at its end.
 
-  python -m launch.sweep --config=configs/early_prediction.py --scale=small --root=runs/early_prediction
+  python -m launch.sweep --scale=small --root=runs/early_prediction
+      --config=configs/early_prediction.py
 
-Question: over learning rate x width x depth, does RankMe at 50k and 100k of 700k
-steps (and the same shares at other scales) tell the final score, better than
-validation loss and size do?
+Question: over learning rate x width x depth, does RankMe at 50k and 100k of
+700k steps (and the same shares at other scales) tell the final score, better
+than validation loss and size do?
 Cost: paper 15 runs, 1.2e20 FLOPs, 417 hours of a TPU v5e at 40 %;
 small 15 runs, 1.0e13 FLOPs, some 4 core-minutes a run.
 It fails if early RankMe decides pairs of runs no better than the loss

@@ -1,6 +1,7 @@
 """Seeds: the noise under every other claim.
 
-  python -m launch.sweep --config=configs/seeds.py --scale=small --root=runs/seeds
+  python -m launch.sweep --scale=small --root=runs/seeds
+      --config=configs/seeds.py
 
 Question: how far do score and RankMe of one point move with initialisation and
 masks (seed), and with the order of clips (order)?

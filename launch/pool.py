@@ -84,8 +84,8 @@ def start(root, job, cores):
       os.sched_setaffinity(0, cores)
     try:
       return subprocess.Popen(
-          command(workdir, beside), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-          env=env, start_new_session=True)
+          command(workdir, beside), stdin=subprocess.DEVNULL, stdout=log,
+          stderr=log, env=env, start_new_session=True)
     finally:
       if cores:
         os.sched_setaffinity(0, mine)

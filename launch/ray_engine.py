@@ -19,7 +19,8 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 from audiorank import records
 from launch import pool

@@ -17,8 +17,8 @@ seed is measured. Fields are overridden for all points at once:
 --config.data.root=CORPUS --config.eval.tasks=TASKS.
 """
 
-import os
 import inspect
+import os
 import pathlib
 import signal
 import sys

@@ -77,6 +77,7 @@ def test_a_step_fits_and_sends_what_the_design_says(ask, size, topology):
 def cut_kernels(config, fsdp):
   """The kernels that are cut, as shapes."""
   import jax
+
   from audiorank import program
   from audiorank import sharding
   shapes = jax.eval_shape(lambda k: program.init(config, k), jax.random.key(0))

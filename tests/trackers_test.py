@@ -109,5 +109,5 @@ def test_trackio_gets_the_curve(corpus, tmp_path, monkeypatch):
   monkeypatch.setenv('TRACKIO_DIR', str(tmp_path / 'trackio'))
   config = opened(tmp_path, corpus, 'trackio')
   train.run(tmp_path, config)
-  files = [p for p in (tmp_path / 'trackio').rglob('*.db')]
+  files = list((tmp_path / 'trackio').rglob('*.db'))
   assert any(records.run_id(config).encode() in p.read_bytes() for p in files)

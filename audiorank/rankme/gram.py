@@ -152,7 +152,7 @@ def _device_moments(z_ND, axes, rows):
 
 
 def traced_eigenvalues(gram_DD):
-  """Eigenvalues of a symmetric float64 matrix, ascending, inside somebody's jit.
+  """Eigenvalues of a symmetric float64 matrix, ascending, to be traced.
 
   On a CPU by LAPACK's dsyevd without eigenvectors, which `eigvalsh` has XLA
   find and throw away: two thirds of its time. Trace it inside `x64()`.

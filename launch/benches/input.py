@@ -57,7 +57,8 @@ def reading(what, corpus, audio):
 
   return timing.turns(
       what, ours, theirs, 5, time.process_time, None,
-      ('stream', 'librosa.load of ' + files[0].suffix[1:]), 'at most 2.5e-4 s wanted',
+      ('stream', f'librosa.load of {files[0].suffix[1:]}'),
+      'at most 2.5e-4 s wanted',
       BATCH * BATCHES)
 
 

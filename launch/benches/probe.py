@@ -49,6 +49,7 @@ def written_weights(path):
   """Writes an untrained encoder in the published layout; returns its path."""
   import jax
   from safetensors import numpy as safetensors
+
   from audiorank import dasheng
   from audiorank import program
   from audiorank import records

@@ -16,7 +16,8 @@ import tempfile
 ENVIRONMENT = {
     'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1',
     'TPU_ACCELERATOR_TYPE': 'v5litepod-16', 'TPU_WORKER_HOSTNAMES': 'localhost',
-    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_MIN_LOG_LEVEL': '2', 'TPU_LOG_DIR': 'disabled'}
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_MIN_LOG_LEVEL': '2',
+    'TPU_LOG_DIR': 'disabled'}
 # A third of the compiler's time at most; the full effort's programs take up to
 # a fifth less memory and traffic.
 QUICK = {'exec_time_optimization_effort': -1.}
@@ -38,6 +39,7 @@ def answer(job, devices):
     devices: of the topology.
   """
   import jax
+
   from launch.pod import hlo
   from launch.pod import programs
   try:
