@@ -33,6 +33,29 @@ class Job(NamedTuple):
     return (self.run_id, *self.beside)
 
 
+def grouped(runs, most):
+  """Returns the Jobs of runs: up to `most` of one shape in each.
+
+  Args:
+    runs: {run_id: (config, work)}.
+    most: runs of one program.
+  """
+  from audiorank import together
+  companies = {}
+  for run_id, (config, work) in runs.items():
+    # An untrained network takes no step: there is nothing to share.
+    alone = most == 1 or not config.train.steps
+    key = run_id if alone else together.company(config)
+    companies.setdefault(key, []).append((run_id, work))
+  jobs = []
+  for members in companies.values():
+    for i in range(0, len(members), most):
+      (first, _), *rest = members[i:i + most]
+      jobs.append(Job(first, sum(w for _, w in members[i:i + most]),
+                           tuple(run_id for run_id, _ in rest)))
+  return sorted(jobs, key=lambda job: -job.work)
+
+
 def core_groups(workers):
   """Returns the cores of each of `workers` workers (Linux), or None each."""
   if not hasattr(os, 'sched_getaffinity'):

@@ -134,29 +134,6 @@ def plan(configs):
   return dict(sorted(runs.items(), key=lambda item: -item[1][1]))
 
 
-def grouped(runs, most):
-  """Returns the Jobs of runs: up to `most` of one shape in each.
-
-  Args:
-    runs: of `plan`.
-    most: runs of one program.
-  """
-  from audiorank import together
-  companies = {}
-  for run_id, (config, work) in runs.items():
-    # An untrained network takes no step: there is nothing to share.
-    alone = most == 1 or not config.train.steps
-    key = run_id if alone else together.company(config)
-    companies.setdefault(key, []).append((run_id, work))
-  jobs = []
-  for members in companies.values():
-    for i in range(0, len(members), most):
-      (first, _), *rest = members[i:i + most]
-      jobs.append(pool.Job(first, sum(w for _, w in members[i:i + most]),
-                           tuple(run_id for run_id, _ in rest)))
-  return sorted(jobs, key=lambda job: -job.work)
-
-
 def check(runs):
   """Raises ValueError for the first point that could never run."""
   from audiorank import data
@@ -298,7 +275,7 @@ def main(argv):
   where = f'{workers} at once' if _ENGINE.value == 'local' else 'by Ray'
   print(f'{len(runs)} runs, {len(runs) - len(todo)} done before; '
         f'{where}; {root}', flush=True)
-  jobs = grouped(runs, _TOGETHER.value)
+  jobs = pool.grouped(runs, _TOGETHER.value)
   bar = progress.Bar(1000, int(1000 * pool.share(root, jobs)), 'sweep')
 
   def show(share):

@@ -16,7 +16,7 @@ from audiorank import records
 from audiorank import sharding
 from audiorank import train
 from launch import cli
-from launch import train as worker
+from launch import worker
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -78,6 +78,7 @@ def test_a_bad_batch_moves_nothing_but_the_step(corpus, odd):
       assert int(state.step) == number
 
 
+@pytest.mark.slow
 def test_a_skipped_step_is_recorded_once_whatever_stops_the_run(
     corpus, odd, tmp_path):
   def run(name, *stops):

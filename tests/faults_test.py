@@ -79,8 +79,8 @@ def calm(env, corpus, tasks, tmp_path_factory):
   return folder, time.monotonic() - began
 
 
-@pytest.mark.parametrize('kills', [
-    2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('kills', [2, 20])
 def test_a_worker_killed_at_any_moment_costs_nothing(
     env, opened, calm, kills):
   workdir, (undisturbed, seconds) = opened('killed'), calm
@@ -151,10 +151,10 @@ def test_a_call_that_never_polls_is_left_unless_work_would_be_lost(
   """The watching thread alone: a call of 8 s stands in for a compiler."""
   script = f'''
 import sys, time
-from launch import train
+from launch import worker
 class Held:
   tell = print
-leaving = train.Exit()
+leaving = worker.Exit()
 for step in {steps}:
   leaving.tell(Held)('training', step, 100)
 print('ready', flush=True)

@@ -18,7 +18,6 @@ from audiorank import lease
 from audiorank import records
 from audiorank import synth
 from launch import pool
-from launch import sweep
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -355,11 +354,11 @@ def test_points_are_grouped_by_shape():
              for seed in (0, 1) for lr in (1e-3, 3e-3) for B in (8, 16)]
   runs = {str(i): (c, 1. + c.train.batch) for i, c in enumerate(configs)}
   runs['twin'] = (tiny.config('', **{'train.steps': 0}), .1)
-  jobs = sweep.grouped(runs, 3)
+  jobs = pool.grouped(runs, 3)
   assert [job.runs for job in jobs] == [
       ('1', '3', '5'), ('0', '2', '4'), ('7',), ('6',), ('twin',)]
   assert jobs[0].work == 51.
-  assert [j.runs for j in sweep.grouped(runs, 1)[-1:]] == [('twin',)]
+  assert [j.runs for j in pool.grouped(runs, 1)[-1:]] == [('twin',)]
 
 
 def test_a_group_that_made_a_mistake_goes_on_one_by_one(tmp_path):

@@ -7,6 +7,7 @@ compilation.
 Shapes: N clips, B batch, S samples, D width.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -58,7 +59,8 @@ def config_of(spec):
   return records.frozen({
       'seed': 0, 'model': spec['model'], 'mask': spec['mask'],
       'data': {'crop_seconds': spec['seconds']},
-      'objective': spec.get('objective', 'mae'), 'opt': {'b1': .9, 'b2': .999}})
+      'objective': spec.get('objective', 'mae'), 'opt': {'b1': .9, 'b2': .999},
+      'train': {'init_scale': 1., 'skip': 0}})
 
 
 def flops_per_clip(config):
@@ -118,9 +120,9 @@ def _call(spec, on):
     state = _at(shapes, placed)
     return embed.encoder(config.model, 'scene', 'final', 'clip'), (
         {'params': state.params, 'batch_stats': state.batch_stats}, wave_BS)
-  scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
+  h = jax.eval_shape(_hyper)
   return program.make_step(config, placed), (
-      _at(shapes, placed), wave_BS, program.Hyper(*[scalar] * 6))
+      _at(shapes, placed), wave_BS, _at(h, jax.tree.map(lambda _: whole, h)))
 
 
 def _packed(spec, devices):
@@ -138,12 +140,16 @@ def _packed(spec, devices):
   wave_BS = jax.ShapeDtypeStruct(
       (spec['batch'], program.crop_samples(spec['seconds'])), jnp.int16,
       sharding=whole)
-  scalar = jax.ShapeDtypeStruct((), jnp.float32)
-  step = jax.vmap(program.make_step(config, None), (0, None, 0))
+  step = jax.vmap(program.one_step(config), (0, None, 0))
   packed = jax.jit(step, donate_argnums=0, out_shardings=(cut, cut))
   with jax.set_mesh(on):
-    return packed.lower(each(shapes), wave_BS,
-                        each(program.Hyper(*[scalar] * 6)))
+    return packed.lower(each(shapes), wave_BS, each(jax.eval_shape(_hyper)))
+
+
+def _hyper():
+  """Returns hyper-parameters of the right types."""
+  numbers = [jnp.float32(0)] * (len(dataclasses.fields(program.Hyper)) - 1)
+  return program.Hyper(jnp.uint32(0), *numbers)
 
 
 def _at(shapes, placed):
