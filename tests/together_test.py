@@ -61,6 +61,7 @@ def test_together_is_one_by_one(corpus, separate, tmp_path):
   assert len(set(finals)) == len(POINTS)
 
 
+@pytest.mark.slow
 def test_stopped_together_and_gone_on_alone(corpus, separate, tmp_path):
   workdirs, configs = opened(tmp_path, corpus)
   with pytest.raises(train.Preempted, match='saved at step 3'):
