@@ -71,3 +71,12 @@ def corpus(tmp_path_factory):
   from audiorank import prepare
   prepare.run(folder / 'audio', folder / 'made', workers=1)
   return folder / 'made'
+
+
+@pytest.fixture(scope='session')
+def tasks(tmp_path_factory):
+  """Two small labelled tasks of the embedded world."""
+  folder = tmp_path_factory.mktemp('tasks')
+  synth.write_tasks(folder, 0, clips_per_task=(24, 12, 12),
+                    names=['texture', 'timbre'], workers=1, progress=False)
+  return folder / 'tasks'

@@ -44,14 +44,6 @@ def config(corpus, tasks, changes=()):
 
 
 @pytest.fixture(scope='module')
-def tasks(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('tasks')
-  synth.write_tasks(folder, 0, clips_per_task=(24, 12, 12),
-                    names=['texture', 'timbre'], workers=1, progress=False)
-  return folder / 'tasks'
-
-
-@pytest.fixture(scope='module')
 def env(tmp_path_factory):
   return processes.environment(tmp_path_factory.mktemp('compiled'))
 

@@ -54,14 +54,6 @@ def env(tmp_path_factory):
           'AUDIORANK_CACHE': str(tmp_path_factory.mktemp('compiled'))}
 
 
-@pytest.fixture(scope='module')
-def tasks(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('tasks')
-  synth.write_tasks(folder, 0, clips_per_task=(24, 12, 12),
-                    names=['texture', 'timbre'], workers=1, progress=False)
-  return folder / 'tasks'
-
-
 def command(name, *arguments):
   return [sys.executable, '-m', f'launch.{name}', *map(str, arguments)]
 

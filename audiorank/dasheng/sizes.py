@@ -44,9 +44,10 @@ def told(config):
     return {}
   if not isinstance(config, Mapping):
     raise ValueError(f'config: a {type(config).__name__}, expected fields')
-  if isinstance(config.get('model'), Mapping):
+  if 'model' in config and isinstance(config['model'], Mapping):
     config = config['model']
-  if isinstance(config.get('encoder_kwargs'), Mapping):
+  if 'encoder_kwargs' in config and isinstance(
+      config['encoder_kwargs'], Mapping):
     config = config['encoder_kwargs']  # As Hugging Face's config.json has it.
   ours = {*SIZES, *FREE, 'decoder'}
   if set(config) & (ours - set(ARGUMENTS)):
@@ -66,7 +67,8 @@ def told(config):
       raise ValueError(f'config: {field} {value!r}, expected a whole number')
   if 'target_frames' in said:  # Frames short of a patch get no position.
     said['target_frames'] -= said['target_frames'] % FIXED['patch_size'][1]
-  if 'model_args' in config and config.get('model') in NAMED_HEADS:
+  if {'model_args', 'model'} <= set(config) and (
+      config['model'] in NAMED_HEADS):
     encoder, decoder = NAMED_HEADS[config['model']]
     said = {'usual_heads': encoder, **said,
             'decoder': {'usual_heads': decoder}}

@@ -9,16 +9,16 @@ switched on locally (`jax.enable_x64`), never by the global flag. Chips that
 have no float64 take `sliced`, whose sums are exact integers.
 """
 
-import contextlib
 import functools
-import math
 
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jax.sharding import PartitionSpec as P
 import numpy as np
 from scipy.linalg import blas
+
+from audiorank.rankme import layout
 
 HOST_ROWS = 1024
 CPU_ROWS = 512
@@ -26,69 +26,6 @@ DEVICE_ROWS = 8192
 # 64 * 64 * 4 pairs of digits * 65,536 rows = 2^30 still fits an int32.
 SLICED_ROWS = 65536
 SLICES = 4
-
-
-def x64():
-  """Context in which float64 exists, whatever the global flag says."""
-  # jax.enable_x64 is a context manager only from jax 0.8 on.
-  if hasattr(jax, 'enable_x64'):
-    return jax.enable_x64(True)
-  from jax.experimental import enable_x64
-  return enable_x64(True)
-
-
-def is_traced(z_ND):
-  return isinstance(z_ND, jax.core.Tracer)
-
-
-def row_mesh(z_ND):
-  """(mesh, axes) over which the rows are to be spread; (None, ()) if alone."""
-  if is_traced(z_ND):
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-      return None, ()
-  elif isinstance(z_ND, jax.Array) and isinstance(z_ND.sharding,
-                                                  NamedSharding):
-    mesh = z_ND.sharding.mesh
-  else:
-    return None, ()
-  axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types)
-               if kind != AxisType.Manual)
-  if not axes or mesh.size == 1:
-    return None, ()
-  return mesh, axes
-
-
-def platform(z_ND):
-  """'cpu', 'gpu' or 'tpu': where the work on z_ND will run."""
-  if is_traced(z_ND) or not isinstance(z_ND, jax.Array):
-    return jax.default_backend()
-  return next(iter(z_ND.sharding.device_set)).platform
-
-
-def place(z_ND, mesh, spec):
-  """z_ND laid out by spec, inside a trace, on either kind of mesh axes."""
-  if AxisType.Explicit in mesh.axis_types:
-    return jax.sharding.reshard(z_ND, spec)
-  return lax.with_sharding_constraint(z_ND, spec)
-
-
-def mesh_context(mesh):
-  """Context in which the mesh of the embeddings at hand is the current one."""
-  return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
-
-
-def spread_rows(z_ND, mesh, axes):
-  """z_ND by rows over the axes, with zero rows up to a multiple of devices.
-
-  Zero rows change neither the sums nor any singular value.
-  """
-  extra = -z_ND.shape[0] % math.prod(mesh.shape[a] for a in axes)
-  if extra:
-    if AxisType.Explicit in mesh.axis_types:
-      z_ND = place(z_ND, mesh, P())  # Explicit axes refuse an uneven pad.
-    z_ND = jnp.pad(z_ND, ((0, extra), (0, 0)))
-  return place(z_ND, mesh, P(axes))
 
 
 def _blocks(low, high, leaf):
@@ -111,7 +48,7 @@ def _triangle(width):
 def block_moments(z_ND, rows):
   """(sum_D, the blocks of z^T z of `_triangle`), float64.
 
-  Must be traced inside `x64()`.
+  Must be traced inside `layout.x64()`.
   """
   n, width = z_ND.shape
   blocks = _triangle(width)
@@ -155,7 +92,7 @@ def traced_eigenvalues(gram_DD):
   """Eigenvalues of a symmetric float64 matrix, ascending, to be traced.
 
   On a CPU by LAPACK's dsyevd without eigenvectors, which `eigvalsh` has XLA
-  find and throw away: two thirds of its time. Trace it inside `x64()`.
+  find and throw away: two thirds of its time. Trace it inside `layout.x64()`.
   """
   lapack = functools.partial(lax.platform_dependent, cpu=_dsyevd)
   return lapack(gram_DD, default=jnp.linalg.eigvalsh)
@@ -176,15 +113,15 @@ def _dsyevd(gram_DD):
 
 
 def traced_moments(z_ND):
-  """(sum_D, gram_DD) as float64 jax arrays. Trace it inside `x64()`."""
-  mesh, axes = row_mesh(z_ND)
-  rows = CPU_ROWS if platform(z_ND) == 'cpu' else DEVICE_ROWS
+  """(sum_D, gram_DD) as float64 jax arrays. Trace it inside `layout.x64()`."""
+  mesh, axes = layout.row_mesh(z_ND)
+  rows = CPU_ROWS if layout.platform(z_ND) == 'cpu' else DEVICE_ROWS
   if mesh is None:
     return _device_moments(z_ND, (), rows)
   local = jax.shard_map(
       functools.partial(_device_moments, axes=axes, rows=rows), mesh=mesh,
       in_specs=P(axes), out_specs=P(), check_vma=False)
-  return local(spread_rows(z_ND, mesh, axes))
+  return local(layout.spread_rows(z_ND, mesh, axes))
 
 
 _moments_program = jax.jit(traced_moments)
@@ -253,13 +190,13 @@ def _device_sliced(z_ND, axes):
 
 @jax.jit
 def sliced_program(z_ND):
-  mesh, axes = row_mesh(z_ND)
+  mesh, axes = layout.row_mesh(z_ND)
   if mesh is None:
     return _device_sliced(z_ND, ())
   local = jax.shard_map(functools.partial(_device_sliced, axes=axes),
                         mesh=mesh, in_specs=P(axes), out_specs=P(),
                         check_vma=False)
-  return local(spread_rows(z_ND, mesh, axes))
+  return local(layout.spread_rows(z_ND, mesh, axes))
 
 
 def sliced_moments(z_ND):
@@ -272,8 +209,8 @@ def sliced_moments(z_ND):
   below 2^-28 of the largest entry of a column.
   """
   z_ND = jnp.asarray(z_ND)
-  mesh, _ = row_mesh(z_ND)
-  with mesh_context(mesh):
+  mesh, _ = layout.row_mesh(z_ND)
+  with layout.mesh_context(mesh):
     sums, exponent_D, peak_D = jax.device_get(sliced_program(z_ND))
   if not np.isfinite(peak_D).all():
     width = len(peak_D)
@@ -302,11 +239,6 @@ def host_moments(z_ND):
   return sum_D, np.triu(upper_DD) + np.triu(upper_DD, 1).T
 
 
-def on_one_cpu(z_ND):
-  """Whether a jax array lies on one CPU device: the host's own memory."""
-  return len(z_ND.sharding.device_set) == 1 and platform(z_ND) == 'cpu'
-
-
 def moments(z_ND):
   """Sum and Gram matrix of concrete embeddings.
 
@@ -320,11 +252,11 @@ def moments(z_ND):
   """
   if not isinstance(z_ND, jax.Array):
     return host_moments(z_ND)
-  if on_one_cpu(z_ND):
+  if layout.on_one_cpu(z_ND):
     return host_moments(np.asarray(z_ND))  # Without a copy.
-  if platform(z_ND) == 'tpu':
+  if layout.platform(z_ND) == 'tpu':
     return sliced_moments(z_ND)
-  mesh, _ = row_mesh(z_ND)
-  with x64(), mesh_context(mesh):
+  mesh, _ = layout.row_mesh(z_ND)
+  with layout.x64(), layout.mesh_context(mesh):
     sum_D, gram_DD = _moments_program(z_ND)
   return np.asarray(sum_D), np.asarray(gram_DD)

@@ -21,6 +21,7 @@ from scipy import special
 from audiorank.rankme import blocks as blocks_lib
 from audiorank.rankme import checks
 from audiorank.rankme import gram as gram_lib
+from audiorank.rankme import layout
 from audiorank.rankme import spectrum
 from audiorank.rankme import streaming
 from audiorank.rankme import summaries
@@ -167,21 +168,21 @@ def _device_jackknife(z_ND, n, axes, blocks, rows, center, eps):
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _mesh_program(z_ND, center, eps):
-  mesh, axes = gram_lib.row_mesh(z_ND)
+  mesh, axes = layout.row_mesh(z_ND)
   blocks = -(-8 // mesh.size)
-  rows = (gram_lib.CPU_ROWS if gram_lib.platform(z_ND) == 'cpu' else
+  rows = (gram_lib.CPU_ROWS if layout.platform(z_ND) == 'cpu' else
           gram_lib.DEVICE_ROWS)
   local = functools.partial(
       _device_jackknife, n=z_ND.shape[0], axes=axes,
       blocks=blocks, rows=rows, center=center, eps=eps)
   return jax.shard_map(local, mesh=mesh, in_specs=P(axes), out_specs=P(),
                        check_vma=False)(
-                           gram_lib.spread_rows(z_ND, mesh, axes))
+                           layout.spread_rows(z_ND, mesh, axes))
 
 
 def _of_mesh(z_ND, confidence, center, eps):
-  mesh, _ = gram_lib.row_mesh(z_ND)
-  with gram_lib.x64(), gram_lib.mesh_context(mesh):
+  mesh, _ = layout.row_mesh(z_ND)
+  with layout.x64(), layout.mesh_context(mesh):
     sum_D, gram_DD, without_B, n_B = (
         np.asarray(a) for a in _mesh_program(z_ND, center, eps))
   if not np.isfinite(gram_DD).all():
@@ -232,9 +233,9 @@ def estimate(z_ND, confidence=0.95, groups=None, center=False, eps=1e-7,
     return _of_state(z_ND, confidence, center, eps, method)
   z_ND = checks.checked(z_ND)
   n, width = z_ND.shape
-  mesh, _ = gram_lib.row_mesh(z_ND)
+  mesh, _ = layout.row_mesh(z_ND)
   if (mesh is not None and groups is None and method == 'jackknife' and
-      gram_lib.platform(z_ND) != 'tpu'):
+      layout.platform(z_ND) != 'tpu'):
     spectrum.warn_if_small(n, width)
     return _of_mesh(z_ND, confidence, center, eps)
   state = blocks_lib.state_of(z_ND, groups, blocks)

@@ -14,6 +14,7 @@ import scipy.special
 
 from audiorank.rankme import checks
 from audiorank.rankme import gram as gram_lib
+from audiorank.rankme import layout
 from audiorank.rankme import streaming
 
 METHODS = ('gram', 'svd', 'tsqr', 'sliced')
@@ -60,7 +61,7 @@ def from_gram(n, gram_DD):
 def _traced_gram(z_ND, center):
   """s_K inside somebody's jit: float64 within, float32 at the border."""
   n, width = z_ND.shape
-  with gram_lib.x64():
+  with layout.x64():
     sum_D, gram_DD = gram_lib.traced_moments(z_ND)
     if center:
       about_DD = gram_DD - jnp.outer(sum_D, sum_D) / n
@@ -77,9 +78,9 @@ def _minus_mean(z_ND, center):
 
 
 def _gathered_svd(z_ND, center):
-  mesh, _ = gram_lib.row_mesh(z_ND)
+  mesh, _ = layout.row_mesh(z_ND)
   if mesh is not None:
-    z_ND = gram_lib.place(z_ND, mesh, P())
+    z_ND = layout.place(z_ND, mesh, P())
   # full_matrices defaults to True and then an N x N buffer is allocated, even
   # with compute_uv=False: 40 GB at N = 100,000.
   return jnp.linalg.svd(_minus_mean(z_ND, center), full_matrices=False,
@@ -100,7 +101,7 @@ def _local_qr(z_ND):
 def _tsqr(z_ND, center):
   n, width = z_ND.shape
   z_ND = _minus_mean(z_ND, center)
-  mesh, axes = gram_lib.row_mesh(z_ND)
+  mesh, axes = layout.row_mesh(z_ND)
   if mesh is None:
     r_DD = _local_qr(z_ND)
   else:
@@ -109,7 +110,7 @@ def _tsqr(z_ND, center):
       return jnp.linalg.qr(r_DD, mode='r')
     r_DD = jax.shard_map(reduce, mesh=mesh, in_specs=P(axes), out_specs=P(),
                          check_vma=False)(
-                             gram_lib.spread_rows(z_ND, mesh, axes))
+                             layout.spread_rows(z_ND, mesh, axes))
   s_K = jnp.linalg.svd(r_DD, full_matrices=False, compute_uv=False)
   return s_K[:min(n, width)]
 
@@ -163,17 +164,17 @@ def singular_values(z_ND, method='gram', center=False):
       raise ValueError(f'a rank needs at least 2 clips, found {n}')
     return from_gram(n, centered(n, sum_D, gram_DD) if center else gram_DD)
   z_ND = checks.checked(z_ND)
-  if gram_lib.is_traced(z_ND):
+  if layout.is_traced(z_ND):
     if method == 'sliced':
       raise ValueError("method 'sliced' ends on the host: call it outside jit")
-    if method == 'gram' and gram_lib.platform(z_ND) != 'tpu':
+    if method == 'gram' and layout.platform(z_ND) != 'tpu':
       return _traced_gram(z_ND, center)
     return (_gathered_svd if method == 'svd' else _tsqr)(z_ND, center)
   if method in ('svd', 'tsqr'):
     z_ND = jnp.asarray(z_ND)
     program = _svd_program if method == 'svd' else _tsqr_program
-    mesh, _ = gram_lib.row_mesh(z_ND)
-    with gram_lib.mesh_context(mesh):
+    mesh, _ = layout.row_mesh(z_ND)
+    with layout.mesh_context(mesh):
       s_K = np.asarray(program(z_ND, center), np.float64)
       if center and (s_K ** 2).sum() <= CONSTANT_32 * float(
           jnp.vdot(z_ND, z_ND)):
@@ -205,8 +206,8 @@ def effective_rank(s_K, eps=1e-7):
   """
   if eps < 0:
     raise ValueError(f'eps {eps}: expected at least 0')
-  if gram_lib.is_traced(s_K):
-    with gram_lib.x64():
+  if layout.is_traced(s_K):
+    with layout.x64():
       s_K = s_K.astype(jnp.float64)
       entropy = jax.scipy.special.entr(s_K / s_K.sum() + eps).sum()
       return jnp.exp(entropy).astype(jnp.float32)

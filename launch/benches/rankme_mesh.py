@@ -44,6 +44,7 @@ def rows(quick, only):
   """Yields the Rows of this area."""
   from audiorank import rankme
   from audiorank.rankme import gram
+  from audiorank.rankme import layout
   mesh = jax.make_mesh((8,), ('data',),
                        axis_types=(jax.sharding.AxisType.Auto,))
   spread = jax.sharding.NamedSharding(mesh, jax.P('data'))
@@ -61,7 +62,7 @@ def rows(quick, only):
           what, lambda: rankme.singular_values(z_ND),
           lambda: naive(z_ND).block_until_ready(), 3, time.process_time,
           None if quick else GOALS[width], ('gram', 'gather, svd'), note)
-    with gram.x64(), jax.set_mesh(mesh):
+    with layout.x64(), jax.set_mesh(mesh):
       mine = gram._moments_program.lower(z_ND).compile()
     theirs = svd.lower(z_ND).compile()
     what = f'bytes a device receives, {where}'

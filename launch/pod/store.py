@@ -29,7 +29,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCES = ('audiorank/audio.py', 'audiorank/embed.py', 'audiorank/masking.py',
            'audiorank/model.py', 'audiorank/objectives.py',
            'audiorank/program.py', 'audiorank/sharding.py',
-           'audiorank/rankme/gram.py', 'audiorank/rankme/spectrum.py',
+           'audiorank/rankme/gram.py', 'audiorank/rankme/layout.py',
+           'audiorank/rankme/spectrum.py',
            'launch/pod/chips.py', 'launch/pod/compiler.py',
            'launch/pod/hlo.py', 'launch/pod/programs.py')
 # The longest first, so that two processes end together.
