@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from audiorank import synth
+
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')

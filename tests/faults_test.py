@@ -17,7 +17,6 @@ import pytest
 from audiorank import checkpoint
 from audiorank import lease
 from audiorank import records
-from audiorank import synth
 from launch import pool
 from tests import processes
 from tests import tiny

@@ -16,7 +16,6 @@ from audiorank import checkpoint
 from audiorank import findings
 from audiorank import lease
 from audiorank import records
-from audiorank import synth
 from launch import pool
 from tests import tiny
 
