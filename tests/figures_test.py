@@ -280,3 +280,15 @@ def test_refusals(runs, made, joint):
     figures.law(joint)
   with pytest.raises(ValueError, match='one input'):
     figures.contours(made)
+
+
+def test_a_limit_that_nothing_bounds_is_drawn_near_the_data():
+  """A law that rises by the logarithm: the best Q_inf is beyond all sense."""
+  rank = np.geomspace(8, 20, 12)
+  wobble = np.random.default_rng(0).normal(0, .003, 12)
+  fit = laws.fit('saturating', {'rank': rank,
+                                'score': .05 * np.log(rank) ** 2 + wobble})
+  assert fit.params['Q_inf'] > 100 and fit.ci('Q_inf')[1] == np.inf
+  ax = figures.profile(fit)
+  low, high = ax.get_xlim()
+  assert high < 3 and low > -3

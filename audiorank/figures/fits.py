@@ -85,6 +85,15 @@ def profile(fit, name='Q_inf', ax=None, small=False, confidence=.95):
   ax = ax or style.axes()
   low, high = fit.ci(name, 'profile', confidence)
   best = fit.params[name]
+  if fit.form.linear.get(name) == 'free':
+    # A limit that nothing bounds may lie a million ranges away: what can be
+    # told is told near the data.
+    y_N = np.asarray(fit.data[fit.y], float)
+    reach = 3 * np.ptp(y_N)
+    if high == math.inf:
+      best = min(best, y_N.max() + reach)
+    if low == -math.inf:
+      best = max(best, y_N.min() - reach)
   finite_high = high if math.isfinite(high) else best + max(
       3 * (best - low) if math.isfinite(low) else 0.,
       np.ptp(np.asarray(fit.data[fit.y], float)))
