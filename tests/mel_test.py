@@ -1,10 +1,12 @@
 """The front end against librosa, torchaudio's numbers, and its promises."""
 
+import jax
 import librosa
 import numpy as np
 import pytest
 
 from audiorank import audio
+from audiorank import sharding
 
 
 def noise(seed=0, B=2, S=16_000):
@@ -103,3 +105,23 @@ def test_refusals():
     audio.log_mel(noise(), clamp='clips')
   with pytest.raises(ValueError, match='256 samples'):
     audio.log_mel(noise(S=256))
+
+
+def test_clips_one_by_one_are_a_batch():
+  """The CPU's loop over clips against the form that other chips take."""
+  wave_BS = noise(B=6, S=5_000)
+  np.testing.assert_allclose(audio.mel_power(wave_BS),
+                             audio._at_once(wave_BS), rtol=1e-5, atol=1e-12)
+
+
+def test_devices_keep_to_their_own_clips():
+  on = sharding.mesh(8, 1)
+  wave_BS = noise(B=24, S=5_000)
+  with jax.set_mesh(on):
+    placed_BS = jax.device_put(wave_BS, sharding.rows(on))
+    program = jax.jit(audio.log_mel).lower(placed_BS).compile()
+    mel_BMT = program(placed_BS)
+  for gather in ('all-gather', 'all-to-all', 'collective-permute'):
+    assert gather not in program.as_text()
+  assert mel_BMT.sharding.is_equivalent_to(sharding.rows(on), 3)
+  np.testing.assert_allclose(mel_BMT, audio.log_mel(wave_BS), atol=1e-3)
