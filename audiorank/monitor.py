@@ -59,7 +59,8 @@ def layers(config):
   return [int(part) for part in out]
 
 
-def measure(config, state, sample, on, valid=None, leave=lambda: False):
+def measure(config, state, sample, on, valid=None, leave=lambda: False,
+            further=()):
   """Returns the label-free record of a state: RankMe, siblings, valid loss.
 
   Args:
@@ -69,18 +70,25 @@ def measure(config, state, sample, on, valid=None, leave=lambda: False):
     on: the mesh.
     valid: (function of make_valid, wave_NS) or None.
     leave: polled with every batch; once True, None is returned.
+    further: of (name, sample) that RankMe is read on as well.
   """
   wave_NS, source_N = sample
   started = time.monotonic()
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
-  found = []
+  embedded = lambda wave_NS, layer: embed.sharded(
+      config.model, variables, wave_NS, on, config.monitor.batch, layer, leave)
+  found, others = [], []
   for layer in ('final', *layers(config)):
-    z_ND = embed.sharded(config.model, variables, wave_NS, on,
-                         config.monitor.batch, layer, leave)
+    z_ND = embedded(wave_NS, layer)
     if z_ND is None:
       return None
     found.append(rank_fields(z_ND, source_N, layer))
-  fields = {**found[0], 'layers': found[1:]}
+  for name, (other_NS, others_N) in further:
+    z_ND = embedded(other_NS, 'final')
+    if z_ND is None:
+      return None
+    others.append({'sample': name, **rank_fields(z_ND, others_N)})
+  fields = {**found[0], 'layers': found[1:], 'samples': others}
   if valid:
     loss_of, valid_NS = valid
     # The masks hang on the rows of a batch: the batch must be one that is

@@ -27,6 +27,7 @@ from audiorank import objectives
 from audiorank import program
 from audiorank import progress
 from audiorank import records
+from audiorank import sampling
 from audiorank import sharding
 from audiorank import trackers
 
@@ -81,27 +82,21 @@ def check(config, on):
         f'multiple of train.batch {config.train.batch}, or 0')
   objectives.named(config.objective)
   monitor.layers(config)
+  sampling.names(config)
   trackers.names(config)
 
 
 def prepare_data(config):
   """Returns (training subset, monitor sample, valid sample) of a config."""
-  a, r = config.data, config.monitor
-  corpus = data.load(a.root)
-  if a.sha256 and corpus.sha256 != a.sha256:
-    raise ValueError(f'data.root {a.root}: manifest {corpus.sha256[:12]}, but '
-                     f'this run was made for {a.sha256[:12]}')
-  train, valid = data.split(corpus, a.valid_fraction, a.subset_seed)
+  parts, r = sampling.parts(config), config.monitor
   sample = data.sample(
-      train, r.clips, program.crop_samples(r.crop_seconds), r.seed)
+      parts.usable, r.clips, program.crop_samples(r.crop_seconds), r.seed)
   valid_NS = np.zeros((0, 1), np.int16)
-  if r.valid_clips and len(valid.records):
+  if r.valid_clips and len(parts.valid.records):
     valid_NS, _ = data.sample(
-        valid, r.valid_clips, program.crop_samples(a.crop_seconds), r.seed)
-  subset = train
-  if a.hours and config.train.steps:
-    subset = data.subset(train, a.hours, a.subset_seed)
-  return subset, sample, valid_NS
+        parts.valid, r.valid_clips,
+        program.crop_samples(config.data.crop_seconds), r.seed)
+  return parts.subset, sample, valid_NS
 
 
 def described(config, subset, shapes):
@@ -256,7 +251,9 @@ def read(workdir, config, state, step, sample, on, valid, leave):
     known = bool(multihost_utils.broadcast_one_to_all(np.int32(known)))
   if known:
     return records.read_json(path)
-  fields = monitor.measure(config, state, sample, on, valid, leave)
+  further = (sampling.further(config) if step in (0, config.train.steps)
+             else ())
+  fields = monitor.measure(config, state, sample, on, valid, leave, further)
   if fields is None:
     return None
   before = [r for r in records.read(workdir, 'monitor') if r['step'] < step]

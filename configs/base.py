@@ -59,6 +59,7 @@ def get_config(point='en768-12'):
   a = c.data = config_dict.ConfigDict()
   a.root = ''  # A prepared corpus; '' is the embedded default world.
   a.sha256 = ''  # Its manifest's checksum; the sweep fills it in.
+  a.category = ''  # Comma-separated categories trained on; '' is every one.
   a.hours = 0.  # Hours of training audio; 0 takes all there are.
   a.valid_fraction = .05  # Sources held out of training, for valid_loss.
   a.seed = 0  # Order of clips and their crops.
@@ -99,6 +100,9 @@ def get_config(point='en768-12'):
   r.every = 0  # Steps between further readings; 0 adds none.
   r.first = 1_000  # Reading after step 0, if there are more than 2.
   r.layers = ''  # Blocks read beside the final layer, such as '0,5,11'.
+  # Further samples RankMe is read on, at the first reading and the last:
+  # comma-separated categories, and 'valid', the held-out recordings.
+  r.samples = ''  # Such as 'valid,speech'.
   r.batch = 256  # Clips embedded at once.
   r.valid_clips = 1_024  # Held-out clips of valid_loss; a multiple of batch.
 

@@ -107,7 +107,7 @@ def twin(config, base):
   out = config.copy_and_resolve_references()
   for part in ('opt', 'mask'):
     out[part] = base[part].copy_and_resolve_references()
-  out.data.hours = base.data.hours
+  out.data.update({k: base.data[k] for k in ('category', 'hours')})
   out.train.steps = 0
   return out
 
@@ -136,18 +136,15 @@ def plan(configs):
 
 def check(runs):
   """Raises ValueError for the first point that could never run."""
-  from audiorank import data
   from audiorank import evaluate
+  from audiorank import sampling
   from audiorank import sharding
   from audiorank import train
   from audiorank.hear import tasks
   for config, _ in runs.values():
     on = sharding.mesh(config.mesh.data, config.mesh.fsdp)
     train.check(config, on)
-    a = config.data
-    usable, _ = data.split(data.load(a.root), a.valid_fraction, a.subset_seed)
-    if a.hours and config.train.steps:
-      data.subset(usable, a.hours, a.subset_seed)
+    sampling.parts(config)
   for folder in evaluate.task_folders(config):
     tasks.load(folder)
 

@@ -106,7 +106,7 @@ def test_names_carry_what_tells_runs_apart():
   from audiorank.records import sweep
   row = {'size': 'en32-2', 'hours': .5, 'mask_ratio': .75, 'untrained': False,
          'steps': 100, 'lr': 1e-3, 'batch': 16, 'crop_seconds': 1.,
-         'heads': 1, 'objective': 'mae'}
+         'heads': 1, 'objective': 'mae', 'category': 'all'}
   runs = [{**row, 'run_id': str(i), 'seed': i} for i in range(2)]
   runs.append({**row, 'run_id': 'u', 'seed': 0, 'untrained': True})
   sweep.name_runs(runs)

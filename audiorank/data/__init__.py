@@ -8,13 +8,16 @@ bits of a counter-based generator, whose streams numpy guarantees to keep;
 """
 
 from audiorank.data.clips import clip_names
+from audiorank.data.clips import clips_in
 from audiorank.data.clips import sample
 from audiorank.data.clips import stream
 from audiorank.data.folder import Corpus
 from audiorank.data.folder import load
 from audiorank.data.folder import verify
+from audiorank.data.selection import categories
+from audiorank.data.selection import of_categories
 from audiorank.data.selection import split
 from audiorank.data.selection import subset
 
-__all__ = ['Corpus', 'clip_names', 'load', 'sample', 'split', 'stream',
-           'subset', 'verify']
+__all__ = ['Corpus', 'categories', 'clip_names', 'clips_in', 'load',
+           'of_categories', 'sample', 'split', 'stream', 'subset', 'verify']

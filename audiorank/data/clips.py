@@ -68,6 +68,16 @@ def clip_names(corpus, batch, samples, seed, step):
           in zip(rows['file'], rows['start'], start_B)]
 
 
+def clips_in(corpus, samples):
+  """How many clips of so many samples `sample` can take from a corpus."""
+  return int(_slots(corpus, samples).sum())
+
+
+def _slots(corpus, samples):
+  """Clips of each record that do not overlap: a short one is padded."""
+  return np.maximum(corpus.records['samples'].to_numpy() // samples, 1)
+
+
 def sample(corpus, clips, samples, seed):
   """A fixed sample of clips that do not overlap, spread over the recordings.
 
@@ -82,7 +92,7 @@ def sample(corpus, clips, samples, seed):
     ValueError: more clips than the corpus has.
   """
   length_R = corpus.records['samples'].to_numpy()
-  count_R = np.maximum(length_R // samples, 1)
+  count_R = _slots(corpus, samples)
   if not 0 < clips <= count_R.sum():
     raise ValueError(f'{clips} clips of {samples} samples asked for, the '
                      f'corpus {corpus.root} has {count_R.sum()}')

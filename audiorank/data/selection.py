@@ -72,6 +72,39 @@ def split(corpus, valid_fraction, seed):
           _select(corpus, np.flatnonzero(valid[code_R])))
 
 
+def categories(corpus, text, field):
+  """Returns the categories named between commas.
+
+  Args:
+    corpus: a Corpus.
+    text: comma-separated categories of its manifest.
+    field: whose text it is, for the message.
+
+  Raises:
+    ValueError: a category that the corpus does not have; names those it has.
+  """
+  names = [part.strip() for part in text.split(',') if part.strip()]
+  have = sorted(set(corpus.records['category']) - {''})
+  for name in names:
+    if name not in have:
+      most = ', '.join(have[:20]) + (', ...' if len(have) > 20 else '')
+      raise ValueError(f'{field}: no category {name!r} in {corpus.root}: '
+                       + (f'there are {most}' if have else 'it has none'))
+  return list(dict.fromkeys(names))
+
+
+def of_categories(corpus, names):
+  """The records of the corpus that are of one of the categories.
+
+  Raises:
+    ValueError: there is none.
+  """
+  row_R = np.flatnonzero(corpus.records['category'].isin(names))
+  if not len(row_R):
+    raise ValueError(f'{corpus.root}: no record of {", ".join(names)} here')
+  return _select(corpus, row_R)
+
+
 def _select(corpus, row_R):
   records = corpus.records.iloc[row_R].reset_index(drop=True)
   chosen = hashlib.sha256(

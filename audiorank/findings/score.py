@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from audiorank import laws
+from audiorank import records
 
 LEAST = 6  # Runs without which three parameters are not fitted.
 NARROW = .5  # Decades of R below which Q_inf is rarely identified.
@@ -25,7 +26,7 @@ RIVALS = {
 SHAPES = ('saturating', 'log_linear', 'exponential', 'sigmoid',
           'logit_linear')
 CONFIGURATION = ('size', 'hours', 'mask_ratio', 'lr', 'steps',
-                 'crop_seconds', 'batch', 'objective')
+                 'crop_seconds', 'batch', 'objective', 'category')
 
 
 def with_gain(runs):
@@ -112,8 +113,10 @@ def predictors(trained):
 
   Predictors that a sweep does not vary are left out.
   """
+  named = {**RIVALS, **{f'rank_{name}': f'{SUBJECT} of {name}'
+                        for name in records.samples(trained)}}
   columns = {text: trained[name].astype(float)
-             for name, text in RIVALS.items()
+             for name, text in named.items()
              if name in trained and trained[name].notna().all()
              and trained[name].nunique() > 1}
   if SUBJECT not in columns or len(set(configurations(trained))) < 4:

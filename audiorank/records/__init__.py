@@ -31,6 +31,7 @@ from audiorank.records.sweep import collect
 from audiorank.records.sweep import load
 from audiorank.records.sweep import run_folders
 from audiorank.records.sweep import SAMPLE
+from audiorank.records.sweep import samples
 from audiorank.records.sweep import sweep_folders
 from audiorank.records.sweep import Tables
 from audiorank.records.sweep import tables

@@ -18,7 +18,8 @@ NOT_IDENTITY = ('experiment', 'eval', 'checkpoint', 'mesh', 'data.root',
                 'model.unroll', 'train.log_every', 'monitor.batch', 'track')
 # Fields that came later, and what they are in a run made before: it has no
 # such field, and keeps its name.
-LATER = {'train.skip': 0, 'track': ''}
+LATER = {'train.skip': 0, 'track': '', 'data.category': '',
+         'monitor.samples': ''}
 TIMES = ('seconds', 'started', 'host', 'rate', 'waiting', 'clips_per_second',
          'tflops', 'encoder_tflops', 'mfu', 'memory')
 
@@ -179,11 +180,15 @@ def load_config(workdir):
   if not path.is_file():
     raise FileNotFoundError(f'{path}: no such file: expected the folder of a '
                             'run')
-  tree = read_json(path)
+  return frozen(complete(read_json(path)))
+
+
+def complete(tree):
+  """Returns a config tree with the fields that came after it was written."""
   for name, value in LATER.items():
     node, last = holder(tree, name)
     node.setdefault(last, value)
-  return frozen(tree)
+  return tree
 
 
 def path(workdir, kind, step):

@@ -43,7 +43,9 @@ def described(workdir, config, records):
       'lr': float(config['opt']['lr']), 'batch': t['batch'],
       'steps': t['steps'], 'seed': config['seed'],
       'crop_seconds': float(config['data']['crop_seconds']),
-      'objective': config['objective'], 'params': None, 'hours': None}
+      'objective': config['objective'],
+      'category': config['data']['category'] or 'all',
+      'params': None, 'hours': None}
   for about in (r for r in records if r['kind'] == 'run'):
     row['params'] = about['parameters']['encoder']
     row['params_decoder'] = about['parameters']['decoder']
@@ -55,7 +57,7 @@ def described(workdir, config, records):
 
 VARIED = {'steps': '{} steps', 'lr': 'lr {:g}', 'batch': 'batch {}',
           'crop_seconds': '{:g} s', 'heads': '{} heads', 'objective': '{}',
-          'seed': 'seed {}'}
+          'category': 'on {}', 'seed': 'seed {}'}
 
 
 def run_name(row, varied=()):
@@ -106,15 +108,29 @@ def reading(row, record):
     out[f'sibling_{name}'] = number(value)
   for name, value in record.get('directions', {}).items():
     out[f'direction_{name}'] = number(value)
-  # Records that were made before layers and alarms were read lack them.
+  # Records that were made before layers, samples and alarms were read lack
+  # them; samples are read at the first and the last step.
   for layer in record.get('layers', ()):
     out[f"rank_layer_{layer['layer']}"] = number(layer['rank']['value'])
+  for sample in record.get('samples', ()):
+    name, got = sample['sample'], sample['rank']
+    out[f'clips_{name}'] = sample['n']
+    out[f'rank_{name}'] = number(got['value'])
+    for part in ('low', 'high', 'value_inf'):
+      out[f'rank_{name}_{part}'] = number(got[part])
+    out[f'rank_center_{name}'] = number(sample['rank_center']['value'])
   out['alarms'] = '; '.join(record.get('alarms', ()))
   for whose in ('', '_encoder'):
     per_clip = row.get(f'flops_per_clip{whose}')
     out[f'flops{whose}'] = (
         None if per_clip is None else per_clip * row['batch'] * step)
   return out
+
+
+def samples(table):
+  """Returns the names of the further samples in a table of readings."""
+  return [name.removeprefix('clips_') for name in table
+          if name.startswith('clips_')]
 
 
 def tables(root):
@@ -159,7 +175,7 @@ def wanted(record, config):
 
 def add_rows(workdir, runs, history, scores):
   """Adds the rows of one run to the three lists."""
-  config = on_disk.read_json(workdir / 'config.json')
+  config = on_disk.complete(on_disk.read_json(workdir / 'config.json'))
   records = on_disk.read(workdir)
   row = described(workdir, config, records)
   readings = [{**row, **reading(row, r)}

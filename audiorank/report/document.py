@@ -28,6 +28,7 @@ def sections(root, found, made):
       ('What was found', [parts.listed(found.words)]),
       ('Rank and score', rank_score(found, made)),
       ('Rank during training', during(found, made)),
+      ('RankMe by sample', samples(made)),
       ('Data and size', data_size(found, made)),
       ('Trained against untrained, task by task', tasks(made)),
       ('What predicts the score', rivals(found)),
@@ -88,6 +89,19 @@ def during(found, made):
   return [parts.image(
       lambda: figures.rank_steps(curves, marked=found.trouble.unstable),
       'RankMe of the fixed monitor clips, with 95 % intervals.')]
+
+
+def samples(made):
+  """Returns RankMe of the further samples; nothing where none was read."""
+  names = records.samples(made.runs)
+  if not names:
+    return []
+  return [tables.samples(made.runs, names), parts.small(
+      'The last reading of each run: number of clips, RankMe with its 95 % '
+      'interval, and after the bar what endless data would give. A sample of '
+      'fewer clips or recordings reads lower: compare the numbers after the '
+      'bar. Which sample predicts the score best stands under "What predicts '
+      'the score".')]
 
 
 def data_size(found, made):

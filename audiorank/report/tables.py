@@ -29,6 +29,27 @@ def runs(found, runs):
   return parts.rows(pd.DataFrame(shown), classes, 'sorted', link='run')
 
 
+def samples(runs, names):
+  """Returns the table of RankMe on the main sample and the further ones.
+
+  Args:
+    runs: a row a run.
+    names: of the further samples.
+  """
+  shown = []
+  for _, r in runs.sort_values(
+      ['width', 'depth', 'untrained', 'hours', 'mask_ratio']).iterrows():
+    row = {'run': r['run_id'], 'what': r['name']}
+    for name in ('', *names):
+      rank, clips = (f'rank_{name}', f'clips_{name}') if name else (
+          'rank', 'clips')
+      row[name or 'main sample'] = (
+          f"{parts.number(r[clips], '{:.0f}')}: {parts.interval(r, rank)} | "
+          f"{parts.number(r[f'{rank}_value_inf'], '{:.1f}')}")
+    shown.append(row)
+  return parts.rows(pd.DataFrame(shown), kind='sorted', link='run')
+
+
 def tasks(tasks):
   """Returns untrained and trained scores of every task."""
   tasks = tasks[tasks['step'] == tasks['steps']]
