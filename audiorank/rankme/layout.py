@@ -75,6 +75,15 @@ def spread_rows(z_ND, mesh, axes):
   return place(z_ND, mesh, P(axes))
 
 
-def on_one_cpu(z_ND):
-  """Whether a jax array lies on one CPU device: the host's own memory."""
-  return len(z_ND.sharding.device_set) == 1 and platform(z_ND) == 'cpu'
+def on_host(z_ND):
+  """Whether a jax array lies by rows on CPU devices of this process alone:
+  in the host's own memory."""
+  return (platform(z_ND) == 'cpu' and z_ND.is_fully_addressable
+          and all(shard.data.shape[1] == z_ND.shape[1]
+                  for shard in z_ND.addressable_shards))
+
+
+def row_shards(z_ND):
+  """Returns the rows that this process's devices hold, none twice."""
+  return [shard.data for shard in z_ND.addressable_shards
+          if shard.replica_id == 0]
