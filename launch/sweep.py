@@ -105,8 +105,9 @@ def twin(config, base):
   differ in it alone share one twin.
   """
   out = config.copy_and_resolve_references()
-  for part in ('opt', 'mask'):
+  for part in ('opt', 'mask', 'contrastive', 'latent'):
     out[part] = base[part].copy_and_resolve_references()
+  out.objective = base.objective
   out.data.hours = base.data.hours
   out.train.steps = 0
   return out
@@ -117,18 +118,14 @@ def plan(configs):
 
   Work is FLOPs of training, the front end and evaluation as a flat share.
   """
-  from audiorank import compute
-  from audiorank import masking
   from audiorank import program
   from audiorank import records
   base = next(iter(configs.values()))
   runs = {}
   for config in [*configs.values(),
                  *(twin(c, base) for c in configs.values())]:
-    m = config.model
-    L = program.patches(config)
-    flops = compute.flops_per_clip(m, L, masking.kept(L, config.mask.ratio))
-    clip = flops['total'] + overview.FRONT_END * config.data.crop_seconds
+    clip = (program.flops(config)['total']
+            + overview.FRONT_END * config.data.crop_seconds)
     work = clip * config.train.batch * (config.train.steps + 200)
     runs[records.run_id(config)] = (config, work)
   return dict(sorted(runs.items(), key=lambda item: -item[1][1]))
