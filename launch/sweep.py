@@ -104,8 +104,10 @@ def twin(config, base):
   All that only training reads is taken from `base`, so that runs which
   differ in it alone share one twin.
   """
+  from audiorank import objectives
   out = config.copy_and_resolve_references()
-  for part in ('opt', 'mask', 'contrastive', 'latent'):
+  own = [name for name in objectives.OBJECTIVES if name in base]
+  for part in ('opt', 'mask', *own):
     out[part] = base[part].copy_and_resolve_references()
   out.objective = base.objective
   out.data.hours = base.data.hours

@@ -47,8 +47,9 @@ def spec(name, config, data, fsdp):
   out['mask'] = {'ratio': ratio, 'group': config.mask.group}
   out['seconds'] = config.data.crop_seconds
   if config.objective in objectives.PARTS:  # Variables of its own.
-    own = records.plain(config[config.objective])
-    out.update({'objective': config.objective, config.objective: own})
+    out['objective'] = config.objective
+    if config.objective in config:  # Its settings.
+      out[config.objective] = records.plain(config[config.objective])
   if name != 'init':
     out.update(batch=config.train.batch, objective=config.objective)
   else:
@@ -59,7 +60,7 @@ def spec(name, config, data, fsdp):
 
 def config_of(spec):
   """Returns the frozen config that the library's functions see."""
-  own = {k: spec[k] for k in objectives.PARTS if k in spec}
+  own = {name: spec[name] for name in objectives.OBJECTIVES if name in spec}
   return records.frozen({
       **own, 'seed': 0, 'model': spec['model'], 'mask': spec['mask'],
       'data': {'crop_seconds': spec['seconds']},
