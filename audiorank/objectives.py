@@ -269,12 +269,12 @@ def parts(config):
 def check(config, L):
   """Raises ValueError for an objective that cannot train, naming the field."""
   named(config.objective)
-  own, decay = config.contrastive, config.latent.decay
   if config.objective == 'contrastive':
-    if not 1 <= crop_patches(config, L) <= L:
-      raise ValueError(
-          f'contrastive.share {own.share} of {L} patches is '
-          f'{crop_patches(config, L)}: expected 1 to {L}')
+    own, batch = config.contrastive, config.train.batch
+    C = crop_patches(config, L)
+    if not 1 <= C <= L:
+      raise ValueError(f'contrastive.share {own.share} of {L} patches is {C}: '
+                       f'expected 1 to {L}')
     if own.temperature <= 0:
       raise ValueError(f'contrastive.temperature {own.temperature}: expected '
                        'more than 0')
@@ -282,8 +282,8 @@ def check(config, L):
       if own[field] < 1:
         raise ValueError(f'contrastive.{field} {own[field]}: expected at '
                          'least 1')
-    if config.train.batch < 2:
-      raise ValueError(f'train.batch {config.train.batch}: expected at least '
-                       '2 for objective contrastive')
-  if config.objective == 'latent' and not 0 <= decay <= 1:
-    raise ValueError(f'latent.decay {decay}: expected 0 to 1')
+    if batch < 2:
+      raise ValueError(f'train.batch {batch}: expected at least 2 for '
+                       'objective contrastive')
+  if config.objective == 'latent' and not 0 <= config.latent.decay <= 1:
+    raise ValueError(f'latent.decay {config.latent.decay}: expected 0 to 1')
