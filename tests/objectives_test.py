@@ -259,6 +259,7 @@ def test_the_teacher_follows_its_average_and_gets_no_gradient():
   assert jax.tree.leaves(new['encoder'])[0].shape == (64,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('decay', [0., 1.])
 def test_a_teacher_that_forgets_all_or_nothing(decay):
   config, variables = of('latent', **{'latent.decay': decay})
