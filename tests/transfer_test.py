@@ -85,6 +85,19 @@ def three_steps(config, first, data, fsdp):
   return state, placed, losses
 
 
+def same(path, ours, theirs):
+  """Compares two leaves, biases of keys apart.
+
+  Attention does not depend on them: their gradient is rounding alone, which
+  Adam scales up to whole steps.
+  """
+  if [key.key for key in path[-2:]] == ['qkv', 'bias']:
+    D = ours.shape[-1] // 3
+    ours, theirs = (np.delete(x, np.s_[D:2 * D], axis=-1)
+                    for x in (ours, theirs))
+  np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
 @pytest.mark.parametrize('objective, data, fsdp', [
     ('contrastive', 8, 1), ('latent', 2, 4),
     pytest.param('contrastive', 2, 4, marks=pytest.mark.slow),
@@ -97,9 +110,8 @@ def test_devices_do_not_change_the_run(
   many, placed, losses = three_steps(config, first, data, fsdp)
   np.testing.assert_allclose(losses, want, atol=1e-5)
   for part in ('params', 'batch_stats'):
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5),
-                 jax.device_get(getattr(many, part)),
-                 jax.device_get(getattr(one, part)))
+    jax.tree.map_with_path(same, jax.device_get(getattr(many, part)),
+                           jax.device_get(getattr(one, part)))
   if objective == 'latent':
     # The teacher lies where the encoder does.
     specs = jax.tree.map(lambda s: s.spec, placed)
