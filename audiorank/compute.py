@@ -28,7 +28,29 @@ def parameters(tree):
   return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
-def flops_per_clip(config, L, K):
+def sizes(params):
+  """Returns {'encoder': its parameters, 'decoder': all that is not kept}.
+
+  Beside a decoder, or in its place, that may be a projection head.
+  """
+  encoder = parameters(params['encoder'])
+  return {'encoder': encoder, 'decoder': parameters(params) - encoder}
+
+
+def stack(config, tokens, width, depth):
+  """Returns the multiply-adds of transformer blocks, forwards."""
+  dense = 4 * width ** 2 + 2 * config.mlp_ratio * width ** 2
+  return depth * (tokens * dense + 2 * tokens ** 2 * width)
+
+
+def encode(config, tokens):
+  """Returns the multiply-adds of the encoder on so many tokens, forwards."""
+  c = config
+  return (tokens * c.mels * c.patch_frames * c.width
+          + stack(c, tokens, c.width, c.depth))
+
+
+def flops_per_clip(config, L, K, values=None):
   """Returns FLOPs of one training step on one clip, counted by hand.
 
   XLA's own count takes a scanned body once, so it cannot serve. A matrix
@@ -40,19 +62,15 @@ def flops_per_clip(config, L, K):
     config: model config.
     L: patches of a clip.
     K: visible patches.
+    values: predicted of each removed patch; None is all of its own.
 
   Returns:
     {'encoder': ..., 'decoder': ..., 'total': ...}.
   """
   c, d = config, config.decoder
-  P = c.mels * c.patch_frames
-
-  def stack(tokens, width, depth):
-    dense = 4 * width ** 2 + 2 * c.mlp_ratio * width ** 2
-    return depth * (tokens * dense + 2 * tokens ** 2 * width)
-
-  encoder = K * P * c.width + stack(K, c.width, c.depth)
-  decoder = (K * c.width * d.width + stack(L, d.width, d.depth)
+  P = c.mels * c.patch_frames if values is None else values
+  encoder = encode(c, K)
+  decoder = (K * c.width * d.width + stack(c, L, d.width, d.depth)
              + (L - K) * d.width * P)
   return {'encoder': 6 * encoder, 'decoder': 6 * decoder,
           'total': 6 * (encoder + decoder)}

@@ -196,12 +196,16 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Predicts the removed patches from the visible tokens."""
+  """Predicts what was removed from the visible tokens.
+
+  `values`: P, what it predicts of each removed token.
+  """
   config: object
+  values: int
 
   @nn.compact
   def __call__(self, z_BKD, keep_BK, drop_BR):
-    """Returns pred_BRP float32, the normalised dB patches at drop_BR.
+    """Returns pred_BRP float32, such as the normalised dB patches at drop_BR.
 
     Blocks are equivariant to the order of tokens, so nothing is shuffled
     back: each token is given the position it came from.
@@ -221,17 +225,21 @@ class Decoder(nn.Module):
     x_BLD, _ = blocks(c, d.depth, d.heads, normal_02)(x_BLD, None)
     x_BRD = nn.LayerNorm(epsilon=1e-6, dtype=c.dtype, name='norm')(
         x_BLD[:, -R:])
-    P = c.mels * c.patch_frames
-    return dense(P, name='out')(x_BRD).astype(jnp.float32)
+    return dense(self.values, name='out')(x_BRD).astype(jnp.float32)
 
 
 class MAE(nn.Module):
-  """Encoder and decoder: dB mels and a mask in, predicted patches out."""
+  """Encoder and decoder: dB mels and a mask in, predicted patches out.
+
+  `values`: P of what is predicted instead; None predicts whole patches.
+  """
   config: object
+  values: int | None = None
 
   def setup(self):
-    self.encoder = Encoder(self.config)
-    self.decoder = Decoder(self.config)
+    c = self.config
+    self.encoder = Encoder(c)
+    self.decoder = Decoder(c, self.values or c.mels * c.patch_frames)
 
   def __call__(self, mel_BMT, keep_BK, drop_BR, train=False):
     """Returns pred_BRP for dB mels mel_BMT; see mask_from_noise."""

@@ -17,8 +17,6 @@ import optax
 
 from audiorank import audio
 from audiorank import embed
-from audiorank import masking
-from audiorank import model
 from audiorank import objectives
 
 RATE = 16_000
@@ -33,6 +31,15 @@ def patches(config):
   """Returns the patches of a training crop."""
   frames = 1 + crop_samples(config.data.crop_seconds) // audio.HOP
   return frames // config.model.patch_frames
+
+
+def flops(config):
+  """Returns FLOPs of a training step on one clip, by our own count.
+
+  {'encoder': of what is kept, 'total': of all, ...}: the other parts are the
+  objective's; see its `cost` in objectives.py.
+  """
+  return objectives.parts(config).cost(config, patches(config))
 
 
 @flax.struct.dataclass
@@ -78,18 +85,14 @@ def adam(config):
 
 def init(config, key):
   """Returns a fresh state: float32 parameters, zero moments, step 0."""
-  m = config.model
-  L = patches(config)
-  keep_BK, drop_BR = masking.mask_from_noise(
-      jnp.zeros((1, L // config.mask.group)), L, config.mask.ratio,
-      config.mask.group)
-  mel_BMT = jnp.zeros((1, m.mels, L * m.patch_frames))
-  variables = model.MAE(m).init(key, mel_BMT, keep_BK, drop_BR)
-  params = variables['params']
+  variables = objectives.parts(config).variables(
+      config, key, patches(config))
   if config.train.init_scale != 1:
-    params = jax.tree.map_with_path(
+    # A copy of the network among the statistics is scaled with it.
+    variables = jax.tree.map_with_path(
         lambda path, x: x * config.train.init_scale
-        if path[-1].key == 'kernel' else x, params)
+        if path[-1].key == 'kernel' else x, variables)
+  params = variables['params']
   return TrainState(
       step=jnp.zeros((), jnp.int32), params=params,
       batch_stats=variables['batch_stats'],
@@ -158,9 +161,9 @@ def calibrated(state, wave_NS):
     n += len(index) * (1 + wave_BS.shape[1] // audio.HOP)
   mean_M = total_M / n
   var_M = np.maximum(square_M / n - mean_M ** 2, 1e-3)
-  stats = {'encoder': {'norm_mel': {
-      'mean': mean_M.astype(np.float32), 'var': var_M.astype(np.float32)}}}
+  stats = {'norm_mel': {
+      'mean': mean_M.astype(np.float32), 'var': var_M.astype(np.float32)}}
   placed = jax.tree.map(
       lambda new, old: jax.device_put(new, old.sharding),
-      stats, state.batch_stats)
-  return state.replace(batch_stats=placed)
+      stats, state.batch_stats['encoder'])
+  return state.replace(batch_stats={**state.batch_stats, 'encoder': placed})

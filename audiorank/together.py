@@ -139,7 +139,7 @@ def run(workdirs, configs, stop=lambda step: False, tell=lambda *_: None):
           seed=first.data.seed, first_step=step, process_index=0,
           process_count=1, threads=first.data.threads,
           resident=first.data.resident)
-    flops = {part: K * n for part, n in train.flops(first).items()}
+    flops = {part: K * n for part, n in program.flops(first).items()}
     name = f'{workdirs[0].name} and {K - 1} others'
     bar = progress.Bar(steps, step, name)
     gauge = gauges.Gauge(name, first.train.batch, flops, over.size, step)

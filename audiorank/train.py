@@ -80,7 +80,7 @@ def check(config, on):
     raise ValueError(
         f'monitor.valid_clips {config.monitor.valid_clips}: expected a '
         f'multiple of train.batch {config.train.batch}, or 0')
-  objectives.named(config.objective)
+  objectives.check(config, L)
   monitor.layers(config)
   sampling.names(config)
   trackers.names(config)
@@ -106,18 +106,10 @@ def described(config, subset, shapes):
   K = masking.kept(L, config.mask.ratio)
   return {
       'size': model.name(c), 'patches': L, 'kept': K,
-      'parameters': {part: compute.parameters(shapes.params[part])
-                     for part in ('encoder', 'decoder')},
-      'flops_per_clip': flops(config),
+      'parameters': compute.sizes(shapes.params),
+      'flops_per_clip': program.flops(config),
       'hours': subset.hours, 'records': len(subset.records),
       'corpus': subset.sha256}
-
-
-def flops(config):
-  """Returns FLOPs of a training step on one clip; compute.flops_per_clip."""
-  L = program.patches(config)
-  return compute.flops_per_clip(config.model, L,
-                                masking.kept(L, config.mask.ratio))
 
 
 def start(config, on):
@@ -191,7 +183,7 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
     # Of several processes none can leave a reading that the others share.
     alone = jax.process_count() == 1
     gauge = gauges.Gauge(workdir.name, config.train.batch,
-                         flops(config), on.size, step)
+                         program.flops(config), on.size, step)
     with contextlib.closing(
         curve.Curve(workdir, config, subset, step, main)) as rows:
       while True:

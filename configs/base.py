@@ -56,6 +56,15 @@ def get_config(point='en768-12'):
   k.ratio = .75  # Share of tokens removed.
   k.group = 2  # Neighbouring tokens removed together.
 
+  # Of the objective of its name alone:
+  v = c.contrastive = config_dict.ConfigDict()
+  v.share = .5  # Length of each of the two crops, over the training crop's.
+  v.hidden = 512  # Hidden units of the projection head.
+  v.width = 128  # Of the projections that are compared.
+  v.temperature = .1  # Divides their cosines.
+  n = c.latent = config_dict.ConfigDict()
+  n.decay = .999  # Of the teacher, a moving average of the encoder.
+
   a = c.data = config_dict.ConfigDict()
   a.root = ''  # A prepared corpus; '' is the embedded default world.
   a.sha256 = ''  # Its manifest's checksum; the sweep fills it in.

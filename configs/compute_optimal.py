@@ -13,8 +13,6 @@ the exponent's interval holds both 0 and 1.
 
 import itertools
 
-from audiorank import compute
-from audiorank import masking
 from audiorank import program
 from configs import scales
 
@@ -31,10 +29,8 @@ def get_config(point='small/size=en32-4,flops=3e+11'):
   scale, said = scales.read(point)
   c = scales.recipe(scale, said['size'])
   c.experiment = 'compute_optimal'
-  L = program.patches(c)
-  flops = compute.flops_per_clip(c.model, L, masking.kept(L, c.mask.ratio))
   c.train.steps = max(4, round(
-      float(said['flops']) / flops['total'] / c.train.batch))
+      float(said['flops']) / program.flops(c)['total'] / c.train.batch))
   c.opt.warmup = max(1, c.train.steps // 30)
   c.monitor.update({'every': 0, 'first': max(1, c.train.steps // 50)})
   return c

@@ -85,25 +85,21 @@ def plan(configs, workers):
   import pandas as pd
 
   from audiorank import compute
-  from audiorank import masking
   from audiorank import program
   shown, total, spent = [], 0., 0.
   rate = machine_rate() * EFFICIENCY
   for point, config in configs.items():
     shapes = jax.eval_shape(lambda key, c=config: program.init(c, key),
                             jax.random.key(0))
-    L = program.patches(config)
-    K = masking.kept(L, config.mask.ratio)
-    flops = compute.flops_per_clip(config.model, L, K)
+    flops = program.flops(config)
     clips = config.train.steps * config.train.batch
     total += flops['total'] * clips
     seconds = clips / rate * (
         flops['total'] + FRONT_END * config.data.crop_seconds)
     spent += seconds
-    encoder, decoder = (compute.parameters(shapes.params[part])
-                        for part in ('encoder', 'decoder'))
+    sizes = compute.sizes(shapes.params)
     shown.append({
-        'point': point, 'encoder': f'{encoder:,}', 'decoder': f'{decoder:,}',
+        'point': point, **{part: f'{n:,}' for part, n in sizes.items()},
         'hours': f'{config.data.hours:g}' if config.data.hours else 'all',
         'steps': config.train.steps, 'batch': config.train.batch,
         'FLOPs': f"{flops['total'] * clips:.2e}",

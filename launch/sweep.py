@@ -104,9 +104,12 @@ def twin(config, base):
   All that only training reads is taken from `base`, so that runs which
   differ in it alone share one twin.
   """
+  from audiorank import objectives
   out = config.copy_and_resolve_references()
-  for part in ('opt', 'mask'):
+  own = [name for name in objectives.OBJECTIVES if name in base]
+  for part in ('opt', 'mask', *own):
     out[part] = base[part].copy_and_resolve_references()
+  out.objective = base.objective
   out.data.update({k: base.data[k] for k in ('category', 'hours')})
   out.train.steps = 0
   return out
@@ -117,18 +120,14 @@ def plan(configs):
 
   Work is FLOPs of training, the front end and evaluation as a flat share.
   """
-  from audiorank import compute
-  from audiorank import masking
   from audiorank import program
   from audiorank import records
   base = next(iter(configs.values()))
   runs = {}
   for config in [*configs.values(),
                  *(twin(c, base) for c in configs.values())]:
-    m = config.model
-    L = program.patches(config)
-    flops = compute.flops_per_clip(m, L, masking.kept(L, config.mask.ratio))
-    clip = flops['total'] + overview.FRONT_END * config.data.crop_seconds
+    clip = (program.flops(config)['total']
+            + overview.FRONT_END * config.data.crop_seconds)
     work = clip * config.train.batch * (config.train.steps + 200)
     runs[records.run_id(config)] = (config, work)
   return dict(sorted(runs.items(), key=lambda item: -item[1][1]))

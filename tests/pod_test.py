@@ -103,7 +103,7 @@ def test_text_without_an_entry_is_refused():
 @pytest.mark.parametrize('point', ['en128-12', 'en768-12', 'en1536-40'])
 def test_untiled_flops_are_the_analytic_count(point):
   config = frozen(point)
-  ours = programs.flops_per_clip(config)['total']
+  ours = program.flops(config)['total']
   assert roofline.flops(config) == pytest.approx(ours, rel=1e-12)
   # Tiles only add, and more so the wider they are; remat adds a forward pass
   # of the blocks, at most a third of all.
@@ -121,7 +121,7 @@ def test_the_bound_is_the_longest_of_three():
   assert slow.by == 'links' and slow.seconds == slow.links
   busy = roofline.bound(config, piece, 0., 0.)
   assert busy.by == 'matrix' and .5 < busy.mfu < 1
-  flops = programs.flops_per_clip(config)['total']
+  flops = program.flops(config)['total']
   assert slow.mfu == pytest.approx(flops / 197e12)
 
 

@@ -10,6 +10,7 @@ import json
 
 import jax
 
+from audiorank import program
 from audiorank import records
 from launch.pod import chips
 from launch.pod import choice
@@ -71,7 +72,7 @@ def plan(configs, topology, price=0., effort='quick', mesh=''):
 
 def facts(config, piece, layout):
   """Returns what is known of a point without a compiler."""
-  clip = programs.flops_per_clip(config)['total']
+  clip = program.flops(config)['total']
   return {'data': piece.chips // layout.fsdp, 'fsdp': layout.fsdp,
           'remat': layout.remat, 'clips': config.train.batch / piece.chips,
           'flops': clip * config.train.batch, 'steps': config.train.steps}

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from audiorank import compute
 from audiorank import embed
-from audiorank import masking
+from audiorank import objectives
 from audiorank import program
 from audiorank import rankme
 from audiorank import records
@@ -46,6 +46,10 @@ def spec(name, config, data, fsdp):
   ratio = config.mask.ratio if name != 'init' else .5
   out['mask'] = {'ratio': ratio, 'group': config.mask.group}
   out['seconds'] = config.data.crop_seconds
+  if config.objective in objectives.PARTS:  # Variables of its own.
+    out['objective'] = config.objective
+    if config.objective in config:  # Its settings.
+      out[config.objective] = records.plain(config[config.objective])
   if name != 'init':
     out.update(batch=config.train.batch, objective=config.objective)
   else:
@@ -56,18 +60,12 @@ def spec(name, config, data, fsdp):
 
 def config_of(spec):
   """Returns the frozen config that the library's functions see."""
+  own = {name: spec[name] for name in objectives.OBJECTIVES if name in spec}
   return records.frozen({
-      'seed': 0, 'model': spec['model'], 'mask': spec['mask'],
+      **own, 'seed': 0, 'model': spec['model'], 'mask': spec['mask'],
       'data': {'crop_seconds': spec['seconds']},
       'objective': spec.get('objective', 'mae'), 'opt': {'b1': .9, 'b2': .999},
       'train': {'init_scale': 1., 'skip': 0}})
-
-
-def flops_per_clip(config):
-  """Returns our own count of a training step; see audiorank/compute.py."""
-  L = program.patches(config)
-  return compute.flops_per_clip(config.model, L,
-                                masking.kept(L, config.mask.ratio))
 
 
 def state_bytes(config, fsdp):

@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 from audiorank import masking
+from audiorank import objectives
 from audiorank import program
 
 
@@ -39,7 +40,13 @@ def flops(config, tile=1):
   Args:
     config: a run's config.
     tile: side of a matrix unit; 1 rounds nothing.
+
+  Raises:
+    ValueError: an objective that is no MAE.
   """
+  if config.objective in objectives.PARTS:
+    raise ValueError(f'objective {config.objective!r}: the roofline counts '
+                     'masked autoencoders alone')
   c, d = config.model, config.model.decoder
   L = program.patches(config)
   K, P = masking.kept(L, config.mask.ratio), c.mels * c.patch_frames
