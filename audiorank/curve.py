@@ -47,13 +47,14 @@ class Curve:
       self.file = open(workdir / 'metrics.jsonl', 'a', encoding='utf-8')
       self.trackers = trackers.Several(workdir, config, step)
 
-  def add(self, step, got, speed):
+  def add(self, step, got, speed, at=None):
     """Takes a step's numbers, on their devices, and writes what waited.
 
     Args:
       step: the number of steps done.
-      got: {name: scalar}.
+      got: {name: scalar}; of several steps' numbers {name: vector}.
       speed: called with the step of a row; gauges.Gauge.row.
+      at: which of the vectors' entries are this step's.
 
     Returns:
       the row that was written, or None.
@@ -62,6 +63,7 @@ class Curve:
       Diverged: a step up to the row is not finite.
     """
     row = self.write()
+    got = got, at
     self.recent.append((step, got))
     t = self.config.train
     if step % t.log_every == 0 or step == t.steps:
@@ -150,8 +152,10 @@ class Curve:
 
 
 def floats(got):
-  """Returns a step's numbers as floats."""
-  return {k: float(v) for k, v in jax.device_get(got).items()}
+  """Returns a step's numbers, (got, at) of `Curve.add`, as floats."""
+  numbers, at = got
+  return {k: float(v if at is None else v[at])
+          for k, v in jax.device_get(numbers).items()}
 
 
 def finite(got):

@@ -4,7 +4,8 @@ Everything here is a function of config and arrays: no file, no clock. What
 runs of one shape may differ in (`Hyper`) is traced, not baked in, so that
 they share one compilation.
 
-Shapes: B batch, S samples, N clips, L patches, M mels, T frames.
+Shapes: B batch, C steps of a call, S samples, N clips, L patches, M mels,
+T frames.
 """
 
 from typing import Any
@@ -103,6 +104,18 @@ def make_step(config, placed):
   """Returns the jitted (state, wave_BS int16, hyper) -> (state, metrics)."""
   return jax.jit(one_step(config), donate_argnums=0,
                  out_shardings=(placed, None))
+
+
+def make_steps(config, placed):
+  """Returns the jitted (state, wave_CBS int16, hyper) -> (state, metrics_C):
+  C steps, one after the other, in one program."""
+  step = one_step(config)
+
+  def steps(state, wave_CBS, h):
+    return jax.lax.scan(lambda s, wave_BS: step(s, wave_BS, h), state,
+                        wave_CBS)
+
+  return jax.jit(steps, donate_argnums=0, out_shardings=(placed, None))
 
 
 def one_step(config):

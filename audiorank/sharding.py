@@ -100,14 +100,17 @@ def replicated(on):
   return NamedSharding(on, P())
 
 
-def to_global(local, on):
+def to_global(local, on, axis=0):
   """Makes one global array of the rows that each process holds.
 
   Args:
     local: this process's rows, a numpy array.
     on: the mesh.
+    axis: where its rows lie.
   """
-  return jax.make_array_from_process_local_data(rows(on), np.asarray(local))
+  spec = P(*[None] * axis, on.axis_names)
+  return jax.make_array_from_process_local_data(
+      NamedSharding(on, spec), np.asarray(local))
 
 
 def check_batch(batch, on, field='train.batch'):

@@ -4,7 +4,7 @@ Every number of a run is a function of its config alone: keys are folded with
 the step, batches are a function of the step, and what happens at a step
 (save, then measure) does not depend on when the process was started.
 
-Shapes: B batch, S samples, N clips, L patches.
+Shapes: B batch, C steps of a call, S samples, N clips, L patches.
 """
 
 import contextlib
@@ -67,6 +67,7 @@ def check(config, on):
   for field, value in (('checkpoint.every', config.checkpoint.every),
                        ('checkpoint.keep', config.checkpoint.keep),
                        ('train.log_every', config.train.log_every),
+                       ('train.call', config.train.call),
                        ('monitor.first', config.monitor.first)):
     if value < 1:
       raise ValueError(f'{field} {value}: expected at least 1')
@@ -149,6 +150,7 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
   steps, main = config.train.steps, jax.process_index() == 0
   shapes, placed, fresh = start(config, on)
   advance = program.make_step(config, placed)
+  advance_more = program.make_steps(config, placed)
   h = program.hyper(config)
   valid = (monitor.make_valid(config), valid_NS) if len(valid_NS) else None
   readings = set(monitor.steps(config))
@@ -217,17 +219,35 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
           m.wait_until_finished()
           checkpoint.seal(folder)
           raise Preempted(f'saved at step {step}')
-        with gauge.waiting():
-          wave_BS = sharding.to_global(next(stream), on)
-        state, got = advance(state, wave_BS, h)
-        step += 1
-        bar.step()
+        ahead = min(config.train.call, undisturbed(config, step, readings))
+        if ahead < config.train.call or ahead == 1:
+          with gauge.waiting():
+            wave_BS = sharding.to_global(next(stream), on)
+          state, got = advance(state, wave_BS, h)
+          places = (None,)
+        else:
+          with gauge.waiting():
+            wave_CBS = sharding.to_global(
+                np.stack([next(stream) for _ in range(ahead)]), on, axis=1)
+          state, got = advance_more(state, wave_CBS, h)
+          places = range(ahead)
+        for at in places:
+          step += 1
+          noted(bar, rows.add(step, got, gauge.row, at))
+        bar.step(len(places))
         tell('training', step, steps)
-        noted(bar, rows.add(step, got, gauge.row))
     m.wait_until_finished()
     checkpoint.seal(folder)
     bar.close()
   return state, on
+
+
+def undisturbed(config, step, readings):
+  """Returns the steps up to the next at which something is to be done."""
+  t, p = config.train, config.checkpoint
+  return min(t.steps - step, t.log_every - step % t.log_every,
+             p.every - step % p.every,
+             *(r - step for r in readings if r > step))
 
 
 def read(workdir, config, state, step, sample, on, valid, leave):

@@ -8,7 +8,7 @@ hold with the same parameters when an encoder learns to tell two crops of a
 clip from other clips (contrastive) or to predict a teacher's embeddings
 (latent), and does either pass the limit Q_inf of the MAE's own curve?
 Cost: paper 15 runs, 1.1e19 FLOPs, 39 hours of a TPU v5e at 40 %;
-small 15 runs, 2.2e13 FLOPs, some 4 to 9 core-minutes a run.
+small 9 runs, 1.4e13 FLOPs, some 2 to 4 core-minutes a run.
 It fails if the three curves, each fitted to its own rows of runs.parquet
 (laws.fit), lie further apart than their intervals: then RankMe tells quality
 within one objective alone.

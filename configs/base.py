@@ -90,6 +90,7 @@ def get_config(point='en768-12'):
   t.init_scale = 1.  # Factor on every initial weight matrix.
   t.calibrate = True  # Start BatchNorm at the monitor clips' statistics.
   t.log_every = 100  # Steps between rows of metrics.jsonl.
+  t.call = 1  # Steps of one program: more where starting it takes long.
   t.skip = 0  # Steps not finite that may be left out; 0 fails at the first.
 
   o = c.opt = config_dict.ConfigDict()

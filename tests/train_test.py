@@ -57,6 +57,36 @@ def test_stopped_and_resumed_is_bitwise_the_straight_run(corpus, tmp_path):
 
 
 @pytest.mark.filterwarnings('ignore')
+def test_several_steps_of_a_call_are_those_steps(corpus, tmp_path):
+  """Readings, saves and rows in between cut the calls short."""
+  def change(c):
+    c.train.update({'steps': 20, 'log_every': 8})
+    c.checkpoint.every = 10
+
+  one = tiny.config(corpus)
+  change(one)
+  several = tiny.config(corpus)
+  change(several)
+  several.train.call = 4
+  assert records.run_id(one) == records.run_id(several)
+  called = []
+  states = [train.run(tmp_path / name, opened(tmp_path / name, c),
+                      stop=lambda step: called.append((name, step)))[0]
+            for name, c in (('one', one), ('several', several))]
+  steps = sorted({step for name, step in called if name == 'several'})
+  assert {b - a for a, b in zip(steps, steps[1:])} == {1, 4}
+  # The same sums, fused otherwise by the compiler.
+  for a, b in zip(*map(leaves, states), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+  rows = [[json.loads(line) for line in
+           (tmp_path / n / 'metrics.jsonl').read_text().splitlines()]
+          for n in ('one', 'several')]
+  assert [r['step'] for r in rows[0]] == [r['step'] for r in rows[1]]
+  for a, b in zip(*rows):
+    assert a.get('loss') == pytest.approx(b.get('loss'), rel=1e-5)
+
+
+@pytest.mark.filterwarnings('ignore')
 def test_a_damaged_checkpoint_costs_one_step_back_and_nothing_else(
     corpus, tmp_path):
   config = opened(tmp_path, tiny.config(corpus))
