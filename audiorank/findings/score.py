@@ -25,8 +25,8 @@ RIVALS = {
 # The shapes that a law from rank to score may have.
 SHAPES = ('saturating', 'log_linear', 'exponential', 'sigmoid',
           'logit_linear')
-CONFIGURATION = ('size', 'hours', 'mask_ratio', 'lr', 'steps',
-                 'crop_seconds', 'batch', 'objective', 'category')
+CONFIGURATION = ('size', 'heads', 'decoder', 'hours', 'mask_ratio', 'lr',
+                 'steps', 'crop_seconds', 'batch', 'objective', 'category')
 
 
 def with_gain(runs):

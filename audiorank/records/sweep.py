@@ -39,9 +39,11 @@ def described(workdir, config, records):
       'state': on_disk.state(workdir), 'untrained': t['steps'] == 0,
       'size': f"en{m['width']}-{m['depth']}", 'width': m['width'],
       'depth': m['depth'], 'heads': m['heads'],
+      'decoder': f"{m['decoder']['width']}-{m['decoder']['depth']}",
       'mask_ratio': float(config['mask']['ratio']),
       'lr': float(config['opt']['lr']), 'batch': t['batch'],
       'steps': t['steps'], 'seed': config['seed'],
+      'order': config['data']['seed'],
       'crop_seconds': float(config['data']['crop_seconds']),
       'objective': config['objective'],
       'category': config['data']['category'] or 'all',
@@ -56,8 +58,9 @@ def described(workdir, config, records):
 
 
 VARIED = {'steps': '{} steps', 'lr': 'lr {:g}', 'batch': 'batch {}',
-          'crop_seconds': '{:g} s', 'heads': '{} heads', 'objective': '{}',
-          'category': 'on {}', 'seed': 'seed {}'}
+          'crop_seconds': '{:g} s', 'heads': '{} heads',
+          'decoder': 'decoder {}', 'objective': '{}', 'category': 'on {}',
+          'seed': 'seed {}', 'order': 'order {}'}
 
 
 def run_name(row, varied=()):
