@@ -10,8 +10,8 @@ DCASE 2016); `hive_share` and `hive_order` are a minute each, as Beehive's are
 long: of the one any few seconds say a little, of the other none say anything.
 Clips longer than the training crop are encoded crop by crop. The report's
 table of tasks has each task's own correlation with RankMe; events are not in
-the mean score. At paper scale name HEAR's own task folders (--config.eval.tasks,
---config.eval.names). The long tasks take 1.2 gigabytes of disk.
+the mean score. At paper scale name HEAR's own task folders by
+--config.eval.tasks. The long tasks take 1.2 gigabytes of disk at small scale.
 Cost: paper 9 runs, 4.9e18 FLOPs, 17 hours of a TPU v5e at 40 %;
 small 9 runs, 7.7e12 FLOPs, some 6 core-minutes a run.
 It fails if a task's correlation with RankMe has the other sign than that of

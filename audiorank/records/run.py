@@ -19,7 +19,7 @@ NOT_IDENTITY = ('experiment', 'eval', 'checkpoint', 'mesh', 'data.root',
 # Fields that came later, and what they are in a run made before: it has no
 # such field, and keeps its name.
 LATER = {'train.skip': 0, 'track': '', 'data.category': '',
-         'monitor.samples': ''}
+         'monitor.samples': '', 'model.front': 'log_mel'}
 TIMES = ('seconds', 'started', 'host', 'rate', 'waiting', 'clips_per_second',
          'tflops', 'encoder_tflops', 'mfu', 'memory')
 

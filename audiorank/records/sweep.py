@@ -57,7 +57,7 @@ def described(workdir, config, records):
 
 VARIED = {'steps': '{} steps', 'lr': 'lr {:g}', 'batch': 'batch {}',
           'crop_seconds': '{:g} s', 'heads': '{} heads', 'objective': '{}',
-          'category': 'on {}', 'seed': 'seed {}'}
+          'seed': 'seed {}'}
 
 
 def run_name(row, varied=()):
@@ -71,6 +71,8 @@ def run_name(row, varied=()):
   if row['untrained']:
     return f"{row['size']} untrained{more}"
   hours = '' if row['hours'] is None else f" {row['hours']:.2g} h"
+  if row['category'] != 'all':
+    hours += f" of {row['category']}"
   return f"{row['size']}{hours} mask {row['mask_ratio']:g}{more}"
 
 
