@@ -76,8 +76,8 @@ def test_corpus_and_task_are_read_back(pictures_NYX, tmp_path):
       w.tobytes() for w in waves(pictures_NYX)}
   assert len(set(source_N)) == 40
   labels = [f'kind_{i % 2}' for i in range(40)]
-  images.write_task(tmp_path / 't', 'kind', {
-      s: (pictures_NYX, labels) for s in ('train', 'valid', 'test')}, 2)
+  images.write_task(tmp_path / 't', 'kind', dict.fromkeys(
+      ('train', 'valid', 'test'), (pictures_NYX, labels)), 2)
   task = tasks.load(tmp_path / 't')
   files, read = evaluate.clips(task, 'valid', 16_000)
   for file, wave_S in zip(files, read):
