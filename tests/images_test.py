@@ -102,15 +102,18 @@ def test_filled_pictures_embed_as_they_do_alone(pictures_NYX):
   np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-def test_devices_do_not_change_how_pictures_embed(pictures_NYX, mesh):
+@pytest.mark.parametrize('devices', [1, 8])
+def test_devices_do_not_change_how_pictures_embed(pictures_NYX, devices):
   c = config()
   state = train.start(c, sharding.mesh(1, 1))[2]()
   variables = jax.device_get(
       {'params': state.params, 'batch_stats': state.batch_stats})
-  wave_NS = waves(pictures_NYX)
-  np.testing.assert_allclose(
-      embed.sharded(c.model, variables, wave_NS, mesh, 16),
-      embed.scene(c, variables, wave_NS), atol=1e-5)
+  wave_NS, on = waves(pictures_NYX), sharding.mesh(devices, 1)
+  alone_ND = embed.scene(c, variables, wave_NS)
+  placed = jax.device_put(variables, sharding.place(variables, on))
+  with jax.set_mesh(on):
+    z_ND = embed.sharded(c.model, placed, wave_NS, on, batch=16)
+  np.testing.assert_allclose(z_ND, alone_ND, atol=1e-5)
 
 
 @pytest.mark.parametrize('picture, text', [
