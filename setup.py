@@ -54,6 +54,7 @@ setuptools.setup(
         'export': ['flatbuffers', 'safetensors'],
         'onnx': ['jax2onnx', 'onnx', 'onnxruntime'],
         'ray': ['ray>=2.60'],
+        'images': ['scikit-learn'],
         'tensorboard': ['tensorboardX'],
         'wandb': ['wandb'],
         'trackio': ['trackio'],

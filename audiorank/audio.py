@@ -1,4 +1,4 @@
-"""Sound files to waves, waves to log-mels.
+"""Sound files to waves, waves to log-mels (or to the pictures they carry).
 
 Shapes: B batch, C channels, M mels, N clips, Q frequency bins, S samples,
 T frames, W samples of a window.
@@ -26,6 +26,7 @@ LOWEST_RATE = 1000
 N_FFT = 512  # Samples of a window, 32 ms at 16 kHz.
 HOP = 160  # Samples between frames, 10 ms.
 TOP_DB = 120.  # Range of a log-mel below its loudest value.
+FRONTS = ('log_mel', 'pixels')  # What `front` can make of a wave.
 
 
 def read(path, rate=16000):
@@ -225,6 +226,32 @@ def _at_once(wave_BS):
   power_BTQ = jnp.square(spectrum_BTQ.real) + jnp.square(spectrum_BTQ.imag)
   return jnp.einsum('btq,mq->bmt', power_BTQ, mel_filters(),
                     precision=jax.lax.Precision.HIGHEST)
+
+
+def front(config, wave_BS, clamp='clip'):
+  """Returns picture_BMT, what a model is shown of waves.
+
+  Args:
+    config: model config; `front` is 'log_mel', or 'pixels' for waves that
+      carry pictures.
+    wave_BS: float32 in [-1, 1].
+    clamp: see `log_mel`; pixels have none.
+  """
+  if config.front == 'log_mel':
+    return log_mel(wave_BS, clamp)
+  return pixels(wave_BS, config.mels)
+
+
+def pixels(wave_BS, rows):
+  """Returns the pictures picture_BMT that waves carry, M = `rows`.
+
+  Column t is the first `rows` samples from sample 160 t, so that a picture has
+  as many columns as a log-mel of that wave has frames, 1 + S // 160.
+  """
+  B, S = wave_BS.shape
+  T = 1 + S // HOP
+  x_BS = jnp.pad(wave_BS.astype(jnp.float32), ((0, 0), (0, T * HOP - S)))
+  return x_BS.reshape(B, T, HOP)[:, :, :rows].transpose(0, 2, 1)
 
 
 def log_mel(wave_BS, clamp='clip'):

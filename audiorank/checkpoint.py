@@ -254,8 +254,8 @@ def load(path, step=None):
     if wrong:
       logging.warning('checkpoint %s/%d: %s', folder, number, wrong)
       continue
-    config = records.frozen(records.read_json(
-        folder / str(number) / 'config' / 'metadata'))
+    config = records.frozen(records.complete(records.read_json(
+        folder / str(number) / 'config' / 'metadata')))
     return config, arrays(folder.absolute() / str(number) / 'params')
   raise ValueError(f'{folder}/{tries[-1]}: damaged checkpoint: {wrong}')
 

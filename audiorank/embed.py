@@ -41,7 +41,7 @@ def encoder(config, kind, layer, clamp):
   def run(params, wave_BS):
     if jnp.issubdtype(wave_BS.dtype, jnp.integer):
       wave_BS = wave_BS.astype(jnp.float32) / 32768
-    mel_BMT = audio.log_mel(wave_BS, clamp=clamp)
+    mel_BMT = audio.front(config, wave_BS, clamp)
     if layer == 'final':
       z_BLD = model.encode(config, params, mel_BMT)
     else:
@@ -62,13 +62,12 @@ def filled_encoder(config, kind, layer, clamp):
     if jnp.issubdtype(wave_BS.dtype, jnp.integer):
       wave_BS = wave_BS.astype(jnp.float32) / 32768
     frames_B = 1 + samples_B // audio.HOP
-    mel_BMT = 10 * jnp.log10(jnp.maximum(audio.mel_power(wave_BS), 1e-10))
-    # audio.log_mel, but what was filled up must not be the loudest.
-    own_BT = jnp.arange(mel_BMT.shape[2])[None] < frames_B[:, None]
-    mel_BMT = jnp.where(own_BT[:, None], mel_BMT, -jnp.inf)
-    axes = (1, 2) if clamp == 'clip' else None
-    mel_BMT = jnp.maximum(
-        mel_BMT, mel_BMT.max(axes, keepdims=True) - audio.TOP_DB)
+    if config.front == 'log_mel':
+      mel_BMT = filled_log_mel(wave_BS, frames_B, clamp)
+    else:
+      # A picture ends in nothing, not in its own end reflected.
+      own_BS = jnp.arange(wave_BS.shape[1])[None] < samples_B[:, None]
+      mel_BMT = audio.front(config, jnp.where(own_BS, wave_BS, 0))
     valid_B = frames_B // config.patch_frames
     if layer == 'final':
       z_BLD = model.encode(config, params, mel_BMT, valid_L=valid_B)
@@ -82,6 +81,16 @@ def filled_encoder(config, kind, layer, clamp):
             / valid_B[:, None].astype(jnp.float32))
 
   return jax.jit(run)
+
+
+def filled_log_mel(wave_BS, frames_B, clamp):
+  """audio.log_mel, but what was filled up must not be the loudest."""
+  mel_BMT = 10 * jnp.log10(jnp.maximum(audio.mel_power(wave_BS), 1e-10))
+  own_BT = jnp.arange(mel_BMT.shape[2])[None] < frames_B[:, None]
+  mel_BMT = jnp.where(own_BT[:, None], mel_BMT, -jnp.inf)
+  axes = (1, 2) if clamp == 'clip' else None
+  return jnp.maximum(
+      mel_BMT, mel_BMT.max(axes, keepdims=True) - audio.TOP_DB)
 
 
 def size(samples):

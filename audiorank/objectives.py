@@ -57,7 +57,7 @@ def masked_autoencoding(config, variables, wave_BS, key, train=True,
   patch (arXiv 2406.06992 and its training code), or as `by` says.
   """
   c = config.model
-  mel_BMT = audio.log_mel(wave_BS, clamp='clip')
+  mel_BMT = audio.front(c, wave_BS)
   B, _, T = mel_BMT.shape
   L = T // c.patch_frames
   keep_BK, drop_BR = masking.random_mask(

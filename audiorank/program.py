@@ -154,7 +154,7 @@ def one_step(config):
   return step
 
 
-def calibrated(state, wave_NS):
+def calibrated(config, state, wave_NS):
   """Returns the state with BatchNorm's statistics set to a sample's.
 
   Dasheng starts them at 0 and 1 and needs hundreds of steps to find them;
@@ -162,7 +162,7 @@ def calibrated(state, wave_NS):
   """
   @jax.jit
   def moments(wave_BS):
-    mel_BMT = audio.log_mel(wave_BS.astype(jnp.float32) / 32768)
+    mel_BMT = audio.front(config.model, wave_BS.astype(jnp.float32) / 32768)
     return mel_BMT.sum(2), jnp.square(mel_BMT).sum(2)
 
   total_M, square_M, n = 0., 0., 0

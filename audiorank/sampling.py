@@ -14,6 +14,7 @@ from audiorank import data
 from audiorank import program
 
 HELD_OUT = 'valid'  # The sample of held-out recordings.
+TRAINED = 'train'  # The sample of what this very run trains on.
 # A sample's name is part of a column's, which must not be another's.
 TAKEN = ('low', 'high', 'value_inf', 'center')
 LEAST = 2  # Clips that a rank needs.
@@ -92,8 +93,8 @@ def names(config):
 def further_parts(config, found):
   """Yields (name, Corpus) of the further samples; see `parts` for errors."""
   for name in names(config):
-    if name == HELD_OUT:
-      yield name, found.held_out
+    if name in (HELD_OUT, TRAINED):
+      yield name, found.held_out if name == HELD_OUT else found.subset
     else:
       data.categories(found.usable, name, 'monitor.samples')
       yield name, data.of_categories(found.usable, [name])

@@ -232,7 +232,7 @@ def one(config, saver, folder, sample, alone, step):
     if state is None:
       state = fresh()
       if config.train.calibrate:
-        state = program.calibrated(state, sample[0])
+        state = program.calibrated(config, state, sample[0])
   return state, shapes
 
 

@@ -15,6 +15,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from audiorank import audio
 from audiorank import checkpoint
 from audiorank import compute
 from audiorank import curve
@@ -50,6 +51,13 @@ def check(config, on):
     if part.width % part.heads:
       raise ValueError(f'{field}.width {part.width} is not a multiple of '
                        f'{field}.heads {part.heads}')
+  if m.front not in audio.FRONTS:
+    raise ValueError(f'model.front {m.front!r}: expected one of '
+                     f'{", ".join(audio.FRONTS)}')
+  most = {'log_mel': 64, 'pixels': audio.HOP}[m.front]
+  if m.mels > most:
+    raise ValueError(f'model.mels {m.mels}: model.front {m.front} gives at '
+                     f'most {most} rows')
   if L > model.positions(m):
     raise ValueError(
         f'data.crop_seconds {config.data.crop_seconds} is {L} patches, but '
@@ -163,7 +171,7 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
     if state is None:
       state = fresh()
       if config.train.calibrate:
-        state = program.calibrated(state, sample[0])
+        state = program.calibrated(config, state, sample[0])
     step = int(state.step)
     if main:
       records.cut_metrics(workdir, step)

@@ -24,7 +24,7 @@ def masked_encoder(config, ratio, group):
 
   @jax.jit
   def run(params, wave_BS, key):
-    mel_BMT = audio.log_mel(wave_BS.astype(jnp.float32) / 32768)
+    mel_BMT = audio.front(config, wave_BS.astype(jnp.float32) / 32768)
     variables = model.encoder_variables(params)
     patches_BLP = net.apply(variables, mel_BMT, method='patches')
     keep_BK, _ = masking.random_mask(
@@ -88,7 +88,7 @@ def untrained(config, wave_NS):
   state = jax.jit(lambda key: program.init(config, key))(
       jax.random.key(config.seed))
   if config.train.calibrate:
-    state = program.calibrated(state, wave_NS)
+    state = program.calibrated(config, state, wave_NS)
   return {'params': state.params, 'batch_stats': state.batch_stats}
 
 

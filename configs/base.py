@@ -41,7 +41,8 @@ def get_config(point='en768-12'):
   m.depth = 12  # Blocks.
   m.heads = 12  # Attention heads.
   m.mlp_ratio = 4  # Hidden width of a block's MLP over D.
-  m.mels = 64  # Mel bins, 0-8000 Hz, HTK scale.
+  m.front = 'log_mel'  # What a wave becomes; 'pixels': see audiorank/images.py.
+  m.mels = 64  # Mel bins, 0-8000 Hz, HTK scale; rows of a picture.
   m.patch_frames = 4  # Frames (10 ms each) of a patch: 40 ms tokens.
   m.target_frames = 1008  # Frames that have a learned position (10.08 s).
   m.dtype = 'float32'  # Compute type; 'bfloat16' on accelerators.
@@ -82,7 +83,8 @@ def get_config(point='en768-12'):
   w.train_clips = 400  # Labelled clips of each task's splits.
   w.valid_clips = 150  # The split that chooses the predictor's settings.
   w.test_clips = 400  # The split that is scored.
-  w.tasks = ''  # Comma-separated names of its tasks; '' makes every one.
+  # Comma-separated names of its tasks; '' makes all but the long ones.
+  w.tasks = ''  # See audiorank/synth/tasks.py.
 
   t = c.train = config_dict.ConfigDict()
   t.steps = 1_500_000  # 0 makes the untrained twin.
@@ -111,7 +113,8 @@ def get_config(point='en768-12'):
   r.first = 1_000  # Reading after step 0, if there are more than 2.
   r.layers = ''  # Blocks read beside the final layer, such as '0,5,11'.
   # Further samples RankMe is read on, at the first reading and the last:
-  # comma-separated categories, and 'valid', the held-out recordings.
+  # comma-separated categories, 'valid' (the held-out recordings) and 'train'
+  # (what this very run trains on).
   r.samples = ''  # Such as 'valid,speech'.
   r.batch = 256  # Clips embedded at once.
   r.valid_clips = 1_024  # Held-out clips of valid_loss; a multiple of batch.

@@ -250,7 +250,7 @@ def main(argv):
   # Ray forks, which it must not once jax has its threads.
   start = engine(root, workers)
   configs = resolve(module, cli.overrides('config'),
-                    lambda c: world.make(root / 'world', c.data.world))
+                    lambda c: world.default(root / 'world', c))
   runs = plan(configs)
   check(runs)
   from audiorank import progress

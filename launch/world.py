@@ -1,10 +1,22 @@
-"""The embedded default world, written where a sweep is."""
+"""The embedded defaults, written where a sweep is: sounds, or pictures."""
 
 import pathlib
 
+from audiorank import images
 from audiorank import prepare
 from audiorank import records
 from audiorank import synth
+
+
+def default(folder, config):
+  """Returns (corpus, tasks) paths of what a config without a corpus is of.
+
+  Raises:
+    ValueError: pictures, without the package that has them.
+  """
+  if config.model.front == 'pixels':
+    return images.make(pathlib.Path(folder) / 'digits')
+  return make(folder, config.data.world)
 
 
 def make(folder, world):

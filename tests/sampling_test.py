@@ -1,5 +1,6 @@
 """Which clips a run trains on and which it is read on."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -171,7 +172,7 @@ def test_devices_do_not_change_what_is_read(corpus):
   for n in (1, 8):
     on = sharding.mesh(n, 1)
     _, _, fresh = train.start(c, on)
-    with train.jax.set_mesh(on):
+    with jax.set_mesh(on):
       found.append(monitor.measure(c, fresh(), sample, on,
                                    further=sampling.further(c))['samples'])
   for one, eight in zip(*found, strict=True):

@@ -367,9 +367,10 @@ def test_a_group_that_made_a_mistake_goes_on_one_by_one(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('experiment', ['masking', 'seeds', 'crop_length',
-                                        'compute_optimal',
-                                        'architecture_transfer'])
+@pytest.mark.parametrize('experiment', [
+    'masking', 'seeds', 'crop_length', 'compute_optimal',
+    'architecture_transfer', 'distribution_shift', 'sampling',
+    'timestamp_tasks', 'other_modality'])
 def test_an_experiment_runs_at_its_smallest_scale(env, tmp_path, experiment):
   """On the embedded world, made on the way, to the report."""
   got = run(env, 'sweep', f'--config=configs/{experiment}.py', '--scale=smoke',

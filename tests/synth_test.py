@@ -185,6 +185,50 @@ def test_level_does_not_tell_the_class(name):
   assert score < chance + 4. * np.sqrt(chance * (1. - chance) / len(y_N))
 
 
+def test_hive_calls_lie_apart_and_in_their_registers(monkeypatch):
+  monkeypatch.setattr(waves, 'stage', lambda g, wave_S, snr: wave_S)
+  made = [tasks._hive(waves.generator(0, 'test', 0), pick, 3., 5.)
+          for pick in (lambda i: i % 3, lambda i: 4)]
+  # The same hum in both: only calls are left of the difference.
+  call_S = np.convolve(made[0] != made[1], np.ones(800), 'same') > 0
+  edges = np.flatnonzero(np.diff(call_S.astype(int), prepend=0, append=0))
+  starts, ends = edges[::2], edges[1::2]
+  assert len(starts) >= 10
+  assert ((starts[1:] - ends[:-1]) >= 2.9 * synth.RATE).all()
+  base, diff_S = None, made[0] - made[1]
+  for i, (start, end) in enumerate(zip(starts, ends)):
+    power_F = np.abs(np.fft.rfft(diff_S[start:end], 16000))[:4000]
+    octave = np.log2(np.argmax(power_F))
+    base = octave if base is None else base
+    # Within the random detuning of two calls, and a bin.
+    assert abs(octave - base - i % 3) < .32
+
+
+def test_hive_labels_are_the_order_and_the_share(monkeypatch):
+  monkeypatch.setattr(tasks, '_hive', lambda g, pick, *_: [
+      pick(i) for i in range(12)])
+  for index in range(8):
+    order, (label,) = tasks.make(0, 'hive_order', 'train', index)
+    assert set(np.diff(order) % 3) == {1 if label == 'rising' else 2}
+  mean = {'high': [], 'low': []}
+  for index in range(200):
+    share, (label,) = tasks.make(0, 'hive_share', 'train', index)
+    mean[label].append(np.mean(share) / 2)
+  # 1,200 calls a label: a standard error of .0125.
+  assert np.mean(mean['high']) == pytest.approx(.75, abs=.05)
+  assert np.mean(mean['low']) == pytest.approx(.25, abs=.05)
+
+
+def test_long_tasks_are_made_only_by_name(tmp_path):
+  assert not set(synth.LONG) & set(synth.TASKS)
+  root = synth.write_tasks(tmp_path, 0, (1, 1, 2), ['hive_order'], 1, False)
+  task = hear_tasks.load(root / 'hive_order-v1-full')
+  assert task.sample_duration == 60. and task.labels == ('falling', 'rising')
+  for path in task.paths['test']:
+    wave_S, _ = soundfile.read(path, dtype='int16')
+    assert wave_S.shape == (960000,) and np.std(wave_S) > 16.
+
+
 def test_every_event_is_louder_than_the_gaps_around_it():
   """The marks lie where the sound is: onsets are energy rises."""
   rises = []

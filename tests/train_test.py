@@ -166,7 +166,7 @@ def test_calibration_whitens_the_mel(corpus):
   _, (wave_NS, _), _ = train.prepare_data(config)
   # Two batches of 256, the second filled up with silence that must not count.
   wave_NS = np.tile(wave_NS, (7, 1))[:300]
-  state = program.calibrated(train.start(config, on)[2](), wave_NS)
+  state = program.calibrated(config, train.start(config, on)[2](), wave_NS)
   from audiorank import audio
   mel_BMT = np.asarray(audio.log_mel(wave_NS.astype(np.float32) / 32768))
   stats = state.batch_stats['encoder']['norm_mel']

@@ -21,7 +21,8 @@ FIXED = {'n_fft': 512, 'win_size': 512, 'hop_size': 160, 'f_min': 0,
          'attention_type': 'Attention', 'patch_size': [64, 4],
          'patch_stride': [64, 4]}
 # What a config of ours says beyond what the shapes do.
-FREE = {'heads': None, 'dtype': 'float32', 'remat': False, 'unroll': 1}
+FREE = {'heads': None, 'front': 'log_mel', 'dtype': 'float32',
+        'remat': False, 'unroll': 1}
 SIZES = ('width', 'depth', 'mlp_ratio', 'mels', 'patch_frames',
          'target_frames')
 

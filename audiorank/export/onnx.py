@@ -77,6 +77,8 @@ def save(path, config, params, seconds=10.):
     ValueError: a clip too short or too long; jax2onnx is missing.
   """
   c = getattr(config, 'model', config)
+  if c.front != 'log_mel':
+    raise ValueError(f"{path}: model.front {c.front!r}: expected 'log_mel'")
   samples = int(round(seconds * 16_000))
   tokens = (1 + samples // audio.HOP) // c.patch_frames
   if samples < embed.SHORTEST or tokens > model.positions(c):

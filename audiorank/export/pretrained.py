@@ -50,6 +50,10 @@ def save_pretrained(folder, config, params, about=None, decoder=False,
     ValueError: the folder holds something else, arrays that do not fit the
       config, or safetensors is missing.
   """
+  kind = getattr(config, 'model', config).front
+  if kind != 'log_mel':
+    raise ValueError(f"{folder}: model.front {kind!r}: expected 'log_mel', "
+                     'all that Dasheng has')
   try:
     import safetensors.numpy
   except ModuleNotFoundError:

@@ -37,7 +37,8 @@ def encoder(config, params, layer='final'):
 
   def run(wave_BS):
     # Clip by clip: jax 0.7.2 reflects no end where the batch has no number.
-    mel_BMT = jax.vmap(lambda wave_S: audio.log_mel(wave_S[None])[0])(wave_BS)
+    mel_BMT = jax.vmap(
+        lambda wave_S: audio.front(config, wave_S[None])[0])(wave_BS)
     if layer == 'final':
       z_BLD = model.encode(config, variables, mel_BMT)
     else:

@@ -15,12 +15,13 @@ SCHEMA = 3  # Raised when the same config would mean another experiment.
 # does not change what is trained.
 NOT_IDENTITY = ('experiment', 'eval', 'checkpoint', 'mesh', 'data.root',
                 'data.threads', 'data.resident', 'model.remat',
-                'model.unroll', 'train.call', 'train.log_every', 'monitor.batch',
-                'track')
+                'model.unroll', 'train.call', 'train.log_every',
+                'monitor.batch', 'track')
 # Fields that came later, and what they are in a run made before: it has no
 # such field, and keeps its name.
 LATER = {'train.skip': 0, 'train.call': 1, 'track': '',
          'data.category': '', 'monitor.samples': '',
+         'model.front': 'log_mel',
          'contrastive': {'share': .5, 'hidden': 512, 'width': 128,
                          'temperature': .1},
          'latent': {'decay': .999}}

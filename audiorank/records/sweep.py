@@ -59,8 +59,8 @@ def described(workdir, config, records):
 
 VARIED = {'steps': '{} steps', 'lr': 'lr {:g}', 'batch': 'batch {}',
           'crop_seconds': '{:g} s', 'heads': '{} heads',
-          'decoder': 'decoder {}', 'objective': '{}', 'category': 'on {}',
-          'seed': 'seed {}', 'order': 'order {}'}
+          'decoder': 'decoder {}', 'objective': '{}', 'seed': 'seed {}',
+          'order': 'order {}'}
 
 
 def run_name(row, varied=()):
@@ -74,6 +74,8 @@ def run_name(row, varied=()):
   if row['untrained']:
     return f"{row['size']} untrained{more}"
   hours = '' if row['hours'] is None else f" {row['hours']:.2g} h"
+  if row['category'] != 'all':
+    hours += f" of {row['category']}"
   return f"{row['size']}{hours} mask {row['mask_ratio']:g}{more}"
 
 

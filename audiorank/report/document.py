@@ -122,7 +122,8 @@ def tasks(made):
     return []
   last = made.tasks[made.tasks['step'] == made.tasks['steps']]
   return [parts.image(lambda: figures.trained_untrained(last),
-                      'Every run on every task.'), tables.tasks(made.tasks)]
+                      'Every run on every task.'),
+          tables.tasks(made.tasks, made.runs)]
 
 
 def rivals(found):

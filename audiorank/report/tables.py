@@ -50,19 +50,31 @@ def samples(runs, names):
   return parts.rows(pd.DataFrame(shown), kind='sorted', link='run')
 
 
-def tasks(tasks):
-  """Returns untrained and trained scores of every task."""
+def tasks(tasks, runs):
+  """Returns untrained and trained scores of every task, and how the trained
+  ones go with RankMe.
+
+  Args:
+    tasks: a row a run, step and task.
+    runs: a row a run.
+  """
+  rank = runs.set_index('run_id')['rank']
   tasks = tasks[tasks['step'] == tasks['steps']]
   shown = []
   for task, part in tasks.groupby('task'):
     off, on = part[part['untrained']], part[~part['untrained']]
     best = on.loc[on['score'].idxmax()] if len(on) else None
+    both = pd.DataFrame({'score': on['score'].to_numpy(float), 'rank':
+                         on['run_id'].map(rank).to_numpy(float)}).dropna()
+    told = len(both) > 3 and (both.nunique() > 1).all()
+    rho = both.corr('spearman').iloc[0, 1] if told else np.nan
     shown.append({
         'task': task, 'metric': part['metric'].iloc[0],
         'untrained, mean': parts.number(off['score'].mean()),
         'untrained, best': parts.number(off['score'].max()),
         'trained, mean': parts.number(on['score'].mean()),
         'trained, best': parts.number(on['score'].max()),
+        'Spearman with RankMe': parts.number(rho, '{:+.2f}'),
         'best run': '–' if best is None else best['name']})
   return parts.rows(pd.DataFrame(shown))
 

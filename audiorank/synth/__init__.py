@@ -6,6 +6,7 @@ one platform, within one int16 step on another.
 """
 
 from audiorank.synth.waves import RATE
+from audiorank.synth.tasks import LONG
 from audiorank.synth.tasks import TASKS
 from audiorank.synth.write import VERSION
 from audiorank.synth.write import write_audio

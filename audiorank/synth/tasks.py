@@ -1,4 +1,4 @@
-"""Labelled clips: seven scene tasks, and events in time.
+"""Labelled clips: seven scene tasks, events in time, and long recordings.
 
 Each maker draws one clip of a given label. What a task does not ask about is
 random in every clip: level, equaliser, room, noise, and whatever of the sound
@@ -34,6 +34,7 @@ class Task(NamedTuple):
 
 CLIP = 16640
 EVENT_CLIP = 4 * CLIP
+LONG_CLIP = 60 * RATE
 
 TASKS = {
     'event_count': Task(tuple(map(str, range(6))), CLIP, 'scene',
@@ -56,6 +57,15 @@ TASKS = {
     'timbre': Task(sounds.TIMBRES, CLIP, 'scene', 'multiclass',
                    ('top1_acc', 'mAP')),
 }
+
+# Made only where they are asked for by name: a clip is a minute.
+LONG = {
+    'hive_order': Task(('falling', 'rising'), LONG_CLIP, 'scene',
+                       'multiclass', ('top1_acc', 'mAP')),
+    'hive_share': Task(('high', 'low'), LONG_CLIP, 'scene', 'multiclass',
+                       ('top1_acc', 'mAP')),
+}
+EVERY = {**TASKS, **LONG}
 
 
 def _place(g, n, sound_S):
@@ -191,7 +201,50 @@ def _sound_events(g):
   return waves.stage(g, wave_S, snr=(8., 25.), room=.3), marks
 
 
-_SCENES = {'event_count': _event_count, 'pitch': _pitch,
+def _hive(g, pick, low, high):
+  """A minute of hum with calls, as a colony might.
+
+  Between two calls lie `low` to `high` seconds of hum alone. `pick` is called
+  with a call's number from 0 and says which of three registers, an octave
+  apart, it is in: 0 the lowest.
+  """
+  n = LONG_CLIP
+  drift = 2. ** (waves.course(g, 'triangle', n, .05, .2) / 12.)
+  amps_H = np.arange(1, 41) ** -g.uniform(.6, 1.4)
+  wave_S = waves.normalise(waves.harmonic(
+      g.uniform(110., 220.) * drift, amps_H, g.uniform(0., 2. * np.pi, 40)))
+  base, gain = waves.log_uniform(g, 300., 450.), g.uniform(2., 4.)
+  at, count = int(g.integers(RATE, 4 * RATE)), 0
+  while True:
+    held = int(g.integers(RATE // 2, RATE))
+    if at + held > n:
+      return waves.stage(g, wave_S, snr=(10., 30.))
+    f_S = np.full(held, base * 2. ** (pick(count) + g.uniform(-.15, .15)))
+    call_S = waves.harmonic(f_S, np.arange(1, 9) ** -1.,
+                            g.uniform(0., 2. * np.pi, 8))
+    wave_S[at:at + held] += gain * waves.normalise(
+        call_S * waves.attack_decay(held, .05, 9., .05))
+    at += held + int(g.integers(int(low * RATE), int(high * RATE)))
+    count += 1
+
+
+def _hive_order(g, label):
+  """Registers in turn, upwards or downwards: only their order tells.
+
+  No window shorter than 3 s holds parts of two calls.
+  """
+  first, step = int(g.integers(3)), {'rising': 1, 'falling': -1}[label]
+  return _hive(g, lambda i: (first + step * i) % 3, 3., 5.)
+
+
+def _hive_share(g, label):
+  """Three calls in four are high, or low: one alone is right as often."""
+  often, seldom = {'high': (2, 0), 'low': (0, 2)}[label]
+  return _hive(g, lambda _: often if g.uniform() < .75 else seldom, .3, 1.)
+
+
+_SCENES = {'event_count': _event_count, 'hive_order': _hive_order,
+           'hive_share': _hive_share, 'pitch': _pitch,
            'temporal_order': _temporal_order,
            'temporal_rhythm': _temporal_rhythm, 'texture': _texture,
            'timbre': _timbre}
@@ -207,7 +260,7 @@ def make(seed, task, split, index):
   g = waves.generator(seed, f'{task}/{split}', index)
   if task == 'sound_events':
     return _sound_events(g)
-  labels = TASKS[task].labels
+  labels = EVERY[task].labels
   if task == 'scene':
     present = [labels[index % len(labels)]]
     others = [label for label in labels if label not in present]

@@ -188,7 +188,7 @@ def _begin(folder, asked):
 
 def _finish(partial, folder, name, clips):
   """Writes what describes the clips, then gives the folder its name."""
-  task = tasks_lib.TASKS[name]
+  task = tasks_lib.EVERY[name]
   for split, n in clips.items():
     root = partial / str(RATE) / split
     labels = {f'{i:05d}.wav': json.loads(
@@ -221,9 +221,9 @@ def write_tasks(out, seed, clips_per_task=(320, 100, 200), names=None,
   """Writes task folders in HEAR's layout: <out>/tasks/<name>-v1-full/.
 
   `clips_per_task` are the clips of the train, valid and test split; `names`
-  chooses among tasks.TASKS (default: all). A finished task is left alone, a
-  half-written one is finished; the clips of a larger split begin with those of
-  a smaller one.
+  chooses among tasks.EVERY (default: tasks.TASKS). A finished task is left
+  alone, a half-written one is finished; the clips of a larger split begin
+  with those of a smaller one.
 
   Returns the folder of the tasks. Raises ValueError for bad arguments or a
   task folder made with other ones.
@@ -236,9 +236,9 @@ def write_tasks(out, seed, clips_per_task=(320, 100, 200), names=None,
                      'three positive integers: train, valid, test')
   names = tuple(tasks_lib.TASKS) if names is None else names
   if not isinstance(names, (tuple, list)) or not names or (
-      set(names) - set(tasks_lib.TASKS)):
+      set(names) - set(tasks_lib.EVERY)):
     raise ValueError(f'names: found {names!r}, expected a list of some of '
-                     f'{", ".join(tasks_lib.TASKS)}')
+                     f'{", ".join(tasks_lib.EVERY)}')
   root = pathlib.Path(out) / 'tasks'
   clips = dict(zip(tasks_lib.SPLITS, clips_per_task))
   asked = {'world': VERSION, 'kind': 'task', 'seed': seed, 'clips': clips}

@@ -1,0 +1,169 @@
+"""Pictures as waves: what is not sound, through the same code.
+
+A picture is cut in square patches, row by row of them; patch t, flattened, is
+the samples from 160 t of a 16-bit wave at 16 kHz, with silence up to the next.
+With `model.front = 'pixels'` (audio.pixels) the model is then shown the
+patches as they were, one a token, and a masked autoencoder of waves is one of
+pictures: corpus, tasks, training, RankMe, probes and laws need no change.
+
+The pictures that come along are scikit-learn's digits: 1,797 scans of 8 x 8
+pixels with 17 levels, from the UCI machine learning repository (E. Alpaydin
+and C. Kaynak, Optical Recognition of Handwritten Digits, 1998).
+
+Shapes: N pictures, Y rows, X columns, T patches, P pixels of a patch, S
+samples.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import soundfile
+
+from audiorank import audio
+from audiorank import prepare
+
+RATE = 16_000
+SIDE = 2  # Pixels of a side of a digit's patch.
+# In the order of the set.
+SPLITS = {'train': (0, 1000), 'valid': (1000, 1297), 'test': (1297, 1797)}
+TURNS = 4  # Quarter turns of a digit that the second task tells apart.
+
+
+def samples(patches, side):
+  """Returns the samples of a wave that carries so many patches."""
+  return (patches - 1) * audio.HOP + side * side
+
+
+def wave(picture_YX, side):
+  """Returns wave_S int16 that carries a picture.
+
+  Args:
+    picture_YX: from 0 (sample -32767) to 1 (32767).
+    side: of a patch, in pixels.
+
+  Raises:
+    ValueError: no picture of whole patches, patches of more than 160 pixels,
+      or values outside [0, 1].
+  """
+  picture_YX = np.asarray(picture_YX, np.float64)
+  if picture_YX.ndim != 2 or 0 in picture_YX.shape or any(
+      n % side for n in picture_YX.shape):
+    raise ValueError(f'a picture of shape {picture_YX.shape}: expected two '
+                     f'multiples of {side}')
+  if side * side > audio.HOP:
+    raise ValueError(f'patches of {side * side} pixels: expected at most '
+                     f'{audio.HOP}')
+  if not (picture_YX.min() >= 0 and picture_YX.max() <= 1):
+    raise ValueError(f'a picture from {picture_YX.min():g} to '
+                     f'{picture_YX.max():g}: expected 0 to 1')
+  Y, X = picture_YX.shape
+  patches_TP = picture_YX.reshape(Y // side, side, X // side, side).transpose(
+      0, 2, 1, 3).reshape(-1, side * side)
+  T, P = patches_TP.shape
+  blocks = np.zeros((T, audio.HOP))
+  blocks[:, :P] = patches_TP * 2 - 1
+  wave_S = blocks.reshape(-1)[:samples(T, side)]
+  return np.rint(wave_S * 32767).astype(np.int16)
+
+
+def write_corpus(out, pictures_NYX, side, about):
+  """Writes pictures as a prepared corpus, each a recording of its own.
+
+  Args:
+    out: folder; see prepare.write.
+    pictures_NYX: see `wave`.
+    side: of a patch.
+    about: dictionary of scalars that says what the pictures are.
+  """
+  prepare.write(out, (
+      (f'{i:06d}.wav', f'{i:06d}', '', wave(picture_YX, side))
+      for i, picture_YX in enumerate(pictures_NYX)), {**about, 'side': side})
+
+
+def write_task(folder, name, splits, side):
+  """Writes a task of labelled pictures in HEAR's layout, whole or not at all.
+
+  Args:
+    folder: of the task; one that is there is left as it is.
+    name: of the task.
+    splits: {'train' | 'valid' | 'test': (pictures_NYX, N labels)}.
+    side: of a patch.
+  """
+  folder = pathlib.Path(folder)
+  if folder.exists():
+    return
+  part = folder.parent / f'.{folder.name}.{os.getpid()}'
+  try:
+    classes = set()
+    for split, (pictures_NYX, labels) in splits.items():
+      (part / str(RATE) / split).mkdir(parents=True)
+      told = {}
+      for i, (picture_YX, label) in enumerate(
+          zip(pictures_NYX, labels, strict=True)):
+        wave_S = wave(picture_YX, side)
+        soundfile.write(part / str(RATE) / split / f'{i:05d}.wav', wave_S,
+                        RATE, subtype='PCM_16')
+        told[f'{i:05d}.wav'] = [label]
+        classes.add(label)
+      (part / f'{split}.json').write_text(json.dumps(told), encoding='utf-8')
+    rows = ''.join(f'{i},{c}\n' for i, c in enumerate(sorted(classes)))
+    (part / 'labelvocabulary.csv').write_text(f'idx,label\n{rows}',
+                                              encoding='utf-8')
+    (part / 'task_metadata.json').write_text(json.dumps({
+        'task_name': name, 'version': 'v1', 'mode': 'full',
+        'embedding_type': 'scene', 'prediction_type': 'multiclass',
+        'split_mode': 'trainvaltest', 'splits': list(splits),
+        'sample_duration': len(wave_S) / RATE,
+        'evaluation': ['top1_acc', 'mAP']}), encoding='utf-8')
+    os.replace(part, folder)
+  finally:
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def digits():
+  """Returns (pictures_NYX in [0, 1], N labels) of the set.
+
+  Raises:
+    ValueError: scikit-learn is not installed.
+  """
+  try:
+    from sklearn import datasets
+  except ModuleNotFoundError:
+    raise ValueError("the digits need scikit-learn (pip install "
+                     "'audiorank[images]')") from None
+  found = datasets.load_digits()
+  return found.images / 16., [f'digit_{n}' for n in found.target]
+
+
+def make(folder):
+  """Writes (or finishes) the digits; returns (corpus, tasks) paths.
+
+  The corpus holds the pictures of the training split alone. Of the tasks
+  `digit` asks which digit it is, `turn` by how many quarters it was turned.
+
+  Args:
+    folder: where.
+
+  Raises:
+    ValueError: scikit-learn is not installed.
+  """
+  folder = pathlib.Path(folder)
+  pictures_NYX, labels = digits()
+  first, last = SPLITS['train']
+  write_corpus(folder / 'corpus', pictures_NYX[first:last], SIDE,
+               {'pictures': 'scikit-learn digits'})
+  tasks = folder / 'tasks'
+  tasks.mkdir(exist_ok=True)
+  digit, turn = {}, {}
+  for split, (first, last) in SPLITS.items():
+    part_NYX = pictures_NYX[first:last]
+    digit[split] = part_NYX, labels[first:last]
+    quarters = [i % TURNS for i in range(len(part_NYX))]
+    turn[split] = (np.stack([np.rot90(p, k) for p, k in zip(
+        part_NYX, quarters)]), [f'turn_{k}' for k in quarters])
+  write_task(tasks / 'digit-v1-full', 'digit', digit, SIDE)
+  write_task(tasks / 'turn-v1-full', 'turn', turn, SIDE)
+  return str(folder / 'corpus'), str(tasks)
