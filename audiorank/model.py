@@ -284,16 +284,24 @@ def encode(config, params, mel_BMT, valid_L=None, layers=False):
   if not L:
     raise ValueError(f'{mel_BMT.shape[2]} frames are less than one patch of '
                      f'{config.patch_frames}')
+  B, whole = len(patches_BLP), L - L % step
   valid_BL = None
   if valid_L is not None:
     valid_BL = jnp.arange(L)[None] < valid_L[:, None]
   pieces = []
-  for start in range(0, L, step):
-    part = slice(start, start + step)
-    pieces.append(net.apply(
-        variables, patches_BLP[:, part],
-        valid_BL=None if valid_BL is None else valid_BL[:, part],
-        layers=layers))
+  # Whole chunks are rows of one batch: a long clip takes one program.
+  for part, chunks in ((slice(whole), L // step), (slice(whole, L), 1)):
+    tokens = (part.stop - (part.start or 0)) // chunks if chunks else 0
+    if not tokens:
+      continue
+    row = lambda x, c=chunks, n=tokens: x.reshape(B * c, n, *x.shape[2:])
+    found = net.apply(
+        variables, row(patches_BLP[:, part]),
+        valid_BL=None if valid_BL is None else row(valid_BL[:, part]),
+        layers=layers)
+    pieces.append(jax.tree.map(
+        lambda x, n=chunks * tokens: x.reshape(*x.shape[:-3], B, n,
+                                               x.shape[-1]), found))
   if layers:
     tokens, stacks = zip(*pieces)
     return (jnp.concatenate(tokens, axis=1),

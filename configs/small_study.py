@@ -11,7 +11,7 @@ Question: which claims of the paper hold at this scale, on your corpus and
 tasks, when every other predictor of the score is given the same chance?
 What several experiments share (the reference point stands in each) is trained
 once.
-Cost: paper 66 runs, 1.8e20 FLOPs; small 47 runs, 4.8e13 FLOPs, some
+Cost: paper 90 runs, 2.0e20 FLOPs; small 62 runs, 6.7e13 FLOPs, some
 2 core-minutes a run, half of it readings and scores.
 It fails if the noise between seeds is as large as what the experiments
 differ by.
@@ -22,7 +22,8 @@ import importlib
 from audiorank import records
 
 EXPERIMENTS = ('seeds', 'masking', 'model_data_grid', 'architecture',
-               'decoder', 'crop_length', 'early_prediction')
+               'decoder', 'crop_length', 'early_prediction',
+               'architecture_transfer', 'distribution_shift')
 
 
 def module(name):

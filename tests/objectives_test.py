@@ -285,9 +285,10 @@ def test_latent_collapse_is_seen():
 
 
 def test_objectives_start_from_one_encoder():
-  made = {name: jax.jit(lambda key, c=of(name, **{'train.init_scale': .5})[0]:
-                        program.init(c, key))(jax.random.key(3))
-          for name in ('mae', 'contrastive', 'latent')}
+  configs = {name: of(name, **{'train.init_scale': .5})[0]
+             for name in ('mae', 'contrastive', 'latent')}
+  made = {name: jax.jit(lambda key, c=c: program.init(c, key))(
+      jax.random.key(3)) for name, c in configs.items()}
   for name in ('contrastive', 'latent'):
     jax.tree.map(np.testing.assert_array_equal,
                  made[name].params['encoder'], made['mae'].params['encoder'])
