@@ -35,7 +35,8 @@ def get_config(point='small/objective=latent,size=en32-4'):
   c = scales.recipe(scale, said['size'])
   c.experiment = 'architecture_transfer'
   c.objective = said['objective']
-  c.latent.decay = DECAY[scale]
+  if c.objective == 'latent':
+    c.latent.decay = DECAY[scale]
   return c
 
 

@@ -11,7 +11,7 @@ Question: which claims of the paper hold at this scale, on your corpus and
 tasks, when every other predictor of the score is given the same chance?
 What several experiments share (the reference point stands in each) is trained
 once.
-Cost: paper 90 runs, 2.0e20 FLOPs; small 62 runs, 6.7e13 FLOPs, some
+Cost: paper 90 runs, 2.0e20 FLOPs; small 61 runs, 6.6e13 FLOPs, some
 2 core-minutes a run, half of it readings and scores.
 It fails if the noise between seeds is as large as what the experiments
 differ by.
