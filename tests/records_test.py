@@ -62,9 +62,24 @@ def test_other_evaluation_settings_reopen_a_done_run(tmp_path):
   records.write_json(tmp_path / 'DONE', {})
   records.open_run(tmp_path, config)
   assert records.state(tmp_path) == 'done'
+  config.data.threads = 2
+  records.open_run(tmp_path, config)
+  assert records.state(tmp_path) == 'done'
+  assert records.load_config(tmp_path).data.threads == 2
   config.eval.grid_points = 1
   records.open_run(tmp_path, config)
   assert records.state(tmp_path) == 'new'
+
+
+def test_a_folder_from_before_a_field_was_is_as_it_was(tmp_path):
+  config = base.get_config('en128-12')
+  tree = records.plain(config)
+  del tree['train']['call'], tree['latent']
+  records.write_json(tmp_path / 'config.json', tree)
+  records.write_json(tmp_path / 'DONE', {})
+  records.open_run(tmp_path, config)
+  assert records.state(tmp_path) == 'done'
+  assert records.read_json(tmp_path / 'config.json') == tree
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

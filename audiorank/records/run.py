@@ -134,9 +134,9 @@ def read_json(path):
 def open_run(workdir, config):
   """Makes or checks a run's folder.
 
-  A folder of the same run whose evaluation settings differ is taken over:
-  its config.json is rewritten and DONE removed, so that what is missing is
-  measured and nothing trained again.
+  A folder of the same run by other settings is taken over: its config.json
+  is rewritten, and DONE removed if they are of the evaluation, so that what
+  is missing is measured and nothing trained again.
 
   Raises:
     ValueError: the folder belongs to another run; names both.
@@ -152,13 +152,14 @@ def open_run(workdir, config):
           f'{workdir}: holds run {run_id(theirs)}, this config is run '
           f'{run_id(ours)} ({difference(identity(theirs), identity(ours))}): '
           'expected the same config or an empty folder')
-    if theirs == ours:
+    if complete(theirs) == ours:
       return
     # A worker reads its config once: it would mark the run as done by
     # settings that the folder no longer names.
     held = lease.Lease(workdir)
     try:
-      (workdir / 'DONE').unlink(missing_ok=True)
+      if theirs['eval'] != ours['eval']:
+        (workdir / 'DONE').unlink(missing_ok=True)
       write_json(path, ours)
     finally:
       held.release()
