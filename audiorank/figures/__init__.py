@@ -7,6 +7,7 @@ numbers, and no legend lies on the data. Nothing here touches pyplot or a
 display. The runs table has one row per run and step; see `records`.
 """
 
+from audiorank.figures.claims import slopes
 from audiorank.figures.fits import law, pairs, predicted_actual, profile
 from audiorank.figures.fits import residuals
 from audiorank.figures.joint import contours, frontier, isoflop

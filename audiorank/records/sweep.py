@@ -1,5 +1,6 @@
 """Tables of a sweep, rebuilt from its records: runs, history, tasks."""
 
+import collections
 import itertools
 import os
 import pathlib
@@ -63,14 +64,17 @@ VARIED = {'steps': '{} steps', 'lr': 'lr {:g}', 'batch': 'batch {}',
           'order': 'order {}'}
 
 
-def run_name(row, varied=()):
+def run_name(row, varied=(), usual=None):
   """Returns what a run is called in tables and legends.
 
   Args:
     row: its columns.
     varied: those of VARIED in which the runs of the sweep differ.
+    usual: {name: value} that need not be said.
   """
-  more = ''.join(' ' + VARIED[name].format(row[name]) for name in varied)
+  said = [v for v in varied if not usual or v not in usual
+          or usual[v] != row[v]]
+  more = ''.join(' ' + VARIED[name].format(row[name]) for name in said)
   if row['untrained']:
     return f"{row['size']} untrained{more}"
   hours = '' if row['hours'] is None else f" {row['hours']:.2g} h"
@@ -82,14 +86,21 @@ def run_name(row, varied=()):
 def name_runs(runs, *others):
   """Gives the rows of every list the names of their runs.
 
-  A name carries the fields of VARIED that tell runs of one short name apart.
+  A name carries the fields of VARIED that tell runs of one short name apart,
+  unless most runs have the same value and so has this one.
   """
   names = {}
   for untrained in (False, True):
     mine = [r for r in runs if r['untrained'] == untrained]
     varied = [v for v in VARIED if len({(run_name(r), r[v]) for r in mine})
               > len({run_name(r) for r in mine})]
-    names.update({r['run_id']: run_name(r, varied) for r in mine})
+    usual = {}
+    for name in varied:
+      (value, count), = collections.Counter(
+          r[name] for r in mine).most_common(1)
+      if count > 2 and 2 * count > len(mine):
+        usual[name] = value
+    names.update({r['run_id']: run_name(r, varied, usual) for r in mine})
   for row in itertools.chain(runs, *others):
     row['name'] = names[row['run_id']]
 
