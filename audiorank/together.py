@@ -176,7 +176,7 @@ def run(workdirs, configs, stop=lambda step: False, tell=lambda *_: None):
 
     def settle():
       for k in live():
-        savers[k].wait_until_finished()
+        checkpoint.wait(savers[k])
         checkpoint.seal(folders[k])
 
     while live():

@@ -154,6 +154,7 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
     Preempted: stop() was True.
     Diverged: the loss is not finite.
     ValueError, FileNotFoundError: a config or corpus that cannot run.
+    OSError: a checkpoint, record or row cannot be written.
   """
   workdir = pathlib.Path(workdir)
   on = sharding.mesh(config.mesh.data, config.mesh.fsdp)
@@ -209,7 +210,7 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
           unsealed = True
         elif unsealed and step % config.train.log_every == 0:
           with gauge.aside():
-            m.wait_until_finished()
+            checkpoint.wait(m)
             if main:
               checkpoint.seal(folder)
           unsealed = False
@@ -227,7 +228,7 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
         if leaving or stop(step):
           rows.flush()
           checkpoint.save(m, state, config, force=True)
-          m.wait_until_finished()
+          checkpoint.wait(m)
           checkpoint.seal(folder)
           raise Preempted(f'saved at step {step}')
         with gauge.waiting():
@@ -237,7 +238,7 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
         bar.step()
         tell('training', step, steps)
         noted(bar, rows.add(step, got, gauge.row))
-    m.wait_until_finished()
+    checkpoint.wait(m)
     checkpoint.seal(folder)
     bar.close()
   return state, on
