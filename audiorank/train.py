@@ -137,7 +137,7 @@ def start(config, on):
   return shapes, placed, lambda: fresh(key)
 
 
-def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
+def run(workdir, config, stop=lambda step: False, tell=lambda *_, **__: None):
   """Trains (or goes on training) the run in a folder, measuring as it goes.
 
   Args:
@@ -145,7 +145,8 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
     config: frozen config.
     stop: polled with every step's number; once True, the run is saved and
       left. Of several processes all must get the same answer.
-    tell: called with (what is being done, step, steps).
+    tell: called with (what is being done, step, steps); force=True says that
+      it must not be passed over.
 
   Returns:
     the final state and the mesh.
@@ -215,7 +216,7 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
               checkpoint.seal(folder)
           unsealed = False
         if step in readings:
-          tell('measuring', step, steps)
+          tell('measuring', step, steps, force=True)
           with gauge.aside():
             fields = read(workdir, config, state, step, sample, on, valid,
                           lambda: alone and stop(step))
