@@ -36,12 +36,13 @@ def damage(folder, how):
    'truncated': lambda: file.write_bytes(file.read_bytes()[:100]),
    'added': lambda: (file.parent / 'more').write_text('x'),
    'unsealed': seal.unlink, 'seal flipped': lambda: flip(seal),
-   'seal truncated': lambda: seal.write_text('{')}[how]()
+   'seal truncated': lambda: seal.write_text('{'),
+   'seal of a list': lambda: seal.write_text('[]')}[how]()
 
 
 @pytest.mark.parametrize('how', [
     'flipped', 'deleted', 'truncated', 'added', 'unsealed', 'seal flipped',
-    'seal truncated'])
+    'seal truncated', 'seal of a list'])
 def test_a_step_that_is_not_what_was_written_is_put_aside(folder, how):
   assert checkpoint.newest(folder) == 20
   damage(folder, how)

@@ -228,6 +228,17 @@ def test_a_lease_is_held_by_one_and_ends_with_its_holder(tmp_path):
   lease.Lease(tmp_path).release()
 
 
+def test_a_second_worker_leaves_and_is_to_come_again(env, corpus, tmp_path):
+  records.open_run(tmp_path, tiny.config(corpus))
+  held = lease.Lease(tmp_path)
+  got = run(env, 'train', f'--workdir={tmp_path}')
+  assert got.returncode == pool.AGAIN
+  (said,) = got.stderr.splitlines()
+  assert f'process {os.getpid()} on' in said and lease.alive(tmp_path)
+  assert not (tmp_path / 'checkpoints').exists()
+  held.release()
+
+
 def full(*_, **__):
   raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
