@@ -38,9 +38,13 @@ def run(main, words=False):
     except KeyboardInterrupt:
       print('stopped; the same command goes on', file=sys.stderr)
       sys.exit(130)
-    except (ValueError, OSError, lease.Held) as error:
-      if os.environ.get('AUDIORANK_TRACEBACK'):
+    except (ValueError, OSError, lease.Held, AttributeError) as error:
+      if os.environ.get('AUDIORANK_TRACEBACK') or (
+          isinstance(error, AttributeError) and not of_config(error)):
         raise
+      if isinstance(error, AttributeError):
+        fail(f'{str(error).strip(chr(34))}: no such field in the config: '
+             'expected those of configs/base.py')
       if isinstance(error, FileNotFoundError) and error.filename:
         fail(f'{error.filename}: no such file')
       fail(error)
@@ -65,6 +69,12 @@ def run(main, words=False):
     return left
 
   app.run(guarded, flags_parser=parse)
+
+
+def of_config(error):
+  """Returns whether an AttributeError is of a field that a config lacks."""
+  at = traceback.extract_tb(error.__traceback__)[-1]
+  return 'ml_collections' in at.filename
 
 
 def quieten():

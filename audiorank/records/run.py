@@ -19,6 +19,9 @@ NOT_IDENTITY = ('experiment', 'eval', 'checkpoint', 'mesh', 'data.root',
 # Fields that came later, and what they are in a run made before: it has no
 # such field, and keeps its name.
 LATER = {'train.skip': 0, 'track': ''}
+# Of every config.
+PARTS = ('model', 'mask', 'data', 'train', 'opt', 'monitor', 'checkpoint',
+         'eval', 'mesh')
 TIMES = ('seconds', 'started', 'host', 'rate', 'waiting', 'clips_per_second',
          'tflops', 'encoder_tflops', 'mfu', 'memory')
 
@@ -174,16 +177,34 @@ def difference(theirs, ours, prefix=''):
 
 
 def load_config(workdir):
-  """Returns the frozen config of a run's folder."""
+  """Returns the frozen config of a run's folder.
+
+  Raises:
+    FileNotFoundError, ValueError: as `config_tree`.
+  """
+  tree = config_tree(workdir)
+  for name, value in LATER.items():
+    node, last = holder(tree, name)
+    node.setdefault(last, value)
+  return frozen(tree)
+
+
+def config_tree(workdir):
+  """Returns the config of a run's folder as it was written.
+
+  Raises:
+    FileNotFoundError: there is none; names it.
+    ValueError: it is no config; says which part is missing.
+  """
   path = pathlib.Path(workdir) / 'config.json'
   if not path.is_file():
     raise FileNotFoundError(f'{path}: no such file: expected the folder of a '
                             'run')
   tree = read_json(path)
-  for name, value in LATER.items():
-    node, last = holder(tree, name)
-    node.setdefault(last, value)
-  return frozen(tree)
+  for part in PARTS:
+    if not isinstance(tree, dict) or not isinstance(tree.get(part), dict):
+      raise ValueError(f'{path}: not the config of a run: no {part!r} in it')
+  return tree
 
 
 def path(workdir, kind, step):
