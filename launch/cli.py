@@ -43,8 +43,9 @@ def run(main, words=False):
           isinstance(error, AttributeError) and not of_config(error)):
         raise
       if isinstance(error, AttributeError):
-        fail(f'{str(error).strip(chr(34))}: no such field in the config: '
-             'expected those of configs/base.py')
+        field = str(error).strip('"')
+        fail(f'{field}: no such field in the config: expected those of '
+             'configs/base.py')
       if isinstance(error, FileNotFoundError) and error.filename:
         fail(f'{error.filename}: no such file')
       fail(error)

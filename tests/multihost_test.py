@@ -61,7 +61,7 @@ def start(workdir, cache, processes):
   return out
 
 
-def end(processes, timeout=300):
+def end(processes, timeout=900):
   """Waits for all; returns their exit codes and what they said."""
   said = [p.communicate(timeout=timeout)[1] for p in processes]
   return [p.returncode for p in processes], '\n'.join(said)
@@ -91,7 +91,7 @@ def test_two_processes_are_one_and_take_over_from_each_other(
 
   # Two processes; a signal to one of them stops both, saved at one step.
   pair = start(two, cache, 2)
-  until = time.monotonic() + 200
+  until = time.monotonic() + 900
   while lease.read(two).get('step', 0) < 12:
     assert time.monotonic() < until, 'the two do not train'
     assert all(p.poll() is None for p in pair), end(pair)[1]
@@ -118,7 +118,7 @@ def test_what_one_wrote_two_go_on_with_and_evaluate(config, cache, tmp_path):
     records.open_run(workdir, config)
   assert end(start(straight, cache, 1))[0] == [0]
   (alone,) = start(mixed, cache, 1)
-  until = time.monotonic() + 200
+  until = time.monotonic() + 900
   while lease.read(mixed).get('step', 0) < 12:
     assert time.monotonic() < until
     time.sleep(.05)
