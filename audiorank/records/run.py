@@ -143,7 +143,7 @@ def open_run(workdir, config):
   path = workdir / 'config.json'
   ours = plain(config)
   if path.exists():
-    theirs = read_json(path)
+    theirs = config_tree(workdir)
     if run_id(theirs) != run_id(ours):
       raise ValueError(
           f'{workdir}: holds run {run_id(theirs)}, this config is run '
