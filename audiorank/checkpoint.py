@@ -7,8 +7,11 @@ Orbax restores a flipped bit without a word; here the checksums are verified
 before anything is restored, and the newest step that is whole is taken.
 """
 
+import contextlib
 import hashlib
+import os
 import pathlib
+import re
 import shutil
 import sys
 
@@ -72,6 +75,8 @@ def verify(folder, step):
     want = records.read_json(path)
   except ValueError:
     return f'{path.name} is damaged'
+  if not isinstance(want, dict):
+    return f'{path.name} is damaged'
   have = checksums(folder / str(step))
   for name in sorted(set(want) | set(have)):
     if name not in have:
@@ -94,15 +99,44 @@ def manager(folder, every, keep):
 
 
 def save(m, state, config, force=False):
-  """Saves a state where the manager's policy (or `force`) says so."""
+  """Saves a state where the manager's policy (or `force`) says so.
+
+  Raises:
+    OSError: it, or the one before it, cannot be written; names folder and
+      reason.
+  """
   step = int(state.step)
   if step in m.all_steps():
     return False
-  return m.save(step, force=force, args=A.Composite(
-      params=A.StandardSave({'params': state.params,
-                             'batch_stats': state.batch_stats}),
-      opt_state=A.StandardSave(state.opt_state),
-      config=A.JsonSave(records.plain(config))))
+  with written(m):
+    return m.save(step, force=force, args=A.Composite(
+        params=A.StandardSave({'params': state.params,
+                               'batch_stats': state.batch_stats}),
+        opt_state=A.StandardSave(state.opt_state),
+        config=A.JsonSave(records.plain(config))))
+
+
+def wait(m):
+  """Waits until what was saved is on disk.
+
+  Raises:
+    OSError: it cannot be written; names folder and reason.
+  """
+  with written(m):
+    m.wait_until_finished()
+
+
+@contextlib.contextmanager
+def written(m):
+  """Makes one OSError of what orbax raises where a save has failed."""
+  try:
+    yield
+  except (ValueError, RuntimeError, OSError) as error:
+    # Its own message is of lines full of paths; the system's number is in it.
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    why = os.strerror(int(number[1])) if number else str(error)
+    raise OSError(f'{m.directory}: a checkpoint could not be saved: '
+                  f'{why}') from error
 
 
 def abstract(tree, placed):

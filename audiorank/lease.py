@@ -5,6 +5,7 @@ ends, and no clock is trusted. The file's text is for people and for the
 sweep's table.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -53,12 +54,14 @@ class Lease:
     if not force and now - self.told < 1:
       return
     self.told = now
-    self.file.seek(0)
-    self.file.truncate()
-    self.file.write(json.dumps({
+    text = json.dumps({
         'host': socket.gethostname(), 'pid': os.getpid(), 'doing': doing,
-        'step': self.at[0], 'steps': self.at[1]}))
-    self.file.flush()
+        'step': self.at[0], 'steps': self.at[1]})
+    # A full disk must not end a run for the sake of the sweep's table; what
+    # waited in a buffer would be written, and fail, again.
+    with contextlib.suppress(OSError):
+      os.ftruncate(self.file.fileno(), 0)
+      os.write(self.file.fileno(), text.encode())
 
   def release(self):
     """Gives the run free. The file stays: removing it would let two

@@ -69,14 +69,15 @@ def common_step(folders):
   return least
 
 
-def run(workdirs, configs, stop=lambda step: False, tell=lambda *_: None):
+def run(workdirs, configs, stop=lambda step: False, tell=lambda *_, **__: None):
   """Trains several runs, or goes on training them, in one program.
 
   Args:
     workdirs: their folders.
     configs: their frozen configs, of one `company`.
     stop: polled with every step's number; once True all are saved and left.
-    tell: called with (what is being done, step, steps).
+    tell: called with (what is being done, step, steps); force=True says that
+      it must not be passed over.
 
   Returns:
     {workdir: curve.Diverged} of the runs that diverged; the others are
@@ -176,7 +177,7 @@ def run(workdirs, configs, stop=lambda step: False, tell=lambda *_: None):
 
     def settle():
       for k in live():
-        savers[k].wait_until_finished()
+        checkpoint.wait(savers[k])
         checkpoint.seal(folders[k])
 
     while live():
@@ -193,7 +194,7 @@ def run(workdirs, configs, stop=lambda step: False, tell=lambda *_: None):
         take()
         held = None
         each(lambda k: rows[k].flush())
-        tell('measuring', step, steps)
+        tell('measuring', step, steps, force=True)
         with gauge.aside():
           for k in live():
             state = part(states, k, alone)

@@ -133,7 +133,7 @@ def start(config, on):
   return shapes, placed, lambda: fresh(key)
 
 
-def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
+def run(workdir, config, stop=lambda step: False, tell=lambda *_, **__: None):
   """Trains (or goes on training) the run in a folder, measuring as it goes.
 
   Args:
@@ -141,7 +141,8 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
     config: frozen config.
     stop: polled with every step's number; once True, the run is saved and
       left. Of several processes all must get the same answer.
-    tell: called with (what is being done, step, steps).
+    tell: called with (what is being done, step, steps); force=True says that
+      it must not be passed over.
 
   Returns:
     the final state and the mesh.
@@ -150,6 +151,7 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
     Preempted: stop() was True.
     Diverged: the loss is not finite.
     ValueError, FileNotFoundError: a config or corpus that cannot run.
+    OSError: a checkpoint, record or row cannot be written.
   """
   workdir = pathlib.Path(workdir)
   on = sharding.mesh(config.mesh.data, config.mesh.fsdp)
@@ -206,12 +208,12 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
           unsealed = True
         elif unsealed and step % config.train.log_every == 0:
           with gauge.aside():
-            m.wait_until_finished()
+            checkpoint.wait(m)
             if main:
               checkpoint.seal(folder)
           unsealed = False
         if step in readings:
-          tell('measuring', step, steps)
+          tell('measuring', step, steps, force=True)
           with gauge.aside():
             fields = read(workdir, config, state, step, sample, on, valid,
                           lambda: alone and stop(step))
@@ -224,7 +226,7 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
         if leaving or stop(step):
           rows.flush()
           checkpoint.save(m, state, config, force=True)
-          m.wait_until_finished()
+          checkpoint.wait(m)
           checkpoint.seal(folder)
           raise Preempted(f'saved at step {step}')
         ahead = min(config.train.call, undisturbed(config, step, readings))
@@ -244,7 +246,7 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_: None):
           noted(bar, rows.add(step, got, gauge.row, at))
         bar.step(len(places))
         tell('training', step, steps)
-    m.wait_until_finished()
+    checkpoint.wait(m)
     checkpoint.seal(folder)
     bar.close()
   return state, on

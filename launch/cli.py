@@ -1,11 +1,13 @@
 """What every command shares: one line for a user's mistake, no traceback."""
 
+import contextlib
 import difflib
 import importlib.util
 import os
 import pathlib
 import re
 import sys
+import traceback
 
 from absl import app
 from absl import flags
@@ -29,14 +31,21 @@ def run(main, words=False):
   def guarded(argv):
     logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()
+    if not os.environ.get('AUDIORANK_TRACEBACK'):
+      quieten()
     try:
       return main(argv)
     except KeyboardInterrupt:
       print('stopped; the same command goes on', file=sys.stderr)
       sys.exit(130)
-    except (ValueError, OSError, lease.Held) as error:
-      if os.environ.get('AUDIORANK_TRACEBACK'):
+    except (ValueError, OSError, lease.Held, AttributeError) as error:
+      if os.environ.get('AUDIORANK_TRACEBACK') or (
+          isinstance(error, AttributeError) and not of_config(error)):
         raise
+      if isinstance(error, AttributeError):
+        field = str(error).strip('"')
+        fail(f'{field}: no such field in the config: expected those of '
+             'configs/base.py')
       if isinstance(error, FileNotFoundError) and error.filename:
         fail(f'{error.filename}: no such file')
       fail(error)
@@ -52,11 +61,41 @@ def run(main, words=False):
       fail(unknown_field(error, argv))
     except (TypeError, ValueError, OSError) as error:
       fail(error)
+    except Exception as error:  # Of a config file, which may raise any.
+      if os.environ.get('AUDIORANK_TRACEBACK'):
+        raise
+      fail(raised(error))
     if len(left) > 1 and not words:
       fail(f'unexpected argument {left[1]!r} (see --help)')
     return left
 
   app.run(guarded, flags_parser=parse)
+
+
+def of_config(error):
+  """Returns whether an AttributeError is of a field that a config lacks."""
+  at = traceback.extract_tb(error.__traceback__)[-1]
+  return 'ml_collections' in at.filename
+
+
+def quieten():
+  """Keeps tracebacks of a failed save off standard error.
+
+  Orbax raises the error itself where the save is waited for; its threads,
+  and those of tensorstore, print it some dozens of times before.
+  """
+  told_twice = lambda record: record.exc_info and (
+      'orbax' in record.pathname or record.name == 'asyncio')
+  logging.get_absl_handler().addFilter(lambda r: not told_twice(r))
+  before = sys.unraisablehook
+
+  def unraisable(about):
+    # A write that ends after the event loop of its save was given up.
+    if about.object is not None or str(about.exc_value) != (
+        'Event loop is closed'):
+      before(about)
+
+  sys.unraisablehook = unraisable
 
 
 def unknown_field(error, argv):
@@ -103,8 +142,24 @@ def config_module(flag):
   path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS[flag]))
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  with of_file():
+    spec.loader.exec_module(module)
   return module
+
+
+@contextlib.contextmanager
+def of_file():
+  """Makes a ValueError of whatever the code of a config file raises."""
+  try:
+    yield
+  except Exception as error:
+    raise ValueError(raised(error)) from error
+
+
+def raised(error):
+  """Returns an error with the file and line that it came from."""
+  at = traceback.extract_tb(error.__traceback__)[-1]
+  return f'{at.filename}, line {at.lineno}: {type(error).__name__}: {error}'
 
 
 def compile_cache():

@@ -32,11 +32,10 @@ def status(root):
     if state == 'started':
       state = 'running' if lease.alive(workdir) else 'interrupted'
     counts[state] = counts.get(state, 0) + 1
-    config = records.read_json(workdir / 'config.json')
+    config = records.config_tree(workdir)
     steps = config['train']['steps']
     at = steps if state == 'done' else told.get('step', 0)
-    error = (records.read_json(workdir / 'FAILED')['error']
-             if state == 'failed' else '')
+    error = reason(workdir) if state == 'failed' else ''
     where = (f"{told['doing']} on {told['host']}, process {told['pid']}"
              if state == 'running' and told else error[:90])
     m = config['model']
@@ -48,6 +47,14 @@ def status(root):
         '': where})
   text = pd.DataFrame(shown).to_string(index=False)
   return f"{text}\n{', '.join(f'{n} {s}' for s, n in sorted(counts.items()))}"
+
+
+def reason(workdir):
+  """Returns why a run has failed; its FAILED may have been written by hand."""
+  try:
+    return str(records.read_json(workdir / 'FAILED')['error'])
+  except (ValueError, KeyError, TypeError):
+    return 'FAILED says no reason'
 
 
 def retry(root):

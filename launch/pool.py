@@ -5,6 +5,7 @@ at any moment and be started again. Nothing is kept here that the run folders
 do not hold, so this process may die as well.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -222,11 +223,16 @@ def part(root, job, waiting, failed):
 
 
 def give_up(root, job, error, failed):
-  """Notes a run as failed, in its folder where it has not done so itself."""
+  """Notes a run as failed, in its folder where it has not done so itself.
+
+  Where that cannot be written (a full disk) the other runs go on, and the
+  next sweep takes it up again.
+  """
   workdir = pathlib.Path(root) / job.run_id
   failed[job.run_id] = error
   if not (workdir / 'FAILED').exists():
-    records.write_json(workdir / 'FAILED', {'error': error})
+    with contextlib.suppress(OSError):
+      records.write_json(workdir / 'FAILED', {'error': error})
 
 
 def stop(processes, patience=60.):

@@ -185,14 +185,22 @@ def points(module, changes):
   """Returns {point: config} of a config file, overrides applied.
 
   Raises:
-    ValueError: --scale for a file that has none, or not that one.
+    ValueError: --scale for a file that has none, or not that one; no points;
+      a value that cannot be part of a run's name, such as a function.
   """
+  from audiorank import records
   out, given = {}, [_SCALE.value] if _SCALE.value else []
   if given and not inspect.signature(module.points).parameters:
     raise ValueError(f'--scale={_SCALE.value}: {module.__file__} has one scale')
-  for point in module.points(*given):
-    out[point] = module.get_config(point)
-    out[point].update_from_flattened_dict(changes)
+  with cli.of_file():
+    for point in module.points(*given):
+      out[point] = module.get_config(point)
+  if not out:
+    raise ValueError(f'{module.__file__}: points() is empty: expected the '
+                     'arguments of get_config')
+  for point, config in out.items():
+    config.update_from_flattened_dict(changes)
+    records.plain(config, f'{module.__file__}:{point}')
   return out
 
 

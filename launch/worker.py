@@ -3,6 +3,7 @@
 launch.train is its command.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -160,7 +161,10 @@ def work(workdir, config, held, stop, leaving, began):
     failed(workdir, error)
     return DIVERGED
   except (ValueError, OSError) as error:
-    records.write_json(workdir / 'FAILED', {'error': str(error)})
+    # On a full disk there may be no room for this either; the first error is
+    # the one to be told.
+    with contextlib.suppress(OSError):
+      records.write_json(workdir / 'FAILED', {'error': str(error)})
     held.release()
     raise
   records.write_json(workdir / 'DONE', {

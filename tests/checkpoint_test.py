@@ -1,10 +1,14 @@
-"""Which checkpoint is taken, and what fsck says, without any training."""
+"""Which checkpoint is kept, which is taken, what fsck says: no training."""
 
 import pathlib
+import types
 
+import jax
+import numpy as np
 import pytest
 
 from audiorank import checkpoint
+from configs import base
 
 
 @pytest.fixture
@@ -32,12 +36,13 @@ def damage(folder, how):
    'truncated': lambda: file.write_bytes(file.read_bytes()[:100]),
    'added': lambda: (file.parent / 'more').write_text('x'),
    'unsealed': seal.unlink, 'seal flipped': lambda: flip(seal),
-   'seal truncated': lambda: seal.write_text('{')}[how]()
+   'seal truncated': lambda: seal.write_text('{'),
+   'seal of a list': lambda: seal.write_text('[]')}[how]()
 
 
 @pytest.mark.parametrize('how', [
     'flipped', 'deleted', 'truncated', 'added', 'unsealed', 'seal flipped',
-    'seal truncated'])
+    'seal truncated', 'seal of a list'])
 def test_a_step_that_is_not_what_was_written_is_put_aside(folder, how):
   assert checkpoint.newest(folder) == 20
   damage(folder, how)
@@ -75,3 +80,36 @@ def test_fsck_says_what_and_exits_so(folder, capsys):
   nowhere = pathlib.Path('no', 'such')
   assert checkpoint.main(['', 'fsck', str(nowhere)]) == 1
   assert 'no checkpoint' in capsys.readouterr().err
+
+
+def test_old_steps_go_but_those_to_keep_stay(tmp_path):
+  folder = tmp_path / 'checkpoints'
+  folder.mkdir()
+  config = base.get_config('en32-2')
+  with checkpoint.manager(folder, every=2, keep=6) as m:
+    for step in range(0, 21):
+      part = {'w': jax.device_put(np.full(3, step, np.float32))}
+      saved = checkpoint.save(m, types.SimpleNamespace(
+          step=step, params=part, batch_stats={}, opt_state=part), config)
+      assert saved == (step % 2 == 0)
+    checkpoint.wait(m)
+    checkpoint.seal(folder)
+  assert checkpoint.steps(folder) == [0, 6, 12, 18, 20]
+  assert checkpoint.fsck(folder) == [(s, '') for s in (0, 6, 12, 18, 20)]
+  sealed = {p.name.split('.')[0] for p in folder.glob('*.sha256.json')}
+  assert sealed == {'0', '6', '12', '18', '20'}
+
+
+@pytest.mark.parametrize('error, why', [
+    (ValueError('RESOURCE_EXHAUSTED: Error writing "a/0" in "/x": Failed to '
+                "write 9 bytes: No space left on device [os_error_code='28']"),
+     'No space left on device'),
+    (OSError(13, 'Permission denied'), 'Permission denied')],
+                         ids=['full', 'forbidden'])
+def test_a_save_that_fails_names_its_folder_and_why(error, why):
+  def fails():
+    raise error
+  odd = types.SimpleNamespace(directory='runs/7/checkpoints',
+                              wait_until_finished=fails)
+  with pytest.raises(OSError, match=f'^runs/7/checkpoints: .*saved: .*{why}$'):
+    checkpoint.wait(odd)

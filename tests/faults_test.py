@@ -261,6 +261,33 @@ def test_two_launchers_at_once_do_no_run_twice(
 
 
 @pytest.mark.slow
+def test_ctrl_c_saves_and_the_same_command_goes_on(
+    env, corpus, tasks, tmp_path):
+  command = env, tmp_path, ['1e-3'], corpus, tasks, '--workers=2'
+  process, told = sweep(*command), {}
+  end = time.monotonic() + 600
+  while told.get('step', 0) < 90:
+    assert time.monotonic() < end and process.poll() is None, (
+        tmp_path / 'said.txt').read_text()
+    time.sleep(.01)
+    # Its twin takes no step.
+    for folder in records.run_folders(tmp_path / 'runs'):
+      if lease.read(folder).get('step'):
+        workdir, told = folder, lease.read(folder)
+  process.send_signal(signal.SIGINT)
+  assert process.wait(120) == pool.AGAIN
+  processes.check_nobody_left(tmp_path, seconds=0)
+  assert checkpoint.steps(workdir / 'checkpoints')[-1] >= told['step']
+  said = (tmp_path / 'said.txt').read_text()
+  assert 'Traceback' not in said and 'the same command goes on' in said
+  assert sweep(*command).wait(600) == 0
+  undisturbed = tmp_path / 'undisturbed'
+  records.open_run(undisturbed, records.load_config(workdir))
+  assert processes.worker(env, undisturbed).wait(600) == 0
+  processes.check_same(workdir, undisturbed)
+
+
+@pytest.mark.slow
 def test_a_run_that_diverges_does_not_stop_the_sweep(
     env, corpus, tasks, tmp_path):
   process = sweep(env, tmp_path, ['1e30', '1e-3'], corpus, tasks)

@@ -41,6 +41,12 @@ def test_status_tells_states_apart(sweep):
   assert text.splitlines()[-1] == '1 done, 1 failed, 1 interrupted, 1 running'
 
 
+def test_status_of_a_failure_without_a_reason(sweep):
+  for text in ('{}', '[]', '{"err'):
+    (sweep / 'failed' / 'FAILED').write_text(text)
+    assert 'says no reason' in overview.status(sweep)
+
+
 def test_retry_makes_failed_runs_new(sweep):
   assert overview.retry(sweep) == [sweep / 'failed']
   assert records.state(sweep / 'failed') == 'new'

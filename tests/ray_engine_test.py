@@ -180,7 +180,7 @@ def test_a_lost_slice_s_run_goes_on_on_another(
   slices = {name: [host(cluster, name, rank) for rank in range(2)]
             for name in ('first', 'second')}
   job = sweep(env, tmp_path, corpus, tasks, f'--address={cluster.address}',
-              '--slice=v4:2x2x2', points='1', steps=400)
+              '--slice=v4:2x2x2', points='1', steps=200)
   hit, told = training(tmp_path, job, past=70)
   raylet = processes.parent(processes.parent(told['pid']))
   (lost,) = [n for n in sum(slices.values(), [])

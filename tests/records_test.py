@@ -141,3 +141,13 @@ def test_settings_are_not_changed_under_a_live_worker(tmp_path):
   held.release()
   records.open_run(tmp_path, config)
   assert records.load_config(tmp_path).eval.grid_points == 1
+
+
+@pytest.mark.parametrize('text', ['{}', '[1]', '7', '{"train": 3}'])
+def test_what_is_no_config_is_named(tmp_path, text):
+  (tmp_path / 'config.json').write_text(text)
+  config = base.get_config('en32-2')
+  for opens in (lambda: records.load_config(tmp_path),
+                lambda: records.open_run(tmp_path, config)):
+    with pytest.raises(ValueError, match='config.json: not the config of a'):
+      opens()

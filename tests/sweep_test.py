@@ -1,5 +1,6 @@
 """The sweep as its user runs it: whole, killed, repeated, misused."""
 
+import errno
 import os
 import pathlib
 import signal
@@ -196,6 +197,25 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
   assert not list((tmp_path / 'root').glob('*/config.json'))
 
 
+@pytest.mark.parametrize('more, text', [
+    ('raise RuntimeError("no grid")', 'odd.py, line {last}: RuntimeError: no'),
+    ('def points():\n  return []', 'odd.py: points() is empty'),
+    ('def get_config(point="1"):\n  c = base.get_config("en32-2")\n'
+     '  with c.ignore_type():\n    c.opt.lr = abs\n  return c',
+     'odd.py:.5.opt.lr: <built-in function abs> is not')],
+    ids=['raises', 'empty', 'a function'])
+def test_an_odd_config_file_is_one_line_before_anything_is_made(
+    env, tmp_path, more, text):
+  (tmp_path / 'odd.py').write_text(f'{POINTS}\n{more}\n')
+  last = len((tmp_path / 'odd.py').read_text().splitlines())
+  got = run(env, 'sweep', f'--config={tmp_path}/odd.py',
+            f'--root={tmp_path}/root')
+  assert got.returncode == 1
+  (said,) = got.stderr.splitlines()
+  assert said.startswith('error: ') and text.format(last=last) in said
+  assert not list((tmp_path / 'root').glob('*'))
+
+
 def test_a_lease_is_held_by_one_and_ends_with_its_holder(tmp_path):
   held = lease.Lease(tmp_path)
   held.tell('training', 3, 9, force=True)
@@ -206,6 +226,37 @@ def test_a_lease_is_held_by_one_and_ends_with_its_holder(tmp_path):
   held.release()
   assert not lease.alive(tmp_path)
   lease.Lease(tmp_path).release()
+
+
+def test_a_second_worker_leaves_and_is_to_come_again(env, corpus, tmp_path):
+  records.open_run(tmp_path, tiny.config(corpus))
+  held = lease.Lease(tmp_path)
+  got = run(env, 'train', f'--workdir={tmp_path}')
+  assert got.returncode == pool.AGAIN
+  (said,) = got.stderr.splitlines()
+  assert f'process {os.getpid()} on' in said and lease.alive(tmp_path)
+  assert not (tmp_path / 'checkpoints').exists()
+  held.release()
+
+
+def full(*_, **__):
+  raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_ends_neither_a_worker_that_tells_nor_the_sweep(
+    tmp_path, monkeypatch):
+  held = lease.Lease(tmp_path)
+  with monkeypatch.context() as m:
+    m.setattr(os, 'write', full)
+    held.tell('training', 3, 9, force=True)
+  assert lease.read(tmp_path) == {} and lease.alive(tmp_path)
+  held.tell('training', 4, 9, force=True)
+  assert lease.read(tmp_path)['step'] == 4
+  held.release()
+  monkeypatch.setattr(records, 'write_json', full)
+  failed = {}
+  pool.give_up(tmp_path, pool.Job('r', 1.), 'no room', failed)
+  assert failed == {'r': 'no room'}
 
 
 def test_what_an_ended_worker_means(tmp_path):

@@ -11,6 +11,7 @@ The JSON files are the truth; the tables are a cache that `collect` rebuilds.
 
 from audiorank.records.curve_table import curves
 from audiorank.records.run import complete
+from audiorank.records.run import config_tree
 from audiorank.records.run import cut_metrics
 from audiorank.records.run import digest
 from audiorank.records.run import frozen

@@ -25,6 +25,9 @@ LATER = {'train.skip': 0, 'train.call': 1, 'track': '',
          'contrastive': {'share': .5, 'hidden': 512, 'width': 128,
                          'temperature': .1},
          'latent': {'decay': .999}}
+# Of every config.
+PARTS = ('model', 'mask', 'data', 'train', 'opt', 'monitor', 'checkpoint',
+         'eval', 'mesh')
 TIMES = ('seconds', 'started', 'host', 'rate', 'waiting', 'clips_per_second',
          'tflops', 'encoder_tflops', 'mfu', 'memory')
 
@@ -146,7 +149,7 @@ def open_run(workdir, config):
   path = workdir / 'config.json'
   ours = plain(config)
   if path.exists():
-    theirs = read_json(path)
+    theirs = config_tree(workdir)
     if run_id(theirs) != run_id(ours):
       raise ValueError(
           f'{workdir}: holds run {run_id(theirs)}, this config is run '
@@ -181,12 +184,30 @@ def difference(theirs, ours, prefix=''):
 
 
 def load_config(workdir):
-  """Returns the frozen config of a run's folder."""
+  """Returns the frozen config of a run's folder.
+
+  Raises:
+    FileNotFoundError, ValueError: as `config_tree`.
+  """
+  return frozen(complete(config_tree(workdir)))
+
+
+def config_tree(workdir):
+  """Returns the config of a run's folder as it was written.
+
+  Raises:
+    FileNotFoundError: there is none; names it.
+    ValueError: it is no config; says which part is missing.
+  """
   path = pathlib.Path(workdir) / 'config.json'
   if not path.is_file():
     raise FileNotFoundError(f'{path}: no such file: expected the folder of a '
                             'run')
-  return frozen(complete(read_json(path)))
+  tree = read_json(path)
+  for part in PARTS:
+    if not isinstance(tree, dict) or not isinstance(tree.get(part), dict):
+      raise ValueError(f'{path}: not the config of a run: no {part!r} in it')
+  return tree
 
 
 def complete(tree):

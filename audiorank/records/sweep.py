@@ -191,7 +191,7 @@ def wanted(record, config):
 
 def add_rows(workdir, runs, history, scores):
   """Adds the rows of one run to the three lists."""
-  config = on_disk.complete(on_disk.read_json(workdir / 'config.json'))
+  config = on_disk.complete(on_disk.config_tree(workdir))
   records = on_disk.read(workdir)
   row = described(workdir, config, records)
   readings = [{**row, **reading(row, r)}
