@@ -8,7 +8,6 @@ before anything is restored, and the newest step that is whole is taken.
 """
 
 import contextlib
-import hashlib
 import os
 import pathlib
 import re
@@ -21,69 +20,10 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
+from audiorank import checksums
 from audiorank import records
 
 A, cm = ocp.args, ocp.checkpoint_managers
-
-
-def steps(folder):
-  """Returns the committed steps of a checkpoint folder, ascending."""
-  return sorted(int(p.name) for p in pathlib.Path(folder).glob('*')
-                if p.name.isdigit() and p.is_dir())
-
-
-def checksums(step_folder):
-  """Returns {relative path: sha256} of every file of one step."""
-  out = {}
-  for path in sorted(step_folder.rglob('*')):
-    if path.is_file():
-      with open(path, 'rb') as f:
-        out[str(path.relative_to(step_folder))] = hashlib.file_digest(
-            f, 'sha256').hexdigest()
-  return out
-
-
-def seal(folder):
-  """Writes the checksums of committed steps that have none yet.
-
-  Of several processes the first does it; no other need wait.
-  """
-  if jax.process_index():
-    return
-  folder = pathlib.Path(folder)
-  for step in steps(folder):
-    path = folder / f'{step}.sha256.json'
-    if not path.exists():
-      records.write_json(path, checksums(folder / str(step)))
-  for path in folder.glob('*.sha256.json'):
-    if not (folder / path.name.split('.')[0]).exists():
-      path.unlink(missing_ok=True)
-
-
-def verify(folder, step):
-  """Returns what is wrong with a step, or '' when its files are whole.
-
-  A step without checksums counts as whole here: orbax committed it, and its
-  checksums may have been left behind when it was copied. `restore`, which
-  can go back, does not trust it.
-  """
-  folder = pathlib.Path(folder)
-  path = folder / f'{step}.sha256.json'
-  if not path.exists():
-    return ''
-  try:
-    want = records.read_json(path)
-  except ValueError:
-    return f'{path.name} is damaged'
-  if not isinstance(want, dict):
-    return f'{path.name} is damaged'
-  have = checksums(folder / str(step))
-  for name in sorted(set(want) | set(have)):
-    if name not in have:
-      return f'{name} is missing'
-    if want.get(name) != have[name]:
-      return f'{name} is not what was written'
-  return ''
 
 
 def manager(folder, every, keep):
@@ -189,9 +129,9 @@ def restore(m, folder, shapes, placed):
 def newest(folder):
   """Returns the newest step that is sealed and whole, or None; those after it
   are put aside."""
-  for step in reversed(steps(folder)):
+  for step in reversed(checksums.steps(folder)):
     sealed = (pathlib.Path(folder) / f'{step}.sha256.json').exists()
-    wrong = verify(folder, step) if sealed else (
+    wrong = checksums.verify(folder, step) if sealed else (
         'its writer died before it was verified')
     if not wrong:
       return step
@@ -202,7 +142,7 @@ def newest(folder):
 def rewind(folder, step):
   """Deletes the steps after `step`: their run is to come to them again."""
   folder = pathlib.Path(folder)
-  for later in steps(folder):
+  for later in checksums.steps(folder):
     if later > step:
       shutil.rmtree(folder / str(later))
       (folder / f'{later}.sha256.json').unlink(missing_ok=True)
@@ -254,7 +194,7 @@ def find(path):
   if path.name.isdigit() and (path / 'params').is_dir():
     return path.parent, int(path.name)
   for folder in (path / 'checkpoints', path):
-    if folder.is_dir() and steps(folder):
+    if folder.is_dir() and checksums.steps(folder):
       return folder, None
   raise FileNotFoundError(
       f'{path}: no checkpoint: expected the folder of a run, its checkpoints '
@@ -278,13 +218,13 @@ def load(path, step=None):
   """
   folder, only = find(path)
   step = only if step is None else step
-  have = steps(folder)
+  have = checksums.steps(folder)
   if step is not None and step not in have:
     raise FileNotFoundError(f'{folder}: no step {step}; there are {have}')
   tries = [step] if step is not None else list(reversed(have))
   wrong = ''
   for number in tries:
-    wrong = verify(folder, number)
+    wrong = checksums.verify(folder, number)
     if wrong:
       logging.warning('checkpoint %s/%d: %s', folder, number, wrong)
       continue
@@ -305,9 +245,9 @@ def fsck(path):
   """
   folder, only = find(path)
   found = []
-  for step in [only] if only is not None else steps(folder):
+  for step in [only] if only is not None else checksums.steps(folder):
     sealed = (folder / f'{step}.sha256.json').exists()
-    found.append((step, verify(folder, step) if sealed else
+    found.append((step, checksums.verify(folder, step) if sealed else
                   'no checksums: its writer died before it was verified'))
   return found
 

@@ -18,6 +18,7 @@ import soxr
 
 from audiorank import cache
 from audiorank import checkpoint
+from audiorank import checksums
 from audiorank import encoders
 from audiorank import records
 from audiorank.hear import probe
@@ -193,7 +194,7 @@ def run(workdir, config, step=None, stop=lambda: False,
   """
   folders = task_folders(config)
   if step is None:
-    step = checkpoint.steps(pathlib.Path(workdir) / 'checkpoints')[-1]
+    step = checksums.steps(pathlib.Path(workdir) / 'checkpoints')[-1]
   wanted = []
   for folder in folders:
     path = records.path(workdir, f'hear.{folder.name}', step)

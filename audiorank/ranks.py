@@ -13,6 +13,7 @@ import soxr
 from audiorank import arrays
 from audiorank import cache
 from audiorank import checkpoint
+from audiorank import checksums
 from audiorank import data
 from audiorank import monitor
 from audiorank import rankme
@@ -56,7 +57,7 @@ def views_of(path, step, corpus, clips, seconds, count, batch):
   config, params = checkpoint.load(path, step)
   wave_NS, _ = data.sample(corpus, clips, int(round(seconds * corpus.rate)), 0)
   folder, _ = checkpoint.find(path)
-  if 0 in checkpoint.steps(folder):
+  if 0 in checksums.steps(folder):
     _, before = checkpoint.load(folder, 0)
   else:
     before = views.untrained(config, wave_NS)

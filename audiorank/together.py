@@ -19,6 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
 
 from audiorank import checkpoint
+from audiorank import checksums
 from audiorank import curve
 from audiorank import data
 from audiorank import gauges
@@ -60,7 +61,7 @@ def common_step(folders):
   for folder, step in newest.items():
     if step is None or step == least:
       continue
-    held = checkpoint.steps(folder)[-2:]
+    held = checksums.steps(folder)[-2:]
     if least not in held:
       raise ValueError(f'{folder}: at step {step}, others at '
                        f'{"the start" if least < 0 else least}: expected runs '
@@ -178,7 +179,7 @@ def run(workdirs, configs, stop=lambda step: False, tell=lambda *_, **__: None):
     def settle():
       for k in live():
         checkpoint.wait(savers[k])
-        checkpoint.seal(folders[k])
+        checksums.seal(folders[k])
 
     while live():
       saving = step == steps or step % first.checkpoint.every == 0

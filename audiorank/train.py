@@ -17,6 +17,7 @@ import numpy as np
 
 from audiorank import audio
 from audiorank import checkpoint
+from audiorank import checksums
 from audiorank import compute
 from audiorank import curve
 from audiorank import data
@@ -169,7 +170,7 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_, **__: None):
   with jax.set_mesh(on), checkpoint.manager(
       folder, config.checkpoint.every, config.checkpoint.keep) as m:
     state = checkpoint.restore(m, folder, shapes, placed)
-    checkpoint.seal(folder)
+    checksums.seal(folder)
     if state is None:
       state = fresh()
       if config.train.calibrate:
@@ -210,7 +211,7 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_, **__: None):
           with gauge.aside():
             checkpoint.wait(m)
             if main:
-              checkpoint.seal(folder)
+              checksums.seal(folder)
           unsealed = False
         if step in readings:
           tell('measuring', step, steps, force=True)
@@ -227,7 +228,7 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_, **__: None):
           rows.flush()
           checkpoint.save(m, state, config, force=True)
           checkpoint.wait(m)
-          checkpoint.seal(folder)
+          checksums.seal(folder)
           raise Preempted(f'saved at step {step}')
         ahead = min(config.train.call, undisturbed(config, step, readings))
         if ahead < config.train.call or ahead == 1:
@@ -247,7 +248,7 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_, **__: None):
         bar.step(len(places))
         tell('training', step, steps)
     checkpoint.wait(m)
-    checkpoint.seal(folder)
+    checksums.seal(folder)
     bar.close()
   return state, on
 

@@ -45,7 +45,6 @@ STUDY = ''  # @param {type:"string"}
 import pathlib
 
 from IPython import display
-import pandas as pd
 
 from audiorank import figures
 from audiorank import findings

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from audiorank import checkpoint
+from audiorank import checksums
 from audiorank import lease
 from audiorank import objectives
 from audiorank import program
@@ -123,7 +124,7 @@ def test_failed_says_the_last_good_step_the_clips_and_the_norm(
   assert told['grad_norm'] == told['loss'] == 'nan'
   assert len(told['clips']) == 8 and all('.wav@' in c for c in told['clips'])
   assert 'loss nan at step 3' in told['error']
-  assert checkpoint.steps(tmp_path / 'checkpoints') == [0, 2]
+  assert checksums.steps(tmp_path / 'checkpoints') == [0, 2]
   kept = checkpoint.load(tmp_path)[1]
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(kept))
 

@@ -1,4 +1,4 @@
-"""The verdicts: what they find of known effects, and what they refuse to say."""
+"""The verdicts: what they find of known effects, what they refuse to say."""
 
 import pathlib
 

@@ -15,6 +15,7 @@ import time
 import pytest
 
 from audiorank import checkpoint
+from audiorank import checksums
 from audiorank import lease
 from audiorank import records
 from launch import pool
@@ -129,7 +130,7 @@ def test_sigterm_in_any_phase_is_42_within_seconds(
   assert code == pool.AGAIN, processes.said(workdir)
   assert seconds < 30  # Of a machine that does nothing else, 5.
   if phase == 'training':
-    saved = checkpoint.steps(workdir / 'checkpoints')[-1]
+    saved = checksums.steps(workdir / 'checkpoints')[-1]
     assert saved >= told['step'] and checkpoint.fsck(workdir)[-1][1] == ''
   assert processes.worker(env, workdir).wait(600) == 0
   processes.check_same(workdir, undisturbed)
@@ -170,7 +171,7 @@ def test_every_file_of_a_checkpoint_counts(calm, tmp_path, capsys):
   shutil.copytree(calm[0], tmp_path / 'run')
   run = tmp_path / 'run'
   folder = run / 'checkpoints'
-  step, before = checkpoint.steps(folder)[-1], checkpoint.steps(folder)[-2]
+  step, before = checksums.steps(folder)[-1], checksums.steps(folder)[-2]
   files = [*tree(folder / str(step)), folder / f'{step}.sha256.json']
   assert len(files) > 10
   for file in files:
@@ -277,7 +278,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
   process.send_signal(signal.SIGINT)
   assert process.wait(120) == pool.AGAIN
   processes.check_nobody_left(tmp_path, seconds=0)
-  assert checkpoint.steps(workdir / 'checkpoints')[-1] >= told['step']
+  assert checksums.steps(workdir / 'checkpoints')[-1] >= told['step']
   said = (tmp_path / 'said.txt').read_text()
   assert 'Traceback' not in said and 'the same command goes on' in said
   assert sweep(*command).wait(600) == 0

@@ -121,13 +121,20 @@ def test_names_carry_what_tells_runs_apart():
   from audiorank.records import sweep
   row = {'size': 'en32-2', 'hours': .5, 'mask_ratio': .75, 'untrained': False,
          'steps': 100, 'lr': 1e-3, 'batch': 16, 'crop_seconds': 1.,
-         'heads': 1, 'objective': 'mae', 'category': 'all'}
+         'heads': 1, 'decoder': '32-1', 'objective': 'mae', 'category': 'all',
+         'order': 0}
   runs = [{**row, 'run_id': str(i), 'seed': i} for i in range(2)]
   runs.append({**row, 'run_id': 'u', 'seed': 0, 'untrained': True})
   sweep.name_runs(runs)
   assert [r['name'] for r in runs] == [
       'en32-2 0.5 h mask 0.75 seed 0', 'en32-2 0.5 h mask 0.75 seed 1',
       'en32-2 untrained']
+  # What most runs share need not be said of them.
+  runs = [{**row, 'run_id': str(i), 'seed': 0, 'lr': lr}
+          for i, lr in enumerate((1e-3, 1e-3, 1e-3, 3e-3))]
+  sweep.name_runs(runs)
+  assert [r['name'] for r in runs] == [*3 * ['en32-2 0.5 h mask 0.75'],
+                                       'en32-2 0.5 h mask 0.75 lr 0.003']
 
 
 def test_settings_are_not_changed_under_a_live_worker(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from audiorank import checkpoint
+from audiorank import checksums
 from audiorank import embed
 from audiorank import evaluate
 from audiorank import program
@@ -92,13 +93,13 @@ def test_a_damaged_checkpoint_costs_one_step_back_and_nothing_else(
   config = opened(tmp_path, tiny.config(corpus))
   whole, _ = train.run(tmp_path, config)
   folder = tmp_path / 'checkpoints'
-  newest = checkpoint.steps(folder)[-1]
+  newest = checksums.steps(folder)[-1]
   victim = max((p for p in (folder / str(newest)).rglob('*') if p.is_file()),
                key=lambda p: p.stat().st_size)
   data = bytearray(victim.read_bytes())
   data[len(data) // 2] ^= 1
   victim.write_bytes(data)
-  assert 'not what was written' in checkpoint.verify(folder, newest)
+  assert 'not what was written' in checksums.verify(folder, newest)
   with pytest.raises(ValueError, match='damaged checkpoint'):
     checkpoint.load(tmp_path, newest)
   again, _ = train.run(tmp_path, config)
