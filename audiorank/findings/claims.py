@@ -295,8 +295,9 @@ def of_law(trained, fit, reason, ceiling=1.):
 
 def differs(rows, trained):
   """Returns the first thing in which each row differs from the commonest."""
-  commonest = {name: trained[name].mode().iloc[0] for name in DIFFERS}
-  return [next((name for name in DIFFERS if row[name] != commonest[name]),
+  commonest = {name: trained[name].mode().iloc[0] for name in DIFFERS
+               if name in trained}
+  return [next((name for name in commonest if row[name] != commonest[name]),
                'reference') for _, row in rows.iterrows()]
 
 
@@ -361,18 +362,17 @@ def of_early(trained, tables):
   others = rows[(rows['share'] == share) & (rows.index != name)]
   rival = ', '.join(f'{i} {100 * r["pairs"]:.0f} %'
                     for i, r in others.iterrows())
-  worse = (others['difference_high'] < 0).any()
-  verdict = (sign(own['tau_low'], own['tau_high']))
+  better = others.index[others['difference_high'] < 0].tolist()
+  worse = others.index[others['difference_low'] > 0].tolist()
+  verdict = sign(own['tau_low'], own['tau_high'])
   return Claim(
       claim, f'at {100 * share:.0f} % of training {100 * own["pairs"]:.0f} % '
       f'of pairs in order, tau {own["tau"]:+.2f} [{own["tau_low"]:+.2f}, '
       f'{own["tau_high"]:+.2f}]'
       + (f', within a size {own["within"]:+.2f}'
          if math.isfinite(own['within']) else ''),
-      f'pairs in order by {rival}' + (
-          '; beyond chance better: '
-          + ', '.join(others[others['difference_high'] < 0].index)
-          if worse else ''),
+      f'pairs in order by {rival}; beyond chance better than RankMe: '
+      f'{", ".join(better) or "none"}, worse: {", ".join(worse) or "none"}',
       verdict, '' if verdict != OPEN else 'more runs')
 
 
@@ -382,10 +382,10 @@ def of_bound(trained, floor):
   found = groups(trained, ('size', 'heads', 'decoder'))
   sized = trained.groupby('size')['params'].first()
   cells = {}
+  for name in ('mask_ratio', 'lr', 'category', 'crop_seconds'):
+    if name in found:
+      found = found[found[name] == trained[name].mode().iloc[0]]
   for hours, rows in found.groupby('hours'):
-    rows = rows[(rows['mask_ratio'] == trained['mask_ratio'].mode().iloc[0])
-                & (rows['lr'] == trained['lr'].mode().iloc[0])
-                & (rows['category'] == 'all')]
     if rows['size'].nunique() < 3:
       continue
     x_C = np.log2([sized[s] for s in rows['size']])
