@@ -8,21 +8,12 @@ import shlex
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
-import soundfile
 
 import audiorank
-from audiorank import audio
-from audiorank import masking
-from audiorank import model
-from audiorank import objectives
-from audiorank import program
 from audiorank import records
-from configs import base
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = sorted(p for p in [*ROOT.glob('*.md'), *ROOT.glob('.github/*.md'),
@@ -190,7 +181,8 @@ def test_links_lead_somewhere(page):
 
 def test_the_tree_is_the_tree():
   """What README.md lists is there, and what is there is listed."""
-  tree, = [b for b in blocks(ROOT / 'README.md', '') if b.startswith('audiorank/')]
+  tree, = [b for b in blocks(ROOT / 'README.md', '')
+           if b.startswith('audiorank/')]
   listed = set(re.findall(r'^  (\w[\w./, ]*?)(?:  |$)', tree, re.M))
   names = {n.strip(' ,') for line in listed for n in line.split(', ')}
   here = {p.name + ('/' if p.is_dir() else '') for p in
@@ -222,43 +214,6 @@ def test_commands_that_need_no_sweep_run(tmp_path):
   said = run('launch.report', f'--table={sample}/runs.parquet',
              '--law=saturating', '--x=rank', '--y=score')
   assert 'Q = Q_inf - a R^-b' in said and 'unbounded' in said
-
-
-def test_the_task_of_hears_page(tmp_path, monkeypatch):
-  code, = [b for b in blocks(ROOT / 'audiorank/hear/README.md', 'python')
-           if 'labelvocabulary' in b]
-  monkeypatch.chdir(tmp_path)
-  exec(code, {'pathlib': pathlib, 'np': np, 'soundfile': soundfile,
-              'json': json})
-  found = audiorank.evaluate(records.SAMPLE / 'model', 'tasks',
-                             protocol='logistic')
-  assert found['measure'].tolist() == ['top1_acc', 'mAP']
-  # Twenty decibels apart: any encoder of a log-mel tells them.
-  assert found['score'].min() > .95
-
-
-def test_the_objective_of_configs_page():
-  code, = [b for b in blocks(ROOT / 'configs/README.md', 'python')
-           if 'OBJECTIVES' in b]
-  known = dict(objectives.OBJECTIVES)
-  try:
-    exec(code, {'audio': audio, 'masking': masking, 'model': model,
-                'jnp': jnp, 'objectives': objectives})
-    c = base.get_config('en32-2')
-    c.model.decoder.update({'width': 16, 'depth': 1, 'heads': 2})
-    c.model.target_frames, c.data.crop_seconds = 104, .5
-    made = jax.eval_shape(lambda key: program.init(c, key),
-                          jax.random.key(0))
-    loss, (stats, _) = jax.eval_shape(
-        lambda made, wave_BS: objectives.named('loudness')(
-            c, {'params': made.params, 'batch_stats': made.batch_stats},
-            wave_BS, jax.random.key(1)), made,
-        jax.ShapeDtypeStruct((2, 8000), jnp.float32))
-    assert loss.shape == () and jax.tree.map(jnp.shape, stats) == (
-        jax.tree.map(jnp.shape, made.batch_stats))
-  finally:
-    objectives.OBJECTIVES.clear()
-    objectives.OBJECTIVES.update(known)
 
 
 def test_the_nearest_is_suggested():
