@@ -1,6 +1,6 @@
 """Architecture: width against depth against heads at equal compute.
 
-  python -m launch.sweep --scale=small --root=runs/architecture
+  python -m launch.sweep --scale=small --root=runs/architecture \
       --config=configs/architecture.py
 
 Question: at equal FLOPs of the encoder, is RankMe (bounded by the width) still

@@ -1,6 +1,6 @@
 """Baseline: one run, RankMe and score side by side while it trains.
 
-  python -m launch.sweep --scale=small --root=runs/baseline_correlation
+  python -m launch.sweep --scale=small --root=runs/baseline_correlation \
       --config=configs/baseline_correlation.py
 
 Question: does RankMe go with a proxy task during one training run, as in the

@@ -1,6 +1,6 @@
 """Compute-optimal size: isoFLOP valleys of loss and RankMe.
 
-  python -m launch.sweep --scale=small --root=runs/compute_optimal
+  python -m launch.sweep --scale=small --root=runs/compute_optimal \
       --config=configs/compute_optimal.py
 
 Question: at a fixed number of training FLOPs (encoder and decoder), which size

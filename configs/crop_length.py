@@ -1,6 +1,6 @@
 """Crop length: short crops at an equal amount of audio.
 
-  python -m launch.sweep --scale=small --root=runs/crop_length
+  python -m launch.sweep --scale=small --root=runs/crop_length \
       --config=configs/crop_length.py
 
 Question: does RankMe order crop lengths as the score does, when every run hears

@@ -1,6 +1,6 @@
 """Decoder: most of a small model's compute, and not kept.
 
-  python -m launch.sweep --scale=small --root=runs/decoder
+  python -m launch.sweep --scale=small --root=runs/decoder \
       --config=configs/decoder.py
 
 Question: the decoder is fixed in the paper, and 98 % of the compute of its

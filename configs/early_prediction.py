@@ -1,6 +1,6 @@
 """Early prediction: rank after a fourteenth of training, score at its end.
 
-  python -m launch.sweep --scale=small --root=runs/early_prediction
+  python -m launch.sweep --scale=small --root=runs/early_prediction \
       --config=configs/early_prediction.py
 
 Question: over learning rate x width x depth, does RankMe at 50k and 100k of

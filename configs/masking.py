@@ -1,6 +1,6 @@
 """Masking rate: RankMe against score as it changes.
 
-  python -m launch.sweep --scale=small --root=runs/masking
+  python -m launch.sweep --scale=small --root=runs/masking \
       --config=configs/masking.py
 
 Question: does RankMe order masking rates as the score does, and does one law

@@ -1,6 +1,6 @@
 """Model size x data: the joint law, and the size that data can feed.
 
-  python -m launch.sweep --scale=small --root=runs/model_data_grid
+  python -m launch.sweep --scale=small --root=runs/model_data_grid \
       --config=configs/model_data_grid.py
 
 Question: how do loss, RankMe and score fall or rise with parameters and hours,

@@ -1,6 +1,6 @@
 """The scales at which every experiment can be run, and their common recipe.
 
-  python -m launch.sweep --scale=smoke --root=runs/smoke
+  python -m launch.sweep --scale=smoke --root=runs/smoke \
       --config=configs/masking.py
 
   paper: the published recipe on thousands of accelerator hours of audio;

@@ -1,6 +1,6 @@
 """Seeds: the noise under every other claim.
 
-  python -m launch.sweep --scale=small --root=runs/seeds
+  python -m launch.sweep --scale=small --root=runs/seeds \
       --config=configs/seeds.py
 
 Question: how far do score and RankMe of one point move with initialisation and

@@ -303,11 +303,13 @@ create
 '''
 
 
+ENGINES = {'jobset': jobset, 'slurm': slurm, 'tpu-vm': tpu_vm}
+
+
 def main(argv):
-  engines = {'jobset': jobset, 'slurm': slurm, 'tpu-vm': tpu_vm}
-  if len(argv) != 2 or argv[1] not in engines:
+  if len(argv) != 2 or argv[1] not in ENGINES:
     raise ValueError(f'{" ".join(argv[1:])!r}: expected one of '
-                     f'{", ".join(engines)}')
+                     f'{", ".join(ENGINES)}')
   if _ROOT.value is None:
     raise ValueError('--root=DIR: expected the folder of a sweep')
   from audiorank import records
@@ -329,7 +331,7 @@ def main(argv):
     where = Pod(_NAME.value, root, _IMAGE.value, _QUEUE.value, _MACHINE.value,
                 _TOPOLOGY.value, _ZONE.value)
     placed = layouts(folders, where, _MESH.value)
-    print(engines[argv[1]](runs, where, placed), end='')
+    print(ENGINES[argv[1]](runs, where, placed), end='')
 
 
 if __name__ == '__main__':

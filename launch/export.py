@@ -2,13 +2,14 @@
 
   python -m launch.export --checkpoint=runs/one --out=released
   python -m launch.export --checkpoint=runs/one --out=one.stablehlo --seconds=1
+  python -m launch.export --checkpoint=runs/one --out=one.pt
 
 A folder gets model.safetensors with the official Dasheng's names, config.json,
 preprocessor_config.json and a model card written from the run's records: what
-`audiorank.load`, the hub and the official PyTorch code read. A file is the
-encoder alone, front end and weights inside, for any number of clips of
---seconds each: .stablehlo for jax.export.deserialize (CPU, CUDA, TPU), .onnx
-for ONNX runtimes.
+`audiorank.load` and the hub read. A file is the encoder alone: .pt for the
+official PyTorch package; .stablehlo for jax.export.deserialize (CPU, CUDA,
+TPU) and .onnx for ONNX runtimes, both with the front end inside and for any
+number of clips of --seconds each.
 """
 
 import pathlib
@@ -21,7 +22,7 @@ _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'Run, Dasheng file, saved folder or hub id.',
     required=True)
 _STEP = flags.DEFINE_integer('step', None, 'Which step; the newest otherwise.')
-_OUT = flags.DEFINE_string('out', None, 'A folder, or a file .stablehlo '
+_OUT = flags.DEFINE_string('out', None, 'A folder, or a file .pt, .stablehlo '
                            'or .onnx.',
                            required=True)
 _SECONDS = flags.DEFINE_float('seconds', 10., 'Length of a clip, of a file.',
@@ -38,12 +39,15 @@ def main(argv):
   from audiorank import encoders
   from audiorank import export
   from audiorank.export import onnx
+  from audiorank.export import pytorch
   from audiorank.export import stablehlo
   config, params, about = encoders.weights(_CHECKPOINT.value, _STEP.value)
   out = pathlib.Path(_OUT.value)
   if out.suffix == '.stablehlo':
     layer = int(_LAYER.value) if _LAYER.value.isdigit() else _LAYER.value
     print(stablehlo.save(out, config, params, _SECONDS.value, layer))
+  elif out.suffix == '.pt':
+    print(pytorch.save(out, config, params))
   elif out.suffix == '.onnx':
     print(onnx.save(out, config, params, _SECONDS.value))
   else:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from audiorank import records
 from audiorank.export import card
 from audiorank.export import onnx
 from audiorank.export import pretrained
+from audiorank.export import pytorch
 from audiorank.export import stablehlo
 from configs import base
 
@@ -166,6 +168,13 @@ def test_card_without_records(model):
   text = card.write(model.config, model.params, {})
   assert 'records of the training are not with these weights' in text
   assert text.startswith('---\n') and 'nan' not in text
+
+
+def test_pytorch_is_asked_for_in_one_line(model, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  with pytest.raises(ValueError, match=r"one\.pt: needs torch"):
+    pytorch.save(tmp_path / 'one.pt', model.config, model.params)
+  assert not list(tmp_path.iterdir())
 
 
 def test_stablehlo_is_the_encoder(model, tmp_path, wave_NS):

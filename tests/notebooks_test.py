@@ -1,7 +1,11 @@
 """The notebooks run as they are, and each is one with its text file."""
 
+import os
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -32,6 +36,26 @@ def test_both_halves_are_one(name):
               for out in cell.get('outputs', ()))
   kept = any(cell.get('outputs') for cell in paired.cells)
   assert kept == (name in EXECUTED) and (drawn > 4 or not kept)
+
+
+@QUIET
+def test_a_change_of_the_text_reaches_the_notebook(tmp_path):
+  """By the line of notebooks/README.md."""
+  line, = re.findall(r'^jupytext (.*)$', (FOLDER / 'README.md').read_text(),
+                     re.M)
+  folder = shutil.copytree(FOLDER, tmp_path / 'notebooks')
+  text = folder / 'figures.py'
+  text.write_text(text.read_text() + '\n# %%\nprint(12345)\n')
+  # The notebook is the older of the two.
+  os.utime(folder / 'figures.ipynb', (0, 0))
+  *flags, pages = line.split()
+  done = subprocess.run(
+      [sys.executable, '-m', 'jupytext', *flags,
+       *sorted(map(str, tmp_path.glob(pages)))], cwd=tmp_path, text=True,
+      capture_output=True)
+  assert done.returncode == 0, done.stderr
+  assert cells(jupytext.read(folder / 'figures.ipynb'))[-1] == (
+      'code', 'print(12345)')
 
 
 @pytest.mark.parametrize('name', NAMES)

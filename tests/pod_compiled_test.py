@@ -3,7 +3,10 @@
 Nothing runs: what is looked at is what the chips would be given.
 """
 
+import json
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -22,6 +25,29 @@ TOPOLOGIES = ('v5e:4x4', 'v4:4x4x4', 'v5p:4x4x4', 'v6e:4x4')
 LAYOUTS = {'en128-12': choice.Layout(1, False, 256),
            'en768-12': choice.Layout(1, False, 256),
            'en1536-40': choice.Layout(4, True, 256)}
+# The compiler's process with a program that cuts one array in two ways, which
+# agree or do not.
+ONE_ARRAY = """
+import os
+from launch.pod import compiler
+os.environ.update(compiler.ENVIRONMENT)
+import jax
+from jax.sharding import NamedSharding, PartitionSpec as P
+from launch.pod import programs
+
+def lowered(spec, devices):
+  mesh = jax.make_mesh((4, 4), ('a', 'b'), devices=devices,
+                       axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  before = NamedSharding(mesh, P('b', None, 'a'))
+  after = NamedSharding(mesh, P(None, ('a', 'b'), None))
+  x = jax.ShapeDtypeStruct((16, 16, 16), 'float32', sharding=before)
+  place = after if spec['program'] == 'torn' else before
+  return jax.jit(lambda x: 2 * jax.lax.with_sharding_constraint(
+      x + x, place)).lower(x)
+
+programs.lowered = lowered
+compiler.main()
+"""
 # The norm of the gradient, the loss and the mel's mean and variance.
 SCALARS = 10_000
 
@@ -104,3 +130,16 @@ def test_the_gathered_svd_moves_all_embeddings(ask):
   whole = config.monitor.clips * config.model.width * 4
   assert got['fits'] and not got['double']
   assert sum(c['bytes'] for c in got['collectives'].values()) >= .9 * whole
+
+
+def test_what_is_rematerialised_is_seen():
+  jobs = [json.dumps({'spec': {'program': name}, 'effort': 'quick',
+                      'described': chips.described(chips.parse('v5e:4x4'))})
+          for name in ('whole', 'torn', 'whole')]
+  done = subprocess.run(
+      [sys.executable, '-c', ONE_ARRAY], input='\n'.join(jobs), text=True,
+      capture_output=True, cwd=store.ROOT)
+  answers = [json.loads(line) for line in done.stdout.splitlines()]
+  assert [a['rematerialised'] for a in answers] == [False, True, False]
+  gathers = [a['collectives'].get('all-gather') for a in answers]
+  assert gathers[1] and not gathers[0]

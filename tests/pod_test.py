@@ -219,6 +219,15 @@ def test_what_does_not_fit_says_what_would(scripted, monkeypatch):
   assert 'fits by fsdp 1, remat' in plan.table(made)
 
 
+def test_what_is_rematerialised_is_said(scripted, monkeypatch):
+  configs = {'p': base.get_config('en128-12')}
+  assert plan.TORN not in plan.table(plan.plan(configs, 'v5e:4x4'))
+  monkeypatch.setattr(scripted, 'answer', {
+      **scripted.answer, 'rematerialised': True})
+  text = plan.table(plan.plan(configs, 'v5e:2x4'))
+  assert f'\np: {plan.TORN}\n' in text
+
+
 def test_the_compilers_refusal_is_one_line(scripted, monkeypatch):
   monkeypatch.setattr(scripted, 'answer', {'error': 'INVALID: no such layout'})
   with pytest.raises(ValueError, match='v5e:5x7, .*no such layout') as error:

@@ -8,21 +8,12 @@ import shlex
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
-import soundfile
 
 import audiorank
-from audiorank import audio
-from audiorank import masking
-from audiorank import model
-from audiorank import objectives
-from audiorank import program
 from audiorank import records
-from configs import base
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = sorted(p for p in [*ROOT.glob('*.md'), *ROOT.glob('.github/*.md'),
@@ -30,32 +21,49 @@ PAGES = sorted(p for p in [*ROOT.glob('*.md'), *ROOT.glob('.github/*.md'),
                if 'sample' not in p.parts and 'venv' not in str(p))
 
 
-def blocks(page, kind=''):
-  """Returns the fenced blocks of a page that are of a kind."""
+def blocks(page, *kinds):
+  """Returns the fenced blocks of a page that are of one of some kinds."""
   return [body for said, body in re.findall(
       r'^```(\w*)\n(.*?)^```', page.read_text(encoding='utf-8'), re.M | re.S)
-          if said == kind]
+          if said in kinds]
+
+
+def lines():
+  """Returns [(page, line)] of all that pages and docstrings tell to run.
+
+  Fenced lines, continued ones in one piece, what && joins apart; trees of
+  files left out. Beside them what stands in backticks or a module's docstring
+  and begins as a command does.
+  """
+  texts = []
+  for page in PAGES:
+    name = str(page.relative_to(ROOT))
+    texts += [(name, body) for body in blocks(page, '', 'sh')
+              if not body.splitlines()[0].endswith('/')]
+    texts += [(name, ' '.join(said.split())) for said in re.findall(
+        r'(?<!`)`((?:python|sh|pip|\.ci/run)\b[^`]*)`',
+        page.read_text(encoding='utf-8'))]
+  for path in sorted(p for folder in ('audiorank', 'configs', 'launch')
+                     for p in (ROOT / folder).rglob('*.py')):
+    found = re.match(r'"""(.*?)"""', path.read_text(), re.S)
+    doc = re.sub(r'\\\n\s*', ' ', found[1]) if found else ''
+    # What is said of a command stands three spaces after it.
+    texts += [(str(path.relative_to(ROOT)), re.split(r' {3,}', said.strip())[0])
+              for said in re.findall(r'^  (python -m .*)', doc, re.M)]
+  out = []
+  for page, body in texts:
+    for line in re.sub(r'\\\n\s*', ' ', body).splitlines():
+      # A file that is somebody's own is stood in for.
+      out += [(page, part.strip().replace('--config=FILE',
+                                          '--config=configs/minute.py'))
+              for part in line.split('&&')]
+  return out
 
 
 def commands():
-  """Returns [(page, words)] of `python -m ...` in pages and in --help."""
-  texts = [(str(page.relative_to(ROOT)), body) for page in PAGES
-           for body in blocks(page)]
-  for path in sorted(ROOT.glob('launch/*.py')):
-    doc = path.read_text().split('"""')[1]
-    lines = [line for line in doc.splitlines()
-             if line.startswith('  python -m ')]
-    # What is said of a command stands three spaces after it.
-    texts += [(f'launch/{path.name}', re.split(r' {3,}', line.strip())[0])
-              for line in lines]
-  out = []
-  for page, body in texts:
-    body = re.sub(r'\\\n\s*', ' ', body)
-    for line in body.splitlines():
-      for part in line.split('&&'):
-        if part.strip().startswith('python -m '):
-          out.append((page, shlex.split(part, comments=True)[2:]))
-  return out
+  """Returns [(page, words)] of every `python -m ...`."""
+  return [(page, shlex.split(line, comments=True)[2:])
+          for page, line in lines() if line.startswith('python -m ')]
 
 
 PARSE = """
@@ -63,39 +71,97 @@ import importlib, json, sys
 from absl import flags
 cases = json.loads(sys.argv[1])
 sys.argv = ['x']
-importlib.import_module(cases[0][1][0])
+module = importlib.import_module(cases[0][1][0])
+words = {'launch.sweep': lambda: module.WORDS,
+         'launch.emit': lambda: module.ENGINES,
+         'launch.bench': lambda: ('all', *module.AREAS)}.get(
+             module.__name__, lambda: ())()
 out = []
 for page, (name, *args) in cases:
   flags.FLAGS.unparse_flags()
   try:
-    # Places are left open: a file that is named need not be there.
     sys.argv = [name, *args]
-    flags.FLAGS(sys.argv)
-  except FileNotFoundError:
-    pass
+    left = flags.FLAGS(sys.argv)[1:]
+    if set(left) - set(words):
+      raise ValueError(f'{left}: expected words of {list(words)}')
   except Exception as error:
-    out.append([page, ' '.join([name, *args]), str(error)])
+    out.append([page, ' '.join([name, *args]), repr(error)])
 print(json.dumps(out))
 """
 
 
 def test_every_command_parses():
+  """Flags, enumerations, config fields and words, by the real parsers."""
   found = commands()
-  assert len(found) > 40 and {'README.md', 'launch/README.md',
-                              'configs/README.md', 'launch/export.py'} <= {
+  assert len(found) > 60 and {'README.md', 'launch/README.md',
+                              'configs/README.md', 'launch/export.py',
+                              'audiorank/laws/README.md',
+                              'audiorank/hear/parity.py'} <= {
                                   page for page, _ in found}
   wrong = []
-  for name in sorted({words[0] for _, words in found}):
-    if not name.startswith('launch.'):
-      path = ROOT / f"{name.replace('.', '/')}.py"
-      assert name == 'pytest' or path.is_file(), name
-      continue
+  for name in sorted({words[0] for _, words in found} - {'pytest'}):
     cases = [c for c in found if c[1][0] == name]
+    if name in BY_HAND:
+      wrong += [c for c in cases if not BY_HAND[name](c[1][1:])]
+      continue
     done = subprocess.run([sys.executable, '-c', PARSE, json.dumps(cases)],
                           capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     wrong += json.loads(done.stdout)
   assert wrong == []
+
+
+# Commands without absl's flags: what they take.
+BY_HAND = {
+    'heareval.embeddings.runner':  # Run in tests/peers.
+        lambda args: args[:2] == ['audiorank.hear.api', '--model'],
+    'audiorank.checkpoint': lambda args: args[0] == 'fsck' and len(args) > 1,
+    'launch.pod.compiler': lambda args: not args,
+    'launch.benches.peers.laws': lambda args: len(args) == 2}
+
+
+def test_every_other_line_is_known(pytestconfig):
+  """Nothing in a page can be typed that is not there."""
+  setup = (ROOT / 'setup.py').read_text()
+  extras = dict(re.findall(r"^        '([\w-]+)': (.*?\]?),$", setup, re.M))
+  kits = (ROOT / 'tests/peers/peers_hear_test.py').read_text()
+  ours = (ROOT / '.ci/run').read_text()
+  seen = set()
+  for page, line in lines():
+    words = shlex.split(line, comments=True)
+    if 'pytest' in words[:3]:
+      seen.add('pytest')
+      known, unknown = pytestconfig._parser.parse_known_and_unknown_args(
+          words[words.index('pytest') + 1:])
+      assert not unknown and all(
+          (ROOT / p).exists() for p in known.file_or_dir), line
+    elif words[0] == 'pip':
+      seen.add('pip')
+      assert words[1] == 'install', line
+      for wanted in {*words[2:]} - {'-e'}:
+        named = re.fullmatch(r'(?:\.|audiorank)\[([\w,-]+)\]', wanted)
+        assert (set(named[1].split(',')) <= set(extras) if named else
+                f"'{wanted}'" in setup), (page, line)
+    elif words[0] == 'sh' or words[:1] == ['python'] and words[1] != '-m':
+      seen.add('script')
+      assert words[1] == '-c' or (ROOT / words[1]).is_file(), (page, line)
+    elif words[0].endswith('bin/python'):
+      # As tests/peers runs them, where the official packages are.
+      seen.add('kit')
+      assert (ROOT / words[1]).is_file(), line
+      assert f"'{words[2]}'" in kits, line
+      assert all(re.search(rf"'{w}['=]", kits) for w in words
+                 if w.startswith('--')), line
+    elif words[0] == 'ruff':
+      assert f'\n{line}\n' in ours
+    elif words[0] == '.ci/run':
+      assert all(f' = {w} ]' in ours for w in words[1:]), line
+    elif words[0] == 'jupytext':  # Run in tests/notebooks_test.py.
+      assert line == 'jupytext --sync notebooks/*.py'
+    elif not line.startswith('python -m '):
+      assert line in ('python3 -m venv venv', '. venv/bin/activate'), (
+          page, line)
+  assert seen == {'pytest', 'pip', 'script', 'kit'}
 
 
 def test_every_command_has_an_example_in_its_help():
@@ -115,7 +181,8 @@ def test_links_lead_somewhere(page):
 
 def test_the_tree_is_the_tree():
   """What README.md lists is there, and what is there is listed."""
-  tree, = [b for b in blocks(ROOT / 'README.md') if b.startswith('audiorank/')]
+  tree, = [b for b in blocks(ROOT / 'README.md', '')
+           if b.startswith('audiorank/')]
   listed = set(re.findall(r'^  (\w[\w./, ]*?)(?:  |$)', tree, re.M))
   names = {n.strip(' ,') for line in listed for n in line.split(', ')}
   here = {p.name + ('/' if p.is_dir() else '') for p in
@@ -147,43 +214,6 @@ def test_commands_that_need_no_sweep_run(tmp_path):
   said = run('launch.report', f'--table={sample}/runs.parquet',
              '--law=saturating', '--x=rank', '--y=score')
   assert 'Q = Q_inf - a R^-b' in said and 'unbounded' in said
-
-
-def test_the_task_of_hears_page(tmp_path, monkeypatch):
-  code, = [b for b in blocks(ROOT / 'audiorank/hear/README.md', 'python')
-           if 'labelvocabulary' in b]
-  monkeypatch.chdir(tmp_path)
-  exec(code, {'pathlib': pathlib, 'np': np, 'soundfile': soundfile,
-              'json': json})
-  found = audiorank.evaluate(records.SAMPLE / 'model', 'tasks',
-                             protocol='logistic')
-  assert found['measure'].tolist() == ['top1_acc', 'mAP']
-  # Twenty decibels apart: any encoder of a log-mel tells them.
-  assert found['score'].min() > .95
-
-
-def test_the_objective_of_configs_page():
-  code, = [b for b in blocks(ROOT / 'configs/README.md', 'python')
-           if 'OBJECTIVES' in b]
-  known = dict(objectives.OBJECTIVES)
-  try:
-    exec(code, {'audio': audio, 'masking': masking, 'model': model,
-                'jnp': jnp, 'objectives': objectives})
-    c = base.get_config('en32-2')
-    c.model.decoder.update({'width': 16, 'depth': 1, 'heads': 2})
-    c.model.target_frames, c.data.crop_seconds = 104, .5
-    made = jax.eval_shape(lambda key: program.init(c, key),
-                          jax.random.key(0))
-    loss, (stats, _) = jax.eval_shape(
-        lambda made, wave_BS: objectives.named('loudness')(
-            c, {'params': made.params, 'batch_stats': made.batch_stats},
-            wave_BS, jax.random.key(1)), made,
-        jax.ShapeDtypeStruct((2, 8000), jnp.float32))
-    assert loss.shape == () and jax.tree.map(jnp.shape, stats) == (
-        jax.tree.map(jnp.shape, made.batch_stats))
-  finally:
-    objectives.OBJECTIVES.clear()
-    objectives.OBJECTIVES.update(known)
 
 
 def test_the_nearest_is_suggested():

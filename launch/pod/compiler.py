@@ -16,8 +16,13 @@ import tempfile
 ENVIRONMENT = {
     'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1',
     'TPU_ACCELERATOR_TYPE': 'v5litepod-16', 'TPU_WORKER_HOSTNAMES': 'localhost',
-    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_MIN_LOG_LEVEL': '2',
-    'TPU_LOG_DIR': 'disabled'}
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_LOG_DIR': 'disabled',
+    # Warnings, on standard error: what is rematerialised is one of them, and
+    # without the second of these nothing below a failure is said there.
+    'TPU_MIN_LOG_LEVEL': '1', 'TPU_STDERR_LOG_LEVEL': '1'}
+# What the compiler warns of where it can only gather a whole array on every
+# device to cut it in another way.
+REMATERIALISED = b'full rematerialization'
 # A third of the compiler's time at most; the full effort's programs take up to
 # a fifth less memory and traffic.
 QUICK = {'exec_time_optimization_effort': -1.}
@@ -92,7 +97,7 @@ def main():
       out = {'error': f'{type(error).__name__}: '
                       f'{(str(error).splitlines() or [""])[0][:300]}'}
     said.seek(0)
-    out['rematerialised'] = b'full rematerialization' in said.read()
+    out['rematerialised'] = REMATERIALISED in said.read()
     print(json.dumps(out), flush=True)
   os.dup2(real, 2)
 

@@ -21,6 +21,8 @@ from launch.pod import store
 MISSING = ("without libtpu nothing is compiled: memory counts parameters and "
            "moments alone, links the gradient alone, and times are those of "
            "the matrix units (pip install 'audiorank[tpu-plan]')")
+TORN = ('the compiler gathers an array whole on every device to cut it in '
+        'another way (full rematerialization): time and memory for nothing')
 ONCE = ('init', 'embed', 'rankme')  # Beside the step.
 
 
@@ -198,6 +200,8 @@ def table(made):
                         ('all-reduce', 'gather', 'scatter'), known)},
                     'other': gb(other) if other else '-',
                     'HBM': ms(got['hbm'])})
+        if got['rematerialised']:
+          notes.append(f'{point}: {TORN}')
       else:
         row['all-reduce'] = gb(got['gradient'])
       if made['price']:

@@ -66,7 +66,7 @@ def test_kit(tmp_path, weights, kind):
   name = 'tones-v1-full'
   evaluate_test.write_task(tmp_path / 'tasks' / name, kind=kind, clips=20)
   done = kit('heareval.embeddings.runner', 'audiorank.hear.api', '--model',
-             weights, cwd=tmp_path)
+             weights, '--tasks-dir', 'tasks', cwd=tmp_path)
   assert done.returncode == 0, done.stderr
   folder = tmp_path / 'embeddings' / 'audiorank.hear.api' / name
   done = kit('heareval.predictions.runner', folder, '--grid-points', 1,

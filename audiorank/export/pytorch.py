@@ -1,0 +1,47 @@
+"""An encoder as a file of the official PyTorch Dasheng.
+
+`dasheng.pretrained.pretrained.Dasheng.from_pretrained(path)` of the official
+package makes its model of it, and `audiorank.load(path)` ours.
+"""
+
+import os
+import pathlib
+
+import numpy as np
+
+from audiorank import dasheng
+from audiorank.export import pretrained
+
+
+def save(path, config, params):
+  """Writes {"model": state, "config": arguments}; returns the path.
+
+  Args:
+    path: the file, .pt.
+    config: the run's config, or its `model` part.
+    params: the linen variables; a decoder is left out.
+
+  Raises:
+    ValueError: arrays that do not fit the config, or torch is missing.
+  """
+  try:
+    import torch
+  except ModuleNotFoundError:
+    raise ValueError(f"{path}: needs torch (pip install "
+                     "'audiorank[torch]')") from None
+  if 'encoder' in params['params']:
+    params = {kind: {'encoder': tree['encoder']}
+              for kind, tree in params.items()}
+  state = dasheng.to_state_dict(config, params)
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(f'.{path.name}.{os.getpid()}')
+  try:
+    torch.save({'model': {name: torch.from_numpy(np.array(x))
+                          for name, x in state.items()},
+                'config': pretrained.official(
+                    getattr(config, 'model', config))}, part)
+    os.replace(part, path)
+  finally:
+    part.unlink(missing_ok=True)
+  return path
