@@ -1,6 +1,6 @@
 """Architecture transfer: the same encoders, trained by other objectives.
 
-  python -m launch.sweep --scale=small --root=runs/architecture_transfer
+  python -m launch.sweep --scale=small --root=runs/architecture_transfer \
       --config=configs/architecture_transfer.py
 
 Question: does the law of RankMe and score found with masked autoencoding (mae)

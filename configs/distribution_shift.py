@@ -1,6 +1,6 @@
 """Distribution shift: trained on one kind of sound, judged on every task.
 
-  python -m launch.sweep --scale=small --root=runs/distribution_shift
+  python -m launch.sweep --scale=small --root=runs/distribution_shift \
       --config=configs/distribution_shift.py
 
 Question: does the law between RankMe and score hold for encoders that have

@@ -1,6 +1,6 @@
 """Other modality: RankMe and the law for pictures, through the same code.
 
-  python -m launch.sweep --scale=small --root=runs/other_modality
+  python -m launch.sweep --scale=small --root=runs/other_modality \
       --config=configs/other_modality.py
 
 Question: is the relation of RankMe to score one of masked autoencoders, or of

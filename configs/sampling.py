@@ -1,6 +1,6 @@
 """Sampling: which clips RankMe is read on, and how many.
 
-  python -m launch.sweep --scale=small --root=runs/sampling
+  python -m launch.sweep --scale=small --root=runs/sampling \
       --config=configs/sampling.py
 
 Question: how does RankMe hang on its sample: clips trained on, held out, of

@@ -1,10 +1,10 @@
 """The study: every experiment of this folder in one sweep.
 
-  python -m launch.sweep --scale=small --root=runs/small_study
+  python -m launch.sweep --scale=small --root=runs/small_study \
       --config=configs/small_study.py
 
-  python -m launch.sweep --scale=small --root=runs/small_study
-      --config=configs/small_study.py --config.data.root=CORPUS
+  python -m launch.sweep --scale=small --root=runs/small_study \
+      --config=configs/small_study.py --config.data.root=CORPUS \
       --config.eval.tasks=TASKS --config.monitor.samples=valid
 
 Question: which claims of the paper hold at this scale, on your corpus and

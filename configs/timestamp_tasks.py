@@ -1,6 +1,6 @@
 """Events and long recordings: the tasks that the paper left out.
 
-  python -m launch.sweep --scale=small --root=runs/timestamp_tasks
+  python -m launch.sweep --scale=small --root=runs/timestamp_tasks \
       --config=configs/timestamp_tasks.py
 
 Question: does RankMe tell the score on events in time and on long recordings
