@@ -1,6 +1,7 @@
 """Rebuilds a sweep's report from its records, or fits anybody's table.
 
   python -m launch.report --workdir=runs/quickstart
+  python -m launch.report --workdir=runs/quickstart --publish=tables
   python -m launch.report --table=runs.csv --law=saturating --x=rank --y=score
   python -m launch.report --table=runs.csv --law=separable --x=params,hours
       --y=valid_loss --loss=log_huber --compare=coupled --budgets=1e15,1e16
@@ -12,6 +13,9 @@ from absl import flags
 from launch import cli
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The sweep\'s folder.')
+_PUBLISH = flags.DEFINE_string(
+    'publish', None, 'Folder for its tables and versions, to be shown without '
+    'the runs: what notebooks/figures and notebooks/small_study read.')
 _TABLE = flags.DEFINE_string('table', None, 'A .csv or .parquet with a row a '
                              'run.')
 _LAW = flags.DEFINE_string('law', 'saturating', 'A form of audiorank/laws.')
@@ -58,6 +62,10 @@ def main(argv):
   if _WORKDIR.value:
     from audiorank import report
     print(report.write(_WORKDIR.value))
+    if _PUBLISH.value:
+      from audiorank import records
+      records.publish(_WORKDIR.value, _PUBLISH.value)
+      print(_PUBLISH.value)
     return
   from audiorank import laws
   data = laws.table.read(_TABLE.value)

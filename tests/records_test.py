@@ -158,3 +158,17 @@ def test_what_is_no_config_is_named(tmp_path, text):
                 lambda: records.open_run(tmp_path, config)):
     with pytest.raises(ValueError, match='config.json: not the config of a'):
       opens()
+
+
+def test_what_is_published_names_no_place(tmp_path):
+  config = base.get_config('en128-12')
+  config.data.root = config.eval.tasks = str(tmp_path / 'secret')
+  workdir = tmp_path / 'sweep' / records.run_id(config)
+  records.open_run(workdir, config)
+  records.publish(tmp_path / 'sweep', tmp_path / 'out')
+  made = records.load(tmp_path / 'out')
+  assert list(made.runs['run_id']) == [records.run_id(config)]
+  about = records.read_json(tmp_path / 'out' / 'about.json')
+  assert about['runs'] == [records.run_id(config)] and about['versions']['jax']
+  for file in (tmp_path / 'out').iterdir():
+    assert b'secret' not in file.read_bytes()

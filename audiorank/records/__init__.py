@@ -31,6 +31,7 @@ from audiorank.records.run import write
 from audiorank.records.run import write_json
 from audiorank.records.sweep import collect
 from audiorank.records.sweep import load
+from audiorank.records.sweep import publish
 from audiorank.records.sweep import run_folders
 from audiorank.records.sweep import SAMPLE
 from audiorank.records.sweep import samples

@@ -1,9 +1,11 @@
 """Tables of a sweep, rebuilt from its records: runs, history, tasks."""
 
 import collections
+from importlib import metadata
 import itertools
 import os
 import pathlib
+import platform
 from typing import NamedTuple
 
 import numpy as np
@@ -235,6 +237,32 @@ def collect(root):
     os.replace(part, root / f'{name}.parquet')
   curve_table.write(root, sweep_folders(root))
   return made
+
+
+def publish(root, folder):
+  """Writes a sweep's tables where they can be shown without its runs.
+
+  runs, history, tasks (.parquet) and about.json: versions, the corpus by the
+  hash of its manifest, settings of the scores, runs by the hash of what was
+  trained. No path of this machine is in any of them.
+
+  Raises:
+    FileNotFoundError: there is no run under the root.
+  """
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  made = collect(root)
+  for name, table in made._asdict().items():
+    table.to_parquet(folder / f'{name}.parquet')
+  config = on_disk.config_tree(sweep_folders(root)[0])
+  scored = {k: v for k, v in config['eval'].items() if k != 'tasks'}
+  on_disk.write_json(folder / 'about.json', {
+      'versions': {'python': platform.python_version(), **{
+          name: metadata.version(name) for name in
+          ('audiorank', 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'scipy')}},
+      'corpus': config['data']['sha256'], 'eval': scored,
+      'tasks': sorted(set(made.tasks['task'])) if len(made.tasks) else [],
+      'runs': sorted(made.runs['run_id'])})
 
 
 def load(root):
