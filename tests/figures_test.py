@@ -292,3 +292,19 @@ def test_a_limit_that_nothing_bounds_is_drawn_near_the_data():
   ax = figures.profile(fit)
   low, high = ax.get_xlim()
   assert high < 3 and low > -3
+
+
+def test_slopes_show_every_family_and_arrows_beyond_the_axis():
+  families = pd.DataFrame({
+      'family': ['size', 'decoder', 'crop'], 'value': [.08, -.04, .04],
+      'low': [.05, -.17, -9.], 'high': [.11, .1, 9.],
+      'configurations': [23, 3, 3],
+      'verdict': ['holds', 'cannot be told', 'cannot be told']})
+  ax = figures.slopes(families)
+  assert [t.get_text() for t in ax.get_yticklabels()] == [
+      'size (23)', 'decoder (3)', 'crop (3)']
+  assert sum(line.get_marker() in '<>' for line in ax.lines) == 2
+  low, high = ax.get_xlim()
+  assert -2 < low < -.17 and .11 < high < 2
+  with pytest.raises(ValueError, match='verdict'):
+    figures.slopes(families.drop(columns='verdict'))
