@@ -212,6 +212,8 @@ def mel_power(wave_BS):
 
 
 def _mel_power(wave_BS):
+  if not isinstance(wave_BS.shape[0], int):
+    return _at_once(wave_BS)  # Exported for any number of clips.
   return jax.lax.platform_dependent(
       wave_BS, cpu=_one_by_one, default=_at_once)
 

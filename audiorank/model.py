@@ -284,7 +284,7 @@ def encode(config, params, mel_BMT, valid_L=None, layers=False):
   if not L:
     raise ValueError(f'{mel_BMT.shape[2]} frames are less than one patch of '
                      f'{config.patch_frames}')
-  B, whole = len(patches_BLP), L - L % step
+  B, whole = patches_BLP.shape[0], L - L % step
   valid_BL = None
   if valid_L is not None:
     valid_BL = jnp.arange(L)[None] < valid_L[:, None]

@@ -163,7 +163,10 @@ def calibrated(config, state, wave_NS):
   @jax.jit
   def moments(wave_BS):
     mel_BMT = audio.front(config.model, wave_BS.astype(jnp.float32) / 32768)
-    return mel_BMT.sum(2), jnp.square(mel_BMT).sum(2)
+    sums = mel_BMT.sum(2), jnp.square(mel_BMT).sum(2)
+    # On a mesh the front end leaves each device its own clips.
+    return sums if jax.sharding.get_abstract_mesh().empty else (
+        jax.lax.with_sharding_constraint(sums, jax.sharding.PartitionSpec()))
 
   total_M, square_M, n = 0., 0., 0
   for index, wave_BS in embed.batches(wave_NS[:1024], min(256, len(wave_NS))):

@@ -26,6 +26,7 @@ from audiorank import objectives
 from audiorank import program
 from audiorank import rankme
 from audiorank import records
+from audiorank.hear import tasks as hear_tasks
 from configs import base
 
 ROOT = readme_test.ROOT
@@ -33,7 +34,7 @@ ROOT = readme_test.ROOT
 # dasheng's in tests/peers.
 BLOCKS = {'README.md': 1, 'audiorank/README.md': 2,
           'audiorank/dasheng/README.md': 2, 'audiorank/hear/README.md': 3,
-          'audiorank/laws/README.md': 2, 'configs/README.md': 1}
+          'audiorank/laws/README.md': 2, 'configs/README.md': 2}
 
 
 def blocks(page):
@@ -139,8 +140,21 @@ def test_the_task_of_hears_page(tmp_path, monkeypatch):
   assert found['score'].min() > .95
 
 
+def test_the_pictures_of_configs_page(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  code, _ = blocks('configs/README.md')
+  rng = np.random.default_rng(0)
+  names = {}
+  for split in ('train', 'valid', 'test'):
+    names[f'{split}_NYX'] = rng.uniform(0, 1, (6, 8, 8))
+    names[f'{split}_labels'] = ['a', 'b'] * 3
+  exec(code, names)
+  assert (tmp_path / 'pictures/corpus/corpus.json').is_file()
+  assert len(hear_tasks.load('pictures/tasks/kind-v1-full').splits) == 3
+
+
 def test_the_objective_of_configs_page():
-  code, = blocks('configs/README.md')
+  _, code = blocks('configs/README.md')
   known = dict(objectives.OBJECTIVES)
   try:
     exec(code, {'audio': audio, 'masking': masking, 'model': model,
