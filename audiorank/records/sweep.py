@@ -46,7 +46,8 @@ def described(workdir, config, records):
       'mask_ratio': float(config['mask']['ratio']),
       'lr': float(config['opt']['lr']), 'batch': t['batch'],
       'steps': t['steps'], 'seed': config['seed'],
-      'order': config['data']['seed'],
+      # Before it had a seed of its own, the order of clips was the run's.
+      'order': (config['data'] if 'seed' in config['data'] else config)['seed'],
       'crop_seconds': float(config['data']['crop_seconds']),
       'objective': config['objective'],
       'category': config['data']['category'] or 'all',
