@@ -63,7 +63,8 @@ def tasks(tasks, runs):
   shown = []
   for task, part in tasks.groupby('task'):
     off, on = part[part['untrained']], part[~part['untrained']]
-    best = on.loc[on['score'].idxmax()] if len(on) else None
+    known = on['score'].notna().any()
+    best = on.loc[on['score'].idxmax()] if known else None
     both = pd.DataFrame({'score': on['score'].to_numpy(float), 'rank':
                          on['run_id'].map(rank).to_numpy(float)}).dropna()
     told = len(both) > 3 and (both.nunique() > 1).all()
