@@ -136,7 +136,9 @@ def blocks(config, depth, heads, kernel_init, collect=False):
     block = nn.remat(block, prevent_cse=False, policy=sharding.keeps)
   return nn.scan(
       block, variable_axes={'params': 0}, split_rngs={'params': True},
-      in_axes=nn.broadcast, length=depth, unroll=min(config.unroll, depth))(
+      in_axes=nn.broadcast, length=depth, unroll=min(config.unroll, depth),
+      # The check traces every block once more; nothing here is broadcast out.
+      check_constancy_invariants=False)(
           heads, config.mlp_ratio, config.dtype, kernel_init, collect,
           name='blocks')
 

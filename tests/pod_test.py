@@ -16,6 +16,7 @@ from launch.pod import plan
 from launch.pod import programs
 from launch.pod import roofline
 from launch.pod import store
+from launch.pod import traffic
 
 # Twelve rounds of a loop that reads one [128,256] of a stack of twelve and
 # sums a [256] over 16 devices; then a gather over 4, a sum over 8 that is cut
@@ -90,7 +91,7 @@ def test_traffic_counts_slices_padding_and_memory_alone():
   layer = 12 * 128 * 256 * 4  # Read once a round, one layer of the stack.
   copy = scatter = 64 * 128 * 4  # Written; read again.
   padded = 2 * 64 * 128 * 4  # f32[62,1] in tiles of 8 x 128, read and written.
-  assert hlo.traffic(PROGRAM) == layer + copy + scatter + padded
+  assert traffic.moved(PROGRAM) == layer + copy + scatter + padded
   assert not hlo.double(PROGRAM)
   assert hlo.double(PROGRAM.replace('f32[62,1]', 'f64[62,1]'))
 

@@ -5,14 +5,13 @@ summed over devices (all the work there is), bytes from the compiled program,
 and temporary memory a device. Wires cost nothing here.
 """
 
-import re
 import time
 
 import jax
-import numpy as np
 
 from launch.benches import spectra
 from launch.benches import timing
+from launch.pod import hlo
 
 # LAPACK's own threads would only spin: eight devices already share the cores.
 ENV = {'OPENBLAS_NUM_THREADS': '1', 'OMP_NUM_THREADS': '1',
@@ -20,24 +19,15 @@ ENV = {'OPENBLAS_NUM_THREADS': '1', 'OMP_NUM_THREADS': '1',
        'JAX_PLATFORMS': 'cpu'}
 CLIPS = 30_000
 GOALS = {128: 30., 384: 10., 768: 5.}
-BYTES = {'f64': 8, 'f32': 4, 's32': 4, 'u32': 4, 's8': 1, 'pred': 1}
 
 
-def received(hlo, devices):
-  """Returns the bytes that each device receives, by ring algorithms.
+def received(text):
+  """Returns the bytes that each device receives in a program of this text.
 
-  An all-gather of n bytes brings n (d - 1) / d to each of d devices, an
-  all-reduce twice that.
+  By ring algorithms as many as it sends: an all-gather of n bytes brings
+  n (d - 1) / d to each of d devices, an all-reduce twice that.
   """
-  total = 0
-  for shapes, kind in re.findall(
-      r'= (\(?[a-z0-9]+\[[^=]*?) (all-gather|all-reduce|all-to-all|'
-      r'collective-permute)(?:-start)?\(', hlo):
-    size = sum(BYTES[t] * int(np.prod([int(n) for n in dims.split(',') if n]))
-               for t, dims in re.findall(r'([a-z]+[0-9]*)\[([0-9,]*)\]',
-                                         shapes))
-    total += size * (2 if kind == 'all-reduce' else 1) * (devices - 1) / devices
-  return total
+  return sum(hlo.wire(c) for c in hlo.collectives(text))
 
 
 def rows(quick, only):
@@ -68,8 +58,8 @@ def rows(quick, only):
     what = f'bytes a device receives, {where}'
     if only in what:
       yield timing.alone(
-          what, received(mine.as_text(), 8), 'B', 15., note, 'gram',
-          'gather, svd', received(theirs.as_text(), 8))
+          what, received(mine.as_text()), 'B', 15., note, 'gram',
+          'gather, svd', received(theirs.as_text()))
     what = f'temporary memory a device, {where}'
     if only in what:
       yield timing.alone(

@@ -47,6 +47,7 @@ def answer(job, devices):
 
   from launch.pod import hlo
   from launch.pod import programs
+  from launch.pod import traffic
   try:
     compiled = programs.lowered(job['spec'], devices).compile(
         {} if job['effort'] == 'full' else QUICK)
@@ -73,7 +74,7 @@ def answer(job, devices):
                - m.alias_size_in_bytes + m.temp_size_in_bytes
                + m.generated_code_size_in_bytes),
       'collectives': moved, 'largest_gather': largest,
-      'traffic': hlo.traffic(text), 'double': hlo.double(text)}
+      'traffic': traffic.moved(text), 'double': hlo.double(text)}
 
 
 def main():

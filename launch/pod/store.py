@@ -32,7 +32,8 @@ SOURCES = ('audiorank/audio.py', 'audiorank/embed.py', 'audiorank/masking.py',
            'audiorank/rankme/gram.py', 'audiorank/rankme/layout.py',
            'audiorank/rankme/spectrum.py',
            'launch/pod/chips.py', 'launch/pod/compiler.py',
-           'launch/pod/hlo.py', 'launch/pod/programs.py')
+           'launch/pod/hlo.py', 'launch/pod/programs.py',
+           'launch/pod/traffic.py')
 # The longest first, so that two processes end together.
 ORDER = ('svd', 'pack', 'step', 'init', 'rankme', 'embed')
 
