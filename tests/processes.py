@@ -82,6 +82,20 @@ def parent(pid):
   return stat(pid)[1]
 
 
+def descendants(pid):
+  """Returns the processes that a process started, and those they did."""
+  by_parent = {}
+  for path in pathlib.Path('/proc').glob('[0-9]*'):
+    told = stat(path.name)
+    if told:
+      by_parent.setdefault(told[1], []).append(int(path.name))
+  out, left = [], [pid]
+  while left:
+    found = by_parent.get(left.pop(), [])
+    out, left = out + found, left + found
+  return out
+
+
 def trainers(folder):
   """Returns the processes that train a run of a folder."""
   out = []

@@ -149,13 +149,23 @@ def test_a_lost_node_s_run_goes_on_elsewhere(
   nodes = [node(cluster, num_cpus=1) for _ in range(2)]
   job = sweep(env, tmp_path, corpus, tasks, f'--address={cluster.address}')
   hit, told = training(tmp_path, job, past=70)
-  raylet = processes.parent(processes.parent(told['pid']))
+  raylet = lose(told['pid'])
   (lost,) = [n for n in nodes
              if n.all_processes['raylet'][0].process.pid == raylet]
-  os.kill(raylet, signal.SIGKILL)
   finished(tmp_path, job, 3)
   cluster.remove_node(lost, allow_graceful=False)
   undisturbed(env, hit, tmp_path / 'x')
+
+
+def lose(pid):
+  """Kills the machine that a trainer is on; returns its raylet's process.
+
+  Of a raylet alone the trainers would go on.
+  """
+  raylet = processes.parent(processes.parent(pid))
+  for one in [raylet, *processes.descendants(raylet)]:
+    os.kill(one, signal.SIGKILL)
+  return raylet
 
 
 def host(cluster, name, rank):
@@ -180,12 +190,11 @@ def test_a_lost_slice_s_run_goes_on_on_another(
   slices = {name: [host(cluster, name, rank) for rank in range(2)]
             for name in ('first', 'second')}
   job = sweep(env, tmp_path, corpus, tasks, f'--address={cluster.address}',
-              '--slice=v4:2x2x2', points='1', steps=200)
+              '--slice=v4:2x2x2', points='1', steps=400)
   hit, told = training(tmp_path, job, past=70)
-  raylet = processes.parent(processes.parent(told['pid']))
+  raylet = lose(told['pid'])
   (lost,) = [n for n in sum(slices.values(), [])
              if n.all_processes['raylet'][0].process.pid == raylet]
-  os.kill(raylet, signal.SIGKILL)
   _, told = training(tmp_path, job, past=70, but=[told['pid']])
   assert processes.parent(processes.parent(told['pid'])) not in [
       n.all_processes['raylet'][0].process.pid for hosts in slices.values()

@@ -21,6 +21,7 @@ from scipy.linalg import blas
 from audiorank.rankme import layout
 
 HOST_ROWS = 1024
+MIRRORED = 64  # Columns copied at once to the other triangle.
 CPU_ROWS = 512
 DEVICE_ROWS = 8192
 # 64 * 64 * 4 pairs of digits * 65,536 rows = 2^30 still fits an int32.
@@ -228,21 +229,38 @@ def sliced_moments(z_ND):
   return sum_D * scale_D, gram_DD * scale_D[:, None] * scale_D
 
 
-def host_moments(z_ND):
-  """(sum_D, gram_DD) of a numpy array or memory map, block by block."""
+def add_host_moments(z_ND, sum_D, gram_DD):
+  """Adds those of a numpy array or memory map in place, block by block.
+
+  sum_D and gram_DD: float64; gram_DD symmetric, its rows one after the other.
+  """
   n, width = z_ND.shape
-  sum_D = np.zeros(width)
-  # The upper triangle alone, added to where it lies: half the work of a
-  # product, and no D x D temporary a block.
-  upper_DD = np.zeros((width, width), order='F')
+  # BLAS would be handed a copy of anything else, and the sums be lost.
+  assert gram_DD.flags.c_contiguous and gram_DD.dtype == np.float64
   rows_BD = np.empty((min(HOST_ROWS, n), width))
   for start in range(0, n, HOST_ROWS):
     x_BD = rows_BD[:min(HOST_ROWS, n - start)]
     x_BD[:] = z_ND[start:start + HOST_ROWS]
     with np.errstate(all='ignore'):  # The caller names the rows at fault.
       sum_D += x_BD.sum(axis=0)
-      upper_DD = blas.dsyrk(1., x_BD.T, beta=1., c=upper_DD, overwrite_c=1)
-  return sum_D, np.triu(upper_DD) + np.triu(upper_DD, 1).T
+      # One triangle alone, added to where it lies: half the work of a
+      # product, and no D x D temporary a block. What lies by rows here lies
+      # transposed by columns, as BLAS wants it.
+      blas.dsyrk(1., x_BD.T, beta=1., c=gram_DD.T, overwrite_c=1)
+  # The upper triangle that BLAS saw is the lower one here.
+  for start in range(0, width, MIRRORED):
+    end = start + MIRRORED
+    square_DD = gram_DD[start:end, start:end]
+    square_DD[:] = np.tril(square_DD) + np.tril(square_DD, -1).T
+    gram_DD[start:end, end:] = gram_DD[end:, start:end].T
+
+
+def host_moments(z_ND):
+  """(sum_D, gram_DD) of a numpy array or memory map, block by block."""
+  width = z_ND.shape[1]
+  sums = np.zeros(width), np.zeros((width, width))
+  add_host_moments(z_ND, *sums)
+  return sums
 
 
 def moments(z_ND):
@@ -260,10 +278,11 @@ def moments(z_ND):
   if not isinstance(z_ND, jax.Array):
     return host_moments(z_ND)
   if layout.on_host(z_ND):
-    parts = [host_moments(np.asarray(part_ND))  # Without a copy.
-             for part_ND in layout.row_shards(z_ND)]
-    with np.errstate(all='ignore'):  # As in `host_moments`.
-      return tuple(sum(part) for part in zip(*parts))
+    width = z_ND.shape[1]
+    sums = np.zeros(width), np.zeros((width, width))
+    for part_ND in layout.row_shards(z_ND):
+      add_host_moments(np.asarray(part_ND), *sums)  # Without a copy.
+    return sums
   if layout.platform(z_ND) == 'tpu':
     return sliced_moments(z_ND)
   mesh, _ = layout.row_mesh(z_ND)

@@ -73,7 +73,10 @@ def jackknife(whole, without_B, n_B):
 
 def _infinitesimal(state, center, eps):
   """The same two numbers from one eigendecomposition and two halves."""
-  n, sum_D, gram_DD = streaming.total(state)
+  b = len(state.n_B)
+  halves = [streaming.total(streaming.State(*(a[half] for a in state)))
+            for half in (slice(0, b // 2), slice(b // 2, b))]
+  n, sum_D, gram_DD = (sum(parts) for parts in zip(*halves))
   mean_D = sum_D / n if center else np.zeros_like(sum_D)
   whole_DD = spectrum.centered(n, sum_D, gram_DD) if center else gram_DD
   lam_D, v_DD = np.linalg.eigh(whole_DD)
@@ -87,13 +90,9 @@ def _infinitesimal(state, center, eps):
       np.vdot(weight_DD, g_DD) - 2 * mean_D @ weight_DD @ sum_b_D
       + m * mean_D @ weight_DD @ mean_D
       for m, sum_b_D, g_DD in zip(*state)])
-  b = len(pull_B)
   se = np.sqrt(b / (b - 1) * (pull_B**2).sum())
-  halves = []
-  for half in (slice(0, b // 2), slice(b // 2, b)):
-    part = streaming.total(streaming.State(*(a[half] for a in state)))
-    halves.append(_log_rank(*part, center, eps))
-  return whole, float(se), 2 * whole - np.mean(halves)
+  half = np.mean([_log_rank(*part, center, eps) for part in halves])
+  return whole, float(se), 2 * whole - half
 
 
 def _finish(whole, se, free, n, width, confidence, center, eps, blocks,
@@ -113,17 +112,18 @@ def _of_state(state, confidence, center, eps, method):
   if len(state.n_B) < 2:
     raise ValueError('an interval needs at least 2 recordings (or blocks), '
                      f'found {len(state.n_B)}')
-  n, sum_D, gram_DD = streaming.total(state)
-  spectrum.warn_if_small(n, len(sum_D))
+  n, width = int(state.n_B.sum()), state.sum_BD.shape[1]
+  spectrum.warn_if_small(n, width)
   if method == 'infinitesimal':
     whole, se, free = _infinitesimal(state, center, eps)
   else:
+    n, sum_D, gram_DD = streaming.total(state)
     whole = _log_rank(n, sum_D, gram_DD, center, eps)
     without_B = np.array([
         _log_rank(n - m, sum_D - s_D, gram_DD - g_DD, center, eps)
         for m, s_D, g_DD in zip(*state)])
     se, free = jackknife(whole, without_B, state.n_B)
-  return _finish(whole, se, free, n, len(sum_D), confidence, center, eps,
+  return _finish(whole, se, free, n, width, confidence, center, eps,
                  len(state.n_B), method)
 
 

@@ -43,11 +43,15 @@ def add_rows(state, z_ND, block_N):
   """Adds host rows to the blocks named row by row, in place."""
   for block in np.unique(block_N):
     rows = np.flatnonzero(block_N == block)
+    state.n_B[block] += len(rows)
     # Never more than some blocks' worth of rows at once: z_ND may be a
     # memory map larger than memory.
     for start in range(0, len(rows), 8 * gram.HOST_ROWS):
-      part_ND = z_ND[rows[start:start + 8 * gram.HOST_ROWS]]
-      add(state, block, len(part_ND), *gram.host_moments(part_ND))
+      part = rows[start:start + 8 * gram.HOST_ROWS]
+      if part[-1] - part[0] == len(part) - 1:
+        part = slice(part[0], part[-1] + 1)  # A view where rows would copy.
+      gram.add_host_moments(z_ND[part], state.sum_BD[block],
+                            state.gram_BDD[block])
 
 
 def update(state, z_ND, groups=None):
