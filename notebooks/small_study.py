@@ -50,6 +50,8 @@ from audiorank import figures
 from audiorank import findings
 from audiorank import records
 from audiorank.findings import claims
+from audiorank.findings import described
+from audiorank.findings import within
 
 here = pathlib.Path('results/small_study')
 away = ('https://raw.githubusercontent.com/audiorank/audiorank/main/'
@@ -103,7 +105,7 @@ figures.rank_score(made.runs, found.fit).figure
 # RankMe tells the score as the paper says, left of it the wrong way round.
 
 # %%
-by_family = claims.families(mae)
+by_family = within.families(mae)
 figures.slopes(by_family).figure
 
 # %%
@@ -126,7 +128,7 @@ figures.trained_untrained(made.tasks).figure
 # Per task: how far training moves it, and whether RankMe goes with it.
 
 # %%
-claims.tasks(made).round(3)
+described.tasks(made).round(3)
 
 # %% [markdown]
 # ## What predicts the score
@@ -157,4 +159,4 @@ else:
 # %%
 for sentence in found.trouble.words:
   print(f'- {sentence}')
-display.display(claims.farthest(mae, found.fit).round(3))
+display.display(described.farthest(mae, found.fit).round(3))

@@ -14,7 +14,7 @@ def slopes(families, ax=None):
   Intervals that leave the axis end in an arrow.
 
   Args:
-    families: of findings.claims.families (family, value, low, high, verdict,
+    families: of findings.within.families (family, value, low, high, verdict,
       configurations).
     ax: Axes to draw in, or None.
   """

@@ -72,7 +72,12 @@ def jackknife(whole, without_B, n_B):
 
 
 def _infinitesimal(state, center, eps):
-  """The same two numbers from one eigendecomposition and two halves."""
+  """The same two numbers from one eigendecomposition and one half's values.
+
+  A half's log RankMe lies off the whole's by a first-order term, which the
+  blocks' pulls give, and a second-order one, which is the bias of n and the
+  same for either half.
+  """
   b = len(state.n_B)
   halves = [streaming.total(streaming.State(*(a[half] for a in state)))
             for half in (slice(0, b // 2), slice(b // 2, b))]
@@ -91,8 +96,10 @@ def _infinitesimal(state, center, eps):
       + m * mean_D @ weight_DD @ mean_D
       for m, sum_b_D, g_DD in zip(*state)])
   se = np.sqrt(b / (b - 1) * (pull_B**2).sum())
-  half = np.mean([_log_rank(*part, center, eps) for part in halves])
-  return whole, float(se), 2 * whole - half
+  first, other = (part[0] for part in halves)
+  away = _log_rank(*halves[0], center, eps) - whole
+  bias = (away - pull_B[:b // 2].sum() * n / first) * first / other
+  return whole, float(se), whole - bias
 
 
 def _finish(whole, se, free, n, width, confidence, center, eps, blocks,
