@@ -23,6 +23,7 @@ import time
 from absl import flags
 from ml_collections import config_flags
 
+from audiorank import heap
 from launch import cli
 from launch import worker
 
@@ -139,6 +140,9 @@ def main(argv):
   config = laid_out(records.load_config(workdir), _MESH.value, _REMAT.value)
   if records.state(workdir) == 'done':
     return
+  from audiorank import program
+  if program.flops(config)['total'] * config.train.batch >= heap.LARGE:
+    heap.keep()
   if several:
     import jax
     if jax.process_index():  # The first keeps the books.
