@@ -18,10 +18,10 @@ def keep():
   """Has glibc keep what is freed; returns whether it will.
 
   Call it before jax starts its backend: a thread that has a heap of its own
-  keeps it, and only the first heap can hold large arrays. The process then never holds
-  less memory than at its largest step. Nothing is done on other systems, nor
-  where an accelerator's plugin is installed: there the arrays are not on this
-  machine's memory and many threads share the heap.
+  keeps it, and only the first heap can hold large arrays. The process then
+  never holds less memory than at its largest step. Nothing is done on other
+  systems, nor where an accelerator's plugin is installed: there the arrays are
+  not in this machine's memory and many threads share the heap.
   """
   if os.environ.get('JAX_PLATFORMS') != 'cpu' and any(
       importlib.util.find_spec(name) for name in ('jax_plugins', 'libtpu')):

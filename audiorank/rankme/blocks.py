@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from audiorank.rankme import checks
+from audiorank.rankme import layout
 from audiorank.rankme import streaming
 
 
@@ -59,7 +60,8 @@ def _state_of(z_ND, block_N):
   if not isinstance(z_ND, jax.Array):
     streaming.add_rows(state, z_ND, block_N)
     return state
-  if z_ND.is_fully_addressable:
+  # Shards that lie in the host's memory are read where they lie, below.
+  if z_ND.is_fully_addressable and not layout.on_host(z_ND):
     streaming.add_rows(state, np.asarray(z_ND), block_N)
     return state
   for shard in z_ND.addressable_shards:

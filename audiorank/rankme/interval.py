@@ -91,10 +91,10 @@ def _infinitesimal(state, center, eps):
   slope_K = np.divide(summaries.log_rank_slope(s_K, eps), 2 * s_K,
                       out=np.zeros_like(s_K), where=s_K > 1e-8 * s_K[0])
   weight_DD = (v_DK * slope_K) @ v_DK.T
-  pull_B = np.array([
-      np.vdot(weight_DD, g_DD) - 2 * mean_D @ weight_DD @ sum_b_D
-      + m * mean_D @ weight_DD @ mean_D
-      for m, sum_b_D, g_DD in zip(*state)])
+  pull_B = state.gram_BDD.reshape(b, -1) @ weight_DD.ravel()
+  if center:
+    at_mean_D = weight_DD @ mean_D
+    pull_B += state.n_B * (mean_D @ at_mean_D) - 2 * state.sum_BD @ at_mean_D
   se = np.sqrt(b / (b - 1) * (pull_B**2).sum())
   first, other = (part[0] for part in halves)
   away = _log_rank(*halves[0], center, eps) - whole
