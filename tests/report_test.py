@@ -19,6 +19,7 @@ from audiorank import report
 from audiorank.findings import early
 from audiorank.report import curves
 from audiorank.report import document
+from audiorank.report import tables
 
 STEPS = 1000
 
@@ -281,6 +282,21 @@ def test_page_without_scores(tmp_path):
       tables.history.drop(columns='valid_loss'), pd.DataFrame())
   text = report.page(tmp_path, tables, 'waiting')
   assert 'No trained run is scored yet.' in text
+
+
+def test_a_task_that_no_run_is_scored_on_has_no_best_run():
+  """As a task of events in a sweep whose scores are all missing."""
+  runs = sweep(6).runs
+  part = runs[['run_id', 'name', 'untrained']].assign(
+      step=STEPS, steps=STEPS, metric='event_onset_200ms_fms')
+  text = tables.tasks(pd.concat([
+      part.assign(task='silent', score=np.nan),
+      part.assign(task='told', score=np.linspace(.1, .6, len(part)))]), runs)
+  rows = {line.split('</td>')[0].rpartition('>')[2]: line
+          for line in text.split('<tr')[2:]}
+  assert '–' in rows['silent'] and 'nan' not in rows['silent']
+  best = part[~part['untrained']]['name'].iloc[-1]
+  assert best in rows['told'] and best not in rows['silent']
 
 
 BAD = """
