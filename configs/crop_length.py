@@ -21,10 +21,7 @@ def get_config(point='small/crop=1.03'):
   scale, said = scales.read(point)
   c = scales.recipe(scale)
   c.experiment = 'crop_length'
-  longest = c.data.crop_seconds
-  c.data.crop_seconds = float(said['crop'])
-  c.train.batch = 8 * round(c.train.batch * longest / 8 / c.data.crop_seconds)
-  c.monitor.valid_clips = 2 * c.train.batch
+  scales.crop(c, float(said['crop']), 8)
   return c
 
 

@@ -79,6 +79,20 @@ def recipe(scale, size=''):
   return c
 
 
+def crop(c, seconds, multiple):
+  """Gives a config another crop, and the batch that hears as much of it.
+
+  Args:
+    c: the config of a `recipe`, changed in place.
+    seconds: of a crop.
+    multiple: of clips that the batch is rounded to.
+  """
+  heard = c.train.batch * c.data.crop_seconds
+  c.data.crop_seconds = seconds
+  c.train.batch = multiple * max(1, round(heard / multiple / seconds))
+  c.monitor.valid_clips = 2 * c.train.batch
+
+
 def get_config(point='small/'):
   """Returns the recipe of a scale."""
   scale, said = read(point)

@@ -31,14 +31,10 @@ def get_config(point='small/crop=2.07,mask=0.75'):
   scale, said = scales.read(point)
   c = scales.recipe(scale)
   c.experiment = 'timestamp_tasks'
-  longest = c.data.crop_seconds
-  c.data.crop_seconds = float(said['crop'])
+  scales.crop(c, float(said['crop']), 4)
   # As many positions as a crop has patches: what is longer is cut there.
   frames = 1 + round(c.data.crop_seconds * 100)
   c.model.target_frames = frames - frames % c.model.patch_frames
-  c.train.batch = 4 * max(1, round(
-      c.train.batch * longest / 4 / c.data.crop_seconds))
-  c.monitor.valid_clips = 2 * c.train.batch
   c.mask.ratio = float(said['mask'])
   c.eval.batch = 20  # A minute each.
   c.data.world.tasks = (

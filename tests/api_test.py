@@ -18,17 +18,14 @@ from audiorank import embed
 from audiorank import program
 from audiorank import rankme
 from audiorank import records
-from configs import base
+from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope='module')
 def model():
-  c = base.get_config('en32-2')
-  c.model.decoder.update({'width': 16, 'depth': 1, 'heads': 2})
-  c.model.target_frames = 104
-  c.data.crop_seconds = .5
+  c = tiny.shape()
   made = jax.device_get(jax.jit(lambda key: program.init(c, key))(
       jax.random.key(0)))
   params = {'params': made.params, 'batch_stats': made.batch_stats}

@@ -6,6 +6,15 @@ from jax.experimental.compilation_cache import compilation_cache
 from configs import base
 
 
+def shape():
+  """Returns a mutable config of the smallest network there is."""
+  c = base.get_config('en32-2')
+  c.model.decoder.update({'width': 16, 'depth': 1, 'heads': 2})
+  c.model.target_frames = 104
+  c.data.crop_seconds = .5
+  return c
+
+
 def config(corpus, **changes):
   """Returns a mutable config of six steps on one device.
 
@@ -13,11 +22,8 @@ def config(corpus, **changes):
     corpus: folder of a prepared corpus.
     **changes: {flat field: value}.
   """
-  c = base.get_config('en32-2')
-  c.model.decoder.update({'width': 16, 'depth': 1, 'heads': 2})
-  c.model.target_frames = 104
-  c.data.update({'root': str(corpus), 'crop_seconds': .5,
-                 'valid_fraction': .2, 'threads': 1})
+  c = shape()
+  c.data.update({'root': str(corpus), 'valid_fraction': .2, 'threads': 1})
   c.train.update({'steps': 6, 'batch': 8, 'log_every': 2})
   c.opt.update({'lr': 1e-3, 'warmup': 2})
   c.monitor.update({'clips': 48, 'crop_seconds': .5, 'readings': 3,

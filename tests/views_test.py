@@ -10,17 +10,12 @@ from audiorank import rankme
 from audiorank import records
 from audiorank import train
 from audiorank import views
-from configs import base
 from tests import tiny
 
 
 @pytest.fixture(scope='module')
 def config():
-  c = base.get_config('en32-2')
-  c.model.decoder.update({'width': 16, 'depth': 1, 'heads': 2})
-  c.model.target_frames = 104
-  c.data.crop_seconds = .5
-  return records.frozen(c)
+  return records.frozen(tiny.shape())
 
 
 @pytest.fixture(scope='module')

@@ -46,12 +46,23 @@ def _triangle(width):
   return _blocks(0, width, min(96, max(32, -(-width // 8))))
 
 
+def _over_rows(add, sums, z_ND, rows):
+  """Sums with all of z_ND added, so many rows at a time."""
+  n = len(z_ND)
+  rows = min(rows, n)
+  sums = lax.fori_loop(
+      0, n // rows,
+      lambda i, s: add(lax.dynamic_slice_in_dim(z_ND, i * rows, rows), s),
+      sums)
+  return add(z_ND[n - n % rows:], sums) if n % rows else sums
+
+
 def block_moments(z_ND, rows):
   """(sum_D, the blocks of z^T z of `_triangle`), float64.
 
   Must be traced inside `layout.x64()`.
   """
-  n, width = z_ND.shape
+  width = z_ND.shape[1]
   blocks = _triangle(width)
 
   def add(x_BD, sums):
@@ -64,14 +75,7 @@ def block_moments(z_ND, rows):
 
   sums = (jnp.zeros(width, jnp.float64),
           [jnp.zeros((b - a, d - c), jnp.float64) for a, b, c, d in blocks])
-  rows = min(rows, n)
-  sums = lax.fori_loop(
-      0, n // rows,
-      lambda i, s: add(lax.dynamic_slice_in_dim(z_ND, i * rows, rows), s),
-      sums)
-  if n % rows:
-    sums = add(z_ND[n - n % rows:], sums)
-  return sums
+  return _over_rows(add, sums, z_ND, rows)
 
 
 def assemble(parts, width):
@@ -155,7 +159,7 @@ def _split(total):
 
 def _device_sliced(z_ND, axes):
   """Integer sums by order of the digits' product; see `sliced_moments`."""
-  n, width = z_ND.shape
+  width = z_ND.shape[1]
   z_ND = z_ND.astype(jnp.float32)
   # A maximum may step over NaN (XLA's does, on CPU): look for it apart.
   peak_D = jnp.where(jnp.isfinite(z_ND).all(axis=0),
@@ -183,13 +187,7 @@ def _device_sliced(z_ND, axes):
   zero_ODD = jnp.zeros((orders, width, width), jnp.int32)
   zero_SD = jnp.zeros((SLICES, width), jnp.int32)
   sums = (zero_ODD, zero_ODD), (zero_SD, zero_SD)
-  rows = min(SLICED_ROWS, n)
-  sums = lax.fori_loop(
-      0, n // rows,
-      lambda i, s: add(lax.dynamic_slice_in_dim(z_ND, i * rows, rows), s),
-      sums)
-  if n % rows:
-    sums = add(z_ND[n - n % rows:], sums)
+  sums = _over_rows(add, sums, z_ND, SLICED_ROWS)
   if axes:
     sums = lax.psum(sums, axes)
   return sums, exponent_D, peak_D
