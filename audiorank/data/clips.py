@@ -8,7 +8,7 @@ import functools
 import hashlib
 import threading
 
-import grain
+from absl import logging
 import numpy as np
 
 from audiorank.data import folder
@@ -55,9 +55,23 @@ def stream(corpus, batch, samples, seed, first_step=0, process_index=0,
   batches = _Batches(_order(corpus, batch, samples, seed),
                      folder.reader(corpus, resident), samples,
                      slice(process_index * rows, (process_index + 1) * rows))
+  grain = _grain()
   ahead = grain.MapDataset.source(batches)[first_step:].to_iter_dataset(
       grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
   return iter(ahead)
+
+
+def _grain():
+  """Returns the package, imported without its word on jaxlib's profiler: a
+  warning at every start below jaxlib 0.11, on worker processes not used here.
+  """
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    import grain
+  finally:
+    logging.set_verbosity(before)
+  return grain
 
 
 def clip_names(corpus, batch, samples, seed, step):
