@@ -115,6 +115,7 @@ def distributed():
 def main(argv):
   del argv
   die_with_parent()
+  keeps = heap.is_large(_WORKDIR.value, _CONFIG.value) and heap.unite()
   began, leaving = time.time(), None
   several = distributed()
   if several:
@@ -122,7 +123,7 @@ def main(argv):
     # One signal to one process, and all stop at one step.
     stop = multihost_utils.reached_preemption_sync_point
   else:
-    leaving = worker.Exit()
+    leaving = worker.Exit(keeps)
     stop = lambda _: leaving.asked
   from audiorank import lease
   from audiorank import records
@@ -140,9 +141,6 @@ def main(argv):
   config = laid_out(records.load_config(workdir), _MESH.value, _REMAT.value)
   if records.state(workdir) == 'done':
     return
-  from audiorank import program
-  if program.flops(config)['total'] * config.train.batch >= heap.LARGE:
-    heap.keep()
   if several:
     import jax
     if jax.process_index():  # The first keeps the books.

@@ -13,6 +13,8 @@ from audiorank import heap
 from launch.benches import timing
 
 PINNED = True
+# As launch.train has it; both sides are served by it.
+ENV = {'GLIBC_TUNABLES': heap.TUNABLES}
 # name: encoder, decoder width, depth and heads, batch, ratio to reach.
 CASES = {
     'en128-12, decoder 128-4, B 16': ('en128-12', (128, 4, 4), 16, .95),
@@ -82,7 +84,6 @@ def rival(config, wave_BS):
 
 def rows(quick, only):
   """Yields the Rows of this area."""
-  heap.keep()  # As launch.train does; both sides are served by it.
   for name, (size, decoder, batch, goal) in CASES.items():
     what = f'train step, {name}'
     if only not in what:
