@@ -5,6 +5,7 @@ holds different clips and a slice of the block kernels and of their moments.
 """
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
 
@@ -26,9 +27,16 @@ def mesh(data, fsdp, devices=None):
   if data < 1 or fsdp < 1 or data * fsdp > n:
     raise ValueError(f'mesh.data {data} x mesh.fsdp {fsdp}: expected a '
                      f'product of at most {n} devices')
-  return jax.make_mesh((data, fsdp), ('data', 'fsdp'),
-                       axis_types=(AxisType.Auto,) * 2,
-                       devices=devices[:data * fsdp])
+  sides, names, kinds = (data, fsdp), ('data', 'fsdp'), (AxisType.Auto,) * 2
+  devices = devices[:data * fsdp]
+  try:
+    return jax.make_mesh(sides, names, axis_types=kinds, devices=devices)
+  except NotImplementedError:
+    # A torus with no side to match, as 8x8x16 has none for fsdp 4: one is cut.
+    return jax.sharding.Mesh(
+        mesh_utils.create_device_mesh(sides, devices,
+                                      allow_split_physical_axes=True),
+        names, axis_types=kinds)
 
 
 def place(tree, on):

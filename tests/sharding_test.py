@@ -1,6 +1,7 @@
 """Every placement computes the same, and nothing is left unplaced."""
 
 import functools
+import itertools
 
 import jax
 from jax.sharding import PartitionSpec as P
@@ -113,6 +114,29 @@ def test_meshes(data, fsdp, size):
   placed = sharding.to_global(rows, on)
   assert placed.addressable_shards[0].data.shape == (8 // on.size, 2)
   np.testing.assert_array_equal(placed, rows)
+
+
+class Chip:
+  """A device of a TPU torus, as far as a mesh looks at it."""
+  platform, device_kind, process_index = 'tpu', 'TPU v4', 0
+  slice_index, core_on_chip = 0, 0
+
+  def __init__(self, number, coords):
+    self.id, self.coords = number, coords
+
+
+def test_a_torus_without_a_side_to_match_is_cut():
+  """A mesh of 256 x 4 on 8x8x16: no sides of the torus make 4."""
+  chips = [Chip(n, (x, y, z)) for n, (z, y, x) in enumerate(
+      itertools.product(range(16), range(8), range(8)))]
+  on = sharding.mesh(256, 4, chips)
+  assert on.shape == {'data': 256, 'fsdp': 4}
+  assert {d.id for d in on.devices.flat} == set(range(1024))
+  # Those that share kernels are neighbours along one side.
+  for row in on.devices:
+    sides = [{d.coords[i] for d in row} for i in range(3)]
+    assert sorted(len(s) for s in sides) == [1, 1, 4]
+
 
 
 @pytest.mark.parametrize('data,fsdp', [(9, 1), (-1, 3), (0, 1), (4, 4), (1, 0)])
