@@ -2,8 +2,11 @@
 
 import pytest
 
+from audiorank import records
+from audiorank import synth
 from launch import bench
 from launch.benches import rankme_mesh
+from launch.benches import sweep
 from launch.benches import timing
 
 
@@ -36,3 +39,14 @@ def test_an_area_that_is_not_one_is_named():
   assert bench.chosen(['rankme']) == ['rankme', 'rankme_mesh']
   with pytest.raises(ValueError, match="area 'speed': expected all, "):
     bench.chosen(['speed'])
+
+
+def test_the_launcher_ends_where_its_workers_do_nothing(corpus, tmp_path):
+  synth.write_tasks(tmp_path, 0, clips_per_task=(12, 6, 6), names=['timbre'],
+                    workers=1, progress=False)
+  spent = sweep.launcher_seconds(tmp_path, 2, (
+      f'--config.data.root={corpus}', f'--config.eval.tasks={tmp_path}/tasks',
+      '--config.monitor.clips=16'))
+  assert spent > 0
+  # Two points and the untrained network of both.
+  assert len(records.run_folders(tmp_path / 'root2')) == 3
