@@ -3,7 +3,7 @@
 XLA takes its temporaries anew at every step. glibc gives large ones back to
 the kernel when they are freed, which then has every page to find and to zero
 again: a quarter of a training step of en128-12 at batch 16. Keeping them takes
-one heap for all threads, which small steps pay for with a tenth of their time
+one heap for all threads, which small steps pay for with a seventh of their time
 and large ones do not notice, and up to twice the memory: hence only where there
 is plenty.
 """

@@ -13,6 +13,8 @@ EFFICIENCY = .25
 # What a second of audio costs in the front end, in FLOPs of training: most of
 # the work of the smallest models, nothing beside the large ones'.
 FRONT_END = 2e7
+RESULTS = ('rank', 'rank_low', 'rank_high', 'rank_center', 'score',
+           'valid_loss')
 
 
 def status(root):
@@ -120,3 +122,22 @@ def plan(configs, workers):
           f'({jax.devices()[0].device_kind}) at {EFFICIENCY:.0%} of its '
           f'measured {rate / EFFICIENCY / 1e9:.0f} GFLOP/s, '
           f'{workers} at once; reading, RankMe and scoring come on top')
+
+
+def table(runs):
+  """Returns the sweep's table as text; what a failed run lacks is blank."""
+  import pandas as pd
+  # Columns that no run has got as far as.
+  runs = runs.reindex(columns=dict.fromkeys([*runs.columns, *RESULTS]))
+  number = lambda name, form: [
+      form.format(v) if pd.notna(v) else '–' for v in runs[name]]
+  shown = pd.DataFrame({
+      'run': runs['run_id'], 'what': runs['name'],
+      'RankMe': [f'{value} [{low}, {high}]' if value != '–' else value
+                 for value, low, high in zip(*(number(name, '{:.1f}')
+                                               for name in RESULTS[:3]))],
+      'centred': number('rank_center', '{:.1f}'),
+      'score': number('score', '{:.3f}'),
+      'valid loss': number('valid_loss', '{:.3f}'),
+      'state': runs['state']})
+  return shown.to_string(index=False)

@@ -32,8 +32,6 @@ from launch import overview
 from launch import pool
 
 WORDS = ('run', 'plan', 'write', 'status', 'retry')
-RESULTS = ('rank', 'rank_low', 'rank_high', 'rank_center', 'score',
-           'valid_loss')
 _ROOT = flags.DEFINE_string('root', None, 'Folder of the sweep.')
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file of configs/ with points().')
@@ -146,25 +144,6 @@ def check(runs):
     sampling.parts(config)
   for folder in evaluate.task_folders(config):
     tasks.load(folder)
-
-
-def table(runs):
-  """Returns the sweep's table as text; what a failed run lacks is blank."""
-  import pandas as pd
-  # Columns that no run has got as far as.
-  runs = runs.reindex(columns=dict.fromkeys([*runs.columns, *RESULTS]))
-  number = lambda name, form: [
-      form.format(v) if pd.notna(v) else '–' for v in runs[name]]
-  shown = pd.DataFrame({
-      'run': runs['run_id'], 'what': runs['name'],
-      'RankMe': [f'{value} [{low}, {high}]' if value != '–' else value
-                 for value, low, high in zip(*(number(name, '{:.1f}')
-                                               for name in RESULTS[:3]))],
-      'centred': number('rank_center', '{:.1f}'),
-      'score': number('score', '{:.3f}'),
-      'valid loss': number('valid_loss', '{:.3f}'),
-      'state': runs['state']})
-  return shown.to_string(index=False)
 
 
 def plan_slice(module, configs):
@@ -296,7 +275,8 @@ def main(argv):
   bar.close()
   made = records.collect(root)
   ours = made.runs[made.runs['run_id'].isin(list(runs))]
-  print(table(ours.sort_values(['width', 'depth', 'untrained', 'hours'])))
+  print(overview.table(ours.sort_values(
+      ['width', 'depth', 'untrained', 'hours'])))
   for run_id, error in failed.items():
     print(f'failed: {root / run_id}: {error}', file=sys.stderr)
   print(f'{progress.clock(time.monotonic() - began)} in all')

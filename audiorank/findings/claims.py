@@ -31,15 +31,6 @@ class Claim(NamedTuple):
   would_tell: str
 
 
-def _needed(found):
-  """Returns what would decide a Slope whose interval holds 0, as text."""
-  times = ((found.high - found.value) / found.value) ** 2
-  if times > 100:
-    return 'a wider range: no number of runs within reason'
-  return (f'{math.ceil(times)} times as many runs, if the slope is what it '
-          'looks like')
-
-
 def _signed(value):
   return f'{value:+.3f}'.replace('+0.', '+.').replace('-0.', '-.')
 
@@ -62,7 +53,7 @@ def of_family(row):
       f'of the variance within groups RankMe explains '
       f'{percent(found.by_rank)}, RankMe over width {percent(found.by_share)}, '
       f'validation loss {percent(found.by_loss)}',
-      row['verdict'], _needed(found) if row['verdict'] == OPEN else '')
+      row['verdict'], within.needed(found) if row['verdict'] == OPEN else '')
 
 
 def of_noise(trained, floor):

@@ -212,6 +212,15 @@ def sign(low, high):
   return HOLDS if low > 0 else FAILS if high < 0 else OPEN
 
 
+def needed(found):
+  """Returns what would decide a Slope whose interval holds 0, as text."""
+  times = ((found.high - found.value) / found.value) ** 2
+  if times > 100:
+    return 'a wider range: no number of runs within reason'
+  return (f'{math.ceil(times)} times as many runs, if the slope is what it '
+          'looks like')
+
+
 def families(trained):
   """Returns a row a family: its Slope and the verdict.
 

@@ -30,7 +30,7 @@ from configs import quickstart
 
 def get_config(point='1'):
   c = quickstart.get_config('en32-2,h=0,mask=0.75')
-  c.train.steps += int(point)  # Rates alone would share a worker.
+  c.opt.lr = 1e-5 * int(point)
   c.monitor.valid_clips = 0  # The corpus is too small to hold any out.
   return c
 
