@@ -24,6 +24,7 @@ from absl import flags
 import yaml
 
 from launch import cli
+from launch.pod import layouts
 
 _ROOT = flags.DEFINE_string('root', None, 'Folder of the sweep, from here.')
 _SEEN = flags.DEFINE_string(
@@ -68,18 +69,6 @@ class Pod(NamedTuple):
   zone: str  # Of a TPU VM.
 
 
-class Layout(NamedTuple):
-  """How a run lies on its slice, where its config does not say it."""
-  mesh: str  # data x fsdp, such as 64x4.
-  remat: bool
-  clips: int  # Of a step, on each chip.
-
-  @property
-  def flags(self):
-    """What the worker is told."""
-    return [f'--mesh={self.mesh}', *['--remat'] * self.remat]
-
-
 class Cluster(NamedTuple):
   """Where runs go under Slurm."""
   name: str
@@ -118,51 +107,6 @@ def chips(machine, topology):
     raise ValueError(f'topology {topology!r}: expected such as 4x4 or 2x2x4')
   total = math.prod(int(n) for n in topology.split('x'))
   return total, max(1, total // MACHINES[machine][1])
-
-
-def layouts(folders, pod, mesh):
-  """Returns {run: Layout} for the folders of runs; {} where mesh is ''.
-
-  Args:
-    folders: of runs.
-    pod: where they go.
-    mesh: '', 'auto', or data x fsdp.
-
-  Raises:
-    ValueError: a mesh that does not divide, or 'auto' and no TPU compiler, or
-      a run that fits by no mesh; names the run.
-  """
-  if not mesh:
-    return {}
-  from audiorank import records
-  from launch.pod import chips as slices
-  from launch.pod import choice
-  from launch.pod import store
-  piece = slices.parse(f'{pod.machine}:{pod.topology}')
-  sides = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', mesh)
-  if mesh != 'auto' and not (
-      sides and int(sides[1]) * int(sides[2]) == piece.chips):
-    raise ValueError(f"--mesh={mesh}: expected auto, or two sides with a "
-                     f'product of {piece.chips}, such as {piece.chips}x1')
-  if mesh == 'auto' and not store.available():
-    raise ValueError("--mesh=auto: needs the TPU compiler (pip install "
-                     "'audiorank[tpu-plan]')")
-  out = {}
-  for folder in folders:
-    config = records.load_config(folder)
-    try:
-      if mesh == 'auto':
-        best = choice.fastest(config, piece, 'quick').layout
-      else:
-        best = choice.own(config)._replace(fsdp=int(sides[2]))
-        why = choice.why_not(config, best, piece.chips)
-        if why:
-          raise ValueError(why)
-    except ValueError as error:
-      raise ValueError(f'{folder}: {error}') from None
-    out[folder.name] = Layout(f'{piece.chips // best.fsdp}x{best.fsdp}',
-                              best.remat, best.batch // piece.chips)
-  return out
 
 
 def jobset(runs, pod, placed=None):
@@ -330,7 +274,8 @@ def main(argv):
   else:
     where = Pod(_NAME.value, root, _IMAGE.value, _QUEUE.value, _MACHINE.value,
                 _TOPOLOGY.value, _ZONE.value)
-    placed = layouts(folders, where, _MESH.value)
+    placed = layouts.placed(folders, where.machine, where.topology,
+                             _MESH.value)
     print(ENGINES[argv[1]](runs, where, placed), end='')
 
 

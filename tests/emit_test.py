@@ -11,6 +11,7 @@ import yaml
 from audiorank import records
 from configs import base
 from launch import emit
+from launch.pod import layouts
 from launch.pod import store
 
 RUNS = ['0123456789ab', 'ba9876543210']
@@ -123,9 +124,9 @@ def test_a_runs_mesh_is_in_its_manifest(tmp_path):
   folder = tmp_path / records.run_id(config)
   records.open_run(folder, config)
   run = folder.name
-  placed = emit.layouts([folder], POD, '4x4')
-  assert placed == {run: emit.Layout('4x4', False, 16)}
-  assert emit.layouts([folder], POD, '') == {}
+  placed = layouts.placed([folder], POD.machine, POD.topology, '4x4')
+  assert placed == {run: layouts.Layout('4x4', False, 16)}
+  assert layouts.placed([folder], POD.machine, POD.topology, '') == {}
   placed = {run: placed[run]._replace(remat=True)}
   (tree,) = yaml.safe_load_all(emit.jobset([run], POD, placed))
   job = tree['spec']['replicatedJobs'][0]['template']['spec']
@@ -147,7 +148,7 @@ def test_a_mesh_that_does_not_divide_is_refused(tmp_path, mesh, batch, want):
   folder = tmp_path / records.run_id(config)
   records.open_run(folder, config)
   with pytest.raises(ValueError, match=want):
-    emit.layouts([folder], POD, mesh)
+    layouts.placed([folder], POD.machine, POD.topology, mesh)
 
 
 def test_auto_takes_the_fastest_that_fits(tmp_path, monkeypatch):
@@ -163,11 +164,11 @@ def test_auto_takes_the_fastest_that_fits(tmp_path, monkeypatch):
 
   monkeypatch.setattr(store, 'available', lambda: True)
   monkeypatch.setattr(store, 'answers', answers)
-  assert emit.layouts([folder], POD, 'auto') == {
-      folder.name: emit.Layout('4x4', False, 16)}
+  assert layouts.placed([folder], POD.machine, POD.topology, 'auto') == {
+      folder.name: layouts.Layout('4x4', False, 16)}
   monkeypatch.setattr(store, 'available', lambda: False)
   with pytest.raises(ValueError, match='TPU compiler'):
-    emit.layouts([folder], POD, 'auto')
+    layouts.placed([folder], POD.machine, POD.topology, 'auto')
 
 
 def test_a_worker_takes_its_mesh_from_its_command(tmp_path):
