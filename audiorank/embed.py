@@ -21,7 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiorank import audio
+from audiorank import executables
 from audiorank import model
+from audiorank import records
 from audiorank import sharding
 
 SHORTEST = 640  # Samples of one token, 40 ms: shorter clips are padded.
@@ -225,6 +227,21 @@ def timestamps(config, params, waves, layer='final', clamp='clip',
   return z_BLD, np.broadcast_to(ms_L, z_BLD.shape[:2])
 
 
+@functools.lru_cache(maxsize=64)
+def sharded_encoder(config, layer, on):
+  """Returns (params, wave_BS) -> z_BD, held whole by every device of a mesh.
+
+  In two programs: in one, XLA may gather the clips in place of the embeddings.
+  """
+  run = executables.Program(
+      'encoder', {'model': records.plain(config), 'layer': layer},
+      encoder(config, 'scene', layer, 'clip'))
+  gathered = jax.jit(lambda z: z, out_shardings=sharding.replicated(on))
+  if on.size == 1:
+    return run
+  return lambda params, wave_BS: gathered(run(params, wave_BS))
+
+
 def sharded(config, params, wave_NS, on, batch, layer='final',
             leave=lambda: False):
   """Returns z_ND, computed over a whole mesh and gathered to every host.
@@ -239,7 +256,7 @@ def sharded(config, params, wave_NS, on, batch, layer='final',
     leave: polled with every batch; once True, None is returned.
   """
   check_layer(config, layer)
-  run = encoder(config, 'scene', layer, 'clip')
+  run = sharded_encoder(config, layer, on)
   N, S = wave_NS.shape
   mine = slice(None)
   if jax.process_count() > 1:
@@ -254,6 +271,5 @@ def sharded(config, params, wave_NS, on, batch, layer='final',
     part = wave_NS[start:start + batch]
     wave_BS[:len(part)] = part
     z_BD = run(params, sharding.to_global(wave_BS[mine], on))
-    z_BD = jax.jit(lambda z: z, out_shardings=sharding.replicated(on))(z_BD)
     pieces.append(np.asarray(z_BD)[:len(part)])
   return np.concatenate(pieces)

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiorank import embed
+from audiorank import executables
 from audiorank import gauges
 from audiorank import objectives
+from audiorank import program
 from audiorank import rankme
 from audiorank import sharding
 
@@ -32,16 +34,17 @@ def steps(config):
 
 
 def make_valid(config):
-  """Returns the jitted (variables, wave_BS int16) -> loss, fixed masks."""
+  """Returns the program (variables, wave_BS int16) -> loss, fixed masks."""
   objective = objectives.named(config.objective)
+  core = program.core(config)
 
   @jax.jit
   def valid(variables, wave_BS):
     wave_BS = wave_BS.astype(jnp.float32) / 32768
-    return objective(config, variables, wave_BS, jax.random.key(0),
+    return objective(core, variables, wave_BS, jax.random.key(0),
                      train=False)[0]
 
-  return valid
+  return executables.Program('valid', program.made_of(config), valid)
 
 
 def layers(config):

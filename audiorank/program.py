@@ -19,6 +19,7 @@ import optax
 from audiorank import audio
 from audiorank import embed
 from audiorank import objectives
+from audiorank import records
 
 RATE = 16_000
 
@@ -63,6 +64,35 @@ class Hyper:
   clip: Any
 
 
+def core(config):
+  """Returns the frozen config without what no program reads.
+
+  That is traced (`Hyper`), or matters to the loop and to readings alone.
+  Programs are built from this part, so that they cannot hang on another: it
+  is what they are found by on disk (executables.py).
+  """
+  tree = records.plain(config)
+  for part in ('experiment', 'seed', 'track', 'monitor', 'checkpoint', 'eval',
+               'mesh'):
+    tree.pop(part, None)
+  tree['data'] = {'crop_seconds': tree['data']['crop_seconds']}
+  for part, fields in (('train', ('steps', 'calibrate', 'log_every', 'call')),
+                       ('opt', ('lr', 'warmup', 'final', 'weight_decay',
+                                'clip'))):
+    for field in fields:
+      tree[part].pop(field, None)
+  return records.frozen(tree)
+
+
+def made_of(config):
+  """Returns what decides a program, as JSON material; None for an objective
+  that is not this package's, of which that is not known."""
+  objective = objectives.named(config.objective)
+  module = getattr(objective, 'func', objective).__module__
+  own = module.split('.')[0] == __name__.split('.')[0]
+  return records.plain(core(config)) if own else None
+
+
 def hyper(config):
   """Returns the hyper-parameters as traced scalars, not constants."""
   o = config.opt
@@ -102,14 +132,14 @@ def init(config, key):
 
 def make_step(config, placed):
   """Returns the jitted (state, wave_BS int16, hyper) -> (state, metrics)."""
-  return jax.jit(one_step(config), donate_argnums=0,
+  return jax.jit(one_step(core(config)), donate_argnums=0,
                  out_shardings=(placed, None))
 
 
 def make_steps(config, placed):
   """Returns the jitted (state, wave_CBS int16, hyper) -> (state, metrics_C):
   C steps, one after the other, in one program."""
-  step = one_step(config)
+  step = one_step(core(config))
 
   def steps(state, wave_CBS, h):
     return jax.lax.scan(lambda s, wave_BS: step(s, wave_BS, h), state,

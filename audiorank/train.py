@@ -21,6 +21,7 @@ from audiorank import checksums
 from audiorank import compute
 from audiorank import curve
 from audiorank import data
+from audiorank import executables
 from audiorank import gauges
 from audiorank import masking
 from audiorank import model
@@ -125,13 +126,25 @@ def described(config, subset, shapes):
 def start(config, on):
   """Returns (shapes, placed, fresh): the abstract state, where it lives, and
   a function that makes it there."""
-  key = jax.random.key(config.seed)
+  key, core = jax.random.key(config.seed), program.core(config)
+  made_of = program.made_of(config)
   # One function object: what is traced for its shapes is not traced again.
-  init = lambda k: program.init(config, k)
-  shapes = jax.eval_shape(jax.jit(init), key)
+  init = lambda k: program.init(core, k)
+  shapes = executables.shapes('init', made_of, jax.jit(init), key)
   placed = sharding.place(shapes, on)
-  fresh = jax.jit(init, out_shardings=placed)
+  where = {'mesh': dict(on.shape), 'ids': [d.id for d in on.devices.flat]}
+  fresh = executables.Program('init', made_of and {**made_of, **where},
+                              jax.jit(init, out_shardings=placed))
   return shapes, placed, lambda: fresh(key)
+
+
+def advances(config, placed):
+  """Returns the programs of `program.make_step` and `program.make_steps`."""
+  made_of = program.made_of(config)
+  return (
+      executables.Program('step', made_of, program.make_step(config, placed)),
+      executables.Program('steps', made_of,
+                          program.make_steps(config, placed)))
 
 
 def run(workdir, config, stop=lambda step: False, tell=lambda *_, **__: None):
@@ -160,8 +173,7 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_, **__: None):
   subset, sample, valid_NS = prepare_data(config)
   steps, main = config.train.steps, jax.process_index() == 0
   shapes, placed, fresh = start(config, on)
-  advance = program.make_step(config, placed)
-  advance_more = program.make_steps(config, placed)
+  advance, advance_more = advances(config, placed)
   h = program.hyper(config)
   valid = (monitor.make_valid(config), valid_NS) if len(valid_NS) else None
   readings = set(monitor.steps(config))

@@ -78,6 +78,9 @@ def test_undefined_and_infinite():
   y_NC = np.array([[1, 0], [1, 0], [1, 0]])
   assert math.isnan(scores.aucroc(p_NC, y_NC))
   assert math.isnan(scores.d_prime(p_NC, y_NC))
+  p_NC[0, 1] = math.nan
+  assert math.isnan(scores.aucroc(p_NC, np.array([[1, 0], [1, 0], [0, 1]])))
+  p_NC[0, 1] = .1
   # Of the two classes one is found whole, the other counts 0.
   assert scores.mean_ap(p_NC, y_NC) == 0.5
 

@@ -14,7 +14,6 @@ import math
 import numpy as np
 from scipy import sparse
 from scipy import special
-from scipy import stats
 
 # sed_eval divides an error rate by the count plus this.
 TINY = float(np.spacing(1.0))
@@ -56,13 +55,15 @@ def auc(p_NC, y_NC):
 
   NaN for a class without positives or without negatives.
   """
-  rank_NC = stats.rankdata(p_NC, axis=0)
-  on_NC = y_NC > 0
-  on_C = on_NC.sum(0)
-  pairs_C = on_C * (len(on_NC) - on_C)
-  above_C = (rank_NC * on_NC).sum(0) - on_C * (on_C + 1) / 2
-  return np.divide(above_C, pairs_C, where=pairs_C > 0,
-                   out=np.full(len(on_C), np.nan))
+  auc_C = np.full(p_NC.shape[1], np.nan)
+  for c, (p_N, on_N) in enumerate(zip(p_NC.T, y_NC.T > 0)):
+    pairs = on_N.sum() * (~on_N).sum()
+    if pairs and not np.isnan(p_N).any():
+      off_N = np.sort(p_N[~on_N])
+      below, upto = (np.searchsorted(off_N, p_N[on_N], side).sum()
+                     for side in ('left', 'right'))
+      auc_C[c] = (below + upto) / (2 * pairs)
+  return auc_C
 
 
 def mean_ap(p_NC, y_NC):

@@ -6,7 +6,7 @@ Shapes: R repetitions (seeds).
 import math
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95
 
@@ -47,6 +47,6 @@ def interval(score_R):
   middle, spread = mean(score_R), std(score_R)
   if math.isnan(spread):
     return middle, math.nan, math.nan
-  t = stats.t.ppf((1 + CONFIDENCE) / 2, len(score_R) - 1)
+  t = special.stdtrit(len(score_R) - 1, (1 + CONFIDENCE) / 2)
   half = float(t * spread / math.sqrt(len(score_R)))
   return middle, middle - half, middle + half

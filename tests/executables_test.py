@@ -1,0 +1,202 @@
+"""Programs kept on disk: the same bits, never a wrong one, never a crash."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from audiorank import executables
+from audiorank import objectives
+from audiorank import program
+from audiorank import records
+from audiorank import sharding
+from audiorank import train
+from configs import base
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+  """The folder that programs are kept in, empty at first."""
+  monkeypatch.setattr(executables, 'folder', lambda: tmp_path / 'programs')
+  return tmp_path / 'programs'
+
+
+@pytest.fixture
+def tiny():
+  c = base.get_config('en16-2')
+  c.data.crop_seconds, c.train.batch = 2., 8
+  c.model.decoder.width, c.model.decoder.heads = 16, 2
+  c.model.decoder.depth = 1
+  return c
+
+
+def untraced(*_):
+  raise AssertionError('traced, though it is kept')
+
+
+def steps_of(config, on, count=3):
+  """Trains from a fresh state; returns (state, metrics) on the host."""
+  wave_BS = np.random.default_rng(0).integers(
+      -9000, 9000, (config.train.batch, 32000), np.int16)
+  with jax.set_mesh(on):
+    shapes, placed, fresh = train.start(config, on)
+    state, (step, _) = fresh(), train.advances(config, placed)
+    for _ in range(count):
+      state, got = step(state, sharding.to_global(wave_BS, on),
+                        program.hyper(config))
+  assert jax.tree.structure(state) == jax.tree.structure(shapes)
+  return jax.device_get((state, got))
+
+
+@pytest.mark.parametrize('sides', [(1, 1), (4, 2)])
+def test_a_second_process_traces_nothing_and_gets_the_same_bits(
+    kept, tiny, sides, monkeypatch):
+  config, on = records.frozen(tiny), sharding.mesh(*sides)
+  first = steps_of(config, on)
+  assert sorted(p.name.rsplit('-', 1)[0] for p in kept.iterdir()) == [
+      'init', 'init-shapes', 'step']
+  for name in ('init', 'one_step'):
+    make = untraced if name == 'init' else lambda config: untraced
+    monkeypatch.setattr(program, name, make)
+  again = steps_of(config, on)
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+
+
+def test_what_is_kept_equals_plain_jit(kept, tiny, monkeypatch):
+  config, on = records.frozen(tiny), sharding.mesh(1, 1)
+  steps_of(config, on)
+  loaded = steps_of(config, on)
+  monkeypatch.setattr(executables, 'folder', lambda: None)
+  jax.tree.map(np.testing.assert_array_equal, loaded, steps_of(config, on))
+
+
+def test_runs_that_differ_in_rates_share_programs_others_do_not(kept, tiny):
+  on = sharding.mesh(1, 1)
+  steps_of(records.frozen(tiny), on, 1)
+  files = set(kept.iterdir())
+  tiny.opt.lr, tiny.seed, tiny.train.steps = 1e-2, 7, 12
+  tiny.monitor.clips, tiny.data.root = 64, 'elsewhere'
+  steps_of(records.frozen(tiny), on, 1)
+  assert set(kept.iterdir()) == files
+  tiny.mask.ratio = .5
+  steps_of(records.frozen(tiny), on, 1)
+  assert len(set(kept.iterdir()) - files) == 3
+
+
+@pytest.mark.parametrize('objective', sorted(objectives.OBJECTIVES))
+def test_programs_are_made_of_nothing_but_what_they_are_found_by(
+    tiny, objective):
+  """A field that is read, but is not in `core`, would raise here."""
+  tiny.objective = objective
+  config = records.frozen(tiny)
+  core, key = program.core(config), jax.random.key(0)
+  shapes = jax.eval_shape(lambda k: program.init(core, k), key)
+  assert jax.eval_shape(
+      program.one_step(core), shapes, jnp.zeros((8, 32000), jnp.int16),
+      program.hyper(config))[0].params.keys() == shapes.params.keys()
+  assert 'monitor' not in core and 'lr' not in core.opt
+
+
+def test_the_first_argument_is_donated_as_by_jit(kept):
+  for _ in range(2):
+    f = executables.Program('f', {}, jax.jit(lambda x, y: x + y,
+                                             donate_argnums=0))
+    x = jnp.arange(4.)
+    np.testing.assert_array_equal(f(x, np.float32(1)), [1, 2, 3, 4])
+    assert x.is_deleted()
+
+
+def test_each_shape_has_its_own(kept):
+  f = executables.Program('f', {}, jax.jit(lambda x, y: x + y.sum()))
+  for n in (1, 2, 1):
+    assert f(jnp.float32(1), np.ones(n, np.float32)) == 1 + n
+  assert len(list(kept.iterdir())) == 2
+  jitted = jax.jit(untraced)
+  g = executables.Program('f', {}, jitted)
+  for n in (1, 2):
+    assert g(jnp.float32(1), np.ones(n, np.float32)) == 1 + n
+
+
+@pytest.mark.parametrize('changed', [
+    'made_of', 'software', 'sources', 'machine', 'flags', 'settings', 'mesh'])
+def test_anything_it_hangs_on_makes_another(kept, changed, monkeypatch):
+  run = lambda made_of: executables.Program(
+      'f', made_of, jax.jit(lambda x: x + 1))(jnp.float32(1))
+  run({'a': 1})
+  if changed in ('software', 'sources', 'machine'):
+    monkeypatch.setattr(executables, f'_{changed}', lambda: 'other')
+  if changed == 'flags':
+    monkeypatch.setenv('XLA_FLAGS', '--other')
+  if changed == 'settings':
+    with jax.default_matmul_precision('highest'):
+      run({'a': 1})
+  elif changed == 'mesh':
+    with jax.set_mesh(sharding.mesh(8, 1)):
+      run({'a': 1})
+  else:
+    run({'a': 2 if changed == 'made_of' else 1})
+  assert len(list(kept.iterdir())) == 2
+
+
+@pytest.mark.parametrize('damage', ['flipped', 'cut', 'empty', 'other'])
+def test_what_is_damaged_is_made_again(kept, damage, caplog):
+  run = lambda: executables.Program(
+      'f', {}, jax.jit(lambda x: jnp.cumsum(x)))(jnp.arange(5.))
+  first, (path,) = run(), kept.iterdir()
+  body = bytearray(path.read_bytes())
+  if damage == 'flipped':
+    body[len(body) // 2] ^= 1
+  elif damage == 'other':
+    # Whole, but not what this XLA can load.
+    executables._write(path, (b'no executable', 0, [0]))
+    body = path.read_bytes()
+  path.write_bytes({'cut': body[:-7], 'empty': b''}.get(damage, bytes(body)))
+  np.testing.assert_array_equal(run(), first)
+  assert 'made again' in caplog.text
+  caplog.clear()
+  np.testing.assert_array_equal(run(), first)
+  assert not caplog.text
+
+
+def test_where_nothing_can_be_written_it_goes_on(kept, caplog):
+  kept.write_text('a file where the folder should be')
+  f = executables.Program('f', {}, jax.jit(lambda x: x + 1))
+  assert f(jnp.float32(1)) == 2
+  assert 'not kept' in caplog.text or 'not read' in caplog.text
+
+
+def test_an_objective_of_somebody_else_is_not_kept(kept, tiny, monkeypatch):
+  def odd(config, variables, wave_BS, key, train=True):
+    return objectives.masked_autoencoding(
+        config, variables, wave_BS, key, train)
+  monkeypatch.setitem(objectives.OBJECTIVES, 'odd', odd)
+  tiny.objective = 'odd'
+  assert program.made_of(tiny) is None
+  steps_of(records.frozen(tiny), sharding.mesh(1, 1), 1)
+  assert not kept.exists()
+
+
+def test_the_compile_cache_is_on_again_after_it_was_passed_by(kept):
+  before = jax.config.jax_enable_compilation_cache
+  executables.Program('f', {}, jax.jit(lambda x: x - 1))(jnp.float32(1))
+  assert jax.config.jax_enable_compilation_cache == before
+
+
+def test_shapes_are_remembered(kept):
+  found = executables.shapes('f', {}, lambda x: {'a': x[:2]}, jnp.arange(4))
+  assert found == {'a': jax.ShapeDtypeStruct((2,), jnp.int32)}
+  assert executables.shapes('f', {}, untraced, jnp.arange(4)) == found
+
+
+def test_what_nobody_loads_is_deleted_after_a_month(kept):
+  run = lambda made_of: executables.Program(
+      'f', {'a': made_of}, jax.jit(lambda x: x + 1))(jnp.float32(1))
+  run(1)
+  run(2)
+  for path in kept.iterdir():
+    os.utime(path, (0, 0))
+  run(2)  # Loaded, and so in use.
+  run(3)
+  assert len(list(kept.iterdir())) == 2
