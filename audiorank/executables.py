@@ -27,7 +27,6 @@ from absl import logging
 import jax
 from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
-import numpy as np
 
 from audiorank import records
 
@@ -198,8 +197,8 @@ def shapes(name, made_of, fun, *args):
 
 
 class Program:
-  """A jitted function whose executables are kept, one for each shape of the
-  arguments after the first; the first must always have the same."""
+  """A jitted function whose executables are kept, one for each shape of its
+  arguments. Where these lie on devices must not change from call to call."""
 
   def __init__(self, name, made_of, jitted):
     """
@@ -217,7 +216,7 @@ class Program:
 
   def ready(self, *args):
     """Returns what a call with these arguments runs, loaded or compiled."""
-    shape = tuple(np.shape(x) for x in jax.tree.leaves(args[1:]))
+    shape = tuple(getattr(x, 'shape', ()) for x in jax.tree.leaves(args))
     if shape not in self.loaded:
       self.loaded[shape] = self._find(args)
     return self.loaded[shape]

@@ -149,10 +149,11 @@ class _Batches:
 
   def __getitem__(self, step):
     record_B, start_B = (a[self._rows] for a in self._order(int(step)))
-    wave_BS = np.zeros((len(record_B), self._samples), np.int16)
+    wave_BS = np.empty((len(record_B), self._samples), np.int16)
     for row, record, start in zip(wave_BS, record_B, start_B):
       wave_S = self._read(record, start, self._samples)
       row[:len(wave_S)] = wave_S
+      row[len(wave_S):] = 0
     return wave_BS
 
 

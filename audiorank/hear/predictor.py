@@ -3,7 +3,7 @@
 hear-eval-kit's network (see `network`), Adam, cross-entropy or binary
 cross-entropy (arXiv 2203.03022). Every number that differs between models of
 one shape (learning rate, seed, counts of rows, epochs, patience) is an
-argument, so that one compiled program, in memory or in jax's persistent cache,
+argument, so that one compiled program, in memory or on disk (executables.py),
 serves them all.
 
 Rows are padded to whole batches and the padding is masked: it enters no
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from audiorank import executables
 from audiorank.hear import network
 
 BATCH = 1024
@@ -209,7 +210,19 @@ def _fit(net, lr, word, train, valid, checks, every, patience, *, monitor,
 
 
 _STATIC = ('monitor', 'multiclass', 'shuffled')
-fit = jax.jit(_fit, static_argnames=_STATIC)
+
+
+@functools.cache
+def fit_program(monitor, multiclass, shuffled):
+  """Returns `fit` of these as a program, found compiled or kept compiled."""
+  static = dict(monitor=monitor, multiclass=multiclass, shuffled=shuffled)
+  return executables.Program('probe', static, jax.jit(
+      functools.partial(_fit, **static)))
+
+
+def fit(*args, monitor, multiclass, shuffled=False):
+  """`_fit`, compiled once for arguments of one shape."""
+  return fit_program(monitor, multiclass, shuffled)(*args)
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC)
@@ -230,7 +243,14 @@ def fit_folds(nets, lr, words, train, valid, checks, every, patience,
       nets, lr, words, train, valid, checks, every, patience)
 
 
-@functools.partial(jax.jit, static_argnames='multiclass')
+@functools.cache
+def predict_program(multiclass):
+  """Returns `predict` as a program, found compiled or kept compiled."""
+  return executables.Program('predict', {'multiclass': multiclass}, jax.jit(
+      lambda net, stats, split: network.probabilities(
+          _all_logits(net, stats, split), multiclass)))
+
+
 def predict(net, stats, split, *, multiclass):
   """p_NC, probabilities of every row, padding included."""
-  return network.probabilities(_all_logits(net, stats, split), multiclass)
+  return predict_program(multiclass)(net, stats, split)

@@ -13,7 +13,7 @@ from launch.benches import timing
 
 PINNED = True
 SECONDS, RATE = 10., 16_000
-BATCH, BATCHES = 64, 8
+BATCH, BATCHES = 64, 32
 
 
 def rows(quick, only):
@@ -26,9 +26,13 @@ def rows(quick, only):
     synth.write_audio(folder / 'audio', .05 if quick else .3, 0,
                       progress=False)
     prepare.run(folder / 'audio', folder / 'corpus')
-    what = 'a clip of 10 s from ArrayRecord, int16'
-    if only in what:
-      yield reading(what, data.load(folder / 'corpus'), folder / 'audio')
+    for pieces in (30, 10):
+      what = (f'a clip of 10 s from ArrayRecord, int16, records of at most '
+              f'{pieces} s')
+      if only in what:
+        made = folder / f'pieces-{pieces}'
+        prepare.run(folder / 'audio', made, piece_seconds=pieces)
+        yield reading(what, data.load(made), folder / 'audio')
     what = 'waiting for input while training, en128-12, 10 s'
     if only in what:
       yield waiting(what, folder, 12 if quick else 40)
