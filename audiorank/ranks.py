@@ -18,6 +18,7 @@ from audiorank import data
 from audiorank import monitor
 from audiorank import rankme
 from audiorank import views
+from audiorank.rankme import gram
 from audiorank.rankme import streaming
 
 
@@ -107,6 +108,7 @@ def file_rank(path, array='', groups=''):
                      f'expected ({n},)')
   block_N = rankme.assign_blocks(n, groups=group_N)
   state, start = rankme.init(width, int(block_N.max()) + 1), 0
+  buffer_BD = gram.buffer(width)
   for z_ND in table.chunks():
     finite_N = np.isfinite(z_ND).all(axis=1)
     if not finite_N.all():
@@ -114,11 +116,13 @@ def file_rank(path, array='', groups=''):
                        f'{start + int(finite_N.argmin())}')
     if z_ND.dtype.itemsize < 4:
       z_ND = z_ND.astype(np.float32)
-    streaming.add_rows(state, z_ND, block_N[start:start + len(z_ND)])
+    streaming.add_rows(state, z_ND, block_N[start:start + len(z_ND)],
+                       buffer_BD)
     start += len(z_ND)
   if start != n:
     raise ValueError(f'{table.label}: {start} rows, expected {n}')
-  if not np.isfinite(state.gram_BDD).all():
+  streaming.complete(state)
+  if not gram.is_finite(state.gram_BDD):
     raise ValueError(f'{table.label}: the squares overflow float64: rescale '
                      'the embeddings')
   return {'n': n, 'width': width, 'dtype': str(table.dtype),

@@ -251,3 +251,29 @@ def test_centred_moments_are_exactly_zero_for_one_vector():
   z_ND = np.repeat(decaying(1), 50, axis=0)
   gram_DD = z_ND.T.astype(np.float64) @ z_ND
   assert not spectrum.centered(50, z_ND.sum(0, np.float64), gram_DD).any()
+
+
+@pytest.mark.parametrize('center', [False, True])
+@pytest.mark.parametrize('method', ['jackknife', 'infinitesimal'])
+def test_lower_triangles_are_enough(center, method):
+  """`estimate` keeps one triangle of its own blocks; a State has both."""
+  rng = np.random.default_rng(3)
+  z_ND = (rng.standard_normal((600, 40)) / np.arange(1, 41)
+          + 1).astype(np.float32)
+  state = rankme.state_of(z_ND)
+  np.testing.assert_array_equal(
+      state.gram_BDD, state.gram_BDD.transpose(0, 2, 1))
+  own, whole = (rankme.estimate(x, center=center, method=method)
+                for x in (z_ND, state))
+  for name in ('value', 'se', 'bias'):
+    np.testing.assert_allclose(getattr(own, name), getattr(whole, name),
+                               rtol=1e-9)
+
+
+def test_an_embedding_that_is_not_finite_shows_on_the_diagonal():
+  for bad in (np.nan, np.inf, -np.inf):
+    z_ND = np.ones((64, 8), np.float32)
+    z_ND[5, 3] = bad
+    for of in (rankme.state_of, rankme.rankme, rankme.estimate):
+      with pytest.raises(ValueError, match='1 of 64 .* the first in row 5'):
+        of(z_ND)

@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from audiorank.rankme import checks
+from audiorank.rankme import gram
 from audiorank.rankme import layout
 from audiorank.rankme import streaming
 
@@ -57,17 +58,18 @@ def _summed_over_processes(state):
 def _state_of(z_ND, block_N):
   """Moments by block; every process reads only the rows it holds."""
   state = streaming.init(z_ND.shape[1], int(block_N.max()) + 1)
+  buffer_BD = gram.buffer(z_ND.shape[1])
   if not isinstance(z_ND, jax.Array):
-    streaming.add_rows(state, z_ND, block_N)
+    streaming.add_rows(state, z_ND, block_N, buffer_BD)
     return state
   # Shards that lie in the host's memory are read where they lie, below.
   if z_ND.is_fully_addressable and not layout.on_host(z_ND):
-    streaming.add_rows(state, np.asarray(z_ND), block_N)
+    streaming.add_rows(state, np.asarray(z_ND), block_N, buffer_BD)
     return state
   for shard in z_ND.addressable_shards:
     if shard.replica_id == 0:
       streaming.add_rows(state, np.asarray(shard.data),
-                         block_N[shard.index[0]])
+                         block_N[shard.index[0]], buffer_BD)
   return _summed_over_processes(state)
 
 
@@ -83,8 +85,13 @@ def state_of(z_ND, groups=None, blocks=streaming.BLOCKS):
   Raises:
     ValueError: as `estimate`.
   """
-  z_ND = checks.checked(z_ND)
+  return streaming.complete(
+      lower_state_of(checks.checked(z_ND), groups, blocks))
+
+
+def lower_state_of(z_ND, groups, blocks):
+  """`state_of` with the lower triangles alone, which eigenvalues ask for."""
   state = _state_of(z_ND, assign_blocks(len(z_ND), blocks, groups))
-  if not np.isfinite(state.gram_BDD).all():
+  if not gram.is_finite(state.gram_BDD):
     checks.refuse_nonfinite(z_ND)
   return state

@@ -227,17 +227,21 @@ def sliced_moments(z_ND):
   return sum_D * scale_D, gram_DD * scale_D[:, None] * scale_D
 
 
-def add_host_moments(z_ND, sum_D, gram_DD):
+def buffer(width):
+  """Returns room for the rows that `add_host_moments` works on at a time."""
+  return np.empty((HOST_ROWS, width))
+
+
+def add_host_moments(z_ND, sum_D, gram_DD, buffer_BD):
   """Adds those of a numpy array or memory map in place, block by block.
 
-  sum_D and gram_DD: float64; gram_DD symmetric, its rows one after the other.
+  sum_D and gram_DD: float64; of gram_DD, its rows one after the other, the
+  lower triangle alone: `mirror` completes it.
   """
-  n, width = z_ND.shape
   # BLAS would be handed a copy of anything else, and the sums be lost.
   assert gram_DD.flags.c_contiguous and gram_DD.dtype == np.float64
-  rows_BD = np.empty((min(HOST_ROWS, n), width))
-  for start in range(0, n, HOST_ROWS):
-    x_BD = rows_BD[:min(HOST_ROWS, n - start)]
+  for start in range(0, len(z_ND), HOST_ROWS):
+    x_BD = buffer_BD[:len(z_ND) - start]
     x_BD[:] = z_ND[start:start + HOST_ROWS]
     with np.errstate(all='ignore'):  # The caller names the rows at fault.
       sum_D += x_BD.sum(axis=0)
@@ -245,7 +249,11 @@ def add_host_moments(z_ND, sum_D, gram_DD):
       # product, and no D x D temporary a block. What lies by rows here lies
       # transposed by columns, as BLAS wants it.
       blas.dsyrk(1., x_BD.T, beta=1., c=gram_DD.T, overwrite_c=1)
-  # The upper triangle that BLAS saw is the lower one here.
+
+
+def mirror(gram_DD):
+  """Copies the lower triangle to the upper one, in place."""
+  width = len(gram_DD)
   for start in range(0, width, MIRRORED):
     end = start + MIRRORED
     square_DD = gram_DD[start:end, start:end]
@@ -253,12 +261,25 @@ def add_host_moments(z_ND, sum_D, gram_DD):
     gram_DD[start:end, end:] = gram_DD[end:, start:end].T
 
 
+def is_finite(gram_DD):
+  """Whether a Gram matrix is, or each of [B, D, D]: no entry is larger than
+  the largest of the diagonal, and none is NaN where that is not."""
+  return np.isfinite(np.diagonal(gram_DD, axis1=-2, axis2=-1)).all()
+
+
+def _summed(parts, width):
+  """(sum_D, gram_DD) of arrays of rows that lie in the host's memory."""
+  sum_D, gram_DD = np.zeros(width), np.zeros((width, width))
+  buffer_BD = buffer(width)
+  for part_ND in parts:
+    add_host_moments(part_ND, sum_D, gram_DD, buffer_BD)
+  mirror(gram_DD)
+  return sum_D, gram_DD
+
+
 def host_moments(z_ND):
   """(sum_D, gram_DD) of a numpy array or memory map, block by block."""
-  width = z_ND.shape[1]
-  sums = np.zeros(width), np.zeros((width, width))
-  add_host_moments(z_ND, *sums)
-  return sums
+  return _summed([z_ND], z_ND.shape[1])
 
 
 def moments(z_ND):
@@ -276,11 +297,8 @@ def moments(z_ND):
   if not isinstance(z_ND, jax.Array):
     return host_moments(z_ND)
   if layout.on_host(z_ND):
-    width = z_ND.shape[1]
-    sums = np.zeros(width), np.zeros((width, width))
-    for part_ND in layout.row_shards(z_ND):
-      add_host_moments(np.asarray(part_ND), *sums)  # Without a copy.
-    return sums
+    # numpy reads them without a copy.
+    return _summed(map(np.asarray, layout.row_shards(z_ND)), z_ND.shape[1])
   if layout.platform(z_ND) == 'tpu':
     return sliced_moments(z_ND)
   mesh, _ = layout.row_mesh(z_ND)

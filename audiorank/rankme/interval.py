@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import numpy as np
 from scipy import special
+from scipy.linalg import blas
 
 from audiorank.rankme import blocks as blocks_lib
 from audiorank.rankme import checks
@@ -90,16 +91,33 @@ def _infinitesimal(state, center, eps):
   whole = np.log(spectrum.effective_rank(s_K, eps))
   slope_K = np.divide(summaries.log_rank_slope(s_K, eps), 2 * s_K,
                       out=np.zeros_like(s_K), where=s_K > 1e-8 * s_K[0])
-  weight_DD = (v_DK * slope_K) @ v_DK.T
-  pull_B = state.gram_BDD.reshape(b, -1) @ weight_DD.ravel()
+  weight_DD = _weighted(v_DK, slope_K)
+  own_D = weight_DD.diagonal()
+  # Of the states' Gram matrices only the lower triangles count.
+  pull_B = (2 * (state.gram_BDD.reshape(b, -1) @ weight_DD.ravel())
+            - np.diagonal(state.gram_BDD, axis1=1, axis2=2) @ own_D)
   if center:
-    at_mean_D = weight_DD @ mean_D
+    at_mean_D = weight_DD @ mean_D + mean_D @ weight_DD - own_D * mean_D
     pull_B += state.n_B * (mean_D @ at_mean_D) - 2 * state.sum_BD @ at_mean_D
   se = np.sqrt(b / (b - 1) * (pull_B**2).sum())
   first, other = (part[0] for part in halves)
   away = _log_rank(*halves[0], center, eps) - whole
   bias = (away - pull_B[:b // 2].sum() * n / first) * first / other
   return whole, float(se), whole - bias
+
+
+def _weighted(v_DK, weight_K):
+  """The lower triangle of v_DK diag(weight_K) v_DK^T, the upper one zero.
+
+  As differences of squares: BLAS finds a square's triangle in half the time.
+  """
+  lower_DD = np.zeros((len(v_DK),) * 2)
+  for sign in (1., -1.):
+    some_K = sign * weight_K > 0
+    x_KD = (v_DK[:, some_K] * np.sqrt(sign * weight_K[some_K])).T
+    if len(x_KD):
+      blas.dsyrk(sign, x_KD, trans=1, beta=1., c=lower_DD.T, overwrite_c=1)
+  return lower_DD
 
 
 def _finish(whole, se, free, n, width, confidence, center, eps, blocks,
@@ -192,7 +210,7 @@ def _of_mesh(z_ND, confidence, center, eps):
   with layout.x64(), layout.mesh_context(mesh):
     sum_D, gram_DD, without_B, n_B = (
         np.asarray(a) for a in _mesh_program(z_ND, center, eps))
-  if not np.isfinite(gram_DD).all():
+  if not gram_lib.is_finite(gram_DD):
     checks.refuse_nonfinite(z_ND)
   n, width = z_ND.shape
   whole = _log_rank(n, sum_D, gram_DD, center, eps)
@@ -245,5 +263,5 @@ def estimate(z_ND, confidence=0.95, groups=None, center=False, eps=1e-7,
       layout.platform(z_ND) != 'tpu'):
     spectrum.warn_if_small(n, width)
     return _of_mesh(z_ND, confidence, center, eps)
-  state = blocks_lib.state_of(z_ND, groups, blocks)
+  state = blocks_lib.lower_state_of(z_ND, groups, blocks)
   return _of_state(state, confidence, center, eps, method)

@@ -185,7 +185,7 @@ def singular_values(z_ND, method='gram', center=False):
   find = (gram_lib.sliced_moments if method == 'sliced' else
           gram_lib.moments)
   sum_D, gram_DD = find(z_ND)
-  if not np.isfinite(gram_DD).all():
+  if not gram_lib.is_finite(gram_DD):
     checks.refuse_nonfinite(z_ND)
   n = z_ND.shape[0]
   return from_gram(n, centered(n, sum_D, gram_DD) if center else gram_DD)

@@ -39,9 +39,13 @@ def add(state, block, n, sum_D, gram_DD):
   state.gram_BDD[block] += gram_DD
 
 
-def add_rows(state, z_ND, block_N):
-  """Adds host rows to the blocks named row by row, in place."""
-  for block in np.unique(block_N):
+def add_rows(state, z_ND, block_N, buffer_BD):
+  """Adds host rows to the blocks named row by row, in place.
+
+  Of the Gram matrices to the lower triangle alone: `complete` does the rest.
+  buffer_BD is a `gram.buffer`.
+  """
+  for block in np.flatnonzero(np.bincount(block_N)):
     rows = np.flatnonzero(block_N == block)
     state.n_B[block] += len(rows)
     # Never more than some blocks' worth of rows at once: z_ND may be a
@@ -51,7 +55,14 @@ def add_rows(state, z_ND, block_N):
       if part[-1] - part[0] == len(part) - 1:
         part = slice(part[0], part[-1] + 1)  # A view where rows would copy.
       gram.add_host_moments(z_ND[part], state.sum_BD[block],
-                            state.gram_BDD[block])
+                            state.gram_BDD[block], buffer_BD)
+
+
+def complete(state):
+  """Makes the Gram matrices of a state symmetric, in place; returns it."""
+  for gram_DD in state.gram_BDD:
+    gram.mirror(gram_DD)
+  return state
 
 
 def update(state, z_ND, groups=None):
@@ -80,7 +91,7 @@ def update(state, z_ND, groups=None):
     return state
   if groups is None:
     sum_D, gram_DD = gram.moments(z_ND)
-    if not np.isfinite(gram_DD).all():
+    if not gram.is_finite(gram_DD):
       checks.refuse_nonfinite(z_ND)
     add(state, int(state.n_B.argmin()), len(z_ND), sum_D, gram_DD)
     return state
@@ -90,8 +101,9 @@ def update(state, z_ND, groups=None):
   if not np.isfinite(rows_ND).all():
     checks.refuse_nonfinite(rows_ND)
   block_N = np.array([zlib.crc32(str(g).encode()) for g in groups])
-  add_rows(state, rows_ND, block_N % len(state.n_B))
-  return state
+  add_rows(state, rows_ND, block_N % len(state.n_B),
+           gram.buffer(rows_ND.shape[1]))
+  return complete(state)
 
 
 def merge(*states):
