@@ -140,6 +140,9 @@ def overrides(flag):
 def config_module(flag):
   """Imports the file that --config names, for its points()."""
   path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS[flag]))
+  if path.suffix != '.py' or not path.is_file():
+    raise ValueError(f'--{flag}={path}: no such .py file (without a point '
+                     'after a colon: all of its points are meant)')
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   with of_file():

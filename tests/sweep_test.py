@@ -216,6 +216,14 @@ def test_an_odd_config_file_is_one_line_before_anything_is_made(
   assert not list((tmp_path / 'root').glob('*'))
 
 
+@pytest.mark.parametrize('name', ['configs/base.py:en128-12', 'nowhere.py'])
+def test_a_config_that_is_no_file_is_one_line(env, tmp_path, name):
+  got = run(env, 'sweep', 'plan', f'--config={name}')
+  assert got.returncode == 1
+  (said,) = got.stderr.splitlines()
+  assert said.startswith(f'error: --config={name}: no such .py file')
+
+
 def test_a_lease_is_held_by_one_and_ends_with_its_holder(tmp_path):
   held = lease.Lease(tmp_path)
   held.tell('training', 3, 9, force=True)
