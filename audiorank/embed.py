@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiorank import audio
-from audiorank import executables
+from audiorank import compiled
 from audiorank import model
 from audiorank import records
 from audiorank import sharding
@@ -233,7 +233,7 @@ def sharded_encoder(config, layer, on):
 
   In two programs: in one, XLA may gather the clips in place of the embeddings.
   """
-  run = executables.Program(
+  run = compiled.Program(
       'encoder', {'model': records.plain(config), 'layer': layer},
       encoder(config, 'scene', layer, 'clip'))
   gathered = jax.jit(lambda z: z, out_shardings=sharding.replicated(on))

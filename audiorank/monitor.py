@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from audiorank import compiled
 from audiorank import embed
-from audiorank import executables
 from audiorank import gauges
 from audiorank import objectives
 from audiorank import program
@@ -44,7 +44,7 @@ def make_valid(config):
     return objective(core, variables, wave_BS, jax.random.key(0),
                      train=False)[0]
 
-  return executables.Program('valid', program.made_of(config), valid)
+  return compiled.Program('valid', program.made_of(config), valid)
 
 
 def layers(config):

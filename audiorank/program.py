@@ -69,7 +69,7 @@ def core(config):
 
   That is traced (`Hyper`), or matters to the loop and to readings alone.
   Programs are built from this part, so that they cannot hang on another: it
-  is what they are found by on disk (executables.py).
+  is what they are found by on disk (compiled.py).
   """
   tree = records.plain(config)
   for part in ('experiment', 'seed', 'track', 'monitor', 'checkpoint', 'eval',

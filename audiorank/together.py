@@ -20,9 +20,9 @@ import numpy as np
 
 from audiorank import checkpoint
 from audiorank import checksums
+from audiorank import compiled
 from audiorank import curve
 from audiorank import data
-from audiorank import executables
 from audiorank import gauges
 from audiorank import monitor
 from audiorank import program
@@ -132,7 +132,7 @@ def run(workdirs, configs, stop=lambda step: False, tell=lambda *_, **__: None):
     h = jax.tree.map(lambda *x: np.stack(x),
                      *(program.hyper(c) for c in configs))
     h = jax.device_put(h, spread)
-    advance = executables.Program('together', program.made_of(first), jax.jit(
+    advance = compiled.Program('together', program.made_of(first), jax.jit(
         jax.vmap(program.one_step(program.core(first)), (0, None, 0)),
         donate_argnums=0, out_shardings=(spread, spread)))
     stream = None

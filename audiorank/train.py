@@ -18,10 +18,10 @@ import numpy as np
 from audiorank import audio
 from audiorank import checkpoint
 from audiorank import checksums
+from audiorank import compiled
 from audiorank import compute
 from audiorank import curve
 from audiorank import data
-from audiorank import executables
 from audiorank import gauges
 from audiorank import masking
 from audiorank import model
@@ -130,10 +130,10 @@ def start(config, on):
   made_of = program.made_of(config)
   # One function object: what is traced for its shapes is not traced again.
   init = lambda k: program.init(core, k)
-  shapes = executables.shapes('init', made_of, jax.jit(init), key)
+  shapes = compiled.shapes('init', made_of, jax.jit(init), key)
   placed = sharding.place(shapes, on)
   where = {'mesh': dict(on.shape), 'ids': [d.id for d in on.devices.flat]}
-  fresh = executables.Program('init', made_of and {**made_of, **where},
+  fresh = compiled.Program('init', made_of and {**made_of, **where},
                               jax.jit(init, out_shardings=placed))
   return shapes, placed, lambda: fresh(key)
 
@@ -142,8 +142,8 @@ def advances(config, placed):
   """Returns the programs of `program.make_step` and `program.make_steps`."""
   made_of = program.made_of(config)
   return (
-      executables.Program('step', made_of, program.make_step(config, placed)),
-      executables.Program('steps', made_of,
+      compiled.Program('step', made_of, program.make_step(config, placed)),
+      compiled.Program('steps', made_of,
                           program.make_steps(config, placed)))
 
 

@@ -17,6 +17,7 @@ from audiorank.hear import network
 from audiorank.hear import predictor
 from audiorank.hear import probe
 from audiorank.hear import scores
+from audiorank.hear import search
 from audiorank.hear import tasks
 
 QUICK = dict(grid_points=1, hidden=32, max_epochs=30)
@@ -260,6 +261,16 @@ def test_one_program_for_many_models():
     probe.evaluate(task, embeddings, seed=seed, **QUICK)
     sizes.append(program.jitted._cache_size())
   assert 0 < sizes[0] == sizes[1] == sizes[2]
+
+
+def test_fits_side_by_side_have_the_bits_of_fits_one_by_one(monkeypatch):
+  task, embeddings = toy(kfold=3)
+  found = []
+  for at_a_time in (1, 4):
+    monkeypatch.setattr(search, 'AT_A_TIME', at_a_time)
+    found.append(probe.evaluate(task, embeddings,
+                                **{**QUICK, 'grid_points': 4}))
+  assert found[0] == found[1]
 
 
 def test_learns_and_stops_early():

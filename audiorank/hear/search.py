@@ -3,7 +3,9 @@
 Shapes: N clips (or frames) of a split, C labels.
 """
 
+import concurrent.futures
 import math
+import os
 from typing import NamedTuple
 
 import jax
@@ -16,6 +18,8 @@ from audiorank.hear import predictor
 from audiorank.hear import scores
 from audiorank.hear import summary
 from audiorank.hear import tasks
+
+AT_A_TIME = 4  # Fits on a CPU.
 
 
 class Problem(NamedTuple):
@@ -177,7 +181,7 @@ def _in_graph(problem):
 def _fit_points(problem, jobs):
   """A `Trained` per (seed, point) of `jobs`, on the first fold."""
   if not (problem.parallel and _in_graph(problem)):
-    return [_fit(problem, seed, 0, point) for seed, point in jobs]
+    return _each(lambda job: _fit(problem, job[0], 0, job[1]), jobs)
   out, fold = {}, problem.folds[0]
   depths = {job: problem.points[job[1]]['hidden_layers'] for job in jobs}
   for depth in sorted(set(depths.values())):
@@ -195,13 +199,22 @@ def _fit_folds(problem, seed, point):
   if not later:
     return []
   if not (problem.parallel and _in_graph(problem)):
-    return [_fit(problem, seed, fold, point) for fold in later]
+    return _each(lambda fold: _fit(problem, seed, fold, point), later)
   nets, lrs, words = _stack([_start(problem, seed, f, point) for f in later])
   train, valid = (_stack([problem.folds[f][part][1] for f in later])
                   for part in (1, 2))
   fits = predictor.fit_folds(nets, lrs[0], words, train, valid,
                              *_limits(problem), **_static(problem))
   return _unstack(problem, fits, len(later))
+
+
+def _each(fit, jobs):
+  """Returns [fit(job), ...], several at a time: what one leaves of the cores,
+  between its matrix products and in them, another takes. The bits are those of
+  fits one by one."""
+  with concurrent.futures.ThreadPoolExecutor(
+      min(AT_A_TIME, os.cpu_count() or 1)) as pool:
+    return list(pool.map(fit, jobs))
 
 
 def _stack(trees):

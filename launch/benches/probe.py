@@ -4,8 +4,8 @@ The rival is hear-eval-kit's own `heareval.predictions.runner`, unmodified, on
 embeddings that its own first command made of an audiorank encoder; ours reads
 the same folder. Wall time from start to end of the process, both on the same
 cores; ours with nothing compiled before, and once more with the programs that
-this left on disk, as every later command finds them. AUDIORANK_TASKS names a folder of HEAR
-task folders; otherwise a task of the embedded world is taken.
+this left on disk, as every later command finds them. AUDIORANK_TASKS names a
+folder of HEAR task folders; otherwise a task of the embedded world is taken.
 """
 
 import importlib.util

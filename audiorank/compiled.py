@@ -21,6 +21,7 @@ import os
 import pathlib
 import pickle
 import platform
+import threading
 import time
 
 from absl import logging
@@ -38,6 +39,9 @@ _SETTINGS = ('jax_enable_x64', 'jax_default_matmul_precision',
              'jax_threefry_partitionable', 'jax_numpy_rank_promotion',
              'jax_use_shardy_partitioner', 'jax_cpu_enable_async_dispatch')
 _SEAL = hashlib.sha256().digest_size
+# jax's cache is switched for the whole process; and of threads that want one
+# program only one should compile it.
+_one_at_a_time = threading.Lock()
 _UNUSED = 30 * 24 * 3600  # Seconds.
 
 
@@ -120,7 +124,8 @@ def _read(path):
   """Returns what `_write` was given; None where that is not there whole."""
   try:
     sealed = path.read_bytes()
-    os.utime(path)
+    with contextlib.suppress(OSError):  # Somebody else's folder.
+      os.utime(path)
   except FileNotFoundError:
     return None
   except OSError as error:
@@ -218,7 +223,9 @@ class Program:
     """Returns what a call with these arguments runs, loaded or compiled."""
     shape = tuple(getattr(x, 'shape', ()) for x in jax.tree.leaves(args))
     if shape not in self.loaded:
-      self.loaded[shape] = self._find(args)
+      with _one_at_a_time:
+        if shape not in self.loaded:
+          self.loaded[shape] = self._find(args)
     return self.loaded[shape]
 
   def _find(self, args):
@@ -243,6 +250,7 @@ class Program:
     except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as e:
       logging.info('%s: cannot be kept (%s)', self.name, e)
       return self.jitted
+    ids = [d.id for d in compiled.runtime_executable().local_devices()]
     _write(path, (executable, jax.tree.unflatten(out, range(out.num_leaves)),
-                  [d.id for d in compiled.runtime_executable().local_devices()]))
+                  ids))
     return compiled

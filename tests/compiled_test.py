@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiorank import executables
+from audiorank import compiled
 from audiorank import objectives
 from audiorank import program
 from audiorank import records
@@ -19,7 +19,7 @@ from configs import base
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
   """The folder that programs are kept in, empty at first."""
-  monkeypatch.setattr(executables, 'folder', lambda: tmp_path / 'programs')
+  monkeypatch.setattr(compiled, 'folder', lambda: tmp_path / 'programs')
   return tmp_path / 'programs'
 
 
@@ -51,38 +51,36 @@ def steps_of(config, on, count=3):
 
 
 @pytest.mark.parametrize('sides', [(1, 1), (4, 2)])
-def test_a_second_process_traces_nothing_and_gets_the_same_bits(
+def test_a_second_process_traces_nothing_and_gets_the_bits_of_plain_jit(
     kept, tiny, sides, monkeypatch):
   config, on = records.frozen(tiny), sharding.mesh(*sides)
+  with monkeypatch.context() as without:
+    without.setattr(compiled, 'folder', lambda: None)
+    plain = steps_of(config, on)
   first = steps_of(config, on)
   assert sorted(p.name.rsplit('-', 1)[0] for p in kept.iterdir()) == [
       'init', 'init-shapes', 'step']
-  for name in ('init', 'one_step'):
-    make = untraced if name == 'init' else lambda config: untraced
-    monkeypatch.setattr(program, name, make)
+  monkeypatch.setattr(program, 'init', untraced)
+  monkeypatch.setattr(program, 'one_step', lambda config: untraced)
   again = steps_of(config, on)
-  jax.tree.map(np.testing.assert_array_equal, first, again)
-
-
-def test_what_is_kept_equals_plain_jit(kept, tiny, monkeypatch):
-  config, on = records.frozen(tiny), sharding.mesh(1, 1)
-  steps_of(config, on)
-  loaded = steps_of(config, on)
-  monkeypatch.setattr(executables, 'folder', lambda: None)
-  jax.tree.map(np.testing.assert_array_equal, loaded, steps_of(config, on))
-
-
-def test_runs_that_differ_in_rates_share_programs_others_do_not(kept, tiny):
-  on = sharding.mesh(1, 1)
-  steps_of(records.frozen(tiny), on, 1)
-  files = set(kept.iterdir())
+  for found in (first, again):
+    jax.tree.map(np.testing.assert_array_equal, plain, found)
+  # Another run of this shape needs nothing else.
   tiny.opt.lr, tiny.seed, tiny.train.steps = 1e-2, 7, 12
   tiny.monitor.clips, tiny.data.root = 64, 'elsewhere'
-  steps_of(records.frozen(tiny), on, 1)
-  assert set(kept.iterdir()) == files
-  tiny.mask.ratio = .5
-  steps_of(records.frozen(tiny), on, 1)
-  assert len(set(kept.iterdir()) - files) == 3
+  other, _ = steps_of(records.frozen(tiny), on)
+  assert not np.array_equal(jax.tree.leaves(other.params)[0],
+                            jax.tree.leaves(again[0].params)[0])
+
+
+@pytest.mark.parametrize('field, value', [
+    ('mask.ratio', .5), ('opt.b2', .9), ('train.init_scale', 2.),
+    ('train.skip', 1), ('data.crop_seconds', 4.), ('model.depth', 3),
+    ('model.remat', True), ('objective', 'latent')])
+def test_what_is_compiled_in_makes_another_program(tiny, field, value):
+  before = program.made_of(tiny)
+  tiny.update_from_flattened_dict({field: value})
+  assert program.made_of(tiny) != before
 
 
 @pytest.mark.parametrize('objective', sorted(objectives.OBJECTIVES))
@@ -101,7 +99,7 @@ def test_programs_are_made_of_nothing_but_what_they_are_found_by(
 
 def test_the_first_argument_is_donated_as_by_jit(kept):
   for _ in range(2):
-    f = executables.Program('f', {}, jax.jit(lambda x, y: x + y,
+    f = compiled.Program('f', {}, jax.jit(lambda x, y: x + y,
                                              donate_argnums=0))
     x = jnp.arange(4.)
     np.testing.assert_array_equal(f(x, np.float32(1)), [1, 2, 3, 4])
@@ -109,12 +107,12 @@ def test_the_first_argument_is_donated_as_by_jit(kept):
 
 
 def test_each_shape_has_its_own(kept):
-  f = executables.Program('f', {}, jax.jit(lambda x, y: x + y.sum()))
+  f = compiled.Program('f', {}, jax.jit(lambda x, y: x + y.sum()))
   for n in (1, 2, 1):
     assert f(jnp.float32(1), np.ones(n, np.float32)) == 1 + n
   assert len(list(kept.iterdir())) == 2
   jitted = jax.jit(untraced)
-  g = executables.Program('f', {}, jitted)
+  g = compiled.Program('f', {}, jitted)
   for n in (1, 2):
     assert g(jnp.float32(1), np.ones(n, np.float32)) == 1 + n
 
@@ -122,11 +120,11 @@ def test_each_shape_has_its_own(kept):
 @pytest.mark.parametrize('changed', [
     'made_of', 'software', 'sources', 'machine', 'flags', 'settings', 'mesh'])
 def test_anything_it_hangs_on_makes_another(kept, changed, monkeypatch):
-  run = lambda made_of: executables.Program(
+  run = lambda made_of: compiled.Program(
       'f', made_of, jax.jit(lambda x: x + 1))(jnp.float32(1))
   run({'a': 1})
   if changed in ('software', 'sources', 'machine'):
-    monkeypatch.setattr(executables, f'_{changed}', lambda: 'other')
+    monkeypatch.setattr(compiled, f'_{changed}', lambda: 'other')
   if changed == 'flags':
     monkeypatch.setenv('XLA_FLAGS', '--other')
   if changed == 'settings':
@@ -142,7 +140,7 @@ def test_anything_it_hangs_on_makes_another(kept, changed, monkeypatch):
 
 @pytest.mark.parametrize('damage', ['flipped', 'cut', 'empty', 'other'])
 def test_what_is_damaged_is_made_again(kept, damage, caplog):
-  run = lambda: executables.Program(
+  run = lambda: compiled.Program(
       'f', {}, jax.jit(lambda x: jnp.cumsum(x)))(jnp.arange(5.))
   first, (path,) = run(), kept.iterdir()
   body = bytearray(path.read_bytes())
@@ -150,7 +148,7 @@ def test_what_is_damaged_is_made_again(kept, damage, caplog):
     body[len(body) // 2] ^= 1
   elif damage == 'other':
     # Whole, but not what this XLA can load.
-    executables._write(path, (b'no executable', 0, [0]))
+    compiled._write(path, (b'no executable', 0, [0]))
     body = path.read_bytes()
   path.write_bytes({'cut': body[:-7], 'empty': b''}.get(damage, bytes(body)))
   np.testing.assert_array_equal(run(), first)
@@ -162,7 +160,7 @@ def test_what_is_damaged_is_made_again(kept, damage, caplog):
 
 def test_where_nothing_can_be_written_it_goes_on(kept, caplog):
   kept.write_text('a file where the folder should be')
-  f = executables.Program('f', {}, jax.jit(lambda x: x + 1))
+  f = compiled.Program('f', {}, jax.jit(lambda x: x + 1))
   assert f(jnp.float32(1)) == 2
   assert 'not kept' in caplog.text or 'not read' in caplog.text
 
@@ -174,24 +172,25 @@ def test_an_objective_of_somebody_else_is_not_kept(kept, tiny, monkeypatch):
   monkeypatch.setitem(objectives.OBJECTIVES, 'odd', odd)
   tiny.objective = 'odd'
   assert program.made_of(tiny) is None
-  steps_of(records.frozen(tiny), sharding.mesh(1, 1), 1)
+  f = compiled.Program('f', program.made_of(tiny), jax.jit(lambda x: x + 1))
+  assert f(jnp.float32(1)) == 2
   assert not kept.exists()
 
 
 def test_the_compile_cache_is_on_again_after_it_was_passed_by(kept):
   before = jax.config.jax_enable_compilation_cache
-  executables.Program('f', {}, jax.jit(lambda x: x - 1))(jnp.float32(1))
+  compiled.Program('f', {}, jax.jit(lambda x: x - 1))(jnp.float32(1))
   assert jax.config.jax_enable_compilation_cache == before
 
 
 def test_shapes_are_remembered(kept):
-  found = executables.shapes('f', {}, lambda x: {'a': x[:2]}, jnp.arange(4))
+  found = compiled.shapes('f', {}, lambda x: {'a': x[:2]}, jnp.arange(4))
   assert found == {'a': jax.ShapeDtypeStruct((2,), jnp.int32)}
-  assert executables.shapes('f', {}, untraced, jnp.arange(4)) == found
+  assert compiled.shapes('f', {}, untraced, jnp.arange(4)) == found
 
 
 def test_what_nobody_loads_is_deleted_after_a_month(kept):
-  run = lambda made_of: executables.Program(
+  run = lambda made_of: compiled.Program(
       'f', {'a': made_of}, jax.jit(lambda x: x + 1))(jnp.float32(1))
   run(1)
   run(2)
