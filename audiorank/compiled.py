@@ -32,8 +32,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from audiorank import records
 
 # What programs may differ by at equal sources.
-_SOFTWARE = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'libtpu',
-             'jax-cuda12-plugin', 'jax-cuda13-plugin')
+_SOFTWARE = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 _SETTINGS = ('jax_enable_x64', 'jax_default_matmul_precision',
              'jax_debug_nans', 'jax_default_prng_impl',
              'jax_threefry_partitionable', 'jax_numpy_rank_promotion',
@@ -48,12 +47,13 @@ _UNUSED = 30 * 24 * 3600  # Seconds.
 def folder():
   """Returns where programs are kept; None where jax keeps none either.
 
-  Nor are they where several processes compute as one: each holds a part of
-  the executable, and all must come to the same answer on what is there.
+  Nor are they on accelerators, where no loaded program was ever seen to run,
+  and where several processes compute as one: each holds a part of the
+  executable, and all must come to the same answer on what is there.
   """
   root = jax.config.jax_compilation_cache_dir
   if (not root or not jax.config.jax_enable_compilation_cache
-      or jax.process_count() > 1):
+      or jax.default_backend() != 'cpu' or jax.process_count() > 1):
     return None
   return pathlib.Path(root) / 'programs'
 
@@ -70,13 +70,17 @@ def _sources():
 
 @functools.cache
 def _machine():
-  """Returns what names this machine's processor, as far as it says."""
+  """Returns what names this machine's processor, as far as it says, and how
+  many cores the process may use: loops are compiled for that number."""
+  cores = (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
+           else os.cpu_count())
   try:
     said = pathlib.Path('/proc/cpuinfo').read_text().split('\n\n')[0]
   except OSError:
-    return platform.processor()
-  return sorted(line for line in said.splitlines() if line.split(':')[0].strip()
-                in ('model name', 'flags', 'Features', 'CPU part'))
+    said = f'model name : {platform.processor()}'
+  return [cores, *sorted(
+      line for line in said.splitlines() if line.split(':')[0].strip()
+      in ('model name', 'flags', 'Features', 'CPU part'))]
 
 
 @functools.cache
@@ -96,10 +100,8 @@ def _surroundings():
       'software': _software(), 'sources': _sources(), 'machine': _machine(),
       'settings': {name: repr(getattr(jax.config, name, None))
                    for name in _SETTINGS},
-      'flags': {name: os.environ.get(name, '')
-                for name in ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')},
-      'devices': [f'{d.platform} {d.device_kind} {d.id}'
-                  for d in jax.devices()],
+      'flags': os.environ.get('XLA_FLAGS', ''),
+      'devices': [d.id for d in jax.devices()],
       'mesh': str(jax.sharding.get_abstract_mesh())}
 
 
@@ -159,27 +161,18 @@ def _write(path, value):
 
 
 def _compiled(lowered):
-  """Returns what was compiled here and now; None where jax's cache had it.
+  """Returns what is compiled here and now, past jax's own cache.
 
-  On CPUs what came from that cache loses functions when it is serialised
-  again, and fails when it is called: there the cache is passed by.
+  What came from that loses functions when it is serialised again, and fails
+  when it is called.
   """
-  if jax.default_backend() == 'cpu':
-    jax.config.update('jax_enable_compilation_cache', False)
+  jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()
+  try:
+    return lowered.compile()
+  finally:
+    jax.config.update('jax_enable_compilation_cache', True)
     compilation_cache.reset_cache()
-    try:
-      return lowered.compile()
-    finally:
-      jax.config.update('jax_enable_compilation_cache', True)
-      compilation_cache.reset_cache()
-  before = len(_hits)
-  compiled = lowered.compile()
-  return compiled if len(_hits) == before else None
-
-
-_hits = []  # One entry for each program that jax's cache had.
-jax.monitoring.register_event_listener(
-    lambda event, **_: event.endswith('/cache_hits') and _hits.append(event))
 
 
 def shapes(name, made_of, fun, *args):
@@ -243,8 +236,6 @@ class Program:
       except Exception as error:  # XLA has no one class for what it refuses.
         logging.warning('%s: not loaded (%s); made again', path, error)
     compiled = _compiled(self.jitted.lower(*args))
-    if compiled is None:
-      return self.jitted
     try:
       executable, _, out = serialize_executable.serialize(compiled)
     except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as e:
