@@ -33,10 +33,9 @@ from audiorank import records
 
 # What programs may differ by at equal sources.
 _SOFTWARE = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
-_SETTINGS = ('jax_enable_x64', 'jax_default_matmul_precision',
-             'jax_debug_nans', 'jax_default_prng_impl',
-             'jax_threefry_partitionable', 'jax_numpy_rank_promotion',
-             'jax_use_shardy_partitioner', 'jax_cpu_enable_async_dispatch')
+# Parts of the names of jax's settings that change no program.
+_BESIDE = ('cache', 'log', 'dump', 'profil', 'traceback', 'explain',
+           'platforms')
 _SEAL = hashlib.sha256().digest_size
 # jax's cache is switched for the whole process; and of threads that want one
 # program only one should compile it.
@@ -53,19 +52,28 @@ def folder():
   """
   root = jax.config.jax_compilation_cache_dir
   if (not root or not jax.config.jax_enable_compilation_cache
-      or jax.default_backend() != 'cpu' or jax.process_count() > 1):
+      or '://' in root or jax.default_backend() != 'cpu'
+      or jax.process_count() > 1):
     return None
   return pathlib.Path(root) / 'programs'
 
 
-@functools.cache
 def _sources():
-  """Returns a digest of this package's own code."""
+  """Returns a digest of this package's own code as it lies on disk."""
   found = hashlib.sha256()
   root = pathlib.Path(__file__).parent
   for path in sorted(root.rglob('*.py')):
     found.update(str(path.relative_to(root)).encode() + path.read_bytes())
   return found.hexdigest()
+
+
+_IMPORTED = _sources()  # The code that this process runs.
+
+
+def settings():
+  """Returns jax's settings as this thread has them, as text by name."""
+  return {name: repr(value) for name, value in jax.config.values.items()
+          if not any(part in name for part in _BESIDE)}
 
 
 @functools.cache
@@ -97,9 +105,8 @@ def _software():
 def _surroundings():
   """Returns what a program hangs on beside what it is made of."""
   return {
-      'software': _software(), 'sources': _sources(), 'machine': _machine(),
-      'settings': {name: repr(getattr(jax.config, name, None))
-                   for name in _SETTINGS},
+      'software': _software(), 'sources': _IMPORTED, 'machine': _machine(),
+      'settings': settings(),
       'flags': os.environ.get('XLA_FLAGS', ''),
       'devices': [d.id for d in jax.devices()],
       'mesh': str(jax.sharding.get_abstract_mesh())}
@@ -142,29 +149,30 @@ def _read(path):
 
 
 def _write(path, value):
+  if _sources() != _IMPORTED:
+    return  # Edited since: nobody could tell of which code this is.
   body = pickle.dumps(value)
   part = path.with_name(f'.{path.name}.{os.getpid()}')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     part.write_bytes(hashlib.sha256(body).digest() + body)
     os.replace(part, path)
-    for old in path.parent.iterdir():
-      if old.stat().st_mtime < time.time() - _UNUSED:
-        old.unlink()
-  except FileNotFoundError:
-    pass  # Another process was faster to delete it.
   except OSError as error:
     logging.warning('%s: not kept (%s)', path, error)
   finally:
     with contextlib.suppress(OSError):
       part.unlink(missing_ok=True)
+  with contextlib.suppress(OSError):
+    for old in path.parent.iterdir():
+      if old.is_file() and old.stat().st_mtime < time.time() - _UNUSED:
+        old.unlink()
 
 
 def _compiled(lowered):
   """Returns what is compiled here and now, past jax's own cache.
 
   What came from that loses functions when it is serialised again, and fails
-  when it is called.
+  when it is called. What other threads compile meanwhile is not kept by jax.
   """
   jax.config.update('jax_enable_compilation_cache', False)
   compilation_cache.reset_cache()
@@ -196,7 +204,7 @@ def shapes(name, made_of, fun, *args):
 
 class Program:
   """A jitted function whose executables are kept, one for each shape of its
-  arguments. Where these lie on devices must not change from call to call."""
+  arguments. Arguments that come to lie elsewhere are left to the function."""
 
   def __init__(self, name, made_of, jitted):
     """
@@ -204,17 +212,24 @@ class Program:
       name: of the program, for the file's name.
       made_of: JSON material that decides what the function does; None: it is
         not known, and nothing is kept.
-      jitted: traced and compiled where its executable is not kept.
+      jitted: traced and compiled where its executable is not kept. Nobody
+        else may call it: what it got from jax's cache could not be kept.
     """
     self.name, self.made_of, self.jitted = name, made_of, jitted
     self.loaded = {}
 
   def __call__(self, *args):
-    return self.ready(*args)(*args)
+    try:
+      return self.ready(*args)(*args)
+    except (TypeError, ValueError):
+      # An executable wants its arguments where they were; if they are wrong
+      # otherwise, this says so.
+      return self.jitted(*args)
 
   def ready(self, *args):
     """Returns what a call with these arguments runs, loaded or compiled."""
-    shape = tuple(getattr(x, 'shape', ()) for x in jax.tree.leaves(args))
+    shape = tuple((getattr(x, 'shape', ()), getattr(x, 'dtype', None))
+                  for x in jax.tree.leaves(args))
     if shape not in self.loaded:
       with _one_at_a_time:
         if shape not in self.loaded:

@@ -233,9 +233,10 @@ def sharded_encoder(config, layer, on):
 
   In two programs: in one, XLA may gather the clips in place of the embeddings.
   """
+  encoded = encoder(config, 'scene', layer, 'clip')
   run = compiled.Program(
       'encoder', {'model': records.plain(config), 'layer': layer},
-      encoder(config, 'scene', layer, 'clip'))
+      jax.jit(lambda params, wave_BS: encoded(params, wave_BS)))
   gathered = jax.jit(lambda z: z, out_shardings=sharding.replicated(on))
   if on.size == 1:
     return run

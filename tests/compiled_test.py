@@ -1,5 +1,6 @@
 """Programs kept on disk: the same bits, never a wrong one, never a crash."""
 
+import functools
 import os
 
 import jax
@@ -123,8 +124,11 @@ def test_anything_it_hangs_on_makes_another(kept, changed, monkeypatch):
   run = lambda made_of: compiled.Program(
       'f', made_of, jax.jit(lambda x: x + 1))(jnp.float32(1))
   run({'a': 1})
-  if changed in ('software', 'sources', 'machine'):
+  if changed in ('software', 'machine'):
     monkeypatch.setattr(compiled, f'_{changed}', lambda: 'other')
+  if changed == 'sources':
+    monkeypatch.setattr(compiled, '_IMPORTED', 'other')
+    monkeypatch.setattr(compiled, '_sources', lambda: 'other')
   if changed == 'flags':
     monkeypatch.setenv('XLA_FLAGS', '--other')
   if changed == 'settings':
@@ -165,16 +169,49 @@ def test_where_nothing_can_be_written_it_goes_on(kept, caplog):
   assert 'not kept' in caplog.text or 'not read' in caplog.text
 
 
-def test_an_objective_of_somebody_else_is_not_kept(kept, tiny, monkeypatch):
-  def odd(config, variables, wave_BS, key, train=True):
-    return objectives.masked_autoencoding(
-        config, variables, wave_BS, key, train)
-  monkeypatch.setitem(objectives.OBJECTIVES, 'odd', odd)
-  tiny.objective = 'odd'
+@pytest.mark.parametrize('how', ['partial', 'wraps', 'replaced', 'parts'])
+def test_an_objective_of_somebody_else_is_not_kept(
+    kept, tiny, how, monkeypatch):
+  mae, tiny.objective = objectives.masked_autoencoding, 'odd'
+  odd = {'partial': functools.partial(mae, by='none'),
+         'wraps': functools.wraps(mae)(lambda *a, **k: mae(*a, **k))}
+  if how == 'parts':
+    monkeypatch.setitem(objectives.PARTS, 'mae', objectives.Parts())
+    tiny.objective = 'mae'
+  elif how == 'replaced':
+    monkeypatch.setitem(objectives.OBJECTIVES, 'mae', odd['partial'])
+    tiny.objective = 'mae'
+  else:
+    monkeypatch.setitem(objectives.OBJECTIVES, 'odd', odd[how])
   assert program.made_of(tiny) is None
+  assert program.core(tiny).seed == tiny.seed  # It may read anything.
   f = compiled.Program('f', program.made_of(tiny), jax.jit(lambda x: x + 1))
   assert f(jnp.float32(1)) == 2
   assert not kept.exists()
+
+
+def test_code_edited_since_the_start_is_not_kept(kept, monkeypatch):
+  monkeypatch.setattr(compiled, '_sources', lambda: 'edited')
+  f = compiled.Program('f', {}, jax.jit(lambda x: x + 1))
+  assert f(jnp.float32(1)) == 2
+  assert not kept.exists()
+
+
+def test_arguments_that_lie_elsewhere_are_taken_as_by_jit(kept):
+  f = compiled.Program('f', {}, jax.jit(lambda x: x + 1))
+  first, other = jax.devices()[:2]
+  for x in (np.float32(1), jax.device_put(np.float32(1), other),
+            np.int32(1), jax.device_put(np.float32(1), first)):
+    assert f(x) == 2
+
+
+def test_a_bucket_is_left_to_jax(monkeypatch):
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update('jax_compilation_cache_dir', 'gs://bucket/cache')
+  try:
+    assert compiled.folder() is None
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
 
 
 def test_the_compile_cache_is_on_again_after_it_was_passed_by(kept):

@@ -273,6 +273,14 @@ def test_fits_side_by_side_have_the_bits_of_fits_one_by_one(monkeypatch):
   assert found[0] == found[1]
 
 
+def test_fits_side_by_side_keep_the_callers_context(monkeypatch):
+  seen = lambda jobs: search._each(
+      lambda job: jax.config.jax_default_matmul_precision, jobs)
+  with jax.default_matmul_precision('highest'):
+    assert seen(range(4)) == ['highest'] * 4
+  assert seen(range(4)) == [None] * 4
+
+
 def test_learns_and_stops_early():
   task, embeddings = toy(clips=200, labels=2)
   result = probe.evaluate(task, embeddings, grid_points=3, hidden=64,

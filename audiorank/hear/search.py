@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from audiorank import compiled
 from audiorank.hear import events
 from audiorank.hear import network
 from audiorank.hear import predictor
@@ -209,12 +210,16 @@ def _fit_folds(problem, seed, point):
 
 
 def _each(fit, jobs):
-  """Returns [fit(job), ...], several at a time: what one leaves of the cores,
-  between its matrix products and in them, another takes. The bits are those of
-  fits one by one."""
-  with concurrent.futures.ThreadPoolExecutor(
-      min(AT_A_TIME, os.cpu_count() or 1)) as pool:
-    return list(pool.map(fit, jobs))
+  """Returns [fit(job), ...], on CPUs several at a time: what one leaves of the
+  cores, between its matrix products and in them, another takes. The bits are
+  those of fits one by one."""
+  workers = min(AT_A_TIME, len(jobs), os.cpu_count() or 1)
+  if jax.default_backend() == 'cpu' and workers > 1:
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+      # A context, such as jax.enable_x64's, holds in its own thread alone.
+      if pool.submit(compiled.settings).result() == compiled.settings():
+        return list(pool.map(fit, jobs))
+  return [fit(job) for job in jobs]
 
 
 def _stack(trees):
