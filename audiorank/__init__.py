@@ -2,7 +2,7 @@
 
   model = audiorank.load('runs/one')      a run, an official file, a hub id
   z_ND = model.embed(waves_or_files)
-  audiorank.rankme(z_ND)                  RankMe with its interval
+  audiorank.rankme.estimate(z_ND)         RankMe with its interval
   audiorank.evaluate(model, 'tasks')      HEAR tasks, a row a score
   audiorank.fit('runs/quickstart')        the law from rank to score
 
@@ -12,21 +12,19 @@ Every module is reached in the same way: audiorank.figures, audiorank.records.
 
 TYPE_CHECKING = False  # Without the cost of importing typing.
 
-# `rankme` and `evaluate` are modules that can be called, so that
-# `audiorank.rankme(z)` and `from audiorank import rankme` are one thing.
+# `evaluate` is a module that can be called.
 __all__ = ['Model', 'evaluate', 'fit', 'load', 'rankme']
 
 if TYPE_CHECKING:
   from audiorank import evaluate as _evaluate
   from audiorank import figures as figures
   from audiorank import laws as laws
-  from audiorank import rankme as _rankme
+  from audiorank import rankme as rankme
   from audiorank import records as records
   from audiorank.api import fit as fit
   from audiorank.api import load as load
   from audiorank.api import Model as Model
   evaluate: _evaluate.Called
-  rankme: _rankme.Called
 else:
   def __getattr__(name):
     import importlib.util

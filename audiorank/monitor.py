@@ -1,10 +1,9 @@
 """Reading a state without labels: RankMe with its siblings, held-out loss.
 
-Shapes: N clips, B batch, S samples, D width, K singular values.
+Shapes: N clips, B batch, S samples, D width.
 """
 
 import time
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,8 @@ from audiorank import embed
 from audiorank import gauges
 from audiorank import objectives
 from audiorank import program
-from audiorank import rankme
 from audiorank import sharding
+from audiorank.rankme import record
 
 
 def steps(config):
@@ -85,12 +84,12 @@ def measure(config, state, sample, on, valid=None, leave=lambda: False,
     z_ND = embedded(wave_NS, layer)
     if z_ND is None:
       return None
-    found.append(rank_fields(z_ND, source_N, layer))
+    found.append(record.rank_fields(z_ND, source_N, layer))
   for name, (other_NS, others_N) in further:
     z_ND = embedded(other_NS, 'final')
     if z_ND is None:
       return None
-    others.append({'sample': name, **rank_fields(z_ND, others_N)})
+    others.append({'sample': name, **record.rank_fields(z_ND, others_N)})
   fields = {**found[0], 'layers': found[1:], 'samples': others}
   if valid:
     loss_of, valid_NS = valid
@@ -109,64 +108,6 @@ def local_rows(wave_BS, on):
   share = len(wave_BS) // jax.process_count()
   start = jax.process_index() * share
   return sharding.to_global(wave_BS[start:start + share], on)
-
-
-def rank_fields(z_ND, source_N, layer='final'):
-  """Returns the rank part of a record, conventions and all.
-
-  Args:
-    z_ND: embeddings.
-    source_N: the recording of each.
-    layer: whose they are, for the record.
-
-  Returns:
-    n, width, layer, sources; 'rank' and 'rank_center', each a
-    `rankme.Estimate` with its `siblings` of the spectrum, its `curve` over
-    sample sizes and its `spectrum` as `shares` gives it; 'directions', what a
-    spectrum cannot see. Where all embeddings are one vector their centred
-    spectrum is zero: 'value' is then None.
-
-  Raises:
-    ValueError: as `rankme.estimate`.
-  """
-  N, D = z_ND.shape
-  sources = len(np.unique(source_N))
-  out = {'n': N, 'width': D, 'layer': layer, 'sources': sources}
-  # Of one recording only runs of its clips can be left out.
-  groups = source_N if sources > 1 else None
-  with warnings.catch_warnings():
-    # Said once, by `alarms`, in the record itself.
-    warnings.simplefilter('ignore', rankme.SmallSample)
-    out.update(spectrum_fields(rankme.state_of(z_ND, groups)))
-  if np.linalg.norm(z_ND, axis=1).all():
-    out['directions'] = rankme.siblings(z_ND)
-  return out
-
-
-def spectrum_fields(state):
-  """Returns 'rank' and 'rank_center' of a rankme.State; see rank_fields."""
-  n, width = int(state.n_B.sum()), state.sum_BD.shape[1]
-  out = {}
-  for name, center in (('rank', False), ('rank_center', True)):
-    s_K = rankme.singular_values(state, center=center)
-    if s_K.sum() > 0:
-      out[name] = {**rankme.estimate(state, center=center)._asdict(),
-                   'siblings': rankme.metrics(s_K, n),
-                   'curve': rankme.curve(state, center),
-                   'spectrum': shares(s_K)}
-    else:
-      out[name] = {**dict.fromkeys(rankme.Estimate._fields), 'n': n,
-                   'width': width, 'center': center, 'siblings': {},
-                   'curve': [], 'spectrum': []}
-  return out
-
-
-def shares(s_K, most=64):
-  """Returns [[k, share of the sum of singular values]] at up to `most` k,
-  counted from 1, at equal ratios: enough to draw the spectrum."""
-  k = np.unique(np.rint(np.geomspace(1, len(s_K), most)).astype(int))
-  share_K = s_K / s_K.sum()
-  return [[int(i), float(share_K[i - 1])] for i in k]
 
 
 def alarms(fields, before=()):

@@ -157,12 +157,14 @@ def main(argv):
   check()
   from audiorank import evaluate
   from audiorank import ranks
+  from audiorank.rankme import files
   record = {'versions': cache.versions()}
   if _EMBEDDINGS.value:
     record['embeddings'] = {
         'file': _EMBEDDINGS.value, 'array': _ARRAY.value,
-        'groups': _GROUPS.value, 'seen': ranks.seen(_EMBEDDINGS.value)}
-    record['rank'] = ranks.file_rank(_EMBEDDINGS.value, _ARRAY.value,
+        'groups': _GROUPS.value,
+        'seen': files.fingerprint(_EMBEDDINGS.value)}
+    record['rank'] = files.file_rank(_EMBEDDINGS.value, _ARRAY.value,
                                      _GROUPS.value)
     print('\n'.join(rank_lines(record['rank'])))
     name = pathlib.Path(_EMBEDDINGS.value).name

@@ -123,7 +123,7 @@ ax.figure
 # recording resemble each other.
 
 # %%
-found = audiorank.rankme(z_ND, groups=recording_N)
+found = audiorank.rankme.estimate(z_ND, groups=recording_N)
 print(f'RankMe {found.value:.2f}, 95 % {found.low:.2f} to {found.high:.2f}, '
       f'of {found.n} clips, width {found.width}')
 ax = figures.spectra({'this model': rankme.singular_values(z_ND)})

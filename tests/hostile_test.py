@@ -13,7 +13,8 @@ from audiorank import evaluate
 from audiorank import monitor
 from audiorank import program
 from audiorank import rankme
-from audiorank import ranks
+from audiorank.rankme import files
+from audiorank.rankme import record
 from configs import base
 
 
@@ -65,12 +66,12 @@ def test_files_that_are_no_state(tmp_path, z_ND):
 def test_missing_groups_and_one_recording(z_ND):
   with pytest.raises(ValueError, match='one id a clip'):
     rankme.estimate(z_ND, groups=[None, *'a' * 399])
-  fields = monitor.rank_fields(z_ND, np.zeros(400))
+  fields = record.rank_fields(z_ND, np.zeros(400))
   assert fields['sources'] == 1 and fields['rank']['low'] > 0
 
 
 def test_a_loss_that_is_no_number_is_an_alarm(z_ND):
-  fields = monitor.rank_fields(z_ND, np.arange(400))
+  fields = record.rank_fields(z_ND, np.arange(400))
   assert any('nan' in a for a in monitor.alarms(
       {**fields, 'valid_loss': float('nan')}))
 
@@ -80,7 +81,7 @@ def test_squares_that_overflow_are_said_to(tmp_path, z_ND):
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', RuntimeWarning)
     with pytest.raises(ValueError, match='rescale'):
-      ranks.file_rank(tmp_path / 'z.npy')
+      files.file_rank(tmp_path / 'z.npy')
 
 
 def test_records_of_two_arrays_of_one_file_have_two_names(tmp_path):

@@ -2,12 +2,11 @@
 
 import warnings
 
-import jax
 import numpy as np
 import pytest
 
 from audiorank import monitor
-from audiorank import rankme
+from audiorank.rankme import record
 from configs import base
 
 
@@ -40,34 +39,11 @@ def test_readings_start_untrained_end_last_and_keep_their_ratio():
   assert monitor.steps(c) == [0]
 
 
-def test_a_reading_is_what_its_parts_are():
-  z_ND, groups = embeddings(mean=.3), np.arange(512) // 8
-  fields = monitor.rank_fields(z_ND, groups)
-  for name, center in (('rank', False), ('rank_center', True)):
-    alone = rankme.estimate(z_ND, groups=groups, center=center)
-    for part, value in alone._asdict().items():
-      assert fields[name][part] == value, part
-    s_K = rankme.singular_values(z_ND, center=center)
-    assert fields[name]['siblings'] == pytest.approx(
-        rankme.metrics(s_K, 512), rel=1e-9)
-  assert fields['directions'] == rankme.siblings(z_ND)
-
-
-def test_the_curve_climbs_to_the_whole_sample():
-  z_ND = embeddings(n=1024)
-  state = rankme.state_of(z_ND, np.arange(1024))
-  curve = rankme.curve(state)
-  n, values = zip(*curve)
-  assert n == (128, 256, 512, 1024)
-  assert list(values) == sorted(values)
-  assert values[-1] == pytest.approx(rankme.rankme(z_ND), rel=1e-12)
-
-
 def test_embeddings_that_are_one_vector_are_a_reading_with_an_alarm():
   z_ND = np.tile(embeddings(n=1), (200, 1))
   with warnings.catch_warnings():
     warnings.simplefilter('error')
-    fields = monitor.rank_fields(z_ND, np.arange(200))
+    fields = record.rank_fields(z_ND, np.arange(200))
   assert fields['rank']['value'] == pytest.approx(1., abs=1e-3)
   assert fields['rank_center']['value'] is None
   assert any('collapse' in a for a in monitor.alarms(fields))
@@ -102,10 +78,3 @@ def test_layers_are_numbers_of_blocks():
   for bad in ('2', 'x', '-1'):
     with pytest.raises(ValueError, match='monitor.layers'):
       monitor.layers(config(monitor_layers=bad))
-
-
-def test_more_clips_than_the_jackknife_needs_stay_off_the_default_device():
-  # Everything of a reading is host float64: no device computation is left
-  # for a training step to wait for.
-  with jax.transfer_guard('disallow'):
-    monitor.rank_fields(embeddings(), np.arange(512))

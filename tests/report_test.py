@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 
 from audiorank import findings
-from audiorank import monitor
 from audiorank import records
 from audiorank import report
 from audiorank.findings import early
+from audiorank.rankme import record
 from audiorank.report import curves
 from audiorank.report import document
 from audiorank.report import tables
@@ -201,8 +201,8 @@ def test_spectrum_of_a_record_is_drawn(tmp_path):
   s_K = np.arange(1, 101)[::-1].astype(float)
   for step in (0, 10):
     records.write(tmp_path / 'r', 'monitor', step, {
-        'rank': {'spectrum': monitor.shares(s_K)}})
-  read = monitor.shares(s_K)
+        'rank': {'spectrum': record.shares(s_K)}})
+  read = record.shares(s_K)
   assert read[0] == [1, 100 / 5050] and read[-1] == [100, 1 / 5050]
   assert len(read) <= 64
   assert curves.spectrum(tmp_path, 'r').count('<polyline') == 2

@@ -5,9 +5,6 @@
 accuracy and coverage are in audiorank/README.md.
 """
 
-import sys
-import types
-
 from audiorank.rankme.blocks import assign_blocks
 from audiorank.rankme.blocks import state_of
 from audiorank.rankme.checks import LowPrecision
@@ -35,15 +32,3 @@ from audiorank.rankme.streaming import State
 from audiorank.rankme.streaming import update
 from audiorank.rankme.summaries import certificate
 from audiorank.rankme.summaries import metrics
-
-
-class Called(types.ModuleType):
-  """This module, which can be called: audiorank.rankme(z_ND) is `estimate`.
-
-  A function of the package by that name would hide the module, or be hidden
-  by it, according to what was imported first.
-  """
-  __call__ = staticmethod(estimate)
-
-
-sys.modules[__name__].__class__ = Called

@@ -8,9 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 
-from audiorank import arrays
 from audiorank import rankme
-from audiorank import ranks
+from audiorank.rankme import files
 
 
 def decaying(n=300, width=12):
@@ -52,12 +51,12 @@ def test_rank_of_a_file_is_that_of_its_array(tmp_path, monkeypatch, name):
   z_ND, source_N = decaying(), np.arange(300) // 4
   path = write(tmp_path / name, z_ND, source_N)
   # A chunk of seven rows.
-  monkeypatch.setattr(arrays, 'CHUNK', 7 * 12 * 4)
-  pieces = list(arrays.open_table(path).chunks())
+  monkeypatch.setattr(files, 'CHUNK', 7 * 12 * 4)
+  pieces = list(files.open_table(path).chunks())
   assert max(map(len, pieces)) <= 7
   np.testing.assert_array_equal(np.concatenate(pieces), z_ND)
   groups = '' if path.suffix == '.npy' else 'source'
-  got = ranks.file_rank(path, groups=groups)
+  got = files.file_rank(path, groups=groups)
   for field, center in (('rank', False), ('rank_center', True)):
     want = rankme.estimate(
         z_ND, groups=source_N if groups else None, center=center)
@@ -77,14 +76,14 @@ def test_halves_and_bfloat16_are_read(tmp_path):
   for dtype in (np.float16, ml_dtypes.bfloat16):
     z_ND = decaying().astype(dtype)
     safetensors.numpy.save_file({'z': z_ND}, tmp_path / 'z.safetensors')
-    got = ranks.file_rank(tmp_path / 'z.safetensors')
+    got = files.file_rank(tmp_path / 'z.safetensors')
     assert got['rank']['value'] == pytest.approx(
         float(rankme.rankme(z_ND.astype(np.float32))), rel=1e-6)
 
 
 def test_one_vector_has_no_centred_rank(tmp_path):
   np.save(tmp_path / 'z.npy', np.ones((64, 4), np.float32))
-  got = ranks.file_rank(tmp_path / 'z.npy')
+  got = files.file_rank(tmp_path / 'z.npy')
   assert got['rank']['value'] == pytest.approx(1, abs=1e-4)
   assert got['rank_center']['value'] is None
 
@@ -96,22 +95,22 @@ def test_other_files_are_one_line(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[:len(whole) // 2])
     with pytest.raises(ValueError, match=name):
-      ranks.file_rank(path)
+      files.file_rank(path)
     path.write_bytes(b'no such thing')
     with pytest.raises(ValueError, match=name):
-      ranks.file_rank(path)
+      files.file_rank(path)
   with pytest.raises(FileNotFoundError, match='none.npy: no such file'):
-    arrays.open_table(tmp_path / 'none.npy')
+    files.open_table(tmp_path / 'none.npy')
   with pytest.raises(ValueError, match='z.csv: expected a file .npy'):
-    arrays.open_table(tmp_path / 'z.csv')
+    files.open_table(tmp_path / 'z.csv')
   np.savez(tmp_path / 'two.npz', a=z_ND, b=z_ND)
   with pytest.raises(ValueError, match='two.npz: expected one .* a, b'):
-    arrays.open_table(tmp_path / 'two.npz')
-  assert arrays.open_table(tmp_path / 'two.npz', 'b').shape == (300, 12)
+    files.open_table(tmp_path / 'two.npz')
+  assert files.open_table(tmp_path / 'two.npz', 'b').shape == (300, 12)
   with pytest.raises(ValueError, match="no array 'c': there are a, b"):
-    arrays.open_table(tmp_path / 'two.npz', 'c')
+    files.open_table(tmp_path / 'two.npz', 'c')
   with pytest.raises(ValueError, match="no array 'c': there are a, b"):
-    ranks.file_rank(tmp_path / 'two.npz', 'a', groups='c')
+    files.file_rank(tmp_path / 'two.npz', 'a', groups='c')
   for bad, message in (
       (np.zeros((3, 4, 5), np.float32), r'shape \(3, 4, 5\), expected \(clip'),
       (np.ones((8, 2), np.int64), 'int64, expected floating point'),
@@ -119,11 +118,11 @@ def test_other_files_are_one_line(tmp_path):
       (np.array([[1, 2], [3, 4], [1, np.nan]], np.float32), 'in row 2')):
     np.save(tmp_path / 'bad.npy', bad)
     with pytest.raises(ValueError, match=message):
-      ranks.file_rank(tmp_path / 'bad.npy')
+      files.file_rank(tmp_path / 'bad.npy')
   ragged = pa.table({'z': pa.array([[1., 2.], [3.]])})
   pq.write_table(ragged, tmp_path / 'ragged.parquet')
   with pytest.raises(ValueError, match='lists of other lengths'):
-    ranks.file_rank(tmp_path / 'ragged.parquet')
+    files.file_rank(tmp_path / 'ragged.parquet')
 
 
 def test_nothing_pickled_is_opened(tmp_path):
@@ -137,7 +136,7 @@ def test_nothing_pickled_is_opened(tmp_path):
   np.savez(tmp_path / 'trap.npz', z=trap)
   for name in ('trap.npy', 'trap.npz'):
     with pytest.raises(ValueError, match=name):
-      ranks.file_rank(tmp_path / name)
+      files.file_rank(tmp_path / name)
 
 
 def test_a_false_header_is_no_crash(tmp_path):
@@ -146,4 +145,4 @@ def test_a_false_header_is_no_crash(tmp_path):
   (tmp_path / 'z.safetensors').write_bytes(
       len(told).to_bytes(8, 'little') + told + bytes(64))
   with pytest.raises(ValueError, match='damaged'):
-    arrays.open_table(tmp_path / 'z.safetensors')
+    files.open_table(tmp_path / 'z.safetensors')

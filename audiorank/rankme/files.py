@@ -1,36 +1,46 @@
-"""Embeddings in files of any size: .npy, .npz, .parquet, .safetensors.
+"""Embeddings in files of any size, and their rank.
 
-Nothing is read whole: .npy and .safetensors are mapped, .npz and .parquet are
-read in order, a chunk at a time. No pickle is ever opened.
+Reads .npy, .npz, .parquet and .safetensors. No file is read whole: .npy and
+.safetensors are memory-mapped, .npz and .parquet are read in order, one chunk
+at a time. Pickles are never opened.
 
 Shapes: N clips, D width.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
+import hashlib
 import json
 import math
+import os
 import pathlib
 from typing import NamedTuple
 import zipfile
 
+from absl import logging
 import jax.numpy as jnp
 import numpy as np
 
-CHUNK = 2 ** 25  # Bytes of a chunk, about.
+from audiorank.rankme import blocks
+from audiorank.rankme import gram
+from audiorank.rankme import record
+from audiorank.rankme import streaming
+
+CHUNK = 2 ** 25  # Bytes read at a time, roughly.
 SAFE_TYPES = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16,
               'BF16': jnp.bfloat16, 'I64': np.int64, 'I32': np.int32}
 
 
 class Table(NamedTuple):
   """An array of rows that lies in a file."""
-  label: str        # what to call it in a message
-  shape: tuple      # (N, D)
+  label: str  # Its name in messages.
+  shape: tuple[int, int]  # (N, D)
   dtype: np.dtype
-  chunks: Callable  # () -> iterator over consecutive z_ND
-  column: Callable  # name -> another array of the file, N long
+  chunks: Callable[[], Iterator[np.ndarray]]  # Consecutive z_ND.
+  column: Callable[[str], np.ndarray]  # Another array of the file, [N, ...].
 
 
-def open_table(path, name=''):
+def open_table(path: str | os.PathLike[str], name: str = '') -> Table:
   """Returns the Table of an array [clips, width] in a file.
 
   Args:
@@ -63,12 +73,12 @@ def open_table(path, name=''):
 
 
 def rows_of(shape, dtype):
-  """Returns how many rows make a chunk."""
+  """Returns the number of rows in one chunk."""
   return max(1, CHUNK // max(1, math.prod(shape[1:]) * dtype.itemsize))
 
 
-def chosen(path, name, arrays):
-  """Returns the name of the array meant: `arrays` maps names to dimensions."""
+def pick(path, name, arrays):
+  """Returns the array to read; `arrays` maps names to numbers of axes."""
   if name:
     if name not in arrays:
       raise ValueError(f'{path}: no array {name!r}: there are '
@@ -76,9 +86,9 @@ def chosen(path, name, arrays):
     return name
   flat = sorted(n for n, dimensions in arrays.items() if dimensions == 2)
   if len(flat) != 1:
-    found = ', '.join(flat) or 'none'
+    names = ', '.join(flat) or 'none'
     raise ValueError(f'{path}: expected one array (clips, width) or its name '
-                     f'(--array), found {found}')
+                     f'(--array), found {names}')
   return flat[0]
 
 
@@ -120,7 +130,7 @@ def _npz(path, name):
     for member in archive.namelist():
       with archive.open(member) as file:
         headers[member.removesuffix('.npy')] = _header(file)
-  name = chosen(path, name, {n: len(h[0]) for n, h in headers.items()})
+  name = pick(path, name, {n: len(h[0]) for n, h in headers.items()})
   shape, fortran, dtype = headers[name]
   label = f'{path}, array {name}'
   if fortran and len(shape) > 1:
@@ -144,7 +154,7 @@ def _npz(path, name):
 
   def column(other):
     with np.load(path, allow_pickle=False) as arrays:
-      return arrays[chosen(path, other, dict.fromkeys(headers, 0))]
+      return arrays[pick(path, other, dict.fromkeys(headers, 0))]
 
   return Table(label, shape, dtype, chunks, column)
 
@@ -159,15 +169,15 @@ def _safetensors(path, name):
     except ValueError:
       raise ValueError(f'{path}: not a safetensors file') from None
   header.pop('__metadata__', None)
-  name = chosen(path, name, {n: len(h['shape']) for n, h in header.items()})
+  name = pick(path, name, {n: len(h['shape']) for n, h in header.items()})
 
   def mapped(key):
-    told = header[chosen(path, key, dict.fromkeys(header, 0))]
-    if told['dtype'] not in SAFE_TYPES:
-      raise ValueError(f"{path}, array {key}: {told['dtype']}, expected "
+    entry = header[pick(path, key, dict.fromkeys(header, 0))]
+    if entry['dtype'] not in SAFE_TYPES:
+      raise ValueError(f"{path}, array {key}: {entry['dtype']}, expected "
                        f'{", ".join(SAFE_TYPES)}')
-    dtype, shape = np.dtype(SAFE_TYPES[told['dtype']]), tuple(told['shape'])
-    start, end = told['data_offsets']
+    dtype, shape = np.dtype(SAFE_TYPES[entry['dtype']]), tuple(entry['shape'])
+    start, end = entry['data_offsets']
     if (end - start != math.prod(shape) * dtype.itemsize
         or 8 + size + end > path.stat().st_size):
       raise ValueError(f'{path}, array {key}: damaged: {shape} of {dtype} in '
@@ -194,7 +204,7 @@ def _parquet(path, name):
   lists = {f.name: 2 for f in schema if listed(f.type)}
   scalars = [f.name for f in schema if pa.types.is_floating(f.type)]
   if lists or name:
-    name = chosen(path, name, lists)
+    name = pick(path, name, lists)
     columns, label = [name], f'{path}, column {name}'
     dtype = np.dtype(schema.field(name).type.value_type.to_pandas_dtype())
     first = next(file.iter_batches(1, columns=columns), None)
@@ -230,3 +240,86 @@ def _parquet(path, name):
     return file.read(columns=[other]).column(0).to_numpy()
 
   return Table(label, (n, width), dtype, chunks, column)
+
+
+def fingerprint(path: str | os.PathLike[str]) -> str:
+  """Returns 12 hex digits of a file's size, beginning and end, or ''."""
+  path = pathlib.Path(path)
+  if not path.is_file():
+    return ''
+  size, part = path.stat().st_size, 1 << 20
+  with open(path, 'rb') as file:
+    digest = hashlib.sha256(f'{size}\n'.encode() + file.read(part))
+    file.seek(max(0, size - part))
+    digest.update(file.read(part))
+  return digest.hexdigest()[:12]
+
+
+def _group_ids(path, table, name):
+  """Returns the file's array of recording ids, checked against the table."""
+  group_N = table.column(name)
+  if group_N.ndim == 1 and len(group_N) and not np.isscalar(group_N[0]):
+    raise ValueError(f'{path}: groups {name}: found '
+                     f'{type(group_N[0]).__name__}, expected one id a clip')
+  if group_N.shape != (table.shape[0],):
+    raise ValueError(f'{path}: groups {name} of shape {group_N.shape}, '
+                     f'expected ({table.shape[0]},)')
+  return group_N
+
+
+def _stream_state(table, block_N):
+  """Returns the moments of a table by block, read one chunk at a time."""
+  n, width = table.shape
+  state, start = streaming.init(width, int(block_N.max()) + 1), 0
+  buffer_BD = gram.buffer(width)
+  for z_ND in table.chunks():
+    finite_N = np.isfinite(z_ND).all(axis=1)
+    if not finite_N.all():
+      raise ValueError(f'{table.label}: NaN or infinity in row '
+                       f'{start + int(finite_N.argmin())}')
+    if z_ND.dtype.itemsize < 4:
+      z_ND = z_ND.astype(np.float32)
+    streaming.add_rows(state, z_ND, block_N[start:start + len(z_ND)],
+                       buffer_BD)
+    start += len(z_ND)
+  if start != n:
+    raise ValueError(f'{table.label}: {start} rows, expected {n}')
+  streaming.complete(state)
+  if not gram.is_finite(state.gram_BDD):
+    raise ValueError(f'{table.label}: the squares overflow float64: rescale '
+                     'the embeddings')
+  return state
+
+
+def file_rank(path: str | os.PathLike[str], array: str = '',
+              groups: str = '') -> record.Fields:
+  """Returns the rank fields of embeddings in a file of any size.
+
+  Args:
+    path: the file; see `open_table`.
+    array: name of the array in it; see `open_table`.
+    groups: name of the file's array of recording ids, one a clip. With '' the
+      interval leaves out runs of rows.
+
+  Returns:
+    n, width, dtype, sources, and the fields of `record.spectrum_fields`.
+
+  Raises:
+    FileNotFoundError, ValueError: as `open_table`; fewer than two rows;
+      numbers that are not finite.
+  """
+  table = open_table(path, array)
+  n, width = table.shape
+  if n < 2:
+    raise ValueError(f'{table.label}: a rank needs at least 2 clips, found {n}')
+  if table.dtype.itemsize < 4:
+    logging.warning('%s: the rounding of %s moves RankMe by up to 3 %% '
+                    '(float16) or 35 %% (bfloat16) where the spectrum decays '
+                    'fast', table.label, table.dtype)
+  group_N, sources = None, n
+  if groups:
+    group_N = _group_ids(path, table, groups)
+    sources = len(np.unique(group_N))
+  state = _stream_state(table, blocks.assign_blocks(n, groups=group_N))
+  return {'n': n, 'width': width, 'dtype': str(table.dtype),
+          'sources': sources, **record.spectrum_fields(state)}

@@ -1,0 +1,93 @@
+"""The rank part of a JSON record: RankMe, its interval and what goes with it.
+
+Whoever writes a record of embeddings calls `rank_fields` (embeddings in
+memory) or `spectrum_fields` (moments that streamed by): training, evaluation
+and embedding files alike.
+
+Shapes: N clips, D width, K singular values.
+"""
+
+from typing import Any
+import warnings
+
+import jax
+import numpy as np
+from numpy import typing as npt
+
+from audiorank.rankme import blocks
+from audiorank.rankme import directions
+from audiorank.rankme import interval
+from audiorank.rankme import samples
+from audiorank.rankme import spectrum
+from audiorank.rankme import streaming
+from audiorank.rankme import summaries
+
+Fields = dict[str, Any]  # What json.dumps takes.
+
+
+def rank_fields(z_ND: npt.NDArray[Any] | jax.Array, source_N: npt.ArrayLike,
+                layer: int | str = 'final') -> Fields:
+  """Returns the rank part of a record, with every convention it follows.
+
+  Args:
+    z_ND: embeddings, float32 or float64.
+    source_N: id of the recording that each clip was cut from.
+    layer: which layer the embeddings come from; copied into the record.
+
+  Returns:
+    n, width, layer, sources (number of recordings); 'rank' and 'rank_center'
+    as in `spectrum_fields`; 'directions', the measures that a spectrum cannot
+    show (`rankme.siblings`), unless some embedding is zero.
+
+  Raises:
+    ValueError: as `rankme.estimate`.
+  """
+  N, D = z_ND.shape
+  sources = len(np.unique(source_N))
+  fields = {'n': N, 'width': D, 'layer': layer, 'sources': sources}
+  # One recording cannot be cut into blocks of whole recordings: leave out
+  # runs of its clips instead.
+  groups = source_N if sources > 1 else None
+  with warnings.catch_warnings():
+    # A small sample is an alarm in the record itself: warn only once.
+    warnings.simplefilter('ignore', spectrum.SmallSample)
+    fields.update(spectrum_fields(blocks.state_of(z_ND, groups)))
+  if np.linalg.norm(z_ND, axis=1).all():
+    fields['directions'] = directions.siblings(z_ND)
+  return fields
+
+
+def spectrum_fields(state: streaming.State) -> Fields:
+  """Returns 'rank' and 'rank_center': raw and centred RankMe of a state.
+
+  Each is a `rankme.Estimate` as a dictionary with the spectral summaries
+  ('siblings'), the `curve` over sample sizes and the `spectrum` as `shares`
+  returns it. Where all embeddings are one vector the centred spectrum is
+  zero: its 'value' is then None.
+  """
+  n, width = int(state.n_B.sum()), state.sum_BD.shape[1]
+  fields = {}
+  for name, center in (('rank', False), ('rank_center', True)):
+    s_K = spectrum.singular_values(state, center=center)
+    if s_K.sum() > 0:
+      fields[name] = {
+          **interval.estimate(state, center=center)._asdict(),
+          'siblings': summaries.metrics(s_K, n),
+          'curve': samples.curve(state, center),
+          'spectrum': shares(s_K)}
+    else:
+      fields[name] = {
+          **dict.fromkeys(interval.Estimate._fields), 'n': n, 'width': width,
+          'center': center, 'siblings': {}, 'curve': [], 'spectrum': []}
+  return fields
+
+
+def shares(s_K: npt.NDArray[np.float64],
+           most: int = 64) -> list[list[int | float]]:
+  """Returns [[k, share of the sum of singular values]], k counted from 1.
+
+  At most `most` values of k, at equal ratios: enough to draw the spectrum.
+  """
+  k = np.unique(np.rint(np.geomspace(1, len(s_K), most)).astype(int))
+  share_K = s_K / s_K.sum()
+  return [[int(i), float(share_K[i - 1])] for i in k]
