@@ -47,6 +47,31 @@ class Bar:
       self.bar.close()
 
 
+class Status:
+  """What a loop of work tells the process it runs in; here: nobody listens.
+
+  Each call says one thing, and only `busy` and `idle` may change what a
+  process does. `train.fit` and `evaluate.run` make them; `launch.worker`
+  listens.
+  """
+
+  def report(self, doing: str, step: int | None = None,
+             steps: int | None = None, force: bool = False) -> None:
+    """Says what is being done, for people.
+
+    Args:
+      doing: such as 'training' or 'scoring esc50'.
+      step, steps: how far training is; None keeps what was said last.
+      force: a change that must not be passed over, however often it reports.
+    """
+
+  def busy(self) -> None:
+    """From here on, ending the process at once would lose work."""
+
+  def idle(self) -> None:
+    """From here on, all work is saved: the process may end at once."""
+
+
 def clock(seconds):
   """Returns seconds as 2:03, 1:02:03, '12 days' or '?'."""
   if not 0 <= seconds < 1e12:
