@@ -212,6 +212,16 @@ def test_clip_names_tell_what_the_batch_holds(corpus):
     assert abs(float(second.removesuffix('s')) - at / 16000) < 0.012
 
 
+def test_the_schedule_says_which_clips_the_stream_reads(corpus):
+  at = data.schedule(corpus, 20, CROP, seed=4)
+  read = data.folder.reader(corpus, resident=False)
+  for step, wave_BS in enumerate(take(data.stream(corpus, 20, CROP, 4), 9)):
+    for wave_S, record, start in zip(wave_BS, *at(step), strict=True):
+      clip_S = read(record, start, CROP)
+      np.testing.assert_array_equal(wave_S[:len(clip_S)], clip_S)
+      assert not wave_S[len(clip_S):].any()
+
+
 def test_the_sample_is_spread_and_does_not_overlap(corpus):
   recordings = corpus.records['source'].nunique()
   room = int(np.maximum(corpus.records['samples'] // CROP, 1).sum())

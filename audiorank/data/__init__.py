@@ -10,6 +10,7 @@ bits of a counter-based generator, whose streams numpy guarantees to keep;
 from audiorank.data.clips import clip_names
 from audiorank.data.clips import clips_in
 from audiorank.data.clips import sample
+from audiorank.data.clips import schedule
 from audiorank.data.clips import stream
 from audiorank.data.folder import Corpus
 from audiorank.data.folder import load
@@ -20,4 +21,5 @@ from audiorank.data.selection import split
 from audiorank.data.selection import subset
 
 __all__ = ['Corpus', 'categories', 'clip_names', 'clips_in', 'load',
-           'of_categories', 'sample', 'split', 'stream', 'subset', 'verify']
+           'of_categories', 'sample', 'schedule', 'split', 'stream', 'subset',
+           'verify']

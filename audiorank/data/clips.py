@@ -52,7 +52,7 @@ def stream(corpus, batch, samples, seed, first_step=0, process_index=0,
   if not 0 <= process_index < process_count:
     raise ValueError(f'process_index {process_index} of {process_count}')
   rows = batch // process_count
-  batches = _Batches(_order(corpus, batch, samples, seed),
+  batches = _Batches(schedule(corpus, batch, samples, seed),
                      folder.reader(corpus, resident), samples,
                      slice(process_index * rows, (process_index + 1) * rows))
   grain = _grain()
@@ -76,7 +76,7 @@ def _grain():
 
 def clip_names(corpus, batch, samples, seed, step):
   """Names the clips of global batch `step` as 'file@first sample/rate'."""
-  record_B, start_B = _order(corpus, batch, samples, seed)(step)
+  record_B, start_B = schedule(corpus, batch, samples, seed)(step)
   rows = corpus.records.iloc[record_B]
   return [f'{file}@{(begin + start) / corpus.rate:.2f}s' for file, begin, start
           in zip(rows['file'], rows['start'], start_B)]
@@ -157,8 +157,21 @@ class _Batches:
     return wave_BS
 
 
-def _order(corpus, batch, samples, seed):
-  """A function step -> (record_B, start_B) of the global batch."""
+def schedule(corpus, batch, samples, seed):
+  """Returns which clips every global batch holds, without reading any.
+
+  Args:
+    corpus, batch, samples, seed: as for `stream`.
+
+  Returns:
+    a function step -> (record_B, start_B), both int64: clip b of that step is
+    samples start_B[b] to start_B[b] + samples of record record_B[b], a row of
+    corpus.records; a record that ends before is padded with zeros. It may be
+    called from several threads.
+
+  Raises:
+    ValueError: a corpus without records.
+  """
   length_R = corpus.records['samples'].to_numpy()
   if not len(length_R):
     raise ValueError(f'the corpus {corpus.root} has no records to stream')
