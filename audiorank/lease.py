@@ -7,6 +7,7 @@ sweep's table.
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import pathlib
@@ -20,6 +21,9 @@ class Held(Exception):
 
 class Lease:
   """Holds <workdir>/LEASE while it lives.
+
+  `deaths` counts the holders that died here, one after the other, none of
+  which had come further than the one before.
 
   Raises:
     Held: another process holds it; the message says which.
@@ -42,8 +46,27 @@ class Lease:
       self.file.close()
       raise OSError(f'{self.path}: cannot be locked ({error.strerror}): '
                     'expected a file system with locks') from None
+    # A holder that ended by itself has left the file empty.
+    before = read(workdir)
+    self.deaths, self.reached = 0, -1
+    if before.get('pid'):
+      self.deaths = before.get('deaths', 0)
+      self.reached = before.get('reached', -1)
+      if before.get('machine') == machine():
+        self.count_death(before.get('step', 0))
     self.told, self.at = 0., (0, 0)
     self.tell('starting', force=True)
+
+  def count_death(self, step):
+    """Counts a holder that died here: anew, where it had come further.
+
+    One that died on another machine is not counted: the machine may have been
+    taken away, which is no fault of the run.
+    """
+    records = self.path.parent / 'records'
+    reached = step + (len(os.listdir(records)) if records.is_dir() else 0)
+    self.deaths = 1 if reached > self.reached else self.deaths + 1
+    self.reached = max(reached, self.reached)
 
   def tell(self, doing, step=None, steps=None, force=False):
     """Writes what is being done, at most once a second; a call without a
@@ -55,8 +78,9 @@ class Lease:
       return
     self.told = now
     text = json.dumps({
-        'host': socket.gethostname(), 'pid': os.getpid(), 'doing': doing,
-        'step': self.at[0], 'steps': self.at[1]})
+        'host': socket.gethostname(), 'machine': machine(),
+        'pid': os.getpid(), 'doing': doing, 'step': self.at[0],
+        'steps': self.at[1], 'deaths': self.deaths, 'reached': self.reached})
     # A full disk must not end a run for the sake of the sweep's table; what
     # waited in a buffer would be written, and fail, again.
     with contextlib.suppress(OSError):
@@ -68,6 +92,16 @@ class Lease:
     processes each lock a file of that name."""
     self.file.truncate(0)
     self.file.close()
+
+
+@functools.cache
+def machine():
+  """Returns what names this machine since it was started."""
+  try:
+    boot = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+  except OSError:
+    boot = ''
+  return f'{socket.gethostname()} {boot}'
 
 
 def read(workdir):

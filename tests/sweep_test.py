@@ -438,3 +438,27 @@ def test_an_experiment_runs_at_its_smallest_scale(env, tmp_path, experiment):
   assert got.stdout.splitlines()[-1] == f'{tmp_path}/report.html'
   told = records.collect(tmp_path).runs
   assert told['score'].notna().all() and told['rank'].notna().all()
+
+
+def test_deaths_in_a_row_are_counted_until_a_run_comes_further(tmp_path):
+  deaths = []
+  for step in (3, 3, 0, 5, 5, 5):
+    holder = lease.Lease(tmp_path)
+    deaths.append(holder.deaths)
+    holder.tell('training', step, 9, force=True)
+    holder.file.close()  # As a kill leaves it: the text stays.
+  assert deaths == [0, 1, 2, 3, 1, 2]
+  lease.Lease(tmp_path).release()
+  holder = lease.Lease(tmp_path)
+  assert holder.deaths == 0
+  holder.release()
+
+
+def test_a_machine_that_was_lost_is_no_fault_of_the_run(tmp_path, monkeypatch):
+  monkeypatch.setattr(lease, 'machine', lambda: 'another')
+  for _ in range(3):
+    lease.Lease(tmp_path).file.close()
+  monkeypatch.undo()
+  holder = lease.Lease(tmp_path)
+  assert holder.deaths == 2  # Counted there, but not the last, from here.
+  holder.release()

@@ -138,8 +138,8 @@ def open_run(workdir, config):
   """Makes or checks a run's folder.
 
   A folder of the same run by other settings is taken over: its config.json
-  is rewritten, and DONE removed if they are of the evaluation, so that what
-  is missing is measured and nothing trained again.
+  is rewritten, and DONE becomes TRAINED if they are of the evaluation, so that
+  what is missing is scored and nothing trained again.
 
   Raises:
     ValueError: the folder belongs to another run; names both.
@@ -161,8 +161,8 @@ def open_run(workdir, config):
     # settings that the folder no longer names.
     held = lease.Lease(workdir)
     try:
-      if theirs['eval'] != ours['eval']:
-        (workdir / 'DONE').unlink(missing_ok=True)
+      if theirs['eval'] != ours['eval'] and (workdir / 'DONE').exists():
+        os.replace(workdir / 'DONE', workdir / 'TRAINED')
       write_json(path, ours)
     finally:
       held.release()
@@ -263,9 +263,9 @@ def cut_metrics(workdir, step):
 
 
 def state(workdir):
-  """Returns 'done', 'failed', 'started' or 'new'."""
+  """Returns 'done', 'failed', 'trained' (not scored), 'started' or 'new'."""
   workdir = pathlib.Path(workdir)
-  for name in ('DONE', 'FAILED'):
+  for name in ('DONE', 'FAILED', 'TRAINED'):
     if (workdir / name).exists():
       return name.lower()
   # A lease given back is an empty file.

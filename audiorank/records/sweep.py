@@ -156,7 +156,7 @@ def tables(root):
   """Reads every record of a sweep into Tables.
 
   Where sweep.json names the sweep's runs, others in the folder are left out;
-  so are scores of tasks or by settings that a run's config no longer names.
+  so are scores by settings that a run's config no longer names.
 
   Raises:
     ValueError: a record or config that is damaged; names the folder.
@@ -185,11 +185,13 @@ def sweep_folders(root):
 
 
 def wanted(record, config):
-  """Returns whether a score is of a task and by settings still asked for."""
+  """Returns whether a score is by the settings asked for.
+
+  Its task need not be: a sweep that goes on with other tasks keeps the scores
+  it has.
+  """
   e = config['eval']
-  names = [n for n in e['names'].split(',') if n]
-  same = all(e[k] == v for k, v in record['settings'].items())
-  return same and (not names or record['task'] in names)
+  return all(e[k] == v for k, v in record['settings'].items())
 
 
 def add_rows(workdir, runs, history, scores):
