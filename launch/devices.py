@@ -6,6 +6,8 @@ the system lists them, and each worker gets some of them in its environment:
 a slot. Locks keep two launchers of one user off the same device.
 """
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 import contextlib
 import fcntl
 import glob
@@ -18,8 +20,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from typing import IO, NamedTuple
+from typing import IO
+from typing import NamedTuple
 
 # Names pretended devices, such as gpu:8 or tpu:4:16 (GB each), for tests and
 # for trying a sweep out: workers then compute on the CPU.

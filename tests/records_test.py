@@ -68,7 +68,7 @@ def test_other_evaluation_settings_reopen_a_done_run(tmp_path):
   assert records.load_config(tmp_path).data.threads == 2
   config.eval.grid_points = 1
   records.open_run(tmp_path, config)
-  assert records.state(tmp_path) == 'new'
+  assert records.state(tmp_path) == 'trained'
 
 
 def test_a_folder_from_before_a_field_was_is_as_it_was(tmp_path):
