@@ -21,9 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiorank import audio
-from audiorank import compiled
 from audiorank import model
-from audiorank import records
 from audiorank import sharding
 
 SHORTEST = 640  # Samples of one token, 40 ms: shorter clips are padded.
@@ -233,10 +231,7 @@ def sharded_encoder(config, layer, on):
 
   In two programs: in one, XLA may gather the clips in place of the embeddings.
   """
-  encoded = encoder(config, 'scene', layer, 'clip')
-  run = compiled.Program(
-      'encoder', {'model': records.plain(config), 'layer': layer},
-      jax.jit(lambda params, wave_BS: encoded(params, wave_BS)))
+  run = encoder(config, 'scene', layer, 'clip')
   gathered = jax.jit(lambda z: z, out_shardings=sharding.replicated(on))
   if on.size == 1:
     return run

@@ -3,13 +3,13 @@
 Shapes: N clips, B batch, S samples, D width.
 """
 
+import functools
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audiorank import compiled
 from audiorank import embed
 from audiorank import gauges
 from audiorank import objectives
@@ -34,16 +34,19 @@ def steps(config):
 
 def make_valid(config):
   """Returns the program (variables, wave_BS int16) -> loss, fixed masks."""
-  objective = objectives.named(config.objective)
-  core = program.core(config)
+  return _valid(program.static_config(config),
+                objectives.named(config.objective))
 
+
+@functools.lru_cache(program.SHAPES)
+def _valid(config, objective):
   @jax.jit
   def valid(variables, wave_BS):
     wave_BS = wave_BS.astype(jnp.float32) / 32768
-    return objective(core, variables, wave_BS, jax.random.key(0),
+    return objective(config, variables, wave_BS, jax.random.key(0),
                      train=False)[0]
 
-  return compiled.Program('valid', program.made_of(config), valid)
+  return valid
 
 
 def layers(config):

@@ -253,16 +253,6 @@ PARTS = {
 }
 
 
-_OWN = {name: (one, PARTS.get(name)) for name, one in OBJECTIVES.items()}
-
-
-def is_own(name):
-  """Returns whether an objective is the one that this file gives that name,
-  and not one that was put in its place or beside it."""
-  one, parts = _OWN.get(name, (None, None))
-  return named(name) is one and PARTS.get(name) is parts
-
-
 def named(name):
   """Returns the objective of that name; ValueError names those there are."""
   if name not in OBJECTIVES:

@@ -1,14 +1,18 @@
-"""The state of a run and the one program that advances it.
+"""The state of a run and the programs that make and advance it.
 
 Everything here is a function of config and arrays: no file, no clock. What
 runs of one shape may differ in (`Hyper`) is traced, not baked in, so that
-they share one compilation.
+they share one compilation. `programs` keeps what was compiled for as long as
+the process lives: a second run of a shape is neither traced nor compiled.
 
 Shapes: B batch, C steps of a call, S samples, N clips, L patches, M mels,
 T frames.
 """
 
+import dataclasses
+import functools
 from typing import Any
+from typing import NamedTuple
 
 import flax
 import jax
@@ -20,8 +24,10 @@ from audiorank import audio
 from audiorank import embed
 from audiorank import objectives
 from audiorank import records
+from audiorank import sharding
 
 RATE = 16_000
+SHAPES = 32  # Shapes whose programs are kept; the oldest go first.
 
 
 def crop_samples(seconds):
@@ -56,6 +62,7 @@ class TrainState:
 class Hyper:
   """What may differ between runs that share one compiled program."""
   seed: Any
+  init_scale: Any
   lr: Any
   warmup: Any
   steps: Any
@@ -64,41 +71,42 @@ class Hyper:
   clip: Any
 
 
-def core(config):
-  """Returns the frozen config without what no program reads.
+# What a program takes as arguments (`Hyper`), or what the loop and the
+# evaluation alone read. An objective reads none of it.
+NOT_COMPILED = (
+    'experiment', 'seed', 'track', 'monitor', 'checkpoint', 'eval', 'mesh',
+    'train.steps', 'train.init_scale', 'train.calibrate', 'train.log_every',
+    'train.call', 'opt.lr', 'opt.warmup', 'opt.final', 'opt.weight_decay',
+    'opt.clip')
 
-  That is traced (`Hyper`), or matters to the loop and to readings alone.
-  Programs are built from this part, so that they cannot hang on another: it
-  is what they are found by on disk (compiled.py). An objective of somebody
-  else may read anything, and gets all.
-  """
-  if not objectives.is_own(config.objective):
-    return config
+
+def static_config(config):
+  """Returns the frozen config of what is compiled in: equal for two runs that
+  can share their programs."""
   tree = records.plain(config)
-  for part in ('experiment', 'seed', 'track', 'monitor', 'checkpoint', 'eval',
-               'mesh'):
-    tree.pop(part, None)
+  for name in NOT_COMPILED:
+    *parents, last = name.split('.')
+    node = tree
+    for parent in parents:
+      node = node[parent]
+    node.pop(last, None)
   tree['data'] = {'crop_seconds': tree['data']['crop_seconds']}
-  for part, fields in (('train', ('steps', 'calibrate', 'log_every', 'call')),
-                       ('opt', ('lr', 'warmup', 'final', 'weight_decay',
-                                'clip'))):
-    for field in fields:
-      tree[part].pop(field, None)
   return records.frozen(tree)
-
-
-def made_of(config):
-  """Returns what decides a program, as JSON material; None for an objective
-  of somebody else, of which that is not known."""
-  own = objectives.is_own(config.objective)
-  return records.plain(core(config)) if own else None
 
 
 def hyper(config):
   """Returns the hyper-parameters as traced scalars, not constants."""
   o = config.opt
   return Hyper(np.uint32(config.seed), *(np.float32(x) for x in (
-      o.lr, o.warmup, config.train.steps, o.final, o.weight_decay, o.clip)))
+      config.train.init_scale, o.lr, o.warmup, config.train.steps, o.final,
+      o.weight_decay, o.clip)))
+
+
+def hyper_shapes():
+  """Returns the Hyper of jax.ShapeDtypeStruct."""
+  rest = len(dataclasses.fields(Hyper)) - 1
+  return Hyper(jax.ShapeDtypeStruct((), jnp.uint32),
+               *[jax.ShapeDtypeStruct((), jnp.float32)] * rest)
 
 
 def learning_rate(step, h):
@@ -117,13 +125,16 @@ def adam(config):
 
 def init(config, key):
   """Returns a fresh state: float32 parameters, zero moments, step 0."""
+  return scaled_init(config, key, config.train.init_scale)
+
+
+def scaled_init(config, key, scale):
+  """Returns `init`'s state with every weight matrix times a factor."""
   variables = objectives.parts(config).variables(
       config, key, patches(config))
-  if config.train.init_scale != 1:
-    # A copy of the network among the statistics is scaled with it.
-    variables = jax.tree.map_with_path(
-        lambda path, x: x * config.train.init_scale
-        if path[-1].key == 'kernel' else x, variables)
+  # A copy of the network among the statistics is scaled with it.
+  variables = jax.tree.map_with_path(
+      lambda path, x: x * scale if path[-1].key == 'kernel' else x, variables)
   params = variables['params']
   return TrainState(
       step=jnp.zeros((), jnp.int32), params=params,
@@ -131,22 +142,79 @@ def init(config, key):
       opt_state=adam(config).init(params))
 
 
+class Programs(NamedTuple):
+  """The compiled programs of a shape on a mesh, and what they work on.
+
+  shapes: TrainState of jax.ShapeDtypeStruct.
+  placed: TrainState of the shardings.
+  init: (hyper) -> state.
+  step: (state, wave_BS int16, hyper) -> (state, metrics).
+  steps: (state, wave_CBS int16, hyper) -> (state, metrics_C): C steps, one
+    after the other, in one program.
+  """
+  shapes: TrainState
+  placed: TrainState
+  init: Any
+  step: Any
+  steps: Any
+
+
+def programs(config, mesh):
+  """Returns the Programs of a config on a mesh, the same ones every time."""
+  return _programs(static_config(config), objectives.named(config.objective),
+                   objectives.parts(config), mesh)
+
+
+def fresh(config, mesh):
+  """Returns the initial state of a config on a mesh."""
+  return programs(config, mesh).init(hyper(config))
+
+
+@functools.lru_cache(SHAPES)
+def _programs(config, objective, parts, mesh):
+  """`programs` of a static config. Objective and parts are read by name; they
+  are arguments so that another one of the same name has its own programs."""
+  del objective, parts
+
+  def init_state(h):
+    return scaled_init(config, jax.random.key(h.seed), h.init_scale)
+
+  shapes = jax.eval_shape(init_state, hyper_shapes())
+  placed = sharding.place(shapes, mesh)
+  return Programs(shapes, placed, jax.jit(init_state, out_shardings=placed),
+                  make_step(config, placed), make_steps(config, placed))
+
+
 def make_step(config, placed):
-  """Returns the jitted (state, wave_BS int16, hyper) -> (state, metrics)."""
-  return jax.jit(one_step(core(config)), donate_argnums=0,
+  """Returns the jitted step of a config; see `Programs.step`."""
+  return jax.jit(one_step(config), donate_argnums=0,
                  out_shardings=(placed, None))
 
 
 def make_steps(config, placed):
-  """Returns the jitted (state, wave_CBS int16, hyper) -> (state, metrics_C):
-  C steps, one after the other, in one program."""
-  step = one_step(core(config))
+  """Returns the jitted steps of a config; see `Programs.steps`."""
+  step = one_step(config)
 
   def steps(state, wave_CBS, h):
     return jax.lax.scan(lambda s, wave_BS: step(s, wave_BS, h), state,
                         wave_CBS)
 
   return jax.jit(steps, donate_argnums=0, out_shardings=(placed, None))
+
+
+@functools.lru_cache(SHAPES)
+def packed_step(config, objective, spread):
+  """Returns the jitted step of K runs: (states, wave_BS int16, hypers) ->
+  (states, metrics_K).
+
+  Args:
+    config: the static config that they share.
+    objective: its function; see `_programs`.
+    spread: the sharding of states and metrics over the runs' axis.
+  """
+  del objective
+  return jax.jit(jax.vmap(one_step(config), (0, None, 0)), donate_argnums=0,
+                 out_shardings=(spread, spread))
 
 
 def one_step(config):
@@ -191,14 +259,7 @@ def calibrated(config, state, wave_NS):
   Dasheng starts them at 0 and 1 and needs hundreds of steps to find them;
   until then an untrained encoder sees raw decibels.
   """
-  @jax.jit
-  def moments(wave_BS):
-    mel_BMT = audio.front(config.model, wave_BS.astype(jnp.float32) / 32768)
-    sums = mel_BMT.sum(2), jnp.square(mel_BMT).sum(2)
-    # On a mesh the front end leaves each device its own clips.
-    return sums if jax.sharding.get_abstract_mesh().empty else (
-        jax.lax.with_sharding_constraint(sums, jax.sharding.PartitionSpec()))
-
+  moments = _moments(records.frozen(config.model))
   total_M, square_M, n = 0., 0., 0
   for index, wave_BS in embed.batches(wave_NS[:1024], min(256, len(wave_NS))):
     # The last batch is filled with silence, which must not count.
@@ -214,3 +275,19 @@ def calibrated(config, state, wave_NS):
       lambda new, old: jax.device_put(new, old.sharding),
       stats, state.batch_stats['encoder'])
   return state.replace(batch_stats={**state.batch_stats, 'encoder': placed})
+
+
+@functools.lru_cache(SHAPES)
+def _moments(model_config):
+  """Returns the jitted wave_BS int16 -> sums over time (of dB, of dB^2)."""
+  @jax.jit
+  def moments(wave_BS):
+    mel_BMT = audio.front(model_config, wave_BS.astype(jnp.float32) / 32768)
+    sums = mel_BMT.sum(2), jnp.square(mel_BMT).sum(2)
+    if jax.sharding.get_abstract_mesh().empty:
+      return sums
+    # On a mesh the front end leaves each device its own clips.
+    return jax.lax.with_sharding_constraint(
+        sums, jax.sharding.PartitionSpec())
+
+  return moments

@@ -20,11 +20,11 @@ import numpy as np
 
 from audiorank import checkpoint
 from audiorank import checksums
-from audiorank import compiled
 from audiorank import curve
 from audiorank import data
 from audiorank import gauges
 from audiorank import monitor
+from audiorank import objectives
 from audiorank import program
 from audiorank import progress
 from audiorank import records
@@ -132,9 +132,9 @@ def run(workdirs, configs, stop=lambda step: False, tell=lambda *_, **__: None):
     h = jax.tree.map(lambda *x: np.stack(x),
                      *(program.hyper(c) for c in configs))
     h = jax.device_put(h, spread)
-    advance = compiled.Program('together', program.made_of(first), jax.jit(
-        jax.vmap(program.one_step(program.core(first)), (0, None, 0)),
-        donate_argnums=0, out_shardings=(spread, spread)))
+    advance = program.packed_step(
+        program.static_config(first), objectives.named(first.objective),
+        spread)
     stream = None
     if step < steps:
       stream = data.stream(
@@ -230,11 +230,11 @@ def run(workdirs, configs, stop=lambda step: False, tell=lambda *_, **__: None):
 def one(config, saver, folder, sample, alone, step):
   """Returns (state, shapes) of one run on one device, restored or fresh."""
   with jax.set_mesh(alone):
-    shapes, placed, fresh = train.start(config, alone)
+    shapes, placed, init, *_ = program.programs(config, alone)
     state = (checkpoint.restore(saver, folder, shapes, placed) if step >= 0
              else None)
     if state is None:
-      state = fresh()
+      state = init(program.hyper(config))
       if config.train.calibrate:
         state = program.calibrated(config, state, sample[0])
   return state, shapes

@@ -18,7 +18,6 @@ import numpy as np
 from audiorank import audio
 from audiorank import checkpoint
 from audiorank import checksums
-from audiorank import compiled
 from audiorank import compute
 from audiorank import curve
 from audiorank import data
@@ -123,30 +122,6 @@ def described(config, subset, shapes):
       'corpus': subset.sha256}
 
 
-def start(config, on):
-  """Returns (shapes, placed, fresh): the abstract state, where it lives, and
-  a function that makes it there."""
-  key, core = jax.random.key(config.seed), program.core(config)
-  made_of = program.made_of(config)
-  # One function object: what is traced for its shapes is not traced again.
-  init = lambda k: program.init(core, k)
-  shapes = compiled.shapes('init', made_of, jax.jit(init), key)
-  placed = sharding.place(shapes, on)
-  where = {'mesh': dict(on.shape), 'ids': [d.id for d in on.devices.flat]}
-  fresh = compiled.Program('init', made_of and {**made_of, **where},
-                              jax.jit(init, out_shardings=placed))
-  return shapes, placed, lambda: fresh(key)
-
-
-def advances(config, placed):
-  """Returns the programs of `program.make_step` and `program.make_steps`."""
-  made_of = program.made_of(config)
-  return (
-      compiled.Program('step', made_of, program.make_step(config, placed)),
-      compiled.Program('steps', made_of,
-                          program.make_steps(config, placed)))
-
-
 def run(workdir, config, stop=lambda step: False, tell=lambda *_, **__: None):
   """Trains (or goes on training) the run in a folder, measuring as it goes.
 
@@ -172,8 +147,7 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_, **__: None):
   check(config, on)
   subset, sample, valid_NS = prepare_data(config)
   steps, main = config.train.steps, jax.process_index() == 0
-  shapes, placed, fresh = start(config, on)
-  advance, advance_more = advances(config, placed)
+  shapes, placed, init, advance, advance_more = program.programs(config, on)
   h = program.hyper(config)
   valid = (monitor.make_valid(config), valid_NS) if len(valid_NS) else None
   readings = set(monitor.steps(config))
@@ -184,7 +158,7 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_, **__: None):
     state = checkpoint.restore(m, folder, shapes, placed)
     checksums.seal(folder)
     if state is None:
-      state = fresh()
+      state = init(h)
       if config.train.calibrate:
         state = program.calibrated(config, state, sample[0])
     step = int(state.step)

@@ -22,6 +22,11 @@ AGAIN = 42
 DEATHS = 5  # Deaths without progress after which a run is given up.
 LONGEST_WAIT = 30.  # Seconds between looks at a run that others hold.
 EVALUATION = .1  # Share of a run's work that follows its last step.
+# glibc gives large arrays back to the kernel when they are freed, and XLA
+# takes them anew at every step: on a CPU that is a sixth of a large step. Here
+# they stay with the process, which then holds up to twice the memory.
+TUNABLES = ('glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:'
+            f'glibc.malloc.trim_threshold={2 ** 62}')
 
 
 class Job(NamedTuple):
@@ -95,7 +100,8 @@ def environment(threads):
   return {**os.environ, 'AUDIORANK_PARENT': str(os.getpid()),
           'OMP_NUM_THREADS': str(threads),
           'OPENBLAS_NUM_THREADS': str(threads),
-          'PYTHONUNBUFFERED': '1', 'TF_CPP_MIN_LOG_LEVEL': '2'}
+          'PYTHONUNBUFFERED': '1', 'TF_CPP_MIN_LOG_LEVEL': '2',
+          'GLIBC_TUNABLES': os.environ.get('GLIBC_TUNABLES', TUNABLES)}
 
 
 def start(root, job, cores):

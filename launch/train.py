@@ -23,7 +23,6 @@ import time
 from absl import flags
 from ml_collections import config_flags
 
-from audiorank import heap
 from launch import cli
 from launch import worker
 
@@ -115,7 +114,6 @@ def distributed():
 def main(argv):
   del argv
   die_with_parent()
-  keeps = heap.is_large(_WORKDIR.value, _CONFIG.value) and heap.unite()
   began, leaving = time.time(), None
   several = distributed()
   if several:
@@ -123,7 +121,7 @@ def main(argv):
     # One signal to one process, and all stop at one step.
     stop = multihost_utils.reached_preemption_sync_point
   else:
-    leaving = worker.Exit(keeps)
+    leaving = worker.Exit()
     stop = lambda _: leaving.asked
   from audiorank import lease
   from audiorank import records

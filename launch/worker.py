@@ -12,7 +12,6 @@ import time
 
 from absl import logging
 
-from audiorank import heap
 from launch import cli
 
 AGAIN, DIVERGED = 42, 3  # Exit codes; see launch.train.
@@ -25,12 +24,10 @@ class Exit:
   SIGTERM and SIGINT are noted. The loops that poll `asked` save and leave;
   but a compilation or the scoring of a task may take minutes in which nobody
   polls. A thread then ends the process: `idle` says that nothing is lost.
-  As it hears of every step it also has memory kept (`heap.keep`), if it is
-  told to, once steps are under way.
   """
 
-  def __init__(self, keeps=False):
-    self.asked, self.idle, self.keeps = False, True, keeps
+  def __init__(self):
+    self.asked, self.idle = False, True
     self.begun = None  # The step that this process started from.
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -59,10 +56,6 @@ class Exit:
         self.begun = step
       # Without a step it is scoring; what training has done is saved.
       self.idle = step is None or step == self.begun
-      # The first step has ended when the second is under way.
-      if self.keeps and doing == 'training' and step > self.begun + 1:
-        heap.keep()
-        self.keeps = False
       held.tell(doing, step, steps, force)
     return told
 

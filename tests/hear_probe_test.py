@@ -259,7 +259,7 @@ def test_one_program_for_many_models():
   for width, seed in ((5, 0), (5, 1), (90, 2)):
     task, embeddings = toy(kfold=3, width=width, seed=seed)
     probe.evaluate(task, embeddings, seed=seed, **QUICK)
-    sizes.append(program.jitted._cache_size())
+    sizes.append(program._cache_size())
   assert 0 < sizes[0] == sizes[1] == sizes[2]
 
 

@@ -91,7 +91,7 @@ def test_corpus_and_task_are_read_back(pictures_NYX, tmp_path):
 def test_filled_pictures_embed_as_they_do_alone(pictures_NYX):
   """Of many lengths one program: pictures of more patches beside smaller."""
   c = config(**{'model.target_frames': 32})
-  state = train.start(c, sharding.mesh(1, 1))[2]()
+  state = program.fresh(c, sharding.mesh(1, 1))
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   several = [images.wave(pictures_NYX[i, :, :2 * (i % 4 + 1)].repeat(2, 0), 2)
              for i in range(4)]
@@ -105,7 +105,7 @@ def test_filled_pictures_embed_as_they_do_alone(pictures_NYX):
 @pytest.mark.parametrize('devices', [1, 8])
 def test_devices_do_not_change_how_pictures_embed(pictures_NYX, devices):
   c = config()
-  state = train.start(c, sharding.mesh(1, 1))[2]()
+  state = program.fresh(c, sharding.mesh(1, 1))
   variables = jax.device_get(
       {'params': state.params, 'batch_stats': state.batch_stats})
   wave_NS, on = waves(pictures_NYX), sharding.mesh(devices, 1)

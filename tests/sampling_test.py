@@ -7,6 +7,7 @@ import pytest
 from audiorank import data
 from audiorank import monitor
 from audiorank import prepare
+from audiorank import program
 from audiorank import records
 from audiorank import sampling
 from audiorank import sharding
@@ -171,10 +172,10 @@ def test_devices_do_not_change_what_is_read(corpus):
   found = []
   for n in (1, 8):
     on = sharding.mesh(n, 1)
-    _, _, fresh = train.start(c, on)
     with jax.set_mesh(on):
-      found.append(monitor.measure(c, fresh(), sample, on,
-                                   further=sampling.further(c))['samples'])
+      found.append(monitor.measure(
+          c, program.fresh(c, on), sample, on,
+          further=sampling.further(c))['samples'])
   for one, eight in zip(*found, strict=True):
     assert one['sample'] == eight['sample'] and one['n'] == eight['n']
     assert one['rank']['value'] == pytest.approx(

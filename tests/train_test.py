@@ -128,15 +128,15 @@ def test_a_checkpoint_describes_itself(corpus, tmp_path):
 
 
 def trained(config, corpus, on, steps=3):
-  shapes, placed, fresh = train.start(config, on)
+  programs = program.programs(config, on)
   wave_BS = np.random.default_rng(0).integers(
       -8000, 8000, (8, program.crop_samples(.5)), np.int16)
   with jax.set_mesh(on):
-    state, step = fresh(), program.make_step(config, placed)
+    state = program.fresh(config, on)
     for _ in range(steps):
-      state, got = step(state, sharding.to_global(wave_BS, on),
-                        program.hyper(config))
-  return float(got['loss']), leaves(state.params), placed
+      state, got = programs.step(state, sharding.to_global(wave_BS, on),
+                                 program.hyper(config))
+  return float(got['loss']), leaves(state.params), programs.placed
 
 
 @pytest.mark.parametrize('data, fsdp', [(8, 1), (1, 8), (2, 4)])
@@ -168,7 +168,7 @@ def test_calibration_whitens_the_mel(corpus):
   _, (wave_NS, _), _ = train.prepare_data(config)
   # Two batches of 256, the second filled up with silence that must not count.
   wave_NS = np.tile(wave_NS, (7, 1))[:300]
-  state = program.calibrated(config, train.start(config, on)[2](), wave_NS)
+  state = program.calibrated(config, program.fresh(config, on), wave_NS)
   from audiorank import audio
   mel_BMT = np.asarray(audio.log_mel(wave_NS.astype(np.float32) / 32768))
   stats = state.batch_stats['encoder']['norm_mel']

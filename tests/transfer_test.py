@@ -74,15 +74,14 @@ def three_steps(config, first, data, fsdp):
   on = sharding.mesh(data, fsdp)
   rng = np.random.default_rng(0)
   with jax.set_mesh(on):
-    _, placed, _ = train.start(config, on)
-    state = jax.device_put(first, placed)
-    step, losses = program.make_step(config, placed), []
+    programs, losses = program.programs(config, on), []
+    state = jax.device_put(first, programs.placed)
     for _ in range(3):
       wave_BS = rng.integers(-9000, 9000, (8, 8000)).astype(np.int16)
-      state, got = step(
+      state, got = programs.step(
           state, sharding.to_global(wave_BS, on), program.hyper(config))
       losses.append(float(got['loss']))
-  return state, placed, losses
+  return state, programs.placed, losses
 
 
 def same(path, ours, theirs):
@@ -105,7 +104,7 @@ def same(path, ours, theirs):
 def test_devices_do_not_change_the_run(
     corpus, tmp_path, objective, data, fsdp):
   config = opened(tmp_path, corpus, objective)
-  first = jax.device_get(train.start(config, sharding.mesh(1, 1))[2]())
+  first = jax.device_get(program.fresh(config, sharding.mesh(1, 1)))
   one, _, want = three_steps(config, first, 1, 1)
   many, placed, losses = three_steps(config, first, data, fsdp)
   np.testing.assert_allclose(losses, want, atol=1e-5)

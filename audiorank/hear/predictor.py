@@ -3,7 +3,7 @@
 hear-eval-kit's network (see `network`), Adam, cross-entropy or binary
 cross-entropy (arXiv 2203.03022). Every number that differs between models of
 one shape (learning rate, seed, counts of rows, epochs, patience) is an
-argument, so that one compiled program, in memory or on disk (compiled.py),
+argument, so that one compiled program, in memory or on disk (jax's own cache),
 serves them all.
 
 Rows are padded to whole batches and the padding is masked: it enters no
@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from audiorank import compiled
 from audiorank.hear import network
 
 BATCH = 1024
@@ -214,10 +213,9 @@ _STATIC = ('monitor', 'multiclass', 'shuffled')
 
 @functools.cache
 def fit_program(monitor, multiclass, shuffled):
-  """Returns `fit` of these as a program, found compiled or kept compiled."""
-  static = dict(monitor=monitor, multiclass=multiclass, shuffled=shuffled)
-  return compiled.Program('probe', static, jax.jit(
-      functools.partial(_fit, **static)))
+  """Returns `fit` of these as a jitted function, the same one every time."""
+  return jax.jit(functools.partial(
+      _fit, monitor=monitor, multiclass=multiclass, shuffled=shuffled))
 
 
 def fit(*args, monitor, multiclass, shuffled=False):
@@ -245,10 +243,9 @@ def fit_folds(nets, lr, words, train, valid, checks, every, patience,
 
 @functools.cache
 def predict_program(multiclass):
-  """Returns `predict` as a program, found compiled or kept compiled."""
-  return compiled.Program('predict', {'multiclass': multiclass}, jax.jit(
-      lambda net, stats, split: network.probabilities(
-          _all_logits(net, stats, split), multiclass)))
+  """Returns `predict` as a jitted function, the same one every time."""
+  return jax.jit(lambda net, stats, split: network.probabilities(
+      _all_logits(net, stats, split), multiclass))
 
 
 def predict(net, stats, split, *, multiclass):

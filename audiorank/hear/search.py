@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audiorank import compiled
 from audiorank.hear import events
 from audiorank.hear import network
 from audiorank.hear import predictor
@@ -217,9 +216,14 @@ def _each(fit, jobs):
   if jax.default_backend() == 'cpu' and workers > 1:
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
       # A context, such as jax.enable_x64's, holds in its own thread alone.
-      if pool.submit(compiled.settings).result() == compiled.settings():
+      if pool.submit(_settings).result() == _settings():
         return list(pool.map(fit, jobs))
   return [fit(job) for job in jobs]
+
+
+def _settings():
+  """Returns jax's settings as this thread has them, as text by name."""
+  return {name: repr(value) for name, value in jax.config.values.items()}
 
 
 def _stack(trees):

@@ -22,7 +22,7 @@ import jax
 jax.config.update('jax_compilation_cache_dir', sys.argv[2])
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
-from audiorank import data, program, records, sharding, train
+from audiorank import data, program, records, sharding
 config = records.load_config(sys.argv[1])
 on = sharding.mesh(1, 1)
 subset = data.load(config.data.root)
@@ -31,14 +31,12 @@ stream = data.stream(subset, batch=config.train.batch,
                      seed=0, first_step=0, process_index=0, process_count=1,
                      threads=1, resident=True)
 with jax.set_mesh(on):
-  _, placed, fresh = train.start(config, on)
-  state = fresh()
-  step, _ = train.advances(config, placed)
-  given = (state, sharding.to_global(next(stream), on), program.hyper(config))
-  step.ready(*jax.block_until_ready(given))
+  programs, h = program.programs(config, on), program.hyper(config)
+  wave_BS = sharding.to_global(next(stream), on)
+  given = jax.block_until_ready((programs.init(h), wave_BS, h))
+  step = programs.step.lower(*given).compile()
   print(time.process_time())
-  _, got = step(*given)
-  jax.block_until_ready(got)
+  jax.block_until_ready(step(*given))
 '''
 
 

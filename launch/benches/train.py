@@ -9,12 +9,12 @@ import time
 import jax
 import numpy as np
 
-from audiorank import heap
+from launch import pool
 from launch.benches import timing
 
 PINNED = True
-# As launch.train has it; both sides are served by it.
-ENV = {'GLIBC_TUNABLES': heap.TUNABLES}
+# As a sweep's workers have it; both sides are served by it.
+ENV = {'GLIBC_TUNABLES': pool.TUNABLES}
 # name: encoder, decoder width, depth and heads, batch, ratio to reach.
 CASES = {
     'en128-12, decoder 128-4, B 16': ('en128-12', (128, 4, 4), 16, .95),
@@ -39,16 +39,15 @@ def ours(config, wave_BS):
   from audiorank import program
   from audiorank import records
   from audiorank import sharding
-  from audiorank import train
   config = records.frozen(config)
   on = sharding.mesh(1, 1)
-  _, placed, fresh = train.start(config, on)
-  state = [fresh()]
-  step, h = program.make_step(config, placed), program.hyper(config)
+  programs, h = program.programs(config, on), program.hyper(config)
+  state = [programs.init(h)]
 
   def run():
     with jax.set_mesh(on):
-      state[0], got = step(state[0], sharding.to_global(wave_BS, on), h)
+      state[0], got = programs.step(
+          state[0], sharding.to_global(wave_BS, on), h)
     jax.block_until_ready(got)
 
   return run
