@@ -6,7 +6,6 @@ Shapes: N clips, S samples, L tokens, D width.
 from collections.abc import Iterable
 from collections.abc import Sequence
 import os
-import pathlib
 from typing import Any
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ import soxr
 from audiorank import audio
 from audiorank import embed
 from audiorank import encoders
+from audiorank import files
 from audiorank import laws
 from audiorank import progress
 from audiorank import records
@@ -139,7 +139,7 @@ def fit(data: Any, law: str = 'saturating',
       missing, constant or not numbers; a sweep that bears no law, and why.
   """
   if isinstance(data, (str, os.PathLike)):
-    if pathlib.Path(data).is_dir():
+    if files.path(data).is_dir():
       data = beating(data)
       groups = data['configuration'] if groups is None else groups
     else:
@@ -169,7 +169,7 @@ def beating(root: Path) -> pd.DataFrame:
 def listed(sounds: Any) -> list[Any]:
   """Returns what `Model.embed` was given as a list of files and waves."""
   if isinstance(sounds, (str, os.PathLike)):
-    path = pathlib.Path(sounds)
+    path = files.path(sounds)
     if not path.is_dir():
       return [path]
     found = sorted(p for p in path.rglob('*') if p.is_file()

@@ -9,24 +9,21 @@ safe.
 """
 
 import importlib.metadata
-import os
+import json
 import pathlib
 import shutil
-import zipfile
 
-from absl import logging
 import jax
 import numpy as np
 
-from audiorank import records
+from audiorank import files
 
 FORMAT = 1  # Raised when the same key would mean other numbers.
 
 
 def default():
   """Returns the folder of this user; AUDIORANK_CACHE moves it."""
-  root = os.environ.get('AUDIORANK_CACHE', '~/.cache/audiorank')
-  return str(pathlib.Path(root).expanduser() / 'embeddings')
+  return str(files.cache_folder('embeddings'))
 
 
 def versions():
@@ -54,26 +51,28 @@ def fetch(root, key, name, made_of, make):
     return make(), False
   said = {'format': FORMAT, 'encoder': key, 'made_of': made_of,
           'versions': versions()}
-  path = pathlib.Path(root) / key / f'{name}-{records.digest(said)}.npz'
-  if path.is_file():
-    try:
-      # Opened here: np.load would leave a damaged file open.
-      with open(path, 'rb') as file, np.load(
-          file, allow_pickle=False) as arrays:
-        return dict(arrays), True
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-      logging.warning('%s: damaged (%s); embedding again', path, error)
+  path = pathlib.Path(root) / key / f'{name}-{files.digest(said)}.npz'
+  arrays = files.read_cached(path, read)
+  if arrays is not None:
+    return arrays, True
   arrays = make()
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'.{path.name}.{os.getpid()}')
-  try:
-    with open(part, 'wb') as file:
-      np.savez(file, **arrays)
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
-  records.write_json(path.with_suffix('.json'), said)
+  files.write_cached(path, lambda part: write(part, arrays))
+  files.write_cached(path.with_suffix('.json'),
+                     lambda part: part.write_text(json.dumps(said, indent=1)))
   return arrays, False
+
+
+def read(path):
+  """Returns the arrays of a file of the cache."""
+  # Opened here: np.load would leave a damaged file open.
+  with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
+    return dict(arrays)
+
+
+def write(path, arrays):
+  """Writes the arrays of a file of the cache."""
+  with open(path, 'wb') as file:  # np.savez would append .npz to a name.
+    np.savez(file, **arrays)
 
 
 def listing(root):

@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from audiorank import checksums
+from audiorank import files
 from audiorank import records
 
 A, cm = ocp.args, ocp.checkpoint_managers
@@ -190,7 +191,7 @@ def find(path):
   Raises:
     FileNotFoundError: there is no checkpoint; names the path.
   """
-  path = pathlib.Path(path)
+  path = files.path(path)
   if path.name.isdigit() and (path / 'params').is_dir():
     return path.parent, int(path.name)
   for folder in (path / 'checkpoints', path):

@@ -5,12 +5,11 @@
 Orbax commits a step whole, and restores a flipped bit without a word.
 """
 
-import hashlib
 import pathlib
 
 import jax
 
-from audiorank import records
+from audiorank import files
 
 
 def steps(folder):
@@ -21,13 +20,8 @@ def steps(folder):
 
 def of(step_folder):
   """Returns {relative path: sha256} of every file of one step."""
-  out = {}
-  for path in sorted(step_folder.rglob('*')):
-    if path.is_file():
-      with open(path, 'rb') as f:
-        out[str(path.relative_to(step_folder))] = hashlib.file_digest(
-            f, 'sha256').hexdigest()
-  return out
+  return {str(path.relative_to(step_folder)): files.sha256(path)
+          for path in files.walk(step_folder)}
 
 
 def seal(folder):
@@ -41,7 +35,7 @@ def seal(folder):
   for step in steps(folder):
     path = folder / f'{step}.sha256.json'
     if not path.exists():
-      records.write_json(path, of(folder / str(step)))
+      files.write_json(path, of(folder / str(step)))
   for path in folder.glob('*.sha256.json'):
     if not (folder / path.name.split('.')[0]).exists():
       path.unlink(missing_ok=True)
@@ -59,7 +53,7 @@ def verify(folder, step):
   if not path.exists():
     return ''
   try:
-    want = records.read_json(path)
+    want = files.read_json(path)
   except ValueError:
     return f'{path.name} is damaged'
   if not isinstance(want, dict):

@@ -29,6 +29,7 @@ from audiorank import checkpoint
 from audiorank import checksums
 from audiorank import dasheng
 from audiorank import embed
+from audiorank import files
 from audiorank import records
 from audiorank.export import pretrained
 
@@ -100,7 +101,7 @@ def weights(path, step=None):
     FileNotFoundError: nothing there.
     ValueError: damaged or foreign weights, or the hub cannot be reached.
   """
-  kind, file = 'dasheng', pathlib.Path(path)
+  kind, file = 'dasheng', files.path(path)
   if not file.exists() and HUB.fullmatch(str(path)):
     kind, folder = 'hub', from_hub(str(path))
     config, params = pretrained.load_pretrained(folder)

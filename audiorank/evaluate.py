@@ -20,6 +20,7 @@ from audiorank import cache
 from audiorank import checkpoint
 from audiorank import checksums
 from audiorank import encoders
+from audiorank import files
 from audiorank import records
 from audiorank.hear import probe
 from audiorank.hear import tasks
@@ -226,7 +227,7 @@ def keep(out, name, record):
     name: of the model.
     record: JSON material.
   """
-  path = pathlib.Path(out)
+  path = files.path(out)
   if path.suffix != '.json':
     of = {k: ({f: v[f] for f in ('task_sha256', 'protocol', 'settings')}
               if isinstance(v, dict) and 'task_sha256' in v else

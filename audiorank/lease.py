@@ -14,6 +14,8 @@ import pathlib
 import socket
 import time
 
+from audiorank import files
+
 
 class Held(Exception):
   """Another live process has the run."""
@@ -36,7 +38,7 @@ class Lease:
     self.path = workdir / 'LEASE'
     self.file = open(self.path, 'a+', encoding='utf-8')
     try:
-      fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      files.lock(self.file)
     except BlockingIOError:
       self.file.close()
       found = read(workdir)

@@ -14,7 +14,7 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
-CACHE = pathlib.Path('~/.cache/audiorank/compiled').expanduser()
+from audiorank import files
 
 
 def run(main, words=False):
@@ -171,7 +171,7 @@ def compile_cache():
   AUDIORANK_CACHE moves it; deleting the folder is safe.
   """
   import jax
-  folder = os.environ.get('AUDIORANK_CACHE', str(CACHE))
-  jax.config.update('jax_compilation_cache_dir', folder)
+  jax.config.update('jax_compilation_cache_dir',
+                    str(files.cache_folder('compiled')))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)

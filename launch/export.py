@@ -12,10 +12,10 @@ TPU) and .onnx for ONNX runtimes, both with the front end inside and for any
 number of clips of --seconds each.
 """
 
-import pathlib
 
 from absl import flags
 
+from audiorank import files
 from launch import cli
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -42,7 +42,7 @@ def main(argv):
   from audiorank.export import pytorch
   from audiorank.export import stablehlo
   config, params, about = encoders.weights(_CHECKPOINT.value, _STEP.value)
-  out = pathlib.Path(_OUT.value)
+  out = files.path(_OUT.value, '--out')
   if out.suffix == '.stablehlo':
     layer = int(_LAYER.value) if _LAYER.value.isdigit() else _LAYER.value
     print(stablehlo.save(out, config, params, _SECONDS.value, layer))

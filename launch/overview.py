@@ -1,8 +1,8 @@
 """What a sweep will cost and how far it is, as tables on the terminal."""
 
-import pathlib
 import time
 
+from audiorank import files
 from audiorank import lease
 from audiorank import progress
 from audiorank import records
@@ -24,7 +24,7 @@ def status(root):
     FileNotFoundError: there is no sweep; names the folder.
   """
   import pandas as pd
-  root = pathlib.Path(root)
+  root = files.path(root, '--root')
   folders = records.sweep_folders(root)
   if not folders:
     raise FileNotFoundError(f'{root}: no runs: expected the --root of a sweep')

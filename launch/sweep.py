@@ -27,6 +27,7 @@ import time
 from absl import flags
 from ml_collections import config_flags
 
+from audiorank import files
 from launch import cli
 from launch import overview
 from launch import pool
@@ -91,8 +92,9 @@ def resolve(module, changes, world):
   sha256 = data.load(first.data.root).sha256
   for config in configs.values():
     config.data.sha256 = sha256
-    config.data.root = os.path.abspath(config.data.root)
-    config.eval.tasks = os.path.abspath(config.eval.tasks)
+    for part, field in (('data', 'root'), ('eval', 'tasks')):
+      folder = files.path(config[part][field], f'{part}.{field}')
+      config[part][field] = os.path.abspath(folder)
   return configs
 
 
@@ -155,7 +157,7 @@ def plan_slice(module, configs):
   print(pod_plan.table(made))
   name = (f'{pathlib.Path(module.__file__).stem}-'
           f'{_TOPOLOGY.value.replace(":", "-")}.json')
-  root = pathlib.Path(_ROOT.value) if _ROOT.value else store.folder()
+  root = files.path(_ROOT.value, '--root') if _ROOT.value else store.folder()
   pod_plan.save(made, root / name)
   print(root / name)
 
@@ -232,7 +234,7 @@ def main(argv):
       plan_slice(module, configs)
     return
   began = time.monotonic()
-  root = pathlib.Path(_ROOT.value)
+  root = files.path(_ROOT.value, '--root')
   root.mkdir(parents=True, exist_ok=True)
   # Ray forks, which it must not once jax has its threads.
   start = engine(root, workers)

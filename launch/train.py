@@ -23,6 +23,7 @@ import time
 from absl import flags
 from ml_collections import config_flags
 
+from audiorank import files
 from launch import cli
 from launch import worker
 
@@ -81,7 +82,8 @@ def checked(config):
     if not config[part][name]:
       raise ValueError(f'{field} is empty: expected --config.{field}=FOLDER '
                        '(launch.sweep makes the embedded world)')
-    config[part][name] = os.path.abspath(config[part][name])
+    folder = files.path(config[part][name], field)
+    config[part][name] = os.path.abspath(folder)
   config.data.sha256 = data.load(config.data.root).sha256
   train.check(config, sharding.mesh(config.mesh.data, config.mesh.fsdp))
   evaluate.task_folders(config)
@@ -125,10 +127,7 @@ def main(argv):
     stop = lambda _: leaving.asked
   from audiorank import lease
   from audiorank import records
-  if '://' in _WORKDIR.value:
-    raise ValueError(f'--workdir={_WORKDIR.value}: expected a folder, on a '
-                     'file system with locks')
-  workdir = pathlib.Path(_WORKDIR.value)
+  workdir = files.path(_WORKDIR.value, '--workdir')
   if _CONFIG.value is not None:
     records.open_run(workdir, checked(_CONFIG.value))
   if _BESIDE.value:

@@ -17,6 +17,8 @@ from array_record.python import array_record_module
 import numpy as np
 import pandas as pd
 
+from audiorank import files
+
 FORMAT = 1
 # Shards held open: the usual limit of open files is 1024.
 OPEN = 512
@@ -42,9 +44,7 @@ def load(root):
     FileNotFoundError: no folder, no complete corpus in it, or a shard missing.
     ValueError: a manifest or a format that is not what corpus.json says.
   """
-  if '://' in os.fspath(root):
-    raise ValueError(f'{root}: shards are read from a local or mounted folder')
-  root = pathlib.Path(root)
+  root = files.path(root)
   described = root / 'corpus.json'
   if not described.exists():
     if not root.exists():

@@ -1,10 +1,10 @@
 """The model card: what a run's records say of the model, and nothing else."""
 
 import math
-import pathlib
 
 from audiorank import checkpoint
 from audiorank import compute
+from audiorank import files
 from audiorank import records
 from audiorank.findings import score
 
@@ -53,7 +53,7 @@ def write(config, params, about, sweep=None):
     return '\n'.join([*lines, '## Training\n', 'The records of the training '
                       'are not with these weights.\n'])
   step = about['step']
-  root = pathlib.Path(sweep) if sweep else workdir.parent
+  root = files.path(sweep) if sweep else workdir.parent
   # The runs of the folder of one lone run are no sweep.
   made = records.tables(root) if sweep or (
       root / 'sweep.json').is_file() else None

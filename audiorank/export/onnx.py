@@ -5,7 +5,6 @@ M mels, L tokens, D width.
 """
 
 import logging
-import os
 import pathlib
 import warnings
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from audiorank import audio
 from audiorank import embed
+from audiorank import files
 from audiorank import model
 
 
@@ -99,12 +99,6 @@ def save(path, config, params, seconds=10.):
       made = jax2onnx.to_onnx(encoder(c, params), inputs=[('B', samples)])
   finally:
     logging.getLogger('onnx_ir').setLevel(told)
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'.{path.name}.{os.getpid()}')
-  try:
+  with files.replacing(path) as part:
     onnx.save(made, part)
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
-  return path
+  return pathlib.Path(path)

@@ -9,12 +9,11 @@ The official code reads the first two as it reads its own; ours finds in
 `config.json` under "audiorank" all that the run was trained with.
 """
 
-import os
-import pathlib
 
 import numpy as np
 
 from audiorank import dasheng
+from audiorank import files
 from audiorank import records
 from audiorank.dasheng import sizes
 
@@ -60,7 +59,7 @@ def save_pretrained(folder, config, params, about=None, decoder=False,
     raise ValueError(f"{folder}: needs safetensors (pip install "
                      "'audiorank[hub]')") from None
   from audiorank.export import card  # It needs the laws; reading does not.
-  folder = pathlib.Path(folder)
+  folder = files.path(folder)
   if folder.exists() and not folder.is_dir():
     raise ValueError(f'{folder}: a file, expected a new folder')
   if folder.is_dir():
@@ -77,25 +76,22 @@ def save_pretrained(folder, config, params, about=None, decoder=False,
   text = card.write(config, params, about or {}, sweep)
   folder.mkdir(parents=True, exist_ok=True)
   # Weights first: a folder without its config.json is not a model yet.
-  part = folder / f'.{WEIGHTS}.{os.getpid()}'
-  try:
-    safetensors.numpy.save_file(
-        {name: np.ascontiguousarray(x) for name, x in state.items()}, part,
-        metadata={'format': 'pt'})  # What readers of the hub look for.
-    os.replace(part, folder / WEIGHTS)
-  finally:
-    part.unlink(missing_ok=True)
-  records.write_json(folder / FRONT_END, {
+  # In memory first: the library's own file has mode 0600, and a full disk
+  # raises an error of its own.
+  files.write_bytes(folder / WEIGHTS, safetensors.numpy.save(
+      {name: np.ascontiguousarray(x) for name, x in state.items()},
+      metadata={'format': 'pt'}))  # What readers of the hub look for.
+  files.write_json(folder / FRONT_END, {
       'feature_extractor_type': 'DashengFeatureExtractor', **MEL})
   whole = records.plain(config)
   for part, field in PLACES:
     if part in whole:
       whole[part][field] = ''
-  records.write_json(folder / CONFIG, {
+  files.write_json(folder / CONFIG, {
       'architectures': ['DashengModel'], 'model_type': 'dasheng',
       'encoder_kwargs': official(getattr(config, 'model', config)),
       'audiorank': whole if 'model' in whole else {'model': whole}})
-  (folder / CARD).write_text(text, encoding='utf-8')
+  files.write_text(folder / CARD, text)
   return folder
 
 
@@ -114,19 +110,19 @@ def load_pretrained(folder):
     ValueError: damaged or foreign weights, or another front end than
       Dasheng's; names the file and the field.
   """
-  folder = pathlib.Path(folder)
+  folder = files.path(folder)
   for name in (WEIGHTS, CONFIG):
     if not (folder / name).is_file():
       raise FileNotFoundError(f'{folder / name}: no such file: expected the '
                               'folder of a saved model')
   if (folder / FRONT_END).is_file():
     check_front_end(folder / FRONT_END)
-  return of_files(folder / WEIGHTS, records.read_json(folder / CONFIG))
+  return of_files(folder / WEIGHTS, files.read_json(folder / CONFIG))
 
 
 def check_front_end(path):
   """Raises ValueError where a preprocessor is not the front end of ours."""
-  said = records.read_json(path)
+  said = files.read_json(path)
   for field, value in MEL.items():
     if field in said and said[field] != value:
       raise ValueError(f'{path}: {field} {said[field]!r}, expected {value!r}')

@@ -4,12 +4,12 @@
 package makes its model of it, and `audiorank.load(path)` ours.
 """
 
-import os
 import pathlib
 
 import numpy as np
 
 from audiorank import dasheng
+from audiorank import files
 from audiorank.export import pretrained
 
 
@@ -33,15 +33,9 @@ def save(path, config, params):
     params = {kind: {'encoder': tree['encoder']}
               for kind, tree in params.items()}
   state = dasheng.to_state_dict(config, params)
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'.{path.name}.{os.getpid()}')
-  try:
+  with files.replacing(path) as part:
     torch.save({'model': {name: torch.from_numpy(np.array(x))
                           for name, x in state.items()},
                 'config': pretrained.official(
                     getattr(config, 'model', config))}, part)
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
-  return path
+  return pathlib.Path(path)

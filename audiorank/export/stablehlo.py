@@ -6,7 +6,6 @@ CPU, CUDA and TPU, for any number of clips of one length.
 Shapes: B batch, S samples, L tokens, D width.
 """
 
-import os
 import pathlib
 
 import jax
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 
 from audiorank import audio
 from audiorank import embed
+from audiorank import files
 from audiorank import model
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -68,15 +68,8 @@ def save(path, config, params, seconds=10., layer='final'):
   made = export.export(
       jax.jit(encoder(config, params, layer)), platforms=PLATFORMS)(
           jax.ShapeDtypeStruct(shape, jnp.float32))
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'.{path.name}.{os.getpid()}')
-  try:
-    part.write_bytes(made.serialize())
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
-  return path
+  files.write_bytes(path, made.serialize())
+  return pathlib.Path(path)
 
 
 def load(path):
@@ -86,7 +79,7 @@ def load(path):
     FileNotFoundError: there is no such file.
     ValueError: not such a file, or one of a later jax; flatbuffers is missing.
   """
-  path = pathlib.Path(path)
+  path = files.path(path)
   if not path.is_file():
     raise FileNotFoundError(f'{path}: no such file')
   need_flatbuffers(path)

@@ -18,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
+from audiorank import files
+
 METADATA = 'task_metadata.json'
 VOCABULARY = 'labelvocabulary.csv'
 SPLIT_MODES = ('trainvaltest', 'presplit_kfold', 'new_split_kfold')
@@ -68,7 +70,7 @@ def load(task_dir, rate=16000, with_audio=True) -> Task:
   Raises FileNotFoundError for anything missing from the folder, ValueError
   for contents that do not fit together; both name the file.
   """
-  folder = pathlib.Path(task_dir)
+  folder = files.path(task_dir)
   if not folder.is_dir():
     raise FileNotFoundError(f'{folder}: no such task folder')
   metadata = _json(folder / METADATA, dict)
@@ -93,7 +95,7 @@ def load(task_dir, rate=16000, with_audio=True) -> Task:
                      f'more distinct folds, found {list(splits)}')
   labels = _vocabulary(folder / VOCABULARY)
   order = random.Random(0)
-  files, targets, paths = {}, {}, {}
+  names_of, targets, paths = {}, {}, {}
   for split in splits:
     described = folder / f'{split}.json'
     entries = _json(described, dict)
@@ -101,7 +103,7 @@ def load(task_dir, rate=16000, with_audio=True) -> Task:
       raise ValueError(f'{described}: no clips')
     names = list(entries)
     order.shuffle(names)
-    files[split] = tuple(names)
+    names_of[split] = tuple(names)
     if with_audio:
       paths[split] = _paths(folder / str(rate) / split, names, described)
     if embedding_type == 'scene':
@@ -113,7 +115,7 @@ def load(task_dir, rate=16000, with_audio=True) -> Task:
   return Task(
       name=folder.resolve().name, folder=folder, metadata=metadata,
       embedding_type=embedding_type, prediction_type=prediction_type,
-      split_mode=split_mode, splits=splits, labels=labels, files=files,
+      split_mode=split_mode, splits=splits, labels=labels, files=names_of,
       targets=targets, paths=paths, rate=rate,
       sample_duration=None if duration is None else float(duration),
       evaluation=evaluation)
@@ -125,7 +127,7 @@ def find(root) -> list:
   Raises FileNotFoundError where there is none, or where a folder has a task's
   vocabulary but not its metadata: leaving it out would change the mean score.
   """
-  root = pathlib.Path(root)
+  root = files.path(root)
   if not root.is_dir():
     raise FileNotFoundError(f'{root}: no such folder of tasks')
   if (root / METADATA).is_file():

@@ -5,12 +5,10 @@ Shapes: S samples.
 
 import bz2
 import contextlib
-import fcntl
 import gzip
 import json
 import lzma
 import os
-import pathlib
 import shutil
 from typing import NamedTuple
 import zlib
@@ -18,6 +16,7 @@ import zlib
 from absl import logging
 
 from audiorank import audio as audio_files
+from audiorank import files
 from audiorank.prepare import listing
 from audiorank.prepare import pool
 from audiorank.prepare import progress
@@ -58,7 +57,7 @@ def run(audio, out, workers=None, piece_seconds=30.0, max_hours=12.0,
       belongs to something else.
     OSError: `out` cannot be written.
   """
-  audio, out = pathlib.Path(audio), pathlib.Path(out)
+  audio, out = files.path(audio), files.path(out)
   if not audio.exists():
     raise FileNotFoundError(f'{audio}: no such folder or archive')
   if not (piece_seconds > 0 and max_hours > 0 and timeout > 0):
@@ -131,7 +130,7 @@ def write(out, clips, about, piece_seconds=30.0, clips_per_shard=512):
     ValueError: no clips, or an `out` that belongs to something else.
     OSError: `out` cannot be written.
   """
-  out = pathlib.Path(out)
+  out = files.path(out)
   piece = round(piece_seconds * RATE)
   with _claimed(out):
     _belongs(out, 'a program', {'about': about, 'piece_seconds': piece_seconds})
@@ -169,14 +168,15 @@ def _claimed(out):
     raise ValueError(f'{out}: is a file, expected a folder')
   if not fresh and not (out / 'plan.json').exists():
     strange = [p.name for p in out.iterdir()
-               if p.name not in ('.lock', 'unpacked', 'plan.json.part')]
+               if p.name not in ('.lock', 'unpacked')
+               and p.suffix != '.part']
     if strange:
       raise ValueError(f'{out}: not empty ({sorted(strange)[0]}, ...) and not '
                        'begun by prepare')
   out.mkdir(parents=True, exist_ok=True)
   with open(out / '.lock', 'w', encoding='utf-8') as lock:
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      files.lock(lock)
     except BlockingIOError:
       raise ValueError(f'{out}: another prepare is writing it') from None
     except OSError:
@@ -191,7 +191,7 @@ def _belongs(out, audio, plan):
   # As JSON gives it back.
   plan = json.loads(json.dumps({'format': shards.FORMAT, **plan}))
   if not path.exists():
-    shards.put(path, json.dumps(plan, indent=1))
+    files.write_text(path, json.dumps(plan, indent=1))
     return
   try:
     before = json.loads(path.read_text(encoding='utf-8'))

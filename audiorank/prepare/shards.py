@@ -15,6 +15,8 @@ import os
 from array_record.python import array_record_module
 import numpy as np
 
+from audiorank import files
+
 FORMAT = 1
 COLUMNS = ('record', 'shard', 'position', 'source', 'file', 'start', 'samples',
            'sha256', 'category')
@@ -72,7 +74,7 @@ def make(folder, shard, items):
       about['sha256'] = checksum(held)
       _sync(held)
       os.replace(held, os.path.join(folder, shard))
-    put(os.path.join(folder, f'{shard}.json'), json.dumps(about))
+    files.write_text(os.path.join(folder, f'{shard}.json'), json.dumps(about))
     return about
   except RuntimeError as error:
     raise OSError(str(error)) from error
@@ -110,7 +112,7 @@ def finish(out, shards, rate, about):
     ValueError: not one record among them.
   """
   folder = os.path.join(out, 'shards')
-  count = samples = files = 0
+  count = samples = starts = 0
   sources, reasons = set(), {}
   digest = hashlib.sha256()
   manifest = os.path.join(out, 'manifest.csv')
@@ -131,7 +133,7 @@ def finish(out, shards, rate, about):
       for record in made['records']:
         row([count] + [record[c] for c in COLUMNS[1:]])
         count += 1
-        files += record['start'] == 0
+        starts += record['start'] == 0
         samples += record['samples']
         sources.add(record['source'])
       for refusal in made['refused']:
@@ -148,10 +150,11 @@ def finish(out, shards, rate, about):
   os.replace(f'{manifest}.part', manifest)
   described = {
       'format': FORMAT, 'rate': rate, 'hours': samples / rate / 3600,
-      'records': count, 'sources': len(sources), 'files': files,
+      'records': count, 'sources': len(sources), 'files': starts,
       'refused': reasons, 'shards': len(shards),
       'sha256': digest.hexdigest(), **about}
-  put(os.path.join(out, 'corpus.json'), json.dumps(described, indent=1))
+  files.write_text(os.path.join(out, 'corpus.json'),
+                   json.dumps(described, indent=1))
   return described
 
 
@@ -163,15 +166,6 @@ def cuts(samples, piece):
   """Equal parts of at most `piece` samples, as (start, stop)."""
   ends = np.linspace(0, samples, -(-samples // piece) + 1).astype(int)
   return list(zip(ends[:-1].tolist(), ends[1:].tolist()))
-
-
-def put(path, text):
-  """Writes a small file so that it is there whole or not at all."""
-  with open(f'{path}.part', 'w', encoding='utf-8') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(f'{path}.part', path)
 
 
 def checksum(path, offset=0, size=None, tick=lambda place: None):

@@ -1,6 +1,5 @@
 """The training curves of a sweep as one table, from every metrics.jsonl."""
 
-import os
 import pathlib
 
 import numpy as np
@@ -8,6 +7,8 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import json as arrow_json
 from pyarrow import parquet
+
+from audiorank import files
 
 NAME = 'curves.parquet'
 
@@ -65,10 +66,8 @@ def gather(folders):
 
 def write(root, folders):
   """Writes <root>/curves.parquet, whole or not at all."""
-  root = pathlib.Path(root)
-  part = root / f'.curves.{os.getpid()}'
-  parquet.write_table(gather(folders), part)
-  os.replace(part, root / NAME)
+  with files.replacing(pathlib.Path(root) / NAME, sync=False) as part:
+    parquet.write_table(gather(folders), part)
 
 
 def curves(root):

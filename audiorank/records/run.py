@@ -1,13 +1,11 @@
 """One run on disk: who it is, its config, its records, its state."""
 
-import hashlib
-import json
 import math
-import os
 import pathlib
 
 from ml_collections import config_dict
 
+from audiorank import files
 from audiorank import lease
 
 SCHEMA = 3  # Raised when the same config would mean another experiment.
@@ -72,66 +70,15 @@ def holder(tree, name):
   return tree, last
 
 
-def digest(tree):
-  """Returns 12 hex digits of a JSON tree's canonical text."""
-  text = json.dumps(tree, sort_keys=True, separators=(',', ':'),
-                    allow_nan=False)
-  return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
 def run_id(config):
   """Returns a run's name: the same config always gives the same one."""
-  return digest({'schema': SCHEMA, **identity(config)})
+  return files.digest({'schema': SCHEMA, **identity(config)})
 
 
 def frozen(tree):
   """Returns a FrozenConfigDict (hashable) of a JSON tree or a config."""
   return config_dict.FrozenConfigDict(
       tree.to_dict() if isinstance(tree, config_dict.ConfigDict) else tree)
-
-
-def write_json(path, tree):
-  """Writes JSON whole or not at all; NaN and infinity become null."""
-  def strict(x):
-    if isinstance(x, dict):
-      return {k: strict(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple)):
-      return [strict(v) for v in x]
-    if hasattr(x, 'item'):
-      x = x.item()
-    if isinstance(x, float) and not math.isfinite(x):
-      return None
-    return x
-
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'.{path.name}.{os.getpid()}')
-  try:
-    with open(part, 'w', encoding='utf-8') as f:
-      json.dump(strict(tree), f, indent=1, sort_keys=True, allow_nan=False)
-      f.write('\n')
-      f.flush()
-      os.fsync(f.fileno())
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
-
-
-def line(row):
-  """Returns one line of JSON; NaN and infinity are refused."""
-  return json.dumps(row, sort_keys=True, allow_nan=False) + '\n'
-
-
-def read_json(path):
-  """Returns the tree of a JSON file.
-
-  Raises:
-    ValueError: the file is not JSON; names it.
-  """
-  try:
-    return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise ValueError(f'{path}: not a JSON file ({error})') from None
 
 
 def open_run(workdir, config):
@@ -145,7 +92,7 @@ def open_run(workdir, config):
     ValueError: the folder belongs to another run; names both.
     lease.Held: a live process works on it by other settings.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = files.path(workdir)
   path = workdir / 'config.json'
   ours = plain(config)
   if path.exists():
@@ -162,12 +109,12 @@ def open_run(workdir, config):
     held = lease.Lease(workdir)
     try:
       if theirs['eval'] != ours['eval'] and (workdir / 'DONE').exists():
-        os.replace(workdir / 'DONE', workdir / 'TRAINED')
-      write_json(path, ours)
+        (workdir / 'DONE').replace(workdir / 'TRAINED')
+      files.write_json(path, ours)
     finally:
       held.release()
     return
-  write_json(path, ours)
+  files.write_json(path, ours)
 
 
 def difference(theirs, ours, prefix=''):
@@ -203,7 +150,7 @@ def config_tree(workdir):
   if not path.is_file():
     raise FileNotFoundError(f'{path}: no such file: expected the folder of a '
                             'run')
-  tree = read_json(path)
+  tree = files.read_json(path)
   for part in PARTS:
     if not isinstance(tree, dict) or not isinstance(tree.get(part), dict):
       raise ValueError(f'{path}: not the config of a run: no {part!r} in it')
@@ -225,25 +172,15 @@ def path(workdir, kind, step):
 
 def write(workdir, kind, step, fields):
   """Writes one result; the same (kind, step) again replaces it."""
-  write_json(path(workdir, kind, step), {'kind': kind, 'step': step, **fields})
+  files.write_json(path(workdir, kind, step),
+                   {'kind': kind, 'step': step, **fields})
 
 
 def read(workdir, kind=None):
   """Returns the records of a run, in the order of kind and step."""
   folder = pathlib.Path(workdir) / 'records'
-  found = [read_json(p) for p in sorted(folder.glob('*.json'))]
+  found = [files.read_json(p) for p in sorted(folder.glob('*.json'))]
   return [r for r in found if kind is None or r['kind'] == kind]
-
-
-def read_lines(path):
-  """Returns the rows of a file of JSON lines, up to a half-written one."""
-  rows = []
-  for text in pathlib.Path(path).read_text(encoding='utf-8').splitlines():
-    try:
-      rows.append(json.loads(text))
-    except ValueError:
-      break
-  return rows
 
 
 def cut_metrics(workdir, step):
@@ -255,11 +192,9 @@ def cut_metrics(workdir, step):
   path = pathlib.Path(workdir) / 'metrics.jsonl'
   if not path.exists():
     return
-  rows = [row for row in read_lines(path) if row['step'] < step or
+  rows = [row for row in files.read_lines(path) if row['step'] < step or
           row['step'] == step and 'rank' not in row]
-  part = path.with_name(f'.metrics.{os.getpid()}')
-  part.write_text(''.join(map(line, rows)), encoding='utf-8')
-  os.replace(part, path)
+  files.write_text(path, ''.join(map(files.json_line, rows)))
 
 
 def state(workdir):

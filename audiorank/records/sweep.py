@@ -3,7 +3,6 @@
 import collections
 from importlib import metadata
 import itertools
-import os
 import pathlib
 import platform
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from audiorank import files
 from audiorank.records import curve_table
 from audiorank.records import run as on_disk
 
@@ -19,7 +19,7 @@ SAMPLE = pathlib.Path(__file__).parents[1] / 'sample'
 
 def run_folders(root):
   """Returns the run folders under a sweep's root, sorted."""
-  return sorted(p.parent for p in pathlib.Path(root).glob('*/config.json'))
+  return sorted(p.parent for p in files.path(root).glob('*/config.json'))
 
 
 class Tables(NamedTuple):
@@ -180,7 +180,7 @@ def sweep_folders(root):
   folders = run_folders(root)
   if not path.exists():
     return folders
-  mine = set(on_disk.read_json(path).get('runs', []))
+  mine = set(files.read_json(path).get('runs', []))
   return [f for f in folders if f.name in mine]
 
 
@@ -229,15 +229,14 @@ def collect(root):
   Raises:
     FileNotFoundError: there is no run under the root.
   """
-  root = pathlib.Path(root)
+  root = files.path(root)
   if not run_folders(root):
     raise FileNotFoundError(f'{root}: no runs: expected <run_id>/config.json '
                             'in it')
   made = tables(root)
   for name, table in made._asdict().items():
-    part = root / f'.{name}.{os.getpid()}'
-    table.to_parquet(part)
-    os.replace(part, root / f'{name}.parquet')
+    with files.replacing(root / f'{name}.parquet', sync=False) as part:
+      table.to_parquet(part)
   curve_table.write(root, sweep_folders(root))
   return made
 
@@ -252,14 +251,14 @@ def publish(root, folder):
   Raises:
     FileNotFoundError: there is no run under the root.
   """
-  folder = pathlib.Path(folder)
+  folder = files.path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   made = collect(root)
   for name, table in made._asdict().items():
     table.to_parquet(folder / f'{name}.parquet')
   config = on_disk.config_tree(sweep_folders(root)[0])
   scored = {k: v for k, v in config['eval'].items() if k != 'tasks'}
-  on_disk.write_json(folder / 'about.json', {
+  files.write_json(folder / 'about.json', {
       'versions': {'python': platform.python_version(), **{
           name: metadata.version(name) for name in
           ('audiorank', 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'scipy')}},

@@ -1,10 +1,9 @@
 """The page: what was found, then what it rests on."""
 
 import html
-import os
-import pathlib
 
 from audiorank import figures
+from audiorank import files
 from audiorank import findings
 from audiorank import laws
 from audiorank import records
@@ -251,12 +250,10 @@ def write(root):
     FileNotFoundError: there are no runs under the root.
     ValueError: there are runs, but none with a record yet.
   """
-  root = pathlib.Path(root)
+  root = files.path(root)
   made = records.collect(root)
   if 'rank' not in made.runs or made.runs['rank'].isna().all():
     raise ValueError(f'{root}: no run has a record yet: expected '
                      '<run_id>/records/*.json')
-  part = root / f'.report.{os.getpid()}.html'
-  part.write_text(page(root, made, heading(root)), encoding='utf-8')
-  part.replace(root / 'report.html')
+  files.write_text(root / 'report.html', page(root, made, heading(root)))
   return root / 'report.html'

@@ -13,6 +13,7 @@ import pathlib
 
 import soundfile
 
+from audiorank import files
 from audiorank import progress as progress_lib
 from audiorank.synth import recordings
 from audiorank.synth import tasks as tasks_lib
@@ -23,24 +24,14 @@ VERSION = 1  # of the world: raised whenever the same seed gives other clips
 MARKER = 'synth.json'
 
 
-def _replace(path, write):
-  """Writes a file under a temporary name, then gives it its own."""
-  partial = path.with_name(f'.{path.name}.{os.getpid()}')
-  try:
-    write(partial)
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
-
-
 def _write_json(path, content):
-  _replace(path, lambda partial: partial.write_text(
-      json.dumps(content, indent=1) + '\n', encoding='utf-8'))
+  # Nothing is synced: the same seed writes the same files again.
+  files.write_text(path, json.dumps(content, indent=1) + '\n', sync=False)
 
 
 def _write_wave(path, wave_S, kind):
-  _replace(path, lambda partial: soundfile.write(
-      partial, wave_S, RATE, format=kind, subtype='PCM_16'))
+  with files.replacing(path, sync=False) as partial:
+    soundfile.write(partial, wave_S, RATE, format=kind, subtype='PCM_16')
 
 
 def _read_marker(folder, asked):

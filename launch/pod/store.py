@@ -13,7 +13,6 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import pathlib
 import queue
 import subprocess
@@ -21,8 +20,8 @@ import sys
 
 import jax
 
+from audiorank import files
 from audiorank import progress
-from audiorank import records
 from launch.pod import chips
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -40,8 +39,7 @@ ORDER = ('svd', 'pack', 'step', 'init', 'rankme', 'embed')
 
 def folder():
   """Returns where plans are kept."""
-  root = os.environ.get('AUDIORANK_CACHE', '~/.cache/audiorank')
-  return pathlib.Path(root).expanduser() / 'plans'
+  return files.cache_folder('plans')
 
 
 def available():
@@ -62,7 +60,7 @@ def made_of():
 
 def path(job):
   """Returns where a job's answer is kept."""
-  return folder() / f'{records.digest({**job, "made_of": made_of()})}.json'
+  return folder() / f'{files.digest({**job, "made_of": made_of()})}.json'
 
 
 class Compiler:
@@ -115,9 +113,9 @@ def answers(specs, piece, effort, workers=2):
           for s in specs}
   out = {}
   for name, job in jobs.items():
-    kept = path(job)
-    if kept.is_file():
-      out[name] = records.read_json(kept)
+    answer = files.read_cached(path(job), files.read_json)
+    if answer is not None:
+      out[name] = answer
   todo = sorted((n for n in jobs if n not in out),
                 key=lambda n: ORDER.index(jobs[n]['spec']['program']))
   if not todo:
@@ -144,7 +142,8 @@ def answers(specs, piece, effort, workers=2):
       if 'error' in got:
         raise ValueError(f'{piece.name}, {jobs[name]["spec"]["program"]}: '
                          f'{got["error"]}')
-      records.write_json(path(jobs[name]), got)
+      files.write_cached(path(jobs[name]), lambda part, got=got:
+                         part.write_text(json.dumps(got)))
       out[name] = got
       bar.note(jobs[name]['spec']['program'])
       bar.step()
