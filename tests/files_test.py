@@ -139,3 +139,31 @@ def test_walk_finds_files_at_any_depth(tmp_path):
   assert files.walk(tmp_path) == [tmp_path / n for n in ('a/c', 'a/d/e', 'b')]
   assert files.sha256(tmp_path / 'b') == (
       '3e23e8160039594a33894f6564e1b1348bbd7a0088d42c4acb73eeaed59c009d')
+
+
+def entrances():
+  """Returns {name: function of a path} of what a user gives paths to."""
+  import audiorank
+  from audiorank import checkpoint
+  from audiorank import data
+  from audiorank import prepare
+  from audiorank import records
+  from audiorank import report
+  from audiorank.hear import tasks
+  return {
+      'load': audiorank.load, 'fit': audiorank.fit,
+      'checkpoint': checkpoint.load, 'corpus': data.load,
+      'sounds': lambda p: prepare.run(p, 'corpus', workers=1),
+      'prepared': lambda p: prepare.write(p, [], {}), 'tasks': tasks.find,
+      'task': tasks.load, 'tables': records.tables,
+      'collect': records.collect, 'report': report.write}
+
+
+@pytest.mark.parametrize('name', ['gs://bucket/x', 's3://bucket/x', 'gs:/x'])
+def test_what_takes_a_path_refuses_a_url(name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for entrance, function in entrances().items():
+    with pytest.raises(ValueError, match='expected a local') as error:
+      function(name)
+    assert name in str(error.value), entrance
+  assert not list(tmp_path.iterdir())
