@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from audiorank import audio
+from audiorank import baselines
 from audiorank import checkpoint
 from audiorank import checksums
 from audiorank import compute
@@ -119,7 +120,7 @@ def described(config, subset, shapes):
       'parameters': compute.sizes(shapes.params),
       'flops_per_clip': program.flops(config),
       'hours': subset.hours, 'records': len(subset.records),
-      'corpus': subset.sha256}
+      'corpus': subset.sha256, 'baseline': baselines.untrained_id(config)}
 
 
 def run(workdir, config, stop=lambda step: False, tell=lambda *_, **__: None):

@@ -12,8 +12,8 @@
   python -m launch.sweep status --root=DIR       how far it is
   python -m launch.sweep retry --root=DIR        failed runs are new again
 
-Beside the points of the config, one untrained twin of every architecture and
-seed is measured. Fields are overridden for all points at once:
+Beside the points of the config, the untrained baseline of every architecture
+and seed is measured. Fields are overridden for all points at once:
 --config.data.root=CORPUS --config.eval.tasks=TASKS.
 """
 
@@ -98,34 +98,17 @@ def resolve(module, changes, world):
   return configs
 
 
-def twin(config, base):
-  """Returns the untrained twin: this architecture and seed, nothing trained.
-
-  All that only training reads is taken from `base`, so that runs which
-  differ in it alone share one twin.
-  """
-  from audiorank import objectives
-  out = config.copy_and_resolve_references()
-  own = [name for name in objectives.OBJECTIVES if name in base]
-  for part in ('opt', 'mask', *own):
-    out[part] = base[part].copy_and_resolve_references()
-  out.objective = base.objective
-  out.data.update({k: base.data[k] for k in ('category', 'hours')})
-  out.train.steps = 0
-  return out
-
-
 def plan(configs):
-  """Returns {run_id: (config, work)}, the twins among them, largest first.
+  """Returns {run_id: (config, work)}, with untrained baselines, largest first.
 
   Work is FLOPs of training, the front end and evaluation as a flat share.
   """
+  from audiorank import baselines
   from audiorank import program
   from audiorank import records
-  base = next(iter(configs.values()))
   runs = {}
   for config in [*configs.values(),
-                 *(twin(c, base) for c in configs.values())]:
+                 *(baselines.untrained(c) for c in configs.values())]:
     clip = (program.flops(config)['total']
             + overview.FRONT_END * config.data.crop_seconds)
     work = clip * config.train.batch * (config.train.steps + 200)

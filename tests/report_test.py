@@ -54,7 +54,7 @@ def sweep(n=30, seed=0, follow=1., sizes=3, odd=None):
         'rank_center_low': 4., 'rank_center_high': 50., 'valid_loss':
         1. if off else .9 - .01 * i, 'score': .05 if off else score[i],
         'scored_tasks': 2, 'final': True, 'step': 0 if off else STEPS,
-        'name': f'run {i}', 'alarms': ''})
+        'baseline': f'r{n + k}', 'name': f'run {i}', 'alarms': '[]'})
   runs = pd.DataFrame(rows)
   history = []
   for _, r in runs.iterrows():
@@ -135,16 +135,17 @@ def test_unstable_runs_and_alarms_are_listed():
   history = tables.history.copy()
   mine = history['run_id'] == 'r20'
   history.loc[mine & (history['step'] == STEPS), 'rank'] = 2.
-  two = ('small sample: 9 clips, RankMe reads low; take at least 128; '
-         'collapse: RankMe 1.2')
+  two = json.dumps([
+      {'kind': 'small_sample', 'value': 9, 'threshold': 128, 'step': 500},
+      {'kind': 'collapse', 'value': 1.2, 'threshold': 1.5, 'step': 500}])
   history.loc[mine & (history['step'] >= 500), 'alarms'] = two
   found = findings.find(tables._replace(history=history)).trouble
   assert found.unstable[['name', 'kind']].values.tolist() == [
       ['run 20', 'collapse']]
   assert 'RankMe collapsed: run 20 at step 1000' in ' '.join(found.words)
   assert found.alarms['times'].tolist() == [2, 2]
-  assert found.alarms['alarm'].tolist() == two.split('; c')[:1] + [
-      'collapse: RankMe 1.2']
+  assert found.alarms['alarm'].tolist() == ['small sample: 9',
+                                            'collapse: 1.2']
 
 
 def test_law_shapes_and_checklist(whole):

@@ -146,17 +146,14 @@ def scores(workdir, step, made):
 
 
 def untrained(workdir, made):
-  """Returns {task: mean score} of the run's untrained twins in its sweep."""
+  """Returns {task: score} of the run's untrained baseline in its sweep."""
   if made is None or not len(made.tasks):
     return {}
   mine = made.runs[made.runs['run_id'] == workdir.name]
   if not len(mine):
     return {}
-  row, t = mine.iloc[0], made.tasks
-  same = t[t['untrained'] & (t['size'] == row['size'])
-           & (t['heads'] == row['heads']) & (t['seed'] == row['seed'])
-           & (t['crop_seconds'] == row['crop_seconds'])]
-  return same.groupby('task')['score'].mean().to_dict()
+  same = made.tasks[made.tasks['run_id'] == mine.iloc[0]['baseline']]
+  return dict(zip(same['task'], same['score']))
 
 
 def prediction(workdir, step, made):

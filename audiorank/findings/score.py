@@ -38,11 +38,9 @@ def with_gain(runs):
   done = runs[runs['score'].notna()
               & (runs['scored_tasks'] == runs['scored_tasks'].max())]
   twins = done[done['untrained']]
-  key = ['width', 'depth', 'heads', 'seed', 'crop_seconds']
-  level = {tuple(r[key]): r['score'] for _, r in twins.iterrows()}
   trained = done[~done['untrained']].copy()
-  trained['untrained_score'] = [
-      level.get(tuple(r[key]), np.nan) for _, r in trained.iterrows()]
+  trained['untrained_score'] = trained['baseline'].map(
+      twins.set_index('run_id')['score']).astype(float)
   trained['gain'] = trained['score'] - trained['untrained_score']
   return trained, twins
 

@@ -1,7 +1,7 @@
 """Where the law fails and which runs went wrong: found, listed, in words."""
 
+import json
 import math
-import re
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +10,6 @@ import pandas as pd
 from audiorank import laws
 from audiorank.findings import score
 
-# Where one alarm of a reading ends and the next begins: some have a semicolon
-# of their own.
-ALARM = re.compile('; (?=small sample|collapse|centred RankMe|instability)')
 BENDS = 9  # Different ranks below which a broken law is not tried.
 
 
@@ -74,10 +71,12 @@ def alarmed(curves):
   rows = {}
   if len(curves) and 'alarms' in curves:
     for _, r in curves.sort_values('step').iterrows():
-      for alarm in filter(None, ALARM.split(r['alarms'] or '')):
-        key = r['run_id'], alarm.split(':')[0].split(' to ')[0]
+      for alarm in json.loads(r['alarms'] or '[]'):
+        key, value = (r['run_id'], alarm['kind']), alarm['value']
+        text = alarm['kind'].replace('_', ' ') + (
+            '' if value is None else f': {value:g}')
         first = rows.setdefault(key, {'name': r['name'], 'step': r['step'],
-                                      'times': 0, 'alarm': alarm})
+                                      'times': 0, 'alarm': text})
         first['times'] += 1
   return pd.DataFrame(rows.values(),
                       columns=['name', 'step', 'times', 'alarm'])

@@ -3,13 +3,16 @@
 import collections
 from importlib import metadata
 import itertools
+import json
 import pathlib
 import platform
+import re
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from audiorank import baselines
 from audiorank import files
 from audiorank.records import curve_table
 from audiorank.records import run as on_disk
@@ -35,14 +38,21 @@ class Tables(NamedTuple):
 
 
 def described(workdir, config, records):
-  """Returns the columns that every row of a run shares."""
+  """Returns the columns that every row of a run shares.
+
+  `decoder` is '<width>-<depth>-<heads>'. `hours_asked` is data.hours, 0 for
+  all there is, where `hours` is what the subset holds. For the keys see
+  `baselines.columns`.
+  """
   m, t = config['model'], config['train']
+  keys = baselines.columns(config)
   row = {
       'run_id': workdir.name, 'experiment': config['experiment'],
       'state': on_disk.state(workdir), 'untrained': t['steps'] == 0,
       'size': f"en{m['width']}-{m['depth']}", 'width': m['width'],
       'depth': m['depth'], 'heads': m['heads'],
-      'decoder': f"{m['decoder']['width']}-{m['decoder']['depth']}",
+      'decoder': '{width}-{depth}-{heads}'.format(**m['decoder']),
+      'decoder_heads': m['decoder']['heads'],
       'mask_ratio': float(config['mask']['ratio']),
       'lr': float(config['opt']['lr']), 'batch': t['batch'],
       'steps': t['steps'], 'seed': config['seed'],
@@ -51,7 +61,9 @@ def described(workdir, config, records):
       'crop_seconds': float(config['data']['crop_seconds']),
       'objective': config['objective'],
       'category': config['data']['category'] or 'all',
-      'params': None, 'hours': None}
+      'hours_asked': float(config['data']['hours']),
+      'config_key': keys['config_key'], 'training_key': keys['training_key'],
+      'baseline': keys['baseline'], 'params': None, 'hours': None}
   for about in (r for r in records if r['kind'] == 'run'):
     row['params'] = about['parameters']['encoder']
     row['params_decoder'] = about['parameters']['decoder']
@@ -138,12 +150,49 @@ def reading(row, record):
     for part in ('low', 'high', 'value_inf'):
       out[f'rank_{name}_{part}'] = number(got[part])
     out[f'rank_center_{name}'] = number(sample['rank_center']['value'])
-  out['alarms'] = '; '.join(record.get('alarms', ()))
+  out['alarms'] = json.dumps([alarm(a, step)
+                              for a in record.get('alarms', ())])
   for whose in ('', '_encoder'):
     per_clip = row.get(f'flops_per_clip{whose}')
     out[f'flops{whose}'] = (
         None if per_clip is None else per_clip * row['batch'] * step)
   return out
+
+
+# What each alarm of a record was when alarms were sentences: its kind, the
+# words, and the number that follows them. `threshold` of an unusual change is
+# what the value was before.
+SENTENCES = {
+    'small_sample': r'small sample: (?P<value>\d+) clips.*at least '
+                    r'(?P<threshold>\d+)',
+    'collapse': r'collapse: RankMe (?P<value>[\d.]+)',
+    'collapse_centred': r'collapse: every embedding',
+    'sinking_centred_rank': r'centred RankMe sinks: (?P<threshold>[\d.]+) to '
+                            r'(?P<value>[\d.]+)',
+    'valid_loss_not_finite': r'instability: validation loss (nan|inf)',
+    'valid_loss_rise': r'instability: validation loss (?P<value>[\d.]+) after '
+                       r'(?P<threshold>[\d.]+)',
+    'rank_jump': r'instability: RankMe (?P<threshold>[\d.]+) to '
+                 r'(?P<value>[\d.]+)'}
+
+
+def alarm(found, step):
+  """Returns an alarm as {'kind', 'value', 'threshold', 'step'}.
+
+  Args:
+    found: an alarm of a record; a sentence, in records of older versions.
+    step: of the record.
+  """
+  if isinstance(found, dict):
+    return {**found, 'step': step}
+  for kind, pattern in SENTENCES.items():
+    match = re.match(pattern, found)
+    if match:
+      numbers = match.groupdict()
+      return {'kind': kind, 'step': step, **{
+          name: None if numbers.get(name) is None else float(numbers[name])
+          for name in ('value', 'threshold')}}
+  return {'kind': found, 'value': None, 'threshold': None, 'step': step}
 
 
 def samples(table):
@@ -169,6 +218,7 @@ def tables(root):
       raise ValueError(
           f'{workdir}: config.json or a record is damaged (no {error}): '
           'remove the file and DONE, and run the sweep again') from None
+  add_baselines(runs, history, scores)
   name_runs(runs, history, scores)
   return Tables(pd.DataFrame(runs), pd.DataFrame(history),
                 pd.DataFrame(scores))
@@ -220,7 +270,37 @@ def add_rows(workdir, runs, history, scores):
           and r['embedding_type'] == 'scene' and r['score'] is not None]
   final['score'] = float(np.mean(done)) if done else None
   final['scored_tasks'] = len(done)
+  final['config'] = baselines.columns(config)['config']
   runs.append(final)
+
+
+def add_baselines(runs, history, scores):
+  """Gives rows the run id, the score and the gain over their baseline.
+
+  Of sweeps that trained several untrained networks which are equal to the
+  bit, the first one that is scored stands for all of them. `gain` is the
+  score less `untrained_score`, of the same tasks or not at all.
+  """
+  chosen = {}
+  order = lambda r: (r['baseline'] != r['run_id'], not r['scored_tasks'],
+                     r['run_id'])
+  for row in sorted(runs, key=order):
+    if row['untrained']:
+      chosen.setdefault(row['baseline'], row['run_id'])
+  for row in itertools.chain(runs, history, scores):
+    row['baseline'] = chosen.get(row['baseline'], row['baseline'])
+  by_task = {(r['run_id'], r['task']): r['score'] for r in scores
+             if r['untrained'] and r['step'] == r['steps']}
+  for row in scores:
+    row['untrained_score'] = number(by_task.get((row['baseline'], row['task'])))
+    row['gain'] = number(row['score']) - row['untrained_score']
+  by_run = {r['run_id']: r for r in runs}
+  for row in runs:
+    row['untrained_score'] = row['gain'] = float('nan')
+    other = by_run.get(row['baseline'])
+    if other and row['scored_tasks'] == other['scored_tasks'] > 0:
+      row['untrained_score'] = other['score']
+      row['gain'] = row['score'] - other['score']
 
 
 def collect(root):
