@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from audiorank import files
 from audiorank.records import run as run_files
 
 # Objectives that start from one and the same encoder. Any other may
@@ -110,6 +111,6 @@ def columns(config: Any) -> dict[str, str]:
   """
   text = json.dumps(configuration(config), sort_keys=True,
                     separators=(',', ':'))
-  return {'training_key': run_files.digest(training(config)),
-          'config_key': run_files.digest(configuration(config)),
+  return {'training_key': files.digest(training(config)),
+          'config_key': files.digest(configuration(config)),
           'config': text, 'baseline': untrained_id(config)}
