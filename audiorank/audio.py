@@ -4,140 +4,21 @@ Shapes: B batch, C channels, M mels, N clips, Q frequency bins, S samples,
 T frames, W samples of a window.
 """
 
-import io
-import os
-
-from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
-import soundfile
-import soxr
 
-# Frames times channels decoded at a time: bounds the memory of `blocks`.
-BLOCK = 2**18
-# A float file may overshoot full scale a little (codecs, mastering); one that
-# reaches beyond this was written in another unit, and no scale is known.
-PEAK = 4.0
-# Below this nothing is left to hear, and a header of 1 Hz makes hours of a
-# second.
-LOWEST_RATE = 1000
+from audiorank.decode import BLOCK as BLOCK
+from audiorank.decode import blocks as blocks
+from audiorank.decode import name as name
+from audiorank.decode import PEAK as PEAK
+from audiorank.decode import read as read
+from audiorank.decode import to_int16 as to_int16
 
 N_FFT = 512  # Samples of a window, 32 ms at 16 kHz.
 HOP = 160  # Samples between frames, 10 ms.
 TOP_DB = 120.  # Range of a log-mel below its loudest value.
 FRONTS = ('log_mel', 'pixels')  # What `front` can make of a wave.
-
-
-def read(path, rate=16000):
-  """Reads a sound file as one mono wave.
-
-  Channels are averaged; other rates go through soxr's HQ resampler; what
-  overshoots full scale is clipped.
-
-  Args:
-    path: a path (local, or a URL that etils.epath opens), an open binary file
-      object, or the file's bytes.
-    rate: samples per second wanted.
-
-  Returns:
-    wave_S: float32 in [-1, 1].
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: the file cannot be decoded, has no samples or an absurd rate,
-      holds NaN or Inf, or exceeds `PEAK` times full scale; the message begins
-      with its name.
-  """
-  parts = list(blocks(path, rate))
-  wave_S = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-  if not wave_S.size:
-    raise ValueError(f'{name(path)}: empty: no samples')
-  return wave_S
-
-
-def blocks(path, rate=16000, max_seconds=float('inf')):
-  """Yields a file's mono wave in pieces whose concatenation `read` returns.
-
-  Memory stays bounded whatever the length. Arguments and errors are those of
-  `read`, except that a file without samples yields nothing, and one longer
-  than `max_seconds` raises ValueError when they have been decoded: what headers
-  say of the length is not believed. After the name, each message gives the
-  reason up to its next colon: undecodable, absurd rate, non-finite, wrong
-  magnitude, too long.
-  """
-  label = name(path)
-  if isinstance(path, (bytes, bytearray, memoryview)):
-    path = io.BytesIO(path)
-  elif not hasattr(path, 'read'):
-    path = os.fspath(path)
-    if '://' in path:
-      path = io.BytesIO(epath.Path(path).read_bytes())
-    elif not os.path.exists(path):
-      raise FileNotFoundError(f'{label}: no such file')
-    else:
-      path = os.fsencode(path)
-  try:
-    file = soundfile.SoundFile(path)
-  except (RuntimeError, TypeError) as error:
-    raise _undecodable(label, error) from error
-  with file:
-    yield from _decode(file, label, rate, max_seconds)
-
-
-def _decode(file, label, rate, max_seconds):
-  if file.samplerate < LOWEST_RATE:
-    raise ValueError(f'{label}: absurd rate: {file.samplerate} Hz, expected at '
-                     f'least {LOWEST_RATE}')
-  resampler = None
-  if file.samplerate != rate:
-    resampler = soxr.ResampleStream(
-        file.samplerate, rate, 1, dtype='float32', quality='HQ')
-  frames = max(1, BLOCK // max(file.channels, -(-rate // file.samplerate)))
-  done = 0
-  while True:
-    try:
-      block_SC = file.read(frames, dtype='float32', always_2d=True)
-    except RuntimeError as error:
-      raise _undecodable(label, error) from error
-    if not np.isfinite(block_SC).all():
-      raise ValueError(f'{label}: non-finite: NaN or Inf near sample {done}')
-    peak = np.abs(block_SC).max(initial=0)
-    if peak > PEAK:
-      raise ValueError(f'{label}: wrong magnitude: a peak of {peak:.3g} near '
-                       f'sample {done}, full scale is 1')
-    done += len(block_SC)
-    if done > max_seconds * file.samplerate:
-      raise ValueError(f'{label}: too long: more than {max_seconds:g} s')
-    last = len(block_SC) < frames
-    wave_S = block_SC.mean(1)
-    if resampler is not None and done:
-      wave_S = resampler.resample_chunk(wave_S, last=last)
-    if wave_S.size:
-      yield np.clip(wave_S, -1, 1)
-    if last:
-      return
-
-
-def _undecodable(label, error):
-  # The error's own text would name the file object, with its address.
-  why = getattr(error, 'error_string', str(error)).strip().rstrip('.')
-  return ValueError(f'{label}: undecodable: {why}')
-
-
-def name(path):
-  """What to call an input of `read` in a message."""
-  if isinstance(path, (bytes, bytearray, memoryview)):
-    return f'<{len(path)} bytes>'
-  if hasattr(path, 'read'):
-    return str(getattr(path, 'name', '<file object>'))
-  return str(path)
-
-
-def to_int16(wave_S):
-  """Rounds a float wave in [-1, 1] to int16; 16-bit sources come back exact."""
-  return np.clip(np.rint(wave_S * np.float32(32768)), -32768, 32767).astype(
-      np.int16)
 
 
 def hann():

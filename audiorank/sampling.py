@@ -50,7 +50,7 @@ def parts(config):
   subset, valid = usable, held_out
   if names:
     for part, what in ((usable, 'to train on'), (held_out, 'held out')):
-      if not part.records['category'].isin(names).any():
+      if not data.has_categories(part, names):
         raise ValueError(
             f'data.category {a.category}: no recording {what} of '
             f'{a.root} at data.valid_fraction {a.valid_fraction:g}')

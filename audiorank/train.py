@@ -103,7 +103,7 @@ def prepare_data(config):
   sample = data.sample(
       parts.usable, r.clips, program.crop_samples(r.crop_seconds), r.seed)
   valid_NS = np.zeros((0, 1), np.int16)
-  if r.valid_clips and len(parts.valid.records):
+  if r.valid_clips and len(parts.valid):
     valid_NS, _ = data.sample(
         parts.valid, r.valid_clips,
         program.crop_samples(config.data.crop_seconds), r.seed)
@@ -119,7 +119,7 @@ def described(config, subset, shapes):
       'size': model.name(c), 'patches': L, 'kept': K,
       'parameters': compute.sizes(shapes.params),
       'flops_per_clip': program.flops(config),
-      'hours': subset.hours, 'records': len(subset.records),
+      'hours': subset.hours, 'records': len(subset),
       'corpus': subset.sha256, 'baseline': baselines.untrained_id(config)}
 
 

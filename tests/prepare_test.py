@@ -1,6 +1,8 @@
 """Preparing sound: what is kept, what is refused, and nothing stops it."""
 
+import csv
 import fcntl
+import gzip
 import hashlib
 import io
 import json
@@ -24,6 +26,7 @@ from audiorank import data
 from audiorank import prepare
 from audiorank.prepare import listing
 from audiorank.prepare import shards
+from audiorank.prepare import summary
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -71,7 +74,8 @@ def world(tmp_path_factory):
   sound(folder / 'speech' / 'c.ogg', 1, 48000, seed=2)
   sound(folder / 'speech' / 'd.opus', 1, 48000, format='OGG', subtype='OPUS')
   sound(folder / 'e.MP3', 1, 22050, 2, seed=3, format='MP3')
-  sound(folder / 'tiny.wav', 0.01, seed=5)
+  sound(folder / 'tiny.wav', 0.05, seed=5)
+  sound(folder / 'short.wav', 0.01, seed=5)
   sound(folder / 'tail' / '1.wav', 0.5, seed=6)
   sound(folder / 'tail' / '2.wav', 0.5, seed=7)
   bad = folder / 'bad'
@@ -123,7 +127,9 @@ def test_what_can_be_read_is_kept_exactly(world):
     assert np.ptp(rows['samples']) <= 1
   assert made['hours'] == table['samples'].sum() / 16000 / 3600
   counts = made['records'], made['files'], made['ignored']
-  assert counts == (len(table), 8, 3)
+  assert counts == (len(table), 8, 2)
+  assert made['formats']['wav']['files'] == 4
+  assert list(made['suspects']) == []
   assert made == json.loads((out / 'corpus.json').read_text())
 
 
@@ -146,7 +152,8 @@ def test_what_cannot_is_quarantined_with_its_reason(world):
       'silent.wav': 'constant', 'faint.wav': 'constant',
       'opposed.wav': 'constant', 'nan.wav': 'non-finite',
       'loud.wav': 'wrong magnitude', 'long.flac': 'too long',
-      'broken.wav': 'unreadable', 'pipe.wav': 'not a regular file'}
+      'broken.wav': 'unreadable', 'pipe.wav': 'not a regular file',
+      'short.wav': 'too short'}
   for file, refusal in found.items():
     if refusal['reason'] not in ('unreadable', 'not a regular file'):
       want = hashlib.sha256((folder / file).read_bytes()).hexdigest()
@@ -198,7 +205,7 @@ def test_a_folder_that_belongs_to_something_else_is_left_alone(
   with pytest.raises(ValueError, match='made with piece_seconds 3.0, now 30.0'):
     prepare.run(folder, out, max_hours=40 / 3600)
   sound(tmp_path / 'other' / 'x.wav')
-  with pytest.raises(ValueError, match='another input .20 files then, 1 in'):
+  with pytest.raises(ValueError, match='another input .21 files then, 1 in'):
     prepare.run(tmp_path / 'other', out, piece_seconds=3.0,
                 max_hours=40 / 3600)
   assert contents(out) == want
@@ -220,6 +227,116 @@ def test_a_folder_that_belongs_to_something_else_is_left_alone(
     fcntl.flock(lock, fcntl.LOCK_EX)
     with pytest.raises(ValueError, match='another prepare is writing it'):
       prepare.run(folder, out, piece_seconds=3.0, max_hours=40 / 3600)
+
+
+def test_what_this_call_did_not_make_is_never_deleted(tmp_path):
+  source = tmp_path / 'set' / 'unpacked'
+  for name in ('a.wav', 'b.wav'):
+    sound(source / name)
+  for out in (tmp_path / 'set', tmp_path):
+    with pytest.raises(ValueError, match='the output holds the input'):
+      prepare.run(source, out)
+  # Folders named as ours are, with files of others in them.
+  out = tmp_path / 'out'
+  archive(tmp_path / 'in.tar.gz', [('a.flac', flac(0))], 'w:gz')
+  (out / 'unpacked').mkdir(parents=True)
+  (out / 'unpacked' / 'mine.wav').write_text('x')
+  with pytest.raises(ValueError, match='not empty .unpacked'):
+    prepare.run(tmp_path / 'in.tar.gz', out)
+  for lock in ('', 'of another program'):
+    (tmp_path / 'other').mkdir(exist_ok=True)
+    (tmp_path / 'other' / '.lock').write_text(lock)
+    with pytest.raises(ValueError, match='not begun by prepare'):
+      prepare.run(source, tmp_path / 'other')
+    assert (tmp_path / 'other' / '.lock').read_text() == lock
+  good = tmp_path / 'good'
+  prepare.run(tmp_path / 'in.tar.gz', good, workers=1)
+  kept = ['unpacked/mine.tar', 'unpacked/00001.tar', 'shards/mine.part',
+          'shards/shard-00000.mine.part', 'mine.part']
+  (good / 'unpacked').mkdir()
+  for name in kept:
+    (good / name).write_text('x')
+  (good / 'corpus.json').unlink()
+  (good / 'shards' / 'shard-00000.array_record').unlink()
+  prepare.run(tmp_path / 'in.tar.gz', good, workers=1)
+  assert all((good / name).read_text() == 'x' for name in kept)
+  assert sorted(p.name for p in source.iterdir()) == ['a.wav', 'b.wav']
+
+
+def test_what_may_hold_sound_and_was_passed_over_is_named(tmp_path):
+  folder = tmp_path / 'in'
+  sound(folder / 'good.wav')
+  raw = (folder / 'good.wav').read_bytes()
+  for name in ('copy.wav.bak', 'take 1', '.hidden.wav', 'x.zip', 'y.h5',
+               'film.mkv'):
+    (folder / name).write_bytes(raw)
+  (folder / 'notes.txt').write_bytes(raw)  # Of a name that says enough.
+  (folder / '._good.wav').write_bytes(b'\0\5\x16\7' + bytes(99))
+  for name in ('set.tar.001', 'set.zip.002', 'set.part1.rar', 'set.tar.gz.aa'):
+    (folder / name).write_bytes(raw)
+  archive(folder / 'a.tar', [('b.flac', flac(0)), ('no ending', raw),
+                             ('b.json', b'{}')])
+  os.mkfifo(folder / 'fifo')
+  os.mkfifo(folder / 'fifo.tar')
+  os.mkfifo(folder / 'fifo.tar.gz')
+  about = prepare.run(folder, tmp_path / 'out', workers=1)
+  assert set(about['suspects']) == {
+      'copy.wav.bak', 'take 1', '.hidden.wav', 'x.zip', 'y.h5', 'film.mkv',
+      'a.tar/no ending'}
+  assert about['refused'] == {'several parts': 4, 'not a regular file': 2}
+  text = ' '.join(summary.lines(about))
+  assert 'x.zip: an archive: unpack it' in text
+  assert '2 not a regular file' in text and 'flac' in text
+  assert 'x.zip' in summary.attention(about)
+  (folder / 'good.wav').unlink()
+  only = tmp_path / 'only'
+  only.mkdir()
+  (only / 'all.zip').write_bytes(raw)
+  with pytest.raises(ValueError, match='no sound files in it .1 other files.; '
+                                       'all.zip: an archive: unpack it'):
+    prepare.run(only, tmp_path / 'o')
+
+
+def test_joined_and_cut_tars(tmp_path):
+  a, b = ([(f'{k}{i}.flac', flac(i + 3 * (k == 'b'))) for i in range(2)]
+          for k in 'ab')
+  for name, members in (('a', a), ('b', b), ('c', a + [('a0.flac', flac(7))])):
+    archive(tmp_path / f'{name}.tar', members)
+  one, two, three = ((tmp_path / f'{n}.tar').read_bytes() for n in 'abc')
+  folder = tmp_path / 'in'
+  folder.mkdir()
+  (folder / 'joined.tar').write_bytes(one + two)
+  (folder / 'packed.tar.gz').write_bytes(gzip.compress(one)
+                                         + gzip.compress(two))
+  (folder / 'junk.tar').write_bytes(one + b'junk' * 500)
+  (folder / 'endless.tar').write_bytes(one[:-10240].rstrip(b'\0') + bytes(
+      -len(one[:-10240].rstrip(b'\0')) % 512))
+  (folder / 'updated.tar').write_bytes(three)
+  prepare.run(folder, tmp_path / 'out', workers=1)
+  files = list(data.load(tmp_path / 'out').records['file'])
+  assert [f for f in files if f.startswith(('joined', 'packed'))] == [
+      f'{t}/{n}.flac' for t in ('joined.tar', 'packed.tar.gz')
+      for n in ('a0', 'a1', 'b0', 'b1')]
+  found = refusals(tmp_path / 'out')
+  assert 'no tar follow its end mark' in found['junk.tar']['detail']
+  assert found['updated.tar/a0.flac']['reason'] == 'replaced'
+  assert files.count('updated.tar/a0.flac') == 1
+  assert 'no mark of its end' in found['endless.tar']['detail']
+
+
+def test_sources_of_a_table_reach_the_corpus(tmp_path):
+  folder = tmp_path / 'in'
+  for i in range(4):
+    sound(folder / 'clips' / f'c{i}.wav', seed=i)
+  table = tmp_path / 'table.tsv'
+  table.write_text('path\tspeaker\nc0.wav\tA\nc1.wav\tA\nc9.wav\tB\n')
+  about = prepare.run(folder, tmp_path / 'out', workers=1, manifest=table,
+                      source_column='speaker')
+  assert about['sources'] == 3 and about['sources_from']['unmatched'] == 1
+  assert '2 of 3 rows name a file' in summary.attention(about)
+  about = prepare.run(folder, tmp_path / 'o', workers=1,
+                      source_pattern=r'c(\d)')
+  assert about['sources'] == 4 and 'pattern' in about['sources_from']
 
 
 def test_commands_end_in_one_line(tmp_path):
@@ -265,8 +382,9 @@ def test_a_full_disk_is_one_line_and_the_next_call_goes_on(tmp_path):
 
 
 def test_any_file_name_is_carried(tmp_path):
-  names = [b'na\xffme.wav', b'new\nline, "so".wav', '\u97f3: x.wav'
-           .encode(), b'-o.wav', b'bad: one.wav']
+  names = [b'na\xffme.wav', b'new\nline, "so".wav', b'cr\r.wav',
+           b'a\tb.wav', '\u97f3: x.wav'.encode(), b'-o.wav',
+           b'bad: one.wav']
   for i, name in enumerate(names):
     sound(tmp_path / 'plain.wav', seed=i)
     (tmp_path / 'in').mkdir(exist_ok=True)
@@ -275,7 +393,14 @@ def test_any_file_name_is_carried(tmp_path):
   (tmp_path / 'in' / 'bad: one.wav').write_text('x')
   prepare.run(tmp_path / 'in', tmp_path / 'out', workers=1)
   assert sorted(data.load(tmp_path / 'out').records['file']) == sorted([
-      'na\\udcffme.wav', 'new\nline, "so".wav', '\u97f3: x.wav', '-o.wav'])
+      'na\\udcffme.wav', 'new\nline, "so".wav', '\u97f3: x.wav', '-o.wav',
+      'cr\r.wav', 'a\tb.wav'])
+  # By the manifest, as of a corpus without an index, and by other readers.
+  want = list(data.load(tmp_path / 'out').records['file'])
+  with open(tmp_path / 'out' / 'manifest.csv', newline='') as file:
+    assert [row['file'] for row in csv.DictReader(file)] == want
+  (tmp_path / 'out' / 'index' / 'index.json').unlink()
+  assert list(data.load(tmp_path / 'out').records['file']) == want
   assert refusals(tmp_path / 'out')['bad: one.wav']['reason'] == 'undecodable'
 
 

@@ -1,7 +1,7 @@
 """The clip stream: a pure function of (seed, step, process).
 
-A corpus is what `prepare` wrote: records of at most some 30 s of int16 sound,
-each with the recording it was cut from. Every choice made here (which
+A corpus is what `prepare` wrote: records of at most some 30 s of sound, each
+with the recording it was cut from. Every choice made here (which
 recordings, in which order, where to crop) comes from hashes or from the raw
 bits of a counter-based generator, whose streams numpy guarantees to keep;
 `Generator.permutation` and its kin may change between releases.
@@ -16,10 +16,11 @@ from audiorank.data.folder import Corpus
 from audiorank.data.folder import load
 from audiorank.data.folder import verify
 from audiorank.data.selection import categories
+from audiorank.data.selection import has_categories
 from audiorank.data.selection import of_categories
 from audiorank.data.selection import split
 from audiorank.data.selection import subset
 
-__all__ = ['Corpus', 'categories', 'clip_names', 'clips_in', 'load',
-           'of_categories', 'sample', 'schedule', 'split', 'stream', 'subset',
-           'verify']
+__all__ = ['Corpus', 'categories', 'clip_names', 'clips_in', 'has_categories',
+           'load', 'of_categories', 'sample', 'schedule', 'split', 'stream',
+           'subset', 'verify']

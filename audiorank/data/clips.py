@@ -1,22 +1,41 @@
 """Which clips: batch t of the endless stream, or a fixed sample.
 
-Shapes: B clips of a batch, N clips, R records, S samples, U units (crops that
-an epoch takes).
+An epoch takes every unit of a corpus once: a record counts as many units as
+it needs clips to be covered. Their order is that of random numbers, one a
+unit, from a counter-based generator. Of a large corpus it is never sorted as
+a whole: the units of the next ranks are those whose numbers lie in a narrow
+range, and one pass over the numbers finds them (`_Epoch`). The order is the
+same, bit for bit, as if all had been sorted.
+
+Shapes: B clips of a batch, N clips, R records, S samples, U units.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterator
 import functools
 import hashlib
 import threading
+from typing import Any
 
 from absl import logging
 import numpy as np
 
 from audiorank.data import folder
+from audiorank.data import index as index_lib
 from audiorank.data import selection
+from audiorank.data.folder import Corpus
+
+# Units of an epoch that are sorted at a time.
+WINDOW = 2**21
+CHUNK = 2**20  # Random numbers drawn at a time.
+
+Schedule = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 
-def stream(corpus, batch, samples, seed, first_step=0, process_index=0,
-           process_count=1, threads=4, resident=False):
+def stream(corpus: Corpus, batch: int, samples: int, seed: int,
+           first_step: int = 0, process_index: int = 0,
+           process_count: int = 1, threads: int = 4,
+           resident: bool = False) -> Iterator[np.ndarray]:
   """An endless iterator of this host's rows of each global batch.
 
   Batch t holds the same clips with the same crops in the same order whatever
@@ -26,7 +45,7 @@ def stream(corpus, batch, samples, seed, first_step=0, process_index=0,
   in an order of its own; shorter records are padded with zeros at their end.
 
   Args:
-    corpus: a Corpus.
+    corpus: a Corpus, or a Mixture of several.
     batch: clips of the global batch.
     samples: of a clip.
     seed: of the order and the crops.
@@ -52,8 +71,14 @@ def stream(corpus, batch, samples, seed, first_step=0, process_index=0,
   if not 0 <= process_index < process_count:
     raise ValueError(f'process_index {process_index} of {process_count}')
   rows = batch // process_count
-  batches = _Batches(schedule(corpus, batch, samples, seed),
-                     folder.reader(corpus, resident), samples,
+  if resident:
+    clips, read = schedule(corpus, batch, samples, seed), folder.reader(
+        corpus, resident)
+  else:
+    # By the numbers of the whole corpus: no list of the records meant.
+    clips, read = _schedule(corpus, batch, samples, seed, dense=False), (
+        folder.row_reader(corpus))
+  batches = _Batches(clips, read, samples,
                      slice(process_index * rows, (process_index + 1) * rows))
   grain = _grain()
   ahead = grain.MapDataset.source(batches)[first_step:].to_iter_dataset(
@@ -61,7 +86,7 @@ def stream(corpus, batch, samples, seed, first_step=0, process_index=0,
   return iter(ahead)
 
 
-def _grain():
+def _grain() -> Any:
   """Returns the package, imported without its word on jaxlib's profiler: a
   warning at every start below jaxlib 0.11, on worker processes not used here.
   """
@@ -74,81 +99,19 @@ def _grain():
   return grain
 
 
-def clip_names(corpus, batch, samples, seed, step):
-  """Names the clips of global batch `step` as 'file@first sample/rate'."""
-  record_B, start_B = schedule(corpus, batch, samples, seed)(step)
-  rows = corpus.records.iloc[record_B]
-  return [f'{file}@{(begin + start) / corpus.rate:.2f}s' for file, begin, start
-          in zip(rows['file'], rows['start'], start_B)]
-
-
-def clips_in(corpus, samples):
-  """How many clips of so many samples `sample` can take from a corpus."""
-  return int(_slots(corpus, samples).sum())
-
-
-def _slots(corpus, samples):
-  """Clips of each record that do not overlap: a short one is padded."""
-  return np.maximum(corpus.records['samples'].to_numpy() // samples, 1)
-
-
-def sample(corpus, clips, samples, seed):
-  """A fixed sample of clips that do not overlap, spread over the recordings.
-
-  Every recording gives one clip before any gives a second.
-
-  Returns:
-    wave_NS: int16; shorter records are padded with zeros at their end.
-    source_N: int64 number of the recording, from a hash of its name: the same
-      in every subset of the corpus.
-
-  Raises:
-    ValueError: more clips than the corpus has.
-  """
-  length_R = corpus.records['samples'].to_numpy()
-  count_R = _slots(corpus, samples)
-  if not 0 < clips <= count_R.sum():
-    raise ValueError(f'{clips} clips of {samples} samples asked for, the '
-                     f'corpus {corpus.root} has {count_R.sum()}')
-  record_U = np.repeat(np.arange(len(length_R)), count_R)
-  slot_U = np.arange(len(record_U)) - np.repeat(
-      np.cumsum(count_R) - count_R, count_R)
-  code_R, sources = selection.sources_of(corpus)
-  bits_U = _bits(f'sample:{seed}', len(record_U))
-  # Shuffled within each recording, then the first of each, the second, ...
-  by_source_U = np.lexsort((bits_U, code_R[record_U]))
-  code_U = code_R[record_U][by_source_U]
-  turn_U = np.arange(len(code_U)) - np.searchsorted(code_U, code_U)
-  rank_U = selection.ranks(sources, 'sample', seed)[code_U]
-  chosen_N = by_source_U[np.lexsort((rank_U, turn_U))[:clips]]
-  record_N = record_U[chosen_N]
-  # One shift per record, or its clips would overlap.
-  spare_R = np.maximum(length_R - count_R * samples, 0)
-  shift_R = _below(_bits(f'shift:{seed}', len(length_R)), spare_R + 1)
-  start_N = slot_U[chosen_N] * samples + shift_R[record_N]
-  read = folder.reader(corpus, resident=False)
-  wave_NS = np.zeros((clips, samples), np.int16)
-  # In the order of the shards, so that a record is read from disk once.
-  for n in np.argsort(record_N, kind='stable'):
-    wave_S = read(record_N[n], start_N[n], samples)
-    wave_NS[n, :len(wave_S)] = wave_S
-  number = np.array([int(selection.digest(f'source:{s}')[:16], 16) >> 1
-                     for s in sources], np.int64)
-  return wave_NS, number[code_R[record_N]]
-
-
 class _Batches:
   """Grain's random access to the host rows of batch t."""
 
-  def __init__(self, order, read, samples, rows):
-    self._order, self._read = order, read
+  def __init__(self, clips: Schedule, read: folder.Reader, samples: int,
+               rows: slice):
+    self._clips, self._read = clips, read
     self._samples, self._rows = samples, rows
 
-  def __len__(self):
+  def __len__(self) -> int:
     return 2**40
 
-  def __getitem__(self, step):
-    record_B, start_B = (a[self._rows] for a in self._order(int(step)))
+  def __getitem__(self, step: int) -> np.ndarray:
+    record_B, start_B = (a[self._rows] for a in self._clips(int(step)))
     wave_BS = np.empty((len(record_B), self._samples), np.int16)
     for row, record, start in zip(wave_BS, record_B, start_B):
       wave_S = self._read(record, start, self._samples)
@@ -157,7 +120,7 @@ class _Batches:
     return wave_BS
 
 
-def schedule(corpus, batch, samples, seed):
+def schedule(corpus: Corpus, batch: int, samples: int, seed: int) -> Schedule:
   """Returns which clips every global batch holds, without reading any.
 
   Args:
@@ -172,38 +135,286 @@ def schedule(corpus, batch, samples, seed):
   Raises:
     ValueError: a corpus without records.
   """
-  length_R = corpus.records['samples'].to_numpy()
-  if not len(length_R):
+  return _schedule(corpus, batch, samples, seed, dense=True)
+
+
+def _schedule(corpus: Corpus, batch: int, samples: int, seed: int,
+              dense: bool) -> Schedule:
+  """As `schedule`; dense=False: by records' numbers in the whole corpus."""
+  if not len(corpus):
     raise ValueError(f'the corpus {corpus.root} has no records to stream')
-  record_U = np.repeat(np.arange(len(length_R)), -(-length_R // samples))
-  units = len(record_U)
+  units = Units(corpus, samples)
 
   @functools.lru_cache(maxsize=2)
   def epoch(number):
-    return record_U[np.argsort(_bits(f'epoch:{seed}:{number}', units),
-                               kind='stable')]
+    return _Epoch(f'epoch:{seed}:{number}', units.count)
   # Threads that ask for the same epoch wait for one of them to make it.
   lock = threading.Lock()
 
   def at(step):
     place_B = step * batch + np.arange(batch)
-    record_B = np.empty(batch, np.int64)
-    for number in range(place_B[0] // units, place_B[-1] // units + 1):
-      here_B = place_B // units == number
+    unit_B = np.empty(batch, np.int64)
+    for number in range(place_B[0] // units.count,
+                        place_B[-1] // units.count + 1):
+      here_B = place_B // units.count == number
       with lock:
-        order_U = epoch(number)
-      record_B[here_B] = order_U[place_B[here_B] % units]
-    spare_B = np.maximum(length_R[record_B] - samples, 0)
-    return record_B, _below(_bits(f'crop:{seed}:{step}', batch), spare_B + 1)
+        unit_B[here_B] = epoch(number).at(place_B[here_B] % units.count)
+    record_B, row_B = units.records(unit_B)
+    length_B = np.asarray(corpus.index.samples_R[row_B], np.int64)
+    spare_B = np.maximum(length_B - samples, 0)
+    start_B = _below(_bits(f'crop:{seed}:{step}', batch), spare_B + 1)
+    return (record_B if dense else row_B), start_B
   return at
 
 
-def _bits(name, count):
+class Units:
+  """The units of a corpus: how many, and of which record each is.
+
+  count: of all units.
+  """
+
+  def __init__(self, corpus: Corpus, samples: int):
+    self._corpus, self._samples = corpus, samples
+    self._block = functools.lru_cache(maxsize=4096)(self._read_block)
+    units, records = [], []
+    # Sums over blocks of a few records; within one they are counted anew.
+    for row_N in corpus.blocks():
+      total = len(corpus.index.samples_R)
+      begin = len(units) * index_lib.ROWS
+      blocks = -(-min(index_lib.ROWS, total - begin) // folder.FINE)
+      block_N = (row_N - begin) // folder.FINE
+      units.append(np.bincount(block_N, self._units(row_N), blocks))
+      records.append(np.bincount(block_N, minlength=blocks))
+    self._unit_ends = np.cumsum(np.concatenate(units)).astype(np.int64)
+    self._record_ends = np.cumsum(np.concatenate(records))
+    self.count = int(self._unit_ends[-1])
+
+  def _units(self, row_N: np.ndarray) -> np.ndarray:
+    length_N = np.asarray(self._corpus.index.samples_R[row_N], np.int64)
+    return -(-length_N // self._samples)
+
+  def records(self, unit_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (row of corpus.records, number in the whole corpus), int64."""
+    record_B, row_B = np.empty((2, len(unit_B)), np.int64)
+    block_B = np.searchsorted(self._unit_ends, unit_B, 'right')
+    order = np.argsort(block_B, kind='stable')
+    edges = np.flatnonzero(np.diff(block_B[order])) + 1
+    for group in np.split(order, edges):
+      block = int(block_B[group[0]])
+      row_N, ends_N = self._block(block)
+      before = block - 1
+      first = self._unit_ends[before] if block else 0
+      place = np.searchsorted(ends_N, unit_B[group] - first, 'right')
+      row_B[group] = row_N[place]
+      record_B[group] = place + (self._record_ends[before] if block else 0)
+    return record_B, row_B
+
+  def _read_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the records meant of a block, and where their units end."""
+    begin = block * folder.FINE
+    end = min(begin + folder.FINE, len(self._corpus.index.samples_R))
+    row_N = np.flatnonzero(self._corpus.mask(begin, end)) + begin
+    return row_N, np.cumsum(self._units(row_N))
+
+
+class _Epoch:
+  """The order of an epoch's units: that of their random numbers.
+
+  A window of ranks is sorted at a time.
+  """
+
+  def __init__(self, name: str, count: int):
+    self._name, self._count = name, count
+    self._begin, self._order = 0, np.zeros(0, np.int64)
+
+  def at(self, rank_B: np.ndarray) -> np.ndarray:
+    """Returns the units of these ranks, which ascend."""
+    unit_B, done = np.empty(len(rank_B), np.int64), 0
+    while done < len(rank_B):
+      if not self._begin <= rank_B[done] < self._begin + len(self._order):
+        self._sort(int(rank_B[done]))
+      last = np.searchsorted(rank_B, self._begin + len(self._order))
+      unit_B[done:last] = self._order[rank_B[done:last] - self._begin]
+      done = int(last)
+    return unit_B
+
+  def _sort(self, rank: int) -> None:
+    """Sorts the window of ranks that holds one."""
+    if self._count <= 2 * WINDOW:
+      self._order = np.argsort(_bits(self._name, self._count), kind='stable')
+      self._begin = 0
+      return
+    # Of `count` uniform numbers those below a share q of all values are about
+    # q count, give or take a few square roots; of a window that the ranks
+    # asked for fall out of, as it may be at its edges, another is made.
+    spread = 8 * np.sqrt(self._count)
+    low = max(0., (rank - spread) / self._count)
+    high = min(1., (rank + WINDOW + spread) / self._count)
+    below, units, numbers = 0, [], []
+    first = np.uint64(int(low * 2.**64))
+    last = np.uint64(min(int(high * 2.**64), 2**64 - 1))
+    for begin in range(0, self._count, CHUNK):
+      bits_U = _bits(self._name, min(CHUNK, self._count - begin), begin)
+      below += int(np.count_nonzero(bits_U < first))
+      inside = np.flatnonzero((bits_U >= first) & (bits_U <= last))
+      units.append(inside + begin)
+      numbers.append(bits_U[inside])
+    units, numbers = np.concatenate(units), np.concatenate(numbers)
+    order = np.argsort(numbers, kind='stable')
+    if not below <= rank < below + len(order):
+      raise RuntimeError(f'rank {rank} of {self._count} is not in its window')
+    self._begin, self._order = below, units[order]
+
+
+def clip_names(corpus: Corpus, batch: int, samples: int, seed: int,
+               step: int) -> list[str]:
+  """Names the clips of global batch `step` as 'file@first second'."""
+  row_B, start_B = _schedule(corpus, batch, samples, seed, dense=False)(step)
+  index = corpus.index
+  return [f'{index.file[row]}@{(index.start_R[row] + start) / corpus.rate:.2f}s'
+          for row, start in zip(row_B.tolist(), start_B.tolist())]
+
+
+def clips_in(corpus: Corpus, samples: int) -> int:
+  """How many clips of so many samples `sample` can take from a corpus."""
+  return sum(int(_slots(corpus, row_N, samples).sum())
+             for row_N in corpus.blocks())
+
+
+def _slots(corpus: Corpus, row_N: np.ndarray, samples: int) -> np.ndarray:
+  """Clips of each record that do not overlap: a short one is padded."""
+  length_N = np.asarray(corpus.index.samples_R[row_N], np.int64)
+  return np.maximum(length_N // samples, 1)
+
+
+def sample(corpus: Corpus, clips: int, samples: int,
+           seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """A fixed sample of clips that do not overlap, spread over the recordings.
+
+  Every recording gives one clip before any gives a second.
+
+  Args:
+    corpus: a Corpus.
+    clips: how many.
+    samples: of a clip.
+    seed: which.
+
+  Returns:
+    wave_NS: int16; shorter records are padded with zeros at their end.
+    source_N: int64 number of the recording, from a hash of its name: the same
+      in every subset of the corpus.
+
+  Raises:
+    ValueError: more clips than the corpus has.
+  """
+  total = clips_in(corpus, samples)
+  if not 0 < clips <= total:
+    raise ValueError(f'{clips} clips of {samples} samples asked for, the '
+                     f'corpus {corpus.root} has {total}')
+  index = corpus.index
+  row_N, start_N, code_N = _spread(corpus, clips, samples, seed)
+  read = folder.row_reader(corpus)
+  wave_NS = np.zeros((clips, samples), np.int16)
+  # In the order of the shards, so that a record is read from disk once.
+  for n in np.argsort(row_N, kind='stable'):
+    wave_S = read(row_N[n], start_N[n], samples)
+    wave_NS[n, :len(wave_S)] = wave_S
+  number = {code: int(selection.digest(f'source:{index.sources[code]}')[:16],
+                      16) >> 1 for code in np.unique(code_N).tolist()}
+  return wave_NS, np.array([number[c] for c in code_N.tolist()], np.int64)
+
+
+def _spread(corpus: Corpus, clips: int, samples: int, seed: int) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray]:
+  """Returns (row_N, start_N, code_N) of the clips of `sample`."""
+  index = corpus.index
+  chosen_G = _recordings(corpus, clips, samples, seed)
+  # The slots of the recordings that take part, with a random number each.
+  rows, slots, bits, records = [], [], [], []
+  unit = record = 0
+  for row_N in corpus.blocks():
+    count_N = _slots(corpus, row_N, samples)
+    mine_N = chosen_G[index.source_R[row_N]]
+    bits_U = _bits(f'sample:{seed}', int(count_N.sum()), unit)
+    mine_U = np.repeat(mine_N, count_N)
+    begin_N = np.cumsum(count_N) - count_N
+    slot_U = np.arange(len(mine_U)) - np.repeat(begin_N, count_N)
+    rows.append(np.repeat(row_N, count_N)[mine_U])
+    records.append(np.repeat(np.arange(len(row_N)), count_N)[mine_U] + record)
+    slots.append(slot_U[mine_U])
+    bits.append(bits_U[mine_U])
+    unit, record = unit + len(mine_U), record + len(row_N)
+  row_U, slot_U, bits_U, record_U = map(np.concatenate,
+                                        (rows, slots, bits, records))
+  # Shuffled within each recording, then the first of each, the second, ...
+  code_U = np.asarray(index.source_R[row_U], np.int64)
+  by_source_U = np.lexsort((bits_U, code_U))
+  code_V = code_U[by_source_U]
+  turn_V = np.arange(len(code_V)) - np.searchsorted(code_V, code_V)
+  rank_V = _ranks(corpus, code_V, seed)
+  chosen_N = by_source_U[np.lexsort((rank_V, turn_V))[:clips]]
+  row_N = row_U[chosen_N]
+  # One shift per record, or its clips would overlap.
+  length_N = np.asarray(index.samples_R[row_N], np.int64)
+  spare_N = np.maximum(
+      length_N - _slots(corpus, row_N, samples) * samples, 0)
+  shift_N = _below(_bits_at(f'shift:{seed}', record_U[chosen_N]), spare_N + 1)
+  return row_N, slot_U[chosen_N] * samples + shift_N, code_U[chosen_N]
+
+
+def _recordings(corpus: Corpus, clips: int, samples: int,
+                seed: int) -> np.ndarray:
+  """Returns which recordings can be in a sample, bool_G.
+
+  Where there are more of them than clips, those of the first keys: each gives
+  one. Else all are.
+  """
+  index = corpus.index
+  present_G = np.zeros(len(index.sources), bool)
+  for row_N in corpus.blocks():
+    present_G[index.source_R[row_N]] = True
+  if int(present_G.sum()) <= clips:
+    return present_G
+  keys_G = index_lib.keys(index, 'sample', seed)
+  code_G = np.flatnonzero(present_G)
+  key_G = keys_G[code_G]
+  limit = np.partition(key_G, clips - 1)[clips - 1]
+  chosen_G = np.zeros(len(present_G), bool)
+  chosen_G[code_G[key_G <= limit]] = True
+  return chosen_G
+
+
+def _ranks(corpus: Corpus, code_V: np.ndarray, seed: int) -> np.ndarray:
+  """Returns each recording's place in the seeded order of those present."""
+  codes = np.unique(code_V)
+  keys_G = index_lib.keys(corpus.index, 'sample', seed)
+  ordered = selection.in_order(corpus.index, codes, keys_G, f'sample:{seed}:')
+  rank = np.empty(len(codes), np.int64)
+  rank[np.searchsorted(codes, ordered)] = np.arange(len(codes))
+  return rank[np.searchsorted(codes, code_V)]
+
+
+def _bits(name: str, count: int, begin: int = 0) -> np.ndarray:
+  """Returns numbers begin to begin + count of a stream of raw bits, uint64."""
   key = np.frombuffer(hashlib.sha256(name.encode()).digest()[:16], '<u8')
-  return np.random.Philox(key=key).random_raw(count)
+  # The generator's counter stands for four numbers.
+  generator = np.random.Philox(key=key).advance(begin // 4)
+  skip = begin % 4
+  return generator.random_raw(count + skip)[skip:]
 
 
-def _below(bits_B, limit_B):
+def _bits_at(name: str, place_N: np.ndarray) -> np.ndarray:
+  """Returns single numbers of `_bits`, at places in any order."""
+  bits_N = np.empty(len(place_N), np.uint64)
+  for chunk in np.unique(place_N // CHUNK).tolist():
+    here_N = place_N // CHUNK == chunk
+    inner_N = place_N[here_N] - chunk * CHUNK
+    bits_N[here_N] = _bits(name, int(inner_N.max()) + 1,
+                           chunk * CHUNK)[inner_N]
+  return bits_N
+
+
+def _below(bits_B: np.ndarray, limit_B: np.ndarray) -> np.ndarray:
   """Maps raw bits to integers in [0, limit)."""
   unit_B = (bits_B >> np.uint64(11)) * 2.0**-53
   return (unit_B * limit_B).astype(np.int64)

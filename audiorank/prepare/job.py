@@ -3,26 +3,33 @@
 Shapes: S samples.
 """
 
-import bz2
+from collections.abc import Iterable
+from collections.abc import Iterator
 import contextlib
-import gzip
 import json
-import lzma
 import os
-import shutil
+import pathlib
+import re
+from typing import Any
 from typing import NamedTuple
-import zlib
 
 from absl import logging
+import numpy as np
 
-from audiorank import audio as audio_files
+from audiorank import decode
 from audiorank import files
+from audiorank.prepare import archives
 from audiorank.prepare import listing
 from audiorank.prepare import pool
 from audiorank.prepare import progress
 from audiorank.prepare import shards
+from audiorank.prepare import sources as sources_lib
 
 RATE = 16000
+# In .lock and so in every folder that is ours, from the first moment on.
+MARK = 'audiorank prepare\n'
+# Settings that came later, and what they are in a plan made before.
+LATER = {'store': 'int16', 'min_seconds': 0.}
 
 
 class Clip(NamedTuple):
@@ -30,16 +37,21 @@ class Clip(NamedTuple):
   file: str
   source: str
   category: str
-  wave_S: object
+  wave_S: np.ndarray
 
 
-def run(audio, out, workers=None, piece_seconds=30.0, max_hours=12.0,
-        timeout=60.0, max_members=10**6, max_unpacked_gb=200.0):
-  """Prepares a folder or tar of sound files; goes on where it was stopped.
+def run(audio: str | os.PathLike, out: str | os.PathLike,
+        workers: int | None = None, piece_seconds: float = 30.0,
+        max_hours: float = 12.0, timeout: float = 60.0,
+        max_members: int = 10**6, max_unpacked_gb: float = 200.0,
+        min_seconds: float = .04, store: str = 'int16',
+        manifest: str | os.PathLike | None = None, file_column: str = '',
+        source_column: str = '', source_pattern: str = '') -> dict:
+  """Prepares sound files; goes on where it was stopped.
 
   Args:
-    audio: a folder (any depth; tars in it are read too) or a tar, which may be
-      compressed.
+    audio: a folder (any depth; tars and parquet in it are read too), a tar,
+      which may be compressed, or a parquet file.
     out: folder to write; new, empty, or begun by the same call.
     workers: processes; None means one per core that may be used.
     piece_seconds: longest record; longer files are cut in equal parts.
@@ -47,6 +59,15 @@ def run(audio, out, workers=None, piece_seconds=30.0, max_hours=12.0,
     timeout: seconds without progress after which a file is given up.
     max_members: the most members that a tar may have.
     max_unpacked_gb: the most that all compressed tars together may unpack to.
+    min_seconds: shorter files are refused; by default what is shorter than a
+      token of 40 ms.
+    store: how records are kept: 'int16', 'flac' or 'opus' in shards, or
+      'none': the files are checked and then read where they lie.
+    manifest: a table of which recording each file is of; None takes
+      manifest.csv of the input folder, where there is one.
+    file_column, source_column: names of its columns; '' takes the usual ones.
+    source_pattern: a regular expression that finds the recording in a file's
+      name, in place of a table.
 
   Returns:
     the contents of corpus.json.
@@ -54,10 +75,56 @@ def run(audio, out, workers=None, piece_seconds=30.0, max_hours=12.0,
   Raises:
     FileNotFoundError: no such input.
     ValueError: no sound in the input, or all of it refused; an `out` that
-      belongs to something else.
+      belongs to something else, or holds the input; a table that is none.
     OSError: `out` cannot be written.
   """
   audio, out = files.path(audio), files.path(out)
+  _check(audio, out, workers, piece_seconds, max_hours, timeout, store)
+  workers = workers or _cores()
+  settings = {'rate': RATE, 'piece_seconds': float(piece_seconds),
+              'max_hours': float(max_hours), 'min_seconds': float(min_seconds),
+              'store': store}
+  table = _table_path(audio, manifest)
+  found = listing.walk(audio, skip=out)
+  packed = listing.packed(found)
+  if packed and store == 'none':
+    raise ValueError(f'{packed[0]}: cannot be read in place while it is '
+                     'compressed; unpack it, or choose another store than none')
+
+  def listed(unpacked):
+    every = listing.scan(audio, found, max_members, unpacked,
+                         {table} if table else set())
+    return _with_sources(every, audio, table, file_column, source_column,
+                         source_pattern)
+
+  if not packed:
+    # Before anything is written.
+    entries, passed, sources = listed({})
+  with _locked(out):
+    if packed:
+      entries, passed, sources = listed(archives.unpack(
+          packed, out / 'unpacked', max_unpacked_gb))
+    _check_plan(out, audio, {'listing': listing.fingerprint(entries),
+                             'files': len(entries), **settings})
+    jobs = _jobs(out, entries, {**settings, 'audio': str(audio.absolute())})
+    _make(out, jobs, workers, timeout)
+    about = {
+        'settings': settings, 'ignored': sum(passed.kinds.values()),
+        'ignored_kinds': dict(passed.kinds.most_common()),
+        'suspects': passed.suspects, 'suspects_count': passed.count[0],
+        'sources_from': sources}
+    if store == 'none':
+      about['audio'] = os.path.relpath(audio.absolute(), out.absolute())
+    described = shards.finish(out, [job['shard'] for job in jobs], RATE, about,
+                              store)
+    archives.remove_unpacked(len(packed), out / 'unpacked')
+  return described
+
+
+def _check(audio: pathlib.Path, out: pathlib.Path, workers: int | None,
+           piece_seconds: float, max_hours: float, timeout: float,
+           store: str) -> None:
+  """Raises what is wrong with the arguments of `run`."""
   if not audio.exists():
     raise FileNotFoundError(f'{audio}: no such folder or archive')
   if not (piece_seconds > 0 and max_hours > 0 and timeout > 0):
@@ -65,53 +132,98 @@ def run(audio, out, workers=None, piece_seconds=30.0, max_hours=12.0,
                      f'timeout {timeout}: expected positive numbers')
   if workers is not None and workers < 1:
     raise ValueError(f'workers is {workers}: expected at least 1')
-  if out.resolve() == audio.resolve():
+  if store not in shards.STORES:
+    raise ValueError(f'store {store!r}: expected one of '
+                     f'{", ".join(shards.STORES)}')
+  inner, outer = audio.resolve(), out.resolve()
+  if inner == outer:
     raise ValueError(f'{out}: the output cannot be the input')
-  workers = workers or (len(os.sched_getaffinity(0)) if hasattr(
-      os, 'sched_getaffinity') else os.cpu_count())
-  settings = {'rate': RATE, 'piece_seconds': float(piece_seconds),
-              'max_hours': float(max_hours)}
-  packed = listing.archives(audio, skip=out)
-  if not packed:
-    # Before anything is written.
-    entries, others = listing.scan(audio, max_members, out, {})
-  with _claimed(out):
-    if packed:
-      unpacked = _unpack(packed, out, max_unpacked_gb)
-      entries, others = listing.scan(audio, max_members, out, unpacked)
-    _belongs(out, audio, {'listing': listing.fingerprint(entries),
-                          'files': len(entries), **settings})
-    folder = out / 'shards'
-    folder.mkdir(exist_ok=True)
-    runs = listing.shares(entries)
-    jobs = [{'folder': str(folder), 'shard': shards.name(index),
-             'settings': settings, 'struck': {},
-             'entries': [entry._asdict() for entry in run]}
-            for index, run in enumerate(runs)]
-    names = [job['shard'] for job in jobs]
-    # A complete corpus is believed by the sizes of its shards; an interrupted
-    # one is checked to the last byte, by the workers.
-    if not ((out / 'corpus.json').exists() and all(
-        shards.check(folder, name, whole=False) for name in names)):
-      _sweep(folder)
-      try:
-        with progress.shown(jobs, RATE) as notice:
-          pool.run(jobs, workers, timeout, notice)
-      finally:
-        _sweep(folder)
-    made = shards.finish(out, names, RATE, {
-        'settings': settings, 'ignored': others})
-    shutil.rmtree(out / 'unpacked', ignore_errors=True)
-  return made
+  if inner.is_relative_to(outer):
+    raise ValueError(f'{out}: the output holds the input {audio}; choose a '
+                     'folder beside or below it')
 
 
-def _sweep(folder):
-  """Removes what stopped workers left half-written."""
-  for path in folder.glob('*.part'):
-    path.unlink()
+def _cores() -> int:
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
-def write(out, clips, about, piece_seconds=30.0, clips_per_shard=512):
+def _table_path(audio: pathlib.Path,
+                manifest: str | os.PathLike | None) -> pathlib.Path | None:
+  """Returns the table of sources, or None."""
+  if manifest is not None:
+    path = files.path(manifest)
+    if not path.is_file():
+      raise FileNotFoundError(f'{path}: no such file')
+    return path
+  path = audio / 'manifest.csv'
+  return path if audio.is_dir() and path.is_file() else None
+
+
+def _with_sources(found: listing.Listing, audio: pathlib.Path,
+                  table: pathlib.Path | None, file_column: str,
+                  source_column: str, pattern: str) -> tuple[
+                      list, listing.Passed, dict]:
+  """Returns (entries with their sources, what was passed over, what a summary
+  says of the sources)."""
+  entries = found.entries
+  names = [entry.file for entry in entries]
+  if pattern:
+    by_name, missed = sources_lib.of_pattern(pattern, names)
+    entries = listing.with_sources(entries, {
+        file: sources_lib.Row(file, source, '')
+        for file, source in by_name.items()})
+    return entries, found.passed, {
+        'pattern': pattern, 'files': len(by_name), 'unmatched': missed}
+  if table is None:
+    return entries, found.passed, {}
+  rows = sources_lib.read(table, file_column, source_column)
+  by_file, counts = sources_lib.match(rows, names, str(audio.absolute()))
+  return listing.with_sources(entries, by_file), found.passed, {
+      'table': str(table), 'note': rows.note, 'files': len(by_file), **counts}
+
+
+def _jobs(out: pathlib.Path, entries: list, settings: dict) -> list[dict]:
+  """Returns what the workers are given, a shard each."""
+  folder = out / 'shards'
+  return [{'folder': str(folder), 'shard': shards.name(
+      index, settings['store']), 'settings': settings, 'skipped': {},
+           'entries': [entry._asdict() for entry in share]}
+          for index, share in enumerate(listing.shares(entries))]
+
+
+def _make(out: pathlib.Path, jobs: list[dict], workers: int,
+          timeout: float) -> None:
+  """Makes the shards that are missing."""
+  folder = out / 'shards'
+  folder.mkdir(exist_ok=True)
+  # A complete corpus is believed by the sizes of its shards; an interrupted
+  # one is checked to the last byte, by the workers.
+  _remove_parts(out)
+  if (out / 'corpus.json').exists() and all(
+      shards.check(str(folder), job['shard'], whole=False) for job in jobs):
+    return
+  try:
+    with progress.shown(jobs, RATE) as notice:
+      pool.run(jobs, workers, timeout, notice)
+  finally:
+    _remove_parts(out)
+
+
+def _remove_parts(out: pathlib.Path) -> None:
+  """Removes what was left half-written when a process was stopped."""
+  shard = r'shard-\d{5}\.(array_record|tar|list)'
+  ours = re.compile(rf'{shard}\.\d+\.part|\.({shard}\.json|plan\.json|'
+                    r'corpus\.json)\.\d+-\d+\.part')
+  for folder in (out, out / 'shards'):
+    for path in folder.glob('*.part'):
+      if ours.fullmatch(path.name):
+        path.unlink()
+
+
+def write(out: str | os.PathLike, clips: Iterable, about: dict,
+          piece_seconds: float = 30.0, clips_per_shard: int = 512) -> dict:
   """Writes waves made by a program as a prepared corpus.
 
   Args:
@@ -132,49 +244,51 @@ def write(out, clips, about, piece_seconds=30.0, clips_per_shard=512):
   """
   out = files.path(out)
   piece = round(piece_seconds * RATE)
-  with _claimed(out):
-    _belongs(out, 'a program', {'about': about, 'piece_seconds': piece_seconds})
+  with _locked(out):
+    _check_plan(out, 'a program', {'about': about,
+                                   'piece_seconds': piece_seconds})
     if (out / 'corpus.json').exists():
       return json.loads((out / 'corpus.json').read_text(encoding='utf-8'))
     folder = out / 'shards'
     folder.mkdir(exist_ok=True)
-    made, held = [], []
+    names, items = [], []
 
     def flush():
-      name = shards.name(len(made))
-      if shards.check(folder, name, whole=True) is None:
-        shards.make(folder, name, held)
-      made.append(name)
-      held.clear()
+      name = shards.name(len(names))
+      if shards.check(str(folder), name, whole=True) is None:
+        shards.make(str(folder), name, items)
+      names.append(name)
+      items.clear()
 
     for file, source, category, wave_S in clips:
       if wave_S.dtype != 'int16':
-        wave_S = audio_files.to_int16(wave_S)
-      held.append({'file': file, 'source': source, 'category': category,
-                   'pieces': [(start, wave_S[start:stop]) for start, stop
-                              in shards.cuts(len(wave_S), piece)]})
-      if len(held) == clips_per_shard:
+        wave_S = decode.to_int16(wave_S)
+      items.append({'file': file, 'source': source, 'category': category,
+                    'pieces': [(start, wave_S[start:stop]) for start, stop
+                               in shards.cuts(len(wave_S), piece)]})
+      if len(items) == clips_per_shard:
         flush()
-    if held:
+    if items:
       flush()
-    return shards.finish(out, made, RATE, {'about': about})
+    return shards.finish(str(out), names, RATE, {'about': about})
 
 
 @contextlib.contextmanager
-def _claimed(out):
-  """Holds the folder, so that no second job writes it at the same time."""
-  fresh = not out.exists()
-  if not fresh and not out.is_dir():
+def _locked(out: pathlib.Path) -> Iterator[None]:
+  """Locks the folder, so that no second job writes it at the same time.
+
+  Raises:
+    ValueError: it is not ours to write.
+  """
+  if out.exists() and not out.is_dir():
     raise ValueError(f'{out}: is a file, expected a folder')
-  if not fresh and not (out / 'plan.json').exists():
-    strange = [p.name for p in out.iterdir()
-               if p.name not in ('.lock', 'unpacked')
-               and p.suffix != '.part']
+  if out.exists() and not _is_ours(out):
+    strange = sorted(p.name for p in out.iterdir())
     if strange:
-      raise ValueError(f'{out}: not empty ({sorted(strange)[0]}, ...) and not '
+      raise ValueError(f'{out}: not empty ({strange[0]}, ...) and not '
                        'begun by prepare')
   out.mkdir(parents=True, exist_ok=True)
-  with open(out / '.lock', 'w', encoding='utf-8') as lock:
+  with open(out / '.lock', 'a+', encoding='utf-8') as lock:
     try:
       files.lock(lock)
     except BlockingIOError:
@@ -182,14 +296,34 @@ def _claimed(out):
     except OSError:
       # Some network file systems have no locks; two jobs would only waste.
       logging.warning('%s: cannot be locked', out)
+    if not os.fstat(lock.fileno()).st_size:
+      lock.write(MARK)
+      lock.flush()
     yield
 
 
-def _belongs(out, audio, plan):
+def _is_ours(out: pathlib.Path) -> bool:
+  """Whether a folder bears our mark: a plan, or a lock from before it."""
+  try:
+    plan = json.loads((out / 'plan.json').read_text(encoding='utf-8'))
+    # A damaged plan is told by `_check_plan`; a foreign one is not ours.
+    return isinstance(plan, dict) and 'format' in plan
+  except FileNotFoundError:
+    pass
+  except ValueError:
+    return (out / '.lock').is_file()
+  try:
+    return (out / '.lock').read_text(encoding='utf-8') == MARK
+  except (OSError, ValueError):
+    return False
+
+
+def _check_plan(out: pathlib.Path, audio: Any, plan: dict) -> None:
   """Notes what `out` is made from, or raises when it is something else."""
   path = out / 'plan.json'
+  store = plan.get('store', 'int16')
   # As JSON gives it back.
-  plan = json.loads(json.dumps({'format': shards.FORMAT, **plan}))
+  plan = json.loads(json.dumps({'format': shards.STORES[store][0], **plan}))
   if not path.exists():
     files.write_text(path, json.dumps(plan, indent=1))
     return
@@ -197,6 +331,11 @@ def _belongs(out, audio, plan):
     before = json.loads(path.read_text(encoding='utf-8'))
   except ValueError:
     raise ValueError(f'{path}: damaged; remove the folder') from None
+  if 'store' in plan:
+    # A corpus that was made before a setting came keeps what it was made by.
+    for key, value in LATER.items():
+      if key not in before:
+        before[key] = plan[key] if key == 'min_seconds' else value
   for key in {**before, **plan}:
     was, now = before.get(key), plan.get(key)
     if was != now and key not in ('listing', 'files'):
@@ -207,42 +346,3 @@ def _belongs(out, audio, plan):
         f'{out}: made from another input ({before["files"]} files then, '
         f'{plan["files"]} in {audio} now, or other sizes); choose another '
         'folder')
-
-
-def _unpack(packed, out, max_gb):
-  """Decompresses tars to plain ones, as `listing.scan` takes them.
-
-  Nothing that they hold is followed or trusted, its amount included.
-  """
-  folder = out / 'unpacked'
-  folder.mkdir(exist_ok=True)
-  plain, left = {}, int(max_gb * 1e9)
-  for index, (_, path) in enumerate(packed):
-    plain[path] = folder / f'{index:05d}.tar'
-    if not plain[path].exists():
-      part = folder / 'next.part'
-      try:
-        with open(part, 'wb') as sink:
-          for data in _decompressed(path):
-            if sink.tell() + len(data) > left:
-              raise ValueError('damaged archive: compressed archives unpack to '
-                               f'more than {max_gb:g} GB')
-            sink.write(data)
-        part.rename(plain[path])
-      except ValueError as error:
-        plain[path] = str(error)
-        part.unlink()
-        continue
-    left -= plain[path].stat().st_size
-  return plain
-
-
-def _decompressed(path):
-  opener = {'.gz': gzip, '.tgz': gzip, '.bz2': bz2, '.tbz2': bz2, '.xz': lzma,
-            '.txz': lzma}[path.suffix.lower()].open
-  try:
-    with opener(path) as file:
-      while data := file.read(2**20):
-        yield data
-  except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-    raise ValueError(f'damaged archive: {error}') from error

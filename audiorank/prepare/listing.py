@@ -1,17 +1,20 @@
-"""What there is to read: the sound files of a folder, and of tars in it.
+"""What there is to read: sound files of a folder, in tars and in parquet.
 
-Nothing is ever extracted. A tar is walked by its headers, and the worker reads
-a member's bytes in place; so no name in an archive can lead anywhere. Links,
-devices and members whose names point outside are listed as refused.
+The listing reads names, sizes and the headers of archives; no sound is decoded
+for it. What is passed over, though it looks like sound or may hold some, is
+noted by name, so that a corpus never loses a part in silence.
 """
 
-import csv
+import collections
+from collections.abc import Iterable
 import hashlib
 import os
 import pathlib
 import stat
-import tarfile
 from typing import NamedTuple
+
+from audiorank.prepare import archives
+from audiorank.prepare import sources as sources_lib
 
 # What libsndfile reads, and what it does not: a file that looks like sound but
 # cannot be read belongs into the quarantine, not into silence.
@@ -19,77 +22,152 @@ SOUND = frozenset("""
     wav wave flac ogg oga opus mp3 mp2 mp1 mpga aif aiff aifc au snd caf w64
     rf64 sph nist voc paf svx ircam avr sd2 xi htk
     m4a mp4 aac wma wv ape webm mka amr ac3 tta spx""".split())
-PACKED = ('.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.tar.xz', '.txz')
-# Headers of a tar are 512 bytes; names longer than this are an attack.
-LONGEST_HEADER = 2**20
+# What may hold sound, but is not looked into.
+HOLDERS = {
+    **dict.fromkeys('zip 7z rar gz bz2 xz zst lz4 z'.split(),
+                    'an archive: unpack it'),
+    **dict.fromkeys('parquet arrow feather'.split(),
+                    'a table without sound that is read'),
+    **dict.fromkeys('h5 hdf5 npz npy mat tfrecord tfrecords array_record '
+                    'lmdb mdb pkl pt pth bin raw pcm dat'.split(),
+                    'may hold samples, but is no sound file'),
+    **dict.fromkeys('mkv avi mov mpg mpeg ts flv wmv m4v 3gp m4b aax'.split(),
+                    'a film or audio book: extract its sound')}
+# Of names that say enough: not worth a look at the first bytes.
+PLAIN = frozenset("""
+    txt csv tsv json jsonl md rst py yaml yml toml xml html htm pdf png jpg
+    jpeg gif svg log lab textgrid cue m3u lrc mid midi sha256 md5 srt vtt rttm
+    stm ctm trn tex cfg ini sh""".split())
+MAGIC = ((0, b'RIFF'), (0, b'RF64'), (0, b'fLaC'), (0, b'OggS'), (0, b'ID3'),
+         (0, b'caff'), (0, b'.snd'), (0, b'NIST_1A'), (8, b'AIFF'),
+         (8, b'AIFC'), (4, b'ftyp'), (0, b'\xff\xfb'))
+MOST_NAMED = 100  # Of what was passed over, in corpus.json.
 
 
 class Entry(NamedTuple):
-  """One file to read, or to refuse when `refused` gives a reason."""
-  file: str  # as the manifest names it
-  path: str  # what to open
-  offset: int  # of the first byte in it
+  """One file to read, or to refuse when `refused` gives a reason.
+
+  file: as the manifest names it.  path: what to open.
+  offset, size: of its bytes there.  inner: of parquet, which value of the page
+    that these bytes are; see data/parquet.py.
+  """
+  file: str
+  path: str
+  offset: int
   size: int
   source: str
   category: str
   refused: str
+  inner: str = ''
 
 
-def scan(audio, max_members, skip, unpacked):
-  """Lists a folder or a tar.
+class Passed(NamedTuple):
+  """What was passed over.
+
+  kinds: {ending: how many}.  suspects: {name: why it may hold sound}, the
+  first of them.  count: of all suspects.
+  """
+  kinds: collections.Counter
+  suspects: dict
+  count: list
+
+  def add(self, name: str, why: str) -> None:
+    """Notes one file; `why` it may hold sound, or ''."""
+    base = name.rpartition('/')[2]
+    self.kinds[_ending(base) or 'no ending'] += 1
+    if why:
+      self.count[0] += 1
+      if len(self.suspects) < MOST_NAMED:
+        self.suspects[printable(name)] = why
+
+
+class Listing(NamedTuple):
+  """entries: sorted by name.  passed: over.  files: what folders hold."""
+  entries: list
+  passed: Passed
+
+
+def walk(audio: pathlib.Path, skip: pathlib.Path) -> list:
+  """Returns the files of an input as (name, path); of a file, itself.
 
   Args:
-    audio: a folder, searched to any depth, or a tar file.
-    max_members: the most members a tar may have.
+    audio: a folder, searched to any depth, or a file.
     skip: a folder to leave out.
-    unpacked: compressed tar -> its plain copy, or why there is none (a str).
+  """
+  if not audio.is_dir():
+    return [(audio.name, audio)]
+  return _walk(audio, skip)
 
-  Returns:
-    (entries sorted by name, number of other files that were passed over).
+
+def packed(files: list) -> list[pathlib.Path]:
+  """Returns the compressed tars among the files of `walk`."""
+  return [path for name, path in files
+          if archives.is_packed(name) and _regular(path)]
+
+
+def scan(audio: pathlib.Path, files: list, max_members: int,
+         unpacked: dict, tables: set) -> Listing:
+  """Lists the sound of an input.
+
+  Args:
+    audio: the folder or file itself, for messages.
+    files: of `walk`.
+    max_members: the most members a tar may have.
+    unpacked: compressed tar -> its plain copy, or why there is none (a str).
+    tables: paths of tables that are read as such, no part of the input.
 
   Raises:
-    FileNotFoundError: no such path.
-    ValueError: nothing in it that looks like sound, or a manifest.csv that is
-      not one.
+    ValueError: nothing in it that looks like sound; names what may hold some.
   """
-  audio = pathlib.Path(audio)
-  if not audio.exists():
-    raise FileNotFoundError(f'{audio}: no such folder or archive')
-  entries, others = [], 0
-  if audio.is_dir():
-    sources = _sources(audio / 'manifest.csv')
-    found = _walk(audio, skip)
-  else:
-    sources, found = {}, [(audio.name, audio)]
-  for name, path in found:
-    if _is_tar(name):
-      plain = unpacked.get(path, path)
-      if isinstance(plain, str):
-        entries.append(_refused(name, path, plain))
-        continue
-      members, passed = _members(name, plain, max_members)
-      entries += members
-      others += passed
-    elif _is_sound(name):
-      entries.append(_entry(name, path, sources))
-    elif path.is_dir():
+  entries, passed = [], Passed(collections.Counter(), {}, [0])
+  for name, path in files:
+    if path in tables:
+      continue
+    if path.is_dir():
       entries.append(_refused(name, path, 'unreadable'))
+    elif archives.is_tar(name):
+      entries += _of_tar(name, path, unpacked.get(path, path), max_members,
+                         passed)
+    elif _is_sound(name):
+      entries.append(_entry(name, path))
+    elif _is_part(name):
+      entries.append(_refused(name, path, 'several parts: part of a split '
+                              'archive; join the parts and unpack them'))
     else:
-      others += 1
+      passed.add(name, _suspicion(name, lambda path=path: _first_bytes(path)))
   if not entries:
-    raise ValueError(f'{audio}: no sound files in it ({others} other files)')
-  return sorted(entries), others
+    raise ValueError(f'{audio}: no sound files in it '
+                     f'({sum(passed.kinds.values())} other files)'
+                     f'{_named(passed)}')
+  return Listing(sorted(entries), passed)
 
 
-def archives(audio, skip):
-  """The compressed tars of an input, as (name, path)."""
-  audio = pathlib.Path(audio)
-  found = _walk(audio, skip) if audio.is_dir() else [(audio.name, audio)]
-  return [(n, p) for n, p in found if n.lower().endswith(PACKED)]
+def _named(passed: Passed) -> str:
+  for name, why in passed.suspects.items():
+    return f'; {name}: {why}'
+  return ''
 
 
-def fingerprint(entries):
-  """A hash of the names, sizes and sources of a listing."""
+def with_sources(entries: list, found: dict) -> list:
+  """Returns entries with the source and category of a table's rows.
+
+  Args:
+    entries: of `scan`.
+    found: {file: sources.Row}.
+  """
+  out = []
+  for entry in entries:
+    row = found.get(entry.file)
+    if row is not None:
+      entry = entry._replace(
+          source=sources_lib.recording(row.source) or entry.source,
+          category=row.category or entry.category)
+    out.append(entry)
+  return out
+
+
+def fingerprint(entries: Iterable[Entry]) -> str:
+  """Returns a hash of the names, sizes and sources of a listing."""
   digest = hashlib.sha256()
   for entry in entries:
     digest.update(repr((entry.file, entry.size, entry.source,
@@ -97,64 +175,121 @@ def fingerprint(entries):
   return digest.hexdigest()
 
 
-def shares(entries, target=64, smallest=2**20, largest=2**28, most=4096):
+def shares(entries: list, target: int = 64, smallest: int = 2**20,
+           largest: int = 2**28, most: int = 4096) -> list:
   """Cuts a listing into consecutive runs, one per shard.
 
   Some `target` runs of equal size in bytes, but within [smallest, largest]
   bytes and of at most `most` files; a pure function of the listing.
   """
   total = sum(entry.size for entry in entries)
-  size = min(max(total // target, smallest), largest)
-  runs, held = [[]], 0
+  limit = min(max(total // target, smallest), largest)
+  runs, size = [[]], 0
   for entry in entries:
-    if runs[-1] and (held + entry.size > size or len(runs[-1]) >= most):
+    if runs[-1] and (size + entry.size > limit or len(runs[-1]) >= most):
       runs.append([])
-      held = 0
+      size = 0
     runs[-1].append(entry)
-    held += entry.size
+    size += entry.size
   return runs
 
 
-def _is_tar(name):
-  return name.lower().endswith(('.tar',) + PACKED)
+def printable(name: str) -> str:
+  return name.encode('utf-8', 'backslashreplace').decode()
 
 
-def _is_sound(name):
+def _ending(base: str) -> str:
+  return base.rpartition('.')[2].lower() if '.' in base.lstrip('.') else ''
+
+
+def _is_sound(name: str) -> bool:
   base = name.rsplit('/', 1)[-1]
-  return (not base.startswith('.') and
-          base.rpartition('.')[2].lower() in SOUND and '.' in base)
+  return not base.startswith('.') and _ending(base) in SOUND
 
 
-def _walk(root, skip):
+def _is_part(name: str) -> bool:
+  """Whether a file is one of the parts of a split archive."""
+  stem, _, last = name.lower().rpartition('.')
+  if '.' not in stem:
+    return False
+  archive = stem.rpartition('.')[2] in ('tar', 'gz', 'tgz', 'zip', '7z', 'rar',
+                                        'zst', 'xz', 'bz2')
+  digits = last.isdigit() and len(last) >= 2
+  letters = len(last) == 2 and last.isalpha() and last[0] in 'abc'
+  rar = last == 'rar' and stem.rpartition('.')[2].startswith('part') and (
+      stem.rpartition('.')[2][4:].isdigit())
+  return (archive and (digits or letters)) or rar
+
+
+def _is_volume(ending: str) -> bool:
+  """Whether an ending is one of a split zip: z01, z02, ..."""
+  return len(ending) == 3 and ending[0] in 'zr' and ending[1:].isdigit()
+
+
+def _suspicion(name: str, first_bytes) -> str:
+  """Returns why a file that is passed over may hold sound, or ''."""
+  base = name.rpartition('/')[2]
+  ending = _ending(base)
+  if ending in HOLDERS:
+    return HOLDERS[ending]
+  if _is_volume(ending):
+    return 'part of a split archive: join its parts and unpack them'
+  if ending in PLAIN:
+    return ''
+  head = first_bytes()
+  if any(head[at:at + len(magic)] == magic for at, magic in MAGIC):
+    return ('begins like sound, but is hidden' if base.startswith('.') else
+            'begins like sound, but its name does not say so')
+  return ''
+
+
+def _first_bytes(path: pathlib.Path) -> bytes:
+  try:
+    if not _regular(path):
+      return b''
+    with open(path, 'rb') as file:
+      return file.read(archives.SNIFFED)
+  except OSError:
+    return b''
+
+
+def _regular(path: pathlib.Path) -> bool:
+  try:
+    return stat.S_ISREG(os.stat(path).st_mode)
+  except OSError:
+    return False
+
+
+def _walk(root: pathlib.Path, skip: pathlib.Path) -> list:
   """Files below root as (name with slashes, path), following links once."""
-  seen, pending, found = set(), [root], []
-  if skip is not None and skip.exists():
-    seen.add(_identity(skip))
+  visited, pending, files = set(), [root], []
+  if skip.exists():
+    visited.add(_identity(skip))
   while pending:
     folder = pending.pop()
     try:
-      if _identity(folder) in seen:
+      if _identity(folder) in visited:
         continue
-      seen.add(_identity(folder))
+      visited.add(_identity(folder))
       names = os.listdir(folder)
     except OSError:
       # Listed as if it were a file, it will be refused by its name.
       names = []
-      found.append((f'{folder.relative_to(root).as_posix()}/.', folder))
+      files.append((f'{folder.relative_to(root).as_posix()}/.', folder))
     for path in (folder / name for name in names):
       if os.path.isdir(path):
         pending.append(path)
       else:
-        found.append((path.relative_to(root).as_posix(), path))
-  return sorted(found)
+        files.append((path.relative_to(root).as_posix(), path))
+  return sorted(files)
 
 
-def _identity(folder):
+def _identity(folder: pathlib.Path) -> tuple[int, int]:
   status = folder.stat()
   return status.st_dev, status.st_ino
 
 
-def _entry(name, path, sources):
+def _entry(name: str, path: pathlib.Path) -> Entry:
   refused, size = '', 0
   try:
     status = path.stat()
@@ -165,88 +300,56 @@ def _entry(name, path, sources):
       refused = 'unreadable'
   except OSError as error:
     refused = f'unreadable: {error.strerror}'
-  label = _printable(name)
-  return Entry(label, str(path), 0, size, sources.get(name, label),
-               label.partition('/')[0] if '/' in label else '', refused)
+  label = printable(name)
+  return Entry(label, str(path), 0, size, label, _category(label), refused)
 
 
-def _members(name, path, max_members):
-  """The sound files of a tar, and the tar itself where it is damaged."""
-  entries, passed, outer = [], 0, _printable(name).rpartition('/')[0]
+def _category(label: str) -> str:
+  """Returns the first folder of a name."""
+  return label.partition('/')[0] if '/' in label else ''
+
+
+def _of_tar(name: str, original: pathlib.Path, path: pathlib.Path | str,
+            most: int, passed: Passed) -> list[Entry]:
+  """The sound files of a tar, and the tar itself where it is damaged.
+
+  Its other files are noted in `passed`.
+  """
+  if isinstance(path, str):
+    return [_refused(name, original, path)]
+  if not _regular(path):
+    return [_refused(name, path, 'not a regular file')]
+  outer, entries = printable(name).rpartition('/')[0], []
+  others, places = [], {}
+  look = lambda inner: not _is_sound(inner) and (
+      _ending(inner.rpartition('/')[2]) not in PLAIN)
   try:
-    size = path.stat().st_size
-    with open(path, 'rb') as raw, tarfile.open(
-        fileobj=_Headers(raw), mode='r:') as tar:
-      for count, member in enumerate(tar):
-        tar.members = []  # or tarfile keeps every header in memory
-        if count >= max_members:
-          return [_refused(name, path, f'damaged archive: more than '
-                           f'{max_members} members')], 0
-        if member.isdir() or not _is_sound(member.name):
-          passed += not member.isdir()
-          continue
-        entries.append(_member(name, path, outer, member, size))
-      # At a broken header tarfile stops as if it were the end.
-      raw.seek(tar.offset)
-      if any(raw.read(512)):
-        raise tarfile.ReadError(f'a broken header at byte {tar.offset}')
-  except (tarfile.TarError, ValueError, OSError) as error:
-    entries.append(_refused(name, path, f'damaged archive: {error}'))
-  return entries, passed
+    for member in archives.members(path, most, look):
+      if not _is_sound(member.name):
+        others.append((f'{name}/{member.name}', _suspicion(
+            member.name, lambda member=member: member.head)))
+        continue
+      label = printable(f'{name}/{member.name}')
+      folder = outer or printable(member.name).rpartition('/')[0]
+      if label in places:
+        # As tar does it when it extracts.
+        earlier = entries[places[label]]
+        entries[places[label]] = earlier._replace(
+            refused='replaced: a later member has the same name')
+      places[label] = len(entries)
+      entries.append(Entry(label, str(path), member.offset, member.size, label,
+                           folder.partition('/')[0], member.refused))
+  except (ValueError, OSError) as error:
+    refusal = _refused(name, path, f'damaged archive: {error}')
+    if f'more than {most} members' in str(error):
+      return [refusal]  # A bomb: nothing of it is wanted.
+    entries.append(refusal)
+  for other in others:
+    passed.add(*other)
+  return entries
 
 
-def _member(name, path, outer, member, size):
-  parts = pathlib.PurePosixPath(member.name).parts
-  inner = '/'.join(p for p in parts if p not in ('/', '..'))
-  refused = ''
-  if not member.isreg() or member.sparse is not None:
-    refused = 'not a regular file'
-  elif '..' in parts or '/' in parts:
-    refused = 'unsafe path'
-  elif member.offset_data + member.size > size:
-    refused = 'damaged archive: cut off in this member'
-  label = _printable(f'{name}/{inner}')
-  folder = outer or _printable(inner).rpartition('/')[0]
-  return Entry(label, str(path), member.offset_data, member.size, label,
-               folder.partition('/')[0], refused)
-
-
-def _refused(name, path, why):
-  label = _printable(name)
+def _refused(name: str, path: pathlib.Path, why: str) -> Entry:
+  label = printable(name)
   size = path.stat().st_size if path.is_file() else 0
   return Entry(label, str(path), 0, size, label, '', why)
-
-
-class _Headers:
-  """A file that tarfile may seek in, but not read large pieces of."""
-
-  def __init__(self, file):
-    self._file = file
-    self.seek, self.tell = file.seek, file.tell
-
-  def read(self, size):
-    if size > LONGEST_HEADER:
-      raise tarfile.ReadError(f'a header of {size} bytes')
-    return self._file.read(size)
-
-
-def _sources(manifest):
-  """The recordings that a manifest.csv with columns file and source names.
-
-  A source 'x.ogg + 6' is a piece of the recording x.ogg.
-  """
-  if not manifest.is_file():
-    return {}
-  try:
-    with manifest.open(newline='', encoding='utf-8') as file:
-      rows = csv.DictReader(file)
-      if not {'file', 'source'} <= set(rows.fieldnames or ()):
-        return {}
-      return {row['file']: row['source'].partition(' + ')[0] or row['file']
-              for row in rows if row['file'] and row['source']}
-  except (csv.Error, UnicodeDecodeError) as error:
-    raise ValueError(f'{manifest}: unreadable: {error}') from error
-
-
-def _printable(name):
-  return name.encode('utf-8', 'backslashreplace').decode()

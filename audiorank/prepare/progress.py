@@ -1,65 +1,91 @@
 """How far the job is: a bar on a terminal, else a line every few seconds."""
 
+from collections.abc import Iterator
 import contextlib
 import sys
 import time
 
 import tqdm
 
-EVERY = 10
+EVERY = 10  # Seconds between lines.
+REDRAW = .2  # Seconds between changes of the bar.
 
 
 @contextlib.contextmanager
-def shown(jobs, rate):
+def shown(jobs: list[dict], rate: int) -> Iterator:
   """Yields what `pool.run` calls with each message, and shows the work."""
-  sizes = {job['shard']: [e['size'] for e in job['entries']] for job in jobs}
-  total = sum(map(sum, sizes.values()))
-  files = sum(map(len, sizes.values()))
-  done = {'bytes': 0, 'files': 0, 'refused': 0, 'samples': 0}
-  current = {}  # shard -> (files begun, bytes read of the last)
-  name = ''
-  began = told = time.monotonic()
-  bar = tqdm.tqdm(
-      total=total, unit='B', unit_scale=True, desc='prepare', smoothing=0.05,
-      dynamic_ncols=True) if sys.stderr.isatty() else None
-
-  def tell():
-    now = done['bytes'] + sum(
-        sum(sizes[shard][:index]) + place
-        for shard, (index, place) in current.items())
-    hours = done['samples'] / rate / 3600
-    if bar is not None:
-      bar.n = now
-      bar.set_postfix_str(
-          f'{hours:.2f} h, {done["refused"]} refused, {name[-40:]}',
-          refresh=False)
-      bar.refresh()
-      return
-    spent = time.monotonic() - began
-    left = f'{spent * (total - now) / now:.0f} s left' if now else 'starting'
-    print(f'prepare: {now / max(total, 1):.0%} of {total / 1e6:.0f} MB, '
-          f'{done["files"]}/{files} files, {hours:.2f} h of sound, '
-          f'{hours * 3600 / spent:.0f} x real time, {done["refused"]} refused, '
-          f'{left}; {name}', file=sys.stderr, flush=True)
-
-  def notice(job, message):
-    nonlocal told, name
-    if job is not None and 'file' in message:
-      current[job['shard']] = message['file'], 0
-      name = job['entries'][message['file']]['file']
-    if job is not None and 'place' in message and job['shard'] in current:
-      current[job['shard']] = current[job['shard']][0], message['place']
-    if job is not None and 'done' in message:
-      current.pop(job['shard'], None)
-      done['bytes'] += sum(sizes[job['shard']])
-      for key in ('files', 'refused', 'samples'):
-        done[key] += message['done'][key]
-    if time.monotonic() - told > (0.2 if bar is not None else EVERY):
-      told = time.monotonic()
-      tell()
+  progress = _Progress(jobs, rate)
   try:
-    yield notice
+    yield progress.notice
   finally:
-    if bar is not None:
-      tell()
-      bar.close()
+    progress.close()
+
+
+class _Progress:
+  """Bytes read, files and hours kept and refused, over all workers."""
+
+  def __init__(self, jobs: list[dict], rate: int):
+    self._rate = rate
+    self._sizes = {job['shard']: [e['size'] for e in job['entries']]
+                   for job in jobs}
+    self._total = sum(map(sum, self._sizes.values()))
+    self._files = sum(map(len, self._sizes.values()))
+    self._done = {'bytes': 0, 'files': 0, 'refused': 0, 'samples': 0}
+    # Shard -> (files begun, bytes read of the last).
+    self._current: dict[str, tuple[int, int]] = {}
+    self._name = ''
+    self._began = self._shown = time.monotonic()
+    self._bar = None
+    if sys.stderr.isatty():
+      self._bar = tqdm.tqdm(
+          total=self._total, unit='B', unit_scale=True, desc='prepare',
+          smoothing=0.05, dynamic_ncols=True)
+
+  def notice(self, job: dict | None, message: dict | None) -> None:
+    """Takes a message of a worker; None and None stand for none."""
+    if job is not None and message is not None:
+      self._count(job, message)
+    every = EVERY if self._bar is None else REDRAW
+    if time.monotonic() - self._shown > every:
+      self._shown = time.monotonic()
+      self._show()
+
+  def _count(self, job: dict, message: dict) -> None:
+    shard = job['shard']
+    if 'file' in message:
+      self._current[shard] = message['file'], 0
+      self._name = job['entries'][message['file']]['file']
+    if 'place' in message and shard in self._current:
+      self._current[shard] = self._current[shard][0], message['place']
+    if 'done' in message:
+      self._current.pop(shard, None)
+      self._done['bytes'] += sum(self._sizes[shard])
+      for key in ('files', 'refused', 'samples'):
+        self._done[key] += message['done'][key]
+
+  def _show(self) -> None:
+    now = self._done['bytes'] + sum(
+        sum(self._sizes[shard][:index]) + place
+        for shard, (index, place) in self._current.items())
+    hours = self._done['samples'] / self._rate / 3600
+    if self._bar is not None:
+      self._bar.n = now
+      self._bar.set_postfix_str(
+          f'{hours:.2f} h, {self._done["refused"]} refused, '
+          f'{self._name[-40:]}', refresh=False)
+      self._bar.refresh()
+      return
+    spent = time.monotonic() - self._began
+    left = f'{spent * (self._total - now) / now:.0f} s left' if now else (
+        'starting')
+    print(f'prepare: {now / max(self._total, 1):.0%} of '
+          f'{self._total / 1e6:.0f} MB, {self._done["files"]}/{self._files} '
+          f'files, {hours:.2f} h of sound, {hours * 3600 / spent:.0f} x real '
+          f'time, {self._done["refused"]} refused, {left}; '
+          f'{self._name.encode("ascii", "backslashreplace").decode()}',
+          file=sys.stderr, flush=True)
+
+  def close(self) -> None:
+    if self._bar is not None:
+      self._show()
+      self._bar.close()

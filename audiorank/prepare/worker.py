@@ -6,7 +6,8 @@ so that none outlives a killed parent. Memory is capped.
 Shapes: S samples.
 """
 
-import io
+from collections.abc import Callable
+from collections.abc import Iterator
 import json
 import os
 import queue
@@ -15,19 +16,25 @@ import sys
 import tempfile
 import threading
 import time
+from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 
-from audiorank import audio
+from audiorank import decode
+from audiorank.data import stored
 from audiorank.prepare import shards
 
 # Beyond what the process holds at its start.
 MEMORY = 4 * 2**30
 # A decoded file is held in memory up to this, on disk beyond.
-HELD = 2**26
+SPOOL = 2**26
+
+Say = Callable[[dict], None]
+Tick = Callable[[int], None]
 
 
-def serve(jobs, say):
+def serve(jobs: queue.SimpleQueue, say: Say) -> None:
   """Does jobs until there are no more."""
   say({'ready': True})
   while (job := jobs.get()) is not None:
@@ -37,125 +44,141 @@ def serve(jobs, say):
       say({'fatal': f'cannot write {job["shard"]}: {error}'})
 
 
-def _shard(job, say):
-  folder, shard = job['folder'], job['shard']
+def _shard(job: dict, say: Say) -> dict:
+  folder, shard, store = job['folder'], job['shard'], job['settings']['store']
   about = shards.check(folder, shard, whole=True, tick=_ticker(say))
   if about is None:
-    about = shards.make(folder, shard, _items(job, say))
+    about = shards.make(folder, shard, _items(job, say), store,
+                        job['settings']['rate'])
   return {'samples': sum(r['samples'] for r in about['records']),
           'files': len(job['entries']), 'refused': len(about['refused'])}
 
 
-def _items(job, say):
+def _items(job: dict, say: Say) -> Iterator[dict]:
+  """Yields an item of `shards.make` for every entry."""
+  settings = job['settings']
+  pages: dict[str, Any] = {}  # Of the parquet file being read.
   for index, entry in enumerate(job['entries']):
     say({'file': index})
     tick = _ticker(say)
-    refused = job['struck'].get(str(index)) or entry['refused']
-    with tempfile.SpooledTemporaryFile(HELD, dir=job['folder']) as spool:
+    refused = job['skipped'].get(str(index)) or entry['refused']
+    about: dict[str, Any] = {}
+    with tempfile.SpooledTemporaryFile(SPOOL, dir=job['folder']) as spool:
       samples = 0
       if not refused:
-        samples, refused = _decode(entry, job['settings'], spool, tick)
+        samples, refused = _decode(entry, settings, spool, tick, about, pages)
       if refused:
-        yield _refusal(entry, refused, tick)
+        yield _refusal(entry, refused, tick, about)
         continue
-      yield {'file': entry['file'], 'source': entry['source'],
-             'category': entry['category'],
-             'pieces': _pieces(spool, samples, job['settings'])}
+      item = {'file': entry['file'], 'source': entry['source'],
+              'category': entry['category'], 'format': about['format'],
+              'pieces': _pieces(spool, samples, settings)}
+      if settings['store'] == 'none':
+        item['place'] = _place(entry, settings, about)
+        if about['rate'] != settings['rate'] or about['lossy']:
+          item['pieces'] = _reread(item['pieces'], entry, item['place'],
+                                   settings, pages)
+      yield item
 
 
-def _decode(entry, settings, spool, tick):
+def _decode(entry: dict, settings: dict, spool: BinaryIO, tick: Tick,
+            about: dict, pages: dict) -> tuple[int, str]:
   """Writes an entry's int16 samples; returns (count, reason to refuse)."""
   samples, first, constant = 0, None, True
   try:
-    file = _Region(entry)
+    file = open(entry['path'], 'rb', buffering=0)
   except OSError as error:
     return 0, f'unreadable: {error.strerror}'
+  region = None
   with file:
     try:
-      for wave_S in audio.blocks(
-          file, settings['rate'], settings['max_hours'] * 3600):
-        tick(file.tell())
-        pcm_S = audio.to_int16(wave_S)
+      region = _opened(file, entry, pages)
+      for wave_S in decode.blocks(
+          region, settings['rate'], settings['max_hours'] * 3600, about):
+        tick(region.tell())
+        pcm_S = decode.to_int16(wave_S)
         first = pcm_S[0] if first is None else first
         constant = constant and bool((pcm_S == first).all())
         samples += len(pcm_S)
         spool.write(pcm_S.astype('<i2').tobytes())
     except ValueError as error:
-      if not file.failed:
-        return 0, str(error).removeprefix(f'{entry["file"]}: ')
+      if not getattr(region, 'failed', None):
+        return 0, str(error).removeprefix(f'{_label(region)}: ')
     except MemoryError:
       return 0, 'undecodable: asks for too much memory'
-    if file.failed:
-      return 0, f'unreadable: {file.failed}'
+    if getattr(region, 'failed', None):
+      return 0, f'unreadable: {region.failed}'
+  shortest = round(settings['min_seconds'] * settings['rate'])
   if not samples:
     return 0, 'empty'
+  if samples < shortest:
+    return 0, f'too short: {samples} samples, expected at least {shortest}'
   if constant:
     return 0, f'constant: every sample is {int(first)}'
   return samples, ''
 
 
-def _pieces(spool, samples, settings):
+def _opened(file: BinaryIO, entry: dict, pages: dict) -> Any:
+  """Returns a sound file within another; `pages` keeps what parquet read."""
+  if pages.get('path') != entry['path']:
+    pages.clear()
+    pages['path'] = entry['path']
+  return stored.opened(file, stored.Address(
+      entry['file'], entry['offset'], entry['size'], entry['inner']), pages)
+
+
+def _label(region: Any) -> str:
+  return decode.name(region)
+
+
+def _pieces(spool: BinaryIO, samples: int, settings: dict) -> Iterator:
   piece = round(settings['piece_seconds'] * settings['rate'])
   spool.seek(0)
   for start, stop in shards.cuts(samples, piece):
     yield start, np.frombuffer(spool.read(2 * (stop - start)), '<i2')
 
 
-def _refusal(entry, refused, tick):
+def _place(entry: dict, settings: dict, about: dict) -> dict:
+  """Returns where a file's records lie, as a manifest has it."""
+  shard = os.path.relpath(entry['path'], settings['audio'])
+  return {'shard': '' if shard == '.' else shard, 'position': entry['offset'],
+          'bytes': entry['size'], 'inner': (
+              stored.MEND if about['mended'] else entry['inner'])}
+
+
+def _reread(pieces: Iterator, entry: dict, place: dict, settings: dict,
+            pages: dict) -> Iterator:
+  """Yields pieces as training will read them, out of the file in place.
+
+  A piece that is resampled by itself, or decoded from its own beginning, may
+  differ in its last bits from one cut out of the whole.
+  """
+  with open(entry['path'], 'rb', buffering=0) as file:
+    for start, wave_S in pieces:
+      source = _opened(file, entry, pages)
+      if place['inner'] == stored.MEND:
+        source = stored.mended(source)
+      yield start, stored.piece(source, start, len(wave_S), 0, len(wave_S),
+                                settings['rate'])
+
+
+def _refusal(entry: dict, refused: str, tick: Tick, about: dict) -> dict:
   reason, _, detail = refused.partition(': ')
   sha256 = ''
   try:
-    if reason not in ('not a regular file', 'unreadable'):
+    if reason not in ('not a regular file', 'unreadable') and not entry[
+        'inner']:
       sha256 = shards.checksum(
           entry['path'], entry['offset'], entry['size'], tick)
   except OSError as error:
     detail = f'{detail} ({error.strerror})'
+  form = about.get('format') or entry['file'].rpartition('.')[2].lower()
   return {'file': entry['file'], 'reason': reason, 'detail': detail,
-          'sha256': sha256}
+          'sha256': sha256, 'format': form if len(form) < 12 else '',
+          'seconds': about.get('seconds', 0)}
 
 
-class _Region(io.RawIOBase):
-  """The bytes of one entry, read in place."""
-
-  def __init__(self, entry):
-    super().__init__()
-    self.name, self.failed = entry['file'], None
-    self._begin, self._size = entry['offset'], entry['size']
-    self._at = 0
-    self._file = open(entry['path'], 'rb')
-
-  def readable(self):
-    return True
-
-  def seekable(self):
-    return True
-
-  def seek(self, offset, whence=0):
-    base = (0, self._at, self._size)[whence]
-    self._at = max(0, base + offset)
-    return self._at
-
-  def tell(self):
-    return self._at
-
-  def readinto(self, buffer):
-    want = max(0, min(len(buffer), self._size - self._at))
-    try:
-      self._file.seek(self._begin + self._at)
-      got = self._file.readinto(memoryview(buffer)[:want])
-    # libsndfile cannot hear of it: the caller looks at `failed`.
-    except OSError as error:
-      self.failed = error.strerror
-      return 0
-    self._at += got
-    return got
-
-  def close(self):
-    self._file.close()
-    super().close()
-
-
-def _ticker(say):
+def _ticker(say: Say) -> Tick:
   """A function that says, at most once a second, how many bytes were read."""
   last = [time.monotonic()]
 
@@ -166,7 +189,7 @@ def _ticker(say):
   return tick
 
 
-def _main():
+def _main() -> None:
   # What libraries print must not mix with what is said here.
   out = os.fdopen(os.dup(1), 'w', encoding='utf-8')
   nothing = os.open(os.devnull, os.O_WRONLY)
@@ -175,8 +198,8 @@ def _main():
   if sys.platform == 'linux':
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     with open('/proc/self/statm', encoding='ascii') as file:
-      held = int(file.read().split()[5]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_DATA, (held + MEMORY, hard))
+      size = int(file.read().split()[5]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_DATA, (size + MEMORY, hard))
 
   def say(message):
     out.write(json.dumps(message) + '\n')

@@ -1,0 +1,237 @@
+"""Formats of chunks, and old ones with a size in their header.
+
+Sources: RIFF (Microsoft, 1991), EBU Tech 3306 (RF64), AIFF-C (Apple, 1991),
+Apple's CAF specification, Sony's Wave64, NIST SPHERE.
+"""
+
+import struct
+from typing import BinaryIO
+from typing import NamedTuple
+
+from audiorank.containers.views import check_rest
+from audiorank.containers.views import cut_off
+from audiorank.containers.views import MOST_CHUNKS
+from audiorank.containers.views import patched
+from audiorank.containers.views import read_at
+from audiorank.containers.views import refuse_second
+from audiorank.containers.views import Sound
+from audiorank.containers.views import UNKNOWN
+
+
+class _Data(NamedTuple):
+  """The chunk of samples.
+
+  begin: its first byte.  size: bytes as its header has them, -1 for unknown.
+  at: where that number stands.
+  """
+  begin: int
+  size: int
+  at: int
+
+
+def _chunks(file: BinaryIO, at: int, end: int, order: str):
+  """Yields (name, begin, size, where the size stands) of RIFF or IFF chunks."""
+  for _ in range(MOST_CHUNKS):
+    head = read_at(file, at, 8)
+    if len(head) < 8 or at >= end:
+      return
+    size, = struct.unpack(f'{order}I', head[4:])
+    yield head[:4], at + 8, size, at + 4
+    at += 8 + size + size % 2
+
+
+def riff(file: BinaryIO, begin: int, size: int) -> Sound:
+  head = read_at(file, begin, 12)
+  order = '>' if head[:4] == b'RIFX' else '<'
+  wide = None  # Of RF64: the 64-bit size of the data.
+  for name, at, length, place in _chunks(file, begin + 12, size, order):
+    if name == b'ds64' and length >= 16:
+      wide, = struct.unpack(f'{order}Q', read_at(file, at + 8, 8))
+    if name == b'data':
+      if length == 0xFFFFFFFF and wide is not None:
+        length = wide
+      return _samples(file, 'wav', begin, size, _Data(at, length, place),
+                      order, 4)
+  raise ValueError('cut off: no chunk of samples in it')
+
+
+def iff(file: BinaryIO, begin: int, size: int) -> Sound:
+  kind = read_at(file, begin + 8, 4)
+  form, sample = (('aiff', b'SSND') if kind[:3] == b'AIF' else ('svx', b'BODY'))
+  frames, frames_at, width = None, 0, 0
+  found = None
+  for name, at, length, place in _chunks(file, begin + 12, size, '>'):
+    if name == b'COMM' and length >= 18:
+      channels, frames, bits = struct.unpack('>hIh', read_at(file, at, 8))
+      frames_at, width = at + 2, max(channels, 1) * ((bits + 7) // 8)
+    if name == sample:
+      found = _Data(at, length, place)
+      break
+  if found is None:
+    if frames == 0:
+      return Sound(form)
+    raise ValueError('cut off: no chunk of samples in it')
+  sound = _samples(file, form, begin, size, found, '>', 4)
+  if sound.file is not None and frames is not None and not (
+      0 < frames < UNKNOWN) and width:
+    # The count of frames stands in a chunk of its own.
+    count = (size - found.begin - 8) // width
+    sound = sound._replace(file=patched(file, begin, size, {
+        frames_at: struct.pack('>I', count),
+        found.at: struct.pack('>I', size - found.begin)}))
+  return sound
+
+
+def _samples(file: BinaryIO, form: str, begin: int, size: int, data: _Data,
+             order: str, width: int) -> Sound:
+  """Compares the promised end of the samples with the end of the file."""
+  have = size - data.begin
+  unknown = data.size < 0 or (UNKNOWN <= data.size <= 0xFFFFFFFF
+                              and data.size > have)
+  if data.size == 0 and have > 0 and not _is_chunk(
+      file, data.begin, size, order):
+    unknown = True
+  if unknown:
+    code = f'{order}{"I" if width == 4 else "Q"}'
+    length = min(have, 0xFFFFFFFE) if width == 4 else have
+    return Sound(form, patched(
+        file, begin, size, {data.at: struct.pack(code, length)}))
+  if data.size > have:
+    raise cut_off(have, data.size, 'bytes of samples are there')
+  _check_tail(file, data.begin + data.size, size, data.size, order)
+  return Sound(form)
+
+
+def _is_chunk(file: BinaryIO, at: int, size: int, order: str) -> bool:
+  head = read_at(file, at, 8)
+  if len(head) < 8 or not all(32 <= b < 127 for b in head[:4]):
+    return False
+  length, = struct.unpack(f'{order}I', head[4:])
+  return at + 8 + length <= size + 1
+
+
+def _check_tail(file: BinaryIO, at: int, size: int, samples: int,
+                order: str) -> None:
+  """Refuses a file with more sound after its end, other chunks aside."""
+  at += at % 2 if size - at > 8 and not _is_chunk(file, at, size, order) else 0
+  for _ in range(MOST_CHUNKS):
+    head = read_at(file, at, 8)
+    if head[:4] in (b'RIFF', b'RIFX', b'FORM', b'data', b'SSND', b'fLaC',
+                    b'OggS') and size - at > 64:
+      raise ValueError(f'several parts: another {head[:4].decode()} follows at '
+                       f'byte {at}')
+    if not _is_chunk(file, at, size, order):
+      break
+    length, = struct.unpack(f'{order}I', head[4:])
+    at += 8 + length + length % 2
+  check_rest(file, at, size, samples)
+
+
+def w64(file: BinaryIO, begin: int, size: int) -> Sound:
+  at = begin + 40
+  for _ in range(MOST_CHUNKS):
+    head = read_at(file, at, 24)
+    if len(head) < 24:
+      break
+    # Of a chunk, its header of 24 bytes included.
+    length, = struct.unpack('<q', head[16:])
+    if head[:4] == b'data':
+      if length <= 24 and size - at > 48:
+        return Sound('w64', patched(file, begin, size, {
+            at + 16: struct.pack('<q', size - at)}))
+      if length > size - at:
+        raise cut_off(size - at - 24, length - 24, 'bytes of samples are there')
+      whole, = struct.unpack('<q', read_at(file, begin + 16, 8))
+      check_rest(file, max(at + length, begin + whole), size, length)
+      return Sound('w64')
+    at += max(24, (length + 7) // 8 * 8)
+  raise ValueError('cut off: no chunk of samples in it')
+
+
+def caf(file: BinaryIO, begin: int, size: int) -> Sound:
+  at = begin + 8
+  for _ in range(MOST_CHUNKS):
+    head = read_at(file, at, 12)
+    if len(head) < 12:
+      break
+    length, = struct.unpack('>q', head[4:])
+    if head[:4] == b'data':
+      if length == -1:
+        return Sound('caf')
+      if length > size - at - 12:
+        raise cut_off(size - at - 12, length, 'bytes of samples are there')
+      refuse_second(file, at + 12 + length, size, b'caff\0\1\0\0', 'CAF file')
+      return Sound('caf')
+    at += 12 + max(length, 0)
+  raise ValueError('cut off: no chunk of samples in it')
+
+
+def au(file: BinaryIO, begin: int, size: int) -> Sound:
+  head = read_at(file, begin, 12)
+  if len(head) < 12:
+    raise cut_off(len(head), 24, 'bytes of its header')
+  offset, length = struct.unpack('>II', head[4:])
+  data = _Data(begin + offset, -1 if length == 0xFFFFFFFF else length,
+               begin + 8)
+  if data.size == -1:
+    return Sound('au')
+  if data.size == 0 and size > data.begin:
+    data = data._replace(size=-1)
+  if data.size > size - data.begin:
+    raise cut_off(max(size - data.begin, 0), data.size,
+               'bytes of samples are there')
+  if data.size >= 0:
+    check_rest(file, data.begin + data.size, size, data.size)
+    return Sound('au')
+  return Sound('au', patched(file, begin, size, {data.at: b'\xff' * 4}))
+
+
+def nist(file: BinaryIO, begin: int, size: int) -> Sound:
+  """NIST SPHERE: a header of text, 'name -i value' a line."""
+  lines = read_at(file, begin, 2**14).split(b'\n')
+  fields = {}
+  for line in lines[2:200]:
+    if line.startswith(b'end_head'):
+      break
+    words = line.split()
+    if len(words) == 3 and words[2].isdigit():
+      fields[words[0]] = int(words[2])
+  length = lines[1].strip() if len(lines) > 1 else b''
+  if not length.isdigit() or b'sample_count' not in fields:
+    return Sound('nist')
+  want = (fields[b'sample_count'] * fields.get(b'channel_count', 1)
+          * fields.get(b'sample_n_bytes', 2))
+  have = size - begin - int(length)
+  coding = next((line for line in lines if line.startswith(b'sample_coding')),
+                b'')
+  if b'shorten' not in coding and have < want:
+    raise cut_off(have, want, 'bytes of samples are there')
+  check_rest(file, size - have + want, size, want)
+  return Sound('nist')
+
+
+def voc(file: BinaryIO, begin: int, size: int) -> Sound:
+  offset, = struct.unpack('<H', read_at(file, begin + 20, 2).ljust(2, b'\0'))
+  at = begin + max(offset, 26)
+  for _ in range(MOST_CHUNKS):
+    head = read_at(file, at, 4)
+    if not head or head[0] == 0:
+      check_rest(file, at + 1, size, at - begin)
+      break
+    length = int.from_bytes(head[1:].ljust(3, b'\0'), 'little')
+    if at + 4 + length > size:
+      raise cut_off(size - at - 4, length, 'bytes of a block are there')
+    at += 4 + length
+  return Sound('voc')
+
+
+def avr(file: BinaryIO, begin: int, size: int) -> Sound:
+  head = read_at(file, begin, 128)
+  if len(head) == 128:
+    mono, bits = struct.unpack('>HH', head[12:16])
+    frames, = struct.unpack('>I', head[26:30])
+    want = frames * (2 if mono else 1) * ((bits + 7) // 8)
+    if want > size - begin - 128:
+      raise cut_off(size - begin - 128, want, 'bytes of samples are there')
+    check_rest(file, begin + 128 + want, size, want)
+  return Sound('avr')

@@ -1,0 +1,333 @@
+"""What records a corpus has: columns on disk, read where they are needed.
+
+A corpus of the paper's size has 33 million records. Their columns lie in a
+folder of binary files that are mapped into memory, so that opening it costs
+nothing, the processes of a machine share what they read, and a pass over a
+column needs no more memory than a block of it. A corpus without such a folder
+(written before there was one) gives the same Index from its manifest.csv.
+
+  index.json       counts, types, the checksum of the manifest that it is of
+  samples.bin ...  one little-endian column each
+  file.bin, file.ends.bin ...   texts, joined, and where each ends
+  keys/            hashes of the recordings' names, by purpose and seed
+
+Shapes: R records, G recordings (sources).
+"""
+
+import array
+from collections.abc import Iterator
+from collections.abc import Sequence
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from audiorank import files
+
+VERSION = 1
+COLUMNS = {'samples': '<i4', 'start': '<i8', 'shard': '<i4', 'position': '<i8',
+           'source': '<i4', 'category': '<i4'}
+TEXTS = ('file', 'inner', 'shards', 'sources', 'categories')
+ROWS = 2**20  # Of a block in a pass over a column.
+# From so many recordings on, hashes of their names are kept on disk.
+KEPT_KEYS = 200_000
+PURPOSES = ('split', 'subset', 'sample')
+
+
+class Texts(Sequence):
+  """A column of texts on disk, decoded one by one."""
+
+  def __init__(self, blob: np.ndarray, ends: np.ndarray):
+    self._blob, self._ends = blob, ends
+
+  def __len__(self) -> int:
+    return len(self._ends)
+
+  def __getitem__(self, index: int) -> str:
+    begin = int(self._ends[index - 1]) if index else 0
+    return bytes(self._blob[begin:int(self._ends[index])]).decode()
+
+  def blocks(self) -> Iterator[list[bytes]]:
+    """Yields the texts, encoded, some at a time."""
+    for begin in range(0, len(self), ROWS):
+      ends = self._ends[begin:begin + ROWS].tolist()
+      first = int(self._ends[begin - 1]) if begin else 0
+      blob = bytes(self._blob[first:ends[-1]])
+      yield [blob[a - first:b - first] for a, b in zip([first, *ends], ends)]
+
+
+class Listed(list):
+  """Texts in memory, with the interface of Texts."""
+
+  def blocks(self) -> Iterator[list[bytes]]:
+    """Yields the texts, encoded, some at a time."""
+    for begin in range(0, len(self), ROWS):
+      yield [text.encode() for text in self[begin:begin + ROWS]]
+
+
+class Index(NamedTuple):
+  """The columns of a corpus; arrays may be mapped from disk.
+
+  samples_R, start_R: length of a record, and its first sample in its file.
+  shard_R, position_R: which of `shards` holds it, and where: the number of a
+    record in an ArrayRecord file, else a byte.
+  bytes_R: bytes there; None in ArrayRecord files.
+  source_R, category_R: which of `sources` (sorted) and `categories`.
+  sha256_RB: of its samples, 32 bytes.
+  inner: see stored.Address; None in ArrayRecord files.
+  folder: of the index on disk, or None.
+  """
+  samples_R: np.ndarray
+  start_R: np.ndarray
+  shard_R: np.ndarray
+  position_R: np.ndarray
+  bytes_R: np.ndarray | None
+  source_R: np.ndarray
+  category_R: np.ndarray
+  sha256_RB: np.ndarray
+  file: Sequence[str]
+  inner: Sequence[str] | None
+  shards: Sequence[str]
+  sources: Sequence[str]
+  categories: Sequence[str]
+  folder: pathlib.Path | None
+
+
+def load(folder: pathlib.Path, sha256: str) -> Index | None:
+  """Returns the index in a folder, or None where there is none of this corpus.
+
+  Args:
+    folder: of the index.
+    sha256: of the manifest that it has to be of.
+
+  Raises:
+    ValueError: it is of this corpus, but damaged.
+  """
+  path = folder / 'index.json'
+  try:
+    about = json.loads(path.read_text(encoding='utf-8'))
+    if about['version'] != VERSION or about['sha256'] != sha256:
+      return None
+    sizes, rows = dict(about['sizes']), int(about['records'])
+  except FileNotFoundError:
+    return None
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f'{path}: not an index ({type(error).__name__} {error}); '
+                     'remove the folder, prepare writes it again') from error
+  for name, size in sizes.items():
+    file = folder / name
+    if not file.is_file() or file.stat().st_size != size:
+      raise ValueError(f'{file}: not the {size} bytes that {path.name} says; '
+                       'remove the folder, prepare writes it again')
+  column = lambda name, kind: _mapped(folder / f'{name}.bin', kind)
+  texts = lambda name: Texts(column(name, 'u1'), column(f'{name}.ends', '<i8'))
+  placed = 'inner.bin' in sizes
+  index = Index(
+      **{f'{n}_R': column(n, kind) for n, kind in COLUMNS.items()},
+      bytes_R=column('bytes', '<i8') if placed else None,
+      sha256_RB=column('sha256', 'u1').reshape(-1, 32),
+      file=texts('file'), inner=texts('inner') if placed else None,
+      shards=texts('shards'), sources=texts('sources'),
+      categories=Listed(texts('categories')), folder=folder)
+  if len(index.samples_R) != rows:
+    raise ValueError(f'{folder}: {len(index.samples_R)} records, {path.name} '
+                     f'says {rows}')
+  return index
+
+
+def _mapped(path: pathlib.Path, kind: str) -> np.ndarray:
+  if not path.stat().st_size:
+    return np.zeros(0, kind)
+  return np.memmap(path, kind, 'r')
+
+
+class Writer:
+  """Writes an index record by record; a context manager.
+
+  Nothing of it is found by `load` before `finish` has been called.
+  """
+
+  def __init__(self, folder: str | os.PathLike):
+    self.folder = pathlib.Path(folder)
+    self.sources = self._count = 0
+    self._numbers = {n: array.array({'<i4': 'i', '<i8': 'q'}[kind])
+                     for n, kind in COLUMNS.items()}
+    self._numbers['bytes'] = array.array('q')
+    self._texts = {name: bytearray() for name in ('file', 'inner', 'shards')}
+    self._ends = {name: array.array('q') for name in self._texts}
+    self._sizes = dict.fromkeys(self._texts, 0)
+    self._hashes, self._placed, self._shard = bytearray(), False, None
+    self._shards, self._codes, self._categories = 0, {}, {}
+    self._files: dict[str, Any] = {}
+
+  def __enter__(self) -> 'Writer':
+    self.folder.mkdir(exist_ok=True)
+    (self.folder / 'index.json').unlink(missing_ok=True)
+    return self
+
+  def __exit__(self, *error) -> None:
+    for file in self._files.values():
+      file.close()
+
+  def add(self, record: dict) -> None:
+    """Adds a record: a dictionary with the columns of the manifest."""
+    if record['shard'] != self._shard:
+      self._shard = record['shard']
+      self._text('shards', self._shard)
+      self._shards += 1
+    codes, categories = self._codes, self._categories
+    values = self._numbers
+    values['samples'].append(record['samples'])
+    values['start'].append(record['start'])
+    values['shard'].append(self._shards - 1)
+    values['position'].append(record['position'])
+    values['source'].append(codes.setdefault(record['source'], len(codes)))
+    values['category'].append(
+        categories.setdefault(record['category'], len(categories)))
+    self._hashes += bytes.fromhex(record['sha256'])
+    self._text('file', record['file'])
+    if 'inner' in record:
+      self._placed = True
+      values['bytes'].append(record['bytes'])
+      self._text('inner', record['inner'])
+    self._count += 1
+    if self._count % 2**16 == 0:
+      self._flush()
+
+  def _text(self, name: str, text: str) -> None:
+    data = text.encode()
+    self._texts[name] += data
+    self._sizes[name] += len(data)
+    self._ends[name].append(self._sizes[name])
+
+  def _flush(self) -> None:
+    for name, values in self._numbers.items():
+      self._write(name, values)
+      del values[:]
+    for name, blob in self._texts.items():
+      self._write(name, blob)
+      self._write(f'{name}.ends', self._ends[name])
+      del blob[:], self._ends[name][:]
+    self._write('sha256', self._hashes)
+    del self._hashes[:]
+
+  def _write(self, name: str, data: Any) -> None:
+    if name not in self._files:
+      self._files[name] = open(self.folder / f'{name}.bin', 'wb')
+    self._files[name].write(data)
+
+  def finish(self, sha256: str, rate: int) -> int:
+    """Completes the index.
+
+    Args:
+      sha256: of the manifest.
+      rate: samples per second.
+
+    Returns:
+      how many records are copies of another, sample by sample.
+    """
+    self._flush()
+    names = sorted(self._codes)
+    self.sources = len(names)
+    _save_texts(self.folder, 'sources', names)
+    _save_texts(self.folder, 'categories', list(self._categories))
+    for file in self._files.values():
+      file.flush()
+      os.fsync(file.fileno())
+      file.close()
+    _renumber(self.folder / 'source.bin', self._codes, names)
+    if not self._placed:
+      for name in ('bytes', 'inner', 'inner.ends'):
+        (self.folder / f'{name}.bin').unlink()
+    seal(self.folder, sha256, rate)
+    heads_R = _mapped(self.folder / 'sha256.bin', '<u8')[::4]
+    return self._count - len(np.unique(heads_R))
+
+
+def _renumber(path: pathlib.Path, codes: dict, names: list[str]) -> None:
+  """Replaces codes in the order of appearance by places among sorted names."""
+  place_G = np.empty(len(names), '<i4')
+  for place, name in enumerate(names):
+    place_G[codes[name]] = place
+  code_R = np.memmap(path, '<i4', 'r+') if codes else np.zeros(0, '<i4')
+  for begin in range(0, len(code_R), ROWS):
+    code_R[begin:begin + ROWS] = place_G[code_R[begin:begin + ROWS]]
+  if codes:
+    code_R.flush()
+
+
+def _save_texts(folder: pathlib.Path, name: str, texts: list[str]) -> None:
+  data = [text.encode() for text in texts]
+  (folder / f'{name}.bin').write_bytes(b''.join(data))
+  np.cumsum([len(d) for d in data], dtype='<i8').tofile(
+      folder / f'{name}.ends.bin')
+
+
+def seal(folder: pathlib.Path, sha256: str, rate: int) -> None:
+  """Writes index.json over the columns of a folder, and their hashes."""
+  samples_R = _mapped(folder / 'samples.bin', '<i4')
+  total = sum(int(samples_R[i:i + ROWS].sum(dtype=np.int64))
+              for i in range(0, len(samples_R), ROWS))
+  sizes = {p.name: p.stat().st_size for p in sorted(folder.glob('*.bin'))}
+  about = {'version': VERSION, 'records': len(samples_R), 'samples': total,
+           'rate': rate, 'sha256': sha256, 'sizes': sizes}
+  files.write_text(folder / 'index.json', json.dumps(about, indent=1))
+  index = load(folder, sha256)
+  if len(index.sources) >= KEPT_KEYS:
+    for purpose in PURPOSES:
+      keys(index, purpose, 0)
+
+
+def keys(index: Index, purpose: str, seed: int) -> np.ndarray:
+  """Returns keys_G, uint64: what orders the recordings for a purpose.
+
+  The first eight bytes of the SHA-256 of 'purpose:seed:name'. Of many
+  recordings they are kept beside the index, or in the user's cache.
+
+  Args:
+    index: an Index.
+    purpose: what the order is for.
+    seed: of the order.
+  """
+  if len(index.sources) < KEPT_KEYS or index.folder is None:
+    return _hashed(index.sources, f'{purpose}:{seed}:')
+  name = f'{purpose}-{seed}.bin'
+  size = 8 * len(index.sources)
+  folders = [index.folder / 'keys', _cache(index.folder)]
+  for folder in folders:
+    path = folder / name
+    if path.is_file() and path.stat().st_size == size:
+      return np.memmap(path, '<u8', 'r')
+  keys_G = _hashed(index.sources, f'{purpose}:{seed}:')
+  for folder in folders:
+    try:
+      with files.replacing(folder / name, sync=False) as part:
+        keys_G.tofile(part)
+      break
+    except OSError:
+      continue  # A corpus may lie where only its owner writes.
+  return keys_G
+
+
+def _cache(folder: pathlib.Path) -> pathlib.Path:
+  about = (folder / 'index.json').read_bytes()
+  return (files.cache_folder('index')
+          / hashlib.sha256(about).hexdigest()[:16])
+
+
+def _hashed(texts: Any, prefix: str) -> np.ndarray:
+  """Returns the first 8 bytes of the SHA-256 of every text, as numbers."""
+  begun = hashlib.sha256(prefix.encode())
+  parts = []
+  for block in texts.blocks():
+    digests = []
+    for text in block:
+      digest = begun.copy()
+      digest.update(text)
+      digests.append(digest.digest()[:8])
+    parts.append(np.frombuffer(b''.join(digests), '>u8').astype(np.uint64))
+  return np.concatenate(parts) if parts else np.zeros(0, np.uint64)

@@ -1,0 +1,162 @@
+"""Samples of a record out of whatever holds it: a sound file, tar, parquet.
+
+A record is a piece of a sound file: from sample `begin` of it, at the rate of
+the corpus. What is read for a crop of it does not depend on the crop: formats
+that seek exactly (FLAC, WAV, ...) are read from the crop on; those whose
+decoders need what came before (Opus, Vorbis, MP3) from the record's beginning;
+and what has to be resampled is, record by record, always as a whole.
+
+Shapes: C channels, S samples.
+"""
+
+import io
+import math
+from typing import Any
+from typing import BinaryIO
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+
+from audiorank import containers
+from audiorank import decode
+from audiorank.data import parquet
+
+# Beside what is resampled, at its own rate: longer than soxr's filter.
+MARGIN = 8192
+MEND = 'mend'  # Of an address: the file needs a header of containers.inspect.
+
+
+class Address(NamedTuple):
+  """Where a sound file lies.
+
+  path: of the file or archive.  offset, size: of its bytes there; a size of
+    0 is all there are.  inner: '', MEND, or a place in parquet.
+  """
+  path: str
+  offset: int
+  size: int
+  inner: str
+
+
+class Region(io.RawIOBase):
+  """Some bytes of a file, read in place, as a file of their own."""
+
+  def __init__(self, file: BinaryIO, name: str, begin: int, size: int):
+    super().__init__()
+    self.name, self.failed = name, None
+    self._file, self._begin, self._size, self._at = file, begin, size, 0
+
+  def readable(self) -> bool:
+    return True
+
+  def seekable(self) -> bool:
+    return True
+
+  def seek(self, offset: int, whence: int = 0) -> int:
+    self._at = max(0, (0, self._at, self._size)[whence] + offset)
+    return self._at
+
+  def tell(self) -> int:
+    return self._at
+
+  def readinto(self, buffer) -> int:
+    want = max(0, min(len(buffer), self._size - self._at))
+    try:
+      self._file.seek(self._begin + self._at)
+      count = self._file.readinto(memoryview(buffer)[:want])
+    # libsndfile cannot hear of it: the caller looks at `failed`.
+    except OSError as error:
+      self.failed = error.strerror
+      return 0
+    self._at += count
+    return count
+
+
+def opened(file: BinaryIO, address: Address, last: dict) -> Any:
+  """Returns a sound file within an open one, as a file.
+
+  Args:
+    file: the file of address.path, unbuffered.
+    address: which bytes of it.
+    last: a dictionary of this file's, empty at first; see parquet.read.
+
+  Raises:
+    ValueError: there is none.
+  """
+  if ':' in address.inner:
+    data = parquet.read(file, parquet.place(address.offset, address.inner),
+                        last)
+    if data is None:
+      raise ValueError('unreadable: no bytes in this row')
+    return io.BytesIO(data)
+  size = address.size or file.seek(0, io.SEEK_END) - address.offset
+  return Region(file, address.path, address.offset, size)
+
+
+def piece(source: Any, begin: int, length: int, start: int, samples: int,
+          rate: int) -> np.ndarray:
+  """Returns samples of a record, wave_S int16.
+
+  Args:
+    source: a sound file, open, or its path as bytes.
+    begin: first sample of the record in it, at `rate`.
+    length: samples of the record.
+    start: first sample wanted, in the record.
+    samples: how many at the most.
+    rate: samples per second.
+
+  Raises:
+    ValueError: it cannot be decoded.
+  """
+  samples = min(samples, length - start)
+  try:
+    with soundfile.SoundFile(source) as file:
+      if file.samplerate != rate:
+        wave_S = _resampled(file, begin, length, rate)[start:start + samples]
+      elif file.format in decode.LOSSY:
+        file.seek(begin)
+        wave_S = _mono(file, start + samples)[start:]
+      else:
+        file.seek(begin + start)
+        wave_S = _mono(file, samples)
+  except (RuntimeError, TypeError) as error:
+    why = getattr(error, 'error_string', str(error)).strip().rstrip('.')
+    raise ValueError(f'undecodable: {why}') from error
+  if len(wave_S) < samples:
+    raise ValueError(f'cut off: {len(wave_S)} of {samples} samples from '
+                     f'{begin + start}')
+  return wave_S
+
+
+def _mono(file: soundfile.SoundFile, frames: int) -> np.ndarray:
+  """Returns the next samples, int16, rounded as `prepare` does."""
+  if file.channels == 1 and file.subtype == 'PCM_16':
+    return file.read(frames, dtype='int16')
+  wave_SC = file.read(frames, dtype='float32', always_2d=True)
+  return decode.to_int16(np.clip(wave_SC.mean(1), -1, 1))
+
+
+def _resampled(file: soundfile.SoundFile, begin: int, length: int,
+               rate: int) -> np.ndarray:
+  """Returns a record that is stored at another rate, int16."""
+  # A window that begins where a sample of either rate does.
+  step = math.gcd(file.samplerate, rate)
+  own, ours = file.samplerate // step, rate // step
+  first = max(0, begin // ours - MARGIN // own - 1)
+  last = -(-(begin + length) // ours) + MARGIN // own + 1
+  file.seek(min(first * own, max(file.frames, 0)))
+  wave_SC = file.read((last - first) * own, dtype='float32', always_2d=True)
+  wave_S = soxr.resample(wave_SC.mean(1), file.samplerate, rate, quality='HQ')
+  inner = begin - first * ours
+  return decode.to_int16(np.clip(wave_S[inner:inner + length], -1, 1))
+
+
+def mended(source: Any) -> Any:
+  """Returns a sound file as libsndfile can read it whole."""
+  sound = containers.inspect(source)
+  if sound.file is not None:
+    return sound.file
+  source.seek(0)
+  return source

@@ -1,0 +1,186 @@
+"""Sound files to waves: decoded, averaged to one channel, resampled, checked.
+
+Without jax, so that the processes that prepare a corpus start quickly;
+`audio` offers the same names.
+
+Shapes: C channels, S samples.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import io
+import os
+import stat
+from typing import Any
+from typing import BinaryIO
+
+from etils import epath
+import numpy as np
+import soundfile
+import soxr
+
+from audiorank import containers
+
+# Frames times channels decoded at a time: bounds the memory of `blocks`.
+BLOCK = 2**18
+# A float file may overshoot full scale a little (codecs, mastering); one that
+# reaches beyond this was written in another unit, and no scale is known.
+PEAK = 4.0
+# Below this nothing is left to hear, and a header of 1 Hz makes hours of a
+# second.
+LOWEST_RATE = 1000
+# What a decoder of these gives depends on where it began.
+LOSSY = frozenset(('OGG', 'MP3', 'MPEG'))
+
+
+def read(path: Any, rate: int = 16000) -> np.ndarray:
+  """Reads a sound file as one mono wave.
+
+  Channels are averaged; other rates go through soxr's HQ resampler; what
+  overshoots full scale is clipped.
+
+  Args:
+    path: a path (local, or a URL that etils.epath opens), an open binary file
+      object, or the file's bytes.
+    rate: samples per second wanted.
+
+  Returns:
+    wave_S: float32 in [-1, 1].
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: the file cannot be decoded, is cut off or of several parts,
+      has no samples or an absurd rate, holds NaN or Inf, or exceeds `PEAK`
+      times full scale; the message begins with its name.
+  """
+  parts = list(blocks(path, rate))
+  wave_S = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+  if not wave_S.size:
+    raise ValueError(f'{name(path)}: empty: no samples')
+  return wave_S
+
+
+def blocks(path: Any, rate: int = 16000, max_seconds: float = float('inf'),
+           about: dict | None = None) -> Iterator[np.ndarray]:
+  """Yields a file's mono wave in pieces whose concatenation `read` returns.
+
+  Memory stays bounded whatever the length. Arguments and errors are those of
+  `read`, except that a file without samples yields nothing, and one longer
+  than `max_seconds` raises ValueError when they have been decoded: what headers
+  say of the length is not believed. After the name, each message gives the
+  reason up to its next colon: not a regular file, undecodable, cut off,
+  several parts, absurd rate, non-finite, wrong magnitude, too long.
+
+  Args:
+    path, rate: as for `read`.
+    max_seconds: longest sound that is read.
+    about: a dictionary that is given 'format', the format found; 'seconds',
+      how much has been decoded so far; 'rate', the file's own; 'lossy', whether
+      what a decoder gives depends on where it begins; 'mended', whether the
+      file was given another header to be read whole.
+  """
+  label = name(path)
+  about = {} if about is None else about
+  with contextlib.ExitStack() as stack:
+    source, file = _opened(path, label, stack)
+    try:
+      sound = containers.inspect(file)
+    except ValueError as error:
+      raise ValueError(f'{label}: {error}') from error
+    about['format'] = sound.form
+    if sound.file is not None:
+      source = sound.file
+    elif source is file:
+      file.seek(0)
+    try:
+      decoder = stack.enter_context(soundfile.SoundFile(source))
+    except (RuntimeError, TypeError) as error:
+      raise _undecodable(label, error) from error
+    about.update(
+        format=sound.form or decoder.format.lower(), rate=decoder.samplerate,
+        lossy=decoder.format in LOSSY, mended=sound.file is not None)
+    yield from _decode(decoder, label, rate, max_seconds, sound, about)
+
+
+def _opened(path: Any, label: str, stack: contextlib.ExitStack) -> tuple[
+    Any, BinaryIO]:
+  """Returns what libsndfile is to open, and the same as an open file."""
+  if isinstance(path, (bytes, bytearray, memoryview)):
+    file = io.BytesIO(path)
+    return file, file
+  if hasattr(path, 'read'):
+    return path, path
+  path = os.fspath(path)
+  if '://' in path:
+    file = io.BytesIO(epath.Path(path).read_bytes())
+    return file, file
+  if not os.path.exists(path):
+    raise FileNotFoundError(f'{label}: no such file')
+  # Opening a pipe would wait for somebody to write to it.
+  if not stat.S_ISREG(os.stat(path).st_mode):
+    raise ValueError(f'{label}: not a regular file')
+  return os.fsencode(path), stack.enter_context(open(path, 'rb'))
+
+
+def _decode(file, label, rate, max_seconds, sound, about):
+  if file.samplerate < LOWEST_RATE:
+    raise ValueError(f'{label}: absurd rate: {file.samplerate} Hz, expected at '
+                     f'least {LOWEST_RATE}')
+  resampler = None
+  if file.samplerate != rate:
+    resampler = soxr.ResampleStream(
+        file.samplerate, rate, 1, dtype='float32', quality='HQ')
+  frames = max(1, BLOCK // max(file.channels, -(-rate // file.samplerate)))
+  done = 0
+  while True:
+    try:
+      block_SC = file.read(frames, dtype='float32', always_2d=True)
+    except RuntimeError as error:
+      if sound.torn:
+        raise ValueError(f'{label}: cut off: the decoder stops behind '
+                         f'{done / file.samplerate:.3f} s') from error
+      raise _undecodable(label, error) from error
+    if not np.isfinite(block_SC).all():
+      raise ValueError(f'{label}: non-finite: NaN or Inf near sample {done}')
+    peak = np.abs(block_SC).max(initial=0)
+    if peak > PEAK:
+      raise ValueError(f'{label}: wrong magnitude: a peak of {peak:.3g} near '
+                       f'sample {done}, full scale is 1')
+    done += len(block_SC)
+    about['seconds'] = done / file.samplerate
+    if done > max_seconds * file.samplerate:
+      raise ValueError(f'{label}: too long: more than {max_seconds:g} s')
+    last = len(block_SC) < frames
+    if last:
+      try:
+        containers.check(sound, done, file.frames, file.samplerate)
+      except ValueError as error:
+        raise ValueError(f'{label}: {error}') from error
+    wave_S = block_SC.mean(1)
+    if resampler is not None and done:
+      wave_S = resampler.resample_chunk(wave_S, last=last)
+    if wave_S.size:
+      yield np.clip(wave_S, -1, 1)
+    if last:
+      return
+
+
+def _undecodable(label, error):
+  # The error's own text would name the file object, with its address.
+  why = getattr(error, 'error_string', str(error)).strip().rstrip('.')
+  return ValueError(f'{label}: undecodable: {why}')
+
+
+def name(path: Any) -> str:
+  """What to call an input of `read` in a message."""
+  if isinstance(path, (bytes, bytearray, memoryview)):
+    return f'<{len(path)} bytes>'
+  if hasattr(path, 'read'):
+    return str(getattr(path, 'name', '<file object>'))
+  return str(path)
+
+
+def to_int16(wave_S: np.ndarray) -> np.ndarray:
+  """Rounds a float wave in [-1, 1] to int16; 16-bit sources come back exact."""
+  return np.clip(np.rint(wave_S * np.float32(32768)), -32768, 32767).astype(
+      np.int16)

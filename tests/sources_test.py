@@ -1,0 +1,123 @@
+"""Which recording a clip is of: tables as people have them, and patterns."""
+
+
+import pytest
+
+from audiorank.prepare import listing
+from audiorank.prepare import sources
+from audiorank.prepare import summary
+
+FILES = [f'clips/c{i}.wav' for i in range(6)]
+RECORDINGS = {f: f'rec{i // 3}' for i, f in enumerate(FILES)}
+
+
+def rows(prefix='clips/', sep=',', files=range(6), end='\n'):
+  return ''.join(f'{prefix}c{i}.wav{sep}rec{i // 3}{end}' for i in files)
+
+
+def matched(tmp_path, data, files=FILES, **how):
+  path = tmp_path / 'manifest.csv'
+  path.write_bytes(data if isinstance(data, bytes) else data.encode())
+  found, counts = sources.match(sources.read(path, **how), files, '/data/set')
+  return {f: row.source for f, row in found.items()}, counts
+
+
+@pytest.mark.parametrize('text', [
+    'file,source\n' + rows(),
+    'source,file\n' + ''.join(f'rec{i // 3},clips/c{i}.wav\n'
+                              for i in range(6)),
+    ('file,source\n' + rows()).encode('utf-8-sig'),
+    ('file;source\n' + rows(sep=';')).encode('utf-16'),
+    'file,source\r\n' + rows(end='\r\n'),
+    'file,source\r' + rows(end='\r'),
+    'sep=;\nfile;source\n' + rows(sep=';'),
+    'file\tsource\n' + rows(sep='\t'),
+    'file, source\n' + rows(sep=', '),
+    ' File , Source \n' + rows(),
+    'path,recording\n' + rows(),
+    '"file","source"\n' + ''.join(f'"clips/c{i}.wav","rec{i // 3}"\n'
+                                  for i in range(6)),
+    ',file,source\n' + ''.join(f'{i},clips/c{i}.wav,rec{i // 3}\n'
+                               for i in range(6)),
+    'file,source\n' + rows('./clips/'), 'file,source\n' + rows('clips\\'),
+    'file,source\n' + rows('.\\clips\\'), 'file,source\n' + rows(''),
+    'file,source\n' + rows('/data/set/clips/'),
+    'file,source\n' + rows('/home/me/set/clips/'),
+    'file,source\n' + rows().replace('.wav', ''),
+    'file,source\n' + rows().replace('rec0', 'rec0 + 7')])
+def test_any_writer_of_tables_is_understood(tmp_path, text):
+  found, counts = matched(tmp_path, text)
+  want = RECORDINGS
+  assert {f: sources.recording(s) for f, s in found.items()} == want
+  assert counts['unmatched'] == counts['ambiguous'] == 0
+
+
+def test_members_of_archives_are_meant_by_their_own_names(tmp_path):
+  files = [f'deep/all.tar/{f}' for f in FILES]
+  for prefix in ('clips/', './clips/', '', 'all.tar/clips/',
+                 'deep/all.tar/clips/'):
+    found, _ = matched(tmp_path, 'file,source\n' + rows(prefix), files)
+    assert list(found.values()) == list(RECORDINGS.values())
+
+
+def test_what_matches_only_in_part_is_counted(tmp_path):
+  text = 'file,source\n' + rows(files=range(2)) + 'gone.wav,rec9\nc5.wav,rec1\n'
+  found, counts = matched(tmp_path, text, FILES + ['other/c5.wav'])
+  assert len(found) == 2
+  assert counts == {'rows': 4, 'unmatched': 1, 'ambiguous': 1,
+                    'example': 'gone.wav'}
+
+
+def test_names_in_other_scripts_and_in_another_normal_form(tmp_path):
+  files = ['e\u0301t\u00e9/\u97f3.wav']  # As one file system has it.
+  found, _ = matched(tmp_path, 'file,source\n\u00e9te\u0301/\u97f3.wav,x\n',
+                     files)
+  assert found == {files[0]: 'x'}
+  found, _ = matched(tmp_path, 'file;source\nh\xe9.wav;B\xe4r\n'.encode(
+      'cp1252'), ['h\xe9.wav'])
+  assert found == {'h\xe9.wav': 'B\xe4r'}
+
+
+def test_tables_that_are_none(tmp_path):
+  for text, note in (('name;speaker\na;b\n', 'found name, speaker'),
+                     ('', 'found none')):
+    path = tmp_path / 'manifest.csv'
+    path.write_text(text)
+    table = sources.read(path)
+    assert table.rows == [] and note in table.note
+  path.write_bytes(b'file,source\n\0\0')
+  with pytest.raises(ValueError, match='manifest.csv: unreadable'):
+    sources.read(path)
+  path.write_text('path\tclient_id\nx.mp3\t1\n')
+  assert sources.read(path, source_column='client_id').rows == [
+      sources.Row('x.mp3', '1', '')]
+  with pytest.raises(ValueError, match="no column 'speaker': it has path, cl"):
+    sources.read(path, source_column='speaker')
+
+
+def test_a_pattern_finds_the_recording_in_the_name():
+  files = ['a/19-198-0001.flac', 'a/19-198-0002.flac', 'a/27-1-0.flac', 'x.wav']
+  found, missed = sources.of_pattern(r'(\d+)-(\d+)-\d+', files)
+  assert found == {files[0]: '19/198', files[1]: '19/198', files[2]: '27/1'}
+  assert missed == 1
+  with pytest.raises(ValueError, match='not a regular expression'):
+    sources.of_pattern('(', files)
+
+
+def test_rows_may_give_a_category_too():
+  entry = listing.Entry('a/b.wav', '', 0, 1, 'a/b.wav', 'a', '')
+  [out] = listing.with_sources([entry], {
+      'a/b.wav': sources.Row('a/b.wav', 's', 'birds')})
+  assert (out.source, out.category) == ('s', 'birds')
+
+
+@pytest.mark.parametrize('about,text', [
+    ({}, 'no manifest.csv; every file counts as a recording of its own'),
+    ({'table': 'm.csv', 'note': '', 'rows': 6, 'unmatched': 6, 'ambiguous': 0,
+      'files': 0, 'example': 'c.wav'},
+     "m.csv: 0 of 6 rows name a file (6 name none, 0 more than one; such as "
+     "'c.wav')"),
+    ({'pattern': 'x', 'files': 3, 'unmatched': 1},
+     "3 files by the pattern 'x', 1 do not fit it")])
+def test_the_summary_says_what_was_assumed(about, text):
+  assert text in summary._sources(about)
