@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from audiorank import config as config_lib
 from audiorank.decode import BLOCK as BLOCK
 from audiorank.decode import blocks as blocks
 from audiorank.decode import name as name
@@ -16,7 +17,7 @@ from audiorank.decode import read as read
 from audiorank.decode import to_int16 as to_int16
 
 N_FFT = 512  # Samples of a window, 32 ms at 16 kHz.
-HOP = 160  # Samples between frames, 10 ms.
+HOP = config_lib.HOP  # Samples between frames, 10 ms.
 TOP_DB = 120.  # Range of a log-mel below its loudest value.
 FRONTS = ('log_mel', 'pixels')  # What `front` can make of a wave.
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from audiorank import config as config_lib
 from audiorank import files
-from audiorank.records import run as run_files
 
 # Objectives that start from one and the same encoder. Any other may
 # initialise it in its own way: such a run keeps its objective and decoder.
@@ -44,13 +44,13 @@ def untrained(config: Any) -> config_dict.FrozenConfigDict:
   Args:
     config: of a run: a config, or its JSON tree.
   """
-  tree = run_files.complete(run_files.plain(config))
+  tree = config_lib.complete(config_lib.plain(config))
   if tree['objective'] in ONE_ENCODER:
     tree['objective'] = 'mae'
     tree['model']['decoder'].update(DECODER)
     tree['mask'].update(MASK)
     for part in OBJECTIVE_PARTS:
-      tree[part] = dict(run_files.LATER[part])
+      tree[part] = dict(config_lib.LATER[part])
     # As many frames as the network has positions for.
     tree['data']['crop_seconds'] = round(
         (tree['model']['target_frames'] - 1) * .01, 2)
@@ -60,12 +60,12 @@ def untrained(config: Any) -> config_dict.FrozenConfigDict:
   tree['opt'].update(OPT)
   tree['data'].update(DATA)
   tree['monitor'].update(MONITOR)
-  return run_files.frozen(tree)
+  return config_lib.frozen(tree)
 
 
 def untrained_id(config: Any) -> str:
   """Returns the run id of a run's untrained baseline."""
-  return run_files.run_id(untrained(config))
+  return config_lib.run_id(untrained(config))
 
 
 def training(config: Any) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def training(config: Any) -> dict[str, Any]:
   Args:
     config: of a run: a config, or its JSON tree.
   """
-  tree = run_files.identity(config)
+  tree = config_lib.identity(config)
   for part in OBJECTIVE_PARTS:
     if part != tree['objective']:
       tree.pop(part, None)

@@ -21,24 +21,15 @@ import numpy as np
 import optax
 
 from audiorank import audio
+from audiorank import config as config_lib
 from audiorank import embed
 from audiorank import objectives
 from audiorank import records
 from audiorank import sharding
 
-RATE = 16_000
+# Of every run, trained or not: they live in config.py.
+crop_samples, patches = config_lib.crop_samples, config_lib.patches
 SHAPES = 32  # Shapes whose programs are kept; the oldest go first.
-
-
-def crop_samples(seconds):
-  """Returns the samples of a crop."""
-  return int(round(seconds * RATE))
-
-
-def patches(config):
-  """Returns the patches of a training crop."""
-  frames = 1 + crop_samples(config.data.crop_seconds) // audio.HOP
-  return frames // config.model.patch_frames
 
 
 def flops(config):

@@ -15,24 +15,22 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from audiorank import audio
 from audiorank import baselines
 from audiorank import checkpoint
 from audiorank import checksums
 from audiorank import compute
+from audiorank import config as config_lib
 from audiorank import curve
 from audiorank import data
 from audiorank import gauges
-from audiorank import masking
 from audiorank import model
 from audiorank import monitor
-from audiorank import objectives
 from audiorank import program
 from audiorank import progress
 from audiorank import records
 from audiorank import sampling
 from audiorank import sharding
-from audiorank import trackers
+from audiorank import validate
 
 
 class Preempted(Exception):
@@ -44,79 +42,29 @@ Diverged = curve.Diverged
 
 def check(config, on):
   """Raises ValueError for a config that cannot run, naming the field."""
-  m, k = config.model, config.mask
-  sharding.check_batch(config.train.batch, on)
-  sharding.check_batch(config.monitor.batch, on, 'monitor.batch')
-  L = program.patches(config)
-  fields = {'model': m, 'model.decoder': m.decoder}
-  for field, part in fields.items():
-    if part.width % part.heads:
-      raise ValueError(f'{field}.width {part.width} is not a multiple of '
-                       f'{field}.heads {part.heads}')
-  if m.front not in audio.FRONTS:
-    raise ValueError(f'model.front {m.front!r}: expected one of '
-                     f'{", ".join(audio.FRONTS)}')
-  most = {'log_mel': 64, 'pixels': audio.HOP}[m.front]
-  if m.mels > most:
-    raise ValueError(f'model.mels {m.mels}: model.front {m.front} gives at '
-                     f'most {most} rows')
-  if L > model.positions(m):
-    raise ValueError(
-        f'data.crop_seconds {config.data.crop_seconds} is {L} patches, but '
-        f'model.target_frames {m.target_frames} gives '
-        f'{model.positions(m)} positions')
-  if L % k.group:
-    raise ValueError(f'data.crop_seconds {config.data.crop_seconds} is {L} '
-                     f'patches, not a multiple of mask.group {k.group}')
-  if not 0 < masking.kept(L, k.ratio) < L:
-    raise ValueError(f'mask.ratio {k.ratio} keeps {masking.kept(L, k.ratio)} '
-                     f'of {L} patches: expected some kept and some removed')
-  if config.train.steps and config.opt.warmup >= config.train.steps:
-    raise ValueError(f'opt.warmup {config.opt.warmup}: expected less than '
-                     f'train.steps {config.train.steps}')
-  for field, value in (('checkpoint.every', config.checkpoint.every),
-                       ('checkpoint.keep', config.checkpoint.keep),
-                       ('train.log_every', config.train.log_every),
-                       ('train.call', config.train.call),
-                       ('monitor.first', config.monitor.first)):
-    if value < 1:
-      raise ValueError(f'{field} {value}: expected at least 1')
-  for field, value in (('seed', config.seed), ('data.seed', config.data.seed)):
-    if not 0 <= value < 2 ** 32:
-      raise ValueError(f'{field} {value}: expected 0 to 2^32 - 1')
-  if config.monitor.readings < 2:
-    raise ValueError(f'monitor.readings {config.monitor.readings}: expected '
-                     'at least 2, the untrained one and the last')
-  if config.monitor.valid_clips % config.train.batch:
-    raise ValueError(
-        f'monitor.valid_clips {config.monitor.valid_clips}: expected a '
-        f'multiple of train.batch {config.train.batch}, or 0')
-  objectives.check(config, L)
-  monitor.layers(config)
-  sampling.names(config)
-  trackers.names(config)
+  validate.fields(config, on.size)
 
 
 def prepare_data(config):
   """Returns (training subset, monitor sample, valid sample) of a config."""
   parts, r = sampling.parts(config), config.monitor
   sample = data.sample(
-      parts.usable, r.clips, program.crop_samples(r.crop_seconds), r.seed)
+      parts.usable, r.clips, config_lib.crop_samples(r.crop_seconds), r.seed)
   valid_NS = np.zeros((0, 1), np.int16)
   if r.valid_clips and len(parts.valid):
     valid_NS, _ = data.sample(
         parts.valid, r.valid_clips,
-        program.crop_samples(config.data.crop_seconds), r.seed)
+        config_lib.crop_samples(config.data.crop_seconds), r.seed)
   return parts.subset, sample, valid_NS
 
 
 def described(config, subset, shapes):
   """Returns what a run is in numbers: sizes, hours, FLOPs by our own count."""
   c = config.model
-  L = program.patches(config)
-  K = masking.kept(L, config.mask.ratio)
+  L = config_lib.patches(config)
+  K = config_lib.visible(config)
   return {
-      'size': model.name(c), 'patches': L, 'kept': K,
+      'size': config_lib.size_name(c.width, c.depth), 'patches': L, 'kept': K,
       'parameters': compute.sizes(shapes.params),
       'flops_per_clip': program.flops(config),
       'hours': subset.hours, 'records': len(subset),
@@ -172,7 +120,7 @@ def run(workdir, config, stop=lambda step: False, tell=lambda *_, **__: None):
     if step < steps:
       stream = data.stream(
           subset, batch=config.train.batch,
-          samples=program.crop_samples(config.data.crop_seconds),
+          samples=config_lib.crop_samples(config.data.crop_seconds),
           seed=config.data.seed, first_step=step,
           process_index=jax.process_index(),
           process_count=jax.process_count(), threads=config.data.threads,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiorank import audio
+from audiorank import config as config_lib
 from audiorank import embed
 from audiorank import masking
 from audiorank import model
@@ -112,7 +113,7 @@ def fields(config, params, before, wave_NS, views=10, seed=0, batch=64,
   Source: Thilak et al., arXiv 2312.04000 (LiDAR); Wei et al., arXiv
   2401.17139 (Diff-eRank); see rankme.lidar and rankme.diff_erank.
   """
-  samples = min(program.crop_samples(config.data.crop_seconds),
+  samples = min(config_lib.crop_samples(config.data.crop_seconds),
                 wave_NS.shape[1] * 3 // 4)
   group = config.mask.group * config.model.patch_frames * audio.HOP
   samples = samples // group * group
@@ -121,6 +122,7 @@ def fields(config, params, before, wave_NS, views=10, seed=0, batch=64,
   rank = [rankme.token_rank(embed.timestamps(config, p, few_NS)[0])
           for p in (before, params)]
   return {'lidar': rankme.lidar(z_NVD), 'lidar_views': views,
-          'lidar_seconds': samples / program.RATE, 'lidar_clips': len(wave_NS),
+          'lidar_seconds': samples / config_lib.RATE,
+          'lidar_clips': len(wave_NS),
           'token_rank_untrained': rank[0], 'token_rank': rank[1],
           'diff_erank': rank[0] - rank[1], 'token_clips': len(few_NS)}

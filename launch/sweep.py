@@ -118,17 +118,10 @@ def plan(configs):
 
 def check(runs):
   """Raises ValueError for the first point that could never run."""
-  from audiorank import evaluate
-  from audiorank import sampling
-  from audiorank import sharding
-  from audiorank import train
-  from audiorank.hear import tasks
-  for config, _ in runs.values():
-    on = sharding.mesh(config.mesh.data, config.mesh.fsdp)
-    train.check(config, on)
-    sampling.parts(config)
-  for folder in evaluate.task_folders(config):
-    tasks.load(folder)
+  import jax
+
+  from audiorank import validate
+  validate.sweep([config for config, _ in runs.values()], jax.device_count())
 
 
 def plan_slice(module, configs):

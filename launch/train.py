@@ -73,10 +73,10 @@ def die_with_parent():
 def checked(config):
   """Returns the config bound to its corpus, or raises before any folder is
   claimed."""
+  import jax
+
   from audiorank import data
-  from audiorank import evaluate
-  from audiorank import sharding
-  from audiorank import train
+  from audiorank import validate
   for field in ('data.root', 'eval.tasks'):
     part, name = field.split('.')
     if not config[part][name]:
@@ -85,8 +85,7 @@ def checked(config):
     folder = files.path(config[part][name], field)
     config[part][name] = os.path.abspath(folder)
   config.data.sha256 = data.load(config.data.root).sha256
-  train.check(config, sharding.mesh(config.mesh.data, config.mesh.fsdp))
-  evaluate.task_folders(config)
+  validate.run(config, jax.device_count())
   return config
 
 

@@ -9,23 +9,23 @@
 The JSON files are the truth; the tables are a cache that `collect` rebuilds.
 """
 
+from audiorank.config import complete
+from audiorank.config import frozen
+from audiorank.config import identity
+from audiorank.config import plain
+from audiorank.config import run_id
 from audiorank.files import digest
 from audiorank.files import json_line as line
 from audiorank.files import read_json
 from audiorank.files import read_lines
 from audiorank.files import write_json
 from audiorank.records.curve_table import curves
-from audiorank.records.run import complete
 from audiorank.records.run import config_tree
 from audiorank.records.run import cut_metrics
-from audiorank.records.run import frozen
-from audiorank.records.run import identity
 from audiorank.records.run import load_config
 from audiorank.records.run import open_run
 from audiorank.records.run import path
-from audiorank.records.run import plain
 from audiorank.records.run import read
-from audiorank.records.run import run_id
 from audiorank.records.run import state
 from audiorank.records.run import TIMES
 from audiorank.records.run import write

@@ -1,84 +1,13 @@
-"""One run on disk: who it is, its config, its records, its state."""
+"""One run on disk: its config, its records, its state."""
 
-import math
 import pathlib
 
-from ml_collections import config_dict
-
+from audiorank import config as config_lib
 from audiorank import files
 from audiorank import lease
 
-SCHEMA = 3  # Raised when the same config would mean another experiment.
-# Where things lie, what they are called and how they are scored afterwards
-# does not change what is trained.
-NOT_IDENTITY = ('experiment', 'eval', 'checkpoint', 'mesh', 'data.root',
-                'data.threads', 'data.resident', 'model.remat',
-                'model.unroll', 'train.call', 'train.log_every',
-                'monitor.batch', 'track')
-# Fields that came later, and what they are in a run made before: it has no
-# such field, and keeps its name.
-LATER = {'train.skip': 0, 'train.call': 1, 'track': '',
-         'data.category': '', 'monitor.samples': '',
-         'model.front': 'log_mel',
-         'contrastive': {'share': .5, 'hidden': 512, 'width': 128,
-                         'temperature': .1},
-         'latent': {'decay': .999}}
-# Of every config.
-PARTS = ('model', 'mask', 'data', 'train', 'opt', 'monitor', 'checkpoint',
-         'eval', 'mesh')
 TIMES = ('seconds', 'started', 'host', 'rate', 'waiting', 'clips_per_second',
          'tflops', 'encoder_tflops', 'mfu', 'memory')
-
-
-def plain(value, field='config'):
-  """Returns a config value as canonical JSON material: 1.0 becomes 1.
-
-  Raises:
-    ValueError: a value that JSON cannot carry faithfully; names the field.
-  """
-  if isinstance(value, (config_dict.ConfigDict, dict)):
-    items = value.items()
-    return {k: plain(v, f'{field}.{k}') for k, v in sorted(items)}
-  if isinstance(value, (list, tuple)):
-    return [plain(v, f'{field}[{i}]') for i, v in enumerate(value)]
-  if value is None or isinstance(value, (bool, str, int)):
-    return value
-  if isinstance(value, float) and math.isfinite(value):
-    return int(value) if value == int(value) else value
-  raise ValueError(f'{field}: {value!r} is not a finite number, a string, '
-                   'a boolean or a list of them')
-
-
-def identity(config):
-  """Returns the part of a config that makes a run the run it is."""
-  tree = plain(config)
-  for name in NOT_IDENTITY:
-    node, last = holder(tree, name)
-    node.pop(last, None)
-  for name, value in LATER.items():
-    node, last = holder(tree, name)
-    if last in node and node[last] == value:
-      node.pop(last)
-  return tree
-
-
-def holder(tree, name):
-  """Returns (the part of a tree that holds a field, its last name)."""
-  *parents, last = name.split('.')
-  for parent in parents:
-    tree = tree[parent]
-  return tree, last
-
-
-def run_id(config):
-  """Returns a run's name: the same config always gives the same one."""
-  return files.digest({'schema': SCHEMA, **identity(config)})
-
-
-def frozen(tree):
-  """Returns a FrozenConfigDict (hashable) of a JSON tree or a config."""
-  return config_dict.FrozenConfigDict(
-      tree.to_dict() if isinstance(tree, config_dict.ConfigDict) else tree)
 
 
 def open_run(workdir, config):
@@ -94,15 +23,16 @@ def open_run(workdir, config):
   """
   workdir = files.path(workdir)
   path = workdir / 'config.json'
-  ours = plain(config)
+  ours = config_lib.plain(config)
   if path.exists():
     theirs = config_tree(workdir)
-    if run_id(theirs) != run_id(ours):
+    there, here = config_lib.run_id(theirs), config_lib.run_id(ours)
+    if there != here:
+      field = config_lib.difference(*map(config_lib.identity, (theirs, ours)))
       raise ValueError(
-          f'{workdir}: holds run {run_id(theirs)}, this config is run '
-          f'{run_id(ours)} ({difference(identity(theirs), identity(ours))}): '
+          f'{workdir}: holds run {there}, this config is run {here} ({field}): '
           'expected the same config or an empty folder')
-    if complete(theirs) == ours:
+    if config_lib.complete(theirs) == ours:
       return
     # A worker reads its config once: it would mark the run as done by
     # settings that the folder no longer names.
@@ -117,26 +47,13 @@ def open_run(workdir, config):
   files.write_json(path, ours)
 
 
-def difference(theirs, ours, prefix=''):
-  """Returns the first field in which two config trees differ, as text."""
-  for key in sorted(set(theirs) | set(ours)):
-    a, b = theirs.get(key), ours.get(key)
-    if isinstance(a, dict) and isinstance(b, dict):
-      found = difference(a, b, f'{prefix}{key}.')
-      if found:
-        return found
-    elif a != b:
-      return f'{prefix}{key}: {a!r} there, {b!r} here'
-  return ''
-
-
 def load_config(workdir):
   """Returns the frozen config of a run's folder.
 
   Raises:
     FileNotFoundError, ValueError: as `config_tree`.
   """
-  return frozen(complete(config_tree(workdir)))
+  return config_lib.frozen(config_lib.complete(config_tree(workdir)))
 
 
 def config_tree(workdir):
@@ -151,17 +68,9 @@ def config_tree(workdir):
     raise FileNotFoundError(f'{path}: no such file: expected the folder of a '
                             'run')
   tree = files.read_json(path)
-  for part in PARTS:
+  for part in config_lib.PARTS:
     if not isinstance(tree, dict) or not isinstance(tree.get(part), dict):
       raise ValueError(f'{path}: not the config of a run: no {part!r} in it')
-  return tree
-
-
-def complete(tree):
-  """Returns a config tree with the fields that came after it was written."""
-  for name, value in LATER.items():
-    node, last = holder(tree, name)
-    node.setdefault(last, value)
   return tree
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from audiorank import baselines
+from audiorank import config as config_lib
 from audiorank import files
 from audiorank.records import curve_table
 from audiorank.records import run as on_disk
@@ -49,7 +50,8 @@ def described(workdir, config, records):
   row = {
       'run_id': workdir.name, 'experiment': config['experiment'],
       'state': on_disk.state(workdir), 'untrained': t['steps'] == 0,
-      'size': f"en{m['width']}-{m['depth']}", 'width': m['width'],
+      'size': config_lib.size_name(m['width'], m['depth']),
+      'width': m['width'],
       'depth': m['depth'], 'heads': m['heads'],
       'decoder': '{width}-{depth}-{heads}'.format(**m['decoder']),
       'decoder_heads': m['decoder']['heads'],
@@ -246,7 +248,7 @@ def wanted(record, config):
 
 def add_rows(workdir, runs, history, scores):
   """Adds the rows of one run to the three lists."""
-  config = on_disk.complete(on_disk.config_tree(workdir))
+  config = config_lib.complete(on_disk.config_tree(workdir))
   records = on_disk.read(workdir)
   row = described(workdir, config, records)
   readings = [{**row, **reading(row, r)}

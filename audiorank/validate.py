@@ -1,0 +1,260 @@
+"""Whether a config can run: every check, before anything is trained.
+
+`fields` needs the config alone, `corpus` and `tasks` also read the folders that
+it names. Commands call `run` for one config and `sweep` for many. Each raises
+for the first fault, in one line: the field, its value, what is expected.
+"""
+
+from collections.abc import Iterable
+import math
+import operator
+from typing import Any
+
+from audiorank import audio
+from audiorank import config as config_lib
+from audiorank import data
+from audiorank import evaluate
+from audiorank import files
+from audiorank import monitor
+from audiorank import objectives
+from audiorank import sampling
+from audiorank import trackers
+from audiorank.hear import probe
+from audiorank.hear import scores
+from audiorank.hear import tasks as task_folders
+
+Config = config_lib.Config
+
+# Whole numbers, with their bounds.
+WHOLE = {
+    'seed': '>= 0, < 4294967296',
+    'model.width': '>= 1', 'model.depth': '>= 1', 'model.heads': '>= 1',
+    'model.mels': '>= 1', 'model.patch_frames': '>= 1',
+    'model.target_frames': '>= 1', 'model.unroll': '>= 1',
+    'model.decoder.width': '>= 1', 'model.decoder.depth': '>= 1',
+    'model.decoder.heads': '>= 1', 'mask.group': '>= 1',
+    'data.seed': '>= 0, < 4294967296', 'data.subset_seed': '>= 0',
+    'data.threads': '>= 1',
+    'data.world.seed': '>= 0', 'data.world.train_clips': '>= 1',
+    'data.world.valid_clips': '>= 1', 'data.world.test_clips': '>= 1',
+    'train.steps': '>= 0', 'train.batch': '>= 1', 'train.log_every': '>= 1',
+    'train.call': '>= 1', 'train.skip': '>= 0', 'opt.warmup': '>= 0',
+    'monitor.clips': '>= 2', 'monitor.seed': '>= 0',
+    'monitor.readings': '>= 2',  # The untrained network and the end.
+    'monitor.every': '>= 0', 'monitor.first': '>= 1', 'monitor.batch': '>= 1',
+    'monitor.valid_clips': '>= 0', 'checkpoint.every': '>= 1',
+    'checkpoint.keep': '>= 1',
+    'eval.grid_points': '>= 1, <= 16',  # All that HEAR's grid has.
+    'eval.hidden': '>= 1', 'eval.max_epochs': '>= 1', 'eval.batch': '>= 1',
+    'eval.seed': '>= 0, < 4294967296',
+}
+# Any finite number, with its bounds.
+REAL = {
+    'model.mlp_ratio': '> 0', 'mask.ratio': '> 0, < 1',
+    'data.hours': '>= 0',
+    'data.valid_fraction': '> 0, < 1', 'data.crop_seconds': '> 0',
+    'data.world.hours': '> 0', 'train.init_scale': '> 0', 'opt.lr': '> 0',
+    'opt.final': '>= 0, <= 1', 'opt.b1': '>= 0, < 1', 'opt.b2': '>= 0, < 1',
+    'opt.weight_decay': '>= 0', 'opt.clip': '>= 0',
+    'monitor.crop_seconds': '> 0',
+}
+SWITCHES = ('model.remat', 'data.resident', 'train.calibrate')
+OPERATORS = {'>=': (operator.ge, 'at least'), '>': (operator.gt, 'more than'),
+             '<=': (operator.le, 'at most'), '<': (operator.lt, 'less than')}
+
+
+def run(config: Config, devices: int = 1) -> None:
+  """Raises where one run could not be trained and scored.
+
+  Args:
+    config: with the fields of configs/base.py, its corpus and tasks named.
+    devices: those the run gets; they need not be of this machine.
+
+  Raises:
+    ValueError, FileNotFoundError: the first fault, in one line.
+  """
+  fields(config, devices)
+  corpus(config)
+  tasks(config)
+
+
+def sweep(configs: Iterable[Config], devices: int = 1) -> None:
+  """Raises where a run of a sweep could not be trained and scored.
+
+  What many runs share, their corpus and their tasks, is read once.
+
+  Args:
+    configs: of the runs.
+    devices: those that each run gets.
+
+  Raises:
+    ValueError, FileNotFoundError: the first fault, in one line.
+  """
+  read = set()
+  for config in configs:
+    fields(config, devices)
+    for check, parts in ((corpus, ('data', 'monitor')), (tasks, ('eval',))):
+      tree = config_lib.plain(config)
+      key = check, files.digest({part: tree[part] for part in parts})
+      if key not in read:
+        check(config)
+        read.add(key)
+
+
+def fields(config: Config, devices: int = 1) -> None:
+  """Raises for a value that cannot be meant, or that does not fit another.
+
+  Reads no file and opens no device.
+
+  Args:
+    config: with the fields of configs/base.py.
+    devices: those the run gets.
+
+  Raises:
+    ValueError: names the field, its value and what is expected.
+  """
+  for field, bounds in WHOLE.items():
+    value = config_lib.get(config, field)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not within(value, bounds):
+      raise ValueError(f'{field} {value!r}: expected a whole number of '
+                       f'{in_words(bounds)}')
+  for field, bounds in REAL.items():
+    value = config_lib.get(config, field)
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not real or not math.isfinite(value) or not within(value, bounds):
+      raise ValueError(f'{field} {value!r}: expected a number of '
+                       f'{in_words(bounds)}')
+  for field in SWITCHES:
+    value = config_lib.get(config, field)
+    if not isinstance(value, bool):
+      raise ValueError(f'{field} {value!r}: expected True or False')
+  for field, choices in (
+      ('objective', objectives.OBJECTIVES), ('model.front', audio.FRONTS),
+      ('model.dtype', ('float32', 'bfloat16')),
+      ('eval.protocol', probe.PROTOCOLS)):
+    value = config_lib.get(config, field)
+    if value not in choices:
+      raise ValueError(f'{field} {value!r}: expected one of '
+                       f'{", ".join(choices)}')
+  shapes(config)
+  schedule(config)
+  batches(config, devices)
+  monitor.layers(config)
+  sampling.names(config)
+  trackers.names(config)
+
+
+def within(value: float, bounds: str) -> bool:
+  """Returns whether a number keeps bounds such as '>= 0, < 1'."""
+  pairs = (bound.split() for bound in bounds.split(', '))
+  return all(OPERATORS[sign][0](value, float(limit)) for sign, limit in pairs)
+
+
+def in_words(bounds: str) -> str:
+  """Returns bounds such as '>= 0, < 1' as 'at least 0 and less than 1'."""
+  pairs = (bound.split() for bound in bounds.split(', '))
+  return ' and '.join(f'{OPERATORS[sign][1]} {limit}' for sign, limit in pairs)
+
+
+def shapes(config: Config) -> None:
+  """Raises for sizes of the model, the crop and the mask that do not fit."""
+  m, L = config.model, config_lib.patches(config)
+  for field, part in (('model', m), ('model.decoder', m.decoder)):
+    if part.width % part.heads:
+      raise ValueError(f'{field}.width {part.width} is not a multiple of '
+                       f'{field}.heads {part.heads}')
+  rows = {'log_mel': 64, 'pixels': audio.HOP}[m.front]
+  if m.mels > rows:
+    raise ValueError(f'model.mels {m.mels}: model.front {m.front} gives at '
+                     f'most {rows} rows')
+  if L > config_lib.positions(m):
+    raise ValueError(
+        f'data.crop_seconds {config.data.crop_seconds} is {L} patches, but '
+        f'model.target_frames {m.target_frames} gives '
+        f'{config_lib.positions(m)} positions')
+  if L % config.mask.group:
+    raise ValueError(f'data.crop_seconds {config.data.crop_seconds} is {L} '
+                     f'patches, not a multiple of mask.group '
+                     f'{config.mask.group}')
+  K = config_lib.visible(config)
+  if not 0 < K < L:
+    raise ValueError(f'mask.ratio {config.mask.ratio} keeps {K} of {L} '
+                     'patches: expected some kept and some removed')
+  # An objective knows what its own part of the config may hold.
+  objectives.check(config, L)
+
+
+def schedule(config: Config) -> None:
+  """Raises for a warm-up that does not end before training does."""
+  steps, warmup = config.train.steps, config.opt.warmup
+  # An untrained run takes no step: its schedule is read by nobody.
+  if steps and warmup >= steps:
+    raise ValueError(f'opt.warmup {warmup}: expected less than train.steps '
+                     f'{steps}')
+
+
+def batches(config: Config, devices: int) -> None:
+  """Raises for batches that do not divide over the devices of the mesh."""
+  data, fsdp = config_lib.mesh_sides(config.mesh.data, config.mesh.fsdp,
+                                     devices)
+  for field in ('train.batch', 'monitor.batch'):
+    batch = config_lib.get(config, field)
+    if batch % (data * fsdp):
+      raise ValueError(f'{field} {batch} is not a multiple of {data * fsdp} '
+                       'devices')
+  if config.monitor.valid_clips % config.train.batch:
+    raise ValueError(
+        f'monitor.valid_clips {config.monitor.valid_clips}: expected a '
+        f'multiple of train.batch {config.train.batch}, or 0')
+
+
+def corpus(config: Config) -> None:
+  """Raises for a corpus that lacks what a config asks of it.
+
+  Raises:
+    FileNotFoundError: no corpus at data.root.
+    ValueError: too few hours, clips, recordings or categories; names the
+      field.
+  """
+  parts, wanted = sampling.parts(config), config.monitor
+  samples = config_lib.crop_samples(wanted.crop_seconds)
+  clips = data.clips_in(parts.usable, samples)
+  if clips < wanted.clips:
+    raise ValueError(
+        f'monitor.clips {wanted.clips}: {config.data.root} has {clips} clips '
+        f'of {wanted.crop_seconds:g} s beside those held out: expected at most '
+        'that many')
+
+
+def tasks(config: Config) -> None:
+  """Raises for tasks that could not be scored.
+
+  Every label, the name of every clip and every measure is looked at; no clip
+  is opened.
+
+  Raises:
+    FileNotFoundError: no task folder, or a clip that is missing.
+    ValueError: a task that is not named right, or a damaged one.
+  """
+  for folder in evaluate.task_folders(config):
+    task(folder)
+
+
+def task(folder: files.Path, rate: int = config_lib.RATE) -> Any:
+  """Returns a task whose clips are all there and whose measures are known.
+
+  Args:
+    folder: of the task.
+    rate: the model's, in Hz.
+
+  Raises:
+    FileNotFoundError, ValueError: as `tasks`.
+  """
+  loaded = task_folders.load(folder, evaluate.clip_rate(folder, rate))
+  known = scores.SCENE if loaded.embedding_type == 'scene' else scores.EVENT
+  for measure in loaded.evaluation:
+    if measure not in known:
+      raise ValueError(f'{folder}: evaluation: no measure {measure!r}: '
+                       f'expected one of {", ".join(known)}')
+  return loaded

@@ -1,0 +1,177 @@
+"""Whether a config can run is decided before anything is trained."""
+
+import json
+import math
+import shutil
+
+import pytest
+
+from audiorank import config as config_lib
+from audiorank import data
+from audiorank import objectives
+from audiorank import validate
+from configs import base
+from tests import tiny
+
+
+def changed(**changes):
+  """Returns the paper's config with fields changed; '__' stands for a dot."""
+  tree = config_lib.plain(base.get_config('en128-12'))
+  for field, value in changes.items():
+    node, name = config_lib.parent(tree, field.replace('__', '.'))
+    node[name] = value
+  return config_lib.frozen(tree)
+
+
+def test_the_shipped_config_passes_on_any_mesh():
+  validate.fields(changed(), 1)
+  validate.fields(changed(), 256)
+  validate.fields(changed(mesh__data=64, mesh__fsdp=4), 256)
+
+
+@pytest.mark.parametrize('field, value, expected', [
+    ('opt.lr', -1., 'more than 0'), ('opt.lr', 0, 'more than 0'),
+    ('opt.b1', 1.5, 'at least 0 and less than 1'), ('opt.b2', 1., 'less than'),
+    ('opt.weight_decay', -.1, 'at least 0'), ('opt.clip', -1, 'at least 0'),
+    ('opt.final', 5., 'at least 0 and at most 1'), ('opt.warmup', -2, '0'),
+    ('opt.warmup', 1.5, 'whole number'), ('opt.warmup', True, 'whole number'),
+    ('train.init_scale', 0., 'more than 0'), ('train.skip', -1, 'at least 0'),
+    ('train.steps', -1, 'at least 0'), ('train.batch', 0, 'at least 1'),
+    ('train.calibrate', 1, 'True or False'), ('data.threads', 0, 'at least 1'),
+    ('data.hours', '10', 'a number of at least 0'),
+    ('data.valid_fraction', 1., 'more than 0 and less than 1'),
+    ('data.seed', 2 ** 32, 'less than 4294967296'), ('seed', -1, 'at least 0'),
+    ('monitor.every', -3, 'at least 0'), ('monitor.clips', 1, 'at least 2'),
+    ('monitor.readings', 1, 'at least 2'), ('monitor.first', 0, 'at least 1'),
+    ('monitor.valid_clips', -8, 'at least 0'), ('model.depth', 0, 'at least'),
+    ('model.mlp_ratio', 0, 'more than 0'), ('model.dtype', 'float', 'float32'),
+    ('mask.ratio', 1., 'less than 1'), ('mask.group', 0, 'at least 1'),
+    ('eval.grid_points', 0, 'at least 1 and at most 16'),
+    ('eval.grid_points', 17, 'at most 16'), ('eval.max_epochs', 0, 'at least'),
+    ('eval.batch', 0, 'at least 1'), ('eval.protocol', 'linear', 'logistic'),
+    ('checkpoint.every', 0, 'at least 1'), ('objective', 'gan', 'mae, '),
+    ('model.front', 'cepstrum', 'log_mel, pixels'),
+    ('track', 'mlflow', 'tensorboard')])
+def test_an_impossible_value_names_its_field(field, value, expected):
+  with pytest.raises(ValueError) as error:
+    validate.fields(changed(**{field.replace('.', '__'): value}))
+  assert str(error.value).startswith(field) and repr(value) in str(error.value)
+  assert expected in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('changes, text', [
+    ({'model__heads': 3}, 'model.width 128 is not a multiple of model.heads 3'),
+    ({'model__decoder__heads': 7}, 'multiple of model.decoder.heads 7'),
+    ({'model__mels': 65}, 'model.mels 65: .*at most 64'),
+    ({'data__crop_seconds': 20}, 'is 500 patches, but .*252 positions'),
+    ({'data__crop_seconds': 5.02}, '125 patches, not a multiple of mask.group'),
+    ({'mask__ratio': .999}, 'keeps 0 of 250 patches'),
+    ({'opt__warmup': 1_500_000}, 'less than train.steps 1500000'),
+    ({'monitor__valid_clips': 100}, 'multiple of train.batch 256'),
+    ({'monitor__layers': '12'}, 'monitor.layers'),
+    ({'monitor__samples': 'low'}, 'monitor.samples')])
+def test_values_that_do_not_fit_each_other(changes, text):
+  with pytest.raises(ValueError, match=text):
+    validate.fields(changed(**changes))
+
+
+@pytest.mark.parametrize('sides, devices, text', [
+    ((-1, 1), 3, 'train.batch 256 is not a multiple of 3 devices'),
+    ((2, 3), 8, 'train.batch 256 is not a multiple of 6 devices'),
+    ((16, 1), 8, 'mesh.data 16 x mesh.fsdp 1: .*at most 8 devices'),
+    ((-1, 3), 8, 'mesh.data -1 x mesh.fsdp 3'), ((0, 1), 8, 'mesh.data 0'),
+    ((-1, -1), 8, 'mesh.fsdp -1')])
+def test_the_mesh_needs_a_number_of_devices_and_no_device(sides, devices, text):
+  with pytest.raises(ValueError, match=text):
+    validate.fields(changed(mesh__data=sides[0], mesh__fsdp=sides[1]), devices)
+
+
+def test_an_untrained_run_has_no_schedule():
+  validate.fields(changed(train__steps=0))
+
+
+def test_a_field_that_is_missing_is_named():
+  tree = config_lib.plain(changed())
+  del tree['opt']['b2']
+  with pytest.raises(ValueError, match='opt.b2: missing'):
+    validate.fields(config_lib.frozen(tree))
+
+
+def test_every_number_of_the_config_has_bounds():
+  """A field that is added to configs/base.py is added to a table too."""
+  objective = {f'{name}.' for name in objectives.PARTS}
+  mesh = {'mesh.data', 'mesh.fsdp'}  # Bounded by the devices.
+
+  def numbers(tree, prefix=''):
+    for key, value in tree.items():
+      if isinstance(value, dict):
+        yield from numbers(value, f'{prefix}{key}.')
+      elif isinstance(value, (int, float)):
+        yield f'{prefix}{key}'
+
+  fields = {f for f in numbers(base.get_config().to_dict())
+            if not f.startswith(tuple(objective))}
+  assert fields - mesh == {*validate.WHOLE, *validate.REAL, *validate.SWITCHES}
+
+
+def test_bounds_are_those_of_the_table():
+  assert validate.within(.5, '>= 0, < 1') and not validate.within(1, '< 1')
+  assert validate.within(1, '<= 1') and not validate.within(0, '> 0')
+  assert not validate.within(math.nan, '>= 0')
+
+
+def test_a_corpus_must_have_what_is_asked_of_it(corpus):
+  config = lambda **changes: tiny.config(corpus, **changes)
+  validate.corpus(config())
+  usable = data.split(data.load(corpus), .2, 0)[0]
+  most = data.clips_in(usable, 8000)
+  validate.corpus(config(**{'monitor.clips': most}))
+  for changes, text in (
+      ({'monitor.clips': most + 1}, f'monitor.clips {most + 1}: .* {most} '),
+      ({'monitor.valid_clips': 8_000}, 'monitor.valid_clips 8000'),
+      ({'data.hours': 5.}, '5 hours'), ({'data.category': 'none'}, 'category')):
+    with pytest.raises(ValueError, match=text):
+      validate.corpus(config(**changes))
+
+
+@pytest.fixture
+def task(tasks, tmp_path):
+  """A copy of a task, to be damaged."""
+  shutil.copytree(tasks / 'texture-v1-full', tmp_path / 'texture-v1-full')
+  return tmp_path / 'texture-v1-full'
+
+
+def test_tasks_are_read_before_training(task, corpus):
+  config = tiny.config(corpus, **{'eval.tasks': str(task.parent)})
+  validate.run(config)
+  # The public archives have 48 kHz alone: any rate above the model's will do.
+  (task / '16000').rename(task / '48000')
+  validate.run(config)
+  (task / '48000').rename(task / '8000')
+  with pytest.raises(ValueError, match='clips at 8000 Hz'):
+    validate.run(config)
+  (task / '8000').rename(task / '16000')
+  clip = next((task / '16000' / 'test').iterdir())
+  clip.rename(task / 'aside')
+  with pytest.raises(FileNotFoundError, match=clip.name):
+    validate.sweep([config, config])
+  (task / 'aside').rename(clip)
+  about = json.loads((task / 'task_metadata.json').read_text())
+  about['evaluation'] = ['top1_accuracy']
+  (task / 'task_metadata.json').write_text(json.dumps(about))
+  with pytest.raises(ValueError, match="no measure 'top1_accuracy'.*top1_acc"):
+    validate.run(config)
+
+
+def test_what_runs_share_is_read_once(corpus, tasks, monkeypatch):
+  counts = {'corpus': 0, 'tasks': 0}
+  for name, check in (('corpus', validate.corpus), ('tasks', validate.tasks)):
+    def counted(config, name=name, check=check):
+      counts[name] += 1
+      check(config)
+    monkeypatch.setattr(validate, name, counted)
+  configs = [tiny.config(corpus, seed=seed, **{'eval.tasks': str(tasks)})
+             for seed in range(5)]
+  other = tiny.config(corpus, **{'eval.tasks': str(tasks), 'data.hours': .005})
+  validate.sweep([*configs, other])
+  assert counts == {'corpus': 2, 'tasks': 1}
