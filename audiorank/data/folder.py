@@ -140,7 +140,7 @@ def load(root: str | os.PathLike) -> Corpus:
       if not (root / 'shards' / shard).exists():
         raise FileNotFoundError(f'{root / "shards" / shard}: no such shard, '
                                 'though the manifest names it')
-  audio = _audio(root, about) if store == 'none' else ''
+  audio = _audio(root, about, index) if store == 'none' else ''
   whole = Corpus(os.fspath(root), index, None, len(index.samples_R), 0.,
                  about['rate'], about['sha256'], store, audio)
   return dataclasses.replace(whole, hours=hours(whole))
@@ -171,13 +171,14 @@ def _described(root: pathlib.Path) -> dict:
   return about
 
 
-def _audio(root: pathlib.Path, about: dict) -> str:
+def _audio(root: pathlib.Path, about: dict, index: index_lib.Index) -> str:
   """Returns the folder that records are read from in place."""
   audio = os.path.normpath(root / str(about.get('audio', '')))
-  if not os.path.exists(audio):
+  first = _path(audio, index.shards[0])
+  if not os.path.exists(first):
     raise FileNotFoundError(
-        f'{audio}: no such folder: the sound files of {root} lay there; put '
-        f"their folder as 'audio' into {root / 'corpus.json'}")
+        f'{first}: no such file, though {root} was made of it; put the '
+        f"folder where its files lie as 'audio' into {root / 'corpus.json'}")
   return audio
 
 
@@ -329,25 +330,18 @@ def _from_sound_files(corpus: Corpus) -> Reader:
   index = corpus.index
   folder = (corpus.audio if corpus.store == 'none' else
             os.path.join(corpus.root, 'shards'))
-  # A file is read by one thread at a time: seek and read belong together.
-  local = threading.local()
-
-  def opened(code):
-    if not hasattr(local, 'files'):
-      local.files = functools.lru_cache(OPEN // 8)(lambda code: (
-          open(_path(folder, index.shards[code]), 'rb', buffering=0), {}))
-    return local.files(code)
+  opened = functools.lru_cache(OPEN)(
+      lambda code: stored.Handle(_path(folder, index.shards[code])))
 
   def read(row, start, samples):
     length, inner = int(index.samples_R[row]), index.inner[row]
     begin = int(index.start_R[row]) if corpus.store == 'none' else 0
     try:
-      file, last = opened(int(index.shard_R[row]))
       address = stored.Address(
           index.file[row], int(index.position_R[row]),
-          int(index.bytes_R[row]), '' if inner == stored.MEND else inner)
-      source = stored.opened(file, address, last)
-      if inner == stored.MEND:
+          int(index.bytes_R[row]), inner.removeprefix(stored.MEND))
+      source = stored.opened(opened(int(index.shard_R[row])), address, {})
+      if inner.startswith(stored.MEND):
         source = stored.mended(source)
       return stored.piece(source, begin, length, start, samples, corpus.rate)
     except (ValueError, OSError) as error:

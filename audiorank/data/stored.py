@@ -11,8 +11,9 @@ Shapes: C channels, S samples.
 
 import io
 import math
+import os
+import struct
 from typing import Any
-from typing import BinaryIO
 from typing import NamedTuple
 
 import numpy as np
@@ -31,8 +32,8 @@ MEND = 'mend'  # Of an address: the file needs a header of containers.inspect.
 class Address(NamedTuple):
   """Where a sound file lies.
 
-  path: of the file or archive.  offset, size: of its bytes there; a size of
-    0 is all there are.  inner: '', MEND, or a place in parquet.
+  path: what to call it.  offset, size: of its bytes there; a size of
+    0 is all there are.  inner: MEND or '', and of parquet the place in it.
   """
   path: str
   offset: int
@@ -40,13 +41,26 @@ class Address(NamedTuple):
   inner: str
 
 
+class Handle:
+  """An open file that threads share, closed when nobody holds it."""
+
+  def __init__(self, path: str):
+    self.fd = os.open(path, os.O_RDONLY)
+    self.size = os.fstat(self.fd).st_size
+
+  def __del__(self):
+    # Not there where it could not be opened.
+    if hasattr(self, 'fd'):
+      os.close(self.fd)
+
+
 class Region(io.RawIOBase):
   """Some bytes of a file, read in place, as a file of their own."""
 
-  def __init__(self, file: BinaryIO, name: str, begin: int, size: int):
+  def __init__(self, handle: Handle, name: str, begin: int, size: int):
     super().__init__()
     self.name, self.failed = name, None
-    self._file, self._begin, self._size, self._at = file, begin, size, 0
+    self._handle, self._begin, self._size, self._at = handle, begin, size, 0
 
   def readable(self) -> bool:
     return True
@@ -64,8 +78,8 @@ class Region(io.RawIOBase):
   def readinto(self, buffer) -> int:
     want = max(0, min(len(buffer), self._size - self._at))
     try:
-      self._file.seek(self._begin + self._at)
-      count = self._file.readinto(memoryview(buffer)[:want])
+      count = os.preadv(self._handle.fd, [memoryview(buffer)[:want]],
+                        self._begin + self._at)
     # libsndfile cannot hear of it: the caller looks at `failed`.
     except OSError as error:
       self.failed = error.strerror
@@ -74,11 +88,11 @@ class Region(io.RawIOBase):
     return count
 
 
-def opened(file: BinaryIO, address: Address, last: dict) -> Any:
+def opened(handle: Handle, address: Address, last: dict) -> Any:
   """Returns a sound file within an open one, as a file.
 
   Args:
-    file: the file of address.path, unbuffered.
+    handle: the file of address.path.
     address: which bytes of it.
     last: a dictionary of this file's, empty at first; see parquet.read.
 
@@ -86,13 +100,19 @@ def opened(file: BinaryIO, address: Address, last: dict) -> Any:
     ValueError: there is none.
   """
   if ':' in address.inner:
-    data = parquet.read(file, parquet.place(address.offset, address.inner),
-                        last)
+    whole = Region(handle, address.path, 0, handle.size)
+    try:
+      data = parquet.read(whole, parquet.place(address.offset, address.inner),
+                          last)
+    except (IndexError, struct.error) as error:
+      raise ValueError(f'unreadable: {error}') from error
+    if whole.failed:
+      raise ValueError(f'unreadable: {whole.failed}')
     if data is None:
       raise ValueError('unreadable: no bytes in this row')
     return io.BytesIO(data)
-  size = address.size or file.seek(0, io.SEEK_END) - address.offset
-  return Region(file, address.path, address.offset, size)
+  size = address.size or handle.size - address.offset
+  return Region(handle, address.path, address.offset, size)
 
 
 def piece(source: Any, begin: int, length: int, start: int, samples: int,

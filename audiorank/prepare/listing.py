@@ -13,6 +13,7 @@ import pathlib
 import stat
 from typing import NamedTuple
 
+from audiorank.data import parquet
 from audiorank.prepare import archives
 from audiorank.prepare import sources as sources_lib
 
@@ -128,6 +129,8 @@ def scan(audio: pathlib.Path, files: list, max_members: int,
     elif archives.is_tar(name):
       entries += _of_tar(name, path, unpacked.get(path, path), max_members,
                          passed)
+    elif name.lower().endswith('.parquet') and _regular(path):
+      entries += _of_parquet(name, path, passed)
     elif _is_sound(name):
       entries.append(_entry(name, path))
     elif _is_part(name):
@@ -237,7 +240,7 @@ def _suspicion(name: str, first_bytes) -> str:
   if ending in PLAIN:
     return ''
   head = first_bytes()
-  if any(head[at:at + len(magic)] == magic for at, magic in MAGIC):
+  if _is_magic(head):
     return ('begins like sound, but is hidden' if base.startswith('.') else
             'begins like sound, but its name does not say so')
   return ''
@@ -347,6 +350,51 @@ def _of_tar(name: str, original: pathlib.Path, path: pathlib.Path | str,
   for other in others:
     passed.add(*other)
   return entries
+
+
+def _of_parquet(name: str, path: pathlib.Path, passed: Passed) -> list[Entry]:
+  """The sounds of a parquet file, or the file itself where it is damaged."""
+  outer, label = printable(name).rpartition('/')[0], printable(name)
+  try:
+    rows = list(parquet.sounds(str(path)))
+    if not _begins_like_sound(path, rows):
+      passed.add(name, HOLDERS['parquet'])
+      return []
+  except KeyError:
+    passed.add(name, HOLDERS['parquet'])
+    return []
+  except ValueError as error:
+    return [_refused(name, path, f'damaged archive: {error}')]
+  on_page = collections.Counter(place.offset for _, place in rows)
+  times = collections.Counter(inner for inner, _ in rows)
+  entries = []
+  for number, (inner, place) in enumerate(rows):
+    if not inner or times[inner] > 1:
+      inner = f'{number:07d}'
+    inner = '/'.join(p for p in printable(inner).split('/')
+                     if p not in ('', '.', '..'))
+    folder = outer or inner.rpartition('/')[0]
+    entries.append(Entry(
+        f'{label}/{inner}', str(path), place.offset,
+        max(1, place.size // on_page[place.offset]), f'{label}/{inner}',
+        folder.partition('/')[0], '', place.text()))
+  return entries
+
+
+def _begins_like_sound(path: pathlib.Path, rows: list) -> bool:
+  """Whether one of the first values of a column begins like a sound file."""
+  page: dict = {}
+  with open(path, 'rb') as file:
+    for _, place in rows[:16]:
+      head = parquet.read(file, place, page)
+      if head is not None and _is_magic(head[:archives.SNIFFED]):
+        return True
+  return False
+
+
+def _is_magic(head: bytes) -> bool:
+  return any(head[at:at + len(magic)] == magic for at, magic in MAGIC) or (
+      len(head) > 1 and head[0] == 255 and head[1] >= 0xE0)
 
 
 def _refused(name: str, path: pathlib.Path, why: str) -> Entry:

@@ -85,29 +85,24 @@ def _decode(entry: dict, settings: dict, spool: BinaryIO, tick: Tick,
             about: dict, pages: dict) -> tuple[int, str]:
   """Writes an entry's int16 samples; returns (count, reason to refuse)."""
   samples, first, constant = 0, None, True
-  try:
-    file = open(entry['path'], 'rb', buffering=0)
-  except OSError as error:
-    return 0, f'unreadable: {error.strerror}'
   region = None
-  with file:
-    try:
-      region = _opened(file, entry, pages)
-      for wave_S in decode.blocks(
-          region, settings['rate'], settings['max_hours'] * 3600, about):
-        tick(region.tell())
-        pcm_S = decode.to_int16(wave_S)
-        first = pcm_S[0] if first is None else first
-        constant = constant and bool((pcm_S == first).all())
-        samples += len(pcm_S)
-        spool.write(pcm_S.astype('<i2').tobytes())
-    except ValueError as error:
-      if not getattr(region, 'failed', None):
-        return 0, str(error).removeprefix(f'{_label(region)}: ')
-    except MemoryError:
-      return 0, 'undecodable: asks for too much memory'
-    if getattr(region, 'failed', None):
-      return 0, f'unreadable: {region.failed}'
+  try:
+    region = _opened(entry, pages)
+    for wave_S in decode.blocks(
+        region, settings['rate'], settings['max_hours'] * 3600, about):
+      tick(region.tell())
+      pcm_S = decode.to_int16(wave_S)
+      first = pcm_S[0] if first is None else first
+      constant = constant and bool((pcm_S == first).all())
+      samples += len(pcm_S)
+      spool.write(pcm_S.astype('<i2').tobytes())
+  except ValueError as error:
+    if not getattr(region, 'failed', None):
+      return 0, str(error).removeprefix(f'{decode.name(region)}: ')
+  except MemoryError:
+    return 0, 'undecodable: asks for too much memory'
+  if getattr(region, 'failed', None):
+    return 0, f'unreadable: {region.failed}'
   shortest = round(settings['min_seconds'] * settings['rate'])
   if not samples:
     return 0, 'empty'
@@ -118,17 +113,21 @@ def _decode(entry: dict, settings: dict, spool: BinaryIO, tick: Tick,
   return samples, ''
 
 
-def _opened(file: BinaryIO, entry: dict, pages: dict) -> Any:
-  """Returns a sound file within another; `pages` keeps what parquet read."""
+def _opened(entry: dict, pages: dict) -> Any:
+  """Returns an entry's sound file; `pages` keeps what parquet read.
+
+  Raises:
+    ValueError: it cannot be opened.
+  """
   if pages.get('path') != entry['path']:
     pages.clear()
     pages['path'] = entry['path']
-  return stored.opened(file, stored.Address(
+  try:
+    handle = stored.Handle(entry['path'])
+  except OSError as error:
+    raise ValueError(f'unreadable: {error.strerror}') from error
+  return stored.opened(handle, stored.Address(
       entry['file'], entry['offset'], entry['size'], entry['inner']), pages)
-
-
-def _label(region: Any) -> str:
-  return decode.name(region)
 
 
 def _pieces(spool: BinaryIO, samples: int, settings: dict) -> Iterator:
@@ -141,9 +140,10 @@ def _pieces(spool: BinaryIO, samples: int, settings: dict) -> Iterator:
 def _place(entry: dict, settings: dict, about: dict) -> dict:
   """Returns where a file's records lie, as a manifest has it."""
   shard = os.path.relpath(entry['path'], settings['audio'])
-  return {'shard': '' if shard == '.' else shard, 'position': entry['offset'],
-          'bytes': entry['size'], 'inner': (
-              stored.MEND if about['mended'] else entry['inner'])}
+  if shard == '.':
+    shard = ''  # The input is that one file.
+  return {'shard': shard, 'position': entry['offset'], 'bytes': entry['size'],
+          'inner': stored.MEND * about['mended'] + entry['inner']}
 
 
 def _reread(pieces: Iterator, entry: dict, place: dict, settings: dict,
@@ -153,13 +153,12 @@ def _reread(pieces: Iterator, entry: dict, place: dict, settings: dict,
   A piece that is resampled by itself, or decoded from its own beginning, may
   differ in its last bits from one cut out of the whole.
   """
-  with open(entry['path'], 'rb', buffering=0) as file:
-    for start, wave_S in pieces:
-      source = _opened(file, entry, pages)
-      if place['inner'] == stored.MEND:
-        source = stored.mended(source)
-      yield start, stored.piece(source, start, len(wave_S), 0, len(wave_S),
-                                settings['rate'])
+  for start, wave_S in pieces:
+    source = _opened(entry, pages)
+    if place['inner'].startswith(stored.MEND):
+      source = stored.mended(source)
+    yield start, stored.piece(source, start, len(wave_S), 0, len(wave_S),
+                              settings['rate'])
 
 
 def _refusal(entry: dict, refused: str, tick: Tick, about: dict) -> dict:
