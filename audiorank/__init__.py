@@ -3,7 +3,7 @@
   model = audiorank.load('runs/one')      a run, an official file, a hub id
   z_ND = model.embed(waves_or_files)
   audiorank.rankme.estimate(z_ND)         RankMe with its interval
-  audiorank.evaluate(model, 'tasks')      HEAR tasks, a row a score
+  audiorank.scores(model, 'tasks')        HEAR tasks, a row a score
   audiorank.fit('runs/quickstart')        the law from rank to score
 
 Importing this costs nothing: numpy, jax and the rest come with the first use.
@@ -12,11 +12,9 @@ Every module is reached in the same way: audiorank.figures, audiorank.records.
 
 TYPE_CHECKING = False  # Without the cost of importing typing.
 
-# `evaluate` is a module that can be called.
-__all__ = ['Model', 'evaluate', 'fit', 'load', 'rankme']
+__all__ = ['Model', 'fit', 'load', 'rankme', 'scores']
 
 if TYPE_CHECKING:
-  from audiorank import evaluate as _evaluate
   from audiorank import figures as figures
   from audiorank import laws as laws
   from audiorank import rankme as rankme
@@ -24,12 +22,14 @@ if TYPE_CHECKING:
   from audiorank.api import fit as fit
   from audiorank.api import load as load
   from audiorank.api import Model as Model
-  evaluate: _evaluate.Called
+  from audiorank.evaluate import scores as scores
 else:
   def __getattr__(name):
     import importlib.util
     if name in ('Model', 'fit', 'load'):
       return getattr(importlib.import_module('audiorank.api'), name)
+    if name == 'scores':
+      return importlib.import_module('audiorank.evaluate').scores
     if not name.startswith('_') and importlib.util.find_spec(
         f'audiorank.{name}'):
       return importlib.import_module(f'audiorank.{name}')

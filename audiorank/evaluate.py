@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import hashlib
 import os
 import pathlib
-import sys
 import time
-import types
 from typing import Any
 
 import numpy as np
@@ -244,7 +242,7 @@ def scores(model: tuple[Any, Any, Any] | str | os.PathLike[str],
            cached: str | os.PathLike[str] = '') -> pd.DataFrame:
   """Returns the scores of a model on HEAR tasks, a row a task and measure.
 
-  This is what `audiorank.evaluate(model, tasks)` calls.
+  It is offered as `audiorank.scores(model, tasks)`.
 
   Args:
     model: of `audiorank.load`, or what that takes.
@@ -280,15 +278,3 @@ def scores(model: tuple[Any, Any, Any] | str | os.PathLike[str],
               'std': stds.get(measure) or float('nan'),
               'protocol': found['protocol']} for measure in order]
   return pd.DataFrame(rows)
-
-
-class Called(types.ModuleType):
-  """This module, which can be called: audiorank.evaluate(model, tasks).
-
-  A function of the package by that name would hide the module, or be hidden
-  by it, according to what was imported first.
-  """
-  __call__ = staticmethod(scores)
-
-
-sys.modules[__name__].__class__ = Called

@@ -134,7 +134,7 @@ ax.figure
 
 # %%
 folder = pathlib.Path(TASK) if TASK else tasks.find(work / 'tasks')[0]
-scores = audiorank.evaluate(model, folder, protocol='logistic')
+scores = audiorank.scores(model, folder, protocol='logistic')
 scores
 
 # %% [markdown]

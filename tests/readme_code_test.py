@@ -133,7 +133,7 @@ def test_the_task_of_hears_page(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   exec(code, {'pathlib': pathlib, 'np': np, 'soundfile': soundfile,
               'json': json})
-  found = audiorank.evaluate(records.SAMPLE / 'model', 'tasks',
+  found = audiorank.scores(records.SAMPLE / 'model', 'tasks',
                              protocol='logistic')
   assert found['measure'].tolist() == ['top1_acc', 'mAP']
   # Twenty decibels apart: any encoder of a log-mel tells them.
