@@ -11,7 +11,11 @@ depends on its batch-mates. 'batch' takes that of the whole batch, as the
 official Dasheng does, and is there for bit parity with it: a quiet clip is
 embedded differently beside a loud one, and so in batches of another size.
 
-Shapes: N clips, B batch, S samples, T frames, L tokens, D width.
+`views` embeds random crops of a clip with random tokens hidden, as training
+sees them.
+
+Shapes: N clips, B batch, V views of a clip, S samples, T frames, L tokens, K
+visible ones, D width.
 """
 
 import functools
@@ -21,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiorank import audio
+from audiorank import masking
 from audiorank import model
 from audiorank import sharding
 
@@ -269,3 +274,65 @@ def sharded(config, params, wave_NS, on, batch, layer='final',
     z_BD = run(params, sharding.to_global(wave_BS[mine], on))
     pieces.append(np.asarray(z_BD)[:len(part)])
   return np.concatenate(pieces)
+
+
+@functools.lru_cache(maxsize=16)
+def masked_encoder(config, ratio, group):
+  """Returns a jitted (params, wave_BS, key) -> z_BD of the visible tokens."""
+  net = model.Encoder(config)
+
+  @jax.jit
+  def run(params, wave_BS, key):
+    mel_BMT = audio.front(config, wave_BS.astype(jnp.float32) / 32768)
+    variables = model.encoder_variables(params)
+    patches_BLP = net.apply(variables, mel_BMT, method='patches')
+    keep_BK, _ = masking.random_mask(
+        key, len(patches_BLP), patches_BLP.shape[1], ratio, group)
+    return net.apply(variables, patches_BLP, keep_BK).mean(1)
+
+  return run
+
+
+def views(config, params, wave_NS, count, samples, seed=0, batch=64):
+  """Returns z_NVD float32: other crops and other masks of every clip.
+
+  A view is a random crop of a clip, of whose tokens a random part is hidden
+  as in training.
+
+  Args:
+    config: the run's config.
+    params: the linen variables.
+    wave_NS: int16 clips, longer than a view.
+    count: V, views of a clip.
+    samples: of a crop.
+    seed: of crops and masks.
+    batch: clips encoded at once.
+
+  Raises:
+    ValueError: clips shorter than a crop, or crops that do not divide into
+      groups of patches.
+  """
+  N, S = wave_NS.shape
+  L = (1 + samples // audio.HOP) // config.model.patch_frames
+  if samples > S:
+    raise ValueError(f'views of {samples} samples of clips of {S}: expected '
+                     'longer clips')
+  if L % config.mask.group or not 0 < masking.kept(L, config.mask.ratio) < L:
+    raise ValueError(f'views of {L} patches do not go with mask.group '
+                     f'{config.mask.group} and mask.ratio {config.mask.ratio}')
+  run = masked_encoder(config.model, config.mask.ratio, config.mask.group)
+  start_NV = np.random.default_rng(seed).integers(
+      0, S - samples + 1, (N, count))
+  z_NVD = np.zeros((N, count, config.model.width), np.float32)
+  batch = min(batch, N)
+  for view in range(count):
+    for first in range(0, N, batch):
+      rows = np.arange(first, min(first + batch, N))
+      wave_BS = np.zeros((batch, samples), wave_NS.dtype)
+      for b, n in enumerate(rows):
+        at = start_NV[n, view]
+        wave_BS[b] = wave_NS[n, at:at + samples]
+      key = jax.random.fold_in(
+          jax.random.fold_in(jax.random.key(seed), view), first)
+      z_NVD[rows, view] = np.asarray(run(params, wave_BS, key))[:len(rows)]
+  return z_NVD

@@ -10,18 +10,26 @@ import pathlib
 import time
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
 import soxr
 
-from audiorank import cache
+from audiorank import audio
 from audiorank import checkpoint
 from audiorank import checksums
+from audiorank import config as config_lib
+from audiorank import data
+from audiorank import embed
+from audiorank import embedding_cache
 from audiorank import encoders
 from audiorank import files
+from audiorank import program
+from audiorank import rankme
 from audiorank import records
 from audiorank.hear import probe
 from audiorank.hear import tasks
+from audiorank.rankme import record
 
 
 def task_folders(config):
@@ -120,7 +128,7 @@ def cached_embeddings(encoder, task, root):
     return {f'{part}/{file}': x for file, pair in z.items()
             for part, x in zip(('z', 'ms'), pair)}
 
-  found, hit = cache.fetch(root, encoder.key, task.name, {
+  found, hit = embedding_cache.fetch(root, encoder.key, task.name, {
       'task': fingerprint(task.folder), 'rate': task.rate,
       'touched': touched(task)}, make)
   if not event:
@@ -278,3 +286,94 @@ def scores(model: tuple[Any, Any, Any] | str | os.PathLike[str],
               'std': stds.get(measure) or float('nan'),
               'protocol': found['protocol']} for measure in order]
   return pd.DataFrame(rows)
+
+
+def corpus_rank(encoder, corpus, clips, seconds, root):
+  """Returns (rank fields, whether the embeddings were in the cache).
+
+  Args:
+    encoder: of audiorank.encoders.
+    corpus: of data.load.
+    clips, seconds: how many, of what length.
+    root: the cache's folder, or ''.
+  """
+  def make():
+    wave_NS, source_N = data.sample(
+        corpus, clips, int(round(seconds * corpus.rate)), 0)
+    if encoder.rate != corpus.rate:
+      wave_NS = [soxr.resample(w, corpus.rate, encoder.rate, 'HQ')
+                 for w in wave_NS]
+    return {'z': encoder.scene(wave_NS), 'source': source_N}
+
+  found, hit = embedding_cache.fetch(root, encoder.key, 'corpus', {
+      'corpus': corpus.sha256, 'clips': clips, 'seconds': seconds}, make)
+  return record.rank_fields(
+      found['z'], found['source'], encoder.about.get('layer', 'scene')), hit
+
+
+def views_of(path, step, corpus, clips, seconds, count, batch):
+  """Returns LiDAR and Diff-eRank of a run of ours; see view_fields.
+
+  Args:
+    path, step: the checkpoint.
+    corpus: of data.load.
+    clips, seconds: how many, of what length.
+    count: views of a clip.
+    batch: clips encoded at once.
+  """
+  config, params = checkpoint.load(path, step)
+  wave_NS, _ = data.sample(corpus, clips, int(round(seconds * corpus.rate)), 0)
+  folder, _ = checkpoint.find(path)
+  if 0 in checksums.steps(folder):
+    _, before = checkpoint.load(folder, 0)
+  else:
+    before = untrained(config, wave_NS)
+  return view_fields(config, params, before, wave_NS, count, batch=batch)
+
+
+def untrained(config, wave_NS):
+  """Returns the linen variables that a run of `config` would start from.
+
+  Where train.calibrate is set its BatchNorm statistics are those of
+  `wave_NS`: the run's own are of other clips, and stand in its step 0.
+  """
+  state = jax.jit(lambda key: program.init(config, key))(
+      jax.random.key(config.seed))
+  if config.train.calibrate:
+    state = program.calibrated(config, state, wave_NS)
+  return {'params': state.params, 'batch_stats': state.batch_stats}
+
+
+def view_fields(config, params, before, wave_NS, views=10, seed=0, batch=64,
+                tokens=256):
+  """Returns LiDAR and Diff-eRank of a run of ours, with their settings.
+
+  Args:
+    config: the run's config: its masks, its crop, its seed.
+    params: the linen variables.
+    before: those that training started from.
+    wave_NS: int16 clips, at least as long as the run's crop.
+    views: of a clip, for LiDAR.
+    seed: of crops and masks.
+    batch: clips encoded at once.
+    tokens: clips whose tokens are compared with the untrained network's.
+
+  Raises:
+    ValueError: as `embed.views`.
+
+  Source: Thilak et al., arXiv 2312.04000 (LiDAR); Wei et al., arXiv
+  2401.17139 (Diff-eRank); see rankme.lidar and rankme.diff_erank.
+  """
+  samples = min(config_lib.crop_samples(config.data.crop_seconds),
+                wave_NS.shape[1] * 3 // 4)
+  group = config.mask.group * config.model.patch_frames * audio.HOP
+  samples = samples // group * group
+  z_NVD = embed.views(config, params, wave_NS, views, samples, seed, batch)
+  few_NS = wave_NS[:tokens]
+  rank = [rankme.token_rank(embed.timestamps(config, p, few_NS)[0])
+          for p in (before, params)]
+  return {'lidar': rankme.lidar(z_NVD), 'lidar_views': views,
+          'lidar_seconds': samples / config_lib.RATE,
+          'lidar_clips': len(wave_NS),
+          'token_rank_untrained': rank[0], 'token_rank': rank[1],
+          'diff_erank': rank[0] - rank[1], 'token_clips': len(few_NS)}

@@ -147,18 +147,17 @@ def task_folders():
 
 def main(argv):
   del argv
-  from audiorank import cache
-  root = cache.default() if _CACHE.value is None else _CACHE.value
+  from audiorank import embedding_cache
+  root = embedding_cache.default() if _CACHE.value is None else _CACHE.value
   if _CACHED.value or _CLEAR.value:
-    for name, size in cache.listing(root):
+    for name, size in embedding_cache.listing(root):
       print(f'{size / 1e6:10.2f} MB  {name}')
-    print(f'{root}: {cache.clear(root)} deleted' if _CLEAR.value else root)
+    print(f'{root}: {embedding_cache.clear(root)} deleted' if _CLEAR.value else root)
     return
   check()
   from audiorank import evaluate
-  from audiorank import ranks
   from audiorank.rankme import files
-  record = {'versions': cache.versions()}
+  record = {'versions': embedding_cache.versions()}
   if _EMBEDDINGS.value:
     record['embeddings'] = {
         'file': _EMBEDDINGS.value, 'array': _ARRAY.value,
@@ -180,11 +179,11 @@ def main(argv):
       corpus = data.load(_CORPUS.value)
       record['corpus'] = {'path': _CORPUS.value, 'sha256': corpus.sha256,
                           'clips': _CLIPS.value, 'seconds': _SECONDS.value}
-      record['rank'], _ = ranks.corpus_rank(
+      record['rank'], _ = evaluate.corpus_rank(
           one, corpus, _CLIPS.value, _SECONDS.value, root)
       print('\n'.join(rank_lines(record['rank'])))
       if _VIEWS.value:
-        record['views'] = ranks.views_of(
+        record['views'] = evaluate.views_of(
             _CHECKPOINT.value, one.about['step'], corpus, _CLIPS.value,
             _SECONDS.value, _VIEWS.value, _BATCH.value)
         for what in ('lidar', 'diff_erank'):

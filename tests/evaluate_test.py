@@ -14,11 +14,12 @@ import pytest
 import safetensors.numpy
 import soundfile
 
-from audiorank import cache
 from audiorank import dasheng
 from audiorank import embed
+from audiorank import embedding_cache
 from audiorank import encoders
 from audiorank import evaluate
+from audiorank import files
 from audiorank import model
 from audiorank import records
 from audiorank.hear import tasks
@@ -133,9 +134,14 @@ def test_what_changes_embeddings_changes_their_place(tmp_path, weights):
   for file in root.glob('*/*.npz'):
     file.write_bytes(file.read_bytes()[:200])
   assert not get(encoder)[1] and get(silent(encoder))[1]
-  (root / 'notes.txt').write_text('mine')
-  assert len(cache.listing(root)) == 2 and cache.clear(root) == 2
-  assert [p.name for p in root.rglob('*')] == ['notes.txt']
+  # What others put there stays, even under names such as ours.
+  for name in ('notes.txt', 'exp/train.npz', 'exp/train.json'):
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).write_text('{}')
+  assert len(embedding_cache.listing(root)) == 2
+  assert embedding_cache.clear(root) == 2
+  assert sorted(p.name for p in files.walk(root)) == [
+      'notes.txt', 'train.json', 'train.npz']
 
 
 MODULE = '''

@@ -6,10 +6,10 @@ import pytest
 
 from audiorank import checkpoint
 from audiorank import embed
+from audiorank import evaluate
 from audiorank import rankme
 from audiorank import records
 from audiorank import train
-from audiorank import views
 from tests import tiny
 
 
@@ -30,7 +30,7 @@ def waves():
 
 @pytest.fixture(scope='module')
 def params(config, waves):
-  return views.untrained(config, waves)
+  return evaluate.untrained(config, waves)
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -42,24 +42,24 @@ def test_the_untrained_network_is_the_one_that_training_starts_from(
   _, started = checkpoint.load(tmp_path, 0)
   _, (wave_NS, _), _ = train.prepare_data(config)
   jax.tree.map(np.testing.assert_array_equal,
-               dict(views.untrained(config, wave_NS)), started)
+               dict(evaluate.untrained(config, wave_NS)), started)
 
 
 def test_views_are_of_their_clip_and_differ(config, waves, params):
-  z_NVD = views.of_clips(config, params, waves, 4, 7680, batch=8)
+  z_NVD = embed.views(config, params, waves, 4, 7680, batch=8)
   assert z_NVD.shape == (20, 4, 32) and np.isfinite(z_NVD).all()
   between = z_NVD.mean(1).std(0).mean()
   within = z_NVD.std(1).mean()
   assert 0 < within < between
-  again = views.of_clips(config, params, waves, 4, 7680, batch=8)
+  again = embed.views(config, params, waves, 4, 7680, batch=8)
   np.testing.assert_array_equal(z_NVD, again)
-  other = views.of_clips(config, params, waves, 4, 7680, seed=1, batch=8)
+  other = embed.views(config, params, waves, 4, 7680, seed=1, batch=8)
   assert np.abs(other - z_NVD).max() > 1e-3
 
 
 def test_fields_are_their_parts_and_zero_for_what_never_trained(
     config, waves, params):
-  found = views.fields(config, params, params, waves, views=3, batch=8,
+  found = evaluate.view_fields(config, params, params, waves, views=3, batch=8,
                        tokens=5)
   assert 1 <= found['lidar'] <= 32
   assert found['diff_erank'] == 0
@@ -69,4 +69,4 @@ def test_fields_are_their_parts_and_zero_for_what_never_trained(
 
 def test_clips_shorter_than_a_view_are_refused(config, waves, params):
   with pytest.raises(ValueError, match='longer clips'):
-    views.of_clips(config, params, waves[:, :4000], 2, 7680)
+    embed.views(config, params, waves[:, :4000], 2, 7680)

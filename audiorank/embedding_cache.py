@@ -1,0 +1,114 @@
+"""Embeddings on disk, looked up by what they depend on.
+
+  <root>/<encoder>/<task>-<digest>.npz    the arrays
+  <root>/<encoder>/<task>-<digest>.json   what they depend on, for people
+
+`encoder` is a digest of the weights, layer, clamp and batch; the file's own
+digest adds the task's audio and the versions of the software. Everything here
+may be deleted at any time.
+"""
+
+from collections.abc import Callable
+import importlib.metadata
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+
+from audiorank import files
+
+FORMAT = 1  # Raised when the same key would mean other numbers.
+
+Arrays = dict[str, np.ndarray]
+
+
+def default() -> str:
+  """Returns the folder of this user; AUDIORANK_CACHE moves it."""
+  return str(files.cache_folder('embeddings'))
+
+
+def versions() -> dict[str, str]:
+  """Returns what embeddings may differ by at equal weights and audio."""
+  out = {}
+  for name in ('audiorank', 'jax', 'numpy'):
+    try:
+      out[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      out[name] = 'not installed'  # Run from its folder.
+  return {**out, 'backend': jax.default_backend()}
+
+
+def fetch(root: str, encoder: str, name: str, depends_on: Any,
+          compute: Callable[[], Arrays]) -> tuple[Arrays, bool]:
+  """Returns (arrays, whether they were cached).
+
+  Args:
+    root: the cache's folder; '' computes.
+    encoder: digest of the encoder; '' computes.
+    name: of the task, for the file's name.
+    depends_on: JSON tree of what decides the arrays beside the encoder.
+    compute: returns the arrays; called where they are missing or damaged.
+  """
+  if not (root and encoder):
+    return compute(), False
+  # These keys are part of every digest: other names would empty the cache.
+  about = {'format': FORMAT, 'encoder': encoder, 'made_of': depends_on,
+           'versions': versions()}
+  path = files.path(root) / encoder / f'{name}-{files.digest(about)}.npz'
+  arrays = files.read_cached(path, read)
+  if arrays is not None:
+    return arrays, True
+  arrays = compute()
+  files.write_cached(path, lambda part: write(part, arrays))
+  files.write_cached(path.with_suffix('.json'),
+                     lambda part: part.write_text(json.dumps(about, indent=1)))
+  return arrays, False
+
+
+def read(path: pathlib.Path) -> Arrays:
+  """Returns the arrays of a file of the cache."""
+  # Opened here: np.load would leave a damaged file open.
+  with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
+    return dict(arrays)
+
+
+def write(path: pathlib.Path, arrays: Arrays) -> None:
+  """Writes the arrays of a file of the cache."""
+  with open(path, 'wb') as file:  # np.savez would append .npz to a name.
+    np.savez(file, **arrays)
+
+
+def listing(root: files.Path) -> list[tuple[str, int]]:
+  """Returns [(path below root, bytes)] of what is cached, the oldest first.
+
+  Files of others, whatever their names, are not listed.
+  """
+  folder = files.path(root)
+  cached = [p for p in folder.glob('*/*.npz') if is_own(p)]
+  cached.sort(key=lambda p: p.stat().st_mtime)
+  return [(str(p.relative_to(folder)), p.stat().st_size) for p in cached]
+
+
+def is_own(path: pathlib.Path) -> bool:
+  """Returns whether `fetch` wrote a file, by the digest in its name."""
+  try:
+    about = files.read_json(path.with_suffix('.json'))
+  except (OSError, ValueError):
+    return False
+  return path.stem.endswith(f'-{files.digest(about)}')
+
+
+def clear(root: files.Path) -> int:
+  """Deletes what is cached and nothing else; returns how many files."""
+  folder = files.path(root)
+  cached = [folder / name for name, _ in listing(folder)]
+  for path in cached:
+    path.unlink(missing_ok=True)
+    path.with_suffix('.json').unlink(missing_ok=True)
+  for parent in {path.parent for path in cached}:
+    if not any(parent.iterdir()):
+      shutil.rmtree(parent)
+  return len(cached)
