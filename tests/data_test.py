@@ -1,8 +1,11 @@
 """The clip stream: which recordings, which clips, in which order."""
 
 import collections
+import hashlib
 import itertools
+import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -249,6 +252,122 @@ def test_a_recording_keeps_its_number_in_every_subset(corpus):
   parts = [set(data.sample(part, part.records['source'].nunique(), CROP,
                            0)[1].tolist()) for part in (train, valid)]
   assert not parts[0] & parts[1] and parts[0] | parts[1] == whole
+
+
+def ordered(names, purpose, seed):
+  """Recordings in the order of their hashes, as it has always been."""
+  return sorted(names, key=lambda name: hashlib.sha256(
+      f'{purpose}:{seed}:{name}'.encode()).hexdigest())
+
+
+def bits(name, count):
+  key = np.frombuffer(hashlib.sha256(name.encode()).digest()[:16], '<u8')
+  return np.random.Philox(key=key).random_raw(count)
+
+
+@pytest.fixture(params=['as it is', 'in small blocks', 'without an index'])
+def blockwise(request, corpus, monkeypatch, tmp_path):
+  """The corpus, as a large one or one of old would be read."""
+  if request.param == 'in small blocks':
+    monkeypatch.setattr(data.index, 'ROWS', 32)
+    monkeypatch.setattr(data.index, 'KEPT_KEYS', 2)
+    monkeypatch.setattr(data.folder, 'FINE', 8)
+    monkeypatch.setattr(data.selection, 'MOST', 3)
+    monkeypatch.setattr(data.selection, 'SHIFT', 60)
+    monkeypatch.setattr(data.clips, 'WINDOW', 20)
+    monkeypatch.setattr(data.clips, 'CHUNK', 16)
+    return data.load(corpus.root)
+  if request.param == 'without an index':
+    shutil.copytree(corpus.root, tmp_path / 'old')
+    shutil.rmtree(tmp_path / 'old' / 'index')
+    return data.load(tmp_path / 'old')
+  return corpus
+
+
+def test_the_choices_are_those_that_a_full_sort_makes(blockwise):
+  """Against every order written out, as it was when corpora were small."""
+  table = blockwise.records
+  lengths = table.groupby('source')['samples'].sum()
+  for fraction, seed in ((.05, 0), (.3, 4), (.9, 1), (1e-6, 2)):
+    room, taken = fraction * table['samples'].sum(), []
+    for source in ordered(lengths.index, 'split', seed):
+      if lengths[source] <= room:
+        taken.append(source)
+        room -= lengths[source]
+    taken = taken or [lengths.sort_index().idxmin()]
+    train, valid = data.split(blockwise, fraction, seed)
+    assert set(valid.records['source']) == set(taken)
+    rows_N = table.index[table['source'].isin(taken)]
+    assert list(valid.rows()) == list(rows_N)
+    assert valid.sha256 == hashlib.sha256(
+        blockwise.sha256.encode()
+        + rows_N.to_numpy('<i8').tobytes()).hexdigest()
+    part = train.records
+    place = {s: i for i, s in enumerate(ordered(
+        set(part['source']), 'subset', seed))}
+    order = np.argsort(part['source'].map(place).to_numpy(), kind='stable')
+    ends = np.cumsum(part['samples'].to_numpy()[order])
+    for share in (.01, .4, .97):
+      hours = float(share * train.hours)
+      count = np.searchsorted(ends, hours * 3600 * 16000 - .5) + 1
+      got = data.subset(train, hours, seed)
+      assert list(got.records['record']) == sorted(
+          part['record'].to_numpy()[order[:count]])
+      at = data.schedule(got, 7, CROP, seed)
+      lengths_N = got.records['samples'].to_numpy()
+      unit_U = np.repeat(np.arange(len(got)), -(-lengths_N // CROP))
+      want = np.concatenate([unit_U[np.argsort(
+          bits(f'epoch:{seed}:{e}', len(unit_U)), kind='stable')]
+                             for e in range(3)])
+      for step in (s for s in (0, 2, 1, len(want) // 7 - 1)
+                   if 0 <= 7 * s <= len(want) - 7):
+        record_B, start_B = at(step)
+        np.testing.assert_array_equal(record_B, want[7 * step:][:7])
+        spare_B = np.maximum(lengths_N[record_B] - CROP, 0)
+        unit_B = (bits(f'crop:{seed}:{step}', 7) >> np.uint64(11)) * 2.**-53
+        np.testing.assert_array_equal(start_B, unit_B * (spare_B + 1) // 1)
+
+
+def test_the_sample_is_the_one_that_a_full_sort_takes(blockwise):
+  _, part = data.split(blockwise, .8, 3)
+  table = part.records
+  sources, count_R = table['source'].tolist(), np.maximum(
+      table['samples'].to_numpy() // CROP, 1)
+  place = {s: i for i, s in enumerate(ordered(set(sources), 'sample', 5))}
+  units = [(r, slot) for r, n in enumerate(count_R) for slot in range(n)]
+  order = sorted(range(len(units)), key=lambda u: (
+      sources[units[u][0]], bits('sample:5', len(units))[u]))
+  turns = {}
+  ranked = []
+  for unit in order:
+    source = sources[units[unit][0]]
+    turns[source] = turns.get(source, -1) + 1
+    ranked.append((turns[source], place[source], units[unit]))
+  shifts = (bits('shift:5', len(table)) >> np.uint64(11)) * 2.**-53
+  for clips in (1, 5, len(place), len(units) - 1):
+    row_N, start_N, _ = data.clips._spread(part, clips, CROP, 5)
+    for (_, _, (record, slot)), row, start in zip(
+        sorted(ranked)[:clips], row_N, start_N, strict=True):
+      assert table['record'][record] == row
+      spare = max(table['samples'][record] - count_R[record] * CROP, 0)
+      assert start == slot * CROP + int(shifts[record] * (spare + 1))
+
+
+def test_an_index_that_is_damaged_or_of_another_corpus(corpus, tmp_path):
+  root = tmp_path / 'c'
+  shutil.copytree(corpus.root, root)
+  about = json.loads((root / 'index' / 'index.json').read_text())
+  (root / 'index' / 'start.bin').write_bytes(b'')
+  with pytest.raises(ValueError, match='start.bin: not the .* bytes'):
+    data.load(root)
+  for text in ('{"version": 1', '[]', '{"version": 1, "sha256": "'
+               + about['sha256'] + '", "sizes": 3, "records": 1}'):
+    (root / 'index' / 'index.json').write_text(text)
+    with pytest.raises(ValueError, match='index.json: not an index'):
+      data.load(root)
+  about['sha256'] = 'of another'
+  (root / 'index' / 'index.json').write_text(json.dumps(about))
+  assert data.load(root).records.equals(corpus.records)
 
 
 def test_what_is_not_a_corpus(tmp_path, corpus):

@@ -26,7 +26,7 @@ from audiorank.data import selection
 from audiorank.data.folder import Corpus
 
 # Units of an epoch that are sorted at a time.
-WINDOW = 2**21
+WINDOW = 2**19
 CHUNK = 2**20  # Random numbers drawn at a time.
 
 Schedule = Callable[[int], tuple[np.ndarray, np.ndarray]]
@@ -178,20 +178,19 @@ class Units:
     self._block = functools.lru_cache(maxsize=4096)(self._read_block)
     units, records = [], []
     # Sums over blocks of a few records; within one they are counted anew.
-    for row_N in corpus.blocks():
+    for row_N, samples_N in corpus.columns('samples_R'):
       total = len(corpus.index.samples_R)
       begin = len(units) * index_lib.ROWS
       blocks = -(-min(index_lib.ROWS, total - begin) // folder.FINE)
       block_N = (row_N - begin) // folder.FINE
-      units.append(np.bincount(block_N, self._units(row_N), blocks))
+      units.append(np.bincount(block_N, self._units(samples_N), blocks))
       records.append(np.bincount(block_N, minlength=blocks))
     self._unit_ends = np.cumsum(np.concatenate(units)).astype(np.int64)
     self._record_ends = np.cumsum(np.concatenate(records))
     self.count = int(self._unit_ends[-1])
 
-  def _units(self, row_N: np.ndarray) -> np.ndarray:
-    length_N = np.asarray(self._corpus.index.samples_R[row_N], np.int64)
-    return -(-length_N // self._samples)
+  def _units(self, samples_N: np.ndarray) -> np.ndarray:
+    return -(-samples_N.astype(np.int64) // self._samples)
 
   def records(self, unit_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns (row of corpus.records, number in the whole corpus), int64."""
@@ -214,7 +213,7 @@ class Units:
     begin = block * folder.FINE
     end = min(begin + folder.FINE, len(self._corpus.index.samples_R))
     row_N = np.flatnonzero(self._corpus.mask(begin, end)) + begin
-    return row_N, np.cumsum(self._units(row_N))
+    return row_N, np.cumsum(self._units(self._corpus.index.samples_R[row_N]))
 
 
 class _Epoch:
@@ -277,14 +276,13 @@ def clip_names(corpus: Corpus, batch: int, samples: int, seed: int,
 
 def clips_in(corpus: Corpus, samples: int) -> int:
   """How many clips of so many samples `sample` can take from a corpus."""
-  return sum(int(_slots(corpus, row_N, samples).sum())
-             for row_N in corpus.blocks())
+  return sum(int(_slots(samples_N, samples).sum())
+             for _, samples_N in corpus.columns('samples_R'))
 
 
-def _slots(corpus: Corpus, row_N: np.ndarray, samples: int) -> np.ndarray:
+def _slots(samples_N: np.ndarray, samples: int) -> np.ndarray:
   """Clips of each record that do not overlap: a short one is padded."""
-  length_N = np.asarray(corpus.index.samples_R[row_N], np.int64)
-  return np.maximum(length_N // samples, 1)
+  return np.maximum(samples_N.astype(np.int64) // samples, 1)
 
 
 def sample(corpus: Corpus, clips: int, samples: int,
@@ -332,9 +330,9 @@ def _spread(corpus: Corpus, clips: int, samples: int, seed: int) -> tuple[
   # The slots of the recordings that take part, with a random number each.
   rows, slots, bits, records = [], [], [], []
   unit = record = 0
-  for row_N in corpus.blocks():
-    count_N = _slots(corpus, row_N, samples)
-    mine_N = chosen_G[index.source_R[row_N]]
+  for row_N, samples_N, source_N in corpus.columns('samples_R', 'source_R'):
+    count_N = _slots(samples_N, samples)
+    mine_N = chosen_G[source_N]
     bits_U = _bits(f'sample:{seed}', int(count_N.sum()), unit)
     mine_U = np.repeat(mine_N, count_N)
     begin_N = np.cumsum(count_N) - count_N
@@ -356,8 +354,7 @@ def _spread(corpus: Corpus, clips: int, samples: int, seed: int) -> tuple[
   row_N = row_U[chosen_N]
   # One shift per record, or its clips would overlap.
   length_N = np.asarray(index.samples_R[row_N], np.int64)
-  spare_N = np.maximum(
-      length_N - _slots(corpus, row_N, samples) * samples, 0)
+  spare_N = np.maximum(length_N - _slots(length_N, samples) * samples, 0)
   shift_N = _below(_bits_at(f'shift:{seed}', record_U[chosen_N]), spare_N + 1)
   return row_N, slot_U[chosen_N] * samples + shift_N, code_U[chosen_N]
 
@@ -371,8 +368,8 @@ def _recordings(corpus: Corpus, clips: int, samples: int,
   """
   index = corpus.index
   present_G = np.zeros(len(index.sources), bool)
-  for row_N in corpus.blocks():
-    present_G[index.source_R[row_N]] = True
+  for _, source_N in corpus.columns('source_R'):
+    present_G[source_N] = True
   if int(present_G.sum()) <= clips:
     return present_G
   keys_G = index_lib.keys(index, 'sample', seed)

@@ -99,12 +99,24 @@ class Corpus:
     return np.unpackbits(packed, count=end - begin,
                          bitorder='little').view(bool)
 
-  def blocks(self, rows: int = index_lib.ROWS) -> Iterator[np.ndarray]:
+  def blocks(self) -> Iterator[np.ndarray]:
     """Yields the numbers of the records meant, row_N, some at a time."""
-    total = len(self.index.samples_R)
+    total, rows = len(self.index.samples_R), index_lib.ROWS
     for begin in range(0, total, rows):
       row_N = np.flatnonzero(self.mask(begin, min(begin + rows, total)))
       yield row_N + begin
+
+  def columns(self, *names: str) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yields (row_N, a column of the index_N ...) of the records meant, some at
+    a time: no more of a column is in memory.
+
+    Args:
+      *names: of fields of Index.
+    """
+    arrays = [getattr(self.index, name) for name in names]
+    for row_N in self.blocks():
+      yield row_N, *(array[row_N] for array in arrays)
+      index_lib.release(*arrays)
 
   def rows(self) -> np.ndarray:
     """Returns the numbers of all records meant, row_N int64."""
@@ -113,7 +125,7 @@ class Corpus:
   def lengths(self) -> np.ndarray:
     """Returns the samples of all records meant, length_N int64."""
     return np.concatenate([np.zeros(0, np.int64), *(
-        self.index.samples_R[row_N] for row_N in self.blocks())])
+        samples_N for _, samples_N in self.columns('samples_R'))])
 
 
 def load(root: str | os.PathLike) -> Corpus:
@@ -215,25 +227,28 @@ def _of_manifest(path: pathlib.Path) -> index_lib.Index:
 
 def hours(corpus: Corpus) -> float:
   """Returns how long the records meant are."""
-  samples = sum(int(corpus.index.samples_R[row_N].sum(dtype=np.int64))
-                for row_N in corpus.blocks())
+  samples = sum(int(samples_N.sum(dtype=np.int64))
+                for _, samples_N in corpus.columns('samples_R'))
   return samples / corpus.rate / 3600
 
 
-def select(corpus: Corpus, mask_of: Callable[[np.ndarray], np.ndarray]
-           ) -> Corpus:
+def select(corpus: Corpus, mask_of: Callable[..., np.ndarray],
+           *names: str) -> Corpus:
   """Returns a selection of a corpus.
 
   Args:
     corpus: a Corpus.
-    mask_of: called with row_N, numbers of records meant, in ascending blocks;
-      returns which of them to keep.
+    mask_of: called with row_N, numbers of records meant, in ascending blocks,
+      and the columns asked for; returns which of them to keep.
+    *names: of columns, fields of Index.
   """
   total = len(corpus.index.samples_R)
   bits, count, samples = np.zeros(-(-total // 8), np.uint8), 0, 0
   digest = hashlib.sha256(corpus.sha256.encode())
-  for block, row_N in enumerate(corpus.blocks()):
-    kept_N = row_N[mask_of(row_N)]
+  for block, (row_N, samples_N, *more) in enumerate(
+      corpus.columns('samples_R', *names)):
+    keep_N = mask_of(row_N, *more)
+    kept_N = row_N[keep_N]
     begin = block * index_lib.ROWS
     mask = np.zeros(min(index_lib.ROWS, total - begin), bool)
     mask[kept_N - begin] = True
@@ -241,7 +256,7 @@ def select(corpus: Corpus, mask_of: Callable[[np.ndarray], np.ndarray]
     bits[begin // 8:begin // 8 + len(packed)] = packed
     digest.update(kept_N.astype('<i8').tobytes())
     count += len(kept_N)
-    samples += int(corpus.index.samples_R[kept_N].sum(dtype=np.int64))
+    samples += int(samples_N[keep_N].sum(dtype=np.int64))
   return dataclasses.replace(
       corpus, bits=bits, count=count, hours=samples / corpus.rate / 3600,
       sha256=digest.hexdigest())

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import hashlib
 import json
+import mmap
 import os
 import pathlib
 from typing import Any
@@ -142,7 +143,21 @@ def load(folder: pathlib.Path, sha256: str) -> Index | None:
 def _mapped(path: pathlib.Path, kind: str) -> np.ndarray:
   if not path.stat().st_size:
     return np.zeros(0, kind)
-  return np.memmap(path, kind, 'r')
+  with open(path, 'rb') as file:
+    return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ),
+                         kind)
+
+
+def release(*columns: np.ndarray) -> None:
+  """Gives back the memory that a pass over mapped columns has filled.
+
+  What was read stays in the system's cache of files, for all processes.
+  """
+  for column in columns:
+    owner = column.base
+    owner = owner.obj if isinstance(owner, memoryview) else owner
+    if isinstance(owner, mmap.mmap) and hasattr(mmap, 'MADV_DONTNEED'):
+      owner.madvise(mmap.MADV_DONTNEED)
 
 
 class Writer:
@@ -301,7 +316,7 @@ def keys(index: Index, purpose: str, seed: int) -> np.ndarray:
   for folder in folders:
     path = folder / name
     if path.is_file() and path.stat().st_size == size:
-      return np.memmap(path, '<u8', 'r')
+      return _mapped(path, '<u8')
   keys_G = _hashed(index.sources, f'{purpose}:{seed}:')
   for folder in folders:
     try:

@@ -51,27 +51,33 @@ def subset(corpus: Corpus, hours: float, seed: int) -> Corpus:
   wanted = max(hours * 3600 * corpus.rate - .5, .5)
   # Whole recordings by the first bits of their keys, then one by one.
   samples_K = np.zeros(2**(64 - SHIFT))
-  for row_N in corpus.blocks():
-    bucket_N = (keys_G[index.source_R[row_N]] >> np.uint64(SHIFT)).astype(int)
-    samples_K += np.bincount(bucket_N, index.samples_R[row_N], len(samples_K))
+  for _, samples_N, source_N in corpus.columns('samples_R', 'source_R'):
+    bucket_N = (keys_G[source_N] >> np.uint64(SHIFT)).astype(int)
+    samples_K += np.bincount(bucket_N, samples_N, len(samples_K))
   ends_K = np.cumsum(samples_K)
   last = int(np.searchsorted(ends_K, wanted))
   edge = _split_bucket(corpus, keys_G, last, wanted - (
       ends_K[last - 1] if last else 0), f'subset:{seed}:')
 
-  def keep(row_N):
-    bucket_N = keys_G[index.source_R[row_N]] >> np.uint64(SHIFT)
-    return (bucket_N < last) | np.isin(row_N, edge)
-  return folder.select(corpus, keep)
+  def keep(row_N, source_N):
+    keep_N = (keys_G[source_N] >> np.uint64(SHIFT)) < last
+    # Both ascend, and every record of the edge is one of these rows.
+    first, last_row = np.searchsorted(row_N, edge), len(row_N)
+    first = first[first < last_row]
+    keep_N[first[np.isin(row_N[first], edge)]] = True
+    return keep_N
+  chosen = folder.select(corpus, keep, 'source_R')
+  index_lib.release(keys_G)
+  return chosen
 
 
 def _split_bucket(corpus: Corpus, keys_G: np.ndarray, bucket: int,
                   wanted: float, prefix: str) -> np.ndarray:
   """Returns the records of one bucket of keys that belong to a subset."""
   index = corpus.index
-  rows = [row_N[(keys_G[index.source_R[row_N]] >> np.uint64(SHIFT)) == bucket]
-          for row_N in corpus.blocks()]
-  row_C = np.concatenate(rows)
+  row_C = np.concatenate([
+      row_N[(keys_G[source_N] >> np.uint64(SHIFT)) == bucket]
+      for row_N, source_N in corpus.columns('source_R')])
   if not len(row_C):
     return row_C
   code_C = index.source_R[row_C]
@@ -122,17 +128,16 @@ def split(corpus: Corpus, valid_fraction: float, seed: int) -> tuple[
   if not valid_G.any():
     # The first of the shortest ones, as it always was.
     valid_G[np.argmin(np.where(length_G > 0, length_G, np.inf))] = True
-  return (folder.select(corpus, lambda row_N: ~valid_G[index.source_R[row_N]]),
-          folder.select(corpus, lambda row_N: valid_G[index.source_R[row_N]]))
+  return (
+      folder.select(corpus, lambda _, source_N: ~valid_G[source_N], 'source_R'),
+      folder.select(corpus, lambda _, source_N: valid_G[source_N], 'source_R'))
 
 
 def recording_lengths(corpus: Corpus) -> np.ndarray:
   """Returns length_G int64: samples of each recording; 0 of those not meant."""
-  index = corpus.index
-  length_G = np.zeros(len(index.sources), np.int64)
-  for row_N in corpus.blocks():
-    np.add.at(length_G, index.source_R[row_N],
-              index.samples_R[row_N].astype(np.int64))
+  length_G = np.zeros(len(corpus.index.sources), np.int64)
+  for _, samples_N, source_N in corpus.columns('samples_R', 'source_R'):
+    np.add.at(length_G, source_N, samples_N.astype(np.int64))
   return length_G
 
 
@@ -150,6 +155,7 @@ def _fitting(index: index_lib.Index, length_G: np.ndarray, room: float,
     done = int(keys_G[code_C].max())
     code_C = in_order(index, code_C, keys_G, f'split:{seed}:')
     room = _take(code_C, length_G, room, taken_G)
+  index_lib.release(keys_G)
   return taken_G
 
 
@@ -222,8 +228,8 @@ def categories(corpus: Corpus, text: str, field: str) -> list[str]:
 def present(corpus: Corpus) -> set[str]:
   """Returns the categories of the records meant."""
   count = np.zeros(len(corpus.index.categories), np.int64)
-  for row_N in corpus.blocks():
-    count += np.bincount(corpus.index.category_R[row_N], minlength=len(count))
+  for _, category_N in corpus.columns('category_R'):
+    count += np.bincount(category_N, minlength=len(count))
   return {c for c, n in zip(corpus.index.categories, count) if n}
 
 
@@ -240,8 +246,8 @@ def of_categories(corpus: Corpus, names: Iterable[str]) -> Corpus:
   """
   names, index = list(names), corpus.index
   codes = [i for i, c in enumerate(index.categories) if c in names]
-  chosen = folder.select(
-      corpus, lambda row_N: np.isin(index.category_R[row_N], codes))
+  chosen = folder.select(corpus, lambda _, category_N: np.isin(
+      category_N, codes), 'category_R')
   if not len(chosen):
     raise ValueError(f'{corpus.root}: no record of {", ".join(names)} here')
   return chosen
