@@ -138,6 +138,22 @@ def pixels(wave_BS, rows):
   return x_BS.reshape(B, T, HOP)[:, :, :rows].transpose(0, 2, 1)
 
 
+def random_gain(key: jax.Array, wave_BS: jax.Array, low: float,
+                high: float) -> jax.Array:
+  """Returns waves, each made louder by a random number of dB.
+
+  As `_audio_gain` of Dasheng's trainer: uniform between `low` and `high`
+  (there -6 and 10), without clipping.
+
+  Args:
+    key: of the random numbers.
+    wave_BS: float.
+    low, high: dB.
+  """
+  db_B = jax.random.uniform(key, wave_BS.shape[:1], minval=low, maxval=high)
+  return wave_BS * 10 ** (db_B / 20)[:, None]
+
+
 def log_mel(wave_BS, clamp='clip'):
   """Returns mel_BMT in dB, at most 120 dB below its loudest value.
 

@@ -25,12 +25,13 @@ SCHEMA = 3  # Raised when the same config would mean another experiment.
 # Where files lie, what they are called and how a run is scored afterwards do
 # not change what is trained.
 NOT_IDENTITY = ('experiment', 'eval', 'checkpoint', 'mesh', 'data.root',
-                'data.threads', 'data.resident', 'model.remat',
+                'data.mixture', 'data.threads', 'data.resident', 'model.remat',
                 'model.unroll', 'train.call', 'train.log_every',
                 'monitor.batch', 'track')
 # Fields that were added later, with what they are in a run written before.
 # Such a run has no such field and keeps its run_id.
 LATER = {'train.skip': 0, 'train.call': 1, 'track': '',
+         'data.mixture': '', 'data.gain_low': 0, 'data.gain_high': 0,
          'data.category': '', 'monitor.samples': '',
          'model.front': 'log_mel',
          'contrastive': {'share': .5, 'hidden': 512, 'width': 128,

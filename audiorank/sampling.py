@@ -41,7 +41,7 @@ def parts(config):
       further sample that is not there; names the field.
   """
   a = config.data
-  corpus = data.load(a.root)
+  corpus = data.load(a.root, a.mixture)
   if a.sha256 and corpus.sha256 != a.sha256:
     raise ValueError(f'data.root {a.root}: manifest {corpus.sha256[:12]}, but '
                      f'this run was made for {a.sha256[:12]}')

@@ -52,6 +52,7 @@ WHOLE = {
 REAL = {
     'model.mlp_ratio': '> 0', 'mask.ratio': '> 0, < 1',
     'data.hours': '>= 0',
+    'data.gain_low': '>= -60, <= 60', 'data.gain_high': '>= -60, <= 60',
     'data.valid_fraction': '> 0, < 1', 'data.crop_seconds': '> 0',
     'data.world.hours': '> 0', 'train.init_scale': '> 0', 'opt.lr': '> 0',
     'opt.final': '>= 0, <= 1', 'opt.b1': '>= 0, < 1', 'opt.b2': '>= 0, < 1',

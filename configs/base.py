@@ -68,13 +68,18 @@ def get_config(point='en768-12'):
 
   a = c.data = config_dict.ConfigDict()
   a.root = ''  # A prepared corpus; '' is the embedded default world.
-  a.sha256 = ''  # Its manifest's checksum; the sweep fills it in.
+  # Further corpora, each with its share of the clips beside the 1 of the root:
+  a.mixture = ''  # Such as '/data/music=.5,/data/birds=2'.
+  a.sha256 = ''  # Checksum of manifests and shares; the sweep fills it in.
   a.category = ''  # Comma-separated categories trained on; '' is every one.
   a.hours = 0.  # Hours of training audio; 0 takes all there are.
   a.valid_fraction = .05  # Sources held out of training, for valid_loss.
   a.seed = 0  # Order of clips and their crops.
   a.subset_seed = 0  # The permutation whose prefixes are the subsets.
   a.crop_seconds = 10.  # Training crop.
+  # Each training clip is made louder by a random number of dB between these,
+  a.gain_low = 0.  # as Dasheng's trainer can: -6
+  a.gain_high = 0.  # to 10; 0 and 0 leave it as it is.
   a.threads = 4  # Reading threads of each process.
   a.resident = False  # Keep the whole subset in memory.
   w = a.world = config_dict.ConfigDict()  # Of the default world alone:

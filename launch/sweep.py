@@ -89,9 +89,10 @@ def resolve(module, changes, world):
   elif not first.eval.tasks:
     raise ValueError('eval.tasks is empty: a corpus of your own needs '
                      '--config.eval.tasks=FOLDER of HEAR task folders')
-  sha256 = data.load(first.data.root).sha256
+  sha256 = data.load(first.data.root, first.data.mixture).sha256
   for config in configs.values():
     config.data.sha256 = sha256
+    config.data.mixture = data.mixture.absolute(config.data.mixture)
     for part, field in (('data', 'root'), ('eval', 'tasks')):
       folder = files.path(config[part][field], f'{part}.{field}')
       config[part][field] = os.path.abspath(folder)

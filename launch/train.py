@@ -84,7 +84,9 @@ def checked(config):
                        '(launch.sweep makes the embedded world)')
     folder = files.path(config[part][name], field)
     config[part][name] = os.path.abspath(folder)
-  config.data.sha256 = data.load(config.data.root).sha256
+  config.data.mixture = data.mixture.absolute(config.data.mixture)
+  config.data.sha256 = data.load(
+      config.data.root, config.data.mixture).sha256
   validate.run(config, jax.device_count())
   return config
 

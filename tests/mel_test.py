@@ -125,3 +125,16 @@ def test_devices_keep_to_their_own_clips():
     assert gather not in program.as_text()
   assert mel_BMT.sharding.is_equivalent_to(sharding.rows(on), 3)
   np.testing.assert_allclose(mel_BMT, audio.log_mel(wave_BS), atol=1e-3)
+
+
+def test_a_random_gain_is_uniform_in_decibels_and_clips_nothing():
+  wave_BS = np.random.default_rng(0).uniform(-1, 1, (4000, 3)).astype(
+      np.float32)
+  loud_BS = audio.random_gain(jax.random.key(0), wave_BS, -6., 10.)
+  ratio_BS = np.asarray(loud_BS) / wave_BS
+  np.testing.assert_allclose(ratio_BS, ratio_BS[:, :1].repeat(3, 1), rtol=1e-5)
+  db_B = np.sort(20 * np.log10(ratio_BS[:, 0]))
+  # Kolmogorov's distance to the uniform law, at the level of 1e-4.
+  even_B = (np.arange(4000) + .5) / 4000
+  assert np.abs((db_B + 6) / 16 - even_B).max() < 2.2 / np.sqrt(4000)
+  assert np.abs(loud_BS).max() > 1

@@ -13,8 +13,8 @@ from audiorank.data.clips import sample
 from audiorank.data.clips import schedule
 from audiorank.data.clips import stream
 from audiorank.data.folder import Corpus
-from audiorank.data.folder import load
 from audiorank.data.folder import verify
+from audiorank.data.mixture import load
 from audiorank.data.selection import categories
 from audiorank.data.selection import has_categories
 from audiorank.data.selection import of_categories

@@ -22,6 +22,7 @@ import numpy as np
 
 from audiorank.data import folder
 from audiorank.data import index as index_lib
+from audiorank.data import mixture
 from audiorank.data import selection
 from audiorank.data.folder import Corpus
 
@@ -45,7 +46,7 @@ def stream(corpus: Corpus, batch: int, samples: int, seed: int,
   in an order of its own; shorter records are padded with zeros at their end.
 
   Args:
-    corpus: a Corpus, or a Mixture of several.
+    corpus: a Corpus; of a mixture, each corpus has its share of the clips.
     batch: clips of the global batch.
     samples: of a clip.
     seed: of the order and the crops.
@@ -143,28 +144,62 @@ def _schedule(corpus: Corpus, batch: int, samples: int, seed: int,
   """As `schedule`; dense=False: by records' numbers in the whole corpus."""
   if not len(corpus):
     raise ValueError(f'the corpus {corpus.root} has no records to stream')
-  units = Units(corpus, samples)
+  at = _mixed_order(corpus, samples, seed) if corpus.mixed else (
+      _Order(corpus, samples, f'epoch:{seed}').at)
 
-  @functools.lru_cache(maxsize=2)
-  def epoch(number):
-    return _Epoch(f'epoch:{seed}:{number}', units.count)
-  # Threads that ask for the same epoch wait for one of them to make it.
-  lock = threading.Lock()
-
-  def at(step):
-    place_B = step * batch + np.arange(batch)
-    unit_B = np.empty(batch, np.int64)
-    for number in range(place_B[0] // units.count,
-                        place_B[-1] // units.count + 1):
-      here_B = place_B // units.count == number
-      with lock:
-        unit_B[here_B] = epoch(number).at(place_B[here_B] % units.count)
-    record_B, row_B = units.records(unit_B)
+  def clips(step):
+    record_B, row_B = at(step * batch + np.arange(batch))
     length_B = np.asarray(corpus.index.samples_R[row_B], np.int64)
     spare_B = np.maximum(length_B - samples, 0)
     start_B = _below(_bits(f'crop:{seed}:{step}', batch), spare_B + 1)
     return (record_B if dense else row_B), start_B
+  return clips
+
+
+def _mixed_order(corpus: Corpus, samples: int, seed: int) -> Callable:
+  """Returns a function clip_B -> (record_B, row_B) of a mixture."""
+  parts = mixture.parts(corpus)
+  before = np.cumsum([0] + [len(part) for part in parts])
+  # A corpus of which nothing is meant leaves its share to the others.
+  weights = np.array([w if len(p) else 0.
+                      for w, p in zip(corpus.weights, parts)])
+  places = mixture.places(tuple(weights / weights.sum()), seed)
+  orders = {k: _Order(part, samples, f'epoch:{seed}:{k}')
+            for k, part in enumerate(parts) if len(part)}
+
+  def at(clip_B):
+    which_B, index_B = places(clip_B)
+    record_B, row_B = np.empty((2, len(clip_B)), np.int64)
+    for k, order in orders.items():
+      here_B = which_B == k
+      if here_B.any():
+        record_B[here_B], row_B[here_B] = order.at(index_B[here_B])
+        record_B[here_B] += before[k]
+    return record_B, row_B
   return at
+
+
+class _Order:
+  """The endless stream of one corpus: epoch after epoch of its units."""
+
+  def __init__(self, corpus: Corpus, samples: int, name: str):
+    units = self._units = Units(corpus, samples)
+    self._epoch = functools.lru_cache(maxsize=2)(
+        lambda number: _Epoch(f'{name}:{number}', units.count))
+    # Threads that ask for the same epoch wait for one of them to make it.
+    self._lock = threading.Lock()
+
+  def at(self, place_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (row of corpus.records, number in the whole corpus) of places
+    in the stream, which ascend; all int64."""
+    count = self._units.count
+    unit_B = np.empty(len(place_B), np.int64)
+    for number in range(place_B[0] // count, place_B[-1] // count + 1):
+      here_B = place_B // count == number
+      if here_B.any():
+        with self._lock:
+          unit_B[here_B] = self._epoch(number).at(place_B[here_B] % count)
+    return self._units.records(unit_B)
 
 
 class Units:

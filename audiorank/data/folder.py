@@ -49,6 +49,7 @@ class Corpus:
   sha256: of the manifest and the selection.
   store: how records are stored, see prepare.shards.STORES.
   audio: where files lie that are read in place, or ''.
+  mixed, weights: the corpora of a mixture, and their shares of the clips.
   """
   root: str
   index: index_lib.Index
@@ -59,6 +60,8 @@ class Corpus:
   sha256: str
   store: str
   audio: str
+  mixed: tuple['Corpus', ...] = ()
+  weights: tuple[float, ...] = ()
 
   def __len__(self) -> int:
     return self.count
@@ -128,7 +131,7 @@ class Corpus:
         samples_N for _, samples_N in self.columns('samples_R'))])
 
 
-def load(root: str | os.PathLike) -> Corpus:
+def load_one(root: str | os.PathLike) -> Corpus:
   """Opens the folder that `prepare` wrote.
 
   Raises:
@@ -310,9 +313,22 @@ def reader(corpus: Corpus, resident: bool) -> Reader:
 
 def row_reader(corpus: Corpus) -> Reader:
   """As `reader`, by the number of a record in the whole corpus."""
+  if corpus.mixed:
+    return _from_mixed(corpus)
   if corpus.store == 'int16':
     return _from_array_records(corpus)
   return _from_sound_files(corpus)
+
+
+def _from_mixed(corpus: Corpus) -> Reader:
+  readers = [row_reader(part) for part in corpus.mixed]
+  ends = np.cumsum([len(part.index.samples_R) for part in corpus.mixed])
+
+  def read(row, start, samples):
+    part = int(np.searchsorted(ends, row, 'right'))
+    return readers[part](int(row) - int(ends[part - 1] if part else 0), start,
+                         samples)
+  return read
 
 
 def _from_array_records(corpus: Corpus) -> Reader:

@@ -81,6 +81,7 @@ class Index(NamedTuple):
   sha256_RB: of its samples, 32 bytes.
   inner: see stored.Address; None in ArrayRecord files.
   folder: of the index on disk, or None.
+  parts: the indexes that a mixture is joined of.
   """
   samples_R: np.ndarray
   start_R: np.ndarray
@@ -96,6 +97,7 @@ class Index(NamedTuple):
   sources: Sequence[str]
   categories: Sequence[str]
   folder: pathlib.Path | None
+  parts: tuple = ()
 
 
 def load(folder: pathlib.Path, sha256: str) -> Index | None:
@@ -154,6 +156,9 @@ def release(*columns: np.ndarray) -> None:
   What was read stays in the system's cache of files, for all processes.
   """
   for column in columns:
+    if hasattr(column, 'parts'):
+      release(*column.parts)
+      continue
     owner = column.base
     owner = owner.obj if isinstance(owner, memoryview) else owner
     if isinstance(owner, mmap.mmap) and hasattr(mmap, 'MADV_DONTNEED'):
@@ -308,6 +313,8 @@ def keys(index: Index, purpose: str, seed: int) -> np.ndarray:
     purpose: what the order is for.
     seed: of the order.
   """
+  if index.parts:
+    return np.concatenate([keys(p, purpose, seed) for p in index.parts])
   if len(index.sources) < KEPT_KEYS or index.folder is None:
     return _hashed(index.sources, f'{purpose}:{seed}:')
   name = f'{purpose}-{seed}.bin'

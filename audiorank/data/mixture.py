@@ -1,0 +1,242 @@
+"""Several corpora as one, each with a share of the clips of a batch.
+
+The joint corpus has the records of all, one corpus after the other; splits,
+subsets, categories and samples are made of it as of any other. Weights matter
+to the stream alone: they are the shares of the clips that come from each,
+however many hours it has.
+
+Shapes: K corpora, L clips of a period, B clips.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+import functools
+import hashlib
+import os
+from typing import Any
+
+import numpy as np
+
+from audiorank import files
+from audiorank.data import folder
+from audiorank.data import index as index_lib
+
+PERIOD = 2**16  # Clips in which every corpus has its exact share.
+LEAST = 1e-3  # Share of the least of them.
+
+
+def parse(text: str) -> list[tuple[str, float]]:
+  """Returns (folder, weight) of 'FOLDER=WEIGHT,FOLDER=WEIGHT'.
+
+  Raises:
+    ValueError: a part without a folder or with a weight that is not positive.
+  """
+  out = []
+  for part in (p.strip() for p in text.split(',')):
+    if not part:
+      continue
+    root, _, weight = part.rpartition('=')
+    try:
+      value = float(weight)
+    except ValueError:
+      value = float('nan')
+    if not root or not 0 < value < float('inf'):
+      raise ValueError(f'data.mixture {part!r}: expected FOLDER=WEIGHT, such '
+                       'as /data/music=.5')
+    out.append((root, value))
+  return out
+
+
+def absolute(text: str) -> str:
+  """Returns a mixture with absolute paths, as a run's folder keeps it."""
+  return ','.join(f'{os.path.abspath(files.path(root, "data.mixture"))}='
+                  f'{weight:g}' for root, weight in parse(text))
+
+
+def load(root: str | os.PathLike, mixture: str = '') -> folder.Corpus:
+  """Opens a corpus that `prepare` wrote, or several as one.
+
+  Args:
+    root: the folder.
+    mixture: further ones, each with its weight beside the 1 of `root`, such as
+      '/data/music=.5,/data/birds=2'; '' for none.
+
+  Raises:
+    FileNotFoundError: no folder, no complete corpus in it, or a shard missing.
+    ValueError: a manifest or a format that is not what corpus.json says; a
+      mixture that is none.
+  """
+  others = parse(mixture)
+  first = folder.load_one(root)
+  if not others:
+    return first
+  return join([first, *(folder.load_one(other) for other, _ in others)],
+              [1., *(weight for _, weight in others)])
+
+
+def join(corpora: list[folder.Corpus],
+         weights: list[float]) -> folder.Corpus:
+  """Returns one Corpus of several.
+
+  Args:
+    corpora: of one sample rate.
+    weights: a positive number each.
+
+  Raises:
+    ValueError: corpora of several rates, or a share too small to be kept.
+  """
+  for corpus, weight in zip(corpora, weights, strict=True):
+    if corpus.rate != corpora[0].rate:
+      raise ValueError(f'{corpus.root}: {corpus.rate} Hz, but '
+                       f'{corpora[0].root} has {corpora[0].rate}')
+    if weight < LEAST * sum(weights):
+      raise ValueError(f'{corpus.root}: a weight of {weight:g} of '
+                       f'{sum(weights):g} in all: expected at least {LEAST:g} '
+                       'of it')
+  total = sum(weights)
+  digest = hashlib.sha256()
+  for corpus, weight in zip(corpora, weights):
+    digest.update(f'{corpus.sha256} {weight / total:.12g}\n'.encode())
+  index = _joined([corpus.index for corpus in corpora])
+  ends = np.cumsum([len(c.index.samples_R) for c in corpora])
+  return folder.Corpus(
+      ','.join(corpus.root for corpus in corpora), index, None, int(ends[-1]),
+      sum(corpus.hours for corpus in corpora), corpora[0].rate,
+      digest.hexdigest(), 'mixture', '', tuple(corpora),
+      tuple(weight / total for weight in weights))
+
+
+def _joined(parts: list[index_lib.Index]) -> index_lib.Index:
+  """Returns the columns of several indexes, one behind the other."""
+  column = lambda name, **how: Joined([getattr(p, name) for p in parts], **how)
+  texts = lambda name: JoinedTexts([getattr(p, name) for p in parts])
+  categories = list(dict.fromkeys(c for p in parts for c in p.categories))
+  offsets = lambda name: np.cumsum([0] + [
+      len(getattr(p, name)) for p in parts[:-1]]).tolist()
+  return index_lib.Index(
+      samples_R=column('samples_R'), start_R=column('start_R'),
+      shard_R=column('shard_R', add=offsets('shards')),
+      position_R=column('position_R'), bytes_R=None,
+      source_R=column('source_R', add=offsets('sources')),
+      category_R=column('category_R', codes=[
+          np.array([categories.index(c) for c in p.categories], np.int64)
+          for p in parts]),
+      sha256_RB=column('sha256_RB'), file=texts('file'), inner=None,
+      shards=texts('shards'), sources=texts('sources'),
+      categories=index_lib.Listed(categories), folder=None,
+      parts=tuple(parts))
+
+
+class Joined:
+  """Columns one behind the other, read like one array."""
+
+  def __init__(self, parts: list, add: list | None = None,
+               codes: list | None = None):
+    """Args:
+      parts: arrays.
+      add: numbers added to the values of each.
+      codes: arrays that the values of each are looked up in.
+    """
+    self.parts, self._add, self._codes = parts, add, codes
+    self._ends = np.cumsum([len(p) for p in parts])
+
+  def __len__(self) -> int:
+    return int(self._ends[-1])
+
+  def _of(self, part: int, inner: Any) -> np.ndarray:
+    values = self.parts[part][inner]
+    if self._codes is not None:
+      return self._codes[part][values]
+    return values if self._add is None else values + self._add[part]
+
+  def __getitem__(self, where: Any) -> Any:
+    if isinstance(where, slice):
+      where = np.arange(*where.indices(len(self)))
+    where = np.asarray(where)
+    if where.ndim == 0:
+      part = int(np.searchsorted(self._ends, where, 'right'))
+      return self._of(part, int(where) - self._begin(part))
+    part_N = np.searchsorted(self._ends, where, 'right')
+    out = None
+    for part in range(len(self.parts)):
+      here_N = part_N == part
+      values = self._of(part, where[here_N] - self._begin(part))
+      if out is None:
+        out = np.empty((len(where), *values.shape[1:]), values.dtype)
+      out[here_N] = values
+    return out
+
+  def _begin(self, part: int) -> int:
+    return int(self._ends[part - 1]) if part else 0
+
+
+class JoinedTexts(Sequence):
+  """Texts one behind the other."""
+
+  def __init__(self, parts: list):
+    self._parts = parts
+    self._ends = np.cumsum([len(p) for p in parts])
+
+  def __len__(self) -> int:
+    return int(self._ends[-1])
+
+  def __getitem__(self, where: int) -> str:
+    part = int(np.searchsorted(self._ends, where, 'right'))
+    return self._parts[part][int(where) - (
+        int(self._ends[part - 1]) if part else 0)]
+
+  def blocks(self) -> Iterator[list[bytes]]:
+    """Yields the texts, encoded, some at a time."""
+    for part in self._parts:
+      yield from part.blocks()
+
+
+def parts(corpus: folder.Corpus) -> list[folder.Corpus]:
+  """Returns the records meant of each corpus of a mixture, as selections."""
+  out, begin = [], 0
+  for part in corpus.mixed:
+    end = begin + len(part.index.samples_R)
+    out.append(folder.select(
+        corpus, lambda row_N, a=begin, b=end: (row_N >= a) & (row_N < b)))
+    begin = end
+  return out
+
+
+def places(weights: tuple[float, ...], seed: int) -> Callable[
+    [np.ndarray], tuple[np.ndarray, np.ndarray]]:
+  """Returns a function clip_B -> (which corpus_B, which clip of it_B).
+
+  Every PERIOD clips of the endless stream hold the exact share of each corpus,
+  in an order of their own; so the function needs no earlier clip.
+
+  Args:
+    weights: of K corpora, which sum to 1; 0 leaves one out.
+    seed: of the order.
+  """
+  exact_K = np.array(weights) * PERIOD
+  count_K = np.floor(exact_K).astype(np.int64)
+  missing = PERIOD - int(count_K.sum())
+  count_K[np.argsort(count_K - exact_K, kind='stable')[:missing]] += 1
+  corpus_L = np.repeat(np.arange(len(weights)), count_K)
+
+  @functools.lru_cache(maxsize=2)
+  def period(number):
+    key = hashlib.sha256(f'mixture:{seed}:{number}'.encode()).digest()[:16]
+    bits_L = np.random.Philox(key=np.frombuffer(key, '<u8')).random_raw(PERIOD)
+    which_L = corpus_L[np.argsort(bits_L, kind='stable')]
+    rank_L = np.empty(PERIOD, np.int64)
+    for k, count in enumerate(count_K.tolist()):
+      rank_L[which_L == k] = np.arange(count)
+    return which_L, rank_L
+
+  def at(clip_B):
+    which_B, index_B = np.empty((2, len(clip_B)), np.int64)
+    for number in range(clip_B[0] // PERIOD, clip_B[-1] // PERIOD + 1):
+      here_B = clip_B // PERIOD == number
+      which_L, rank_L = period(int(number))
+      inner_B = clip_B[here_B] % PERIOD
+      which_B[here_B] = which_L[inner_B]
+      index_B[here_B] = rank_L[inner_B] + number * count_K[which_L[inner_B]]
+    return which_B, index_B
+  return at
