@@ -91,7 +91,9 @@ class Lease:
 
   def release(self):
     """Gives the run free. The file stays: removing it would let two
-    processes each lock a file of that name."""
+    processes each lock a file of that name. Twice is once."""
+    if self.file.closed:
+      return
     self.file.truncate(0)
     self.file.close()
 

@@ -16,6 +16,10 @@ from ml_collections import config_flags
 
 from audiorank import files
 
+# Exit codes: run me again; the loss diverged. Others from 1 to 41 are errors
+# that running again would meet again, from 128 on the process was killed.
+AGAIN, DIVERGED = 42, 3
+
 
 def run(main, words=False):
   """Runs main(argv); a mistake is one line on standard error and exit 1.

@@ -1,75 +1,151 @@
-"""What a sweep will cost and how far it is, as tables on the terminal."""
+"""What a sweep will cost and how far it is, as text on the terminal."""
 
+from collections.abc import Mapping
+import os
+import pathlib
+import sys
 import time
+from typing import Any
+from typing import TYPE_CHECKING
+
+import tqdm
 
 from audiorank import files
 from audiorank import lease
 from audiorank import progress
 from audiorank import records
+from launch import claims
+
+if TYPE_CHECKING:
+  import pandas as pd
 
 # What training reaches of this machine's rate of large matrix products;
 # measured for en32 to en768 on CPU cores it lies between 10 and 60 %.
 EFFICIENCY = .25
-# What a second of audio costs in the front end, in FLOPs of training: most of
-# the work of the smallest models, nothing beside the large ones'.
-FRONT_END = 2e7
+LINES = 15.  # Seconds between lines where standard error is no terminal.
 RESULTS = ('rank', 'rank_low', 'rank_high', 'rank_center', 'score',
            'valid_loss')
 
 
-def status(root):
+class Meter:
+  """Shows how far a sweep is: a bar on a terminal, a line now and then
+  elsewhere; each failure when it happens.
+
+  Args:
+    root: the sweep's folder.
+  """
+
+  def __init__(self, root: str | os.PathLike[str]):
+    self.root = pathlib.Path(root)
+    self.began = self.printed = time.monotonic()
+    self.first: float | None = None  # Share that was done at the beginning.
+    self.failed: set[str] = set()
+    self.bar = None
+    if sys.stderr.isatty():
+      self.bar = tqdm.tqdm(
+          total=1., dynamic_ncols=True, leave=False,
+          bar_format='{percentage:3.0f}% {bar} {postfix[0]}', postfix=[''])
+
+  def show(self, board: claims.Board) -> None:
+    """Shows the board's state; called after each look at the folders."""
+    at = board.progress()
+    if self.first is None:
+      self.first = at.share
+    for run_id, state in board.states.items():
+      if state == 'failed' and run_id not in self.failed:
+        self.failed.add(run_id)
+        tqdm.tqdm.write(f'failed: {self.root / run_id}: '
+                        f'{reason(self.root / run_id)}', file=sys.stderr)
+    text = self.text(at)
+    if self.bar is not None:
+      self.bar.postfix[0] = text
+      self.bar.n = at.share
+      self.bar.refresh()
+    elif time.monotonic() - self.printed > LINES:
+      self.printed = time.monotonic()
+      print(f'sweep: {text}', file=sys.stderr, flush=True)
+
+  def text(self, at: claims.Progress) -> str:
+    """Returns runs, steps and the time left as one line."""
+    done = at.share - self.first
+    left = float('inf')
+    if done > 0:
+      left = (time.monotonic() - self.began) * (1 - at.share) / done
+    failed = f', {at.failed} failed' if at.failed else ''
+    return (f'{at.done}/{at.runs} runs done{failed}, '
+            f'{at.steps_done:,}/{at.steps:,} steps, '
+            f'{progress.clock(left)} left')
+
+  def close(self) -> None:
+    """Removes the bar."""
+    if self.bar is not None:
+      self.bar.close()
+
+
+def status(root: str | os.PathLike[str]) -> str:
   """Returns the state of every run of a sweep as text.
 
   Raises:
     FileNotFoundError: there is no sweep; names the folder.
   """
   import pandas as pd
-  root = files.path(root, '--root')
-  folders = records.sweep_folders(root)
+  folders = records.sweep_folders(files.path(root, '--root'))
   if not folders:
     raise FileNotFoundError(f'{root}: no runs: expected the --root of a sweep')
-  shown, counts = [], {}
-  for workdir in folders:
-    state, told = records.state(workdir), lease.read(workdir)
-    if state == 'started':
-      state = 'running' if lease.alive(workdir) else 'interrupted'
-    counts[state] = counts.get(state, 0) + 1
-    config = records.config_tree(workdir)
-    steps = config['train']['steps']
-    at = steps if state == 'done' else told.get('step', 0)
-    error = reason(workdir) if state == 'failed' else ''
-    where = (f"{told['doing']} on {told['host']}, process {told['pid']}"
-             if state == 'running' and told else error[:90])
-    m = config['model']
-    shown.append({
-        'run': workdir.name, 'size': f"en{m['width']}-{m['depth']}",
-        'hours': f"{config['data']['hours']:g}",
-        'mask': f"{config['mask']['ratio']:g}", 'seed': config['seed'],
-        'steps': f'{at}/{steps}' if steps else 'untrained', 'state': state,
-        '': where})
-  text = pd.DataFrame(shown).to_string(index=False)
-  return f"{text}\n{', '.join(f'{n} {s}' for s, n in sorted(counts.items()))}"
+  rows = [status_row(workdir) for workdir in folders]
+  counts: dict[str, int] = {}
+  for row in rows:
+    counts[row['state']] = counts.get(row['state'], 0) + 1
+  text = pd.DataFrame(rows).to_string(index=False)
+  total = ', '.join(f'{n} {state}' for state, n in sorted(counts.items()))
+  return f'{text}\n{total}'
 
 
-def reason(workdir):
+def status_row(workdir: pathlib.Path) -> dict[str, Any]:
+  """Returns one run's row of `status`."""
+  config = records.config_tree(workdir)
+  state, holder = records.state(workdir), lease.read(workdir)
+  if state in ('started', 'trained') and lease.alive(workdir):
+    state = 'running'
+  elif state == 'started':
+    state = 'interrupted'
+  steps = config['train']['steps']
+  at = holder.get('step', 0)
+  if state in ('done', 'trained'):
+    at = steps
+  note = ''
+  if state == 'failed':
+    note = reason(workdir)[:90]
+  elif state == 'running' and holder:
+    note = f"{holder['doing']} on {holder['host']}, process {holder['pid']}"
+  model = config['model']
+  return {
+      'run': workdir.name, 'size': f"en{model['width']}-{model['depth']}",
+      'hours': f"{config['data']['hours']:g}",
+      'mask': f"{config['mask']['ratio']:g}", 'seed': config['seed'],
+      'steps': f'{at}/{steps}' if steps else 'untrained', 'state': state,
+      '': note}
+
+
+def reason(workdir: pathlib.Path) -> str:
   """Returns why a run has failed; its FAILED may have been written by hand."""
   try:
-    return str(records.read_json(workdir / 'FAILED')['error'])
-  except (ValueError, KeyError, TypeError):
+    return str(files.read_json(workdir / 'FAILED')['error'])
+  except (OSError, ValueError, KeyError, TypeError):
     return 'FAILED says no reason'
 
 
-def retry(root):
-  """Makes failed runs new again; returns their folders."""
+def retry(root: str | os.PathLike[str]) -> list[pathlib.Path]:
+  """Lets every failed run be tried again; returns their folders."""
   out = []
-  for workdir in records.sweep_folders(root):
+  for workdir in records.sweep_folders(files.path(root, '--root')):
     if (workdir / 'FAILED').exists():
       (workdir / 'FAILED').unlink()
       out.append(workdir)
   return out
 
 
-def machine_rate(seconds=.3):
+def machine_rate(seconds: float = .3) -> float:
   """Returns FLOP/s of large float32 matrix products on one device here."""
   import jax
   import jax.numpy as jnp
@@ -83,7 +159,7 @@ def machine_rate(seconds=.3):
   return times * 2 * 1024 ** 3 / (time.perf_counter() - began)
 
 
-def plan(configs, workers):
+def plan(configs: Mapping[str, Any], workers: int) -> str:
   """Returns points, parameters, FLOPs and an estimate of the time, as text.
 
   Args:
@@ -95,7 +171,7 @@ def plan(configs, workers):
 
   from audiorank import compute
   from audiorank import program
-  shown, total, spent = [], 0., 0.
+  rows, total, spent = [], 0., 0.
   rate = machine_rate() * EFFICIENCY
   for point, config in configs.items():
     shapes = jax.eval_shape(lambda key, c=config: program.init(c, key),
@@ -104,10 +180,10 @@ def plan(configs, workers):
     clips = config.train.steps * config.train.batch
     total += flops['total'] * clips
     seconds = clips / rate * (
-        flops['total'] + FRONT_END * config.data.crop_seconds)
+        flops['total'] + claims.FRONT_END * config.data.crop_seconds)
     spent += seconds
     sizes = compute.sizes(shapes.params)
-    shown.append({
+    rows.append({
         'point': point, **{part: f'{n:,}' for part, n in sizes.items()},
         'hours': f'{config.data.hours:g}' if config.data.hours else 'all',
         'steps': config.train.steps, 'batch': config.train.batch,
@@ -115,29 +191,32 @@ def plan(configs, workers):
         'of the encoder': f"{flops['encoder'] / flops['total']:.0%}",
         'audio seen': f'{clips * config.data.crop_seconds / 3600:.3g} h',
         'time': progress.clock(seconds)})
-  text = pd.DataFrame(shown).to_string(index=False)
+  text = pd.DataFrame(rows).to_string(index=False)
   return (f'{text}\n{len(configs)} points and their untrained networks, '
           f'{total:.2e} training FLOPs with the decoder; about '
           f'{progress.clock(spent)} of training on this device '
           f'({jax.devices()[0].device_kind}) at {EFFICIENCY:.0%} of its '
           f'measured {rate / EFFICIENCY / 1e9:.0f} GFLOP/s, '
-          f'{workers} at once; reading, RankMe and scoring come on top')
+          f'{workers} at once; RankMe and scores come on top')
 
 
-def table(runs):
+def table(runs: 'pd.DataFrame') -> str:
   """Returns the sweep's table as text; what a failed run lacks is blank."""
   import pandas as pd
+
   # Columns that no run has got as far as.
   runs = runs.reindex(columns=dict.fromkeys([*runs.columns, *RESULTS]))
-  number = lambda name, form: [
-      form.format(v) if pd.notna(v) else '–' for v in runs[name]]
-  shown = pd.DataFrame({
+
+  def texts(name, form):
+    return [form.format(value) if pd.notna(value) else '–'
+            for value in runs[name]]
+
+  ranks = zip(*(texts(name, '{:.1f}') for name in RESULTS[:3]))
+  return pd.DataFrame({
       'run': runs['run_id'], 'what': runs['name'],
-      'RankMe': [f'{value} [{low}, {high}]' if value != '–' else value
-                 for value, low, high in zip(*(number(name, '{:.1f}')
-                                               for name in RESULTS[:3]))],
-      'centred': number('rank_center', '{:.1f}'),
-      'score': number('score', '{:.3f}'),
-      'valid loss': number('valid_loss', '{:.3f}'),
-      'state': runs['state']})
-  return shown.to_string(index=False)
+      'RankMe': [value if value == '–' else f'{value} [{low}, {high}]'
+                 for value, low, high in ranks],
+      'centred': texts('rank_center', '{:.1f}'),
+      'score': texts('score', '{:.3f}'),
+      'valid loss': texts('valid_loss', '{:.3f}'),
+      'state': runs['state']}).to_string(index=False)

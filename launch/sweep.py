@@ -1,60 +1,72 @@
-"""Runs every point of a config and reports; the same command goes on.
+"""Runs every point of a config and reports; run it again to resume.
 
   python -m launch.sweep --config=configs/quickstart.py --root=runs/quickstart
 
-  python -m launch.sweep --engine=ray --address=auto --config=FILE --root=DIR
-                                                 over a Ray cluster
   python -m launch.sweep plan --config=FILE      what it would cost
   python -m launch.sweep plan --config=FILE --topology=v5e:16x16   on a TPU
                                                  slice, compiled for it
-  python -m launch.sweep write --config=FILE --root=DIR   its folders alone,
-                                                 for launch.emit
+  python -m launch.sweep write --config=FILE --root=DIR   only its folders, for
+                                                 workers started elsewhere
   python -m launch.sweep status --root=DIR       how far it is
-  python -m launch.sweep retry --root=DIR        failed runs are new again
+  python -m launch.sweep retry --root=DIR        failed runs are tried again
+  python -m launch.sweep --engine=ray --address=auto --config=FILE --root=DIR
+                                                 on a Ray cluster
 
 Beside the points of the config, the untrained baseline of every architecture
 and seed is measured. Fields are overridden for all points at once:
---config.data.root=CORPUS --config.eval.tasks=TASKS.
+--config.data.root=CORPUS --config.eval.tasks=TASKS. The same root with other
+fields, points or tasks adds runs and scores to those it has.
+
+A worker runs on every GPU or TPU chip of this machine, or on every core of a
+CPU. The same command on another machine that sees the root helps.
 """
 
-import inspect
+from collections.abc import Callable
+from collections.abc import Mapping
+import functools
 import os
 import pathlib
 import signal
 import sys
 import time
+from types import ModuleType
+from typing import Any
+from typing import IO
+from typing import NamedTuple
 
 from absl import flags
 from ml_collections import config_flags
 
 from audiorank import files
+from launch import claims
 from launch import cli
+from launch import devices as machine
+from launch import grid
 from launch import overview
-from launch import pool
+from launch.engines import local
 
 WORDS = ('run', 'plan', 'write', 'status', 'retry')
 _ROOT = flags.DEFINE_string('root', None, 'Folder of the sweep.')
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file of configs/ with points().')
-_WORKERS = flags.DEFINE_integer(
-    'workers', None, 'Runs at once; by default one per core, at most 8; for '
-    'ray, all that there is room for.', lower_bound=1)
+_DEVICES = flags.DEFINE_string(
+    'devices', 'auto', "GPUs or TPU chips to use: a number, 'auto' for all, "
+    "or 'cpu' for none.")
+_PER_DEVICE = flags.DEFINE_integer(
+    'per_device', 1, 'Workers that share a GPU. Runs of one shape share a '
+    'program first, see --pack.', lower_bound=1)
 _ENGINE = flags.DEFINE_enum(
     'engine', 'local', ['local', 'ray'],
-    'Who starts the runs: this process, or a Ray cluster.')
+    'Who starts the workers: this process, or a Ray cluster.')
 _ADDRESS = flags.DEFINE_string(
     'address', 'local', "Of the Ray cluster: 'auto', host:port, or 'local', "
     'which starts one on this machine.')
 _CORES = flags.DEFINE_integer(
-    'cores', 1, 'Cores of a run, for ray.', lower_bound=1)
-_GPUS = flags.DEFINE_integer('gpus', 0, 'GPUs of a run, for ray.',
+    'cores', 1, 'Cores of a worker, for ray.', lower_bound=1)
+_GPUS = flags.DEFINE_integer('gpus', 0, 'GPUs of a worker, for ray.',
                              lower_bound=0)
 _SLICE = flags.DEFINE_string(
     'slice', '', 'TPU slice of a run, for ray: such as v4:2x2x2.')
-_TOGETHER = flags.DEFINE_integer(
-    'together', 1, 'Points that differ in seed, rates or initial scale alone '
-    'are trained in one program, up to so many: small models fill a large '
-    'chip. A CPU gains nothing.', lower_bound=1)
 _SCALE = flags.DEFINE_enum('scale', None, ['paper', 'small', 'smoke'],
                            'Of an experiment: see configs/scales.py.')
 _TOPOLOGY = flags.DEFINE_string(
@@ -67,203 +79,237 @@ _MESH = flags.DEFINE_enum(
     'mesh', '', ['', 'auto'],
     "The plan's mesh: the config's, or the fastest that fits.")
 _REPORT = flags.DEFINE_boolean('report', True, 'Write report.html at the end.')
+_WORKERS = flags.DEFINE_integer(
+    'workers', None, 'Workers on a CPU: by default one per core, as far as '
+    'memory goes. For ray, all that there is room for.', lower_bound=1)
+_PACK = flags.DEFINE_integer(
+    'pack', 0, 'Runs of one shape that train in one program; 0 takes as many '
+    'as fit on an accelerator and 1 on a CPU, which gains nothing.',
+    lower_bound=0)
+_ROLES = flags.DEFINE_list(
+    'roles', list(claims.ROLES), 'What workers do: train, score or both.')
 
 
-def resolve(module, changes, world):
-  """Returns {point: config} of a config file, overrides applied.
-
-  Args:
-    module: the config file, imported.
-    changes: {field: value} for every point.
-    world: called with the first config where it names no corpus; returns
-      (corpus, tasks).
-  """
-  from audiorank import data
-  configs = points(module, changes)
-  first = next(iter(configs.values()))
-  if not first.data.root:
-    corpus, tasks = world(first)
-    for config in configs.values():
-      config.data.root = corpus
-      config.eval.tasks = config.eval.tasks or tasks
-  elif not first.eval.tasks:
-    raise ValueError('eval.tasks is empty: a corpus of your own needs '
-                     '--config.eval.tasks=FOLDER of HEAR task folders')
-  sha256 = data.load(first.data.root, first.data.mixture).sha256
-  for config in configs.values():
-    config.data.sha256 = sha256
-    config.data.mixture = data.mixture.absolute(config.data.mixture)
-    for part, field in (('data', 'root'), ('eval', 'tasks')):
-      folder = files.path(config[part][field], f'{part}.{field}')
-      config[part][field] = os.path.abspath(folder)
-  return configs
+class Place(NamedTuple):
+  """Where workers run, known before anything is written."""
+  slots: list[machine.Slot]
+  locks: list[IO[str]]  # Of the devices; held while this process lives.
+  text: str  # For people.
 
 
-def plan(configs):
-  """Returns {run_id: (config, work)}, with untrained baselines, largest first.
-
-  Work is FLOPs of training, the front end and evaluation as a flat share.
-  """
-  from audiorank import baselines
-  from audiorank import program
-  from audiorank import records
-  runs = {}
-  for config in [*configs.values(),
-                 *(baselines.untrained(c) for c in configs.values())]:
-    clip = (program.flops(config)['total']
-            + overview.FRONT_END * config.data.crop_seconds)
-    work = clip * config.train.batch * (config.train.steps + 200)
-    runs[records.run_id(config)] = (config, work)
-  return dict(sorted(runs.items(), key=lambda item: -item[1][1]))
-
-
-def check(runs):
-  """Raises ValueError for the first point that could never run."""
-  import jax
-
-  from audiorank import validate
-  validate.sweep([config for config, _ in runs.values()], jax.device_count())
-
-
-def plan_slice(module, configs):
-  """Prints and saves the plan of a grid on a TPU slice."""
+def plan(module: ModuleType) -> None:
+  """Prints what a grid would cost: here, or on a TPU slice."""
+  configs = grid.points(module, cli.overrides('config'), _SCALE.value)
+  if _TOPOLOGY.value is None:
+    print(overview.plan(configs, _WORKERS.value or machine.cores()))
+    return
   from launch.pod import plan as pod_plan
   from launch.pod import store
-  made = pod_plan.plan(configs, _TOPOLOGY.value, _PRICE.value, _EFFORT.value,
-                       _MESH.value)
-  print(pod_plan.table(made))
+  costs = pod_plan.plan(configs, _TOPOLOGY.value, _PRICE.value, _EFFORT.value,
+                        _MESH.value)
+  print(pod_plan.table(costs))
   name = (f'{pathlib.Path(module.__file__).stem}-'
           f'{_TOPOLOGY.value.replace(":", "-")}.json')
   root = files.path(_ROOT.value, '--root') if _ROOT.value else store.folder()
-  pod_plan.save(made, root / name)
+  pod_plan.save(costs, root / name)
   print(root / name)
 
 
-def points(module, changes):
-  """Returns {point: config} of a config file, overrides applied.
+def place(configs: Mapping[str, Any], environ: Mapping[str, str]) -> Place:
+  """Checks configs and returns the slots of this machine, devices locked.
 
   Raises:
-    ValueError: --scale for a file that has none, or not that one; no points;
-      a value that cannot be part of a run's name, such as a function.
+    ValueError: flags that this machine cannot meet; a config that no slot
+      can run; a device that another process uses.
+  """
+  there = machine.find(environ)
+  devices = machine.choose(there, _DEVICES.value)
+  if devices.kind != 'cpu' and _WORKERS.value:
+    raise ValueError(f'--workers={_WORKERS.value}: sets the workers of a CPU; '
+                     f'here are {len(devices.ids)} {devices.kind}s, of which '
+                     '--devices takes some')
+  machine.check_software(devices)
+  size = grid.check(configs, devices)
+  workers = _WORKERS.value
+  if workers is None:
+    need = max(grid.host_bytes(config) for config in configs.values())
+    workers = max(1, min(machine.cores(), int(machine.memory() / need)))
+  slots = machine.slots(devices, size, _PER_DEVICE.value, workers, environ)
+  text = f'{len(slots)} workers'
+  if devices.kind != 'cpu':
+    text += f' on {len(devices.ids)} {devices.kind}s'
+  return Place(slots, machine.hold(devices), text)
+
+
+def engine(configs: Mapping[str, Any], environ: Mapping[str, str]
+           ) -> tuple[Callable[..., list[str]], str]:
+  """Returns who has workers do the runs, ready and checked, and its name.
+
+  The function takes (board, arguments of a worker, roles, show) and returns
+  the runs that no worker could do.
+  """
+  if _ENGINE.value == 'local':
+    here = place(configs, environ)
+    flops = max(claims.entry(config).work / (config.train.steps + 200)
+                for config in configs.values())
+    run = functools.partial(
+        local.run, slots=here.slots, locks=here.locks, environ=environ,
+        large=flops >= local.LARGE)
+    return run, here.text
+  from launch.engines import ray_cluster
+  needs = ray_cluster.needs(_CORES.value, _GPUS.value, _SLICE.value)
+  # Ray forks, which it must not once jax has its threads.
+  ray_cluster.connect(_ADDRESS.value)
+  grid.check(configs, None)
+  return functools.partial(ray_cluster.run, needs=needs,
+                           most=_WORKERS.value), 'by Ray'
+
+
+def write(root: pathlib.Path, module: ModuleType, configs: dict[str, Any],
+          where: str) -> list[str]:
+  """Writes the folders of a sweep's runs and says how many are new.
+
+  Args:
+    root: the sweep's folder; runs that it has keep what they have.
+    module: the config file, imported.
+    configs: {point: config}.
+    where: who will do them, for people.
+
+  Returns:
+    the names of the runs, of which those that failed are new again.
   """
   from audiorank import records
-  out, given = {}, [_SCALE.value] if _SCALE.value else []
-  if given and not inspect.signature(module.points).parameters:
-    raise ValueError(f'--scale={_SCALE.value}: {module.__file__} has one scale')
-  with cli.of_file():
-    for point in module.points(*given):
-      out[point] = module.get_config(point)
-  if not out:
-    raise ValueError(f'{module.__file__}: points() is empty: expected the '
-                     'arguments of get_config')
-  for point, config in out.items():
-    config.update_from_flattened_dict(changes)
-    records.plain(config, f'{module.__file__}:{point}')
-  return out
+  from audiorank import sampling
+  from launch import synthetic
+  grid.resolve(configs, lambda config: synthetic.dataset(
+      root / 'world', config))
+  runs = grid.runs(configs)
+  for config, _ in runs.values():
+    sampling.parts(config)
+  known = {run_id for run_id in runs if (root / run_id).is_dir()}
+  for run_id, (config, _) in runs.items():
+    records.open_run(root / run_id, config)
+  experiment = next(iter(configs.values())).experiment
+  names = grid.write_index(root, title(module, root), experiment, runs)
+  again, diverged = claims.reopen(root, runs)
+  states = [records.state(root / run_id) for run_id in known]
+  parts = [f'{len(runs) - len(known)} new', f'{len(known)} known',
+           f'{states.count("done")} done before']
+  if again:
+    parts.append(f'{again} failed before and are tried again')
+  if diverged:
+    parts.append(f'{diverged} diverged before (retry tries them again)')
+  print(f'{len(runs)} runs: {", ".join(parts)}; {where}; {root}', flush=True)
+  others = [run_id for run_id in names if run_id not in runs and
+            records.state(root / run_id) not in ('done', 'failed')]
+  if others:
+    print(f'{len(others)} unfinished runs of earlier commands are left as they '
+          'are', flush=True)
+  return list(runs)
 
 
-def engine(root, workers):
-  """Returns (jobs, show) -> failures: who runs the jobs, checked and ready.
+def title(module: ModuleType, root: pathlib.Path) -> str:
+  """Returns what a sweep is called in its report."""
+  text = (module.__doc__ or root.name).strip().splitlines()[0]
+  corpus = cli.overrides('config').get('data.root')
+  if corpus:
+    text = f'{text.split(":")[0]} on {pathlib.Path(corpus).resolve().name}'
+  return text
+
+
+def run(module: ModuleType, environ: Mapping[str, str]) -> None:
+  """Has every run of a sweep done, and reports."""
+  began = time.monotonic()
+  claims.check_roles(_ROLES.value)
+  root = files.path(_ROOT.value, '--root')
+  configs = grid.points(module, cli.overrides('config'), _SCALE.value)
+  start, where = engine(configs, environ)
+  root.mkdir(parents=True, exist_ok=True)
+  ids = write(root, module, configs, where)
+  board = claims.Board(root, ids)
+  listing = root / 'logs' / f'{os.getpid()}.runs'
+  listing.parent.mkdir(exist_ok=True)
+  listing.write_text('\n'.join(ids), encoding='utf-8')
+  meter = overview.Meter(root)
+  arguments = [f'--root={root}', f'--runs={listing}', f'--pack={_PACK.value}',
+               f'--roles={",".join(_ROLES.value)}']
+  try:
+    unfinished = start(board, arguments, roles=_ROLES.value, show=meter.show)
+  except KeyboardInterrupt:
+    meter.close()
+    print('\nstopped; run the same command to resume', file=sys.stderr)
+    sys.exit(cli.AGAIN)
+  finally:
+    listing.unlink(missing_ok=True)
+  meter.close()
+  report(root, board, unfinished, began)
+
+
+def report(root: pathlib.Path, board: claims.Board, unfinished: list[str],
+           began: float) -> None:
+  """Prints the table of a sweep's runs, writes its report, names failures.
 
   Raises:
-    ValueError: Ray is not there, or --slice is no slice.
+    SystemExit: 1, where a run has failed or nobody could do it.
   """
-  if _TOGETHER.value > 1 and _ENGINE.value != 'local':
-    raise ValueError(f'--together={_TOGETHER.value}: expected --engine=local')
-  if _ENGINE.value == 'local':
-    return lambda jobs, show: pool.run(root, jobs, workers, show)
-  machine, _, topology = _SLICE.value.partition(':')
-  if bool(machine) != bool(topology):
-    raise ValueError(f'--slice={_SLICE.value}: expected such as v4:2x2x2')
-  from launch import ray_engine
-  needs = ray_engine.Needs(_CORES.value, _GPUS.value, machine, topology)
-  ray_engine.connect(_ADDRESS.value)
-  return lambda jobs, show: ray_engine.run(
-      root, jobs, needs, show, most=_WORKERS.value)
+  from audiorank import progress
+  from audiorank import records
+  tables = records.collect(root)
+  ours = tables.runs[tables.runs['run_id'].isin(board.states)]
+  print(overview.table(ours.sort_values(
+      ['width', 'depth', 'untrained', 'hours'])))
+  print(f'{progress.clock(time.monotonic() - began)} in all')
+  if _REPORT.value and 'score' in _ROLES.value:
+    from audiorank import report as pages
+    try:
+      print(pages.write(root))
+    except ValueError as error:
+      print(f'no report: {error}', file=sys.stderr)
+  failed = {run_id: overview.reason(root / run_id)
+            for run_id, state in board.states.items() if state == 'failed'}
+  failed |= dict.fromkeys(unfinished, 'not done: see logs/')
+  for run_id, error in failed.items():
+    print(f'failed: {root / run_id}: {error}', file=sys.stderr)
+  if failed:
+    print(f'{len(failed)} of {len(board.states)} runs failed',
+          file=sys.stderr)
+    sys.exit(1)
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
   words = argv[1:] or ['run']
   if len(words) > 1 or words[0] not in WORDS:
     raise ValueError(f'{" ".join(words)!r}: expected nothing or one of '
                      f'{", ".join(WORDS[1:])}{cli.nearest(words[0], WORDS)}')
-  if words[0] != 'plan' and _ROOT.value is None:
+  word = words[0]
+  if word != 'plan' and _ROOT.value is None:
     raise ValueError('--root=DIR: expected the folder of the sweep')
-  if words[0] in ('status', 'retry'):
-    if words[0] == 'retry':
-      for workdir in overview.retry(_ROOT.value):
-        print(f'{workdir}: no longer failed')
+  if word == 'retry':
+    for workdir in overview.retry(_ROOT.value):
+      print(f'{workdir}: will be tried again')
+  if word in ('status', 'retry'):
     print(overview.status(_ROOT.value))
     return
   if _CONFIG.value is None:
     raise ValueError('--config=FILE: expected a file of configs/')
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(pool.AGAIN))
-  from launch import world
   module = cli.config_module('config')
   if not hasattr(module, 'points'):
     raise ValueError(f'{module.__file__}: no points(): a sweep needs one')
-  workers = _WORKERS.value or min(pool.cores(), 8)
-  if words[0] == 'plan':
-    configs = points(module, cli.overrides('config'))
-    if _TOPOLOGY.value is None:
-      print(overview.plan(configs, workers))
-    else:
-      plan_slice(module, configs)
+  if word == 'plan':
+    plan(module)
     return
-  began = time.monotonic()
+  # The devices of this machine are the workers': see launch/devices.py.
+  environ = dict(os.environ)
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(cli.AGAIN))
+  if word == 'run':
+    run(module, environ)
+    return
+  configs = grid.points(module, cli.overrides('config'), _SCALE.value)
+  grid.check(configs, None)
   root = files.path(_ROOT.value, '--root')
   root.mkdir(parents=True, exist_ok=True)
-  # Ray forks, which it must not once jax has its threads.
-  start = engine(root, workers)
-  configs = resolve(module, cli.overrides('config'),
-                    lambda c: world.default(root / 'world', c))
-  runs = plan(configs)
-  check(runs)
-  from audiorank import progress
-  from audiorank import records
-  for run_id, (config, _) in runs.items():
-    records.open_run(root / run_id, config)
-  title = (module.__doc__ or root.name).strip().splitlines()[0]
-  given = cli.overrides('config').get('data.root')
-  if given:
-    title = f'{title.split(":")[0]} on {pathlib.Path(given).resolve().name}'
-  records.write_json(root / 'sweep.json', {
-      'title': title,
-      'runs': sorted(runs)})
-  if words[0] == 'write':
-    print(f'{len(runs)} runs written; {root}')
-    return
-  todo = [r for r in runs if records.state(root / r) != 'done']
-  where = f'{workers} at once' if _ENGINE.value == 'local' else 'by Ray'
-  print(f'{len(runs)} runs, {len(runs) - len(todo)} done before; '
-        f'{where}; {root}', flush=True)
-  jobs = pool.grouped(runs, _TOGETHER.value)
-  bar = progress.Bar(1000, int(1000 * pool.share(root, jobs)), 'sweep')
-
-  def show(share):
-    bar.step(int(1000 * share) - bar.at)
-    done = sum(records.state(root / r) == 'done' for r in runs)
-    bar.note(f'{done}/{len(runs)} runs done')
-
-  try:
-    failed = start(jobs, show)
-  except KeyboardInterrupt:
-    bar.close()
-    print('\nstopped; the same command goes on', file=sys.stderr)
-    sys.exit(pool.AGAIN)
-  bar.close()
-  made = records.collect(root)
-  ours = made.runs[made.runs['run_id'].isin(list(runs))]
-  print(overview.table(ours.sort_values(
-      ['width', 'depth', 'untrained', 'hours'])))
-  for run_id, error in failed.items():
-    print(f'failed: {root / run_id}: {error}', file=sys.stderr)
-  print(f'{progress.clock(time.monotonic() - began)} in all')
-  if _REPORT.value and len(failed) < len(runs):
-    from audiorank import report
-    print(report.write(root))
-  if failed:
-    sys.exit(1)
+  write(root, module, configs, 'no worker started')
 
 
 if __name__ == '__main__':

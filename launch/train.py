@@ -1,39 +1,36 @@
-"""Trains and evaluates one run; the one command that every engine starts.
+"""Trains and scores one run, on one host or on several.
 
   python -m launch.train --workdir=DIR
   python -m launch.train --workdir=DIR --config=configs/base.py:en128-12
-  python -m launch.train --workdir=DIR --beside=DIR2,DIR3
 
-The folder's config.json says what the run is; --config writes it first.
-Started again, it goes on where it was; done, it exits at once. Runs that differ
-only in seed, rates or initial scale may be trained beside it in one program.
+The folder's config.json says what the run is; --config writes it first. Run
+again, it resumes; done, it exits at once. For a sweep use launch.sweep, whose
+workers train many runs in one process.
 
-Exit codes: 0 done; 42 stopped or busy, run me again; 1 a mistake; 3 the loss
+Exit codes: 0 done; 42 stopped or busy, run me again; 1 an error; 3 the loss
 diverged; 128 and above killed, run me again.
 """
 
-import ctypes
+from collections.abc import Callable
 import os
 import pathlib
 import re
-import signal
 import sys
 import time
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
 from audiorank import files
+from launch import claims
 from launch import cli
-from launch import worker
+from launch import work
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The run\'s folder.',
                                required=True)
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file of configs/, its point after a colon.')
-_BESIDE = flags.DEFINE_list(
-    'beside', [], 'Folders of runs to train in the same program; they differ '
-    'in seed, rates or initial scale alone.')
 _MESH = flags.DEFINE_string(
     'mesh', None, 'Devices along data and fsdp, such as 64x4, whatever the '
     'config says.')
@@ -41,7 +38,7 @@ _REMAT = flags.DEFINE_boolean(
     'remat', None, 'Recompute activations, whatever the config says.')
 
 
-def laid_out(config, mesh, remat):
+def laid_out(config: Any, mesh: str | None, remat: bool | None) -> Any:
   """Returns a frozen config with another mesh or remat, where they are given.
 
   Neither is part of what a run is.
@@ -61,16 +58,7 @@ def laid_out(config, mesh, remat):
   return records.frozen(tree)
 
 
-def die_with_parent():
-  """Asks the kernel for SIGTERM when the launcher dies (Linux)."""
-  parent = os.environ.get('AUDIORANK_PARENT')
-  if parent and sys.platform == 'linux':
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-    if os.getppid() != int(parent):
-      sys.exit(worker.AGAIN)
-
-
-def checked(config):
+def checked(config: Any) -> Any:
   """Returns the config bound to its corpus, or raises before any folder is
   claimed."""
   import jax
@@ -81,7 +69,7 @@ def checked(config):
     part, name = field.split('.')
     if not config[part][name]:
       raise ValueError(f'{field} is empty: expected --config.{field}=FOLDER '
-                       '(launch.sweep makes the embedded world)')
+                       '(launch.sweep writes the synthetic dataset)')
     folder = files.path(config[part][name], field)
     config[part][name] = os.path.abspath(folder)
   config.data.mixture = data.mixture.absolute(config.data.mixture)
@@ -91,7 +79,7 @@ def checked(config):
   return config
 
 
-def distributed():
+def distributed() -> bool:
   """Joins the processes of a run; returns whether there are several.
 
   AUDIORANK_DISTRIBUTED is 1 where jax finds its peers by itself (TPU pods,
@@ -114,47 +102,87 @@ def distributed():
   return jax.process_count() > 1
 
 
-def main(argv):
+def follow(workdir: pathlib.Path, config: Any,
+           stop: Callable[[int], bool]) -> int:
+  """Trains beside the first process, then waits until it has scored."""
+  from audiorank import progress
+  from audiorank import records
+  from audiorank import train
+  try:
+    if work.fit([workdir], [config], stop, progress.Status()):
+      return cli.DIVERGED
+  except train.Preempted:
+    return cli.AGAIN
+  work.Status()
+  while records.state(workdir) not in ('done', 'failed'):
+    time.sleep(1)
+  return 0
+
+
+def train_one(run: claims.Claim, stop: Callable[[int], bool],
+              status: work.Report) -> int:
+  """Trains, scores and marks a claimed run; returns the exit code."""
+  from audiorank import records
+  from audiorank import train
+  several = not isinstance(status, work.Status)
+  try:
+    trained = records.state(run.workdir) == 'trained' and not several
+    if not trained and not work.train([run], stop, status):
+      return cli.DIVERGED
+    # XLA's own notice of a signal ends with training: nobody would ask it.
+    if several:
+      status = work.Status()
+      status.claimed = [run.lock]
+    if not work.score(run, lambda: status.asked, status):
+      return cli.AGAIN
+  except train.Preempted as saved:
+    print(saved, file=sys.stderr)
+    return cli.AGAIN
+  except (ValueError, OSError) as error:
+    claims.fail(run.workdir, error)
+    raise
+  finally:
+    run.lock.release()
+  return 0
+
+
+def main(argv: list[str]) -> None:
   del argv
-  die_with_parent()
-  began, leaving = time.time(), None
+  work.die_with_parent()
   several = distributed()
   if several:
     from jax.experimental import multihost_utils
     # One signal to one process, and all stop at one step.
     stop = multihost_utils.reached_preemption_sync_point
+    status = work.Report()
   else:
-    leaving = worker.Exit()
-    stop = lambda _: leaving.asked
+    status = work.Status()
+    stop = lambda step: status.asked
   from audiorank import lease
   from audiorank import records
   workdir = files.path(_WORKDIR.value, '--workdir')
   if _CONFIG.value is not None:
     records.open_run(workdir, checked(_CONFIG.value))
-  if _BESIDE.value:
-    if several:
-      raise ValueError('--beside: expected one process')
-    workdirs = [workdir, *map(pathlib.Path, _BESIDE.value)]
-    sys.exit(worker.together(workdirs, stop, leaving, began))
   config = laid_out(records.load_config(workdir), _MESH.value, _REMAT.value)
   if records.state(workdir) == 'done':
     return
+  cli.compile_cache()
   if several:
     import jax
-    if jax.process_index():  # The first keeps the books.
-      sys.exit(worker.follow(workdir, config, stop))
+    if jax.process_index():  # The first writes the records.
+      sys.exit(follow(workdir, config, stop))
   try:
-    held = lease.Lease(workdir)
+    lock = lease.Lease(workdir)
   except lease.Held as error:
     print(error, file=sys.stderr)
-    sys.exit(worker.AGAIN)
+    sys.exit(cli.AGAIN)
   if records.state(workdir) == 'done':
-    held.release()
+    lock.release()
     return
   (workdir / 'FAILED').unlink(missing_ok=True)
-  code = worker.work(workdir, config, held, stop, leaving, began)
-  held.release()
-  sys.exit(code)
+  status.claimed = [lock]
+  run = claims.Claim(workdir, config, lock, claims.entry(config))
+  sys.exit(train_one(run, stop, status))
 
 
 if __name__ == '__main__':

@@ -1,174 +1,56 @@
-"""What a worker does with its run, from its first step to DONE or FAILED.
+"""Claims the runs of a sweep, trains and scores them until none is left.
 
-launch.train is its command.
+  python -m launch.worker --root=ROOT
+  python -m launch.worker --root=ROOT --roles=score
+
+launch.sweep starts one on every device; start more by hand, on any machine
+that sees the folder. A run is worked on by one worker at a time. One that dies
+loses the steps since its last save, and another worker goes on with its run.
+
+Exit codes: 0 nothing is left that nobody works on; 42 stopped, run me again;
+other codes from 1 to 41 an error that running again would meet again; 128 and
+above killed, or the device failed: run me again.
 """
 
-import contextlib
-import os
-import signal
+import pathlib
 import sys
-import threading
-import time
 
-from absl import logging
+from absl import flags
 
+from audiorank import files
+from launch import claims
 from launch import cli
+from launch import work
 
-AGAIN, DIVERGED = 42, 3  # Exit codes; see launch.train.
-PATIENCE = 3.  # Seconds to leave by itself, where nothing can be lost.
-
-
-class Exit:
-  """Whether this process was asked to leave, and whether it may at once.
-
-  SIGTERM and SIGINT are noted. The loops that poll `asked` save and leave;
-  but a compilation or the scoring of a task may take minutes in which nobody
-  polls. A thread then ends the process: `idle` says that nothing is lost.
-  """
-
-  def __init__(self):
-    self.asked, self.idle = False, True
-    self.begun = None  # The step that this process started from.
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, lambda *_: None)
-    # The kernel's signal is written here at once; a Python handler would
-    # wait for the compiler to return.
-    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    threading.Thread(target=self.watch, args=(read,), daemon=True).start()
-
-  def watch(self, pipe):
-    """Waits for a signal, then until the process has left or is idle."""
-    while os.read(pipe, 1)[0] not in (signal.SIGTERM, signal.SIGINT):
-      pass
-    self.asked = True
-    time.sleep(PATIENCE)
-    while not self.idle:
-      time.sleep(.1)
-    print('left where nothing was to be saved', file=sys.stderr, flush=True)
-    os._exit(AGAIN)
-
-  def tell(self, held):
-    """Returns a lease's tell that notes what the process is at."""
-    def told(doing, step=None, steps=None, force=False):
-      if step is not None and self.begun is None:
-        self.begun = step
-      # Without a step it is scoring; what training has done is saved.
-      self.idle = step is None or step == self.begun
-      held.tell(doing, step, steps, force)
-    return told
+_ROOT = flags.DEFINE_string('root', None, 'Folder of the sweep.',
+                            required=True)
+_ROLES = flags.DEFINE_list(
+    'roles', list(claims.ROLES), 'What this worker does: train, score or both.')
+_PACK = flags.DEFINE_integer(
+    'pack', 0, 'Runs of one shape that train in one program; 0 takes as many '
+    'as fit on an accelerator and 1 on a CPU.', lower_bound=0)
+_RUNS = flags.DEFINE_string(
+    'runs', None, 'File with the runs to do, a line each; all of the sweep '
+    'otherwise.')
+_WORKERS = flags.DEFINE_integer(
+    'workers', 1, 'Workers that share what is left: none takes more runs into '
+    'one program than its part.', lower_bound=1)
 
 
-def together(workdirs, stop, leaving, began):
-  """Trains several runs in one program, then ends each like any other.
-
-  Returns the exit code: the greatest of theirs, 42 before all where one is
-  to go on.
-  """
+def main(argv: list[str]) -> None:
+  del argv
+  work.die_with_parent()
+  claims.check_roles(_ROLES.value)
+  status = work.Status()
   cli.compile_cache()
-  from audiorank import lease
-  from audiorank import records
-  from audiorank import together
-  from audiorank import train
-  held, codes = {}, [0]
-  for workdir in workdirs:
-    if records.state(workdir) == 'done':
-      continue
-    try:
-      held[workdir] = lease.Lease(workdir)
-      (workdir / 'FAILED').unlink(missing_ok=True)
-    except lease.Held as error:
-      print(error, file=sys.stderr)
-      codes.append(AGAIN)
-  configs = {w: records.load_config(w) for w in held}
-
-  class All:
-    """Tells every lease."""
-    tell = staticmethod(lambda *told, **how: [
-        h.tell(*told, **how) for h in held.values()])
-
-  try:
-    lost = together.run(list(held), list(configs.values()), stop,
-                        leaving.tell(All)) if len(held) > 1 else {}
-  except train.Preempted as saved:
-    print(saved, file=sys.stderr)
-    return AGAIN
-  for workdir, error in lost.items():
-    failed(workdir, error)
-    codes.append(DIVERGED)
-  leaving.idle = True
-  for workdir in held.keys() - lost.keys():
-    codes.append(work(workdir, configs[workdir], held[workdir], stop, leaving,
-                      began))
-  for one in held.values():
-    one.release()
-  return AGAIN if AGAIN in codes else max(codes)
+  work.open_device()
+  only = None
+  if _RUNS.value:
+    only = pathlib.Path(_RUNS.value).read_text(encoding='utf-8').split()
+  board = claims.Board(files.path(_ROOT.value, '--root'), only)
+  sys.exit(work.Worker(board, _ROLES.value, _PACK.value, _WORKERS.value,
+                       status).run())
 
 
-def failed(workdir, error):
-  """Marks a run as one that diverged."""
-  from audiorank import records
-  records.write_json(workdir / 'FAILED', {'error': str(error), **error.about})
-  print(f'error: {error}', file=sys.stderr)
-
-
-def follow(workdir, config, stop):
-  """Trains beside the first process, then waits until it has evaluated."""
-  cli.compile_cache()
-  from audiorank import records
-  from audiorank import train
-  try:
-    train.run(workdir, config, stop)
-  except train.Preempted:
-    return AGAIN
-  except train.Diverged:
-    return DIVERGED
-  Exit()
-  while records.state(workdir) not in ('done', 'failed'):
-    time.sleep(1)
-  return 0
-
-
-def work(workdir, config, held, stop, leaving, began):
-  """Trains, evaluates and marks the run; returns the exit code.
-
-  Args:
-    workdir, config, held: the run, its config, its lease.
-    stop: asked with every step's number.
-    leaving: the process's Exit; None where it is one of several.
-    began: when the process started.
-  """
-  cli.compile_cache()
-  import jax
-
-  from audiorank import evaluate
-  from audiorank import records
-  from audiorank import train
-  tell = leaving.tell(held) if leaving else held.tell
-  try:
-    train.run(workdir, config, stop, tell)
-    # XLA's own notice of a signal ends with training: nobody would ask it.
-    leaving = leaving or Exit()
-    leaving.idle = True
-    if not evaluate.run(workdir, config, stop=lambda: leaving.asked,
-                        tell=leaving.tell(held)):
-      return AGAIN
-  except train.Preempted as saved:
-    print(saved, file=sys.stderr)
-    return AGAIN
-  except train.Diverged as error:
-    failed(workdir, error)
-    return DIVERGED
-  except (ValueError, OSError) as error:
-    # On a full disk there may be no room for this either; the first error is
-    # the one to be told.
-    with contextlib.suppress(OSError):
-      records.write_json(workdir / 'FAILED', {'error': str(error)})
-    held.release()
-    raise
-  records.write_json(workdir / 'DONE', {
-      'run_id': records.run_id(config), 'seconds': time.time() - began,
-      'device': jax.devices()[0].device_kind, 'jax': jax.__version__})
-  logging.info('done: %s', workdir)
-  return 0
+if __name__ == '__main__':
+  cli.run(main)

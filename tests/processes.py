@@ -96,18 +96,23 @@ def descendants(pid):
   return out
 
 
-def trainers(folder):
-  """Returns the processes that train a run of a folder."""
+def running(*words):
+  """Returns the processes whose command has each of some words in it."""
   out = []
   for path in pathlib.Path('/proc').glob('[0-9]*/cmdline'):
     try:
-      words = path.read_bytes().decode().split('\0')
+      command = path.read_bytes().decode(errors='replace')
     except OSError:
       continue
-    if 'launch.train' in words and any(
-        w.startswith(f'--workdir={folder}') for w in words):
+    if all(word in command for word in words):
       out.append(int(path.parent.name))
   return out
+
+
+def trainers(folder):
+  """Returns the processes that train a run of a folder."""
+  return [*running('launch.train', f'--workdir={folder}'),
+          *running('launch/__main__.py', 'worker', f'--root={folder}')]
 
 
 def zombies(pid):

@@ -9,12 +9,12 @@ import time
 import jax
 import numpy as np
 
-from launch import pool
+from launch.engines import local
 from launch.benches import timing
 
 PINNED = True
 # As a sweep's workers have it; both sides are served by it.
-ENV = {'GLIBC_TUNABLES': pool.TUNABLES}
+ENV = {'GLIBC_TUNABLES': local.TUNABLES}
 # name: encoder, decoder width, depth and heads, batch, ratio to reach.
 CASES = {
     'en128-12, decoder 128-4, B 16': ('en128-12', (128, 4, 4), 16, .95),

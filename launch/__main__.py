@@ -1,0 +1,50 @@
+"""The one command of an installed audiorank, and how workers are started.
+
+  audiorank sweep --config=quickstart --root=runs/quickstart
+  python -m launch sweep --config=quickstart --root=runs/quickstart
+
+The first word is a module of this folder; what follows are its own flags. In
+a checkout this folder is the package `launch`. A wheel installs it within
+audiorank, so that it adds no other top-level package; the names `launch` and
+`configs` then exist in the processes of this command alone.
+"""
+
+import importlib
+import importlib.util
+import pathlib
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+COMMANDS = ('bench', 'emit', 'evaluate', 'export', 'prepare', 'report',
+            'sweep', 'train', 'worker')
+
+
+def bind(name: str, folder: pathlib.Path) -> None:
+  """Lets a package be imported by a name, from a folder."""
+  spec = importlib.util.spec_from_file_location(
+      name, folder / '__init__.py', submodule_search_locations=[str(folder)])
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module
+  spec.loader.exec_module(module)
+
+
+def main() -> None:
+  """Runs the command that the first word names."""
+  if HERE.name == 'launch':
+    sys.path.insert(0, str(HERE.parent))
+    bind('configs', HERE.parent / 'configs')
+  else:
+    bind('configs', HERE.with_name('_configs'))
+  bind('launch', HERE)
+  from launch import cli
+  word = sys.argv[1] if len(sys.argv) > 1 else ''
+  if word not in COMMANDS:
+    sys.exit(f'error: {word!r}: expected one of {", ".join(COMMANDS)}'
+             f'{cli.nearest(word, COMMANDS)}')
+  sys.argv = [f'audiorank {word}', *sys.argv[2:]]
+  module = importlib.import_module(f'launch.{word}')
+  cli.run(module.main, words=word in ('bench', 'emit', 'sweep'))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,211 @@
+"""Workers on this machine: one in every slot, started again when they die.
+
+Nothing is kept here that the run folders do not hold, so this process may die
+as well: its workers then save and leave, and the same command goes on.
+"""
+
+from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Mapping
+from collections.abc import Sequence
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import IO
+
+from audiorank import lease
+from launch import claims
+from launch import cli
+from launch import devices as machine
+
+LOOK = 1.  # Seconds between looks at the run folders.
+MAIN = pathlib.Path(__file__).parents[1] / '__main__.py'
+# glibc gives large arrays back to the kernel when they are freed, and XLA
+# takes them anew at every step: on a CPU that is a sixth of a large step. Here
+# they stay with the process, which then holds up to twice the memory. Steps of
+# fewer FLOPs lose a seventh to the one heap that this takes.
+LARGE = 1e10
+TUNABLES = ('glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:'
+            f'glibc.malloc.trim_threshold={2 ** 62}')
+
+
+def command(name: str, *arguments: object) -> list[str]:
+  """Returns a command of this package, whatever the current folder is."""
+  # -P keeps the folder of __main__.py off the path.
+  return [sys.executable, '-P', str(MAIN), name, *map(str, arguments)]
+
+
+def environment(slot: machine.Slot, environ: Mapping[str, str],
+                large: bool = False) -> dict[str, str]:
+  """Returns the environment of a slot's worker.
+
+  Args:
+    slot: its devices and cores.
+    environ: the launcher's own, as it was started with.
+    large: whether a step is so large that memory is better kept.
+  """
+  out: dict[str, str | None] = {
+      **environ, 'AUDIORANK_PARENT': str(os.getpid()), 'PYTHONUNBUFFERED': '1',
+      'TF_CPP_MIN_LOG_LEVEL': '2', **slot.environment}
+  if large and not slot.ids:
+    out.setdefault('GLIBC_TUNABLES', TUNABLES)
+  return {name: value for name, value in out.items() if value is not None}
+
+
+class Place:
+  """A slot and the worker in it.
+
+  Attributes:
+    process: the worker; None while there is none.
+    deaths: of workers that died before they had a run, in a row.
+    error: why no worker is started here any more; '' while some are.
+  """
+
+  def __init__(self, slot: machine.Slot, log: pathlib.Path):
+    self.slot, self.log = slot, log
+    self.process: subprocess.Popen | None = None
+    self.deaths, self.error = 0, ''
+
+  def start(self, arguments: Sequence[str], environ: dict[str, str],
+            locks: Sequence[IO[str]]) -> None:
+    """Starts a worker; its output is appended to the log."""
+    mine = None
+    if self.slot.cores:
+      # Inherited from here: threads are pinned from the process's start.
+      mine = os.sched_getaffinity(0)
+      os.sched_setaffinity(0, self.slot.cores)
+    try:
+      with open(self.log, 'ab') as log:
+        self.process = subprocess.Popen(
+            command('worker', *arguments), stdin=subprocess.DEVNULL,
+            stdout=log, stderr=log, env=environ, start_new_session=True,
+            pass_fds=[lock.fileno() for lock in locks])
+    finally:
+      if mine:
+        os.sched_setaffinity(0, mine)
+
+  def settle(self, board: claims.Board) -> bool:
+    """Decides what an ended worker means; returns whether it left by itself
+    with nothing more to do."""
+    pid, code = self.process.pid, self.process.returncode
+    self.process = None
+    if code == 0:
+      self.deaths = 0
+      return True
+    if 0 < code < 128 and code != cli.AGAIN:
+      self.error = last_line(self.log) or f'exit code {code}'
+    elif code != cli.AGAIN:
+      # A run counts the deaths of those who had it; see claims.
+      had_a_run = any(
+          lease.read(os.path.join(board.root, run_id)).get('pid') == pid
+          for run_id in board.left(('train', 'score')))
+      self.deaths = 0 if had_a_run else self.deaths + 1
+      if self.deaths == claims.DEATHS:
+        self.error = (f'its worker died {self.deaths} times before it had a '
+                      f'run (code {code}): {last_line(self.log)}')
+    return False
+
+
+def last_line(log: pathlib.Path) -> str:
+  """Returns the last line of a worker's log that is not empty."""
+  try:
+    text = log.read_text('utf-8', 'replace')
+  except OSError:
+    return ''
+  lines = [line for line in text.splitlines() if line.strip()]
+  return lines[-1][:300].removeprefix('error: ') if lines else ''
+
+
+def run(board: claims.Board, arguments: Sequence[str],
+        roles: Collection[str] = claims.ROLES,
+        show: Callable[[claims.Board], None] = lambda board: None, *,
+        slots: Sequence[machine.Slot],
+        environ: Mapping[str, str] = os.environ,
+        locks: Sequence[IO[str]] = (), large: bool = False,
+        poll: float = .2) -> list[str]:
+  """Has workers do the runs of a board; returns those that nobody could do.
+
+  Runs that failed are not among them: their folders say why.
+
+  Args:
+    board: the runs.
+    arguments: of the workers' command.
+    roles: what they do.
+    show: called with the board after every look.
+    slots: a worker runs in each.
+    environ: the environment that workers start from.
+    locks: of the devices; workers inherit them.
+    large: see `environment`.
+    poll: seconds between looks at the workers.
+
+  Raises:
+    OSError: no worker can work here; says why.
+    KeyboardInterrupt: after the workers were asked to save and have left.
+  """
+  logs = pathlib.Path(board.root) / 'logs'
+  logs.mkdir(parents=True, exist_ok=True)
+  host = socket.gethostname()
+  places = [Place(slot, logs / f'{host}-{slot.name}.txt') for slot in slots]
+  # Runs that were free when a worker found nothing that it could do.
+  left_over: set[str] = set()
+  looked = -LOOK
+  try:
+    while True:
+      ended = [place for place in places
+               if place.process and place.process.poll() is not None]
+      if ended or time.monotonic() - looked > LOOK:
+        board.look()
+        looked = time.monotonic()
+        for place in ended:
+          if place.settle(board):
+            left_over |= set(free(board, roles))
+        ready = set(free(board, roles))
+        for place in vacant(places, board, len(ready - left_over)):
+          place.start([*arguments, f'--workers={len(places)}'],
+                      environment(place.slot, environ, large), locks)
+        show(board)
+        # What is left and not free is done by workers of other launchers.
+        if (not any(place.process for place in places)
+            and ready == set(board.left(roles))):
+          break
+      time.sleep(poll)
+  except BaseException:
+    stop([place.process for place in places if place.process])
+    raise
+  if ready and all(place.error for place in places):
+    raise OSError(f'{places[-1].slot.name}: {places[-1].error}')
+  return sorted(ready)
+
+
+def vacant(places: Sequence[Place], board: claims.Board,
+           ready: int) -> list[Place]:
+  """Returns the places that get a worker: as many as there are runs ready
+  beyond those that workers without a run will take."""
+  at_work = sum(place.process is not None
+                and place.process.pid not in board.holders for place in places)
+  empty = [place for place in places if not (place.process or place.error)]
+  return empty[:max(0, ready - at_work)]
+
+
+def free(board: claims.Board, roles: Collection[str]) -> list[str]:
+  """Returns the runs left to do that no live process of this machine has."""
+  return [run_id for run_id in board.left(roles)
+          if board.states[run_id] == 'new'
+          or not lease.alive(os.path.join(board.root, run_id))]
+
+
+def stop(processes: Sequence[subprocess.Popen], patience: float = 60.) -> None:
+  """Asks workers to save and leave; kills those that do not."""
+  for process in processes:
+    process.send_signal(signal.SIGTERM)
+  end = time.monotonic() + patience
+  for process in processes:
+    try:
+      process.wait(max(0., end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+      process.kill()
+      process.wait()

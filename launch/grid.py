@@ -1,0 +1,265 @@
+"""The points of a config file -> the runs of a sweep, checked and measured.
+
+No device is opened here: the launcher must leave them to its workers.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import fcntl
+import inspect
+import os
+import pathlib
+from types import ModuleType
+from typing import Any
+
+from audiorank import files
+from audiorank import records
+from launch import claims
+from launch import cli
+from launch import devices as machine
+
+# Bytes of a parameter while it is trained: itself, its gradient and Adam's
+# two moments, in float32.
+STATE_BYTES = 16
+# Values of a block's width that the backward pass keeps of a token, and of
+# the attention weights of a head: fitted to what libtpu needs for en128-12
+# and en768-12 with decoder 512-8 at 16 clips of 10 s (270 and 350 MB a clip).
+KEPT_WIDTH, KEPT_ATTENTION = 34, 3
+# Floats of the front end a frame of 10 ms: spectrum, power, mel bands.
+KEPT_FRAME = 1500
+# What a worker process holds whatever it trains: Python, jax, its libraries
+# and compiled programs.
+PROCESS_BYTES = .8e9
+
+
+def points(module: ModuleType, changes: Mapping[str, Any],
+           scale: str | None = None) -> dict[str, Any]:
+  """Returns {point: config} of a config file, overrides applied.
+
+  Raises:
+    ValueError: a scale for a file that has none, or not that one; no points;
+      a value that cannot be part of a run's name, such as a function.
+  """
+  out: dict[str, Any] = {}
+  if scale and not inspect.signature(module.points).parameters:
+    raise ValueError(f'--scale={scale}: {module.__file__} has one scale')
+  with cli.of_file():
+    for point in module.points(*[scale] if scale else []):
+      out[point] = module.get_config(point)
+  if not out:
+    raise ValueError(f'{module.__file__}: points() is empty: expected the '
+                     'arguments of get_config')
+  for point, config in out.items():
+    config.update_from_flattened_dict(changes)
+    records.plain(config, f'{module.__file__}:{point}')
+  return out
+
+
+def resolve(configs: dict[str, Any],
+            dataset: Callable[[Any], tuple[str, str]]) -> None:
+  """Binds configs to their corpus and tasks, in place.
+
+  Args:
+    configs: {point: config}.
+    dataset: called with the first config where it names no corpus; writes the
+      synthetic dataset and returns its (corpus, tasks).
+  """
+  from audiorank import data
+  first = next(iter(configs.values()))
+  if not first.data.root:
+    corpus, tasks = dataset(first)
+    for config in configs.values():
+      config.data.root = corpus
+      config.eval.tasks = config.eval.tasks or tasks
+  sha256 = data.load(first.data.root).sha256
+  for config in configs.values():
+    config.data.sha256 = sha256
+    for part, field in (('data', 'root'), ('eval', 'tasks')):
+      folder = files.path(config[part][field], f'{part}.{field}')
+      config[part][field] = os.path.abspath(folder)
+
+
+def baseline(config: Any, base: Any) -> Any:
+  """Returns the untrained baseline: this architecture and seed, no step.
+
+  All that only training reads is taken from `base`, so that runs which
+  differ in it alone share one baseline.
+  """
+  from audiorank import objectives
+  out = config.copy_and_resolve_references()
+  own = [name for name in objectives.OBJECTIVES if name in base]
+  for part in ('opt', 'mask', *own):
+    out[part] = base[part].copy_and_resolve_references()
+  out.objective = base.objective
+  out.data.update({k: base.data[k] for k in ('category', 'hours')})
+  out.train.steps = 0
+  return out
+
+
+def runs(configs: dict[str, Any]) -> dict[str, tuple[Any, claims.Entry]]:
+  """Returns {run_id: (config, entry)} with baselines, the largest first."""
+  base = next(iter(configs.values()))
+  out = {}
+  for config in [*configs.values(),
+                 *(baseline(c, base) for c in configs.values())]:
+    out[records.run_id(config)] = config, claims.entry(config)
+  return dict(sorted(out.items(), key=lambda item: -item[1][1].work))
+
+
+def write_index(root: pathlib.Path, title: str, experiment: str,
+                runs: Mapping[str, tuple[Any, claims.Entry]]) -> list[str]:
+  """Adds runs to <root>/sweep.json; returns the names of all it has.
+
+  Two commands that add to one root at the same time both find their runs in
+  it afterwards.
+  """
+  path = root / 'sweep.json'
+  with open(root / '.sweep.lock', 'a', encoding='utf-8') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    before = files.read_json(path) if path.exists() else {}
+    entries = before.get('runs', {})
+    if isinstance(entries, list):  # As older versions wrote it.
+      entries = {run_id: claims.entry(records.load_config(root / run_id))
+                 ._asdict() for run_id in entries
+                 if (root / run_id / 'config.json').exists()}
+    entries.update({run_id: entry._asdict()
+                    for run_id, (_, entry) in runs.items()})
+    experiments = {**before.get('experiments', {}), experiment: title}
+    files.write_json(path, {
+        'title': before.get('title', title), 'experiments': experiments,
+        'runs': entries})
+  return sorted(entries)
+
+
+def check(configs: Mapping[str, Any],
+          devices: machine.Devices | None) -> int:
+  """Checks what needs no corpus; returns how many devices a slot must have.
+
+  A run that one device cannot hold gets several, in `mesh.fsdp`, which is no
+  part of its identity.
+
+  Args:
+    configs: {point: config}.
+    devices: of this machine; None where the runs are done elsewhere.
+
+  Raises:
+    ValueError, FileNotFoundError: a point that could never run; tasks that
+      are not there.
+  """
+  import jax
+
+  from audiorank import evaluate
+  from audiorank import train
+  from audiorank.hear import probe
+  from audiorank.hear import tasks
+  size = 1
+  for config in configs.values():
+    size = max(size, devices_needed(config, devices))
+  folders = set()
+  for config in configs.values():
+    if config.eval.protocol not in probe.PROTOCOLS:
+      raise ValueError(f'eval.protocol {config.eval.protocol!r}: expected one '
+                       f'of {", ".join(probe.PROTOCOLS)}')
+    if config.eval.tasks:
+      folders |= set(evaluate.task_folders(config))
+    elif config.data.root:
+      raise ValueError('eval.tasks is empty: a corpus of your own needs '
+                       '--config.eval.tasks=FOLDER of HEAR task folders')
+    sides = mesh_sides(config, size)
+    train.check(config, jax.sharding.AbstractMesh(sides, ('data', 'fsdp')))
+  for folder in sorted(folders):
+    tasks.load(folder)
+  return size
+
+
+def mesh_sides(config: Any, devices: int) -> tuple[int, int]:
+  """Returns (data, fsdp) of a config on so many devices.
+
+  Raises:
+    ValueError: they do not make that mesh.
+  """
+  data, fsdp = config.mesh.data, config.mesh.fsdp
+  if data == -1 and fsdp > 0 and devices % fsdp == 0:
+    data = devices // fsdp
+  if data < 1 or fsdp < 1 or data * fsdp > devices:
+    raise ValueError(f'mesh.data {data} x mesh.fsdp {fsdp}: expected a '
+                     f'product of at most {devices} devices')
+  return data, fsdp
+
+
+def devices_needed(config: Any, devices: machine.Devices | None) -> int:
+  """Returns the devices that a run takes; sets mesh.fsdp where one is not
+  enough for its parameters.
+
+  Raises:
+    ValueError: more than there are, or fewer would not hold it.
+  """
+  data, fsdp = config.mesh.data, config.mesh.fsdp
+  if devices is None:
+    return max(data, 1) * max(fsdp, 1)
+  there = len(devices.ids)
+  if devices.kind == 'cpu':
+    # Of a machine without accelerators, the devices that jax makes of it.
+    there = int(os.environ.get('JAX_NUM_CPU_DEVICES', 1))
+  if data != -1:
+    mesh_sides(config, there)
+    return data * fsdp
+  if not 1 <= fsdp <= there:
+    mesh_sides(config, there)
+  size = fsdp
+  if devices.memory:
+    need = state_bytes(config) + clip_bytes(config)
+    while need / size > .9 * devices.memory:
+      size *= 2
+    if size > there:
+      raise ValueError(
+          f'en{config.model.width}-{config.model.depth}: {need / 1e9:.1f} GB '
+          f'of parameters and moments do not fit into {there} {devices.kind}s '
+          f'of {devices.memory / 1e9:.1f} GB: expected more devices or a '
+          'smaller model')
+    config.mesh.fsdp = size
+  return size
+
+
+def parameters(config: Any) -> int:
+  """Returns about how many parameters a model has, its decoder included."""
+  m = config.model
+  block = 4 + 2 * m.mlp_ratio
+  return sum(part.depth * block * part.width ** 2 for part in (m, m.decoder))
+
+
+def state_bytes(config: Any) -> float:
+  """Returns the bytes of a run's parameters, gradient and moments."""
+  return STATE_BYTES * parameters(config)
+
+
+def clip_bytes(config: Any) -> float:
+  """Returns about how many bytes a clip takes in a training step."""
+  m = config.model
+  frames = 100 * config.data.crop_seconds
+  tokens = frames / m.patch_frames
+  seen = (1 - config.mask.ratio) * tokens
+  values = sum(
+      part.depth * (n * part.width * KEPT_WIDTH
+                    + KEPT_ATTENTION * part.heads * n ** 2)
+      for part, n in ((m, seen), (m.decoder, tokens)))
+  if m.remat:
+    # One block at a time is kept whole, of the others their input.
+    values = values / max(m.depth, 1) + 2 * tokens * m.width * m.depth
+  size = 2 if m.dtype == 'bfloat16' else 4
+  return size * values + 4 * frames * KEPT_FRAME
+
+
+def device_bytes(config: Any) -> float:
+  """Returns about how many bytes of a device a run takes."""
+  return state_bytes(config) + config.train.batch * clip_bytes(config)
+
+
+def host_bytes(config: Any) -> float:
+  """Returns about how many bytes of a machine's memory a worker takes that
+  computes a run on the CPU."""
+  monitor = config.monitor
+  clips = 2 * 16_000 * (monitor.clips * monitor.crop_seconds
+                        + monitor.valid_clips * config.data.crop_seconds)
+  corpus = 2 * 16_000 * 3600 * config.data.hours * config.data.resident
+  return PROCESS_BYTES + clips + corpus + device_bytes(config)
