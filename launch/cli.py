@@ -56,7 +56,7 @@ def run(main, words=False):
 
   def parse(argv):
     try:
-      left = flags.FLAGS(argv)
+      left = flags.FLAGS(with_config_file(argv))
     except flags.Error as error:
       fail(f'{last_word(error)} (see --help)')
     except FileNotFoundError as error:
@@ -74,6 +74,41 @@ def run(main, words=False):
     return left
 
   app.run(guarded, flags_parser=parse)
+
+
+def with_config_file(argv: list[str]) -> list[str]:
+  """Returns the words of a command, --config=NAME as the file it names.
+
+  Raises:
+    ValueError: there is no such file; names the nearest.
+  """
+  return [word if not word.startswith('--config=') else
+          f'--config={config_file(word.removeprefix("--config="))}'
+          for word in argv]
+
+
+def config_file(value: str) -> str:
+  """Returns the path of a config: a file, or a name of those shipped.
+
+  Args:
+    value: such as quickstart, base:en128-12 or own/file.py:point.
+
+  Raises:
+    ValueError: there is no such file; names the nearest.
+  """
+  name, colon, point = value.partition(':')
+  spec = importlib.util.find_spec('configs')
+  shipped = {path.stem: path for path in
+             pathlib.Path(spec.submodule_search_locations[0]).glob('*.py')
+             if path.stem != '__init__'}
+  if name in shipped and not pathlib.Path(name).exists():
+    return f'{shipped[name]}{colon}{point}'
+  path = pathlib.Path(name)
+  if path.is_file():
+    return value
+  beside = [str(other) for other in path.parent.glob('*.py')]
+  guess = nearest(name, beside) or nearest(path.stem, shipped)
+  raise ValueError(f'--config={value}: no such file{guess}')
 
 
 def of_config(error):

@@ -12,6 +12,7 @@ import pathlib
 from types import ModuleType
 from typing import Any
 
+from audiorank import baselines
 from audiorank import files
 from audiorank import records
 from launch import claims
@@ -79,29 +80,14 @@ def resolve(configs: dict[str, Any],
       config[part][field] = os.path.abspath(folder)
 
 
-def baseline(config: Any, base: Any) -> Any:
-  """Returns the untrained baseline: this architecture and seed, no step.
-
-  All that only training reads is taken from `base`, so that runs which
-  differ in it alone share one baseline.
-  """
-  from audiorank import objectives
-  out = config.copy_and_resolve_references()
-  own = [name for name in objectives.OBJECTIVES if name in base]
-  for part in ('opt', 'mask', *own):
-    out[part] = base[part].copy_and_resolve_references()
-  out.objective = base.objective
-  out.data.update({k: base.data[k] for k in ('category', 'hours')})
-  out.train.steps = 0
-  return out
-
-
 def runs(configs: dict[str, Any]) -> dict[str, tuple[Any, claims.Entry]]:
-  """Returns {run_id: (config, entry)} with baselines, the largest first."""
-  base = next(iter(configs.values()))
+  """Returns {run_id: (config, entry)}, the largest first.
+
+  The untrained baselines of the configs are among them; many share one.
+  """
   out = {}
   for config in [*configs.values(),
-                 *(baseline(c, base) for c in configs.values())]:
+                 *(baselines.untrained(c) for c in configs.values())]:
     out[records.run_id(config)] = config, claims.entry(config)
   return dict(sorted(out.items(), key=lambda item: -item[1][1].work))
 
@@ -189,10 +175,10 @@ def mesh_sides(config: Any, devices: int) -> tuple[int, int]:
 
 def devices_needed(config: Any, devices: machine.Devices | None) -> int:
   """Returns the devices that a run takes; sets mesh.fsdp where one is not
-  enough for its parameters.
+  enough for its parameters and the config leaves the mesh open.
 
   Raises:
-    ValueError: more than there are, or fewer would not hold it.
+    ValueError: more than there are, or those do not hold it.
   """
   data, fsdp = config.mesh.data, config.mesh.fsdp
   if devices is None:
@@ -201,24 +187,20 @@ def devices_needed(config: Any, devices: machine.Devices | None) -> int:
   if devices.kind == 'cpu':
     # Of a machine without accelerators, the devices that jax makes of it.
     there = int(os.environ.get('JAX_NUM_CPU_DEVICES', 1))
-  if data != -1:
+  if data != -1 or not 1 <= fsdp <= there:
     mesh_sides(config, there)
-    return data * fsdp
-  if not 1 <= fsdp <= there:
-    mesh_sides(config, there)
-  size = fsdp
   if devices.memory:
     need = state_bytes(config) + clip_bytes(config)
-    while need / size > .9 * devices.memory:
-      size *= 2
-    if size > there:
-      raise ValueError(
-          f'en{config.model.width}-{config.model.depth}: {need / 1e9:.1f} GB '
-          f'of parameters and moments do not fit into {there} {devices.kind}s '
-          f'of {devices.memory / 1e9:.1f} GB: expected more devices or a '
-          'smaller model')
-    config.mesh.fsdp = size
-  return size
+    while need / fsdp > .9 * devices.memory:
+      if data != -1 or 2 * fsdp > there:
+        raise ValueError(
+            f'en{config.model.width}-{config.model.depth}: {need / 1e9:.1f} '
+            f'GB of parameters and moments do not fit into {fsdp} of {there} '
+            f'{devices.kind}s of {devices.memory / 1e9:.1f} GB: expected more '
+            'devices, mesh.data=-1 or a smaller model')
+      fsdp *= 2
+    config.mesh.fsdp = fsdp
+  return max(data, 1) * fsdp
 
 
 def parameters(config: Any) -> int:

@@ -175,7 +175,7 @@ def test_a_large_run_takes_several_devices_and_a_larger_one_none():
   assert grid.devices_needed(config, small) == config.mesh.fsdp == 2
   assert records.run_id(config) == run_id
   config.mesh.fsdp = 1
-  with pytest.raises(ValueError, match='en1536-40: .* do not fit into 1 gpus'):
+  with pytest.raises(ValueError, match='en1536-40: .* fit into 1 of 1 gpus'):
     grid.devices_needed(
         config, devices.find({devices.PRETENDED: 'gpu:1:16'}))
 

@@ -16,9 +16,10 @@ import pytest
 
 from audiorank import checkpoint
 from audiorank import checksums
+from audiorank import files
 from audiorank import lease
 from audiorank import records
-from launch import pool
+from launch import cli
 from tests import processes
 from tests import tiny
 
@@ -48,56 +49,74 @@ def env(tmp_path_factory):
   return processes.environment(tmp_path_factory.mktemp('compiled'))
 
 
+@pytest.fixture(scope='module')
+def server(env):
+  process = processes.Server(env)
+  yield process
+  process.close()
+
+
 @pytest.fixture
 def opened(corpus, tasks, tmp_path):
   """A function that opens a new run of the one config."""
-  def make(name, **changes):
+  def open_new(name, **changes):
     records.open_run(tmp_path / name, config(corpus, tasks, changes))
     return tmp_path / name
-  return make
+  return open_new
 
 
 @pytest.fixture(scope='module')
-def calm(env, corpus, tasks, tmp_path_factory):
-  """(folder, seconds) of a run that nothing disturbed."""
+def calm(server, corpus, tasks, tmp_path_factory):
+  """The folder of a run that nothing disturbed."""
   folder = tmp_path_factory.mktemp('calm') / 'run'
   records.open_run(folder, config(corpus, tasks))
-  # Once for the compilation cache: then it takes what a restart takes.
-  for name in ('cold', 'run'):
-    records.open_run(folder.parent / name, config(corpus, tasks))
-    began = time.monotonic()
-    assert processes.worker(env, folder.parent / name).wait(600) == 0, (
-        processes.said(folder.parent / name))
-  return folder, time.monotonic() - began
+  assert processes.worker(server, folder).wait(600) == 0, (
+      processes.output(folder))
+  return folder
+
+
+def test_a_worker_killed_at_three_moments_loses_nothing(server, opened, calm):
+  workdir = opened('killed')
+  for phase, step in (('training', 90), ('measuring', 60), ('scoring', STEPS)):
+    process = processes.worker(server, workdir)
+    processes.wait_for(workdir, process, phase, step)
+    process.kill()
+    process.wait()
+  assert processes.worker(server, workdir).wait(600) == 0, (
+      processes.output(workdir))
+  processes.check_same(workdir, calm)
+  assert processes.worker(server, workdir).wait(600) == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kills', [2, 20])
-def test_a_worker_killed_at_any_moment_costs_nothing(
-    env, opened, calm, kills):
-  workdir, (undisturbed, seconds) = opened('killed'), calm
-  rng, killed = random.Random(kills), 0
-  while killed < kills:
-    process = processes.worker(env, workdir)
+def test_a_worker_killed_at_twenty_moments_loses_nothing(
+    server, opened, calm, corpus, tasks):
+  rng, killed = random.Random(20), 0
+  began = time.monotonic()
+  assert processes.worker(server, opened('again')).wait(600) == 0
+  seconds = time.monotonic() - began  # Of a run whose programs are compiled.
+  workdir = opened('killed')
+  while killed < 20:
+    process = processes.worker(server, workdir)
     try:
       # From the start of the process: imports, restoring, steps, saves,
-      # readings and scoring are all hit.
-      code = process.wait(rng.uniform(.2, 1.1) * seconds)
+      # evaluations and scoring are all hit.
+      code = process.wait(rng.uniform(.1, 1.1) * seconds)
     except subprocess.TimeoutExpired:
       process.kill()
       process.wait()
       killed += 1
       continue
-    assert code == 0, processes.said(workdir)
+    assert code == 0, processes.output(workdir)
     # Done: as new, but for what the killed left behind.
-    processes.check_same(workdir, undisturbed)
+    processes.check_same(workdir, calm)
     shutil.rmtree(workdir / 'checkpoints')
     shutil.rmtree(workdir / 'records')
     (workdir / 'DONE').unlink()
-  code = processes.worker(env, workdir).wait(600)
-  assert code == 0, processes.said(workdir)
-  processes.check_same(workdir, undisturbed)
-  assert processes.worker(env, workdir).wait(600) == 0
+    (workdir / 'TRAINED').unlink()
+  assert processes.worker(server, workdir).wait(600) == 0, (
+      processes.output(workdir))
+  processes.check_same(workdir, calm)
 
 
 def left(process):
@@ -108,50 +127,50 @@ def left(process):
 
 
 @pytest.mark.parametrize('phase, step', [
-    ('compilation', 0), ('training', 90),
+    pytest.param('compilation', 0), ('training', 90),
     pytest.param('measuring', 60, marks=pytest.mark.slow),
     pytest.param('scoring', STEPS, marks=pytest.mark.slow)])
 def test_sigterm_in_any_phase_is_42_within_seconds(
-    env, opened, calm, tmp_path, phase, step):
-  workdir, undisturbed = opened('asked'), calm[0]
+    server, opened, calm, tmp_path, phase, step):
+  workdir, cache = opened('asked'), {}
   if phase == 'compilation':
-    env = processes.environment(tmp_path / 'cold')
-  process = processes.worker(env, workdir)
+    cache = {'AUDIORANK_CACHE': str(tmp_path / 'cold')}
+  process = processes.worker(server, workdir, **cache)
   if phase == 'compilation':
     processes.wait_for(workdir, process, 'starting')
     # The first program is in the cache when the next is being compiled.
     end = time.monotonic() + 300
-    while not any((tmp_path / 'cold').glob('*')):
+    while not any((tmp_path / 'cold').glob('compiled/*')):
       assert time.monotonic() < end and process.poll() is None
       time.sleep(.01)
   else:
-    told = processes.wait_for(workdir, process, phase, step)
+    holder = processes.wait_for(workdir, process, phase, step)
   code, seconds = left(process)
-  assert code == pool.AGAIN, processes.said(workdir)
+  assert code == cli.AGAIN, processes.output(workdir)
   assert seconds < 30  # Of a machine that does nothing else, 5.
+  assert lease.read(workdir) == {}  # Nobody died.
   if phase == 'training':
     saved = checksums.steps(workdir / 'checkpoints')[-1]
-    assert saved >= told['step'] and checkpoint.fsck(workdir)[-1][1] == ''
-  assert processes.worker(env, workdir).wait(600) == 0
-  processes.check_same(workdir, undisturbed)
+    assert saved >= holder['step'] and checkpoint.fsck(workdir)[-1][1] == ''
+  assert processes.worker(server, workdir).wait(600) == 0
+  processes.check_same(workdir, calm)
 
 
-@pytest.mark.parametrize('steps, code', [((7,), 42), ((7, 8), 9)],
-                         ids=['idle', 'at work'])
+@pytest.mark.parametrize('calls, code', [
+    ((), 42), (('busy', 'idle'), 42), (('busy',), 9)],
+                         ids=['new', 'idle', 'busy'])
 def test_a_call_that_never_polls_is_left_unless_work_would_be_lost(
-    steps, code):
+    calls, code):
   """The watching thread alone: a call of 8 s stands in for a compiler."""
   script = f'''
 import sys, time
-from launch import worker
-class Held:
-  tell = print
-leaving = worker.Exit()
-for step in {steps}:
-  leaving.tell(Held)('training', step, 100)
+from launch import work
+status = work.Status()
+for name in {calls}:
+  getattr(status, name)()
 print('ready', flush=True)
 time.sleep(8)
-sys.exit(9 if leaving.asked else 1)
+sys.exit(9 if status.asked else 1)
 '''
   process = subprocess.Popen([sys.executable, '-c', script],
                              cwd=processes.ROOT, stdout=subprocess.PIPE,
@@ -207,10 +226,10 @@ mount -o remount,size=1G {disk} || exit 1
 
 @pytest.mark.slow
 def test_a_full_disk_loses_at_most_the_save(env, opened, calm, tmp_path):
-  workdir, (undisturbed, _) = opened('new'), calm
+  workdir = opened('new')
   disk = tmp_path / 'disk'
   disk.mkdir()
-  used = sum(f.stat().st_blocks * 512 for f in tree(undisturbed))
+  used = sum(f.stat().st_blocks * 512 for f in tree(calm))
   script = FULL.format(
       size=used // 2, disk=disk, config=workdir / 'config.json',
       out=tmp_path / 'out',
@@ -222,69 +241,83 @@ def test_a_full_disk_loses_at_most_the_save(env, opened, calm, tmp_path):
   if done.returncode == 77 or 'unshare' in done.stderr:
     pytest.skip(f'no file system of its own here: {done.stderr.strip()}')
   assert done.returncode == 0, done.stderr
-  assert int((tmp_path / 'disk.code').read_text()) not in (0, pool.AGAIN)
-  said = (tmp_path / 'disk.err').read_text()
-  assert 'Traceback' not in said and 'space' in said, said
-  processes.check_same(tmp_path / 'out', undisturbed)
+  assert int((tmp_path / 'disk.code').read_text()) not in (0, cli.AGAIN)
+  text = (tmp_path / 'disk.err').read_text()
+  assert 'Traceback' not in text and 'space' in text, text
+  processes.check_same(tmp_path / 'out', calm)
 
 
 def sweep(env, folder, points, corpus, tasks, *more):
-  """Starts a sweep of TWO's points; its output goes to <folder>/said.txt."""
+  """Starts a sweep of TWO's points; its output goes to <folder>/output.txt."""
   (folder / 'two.py').write_text(TWO % ((str(corpus), str(tasks)), points))
-  with open(folder / 'said.txt', 'ab') as said:
+  with open(folder / 'output.txt', 'ab') as output:
     return subprocess.Popen(
         [sys.executable, '-m', 'launch.sweep', f'--config={folder}/two.py',
          f'--root={folder}/runs', '--noreport', *more], cwd=processes.ROOT,
-        env=env, stdout=said, stderr=said)
+        env=env, stdout=output, stderr=output)
+
+
+def output(folder):
+  return (folder / 'output.txt').read_text()
 
 
 @pytest.mark.slow
-def test_two_launchers_at_once_do_no_run_twice(
+def test_two_launchers_of_four_devices_do_sixty_four_points_once(
     env, corpus, tasks, tmp_path):
-  both = [sweep(env, tmp_path, ['1e-3', '2e-3'], corpus, tasks, '--workers=2')
+  """One is killed on the way, with its worker; the other does the rest."""
+  env = {**env, 'JAX_NUM_CPU_DEVICES': '4'}
+  points = [f'{i + 1}e-5' for i in range(64)]
+  more = ('--workers=1', '--pack=8', '--config.train.steps=20',
+          '--config.eval.names=timbre-v1-full')
+  both = [sweep(env, tmp_path, points, corpus, tasks, *more)
           for _ in range(2)]
-  trained, unreaped = {}, {}
-  while any(p.poll() is None for p in both):
-    for workdir in records.run_folders(tmp_path / 'runs'):
-      told = lease.read(workdir)
-      if told.get('step'):
-        trained.setdefault(workdir.name, set()).add(told['pid'])
-    for launcher in both:
-      for pid in processes.zombies(launcher.pid):
-        unreaped[pid] = unreaped.get(pid, 0) + 1
-    time.sleep(.05)
-  assert [p.returncode for p in both] == [0, 0], (
-      tmp_path / 'said.txt').read_text()
-  assert all(len(pids) == 1 for pids in trained.values()) and trained
-  # A launcher looks five times a second, or seldom where the machine is slow.
-  assert max(unreaped.values(), default=0) < 200
+  runs = tmp_path / 'runs'
+  end = time.monotonic() + 1200
+  while len(list(runs.glob('*/DONE'))) < 10:
+    assert time.monotonic() < end and both[0].poll() is None, output(tmp_path)
+    time.sleep(.1)
+  (victim,) = [pid for pid in processes.trainers(runs)
+               if processes.parent(pid) == both[0].pid]
+  both[0].kill()
+  os.kill(victim, signal.SIGKILL)
+  both[0].wait()
+  lost = {w.name for w in records.run_folders(runs)
+          if lease.read(w).get('pid') == victim}
+  assert both[1].wait(1200) == 0, output(tmp_path)
+  assert {records.state(w) for w in records.run_folders(runs)} == {'done'}
+  assert len(records.run_folders(runs)) == 65
+  trained = [run_id for log in runs.glob('logs/*.txt')
+             for line in log.read_text().splitlines()
+             if line.startswith('training ')
+             for run_id in line.removeprefix('training ').split(', ')]
+  twice = {run_id for run_id in trained if trained.count(run_id) > 1}
+  assert twice <= lost and len(set(trained)) == 65
   processes.check_nobody_left(tmp_path)
 
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on(
-    env, corpus, tasks, tmp_path):
+    env, server, corpus, tasks, tmp_path):
   command = env, tmp_path, ['1e-3'], corpus, tasks, '--workers=2'
-  process, told = sweep(*command), {}
+  process, holder = sweep(*command), {}
   end = time.monotonic() + 600
-  while told.get('step', 0) < 90:
-    assert time.monotonic() < end and process.poll() is None, (
-        tmp_path / 'said.txt').read_text()
+  while holder.get('step', 0) < 90:
+    assert time.monotonic() < end and process.poll() is None, output(tmp_path)
     time.sleep(.01)
-    # Its twin takes no step.
+    # Its baseline takes no step.
     for folder in records.run_folders(tmp_path / 'runs'):
       if lease.read(folder).get('step'):
-        workdir, told = folder, lease.read(folder)
+        workdir, holder = folder, lease.read(folder)
   process.send_signal(signal.SIGINT)
-  assert process.wait(120) == pool.AGAIN
+  assert process.wait(120) == cli.AGAIN
   processes.check_nobody_left(tmp_path, seconds=0)
-  assert checksums.steps(workdir / 'checkpoints')[-1] >= told['step']
-  said = (tmp_path / 'said.txt').read_text()
-  assert 'Traceback' not in said and 'the same command goes on' in said
+  assert checksums.steps(workdir / 'checkpoints')[-1] >= holder['step']
+  text = output(tmp_path)
+  assert 'Traceback' not in text and 'run the same command to resume' in text
   assert sweep(*command).wait(600) == 0
   undisturbed = tmp_path / 'undisturbed'
   records.open_run(undisturbed, records.load_config(workdir))
-  assert processes.worker(env, undisturbed).wait(600) == 0
+  assert processes.worker(server, undisturbed).wait(600) == 0
   processes.check_same(workdir, undisturbed)
 
 
@@ -293,18 +326,19 @@ def test_a_run_that_diverges_does_not_stop_the_sweep(
     env, corpus, tasks, tmp_path):
   process = sweep(env, tmp_path, ['1e30', '1e-3'], corpus, tasks)
   assert process.wait(600) == 1
-  said = (tmp_path / 'said.txt').read_text()
-  assert 'Traceback' not in said and 'failed: ' in said
+  text = output(tmp_path)
+  assert 'Traceback' not in text and '1 of 3 runs failed' in text
   states = {}
   for workdir in records.run_folders(tmp_path / 'runs'):
     states.setdefault(records.state(workdir), []).append(workdir)
   assert len(states['done']) == 2
   (bad,) = states['failed']
-  told = records.read_json(bad / 'FAILED')
-  assert told['last_good_step'] == told['step'] - 1 and told['clips']
-  # The same command does not try it again by itself for ever: it may, once.
-  assert sweep(env, tmp_path, ['1e30', '1e-3'], corpus,
-               tasks).wait(600) == 1
+  assert text.count(f'failed: {bad}: loss nan') == 2  # At once, and at the end.
+  about = files.read_json(bad / 'FAILED')
+  assert about['last_good_step'] == about['step'] - 1 and about['clips']
+  # It would diverge again: the same command leaves it, and ends as before.
+  assert sweep(env, tmp_path, ['1e30', '1e-3'], corpus, tasks).wait(600) == 1
+  assert '1 diverged before' in output(tmp_path)
 
 
 def test_no_clock_ends_a_lease(tmp_path, monkeypatch):

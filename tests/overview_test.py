@@ -6,13 +6,14 @@ from audiorank import lease
 from audiorank import progress
 from audiorank import records
 from configs import quickstart
+from launch import claims
 from launch import overview
 
 
 @pytest.fixture
 def sweep(tmp_path):
   """Four runs: done, failed, running and interrupted."""
-  held = None
+  running = None
   for point, state in zip(quickstart.points(), (
       'done', 'failed', 'running', 'interrupted')):
     workdir = tmp_path / state
@@ -20,15 +21,15 @@ def sweep(tmp_path):
     if state in ('done', 'failed'):
       records.write_json(workdir / state.upper(), {'error': 'loss nan'})
     else:
-      mine = lease.Lease(workdir)
-      mine.tell('training', 7, 2000, force=True)
+      holder = lease.Lease(workdir)
+      holder.tell('training', 7, 2000, force=True)
       if state == 'running':
-        held = mine
+        running = holder
       else:
         # As a kill leaves it: the text stays, the lock is gone.
-        mine.file.close()
+        holder.file.close()
   yield tmp_path
-  held.release()
+  running.release()
 
 
 def test_status_tells_states_apart(sweep):
@@ -45,6 +46,27 @@ def test_status_of_a_failure_without_a_reason(sweep):
   for text in ('{}', '[]', '{"err'):
     (sweep / 'failed' / 'FAILED').write_text(text)
     assert 'says no reason' in overview.status(sweep)
+
+
+def test_the_meter_shows_runs_steps_and_each_failure_once(sweep, capsys):
+  meter = overview.Meter(sweep)
+  board = claims.Board(sweep)
+  meter.began -= 60
+  meter.show(board)
+  meter.printed -= 2 * overview.LINES
+  (sweep / 'running' / 'TRAINED').touch()
+  board.look()
+  meter.show(board)
+  lines = capsys.readouterr().err.splitlines()
+  assert lines[0] == f'failed: {sweep}/failed: loss nan'
+  # Two runs of 2,000 steps have ended, one is trained, one is at step 7.
+  assert lines[1].startswith(
+      'sweep: 1/4 runs done, 1 failed, 6,007/8,000 steps, ')
+  minutes, seconds = lines[1].split()[-2].split(':')
+  # A quarter of the work took a minute; a quarter and a tenth is left.
+  assert 45 < 60 * int(minutes) + int(seconds) < 100
+  assert len(lines) == 2
+  meter.close()
 
 
 def test_retry_makes_failed_runs_new(sweep):

@@ -1,4 +1,4 @@
-"""The Ray engine on loopback: trainers, Ray workers and nodes killed, a faked
+"""The Ray engine on loopback: workers, Ray workers and nodes killed, a faked
 TPU pod that loses a slice; and, without Ray, what it makes of an end."""
 
 import importlib.util
@@ -11,11 +11,13 @@ import time
 import pytest
 
 from audiorank import checksums
+from audiorank import files
 from audiorank import lease
 from audiorank import records
 from audiorank import synth
-from launch import pool
-from launch import ray_engine
+from launch import claims
+from launch import cli
+from launch.engines import ray_cluster
 from tests import processes
 
 with_ray = pytest.mark.skipif(
@@ -48,6 +50,13 @@ def env(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
+def server(env):
+  process = processes.Server(env)
+  yield process
+  process.close()
+
+
+@pytest.fixture(scope='module')
 def tasks(tmp_path_factory):
   folder = tmp_path_factory.mktemp('tasks')
   synth.write_tasks(folder, 0, clips_per_task=(24, 12, 12),
@@ -56,60 +65,60 @@ def tasks(tmp_path_factory):
 
 
 def sweep(env, folder, corpus, tasks, *more, points='12', steps=400):
-  """Starts a sweep by Ray; its output goes to <folder>/said.txt."""
+  """Starts a sweep by Ray; its output goes to <folder>/output.txt."""
   (folder / 'few.py').write_text(POINTS % (steps, points))
-  with open(folder / 'said.txt', 'ab') as said:
+  with open(folder / 'output.txt', 'ab') as output:
     return subprocess.Popen(
         [sys.executable, '-m', 'launch.sweep', '--engine=ray',
          f'--config={folder}/few.py', f'--config.data.root={corpus}',
          f'--config.eval.tasks={tasks}', f'--root={folder}/runs',
-         '--noreport', *more], cwd=processes.ROOT, env=env, stdout=said,
-        stderr=said)
+         '--noreport', *more], cwd=processes.ROOT, env=env, stdout=output,
+        stderr=output)
 
 
 def training(folder, job, past=5, but=(), timeout=900):
   """Waits for a run that trains past a step; returns (folder, its lease)."""
   end = time.monotonic() + timeout
   while time.monotonic() < end:
-    assert job.poll() is None, (folder / 'said.txt').read_text()
+    assert job.poll() is None, (folder / 'output.txt').read_text()
     for workdir in records.run_folders(folder / 'runs'):
-      told = lease.read(workdir)
-      if (told.get('step', 0) >= past and told['pid'] not in but
+      holder = lease.read(workdir)
+      if (holder.get('step', 0) >= past and holder['pid'] not in but
           and lease.alive(workdir)):
-        return workdir, told
+        return workdir, holder
     time.sleep(.05)
-  raise AssertionError((folder / 'said.txt').read_text())
+  raise AssertionError((folder / 'output.txt').read_text())
 
 
 def finished(folder, job, count, timeout=900):
   """Waits for a sweep; all its runs must be done and nobody be left."""
-  assert job.wait(timeout) == 0, (folder / 'said.txt').read_text()
+  assert job.wait(timeout) == 0, (folder / 'output.txt').read_text()
   states = [records.state(w) for w in records.run_folders(folder / 'runs')]
   assert states == ['done'] * count
   processes.check_nobody_left(folder)
 
 
-def undisturbed(env, workdir, folder):
+def undisturbed(server, workdir, folder):
   """Asserts that a run ended as it does when it is left alone."""
   records.open_run(folder, records.load_config(workdir))
-  assert processes.worker(env, folder).wait(600) == 0
+  assert processes.worker(server, folder).wait(600) == 0
   processes.check_same(workdir, folder)
 
 
 @with_ray
 @pytest.mark.slow
-def test_a_trainer_and_a_ray_worker_killed_cost_nothing(
-    env, corpus, tasks, tmp_path):
+def test_a_worker_and_a_ray_worker_killed_cost_nothing(
+    env, server, corpus, tasks, tmp_path):
   job = sweep(env, tmp_path, corpus, tasks, '--address=local')
   hit, first = training(tmp_path, job, past=70)
   os.kill(first['pid'], signal.SIGKILL)
   _, second = training(tmp_path, job, past=70, but=[first['pid']])
   os.kill(processes.parent(second['pid']), signal.SIGKILL)
   finished(tmp_path, job, 3)
-  undisturbed(env, hit, tmp_path / 'x')
+  undisturbed(server, hit, tmp_path / 'x')
   again = sweep(env, tmp_path, corpus, tasks, '--address=local')
   finished(tmp_path, again, 3)
-  assert '3 runs, 3 done before' in (tmp_path / 'said.txt').read_text()
+  assert '3 known, 3 done before' in (tmp_path / 'output.txt').read_text()
 
 
 @with_ray
@@ -117,11 +126,11 @@ def test_a_trainer_and_a_ray_worker_killed_cost_nothing(
 def test_ctrl_c_saves_and_the_same_command_goes_on(
     env, corpus, tasks, tmp_path):
   job = sweep(env, tmp_path, corpus, tasks, '--address=local')
-  hit, told = training(tmp_path, job, past=50)
+  hit, holder = training(tmp_path, job, past=50)
   job.send_signal(signal.SIGINT)
-  assert job.wait(120) == pool.AGAIN
+  assert job.wait(120) == cli.AGAIN
   saved = checksums.steps(hit / 'checkpoints')[-1]
-  assert saved >= told['step'] and not processes.trainers(tmp_path)
+  assert saved >= holder['step'] and not processes.trainers(tmp_path)
 
 
 @pytest.fixture
@@ -130,31 +139,31 @@ def cluster(env, monkeypatch):
   for name, value in env.items():
     monkeypatch.setenv(name, value)
   cluster_utils = pytest.importorskip('ray.cluster_utils')
-  made = cluster_utils.Cluster(initialize_head=True, head_node_args={
-      'num_cpus': 0, 'object_store_memory': ray_engine.STORE,
+  loopback = cluster_utils.Cluster(initialize_head=True, head_node_args={
+      'num_cpus': 0, 'object_store_memory': ray_cluster.STORE,
       'include_dashboard': False})
-  yield made
-  made.shutdown()
+  yield loopback
+  loopback.shutdown()
 
 
 def node(cluster, **more):
-  return cluster.add_node(object_store_memory=ray_engine.STORE, **more)
+  return cluster.add_node(object_store_memory=ray_cluster.STORE, **more)
 
 
 @with_ray
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore')
 def test_a_lost_node_s_run_goes_on_elsewhere(
-    env, corpus, tasks, tmp_path, cluster):
+    env, server, corpus, tasks, tmp_path, cluster):
   nodes = [node(cluster, num_cpus=1) for _ in range(2)]
   job = sweep(env, tmp_path, corpus, tasks, f'--address={cluster.address}')
-  hit, told = training(tmp_path, job, past=70)
-  raylet = lose(told['pid'])
+  hit, holder = training(tmp_path, job, past=70)
+  raylet = lose(holder['pid'])
   (lost,) = [n for n in nodes
              if n.all_processes['raylet'][0].process.pid == raylet]
   finished(tmp_path, job, 3)
   cluster.remove_node(lost, allow_graceful=False)
-  undisturbed(env, hit, tmp_path / 'x')
+  undisturbed(server, hit, tmp_path / 'x')
 
 
 def lose(pid):
@@ -191,50 +200,70 @@ def test_a_lost_slice_s_run_goes_on_on_another(
             for name in ('first', 'second')}
   job = sweep(env, tmp_path, corpus, tasks, f'--address={cluster.address}',
               '--slice=v4:2x2x2', points='1', steps=400)
-  hit, told = training(tmp_path, job, past=70)
-  raylet = lose(told['pid'])
+  hit, holder = training(tmp_path, job, past=70)
+  raylet = lose(holder['pid'])
   (lost,) = [n for n in sum(slices.values(), [])
              if n.all_processes['raylet'][0].process.pid == raylet]
-  _, told = training(tmp_path, job, past=70, but=[told['pid']])
-  assert processes.parent(processes.parent(told['pid'])) not in [
+  _, holder = training(tmp_path, job, past=70, but=[holder['pid']])
+  assert processes.parent(processes.parent(holder['pid'])) not in [
       n.all_processes['raylet'][0].process.pid for hosts in slices.values()
       if lost in hosts for n in hosts]
   finished(tmp_path, job, 2)
-  described = records.read_json(hit / 'DONE')
-  assert described['run_id'] == hit.name
+  assert files.read_json(hit / 'DONE')['run_id'] == hit.name
 
 
 @pytest.mark.parametrize('codes, meant', [
     ([0], 0), ([0, 0], 0), ([42, 42], 42), ([1], 1), ([3, 0], 3),
     ([None], None), ([1, None], None), ([-6, 1], -6), ([137, 42, 0], 137),
     ([42, 1], 1)])
-def test_what_the_hosts_of_a_run_say_together(codes, meant):
-  assert ray_engine.verdict(codes) == meant
+def test_what_the_hosts_of_a_run_mean_together(codes, meant):
+  assert ray_cluster.exit_code(codes) == meant
 
 
-def test_preemptions_and_deaths_have_budgets_of_their_own(
-    tmp_path, monkeypatch):
+@pytest.fixture
+def ended(tmp_path, monkeypatch):
+  """A function that settles a worker, or a run on a slice, with an exit code;
+  returns the runs that it left over."""
+  files.write_json(tmp_path / 'sweep.json', {
+      'runs': {'r': claims.Entry(1., 9, 'g', 'p', 'm')._asdict()}})
   (tmp_path / 'r').mkdir()
-  job = pool.Job('r', 1.)
-  started = ray_engine.Started(job, [0], None)
-  tries, failed = {'r': pool.Tries()}, {}
+  board, errors = claims.Board(tmp_path), ray_cluster.Errors()
 
-  def ended(code, hung=0):
-    waiting = []
-    monkeypatch.setattr(ray_engine, 'outcome', lambda _: code)
-    ray_engine.settle(tmp_path, started, hung, waiting, tries, failed)
-    return waiting == [job]
+  def settle(code, hung=0, run_id=''):
+    left_over = set()
+    monkeypatch.setattr(ray_cluster, 'outcome', lambda task: code)
+    ray_cluster.settle(board, ray_cluster.Started([0], None, run_id), hung,
+                       left_over, errors)
+    return left_over
 
-  assert all(ended(code) for code in [None, pool.AGAIN] * 50)
-  assert tries['r'].preempted == 100 and tries['r'].deaths == 0
-  assert all(ended(-9) for _ in range(pool.DEATHS - 1)) and not failed
-  assert not ended(0, hung=1)
-  assert 'without progress' in failed.pop('r')
-  tries['r'].preempted = ray_engine.PREEMPTIONS - 1
-  assert not ended(None) and failed == {'r': 'preempted 10000 times'}
+  return settle
 
 
-def test_without_ray_it_is_one_line(tmp_path, monkeypatch):
+def test_lost_machines_are_no_fault_and_ends_without_progress_are(ended):
+  for code in [None, cli.AGAIN] * 50:
+    assert ended(code) == set()
+  assert ended(0) == {'r'}
+  assert ended(0, run_id='r') == set()
+  for _ in range(claims.DEATHS - 1):
+    ended(-9)
+  with pytest.raises(OSError, match='5 workers ended without progress'):
+    ended(0, hung=1)
+
+
+def test_a_run_that_cannot_begin_on_a_slice_has_failed(ended, tmp_path):
+  ended(3, run_id='r')
+  assert files.read_json(tmp_path / 'r' / 'FAILED')['error'] == (
+      'launch.train ended with exit code 3')
+
+
+@pytest.mark.parametrize('text', ['v4', ':2x2', 'v4:'])
+def test_a_slice_has_a_machine_and_sides(text):
+  with pytest.raises(ValueError, match='expected such as v4:2x2x2'):
+    ray_cluster.needs(1, 0, text)
+  assert ray_cluster.needs(1, 0, 'v4:2x2x2').topology == '2x2x2'
+
+
+def test_without_ray_it_is_one_line(monkeypatch):
   monkeypatch.setitem(sys.modules, 'ray', None)
   with pytest.raises(ValueError, match='pip install'):
-    ray_engine.connect('local')
+    ray_cluster.connect('local')

@@ -9,8 +9,8 @@ import time
 import jax
 import numpy as np
 
-from launch.engines import local
 from launch.benches import timing
+from launch.engines import local
 
 PINNED = True
 # As a sweep's workers have it; both sides are served by it.
