@@ -4,6 +4,7 @@ No device is opened here: the launcher must leave them to its workers.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 import fcntl
 import inspect
@@ -13,8 +14,11 @@ from types import ModuleType
 from typing import Any
 
 from audiorank import baselines
+from audiorank import config as config_lib
+from audiorank import evaluate
 from audiorank import files
 from audiorank import records
+from audiorank import validate
 from launch import claims
 from launch import cli
 from launch import devices as machine
@@ -132,45 +136,34 @@ def check(configs: Mapping[str, Any],
     ValueError, FileNotFoundError: a point that could never run; tasks that
       are not there.
   """
-  import jax
-
-  from audiorank import evaluate
-  from audiorank import train
-  from audiorank.hear import probe
-  from audiorank.hear import tasks
-  size = 1
+  size = max(devices_needed(config, devices) for config in configs.values())
+  tasks = set()
   for config in configs.values():
-    size = max(size, devices_needed(config, devices))
-  folders = set()
-  for config in configs.values():
-    if config.eval.protocol not in probe.PROTOCOLS:
-      raise ValueError(f'eval.protocol {config.eval.protocol!r}: expected one '
-                       f'of {", ".join(probe.PROTOCOLS)}')
-    if config.eval.tasks:
-      folders |= set(evaluate.task_folders(config))
-    elif config.data.root:
+    validate.fields(config, size)
+    if config.data.root and not config.eval.tasks:
       raise ValueError('eval.tasks is empty: a corpus of your own needs '
                        '--config.eval.tasks=FOLDER of HEAR task folders')
-    sides = mesh_sides(config, size)
-    train.check(config, jax.sharding.AbstractMesh(sides, ('data', 'fsdp')))
-  for folder in sorted(folders):
-    tasks.load(folder)
+    if config.eval.tasks:
+      tasks |= set(evaluate.task_folders(config))
+  for folder in sorted(tasks):
+    validate.task(folder)
   return size
 
 
-def mesh_sides(config: Any, devices: int) -> tuple[int, int]:
-  """Returns (data, fsdp) of a config on so many devices.
+def check_corpus(configs: Iterable[Any]) -> None:
+  """Raises for a corpus that lacks what a config asks of it.
 
-  Raises:
-    ValueError: they do not make that mesh.
+  What many runs share is looked at once. See validate.corpus.
   """
-  data, fsdp = config.mesh.data, config.mesh.fsdp
-  if data == -1 and fsdp > 0 and devices % fsdp == 0:
-    data = devices // fsdp
-  if data < 1 or fsdp < 1 or data * fsdp > devices:
-    raise ValueError(f'mesh.data {data} x mesh.fsdp {fsdp}: expected a '
-                     f'product of at most {devices} devices')
-  return data, fsdp
+  checked = set()
+  for config in configs:
+    tree = config_lib.plain(config)
+    # An untrained network has no hours to be found.
+    parts = files.digest([tree['data'], tree['monitor'],
+                          config.train.steps == 0])
+    if parts not in checked:
+      validate.corpus(config)
+      checked.add(parts)
 
 
 def devices_needed(config: Any, devices: machine.Devices | None) -> int:
@@ -188,7 +181,7 @@ def devices_needed(config: Any, devices: machine.Devices | None) -> int:
     # Of a machine without accelerators, the devices that jax makes of it.
     there = int(os.environ.get('JAX_NUM_CPU_DEVICES', 1))
   if data != -1 or not 1 <= fsdp <= there:
-    mesh_sides(config, there)
+    config_lib.mesh_sides(data, fsdp, there)
   if devices.memory:
     need = state_bytes(config) + clip_bytes(config)
     while need / fsdp > .9 * devices.memory:

@@ -179,13 +179,11 @@ def write(root: pathlib.Path, module: ModuleType, configs: dict[str, Any],
     the names of the runs, of which those that failed are new again.
   """
   from audiorank import records
-  from audiorank import sampling
   from launch import synthetic
   grid.resolve(configs, lambda config: synthetic.dataset(
       root / 'world', config))
   runs = grid.runs(configs)
-  for config, _ in runs.values():
-    sampling.parts(config)
+  grid.check_corpus(config for config, _ in runs.values())
   known = {run_id for run_id in runs if (root / run_id).is_dir()}
   for run_id, (config, _) in runs.items():
     records.open_run(root / run_id, config)
@@ -242,10 +240,10 @@ def run(module: ModuleType, environ: Mapping[str, str]) -> None:
   finally:
     listing.unlink(missing_ok=True)
   meter.close()
-  report(root, board, unfinished, began)
+  finish(root, board, unfinished, began)
 
 
-def report(root: pathlib.Path, board: claims.Board, unfinished: list[str],
+def finish(root: pathlib.Path, board: claims.Board, unfinished: list[str],
            began: float) -> None:
   """Prints the table of a sweep's runs, writes its report, names failures.
 

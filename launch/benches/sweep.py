@@ -21,7 +21,7 @@ from launch import cli, sweep
 from launch.engines import local
 local.command = lambda name, *arguments: [
     'sh', '-c', 'for run in {root}/*/config.json; do '
-    'touch ${{run%config.json}}DONE; done']
+    'touch ${{run%config.json}}LEASE ${{run%config.json}}DONE; done']
 def main(argv):
   sweep.main(argv)
   used = resource.getrusage(resource.RUSAGE_SELF)

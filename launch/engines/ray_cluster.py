@@ -379,5 +379,6 @@ def settle(board: claims.Board, started: Started, hung: int,
     if board.states[started.run_id] != 'failed':
       claims.fail(pathlib.Path(board.root, started.run_id),
                   OSError(f'launch.train ended with exit code {code}'))
+      board.states[started.run_id] = 'failed'
   elif code != 0:
     errors.add(board, f'exit code {code}')
