@@ -156,30 +156,31 @@ def test_sigterm_in_any_phase_is_42_within_seconds(
   processes.check_same(workdir, calm)
 
 
-@pytest.mark.parametrize('calls, code', [
-    ((), 42), (('busy', 'idle'), 42), (('busy',), 9)],
-                         ids=['new', 'idle', 'busy'])
-def test_a_call_that_never_polls_is_left_unless_work_would_be_lost(
-    calls, code):
-  """The watching thread alone: a call of 8 s stands in for a compiler."""
-  script = f'''
+CALLS = {'': 42, 'busy idle': 42, 'busy': 9}
+
+
+def test_a_call_that_never_polls_is_left_unless_work_would_be_lost():
+  """The watching thread alone: a call of 6 s stands in for a compiler."""
+  script = '''
 import sys, time
 from launch import work
 status = work.Status()
-for name in {calls}:
+for name in sys.argv[1].split():
   getattr(status, name)()
 print('ready', flush=True)
-time.sleep(8)
+time.sleep(6)
 sys.exit(9 if status.asked else 1)
 '''
-  process = subprocess.Popen([sys.executable, '-c', script],
-                             cwd=processes.ROOT, stdout=subprocess.PIPE,
-                             stderr=subprocess.DEVNULL, text=True)
-  while process.stdout.readline() != 'ready\n':
-    assert process.poll() is None
-  process.send_signal(signal.SIGTERM)
-  assert process.wait(60) == code
-  process.stdout.close()
+  started = {calls: subprocess.Popen(
+      [sys.executable, '-c', script, calls], cwd=processes.ROOT,
+      stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+             for calls in CALLS}
+  for process in started.values():
+    assert process.stdout.readline() == 'ready\n'
+    process.send_signal(signal.SIGTERM)
+  for calls, process in started.items():
+    assert process.wait(60) == CALLS[calls]
+    process.stdout.close()
 
 
 def tree(folder):
@@ -187,7 +188,7 @@ def tree(folder):
 
 
 def test_every_file_of_a_checkpoint_counts(calm, tmp_path, capsys):
-  shutil.copytree(calm[0], tmp_path / 'run')
+  shutil.copytree(calm, tmp_path / 'run')
   run = tmp_path / 'run'
   folder = run / 'checkpoints'
   step, before = checksums.steps(folder)[-1], checksums.steps(folder)[-2]
