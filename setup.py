@@ -12,6 +12,22 @@ PEERS = ['autograd', 'click', 'einops', 'intervaltree', 'more-itertools',
          'python-slugify', 'pytorch-lightning==1.9.5', 'safetensors',
          'scikit-learn', 'sed_eval', 'setuptools<81', 'torch', 'torchinfo']
 
+# The commands and the experiments lie beside the library in a checkout, and
+# are installed within it: a wheel adds no top-level package but audiorank.
+# The library imports neither; launch/__main__.py finds both.
+INNER = {'launch': 'audiorank._commands', 'configs': 'audiorank._configs'}
+
+
+def renamed(package):
+  """Returns the name under which a package of this folder is installed."""
+  top, *rest = package.split('.')
+  return '.'.join([INNER.get(top, top), *rest])
+
+
+PACKAGES = setuptools.find_packages(
+    include=[f'{top}{inner}' for top in ('audiorank', *INNER)
+             for inner in ('', '.*')])
+
 setuptools.setup(
     name='audiorank',
     version='0.1.0',
@@ -22,7 +38,11 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     package_data={'audiorank': ['py.typed', 'sample/*', 'sample/model/*']},
-    packages=setuptools.find_packages(include=['audiorank', 'audiorank.*']),
+    packages=[renamed(package) for package in PACKAGES],
+    package_dir={renamed(package): package.replace('.', '/')
+                 for package in PACKAGES},
+    entry_points={'console_scripts': [
+        'audiorank = audiorank._commands.__main__:main']},
     install_requires=[
         'absl-py',
         'array_record',

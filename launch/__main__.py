@@ -15,8 +15,17 @@ import pathlib
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
-COMMANDS = ('bench', 'emit', 'evaluate', 'export', 'prepare', 'report',
-            'sweep', 'train', 'worker')
+COMMANDS = {
+    'prepare': 'sound files -> a checked corpus',
+    'train': 'trains and scores one run',
+    'sweep': 'runs every point of a config and reports; plan, status, retry',
+    'worker': 'claims runs of a sweep until none is left',
+    'evaluate': 'scores any encoder on HEAR tasks, and its RankMe',
+    'report': "a sweep's report, or a law through any table",
+    'export': 'a model for other libraries',
+    'emit': 'a sweep as text for Slurm or Kubernetes',
+    'bench': 'speed against named rivals'}
+WITH_WORDS = ('bench', 'emit', 'sweep')  # Commands that take words.
 
 
 def bind(name: str, folder: pathlib.Path) -> None:
@@ -28,6 +37,12 @@ def bind(name: str, folder: pathlib.Path) -> None:
   spec.loader.exec_module(module)
 
 
+def usage() -> str:
+  """Returns what there is, a line a command."""
+  lines = [f'  {name:10s} {text}' for name, text in COMMANDS.items()]
+  return '\n'.join(['audiorank COMMAND [--help] [flags]', '', *lines])
+
+
 def main() -> None:
   """Runs the command that the first word names."""
   if HERE.name == 'launch':
@@ -37,13 +52,16 @@ def main() -> None:
     bind('configs', HERE.with_name('_configs'))
   bind('launch', HERE)
   from launch import cli
-  word = sys.argv[1] if len(sys.argv) > 1 else ''
+  word = sys.argv[1] if len(sys.argv) > 1 else '--help'
+  if word in ('--help', '-h', 'help'):
+    print(usage())
+    return
   if word not in COMMANDS:
-    sys.exit(f'error: {word!r}: expected one of {", ".join(COMMANDS)}'
+    cli.fail(f'{word!r}: expected one of {", ".join(COMMANDS)}'
              f'{cli.nearest(word, COMMANDS)}')
   sys.argv = [f'audiorank {word}', *sys.argv[2:]]
   module = importlib.import_module(f'launch.{word}')
-  cli.run(module.main, words=word in ('bench', 'emit', 'sweep'))
+  cli.run(module.main, words=word in WITH_WORDS)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,1 @@
+"""One file per area of launch.bench: rows(quick, only)."""

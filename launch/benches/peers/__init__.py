@@ -1,0 +1,1 @@
+"""Rivals that run in a Python of their own."""
