@@ -1,7 +1,6 @@
 """The one command of an installed audiorank, and how workers are started.
 
   audiorank sweep --config=quickstart --root=runs/quickstart
-  python -m launch sweep --config=quickstart --root=runs/quickstart
 
 The first word is a module of this folder; what follows are its own flags. In
 a checkout this folder is the package `launch`. A wheel installs it within

@@ -203,14 +203,16 @@ def descendants(pid):
 
 
 def running(*words):
-  """Returns the processes whose command has each of some words in it."""
+  """Returns the processes whose command has each of some words, or begins a
+  word with it."""
   out = []
   for path in pathlib.Path('/proc').glob('[0-9]*/cmdline'):
     try:
-      command = path.read_bytes().decode(errors='replace')
+      command = path.read_bytes().decode(errors='replace').split('\0')
     except OSError:
       continue
-    if all(word in command for word in words):
+    if all(any(given.startswith(word) for given in command)
+           for word in words):
       out.append(int(path.parent.name))
   return out
 
@@ -218,7 +220,7 @@ def running(*words):
 def trainers(folder):
   """Returns the processes that train a run of a folder."""
   return [*running('launch.train', f'--workdir={folder}'),
-          *running('launch/__main__.py', 'worker', f'--root={folder}')]
+          *running('worker', f'--root={folder}')]
 
 
 def check_nobody_left(folder, seconds=30):
