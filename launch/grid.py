@@ -76,9 +76,13 @@ def resolve(configs: dict[str, Any],
     for config in configs.values():
       config.data.root = corpus
       config.eval.tasks = config.eval.tasks or tasks
-  sha256 = data.load(first.data.root).sha256
+  checksums: dict[tuple[str, str], str] = {}
   for config in configs.values():
-    config.data.sha256 = sha256
+    corpus = config.data.root, config.data.mixture
+    if corpus not in checksums:
+      checksums[corpus] = data.load(*corpus).sha256
+    config.data.sha256 = checksums[corpus]
+    config.data.mixture = data.mixture.absolute(config.data.mixture)
     for part, field in (('data', 'root'), ('eval', 'tasks')):
       folder = files.path(config[part][field], f'{part}.{field}')
       config[part][field] = os.path.abspath(folder)
