@@ -134,7 +134,7 @@ def match(table: Table, files: Iterable[str],
   for file in files:
     base = _plain(file).rpartition('/')[2]
     ends[base].append(file)
-    stems[base.rpartition('.')[0]].append(file)
+    stems[_bare(base.rpartition('.')[0])].append(file)
   found, counts = {}, {'rows': len(table.rows), 'unmatched': 0, 'ambiguous': 0,
                        'example': ''}
   for row in table.rows:
@@ -144,7 +144,7 @@ def match(table: Table, files: Iterable[str],
       base = name.rpartition('/')[2]
       # A name without its ending, as many tables have it, where no other fits.
       fits = [f for f in ends.get(base, ()) if _agree(_plain(f), name)] or [
-          f for f in stems.get(base, ()) if _agree(
+          f for f in stems.get(_bare(base), ()) if '/' not in name or _agree(
               _plain(f).rpartition('.')[0], name)]
       if len(fits) != 1:
         counts['ambiguous' if fits else 'unmatched'] += 1
@@ -162,6 +162,11 @@ def _plain(name: str, root: str = '') -> str:
   if root and name.startswith(root + '/'):
     name = name[len(root) + 1:]
   return '/'.join(p for p in name.split('/') if p not in ('', '.'))
+
+
+def _bare(stem: str) -> str:
+  """Returns a number without its zeros: 2 means the file 000002.mp3."""
+  return stem.lstrip('0') if stem.isdigit() else stem
 
 
 def _agree(one: str, two: str) -> bool:
