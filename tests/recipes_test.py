@@ -94,7 +94,7 @@ LAYOUTS = {'librispeech': librispeech, 'common_voice': common_voice,
 def commands():
   """{output: flags} of the commands that prepare a public set."""
   text = README.read_text(encoding='utf-8').partition('## Public data sets')[2]
-  blocks = re.findall(r'```bash\n(python -m launch.prepare.*?)```', text, re.S)
+  blocks = re.findall(r'```sh\n(python -m launch.prepare.*?)```', text, re.S)
   out = {}
   for block in blocks:
     words = shlex.split(block.replace('\\\n', ' '))[3:]
