@@ -4,7 +4,6 @@ Shapes: N clips, D width, K singular values, L timestamps.
 """
 
 from collections.abc import Sequence
-import hashlib
 import os
 import pathlib
 import time
@@ -28,6 +27,7 @@ from audiorank import program
 from audiorank import rankme
 from audiorank import records
 from audiorank.hear import probe
+from audiorank.hear import staged
 from audiorank.hear import tasks
 from audiorank.rankme import record
 
@@ -50,25 +50,6 @@ def task_folders(config):
   return [by_name[name] for name in names]
 
 
-def fingerprint(folder):
-  """Returns 12 hex digits of a task's labels, splits and audio.
-
-  Of audio files the name, the size and the middle 4 KiB count: all of a large
-  task would take longer to read than its embeddings to make.
-  """
-  folder = pathlib.Path(folder)
-  seen = hashlib.sha256()
-  for path in sorted(folder.glob('*.json')) + sorted(folder.glob('*.csv')):
-    seen.update(path.name.encode() + path.read_bytes())
-  for path in sorted(folder.glob('*/*/*')):
-    relative = path.relative_to(folder)
-    size = path.stat().st_size
-    with open(path, 'rb') as file:
-      file.seek(max(0, size // 2 - 2048))
-      seen.update(f'{relative} {size}\n'.encode() + file.read(4096))
-  return seen.hexdigest()[:12]
-
-
 def clip_rate(folder, rate):
   """Returns the rate of the clips to read for a model of `rate` Hz.
 
@@ -89,7 +70,7 @@ def clip_rate(folder, rate):
 
 def clips(task, split, rate):
   """Returns (files, waves) of a split at `rate` Hz."""
-  files, waves = zip(*tasks.audio(task, split))
+  files, waves = zip(*staged.audio(task, split))
   if task.rate != rate:
     waves = [np.clip(soxr.resample(w, task.rate, rate, 'HQ'), -1, 1)
              for w in waves]
@@ -129,7 +110,7 @@ def cached_embeddings(encoder, task, root):
             for part, x in zip(('z', 'ms'), pair)}
 
   found, hit = embedding_cache.fetch(root, encoder.key, task.name, {
-      'task': fingerprint(task.folder), 'rate': task.rate,
+      'task': staged.fingerprint(task.folder), 'rate': task.rate,
       'touched': touched(task)}, make)
   if not event:
     return found, hit
@@ -159,9 +140,9 @@ def score(config, params, folder):
   """Returns the record of one task: scores, protocol and where they hold."""
   began = time.monotonic()
   encoder = encoders.of_params(config, params, config.eval.batch)
-  task = tasks.load(folder, clip_rate(folder, encoder.rate))
+  task = staged.load(folder, clip_rate(folder, encoder.rate))
   found = probe.evaluate(task, embeddings(encoder, task), **protocol(config))
-  return {'task': task.name, 'task_sha256': fingerprint(folder),
+  return {'task': task.name, 'task_sha256': staged.fingerprint(folder),
           'embedding_type': task.embedding_type,
           'metric': task.evaluation[0], 'settings': protocol(config),
           'result': found, 'seconds': time.monotonic() - began}
@@ -177,10 +158,10 @@ def score_encoder(encoder, folder, root, **settings):
     **settings: of hear.probe.evaluate.
   """
   began = time.monotonic()
-  task = tasks.load(folder, clip_rate(folder, encoder.rate))
+  task = staged.load(folder, clip_rate(folder, encoder.rate))
   z, hit = cached_embeddings(encoder, task, root)
   found = probe.evaluate(task, z, **settings)
-  return {**found, 'task': task.name, 'task_sha256': fingerprint(folder),
+  return {**found, 'task': task.name, 'task_sha256': staged.fingerprint(folder),
           'metric': task.evaluation[0], 'clip_rate': task.rate,
           'cached': hit, 'seconds': time.monotonic() - began}
 
@@ -208,7 +189,7 @@ def run(workdir, config, step=None, stop=lambda: False,
     if path.exists():
       have = records.read_json(path)
       if (have['settings'] == records.plain(protocol(config))
-          and have['task_sha256'] == fingerprint(folder)):
+          and have['task_sha256'] == staged.fingerprint(folder)):
         continue
     wanted.append(folder)
   if not wanted:

@@ -37,6 +37,15 @@ def pytest_configure(config):
   config.addinivalue_line('markers', 'slow: takes more than about 20 s')
 
 
+@pytest.fixture(scope='session', autouse=True)
+def user_cache(tmp_path_factory):
+  """The user's cache is left alone."""
+  with pytest.MonkeyPatch.context() as patch:
+    if 'AUDIORANK_CACHE' not in os.environ:
+      patch.setenv('AUDIORANK_CACHE', str(tmp_path_factory.mktemp('cache')))
+    yield
+
+
 @pytest.fixture(params=[1, 8])
 def mesh(request):
   """A one-axis data mesh of 1 and of 8 devices, set as the current mesh."""

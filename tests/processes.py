@@ -20,7 +20,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def environment(cache):
   """Returns the environment of a command: CPU, one compilation cache."""
-  return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT),
+  path = os.pathsep.join([str(ROOT), *filter(None, [
+      os.environ.get('PYTHONPATH')])])
+  return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path,
           'RAY_USAGE_STATS_ENABLED': '0',
           # Ray runs what it starts at the lowest priority but four.
           'RAY_worker_niceness': '0', 'AUDIORANK_CACHE': str(cache)}

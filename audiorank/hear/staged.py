@@ -1,0 +1,220 @@
+"""A task in three files of the cache, however many clips it has.
+
+  <cache>/tasks/<name>-<digest>.fingerprint   what a record names the task by
+  <cache>/tasks/<name>-<digest>-<rate>.json   the task, without its clips
+  <cache>/tasks/<name>-<digest>-<rate>.pcm    samples of every clip, an index
+
+Reading a task opens each of its clips: seconds for a small one, an hour for a
+large one on a mounted bucket. The first scoring does that; later ones, of any
+model, open these files. The digest is of the name, size and time of the last
+change of every file in the task's folder.
+
+Shapes: N clips, C labels, S samples.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+import zlib
+
+import numpy as np
+
+from audiorank import files
+from audiorank.hear import tasks
+
+FORMAT = 1  # Raised when the same digest would mean other contents.
+# Share of the disk's free space that a task's samples may take, and how much
+# longer than its file a compressed clip may be.
+MOST_OF_DISK, EXPANDS = .2, 12
+REMEMBERED = 64  # Tasks and fingerprints that a process keeps.
+
+_memory: dict[pathlib.Path, Any] = {}
+
+
+def fingerprint(folder: files.Path) -> str:
+  """Returns 12 hex digits of a task's labels, splits and audio.
+
+  Of audio files the name, the size and the middle 4 KiB count: all of a large
+  task would take longer to read than its embeddings to compute.
+  """
+  folder = files.path(folder)
+  path = _path(folder, '.fingerprint')
+
+  def compute():
+    digest = hashlib.sha256()
+    for described in (*sorted(folder.glob('*.json')),
+                      *sorted(folder.glob('*.csv'))):
+      digest.update(described.name.encode() + described.read_bytes())
+    for clip in sorted(folder.glob('*/*/*')):
+      size = clip.stat().st_size
+      with open(clip, 'rb') as file:
+        file.seek(max(0, size // 2 - 2048))
+        digest.update(f'{clip.relative_to(folder)} {size}\n'.encode()
+                      + file.read(4096))
+    return digest.hexdigest()[:12]
+
+  return _remembered(
+      path, lambda: path.read_text(encoding='ascii'), compute,
+      lambda part, text: part.write_text(text, encoding='ascii'))
+
+
+def load(folder: files.Path, rate: int) -> tasks.Task:
+  """Returns tasks.load(folder, rate).
+
+  Raises:
+    FileNotFoundError, ValueError: as tasks.load.
+  """
+  folder = files.path(folder)
+  path = _path(folder, f'-{rate}.json')
+  return _remembered(
+      path, lambda: from_json(folder, files.read_json(path)),
+      lambda: tasks.load(folder, rate),
+      lambda part, task: part.write_text(json.dumps(to_json(task)),
+                                         encoding='utf-8'))
+
+
+def audio(task: tasks.Task, split: str) -> Iterator[tuple[str, np.ndarray]]:
+  """Iterates over tasks.audio(task, split), the same samples bit for bit.
+
+  Raises:
+    ValueError: as tasks.audio.
+  """
+  path = _path(task.folder, f'-{task.rate}.pcm')
+  index = files.read_cached(path, read_index)
+  if index is None and _fits(task, path):
+    files.write_cached(path, lambda part: write_samples(task, part))
+    index = files.read_cached(path, read_index)
+  if index is None:
+    yield from tasks.audio(task, split)
+    return
+  with open(path, 'rb') as file:
+    for name, (start, size, bits, checksum) in zip(
+        task.files[split], index[split], strict=True):
+      file.seek(start)
+      content = file.read(size)
+      if zlib.crc32(content) != checksum:
+        path.unlink(missing_ok=True)
+        raise ValueError(f'{path}: damaged, and deleted: run again')
+      if bits == 16:
+        yield name, np.frombuffer(content, '<i2').astype(np.float32) / 32768
+      else:
+        yield name, np.frombuffer(content, '<f4').copy()
+
+
+def write_samples(task: tasks.Task, path: pathlib.Path) -> None:
+  """Writes the samples of all clips of a task, then where each lies.
+
+  As 16 bits where that is every bit they have.
+  """
+  index: dict[str, list[tuple[int, int, int, int]]] = {}
+  with open(path, 'wb') as file:
+    for split in task.splits:
+      index[split] = []
+      for _, wave_S in tasks.audio(task, split):
+        short_S = np.rint(wave_S * 32768).clip(-32768, 32767).astype('<i2')
+        exact = np.array_equal(short_S.astype(np.float32) / 32768, wave_S)
+        content = (short_S if exact else wave_S.astype('<f4')).tobytes()
+        index[split].append((file.tell(), len(content), 16 if exact else 32,
+                             zlib.crc32(content)))
+        file.write(content)
+    text = json.dumps(index).encode()
+    file.write(text + len(text).to_bytes(8, 'little'))
+
+
+def read_index(path: pathlib.Path) -> dict[str, list[list[int]]]:
+  """Returns {split: [[first byte, bytes, bits a sample, checksum]]}."""
+  with open(path, 'rb') as file:
+    end = file.seek(-8, os.SEEK_END)
+    size = int.from_bytes(file.read(8), 'little')
+    file.seek(end - size)
+    return json.loads(file.read(size))
+
+
+def to_json(task: tasks.Task) -> dict[str, Any]:
+  """Returns a task as JSON; folder and paths relative."""
+  tree = task._asdict()
+  tree['folder'] = ''
+  tree['paths'] = {
+      split: [str(p.relative_to(task.folder)) for p in paths]
+      for split, paths in task.paths.items()}
+  if task.embedding_type == 'scene':
+    tree['targets'] = {
+        split: [np.flatnonzero(y_C).tolist() for y_C in y_NC]
+        for split, y_NC in task.targets.items()}
+  return tree
+
+
+def from_json(folder: pathlib.Path, tree: dict[str, Any]) -> tasks.Task:
+  """Returns the task that `to_json` was of, in a folder."""
+  targets = {split: tuple(events) for split, events in tree['targets'].items()}
+  if tree['embedding_type'] == 'scene':
+    for split, rows in targets.items():
+      y_NC = np.zeros((len(rows), len(tree['labels'])), np.uint8)
+      for y_C, columns in zip(y_NC, rows):
+        y_C[columns] = 1
+      targets[split] = y_NC
+  return tasks.Task(**{
+      **tree, 'folder': folder, 'targets': targets,
+      'splits': tuple(tree['splits']), 'labels': tuple(tree['labels']),
+      'evaluation': tuple(tree['evaluation']),
+      'files': {s: tuple(names) for s, names in tree['files'].items()},
+      'paths': {s: tuple(folder / p for p in paths)
+                for s, paths in tree['paths'].items()}})
+
+
+def listing(folder: pathlib.Path) -> str:
+  """Returns a digest of a folder's files: names, sizes, last changes."""
+  rows = []
+
+  def add(path, prefix):
+    with os.scandir(path) as entries:
+      for entry in entries:
+        if entry.is_dir():
+          add(entry.path, f'{prefix}{entry.name}/')
+        else:
+          about = entry.stat()
+          rows.append([prefix + entry.name, about.st_size, about.st_mtime_ns])
+
+  if folder.is_dir():
+    add(folder, '')
+  return files.digest([FORMAT, sorted(rows)])
+
+
+def _path(folder: pathlib.Path, suffix: str) -> pathlib.Path:
+  """Returns where something of a task as it is now is kept."""
+  name = f'{folder.resolve().name}-{listing(folder)}{suffix}'
+  return files.cache_folder('tasks') / name
+
+
+def _fits(task: tasks.Task, path: pathlib.Path) -> bool:
+  """Returns whether the disk has room for the samples of a task."""
+  size = 0
+  for paths in task.paths.values():
+    for clip in paths:
+      raw = clip.suffix == '.wav'
+      size += clip.stat().st_size * (1 if raw else EXPANDS)
+  folder = path.parent
+  while not folder.is_dir():
+    folder = folder.parent
+  return size < MOST_OF_DISK * shutil.disk_usage(folder).free
+
+
+def _remembered(path: pathlib.Path, read: Callable[[], Any],
+                compute: Callable[[], Any],
+                write: Callable[[pathlib.Path, Any], Any]) -> Any:
+  """Returns what this process, the cache or else `compute` has."""
+  if path in _memory:
+    return _memory[path]
+  value = files.read_cached(path, lambda _: read())
+  if value is None:
+    value = compute()
+    files.write_cached(path, lambda part: write(part, value))
+  if len(_memory) >= REMEMBERED:
+    _memory.clear()
+  _memory[path] = value
+  return value
