@@ -22,10 +22,10 @@ SHAPES = {'paper': ((128, 27, 4), (192, 12, 6), (272, 6, 8), (384, 3, 12),
 
 def get_config(point='small/width=48,depth=4,heads=2'):
   """Returns the config of a shape."""
-  scale, said = scales.read(point)
-  c = scales.recipe(scale, f'en{said["width"]}-{said["depth"]}')
+  scale, values = scales.read(point)
+  c = scales.recipe(scale, f'en{values["width"]}-{values["depth"]}')
   c.experiment = 'architecture'
-  c.model.heads = int(said['heads'])
+  c.model.heads = int(values['heads'])
   return c
 
 

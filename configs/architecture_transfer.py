@@ -31,10 +31,10 @@ DECAY = {'paper': .999, 'small': .99, 'smoke': .9}
 
 def get_config(point='small/objective=latent,size=en32-4'):
   """Returns the config of a size under an objective."""
-  scale, said = scales.read(point)
-  c = scales.recipe(scale, said['size'])
+  scale, values = scales.read(point)
+  c = scales.recipe(scale, values['size'])
   c.experiment = 'architecture_transfer'
-  c.objective = said['objective']
+  c.objective = values['objective']
   if c.objective == 'latent':
     c.latent.decay = DECAY[scale]
   return c

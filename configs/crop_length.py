@@ -18,10 +18,10 @@ SECONDS = {'paper': (1.03, 2.07, 5.03, 10.), 'small': (.55, 1.03, 2.07),
 
 def get_config(point='small/crop=1.03'):
   """Returns the config of a crop: its batch makes up for its length."""
-  scale, said = scales.read(point)
+  scale, values = scales.read(point)
   c = scales.recipe(scale)
   c.experiment = 'crop_length'
-  scales.crop(c, float(said['crop']), 8)
+  scales.crop(c, float(values['crop']), 8)
   return c
 
 

@@ -19,11 +19,11 @@ SHAPES = {'paper': ((128, 2), (128, 4), (256, 4), (512, 8)),
 
 def get_config(point='small/width=32,depth=1'):
   """Returns the reference encoder with a decoder."""
-  scale, said = scales.read(point)
+  scale, values = scales.read(point)
   c = scales.recipe(scale)
   c.experiment = 'decoder'
-  width = int(said['width'])
-  c.model.decoder.update({'width': width, 'depth': int(said['depth']),
+  width = int(values['width'])
+  c.model.decoder.update({'width': width, 'depth': int(values['depth']),
                           'heads': max(1, width // 32)})
   return c
 

@@ -25,11 +25,11 @@ RATES = {'paper': (.5, .75, .9), 'small': (.5, .75), 'smoke': (.75,)}
 
 def get_config(point='small/category=speech,mask=0.75'):
   """Returns the config of a category, or of all, and a masking rate."""
-  scale, said = scales.read(point)
+  scale, values = scales.read(point)
   c = scales.recipe(scale)
   c.experiment = 'distribution_shift'
-  c.data.category = '' if said['category'] == ALL else said['category']
-  c.mask.ratio = float(said['mask'])
+  c.data.category = '' if values['category'] == ALL else values['category']
+  c.mask.ratio = float(values['mask'])
   c.monitor.samples = ','.join(('valid', *CATEGORIES[scale]))
   # Every category has as many hours to train on, and clips held out.
   if scale == 'small':

@@ -25,10 +25,10 @@ FACTOR = {'paper': 1., 'small': 10., 'smoke': 10.}
 
 def get_config(point='small/size=en32-4,lr=0.003'):
   """Returns the config of a shape and a learning rate."""
-  scale, said = scales.read(point)
-  c = scales.recipe(scale, said['size'])
+  scale, values = scales.read(point)
+  c = scales.recipe(scale, values['size'])
   c.experiment = 'early_prediction'
-  c.opt.lr = float(said['lr'])
+  c.opt.lr = float(values['lr'])
   if scale == 'paper':
     c.train.steps = 700_000
     c.opt.warmup = 21_000

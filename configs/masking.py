@@ -17,10 +17,10 @@ RATES = (.3, .5, .65, .75, .9)
 
 def get_config(point='small/mask=0.75'):
   """Returns the config of a masking rate."""
-  scale, said = scales.read(point)
+  scale, values = scales.read(point)
   c = scales.recipe(scale)
   c.experiment = 'masking'
-  c.mask.ratio = float(said['mask'])
+  c.mask.ratio = float(values['mask'])
   return c
 
 

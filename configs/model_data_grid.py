@@ -25,10 +25,10 @@ HOURS = {'paper': (50., 500., 5_000., 50_000.), 'small': (.05, .3, 1.8),
 
 def get_config(point='small/size=en32-4,h=0.3'):
   """Returns the config of a size and an amount of data."""
-  scale, said = scales.read(point)
-  c = scales.recipe(scale, said['size'])
+  scale, values = scales.read(point)
+  c = scales.recipe(scale, values['size'])
   c.experiment = 'model_data_grid'
-  c.data.hours = float(said['h'])
+  c.data.hours = float(values['h'])
   return c
 
 

@@ -26,14 +26,14 @@ PATCHES, PIXELS = 16, 4  # Of a digit: 8 x 8 in squares of 2 x 2.
 
 def get_config(point='small/size=en32-4,mask=0.75'):
   """Returns the config of a size and a masking rate."""
-  scale, said = scales.read(point)
-  c = scales.recipe(scale, said['size'])
+  scale, values = scales.read(point)
+  c = scales.recipe(scale, values['size'])
   c.experiment = 'other_modality'
   # A patch of four pixels has hardly a mean and variance of its own.
   c.objective = 'mae_batch'
   c.model.update({'front': 'pixels', 'mels': PIXELS, 'patch_frames': 1,
                   'target_frames': PATCHES})
-  c.mask.update({'ratio': float(said['mask']), 'group': 1})
+  c.mask.update({'ratio': float(values['mask']), 'group': 1})
   seconds = ((PATCHES - 1) * 160 + PIXELS) / 16_000
   # Pictures are few and short: all of them, one each.
   c.data.update({'crop_seconds': seconds, 'hours': 0.})

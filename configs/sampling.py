@@ -29,12 +29,12 @@ SEEDS = {'paper': 4, 'small': 4, 'smoke': 2}
 
 def get_config(point='small/hours=0.5,mask=0.75,sample=0'):
   """Returns the config of hours, a masking rate and a seed of the sample."""
-  scale, said = scales.read(point)
+  scale, values = scales.read(point)
   c = scales.recipe(scale)
   c.experiment = 'sampling'
-  c.data.hours = float(said['hours'])
-  c.mask.ratio = float(said['mask'])
-  c.monitor.seed = int(said['sample'])
+  c.data.hours = float(values['hours'])
+  c.mask.ratio = float(values['mask'])
+  c.monitor.seed = int(values['sample'])
   c.monitor.samples = ','.join(('train', 'valid', *CATEGORIES[scale]))
   # So that as many clips are held out as RankMe wants.
   if scale == 'small':

@@ -95,8 +95,8 @@ def crop(c, seconds, multiple):
 
 def get_config(point='small/'):
   """Returns the recipe of a scale."""
-  scale, said = read(point)
-  return recipe(scale, said['size'] if 'size' in said else '')
+  scale, values = read(point)
+  return recipe(scale, values['size'] if 'size' in values else '')
 
 
 def points(scale='small'):

@@ -18,11 +18,11 @@ SEEDS = {'paper': 8, 'small': 5, 'smoke': 2}
 
 def get_config(point='small/seed=0,order=0'):
   """Returns the reference recipe under other random numbers."""
-  scale, said = scales.read(point)
+  scale, values = scales.read(point)
   c = scales.recipe(scale)
   c.experiment = 'seeds'
-  c.seed = int(said['seed'])
-  c.data.seed = int(said['order'])
+  c.seed = int(values['seed'])
+  c.data.seed = int(values['order'])
   return c
 
 

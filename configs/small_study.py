@@ -18,9 +18,10 @@ differ by.
 """
 
 import importlib
+import json
 
-from audiorank import records
-
+# What does not change what is trained.
+NOT_TRAINED = ('experiment', 'checkpoint', 'eval')
 EXPERIMENTS = ('seeds', 'masking', 'model_data_grid', 'architecture',
                'decoder', 'crop_length', 'early_prediction',
                'architecture_transfer', 'distribution_shift')
@@ -46,5 +47,8 @@ def points(scale='small'):
            for point in module(name).points(scale))
   first = {}
   for point in every:
-    first.setdefault(records.run_id(get_config(point)), point)
+    tree = get_config(point).to_dict()
+    for part in NOT_TRAINED:
+      del tree[part]
+    first.setdefault(json.dumps(tree, sort_keys=True), point)
   return list(first.values())

@@ -28,14 +28,14 @@ RATES = {'paper': (.5, .75, .9), 'small': (.5, .75, .9), 'smoke': (.5, .75)}
 
 def get_config(point='small/crop=2.07,mask=0.75'):
   """Returns the config of a crop length and a masking rate."""
-  scale, said = scales.read(point)
+  scale, values = scales.read(point)
   c = scales.recipe(scale)
   c.experiment = 'timestamp_tasks'
-  scales.crop(c, float(said['crop']), 4)
+  scales.crop(c, float(values['crop']), 4)
   # As many positions as a crop has patches: what is longer is cut there.
   frames = 1 + round(c.data.crop_seconds * 100)
   c.model.target_frames = frames - frames % c.model.patch_frames
-  c.mask.ratio = float(said['mask'])
+  c.mask.ratio = float(values['mask'])
   c.eval.batch = 20  # A minute each.
   c.data.world.tasks = (
       'scene,temporal_rhythm,sound_events,hive_order,hive_share')
