@@ -51,7 +51,8 @@ def main() -> None:
     bind('configs', HERE.with_name('_configs'))
   bind('launch', HERE)
   from launch import cli
-  word = sys.argv[1] if len(sys.argv) > 1 else '--help'
+  # Without a word: what there is.
+  word = (sys.argv[1:] or ['help'])[0]
   if word in ('--help', '-h', 'help'):
     print(usage())
     return

@@ -7,6 +7,7 @@ worker must know of every run before it reads its config.
 
 from collections.abc import Callable
 from collections.abc import Collection
+from collections.abc import Mapping
 import contextlib
 import os
 import pathlib
@@ -78,12 +79,12 @@ def entry(config: Any) -> Entry:
   from audiorank import together
   clip = (program.flops(config)['total']
           + FRONT_END * config.data.crop_seconds)
-  digest = lambda part: files.digest(records.plain(part))
   return Entry(
       # Evaluation counts as 200 steps.
       work=clip * config.train.batch * (config.train.steps + 200),
       steps=config.train.steps, group=together.company(config),
-      program=digest(program.static_config(config)), model=digest(config.model))
+      program=files.digest(records.plain(program.static_config(config))),
+      model=files.digest(records.plain(config.model)))
 
 
 class Board:
@@ -110,13 +111,13 @@ class Board:
       FileNotFoundError: there is no sweep.
     """
     self.root = os.fspath(root)
-    self.only = None if only is None else frozenset(only)
+    self.only = only if only is None else frozenset(only)
     self.entries: dict[str, Entry] = {}
     self.states: dict[str, str] = {}
     self.holders: set[int] = set()
     self._untouched: set[str] = set()  # Runs that nobody has had.
     self._steps: dict[str, int] = {}  # Of runs that somebody works on.
-    self._written = None  # When sweep.json was.
+    self._written: int | None = None  # When sweep.json was.
     self.look()
     if not self.entries:
       raise FileNotFoundError(f'{self.root}: no runs: expected the --root of a '
@@ -139,23 +140,28 @@ class Board:
   def _read_index(self) -> None:
     """Reads the runs; another command may have added some."""
     path = os.path.join(self.root, 'sweep.json')
-    written = os.stat(path).st_mtime_ns if os.path.exists(path) else None
-    if self.entries and written == self._written:
+    if not os.path.exists(path):
+      self._add({f.name: None for f in records.run_folders(self.root)})
       return
-    self._written = written
-    runs = files.read_json(path)['runs'] if written else {}
-    known = runs if isinstance(runs, dict) else {}
-    names = runs or [f.name for f in records.run_folders(self.root)]
-    for run_id in names:
-      if run_id in self.entries or (
-          self.only is not None and run_id not in self.only):
+    written = os.stat(path).st_mtime_ns
+    if written != self._written:
+      self._written = written
+      runs = files.read_json(path)['runs']
+      # Older versions wrote the names alone.
+      self._add(runs if isinstance(runs, dict) else dict.fromkeys(runs))
+
+  def _add(self, runs: Mapping[str, dict[str, Any] | None]) -> None:
+    """Adds the runs that are not known yet; None: its config says the rest."""
+    for run_id, about in runs.items():
+      if run_id in self.entries or not (
+          self.only is None or run_id in self.only):
         continue
-      if run_id in known:
-        self.entries[run_id] = Entry(**known[run_id])
-      else:  # Of a root that an older version wrote.
-        self.entries[run_id] = entry(
-            records.load_config(os.path.join(self.root, run_id)))
-      self.states.setdefault(run_id, 'new')
+      if about is None:
+        config = records.load_config(os.path.join(self.root, run_id))
+        self.entries[run_id] = entry(config)
+      else:
+        self.entries[run_id] = Entry(**about)
+      self.states[run_id] = 'new'
 
   def _state(self, run_id: str) -> str:
     """Returns records.state with as few system calls as will do."""
@@ -192,7 +198,7 @@ class Board:
     return Progress(
         len(states), states.count('done'), states.count('failed'),
         sum(e.steps for e in self.entries.values()), steps_done,
-        work_done / work if work else 1.)
+        work_done / max(work, 1.))
 
   def left(self, roles: Collection[str]) -> list[str]:
     """Returns the runs that are left to do for workers of some roles."""
@@ -269,7 +275,7 @@ def in_order(board: Board, ids: list[str], last: Entry | None,
     e = board.entries[run_id]
     largest[e.program] = max(e.work, largest.get(e.program, 0.))
 
-  def key(run_id):
+  def key(run_id: str) -> tuple[Any, ...]:
     e = board.entries[run_id]
     return (last is None or e.program != last.program,
             last is None or e.model != last.model, e.program in busy,

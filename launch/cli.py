@@ -1,13 +1,20 @@
-"""What every command shares: one line for a user's mistake, no traceback."""
+"""What every command shares: one line for a user's error, no traceback."""
 
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
 import contextlib
 import difflib
+import functools
 import importlib.util
 import os
 import pathlib
 import re
 import sys
 import traceback
+from types import ModuleType
+from typing import Any
+from typing import NoReturn
 
 from absl import app
 from absl import flags
@@ -21,8 +28,8 @@ from audiorank import files
 AGAIN, DIVERGED = 42, 3
 
 
-def run(main, words=False):
-  """Runs main(argv); a mistake is one line on standard error and exit 1.
+def run(main: Callable[[list[str]], None], words: bool = False) -> None:
+  """Runs main(argv); a user's error is one line on standard error and exit 1.
 
   AUDIORANK_TRACEBACK=1 shows where it came from.
 
@@ -30,50 +37,59 @@ def run(main, words=False):
     main: what the command does.
     words: whether it takes words beside its flags.
   """
+  app.run(functools.partial(_guarded, main),
+          flags_parser=functools.partial(_parse, words))
+
+
+def _guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
+  """Runs main; errors that a user can mend are one line."""
   from audiorank import lease
+  logging.set_verbosity(logging.WARNING)
+  logging.use_absl_handler()
+  traced = bool(os.environ.get('AUDIORANK_TRACEBACK'))
+  if not traced:
+    silence_saves()
+  try:
+    main(argv)
+  except KeyboardInterrupt:
+    print('stopped; run the same command to resume', file=sys.stderr)
+    sys.exit(130)
+  except FileNotFoundError as error:
+    if traced:
+      raise
+    fail(f'{error.filename}: no such file' if error.filename else error)
+  except (ValueError, OSError, lease.Held) as error:
+    if traced:
+      raise
+    fail(error)
+  except AttributeError as error:
+    # Any other is a bug of ours.
+    if traced or not of_config(error):
+      raise
+    field = str(error).strip('"')
+    fail(f'{field}: no such field in the config: expected those of '
+         'configs/base.py')
 
-  def guarded(argv):
-    logging.set_verbosity(logging.WARNING)
-    logging.use_absl_handler()
-    if not os.environ.get('AUDIORANK_TRACEBACK'):
-      quieten()
-    try:
-      return main(argv)
-    except KeyboardInterrupt:
-      print('stopped; the same command goes on', file=sys.stderr)
-      sys.exit(130)
-    except (ValueError, OSError, lease.Held, AttributeError) as error:
-      if os.environ.get('AUDIORANK_TRACEBACK') or (
-          isinstance(error, AttributeError) and not of_config(error)):
-        raise
-      if isinstance(error, AttributeError):
-        field = str(error).strip('"')
-        fail(f'{field}: no such field in the config: expected those of '
-             'configs/base.py')
-      if isinstance(error, FileNotFoundError) and error.filename:
-        fail(f'{error.filename}: no such file')
-      fail(error)
 
-  def parse(argv):
-    try:
-      left = flags.FLAGS(with_config_file(argv))
-    except flags.Error as error:
-      fail(f'{last_word(error)} (see --help)')
-    except FileNotFoundError as error:
-      fail(f'{error.filename}: no such file')
-    except (AttributeError, KeyError) as error:
-      fail(unknown_field(error, argv))
-    except (TypeError, ValueError, OSError) as error:
-      fail(error)
-    except Exception as error:  # Of a config file, which may raise any.
-      if os.environ.get('AUDIORANK_TRACEBACK'):
-        raise
-      fail(raised(error))
-    if len(left) > 1 and not words:
-      fail(f'unexpected argument {left[1]!r} (see --help)')
-    return left
-
-  app.run(guarded, flags_parser=parse)
+def _parse(words: bool, argv: list[str]) -> list[str]:
+  """Returns what is left of a command after its flags."""
+  try:
+    left = flags.FLAGS(with_config_file(argv))
+  except flags.Error as error:
+    fail(f'{flag_error(error)} (see --help)')
+  except FileNotFoundError as error:
+    fail(f'{error.filename}: no such file')
+  except (AttributeError, KeyError) as error:
+    fail(unknown_field(error, argv))
+  except (TypeError, ValueError, OSError) as error:
+    fail(error)
+  except Exception as error:  # Of a config file, which may raise any.
+    if os.environ.get('AUDIORANK_TRACEBACK'):
+      raise
+    fail(with_line(error))
+  if len(left) > 1 and not words:
+    fail(f'unexpected argument {left[1]!r} (see --help)')
+  return left
 
 
 def with_config_file(argv: list[str]) -> list[str]:
@@ -82,13 +98,19 @@ def with_config_file(argv: list[str]) -> list[str]:
   Raises:
     ValueError: there is no such file; names the nearest.
   """
-  return [word if not word.startswith('--config=') else
-          f'--config={config_file(word.removeprefix("--config="))}'
-          for word in argv]
+  out = []
+  for word in argv:
+    name, equals, value = word.partition('=')
+    if name in ('--config', '-config') and equals:
+      word = f'--config={config_file(value)}'
+    elif out and out[-1] in ('--config', '-config'):
+      word = config_file(word)
+    out.append(word)
+  return out
 
 
 def config_file(value: str) -> str:
-  """Returns the path of a config: a file, or a name of those shipped.
+  """Returns the path of a config: a file, or the name of a shipped one.
 
   Args:
     value: such as quickstart, base:en128-12 or own/file.py:point.
@@ -97,87 +119,97 @@ def config_file(value: str) -> str:
     ValueError: there is no such file; names the nearest.
   """
   name, colon, point = value.partition(':')
-  spec = importlib.util.find_spec('configs')
-  shipped = {path.stem: path for path in
-             pathlib.Path(spec.submodule_search_locations[0]).glob('*.py')
+  folder = importlib.util.find_spec('configs').submodule_search_locations[0]
+  shipped = {path.stem: path for path in pathlib.Path(folder).glob('*.py')
              if path.stem != '__init__'}
-  if name in shipped and not pathlib.Path(name).exists():
-    return f'{shipped[name]}{colon}{point}'
   path = pathlib.Path(name)
   if path.is_file():
     return value
+  if name in shipped:
+    return f'{shipped[name]}{colon}{point}'
   beside = [str(other) for other in path.parent.glob('*.py')]
   guess = nearest(name, beside) or nearest(path.stem, shipped)
   raise ValueError(f'--config={value}: no such file{guess}')
 
 
-def of_config(error):
-  """Returns whether an AttributeError is of a field that a config lacks."""
-  at = traceback.extract_tb(error.__traceback__)[-1]
-  return 'ml_collections' in at.filename
+def of_config(error: AttributeError) -> bool:
+  """Returns whether an error is of a field that a config lacks."""
+  last = traceback.extract_tb(error.__traceback__)[-1]
+  return 'ml_collections' in last.filename
 
 
-def quieten():
+def silence_saves() -> None:
   """Keeps tracebacks of a failed save off standard error.
 
-  Orbax raises the error itself where the save is waited for; its threads,
-  and those of tensorstore, print it some dozens of times before.
+  Orbax raises the error itself where the save is waited for; its threads, and
+  those of tensorstore, print it some dozens of times before.
   """
-  told_twice = lambda record: record.exc_info and (
-      'orbax' in record.pathname or record.name == 'asyncio')
-  logging.get_absl_handler().addFilter(lambda r: not told_twice(r))
-  before = sys.unraisablehook
+  def is_new(record):
+    return not (record.exc_info and ('orbax' in record.pathname
+                                     or record.name == 'asyncio'))
+
+  logging.get_absl_handler().addFilter(is_new)
+  hook = sys.unraisablehook
 
   def unraisable(about):
     # A write that ends after the event loop of its save was given up.
-    if about.object is not None or str(about.exc_value) != (
-        'Event loop is closed'):
-      before(about)
+    closed = str(about.exc_value) == 'Event loop is closed'
+    if about.object is not None or not closed:
+      hook(about)
 
   sys.unraisablehook = unraisable
 
 
-def unknown_field(error, argv):
+def unknown_field(error: Exception, argv: list[str]) -> str:
   """Returns what to say of a config field that does not exist, in full."""
   # ml_collections quotes the last part of the name (as a repr, at times
   # twice), and guesses another.
-  said = re.findall(r'\w+', str(error.args[0]).replace('\\n', ' '))
-  fields = [a.split('=')[0] for a in argv
-            if said and said[0] in a.split('=')[0].split('.')]
-  guess = (f' Did you mean {said[4]}?' if said[1:4] == ['Did', 'you', 'mean']
-           else '')
-  return f'{fields[0] if fields else said[:1]}: no such field.{guess}'
+  text = re.findall(r'\w+', str(error.args[0]).replace('\\n', ' '))
+  fields = [word.split('=')[0] for word in argv
+            if text and text[0] in word.split('=')[0].split('.')]
+  guess = ''
+  if text[1:4] == ['Did', 'you', 'mean']:
+    guess = f' Did you mean {text[4]}?'
+  return f'{(fields or text[:1] or [str(error)])[0]}: no such field.{guess}'
 
 
-def nearest(word, words):
+def nearest(word: str, words: Iterable[str]) -> str:
   """Returns '. Did you mean ...?' of the nearest of some words, or ''."""
-  found = difflib.get_close_matches(word, words, 1)
-  return f'. Did you mean {found[0]}?' if found else ''
+  for guess in difflib.get_close_matches(word, list(words), 1):
+    return f'. Did you mean {guess}?'
+  return ''
 
 
-def last_word(error):
-  """Returns a flag's error; of a config file that fails, what it said."""
+def flag_error(error: flags.Error) -> str:
+  """Returns what is wrong with a flag, in one line."""
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  # Of a config file that raises: the flag and the error itself.
   if any(line.startswith('Traceback') for line in lines):
     return f'{lines[0].split(": Error")[0]}: {lines[-1]}'
+  missing = re.match(r'flag (--\w+)=None: ', lines[0])
+  if missing:
+    return f'{missing[1]}=...: expected a value'
   return str(error)
 
 
-def fail(error):
+def fail(error: object) -> NoReturn:
   """Prints an error as one line and exits 1."""
-  lines = [line.strip() for line in str(error).strip().splitlines()
-           if line.strip()]
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
   print(f'error: {". ".join(lines[:2]) or repr(error)}', file=sys.stderr)
   sys.exit(1)
 
 
-def overrides(flag):
+def overrides(flag: str) -> dict[str, Any]:
   """Returns {field: value} of --config.field=value on the command line."""
   return config_flags.get_override_values(flags.FLAGS[flag])
 
 
-def config_module(flag):
-  """Imports the file that --config names, for its points()."""
+def config_module(flag: str) -> ModuleType:
+  """Imports the file that --config names, for its points().
+
+  Raises:
+    ValueError: no .py file, or one that raises.
+  """
   path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS[flag]))
   if path.suffix != '.py' or not path.is_file():
     raise ValueError(f'--{flag}={path}: no such .py file (without a point '
@@ -190,21 +222,22 @@ def config_module(flag):
 
 
 @contextlib.contextmanager
-def of_file():
+def of_file() -> Iterator[None]:
   """Makes a ValueError of whatever the code of a config file raises."""
   try:
     yield
   except Exception as error:
-    raise ValueError(raised(error)) from error
+    raise ValueError(with_line(error)) from error
 
 
-def raised(error):
+def with_line(error: Exception) -> str:
   """Returns an error with the file and line that it came from."""
-  at = traceback.extract_tb(error.__traceback__)[-1]
-  return f'{at.filename}, line {at.lineno}: {type(error).__name__}: {error}'
+  last = traceback.extract_tb(error.__traceback__)[-1]
+  return (f'{last.filename}, line {last.lineno}: {type(error).__name__}: '
+          f'{error}')
 
 
-def compile_cache():
+def compile_cache() -> None:
   """Turns on the compilation cache that all runs of this user share.
 
   AUDIORANK_CACHE moves it; deleting the folder is safe.

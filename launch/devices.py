@@ -98,10 +98,12 @@ def _pretended(text: str) -> Devices:
   if not form:
     raise ValueError(f'{PRETENDED}={text!r}: expected such as gpu:8 or '
                      'tpu:4:16 (GB each)')
-  ids = tuple(str(i) for i in range(int(form[2])))
-  memory = float(form[3]) * 1e9 if form[3] else None
   if form[1] == 'cpu':
     return Devices('cpu')
+  ids = tuple(str(i) for i in range(int(form[2])))
+  memory = None
+  if form[3]:
+    memory = 1e9 * float(form[3])
   return Devices(form[1], ids, memory, (0.,) * len(ids), True)
 
 
@@ -131,7 +133,9 @@ def _gpus(environ: Mapping[str, str]) -> Devices:
       ids.append(name.strip())
   mib = 2 ** 20
   total = [_number(by_id[i][2]) * mib for i in ids if i in by_id]
-  used = [_number(by_id[i][3]) * mib if i in by_id else 0. for i in ids]
+  # What nvidia-smi does not list, such as a part of a GPU, counts as free.
+  free = ['', '', '', '0']
+  used = [_number(by_id.get(i, free)[3]) * mib for i in ids]
   return Devices('gpu', tuple(ids), min(total, default=0.) or None,
                  tuple(used))
 
@@ -199,9 +203,9 @@ def check_software(devices: Devices) -> None:
     usable = importlib.util.find_spec('libtpu') is not None
   else:
     plugins = importlib.util.find_spec('jax_plugins')
-    folders = plugins.submodule_search_locations if plugins else []
-    usable = any(module.name.startswith('xla_cuda')
-                 for module in pkgutil.iter_modules(folders))
+    usable = plugins is not None and any(
+        module.name.startswith('xla_cuda') for module in
+        pkgutil.iter_modules(plugins.submodule_search_locations))
   if not usable:
     raise ValueError(
         f'{len(devices.ids)} {devices.kind}s here, but the installed jax '
@@ -299,30 +303,28 @@ def slots(devices: Devices, size: int = 1, per_device: int = 1,
     ValueError: per_device on what cannot be shared; no slot of that size.
   """
   if per_device > 1 and devices.kind != 'gpu':
-    why = 'a TPU chip serves one process' if devices.kind == 'tpu' else (
-        '--workers sets how many run at once on a CPU')
+    why = {'tpu': 'a TPU chip serves one process',
+           'cpu': '--workers sets how many run at once on a CPU'}
     raise ValueError(f'--per_device={per_device}: only a GPU can be shared: '
-                     f'{why}')
+                     f'{why[devices.kind]}')
   if per_device > 1 and size > 1:
     raise ValueError(f'--per_device={per_device}: runs here take {size} '
                      'devices each')
-  if devices.kind == 'cpu':
-    count = workers
-    groups = [()] * workers
-  else:
-    if size > len(devices.ids):
-      raise ValueError(f'a run takes {size} {devices.kind}s, there are '
-                       f'{len(devices.ids)}')
+  groups: list[tuple[str, ...]] = [()] * workers
+  if devices.kind != 'cpu':
     ids = devices.ids
+    if size > len(ids):
+      raise ValueError(f'a run takes {size} {devices.kind}s, there are '
+                       f'{len(ids)}')
     groups = [ids[i:i + size] for i in range(0, len(ids) - size + 1, size)
               for _ in range(per_device)]
-    count = len(groups)
-  shares = core_groups(count)
   out = []
-  for number, (group, cores) in enumerate(zip(groups, shares)):
-    threads = len(cores) if cores else os.cpu_count() or 1
-    settings = {'OMP_NUM_THREADS': str(threads),
-                'OPENBLAS_NUM_THREADS': str(threads)}
+  for number, (group, cores) in enumerate(zip(groups,
+                                              core_groups(len(groups)))):
+    settings = {}
+    if cores:
+      settings = dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'),
+                               str(len(cores)))
     if devices.kind == 'gpu':
       settings |= _gpu_settings(group, per_device, environ)
     elif devices.kind == 'tpu':
@@ -333,9 +335,9 @@ def slots(devices: Devices, size: int = 1, per_device: int = 1,
       settings['JAX_PLATFORMS'] = {
           'cpu': 'cpu', 'gpu': 'cuda,cpu', 'tpu': 'tpu,cpu'}[devices.kind]
     name = f'{devices.kind}-{number}'
-    # An accelerator's worker mostly waits for it: no need to pin it.
-    out.append(Slot(name, tuple(group),
-                    cores if devices.kind == 'cpu' else None, settings))
+    if devices.kind != 'cpu':
+      cores = None  # It mostly waits for its device: no need to pin it.
+    out.append(Slot(name, tuple(group), cores, settings))
   return out
 
 
@@ -400,7 +402,9 @@ def _cpu_quota(folder: pathlib.Path) -> tuple[float, float]:
   """Returns (microseconds of CPU, of time) a cgroup allows; quota 0: all."""
   with contextlib.suppress(OSError, ValueError):
     quota, period = (folder / 'cpu.max').read_text().split()
-    return (0., 1.) if quota == 'max' else (float(quota), float(period))
+    if quota == 'max':
+      return 0., 1.
+    return float(quota), float(period)
   with contextlib.suppress(OSError, ValueError):
     return (float((folder / 'cpu.cfs_quota_us').read_text()),
             float((folder / 'cpu.cfs_period_us').read_text()))

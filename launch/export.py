@@ -12,7 +12,6 @@ TPU) and .onnx for ONNX runtimes, both with the front end inside and for any
 number of clips of --seconds each.
 """
 
-
 from absl import flags
 
 from audiorank import files
@@ -34,7 +33,7 @@ _SWEEP = flags.DEFINE_string('sweep', None, "Of a folder: the sweep whose law "
                              "the card asks; the run's own otherwise.")
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
   del argv
   from audiorank import encoders
   from audiorank import export
@@ -44,7 +43,9 @@ def main(argv):
   config, params, about = encoders.weights(_CHECKPOINT.value, _STEP.value)
   out = files.path(_OUT.value, '--out')
   if out.suffix == '.stablehlo':
-    layer = int(_LAYER.value) if _LAYER.value.isdigit() else _LAYER.value
+    layer: str | int = _LAYER.value
+    if layer.isdigit():
+      layer = int(layer)
     print(stablehlo.save(out, config, params, _SECONDS.value, layer))
   elif out.suffix == '.pt':
     print(pytorch.save(out, config, params))

@@ -49,7 +49,8 @@ def points(module: ModuleType, changes: Mapping[str, Any],
   if scale and not inspect.signature(module.points).parameters:
     raise ValueError(f'--scale={scale}: {module.__file__} has one scale')
   with cli.of_file():
-    for point in module.points(*[scale] if scale else []):
+    names = module.points(scale) if scale else module.points()
+    for point in names:
       out[point] = module.get_config(point)
   if not out:
     raise ValueError(f'{module.__file__}: points() is empty: expected the '
@@ -108,9 +109,11 @@ def write_index(root: pathlib.Path, title: str, experiment: str,
   it afterwards.
   """
   path = root / 'sweep.json'
+  before: dict[str, Any] = {}
   with open(root / '.sweep.lock', 'a', encoding='utf-8') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    before = files.read_json(path) if path.exists() else {}
+    if path.exists():
+      before = files.read_json(path)
     entries = before.get('runs', {})
     if isinstance(entries, list):  # As older versions wrote it.
       entries = {run_id: claims.entry(records.load_config(root / run_id))
@@ -217,15 +220,15 @@ def clip_bytes(config: Any) -> float:
   m = config.model
   frames = 100 * config.data.crop_seconds
   tokens = frames / m.patch_frames
-  seen = (1 - config.mask.ratio) * tokens
+  visible = (1 - config.mask.ratio) * tokens
   values = sum(
       part.depth * (n * part.width * KEPT_WIDTH
                     + KEPT_ATTENTION * part.heads * n ** 2)
-      for part, n in ((m, seen), (m.decoder, tokens)))
+      for part, n in ((m, visible), (m.decoder, tokens)))
   if m.remat:
     # One block at a time is kept whole, of the others their input.
     values = values / max(m.depth, 1) + 2 * tokens * m.width * m.depth
-  size = 2 if m.dtype == 'bfloat16' else 4
+  size = {'bfloat16': 2, 'float32': 4}[m.dtype]
   return size * values + 4 * frames * KEPT_FRAME
 
 

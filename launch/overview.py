@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import tqdm
 
+from audiorank import config as config_lib
 from audiorank import files
 from audiorank import lease
 from audiorank import progress
@@ -71,7 +72,7 @@ class Meter:
     left = float('inf')
     if done > 0:
       left = (time.monotonic() - self.began) * (1 - at.share) / done
-    failed = f', {at.failed} failed' if at.failed else ''
+    failed = f', {at.failed} failed' * bool(at.failed)
     return (f'{at.done}/{at.runs} runs done{failed}, '
             f'{at.steps_done:,}/{at.steps:,} steps, '
             f'{progress.clock(left)} left')
@@ -119,11 +120,15 @@ def status_row(workdir: pathlib.Path) -> dict[str, Any]:
   elif state == 'running' and holder:
     note = f"{holder['doing']} on {holder['host']}, process {holder['pid']}"
   model = config['model']
+  steps_text = 'untrained'
+  if steps:
+    steps_text = f'{at}/{steps}'
   return {
-      'run': workdir.name, 'size': f"en{model['width']}-{model['depth']}",
+      'run': workdir.name,
+      'size': config_lib.size_name(model['width'], model['depth']),
       'hours': f"{config['data']['hours']:g}",
       'mask': f"{config['mask']['ratio']:g}", 'seed': config['seed'],
-      'steps': f'{at}/{steps}' if steps else 'untrained', 'state': state,
+      'steps': steps_text, 'state': state,
       '': note}
 
 
@@ -183,9 +188,12 @@ def plan(configs: Mapping[str, Any], workers: int) -> str:
         flops['total'] + claims.FRONT_END * config.data.crop_seconds)
     spent += seconds
     sizes = compute.sizes(shapes.params)
+    hours = 'all'
+    if config.data.hours:
+      hours = f'{config.data.hours:g}'
     rows.append({
         'point': point, **{part: f'{n:,}' for part, n in sizes.items()},
-        'hours': f'{config.data.hours:g}' if config.data.hours else 'all',
+        'hours': hours,
         'steps': config.train.steps, 'batch': config.train.batch,
         'FLOPs': f"{flops['total'] * clips:.2e}",
         'of the encoder': f"{flops['encoder'] / flops['total']:.0%}",
@@ -207,15 +215,14 @@ def table(runs: 'pd.DataFrame') -> str:
   # Columns that no run has got as far as.
   runs = runs.reindex(columns=dict.fromkeys([*runs.columns, *RESULTS]))
 
-  def texts(name, form):
-    return [form.format(value) if pd.notna(value) else '–'
-            for value in runs[name]]
+  def texts(name: str, form: str) -> 'pd.Series':
+    column = runs[name].map(form.format)
+    return column.where(runs[name].notna(), '–')
 
-  ranks = zip(*(texts(name, '{:.1f}') for name in RESULTS[:3]))
+  rank, low, high = (texts(name, '{:.1f}') for name in RESULTS[:3])
   return pd.DataFrame({
       'run': runs['run_id'], 'what': runs['name'],
-      'RankMe': [value if value == '–' else f'{value} [{low}, {high}]'
-                 for value, low, high in ranks],
+      'RankMe': rank.where(rank == '–', rank + ' [' + low + ', ' + high + ']'),
       'centred': texts('rank_center', '{:.1f}'),
       'score': texts('score', '{:.3f}'),
       'valid loss': texts('valid_loss', '{:.3f}'),

@@ -117,7 +117,7 @@ def last_line(log: pathlib.Path) -> str:
   except OSError:
     return ''
   lines = [line for line in text.splitlines() if line.strip()]
-  return lines[-1][:300].removeprefix('error: ') if lines else ''
+  return (lines or [''])[-1][:300].removeprefix('error: ')
 
 
 def run(board: claims.Board, arguments: Sequence[str],

@@ -199,7 +199,11 @@ def exit_code(codes: Sequence[int | None]) -> int | None:
   """
   if None in codes:
     return None
-  order = lambda code: (0 < code < 128, code == cli.AGAIN)
+
+  def order(code: int) -> tuple[bool, bool]:
+    # Deaths before errors, and those before a host that was asked to leave.
+    return 0 < code < 128, code == cli.AGAIN
+
   return min((code for code in codes if code), default=0, key=order)
 
 
