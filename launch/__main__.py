@@ -31,6 +31,8 @@ def bind(name: str, folder: pathlib.Path) -> None:
   """Lets a package be imported by a name, from a folder."""
   spec = importlib.util.spec_from_file_location(
       name, folder / '__init__.py', submodule_search_locations=[str(folder)])
+  if spec is None or spec.loader is None:
+    raise ImportError(f'{folder}: no package')
   module = importlib.util.module_from_spec(spec)
   sys.modules[name] = module
   spec.loader.exec_module(module)

@@ -98,7 +98,7 @@ def with_config_file(argv: list[str]) -> list[str]:
   Raises:
     ValueError: there is no such file; names the nearest.
   """
-  out = []
+  out: list[str] = []
   for word in argv:
     name, equals, value = word.partition('=')
     if name in ('--config', '-config') and equals:
@@ -119,8 +119,9 @@ def config_file(value: str) -> str:
     ValueError: there is no such file; names the nearest.
   """
   name, colon, point = value.partition(':')
-  folder = importlib.util.find_spec('configs').submodule_search_locations[0]
-  shipped = {path.stem: path for path in pathlib.Path(folder).glob('*.py')
+  import configs
+  shipped = {path.stem: path for path in
+             pathlib.Path(configs.__path__[0]).glob('*.py')
              if path.stem != '__init__'}
   path = pathlib.Path(name)
   if path.is_file():
@@ -214,10 +215,17 @@ def config_module(flag: str) -> ModuleType:
   if path.suffix != '.py' or not path.is_file():
     raise ValueError(f'--{flag}={path}: no such .py file (without a point '
                      'after a colon: all of its points are meant)')
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
   with of_file():
-    spec.loader.exec_module(module)
+    return from_file(path.stem, path)
+
+
+def from_file(name: str, path: pathlib.Path) -> ModuleType:
+  """Returns the module in a file, run under a name."""
+  spec = importlib.util.spec_from_file_location(name, path)
+  if spec is None or spec.loader is None:
+    raise ValueError(f'{path}: not a Python file')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
   return module
 
 

@@ -242,7 +242,7 @@ def hold(devices: Devices, wait: float = RELEASE) -> list[IO[str]]:
     _check_chips_free()
   folder = pathlib.Path(tempfile.gettempdir(), f'audiorank-{os.getuid()}')
   folder.mkdir(mode=0o700, exist_ok=True)
-  locks = []
+  locks: list[IO[str]] = []
   end = time.monotonic() + wait
   for device in devices.ids:
     name = f'{devices.kind}-{re.sub("[^A-Za-z0-9-]", "_", device)}.lock'
@@ -321,7 +321,7 @@ def slots(devices: Devices, size: int = 1, per_device: int = 1,
   out = []
   for number, (group, cores) in enumerate(zip(groups,
                                               core_groups(len(groups)))):
-    settings = {}
+    settings: dict[str, str | None] = {}
     if cores:
       settings = dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'),
                                str(len(cores)))
@@ -415,9 +415,10 @@ def memory(cgroups: str = '/sys/fs/cgroup') -> float:
   """Returns the bytes of this machine's memory that are free to be used."""
   try:
     text = pathlib.Path('/proc/meminfo').read_text()
-    free = 1024. * int(re.search(r'MemAvailable:\s*(\d+)', text)[1])
-  except (OSError, TypeError):
+  except OSError:
     return float('inf')
+  free = 1024. * sum(
+      int(size) for size in re.findall(r'MemAvailable:\s*(\d+)', text))
   for folder in _cgroup_folders(cgroups, 'memory'):
     for limit, used in (('memory.max', 'memory.current'),
                         ('memory.limit_in_bytes', 'memory.usage_in_bytes')):
@@ -430,9 +431,10 @@ def memory(cgroups: str = '/sys/fs/cgroup') -> float:
 
 def _file_cache(folder: pathlib.Path) -> int:
   """Returns the bytes of a cgroup that the kernel gives back when asked."""
-  with contextlib.suppress(OSError, TypeError):
+  with contextlib.suppress(OSError):
     stat = (folder / 'memory.stat').read_text()
-    return int(re.search(r'^(?:total_)?inactive_file (\d+)', stat, re.M)[1])
+    sizes = re.findall(r'^(?:total_)?inactive_file (\d+)', stat, re.M)
+    return max(map(int, sizes), default=0)
   return 0
 
 

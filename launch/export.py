@@ -44,8 +44,8 @@ def main(argv: list[str]) -> None:
   out = files.path(_OUT.value, '--out')
   if out.suffix == '.stablehlo':
     layer: str | int = _LAYER.value
-    if layer.isdigit():
-      layer = int(layer)
+    if _LAYER.value.isdigit():
+      layer = int(_LAYER.value)
     print(stablehlo.save(out, config, params, _SECONDS.value, layer))
   elif out.suffix == '.pt':
     print(pytorch.save(out, config, params))

@@ -79,10 +79,10 @@ def resolve(configs: dict[str, Any],
       config.eval.tasks = config.eval.tasks or tasks
   checksums: dict[tuple[str, str], str] = {}
   for config in configs.values():
-    corpus = config.data.root, config.data.mixture
-    if corpus not in checksums:
-      checksums[corpus] = data.load(*corpus).sha256
-    config.data.sha256 = checksums[corpus]
+    source = config.data.root, config.data.mixture
+    if source not in checksums:
+      checksums[source] = data.load(*source).sha256
+    config.data.sha256 = checksums[source]
     config.data.mixture = data.mixture.absolute(config.data.mixture)
     for part, field in (('data', 'root'), ('eval', 'tasks')):
       folder = files.path(config[part][field], f'{part}.{field}')

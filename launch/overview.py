@@ -68,7 +68,7 @@ class Meter:
 
   def text(self, at: claims.Progress) -> str:
     """Returns runs, steps and the time left as one line."""
-    done = at.share - self.first
+    done = at.share - (self.first or 0.)
     left = float('inf')
     if done > 0:
       left = (time.monotonic() - self.began) * (1 - at.share) / done

@@ -46,7 +46,7 @@ from launch import overview
 from launch.engines import local
 
 WORDS = ('run', 'plan', 'write', 'status', 'retry')
-_ROOT = flags.DEFINE_string('root', None, 'Folder of the sweep.')
+_ROOT = flags.DEFINE_string('root', '', 'Folder of the sweep.')
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file of configs/ with points().')
 _DEVICES = flags.DEFINE_string(
@@ -108,7 +108,7 @@ def plan(module: ModuleType) -> None:
   costs = pod_plan.plan(configs, _TOPOLOGY.value, _PRICE.value, _EFFORT.value,
                         _MESH.value)
   print(pod_plan.table(costs))
-  name = (f'{pathlib.Path(module.__file__).stem}-'
+  name = (f'{pathlib.Path(str(module.__file__)).stem}-'
           f'{_TOPOLOGY.value.replace(":", "-")}.json')
   root = files.path(_ROOT.value, '--root') if _ROOT.value else store.folder()
   pod_plan.save(costs, root / name)
@@ -266,8 +266,8 @@ def finish(root: pathlib.Path, board: claims.Board, unfinished: list[str],
   failed = {run_id: overview.reason(root / run_id)
             for run_id, state in board.states.items() if state == 'failed'}
   failed |= dict.fromkeys(unfinished, 'not done: see logs/')
-  for run_id, error in failed.items():
-    print(f'failed: {root / run_id}: {error}', file=sys.stderr)
+  for run_id, why in failed.items():
+    print(f'failed: {root / run_id}: {why}', file=sys.stderr)
   if failed:
     print(f'{len(failed)} of {len(board.states)} runs failed',
           file=sys.stderr)
@@ -280,7 +280,7 @@ def main(argv: list[str]) -> None:
     raise ValueError(f'{" ".join(words)!r}: expected nothing or one of '
                      f'{", ".join(WORDS[1:])}{cli.nearest(words[0], WORDS)}')
   word = words[0]
-  if word != 'plan' and _ROOT.value is None:
+  if word != 'plan' and not _ROOT.value:
     raise ValueError('--root=DIR: expected the folder of the sweep')
   if word == 'retry':
     for workdir in overview.retry(_ROOT.value):

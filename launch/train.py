@@ -92,13 +92,11 @@ def distributed() -> bool:
   if how == '1':
     jax.distributed.initialize()
   else:
-    try:
-      address, count, index = how.split(',')
-      count, index = int(count), int(index)
-    except ValueError:
+    form = re.fullmatch(r'([^,]+),(\d+),(\d+)', how)
+    if not form:
       raise ValueError(f'AUDIORANK_DISTRIBUTED={how!r}: expected 1 or '
-                       'host:port,count,index') from None
-    jax.distributed.initialize(address, count, index)
+                       'host:port,count,index')
+    jax.distributed.initialize(form[1], int(form[2]), int(form[3]))
   return jax.process_count() > 1
 
 
@@ -150,14 +148,15 @@ def main(argv: list[str]) -> None:
   del argv
   work.die_with_parent()
   several = distributed()
-  if several:
+  status = work.Report() if several else work.Status()
+
+  def stop(step: int) -> bool:
+    if not several:
+      return status.asked
     from jax.experimental import multihost_utils
     # One signal to one process, and all stop at one step.
-    stop = multihost_utils.reached_preemption_sync_point
-    status = work.Report()
-  else:
-    status = work.Status()
-    stop = lambda step: status.asked
+    return multihost_utils.reached_preemption_sync_point(step)
+
   from audiorank import lease
   from audiorank import records
   workdir = files.path(_WORKDIR.value, '--workdir')

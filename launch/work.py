@@ -45,9 +45,11 @@ class Report(progress.Status):
   Attributes:
     locks: of the runs that are worked on now.
     claimed: of all runs that this process has.
+    asked: whether it was asked to leave; of several processes none is alone.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
+    self.asked = False
     self.locks: list[lease.Lease] = []
     self.claimed: list[lease.Lease] = []
 
@@ -66,9 +68,9 @@ class Status(Report):
   call was `idle` and not `busy`.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     super().__init__()
-    self.asked, self._idle = False, True
+    self._idle = True
     read, write = os.pipe()
     os.set_blocking(write, False)
     for number in (signal.SIGTERM, signal.SIGINT):

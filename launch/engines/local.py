@@ -91,8 +91,10 @@ class Place:
   def settle(self, board: claims.Board) -> bool:
     """Decides what an ended worker means; returns whether it left by itself
     with nothing more to do."""
-    pid, code = self.process.pid, self.process.returncode
-    self.process = None
+    worker, self.process = self.process, None
+    if worker is None:
+      return False
+    pid, code = worker.pid, worker.returncode
     if code == 0:
       self.deaths = 0
       return True
