@@ -8,7 +8,7 @@ again, it resumes; done, it exits at once. For a sweep use launch.sweep, whose
 workers train many runs in one process.
 
 Exit codes: 0 done; 42 stopped or busy, run me again; 1 an error; 3 the loss
-diverged; 128 and above killed, run me again.
+diverged; 128 and above killed, or the device failed: run me again.
 """
 
 from collections.abc import Callable
@@ -111,6 +111,10 @@ def follow(workdir: pathlib.Path, config: Any,
       return cli.DIVERGED
   except train.Preempted:
     return cli.AGAIN
+  except RuntimeError as error:
+    if work.is_of_device(error):
+      work.die(error)
+    raise
   work.Status()
   while records.state(workdir) not in ('done', 'failed'):
     time.sleep(1)
@@ -136,6 +140,12 @@ def train_one(run: claims.Claim, stop: Callable[[int], bool],
   except train.Preempted as saved:
     print(saved, file=sys.stderr)
     return cli.AGAIN
+  except RuntimeError as error:
+    # Of several processes, all end when a peer is lost.
+    if work.is_of_device(error):
+      work.die(error)
+    claims.fail(run.workdir, error)
+    raise
   except (ValueError, OSError) as error:
     claims.fail(run.workdir, error)
     raise

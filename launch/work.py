@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from typing import Any
+from typing import NoReturn
 
 from absl import logging
 
@@ -35,7 +36,8 @@ PACKED = 16
 MOST_PACKED = 64  # More than this no chip was seen to gain from.
 DEVICE_FAILED = 134  # Exit code; as of a process that aborts.
 # What jax's runtime says of a device or a peer that fails.
-OF_DEVICE = ('INTERNAL', 'UNAVAILABLE', 'ABORTED', 'DATA_LOSS', 'UNKNOWN')
+OF_DEVICE = ('INTERNAL', 'UNAVAILABLE', 'ABORTED', 'DATA_LOSS', 'UNKNOWN',
+             'DEADLINE_EXCEEDED')
 PATIENCE = 3.  # Seconds to leave by itself, where nothing can be lost.
 
 
@@ -266,8 +268,7 @@ class Worker:
   def recover(self, runs: list[claims.Claim], error: Exception) -> None:
     """Goes on after an error: runs are tried again alone, or have failed.
 
-    Raises:
-      the error, where the device or its runtime is to blame.
+    Where the device or its runtime is to blame, the process ends.
     """
     group = runs[0].entry.group
     if out_of_memory(error):
@@ -282,10 +283,7 @@ class Worker:
             'model.remat or mesh.fsdp'))
       free_memory(error)
     elif is_of_device(error):
-      # Its locks are not released: that it died on these runs is counted.
-      traceback.print_exception(error)
-      sys.stderr.flush()
-      os._exit(DEVICE_FAILED)
+      die(error)
     elif len(runs) > 1:
       self.alone.add(group)
       print(f'{error}: these runs are tried one by one', file=sys.stderr,
@@ -348,6 +346,16 @@ def is_of_device(error: BaseException) -> bool:
   import jax
   return (isinstance(error, jax.errors.JaxRuntimeError)
           and str(error).startswith(OF_DEVICE))
+
+
+def die(error: BaseException) -> NoReturn:
+  """Ends a process whose device has failed; it is to be started again.
+
+  Its locks are not released: that it died on its runs is counted.
+  """
+  traceback.print_exception(error)
+  sys.stderr.flush()
+  os._exit(DEVICE_FAILED)
 
 
 def free_memory(error: BaseException) -> None:
