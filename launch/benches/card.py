@@ -1,0 +1,235 @@
+"""What one GPU does: packed runs, the CPU's numbers on it, a whole sweep.
+
+  python -m launch.bench card           at most three minutes, on a GPU
+  python -m launch.bench card --quick   the same at toy size, on any machine
+
+The most important row first; each is printed as it ends, and what the time
+does not suffice for is said to be left out.
+"""
+
+from collections.abc import Iterator
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from launch.benches import timing
+from launch.engines import local
+
+SECONDS = 170.  # For all of it.
+OFFICIAL = 3_928  # Clips/s of the official trainer at this size on an H200.
+POINTS = '''"""Runs of one shape that differ in their seed."""
+from configs import base
+
+def get_config(point='0'):
+  c = base.get_config('{size}')
+  c.seed = int(point)
+  c.model.decoder.update({{'width': 64, 'depth': 2, 'heads': 2}})
+  c.model.target_frames = 208
+  c.data.update({{'root': '{corpus}', 'crop_seconds': {crop},
+                 'valid_fraction': .2, 'resident': True}})
+  c.mask.group = 1
+  c.train.update({{'steps': {steps}, 'batch': {batch}, 'log_every': 10}})
+  c.opt.warmup = 5
+  c.monitor.update({{'clips': 64, 'crop_seconds': {crop}, 'readings': 2,
+                    'first': {steps}, 'batch': 64, 'valid_clips': {batch}}})
+  c.checkpoint.update({{'every': {steps}, 'keep': 10**6}})
+  c.eval.update({{'tasks': '{tasks}', 'protocol': 'logistic'}})
+  return c
+
+def points():
+  return [str(seed) for seed in range({count})]
+'''
+EMBED = '''
+import sys
+import numpy as np
+import audiorank
+rng = np.random.default_rng(0)
+waves = rng.uniform(-.5, .5, (64, 32_000)).astype(np.float32)
+z = audiorank.load(sys.argv[1]).embed(waves)
+np.savez(sys.argv[2], z=z, rank=audiorank.rankme.rankme(z))
+'''
+
+
+class Sweeps:
+  """Starts sweeps of one corpus, until the time is up.
+
+  Args:
+    folder: where they lie.
+    quick: whether they are small.
+  """
+
+  def __init__(self, folder: pathlib.Path, quick: bool):
+    from audiorank import prepare
+    from audiorank import synth
+    self.folder, self.quick = folder, quick
+    self.end = time.monotonic() + SECONDS
+    hours = .02 if quick else .1
+    synth.write_audio(folder / 'audio', hours, 0, progress=False)
+    prepare.run(folder / 'audio', folder / 'corpus')
+    synth.write_tasks(folder, 0, clips_per_task=(12, 6, 6), names=['timbre'],
+                      progress=False)
+    self.shape: dict[str, Any] = {
+        'size': 'en64-4', 'batch': 64, 'steps': 200, 'crop': 2.07}
+    if quick:
+      self.shape = {'size': 'en32-1', 'batch': 8, 'steps': 20, 'crop': .6}
+
+  def left(self) -> float:
+    """Returns the seconds that are left."""
+    return max(1., self.end - time.monotonic())
+
+  def start(self, name: str, count: int, *flags: str,
+            **env: str) -> subprocess.Popen:
+    """Starts a sweep of `count` seeds, training alone."""
+    config = self.folder / f'{name}.py'
+    config.write_text(POINTS.format(
+        corpus=self.folder / 'corpus', tasks=self.folder / 'tasks',
+        count=count, **self.shape))
+    return subprocess.Popen(
+        local.command('sweep', f'--config={config}',
+                      f'--root={self.folder / name}', '--roles=train',
+                      '--noreport', *flags),
+        env={**os.environ, **env}, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True)
+
+  def wait(self, sweep: subprocess.Popen) -> str:
+    """Waits for a sweep; returns why it has no result, or ''."""
+    try:
+      _, errors = sweep.communicate(timeout=self.left())
+    except subprocess.TimeoutExpired:
+      sweep.terminate()
+      sweep.communicate()
+      return 'not measured: the time was up'
+    if sweep.returncode:
+      return f'not measured: {(errors.strip().splitlines() or [""])[-1][:200]}'
+    return ''
+
+  def rows(self, name: str) -> list[dict[str, Any]]:
+    """Returns the curve of the first trained run of a sweep."""
+    for path in sorted((self.folder / name).glob('*/metrics.jsonl')):
+      lines = [json.loads(line) for line in path.read_text().splitlines()]
+      if any('loss' in line for line in lines):
+        return lines
+    return []
+
+
+def rows(quick: bool, only: str) -> Iterator[timing.Row]:
+  """Yields the Rows of this area."""
+  from launch import devices
+  there = devices.find()
+  if there.kind == 'cpu' and not quick:
+    yield timing.absent('one GPU', 'a GPU (--quick tries it on a CPU)')
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    sweeps = Sweeps(pathlib.Path(folder), quick)
+    # The CPU's side of the comparison runs beside the packed runs.
+    other = sweeps.start('cpu', 1, '--devices=cpu')
+    for count in (2,) if quick else (64, 1, 16):
+      what = f"{sweeps.shape['size']}, {count} packed runs"
+      if only in what:
+        yield packed(sweeps, what, count)
+    if only in 'GPU against CPU':
+      yield from compared(sweeps, other, 2 if quick else 1)
+    other.terminate()
+    other.communicate()
+    if only in 'whole sweep of configs/minute.py':
+      yield whole(sweeps)
+
+
+def packed(sweeps: Sweeps, what: str, count: int) -> timing.Row:
+  """Returns the Row of runs that train in one program: clips/s of all."""
+  error = sweeps.wait(sweeps.start(f'packed{count}', count,
+                                   f'--pack={count}'))
+  speeds = [row for row in sweeps.rows(f'packed{count}')
+            if 'clips_per_second' in row]
+  if error or not speeds:
+    return timing.alone(what, float('nan'), 'clips/s', note=error)
+  # The first row has the compilation in it.
+  later = speeds[len(speeds) // 2:]
+  speed = statistics.median(row['clips_per_second'] for row in later)
+  # Of the ten steps of a row.
+  seconds = 10 * sweeps.shape['batch'] * count / speed
+  waiting = statistics.median(row.get('waiting', 0.) for row in later)
+  note = (f'of all runs; waiting for input {waiting / seconds:.1%} of the '
+          f'time; official trainer, one run on an H200: {OFFICIAL}')
+  return timing.alone(what, speed, 'clips/s', note=note)
+
+
+def compared(sweeps: Sweeps, other: subprocess.Popen,
+             count: int) -> Iterator[timing.Row]:
+  """Yields how far the GPU's numbers are from the CPU's, for one run."""
+  from audiorank import records
+  name = f'packed{count}'
+  while time.monotonic() < sweeps.end and not sweeps.rows('cpu'):
+    if other.poll() is not None:
+      break
+    time.sleep(.2)
+  losses = [{row['step']: row['loss'] for row in sweeps.rows(side)
+             if 'loss' in row} for side in (name, 'cpu')]
+  steps = sorted(losses[0].keys() & losses[1].keys())[:1]
+  for step in steps:
+    gpu, cpu = (side[step] for side in losses)
+    yield timing.alone(f'GPU against CPU: loss at step {step}',
+                       abs(gpu - cpu) / cpu, '', note='relative difference')
+  for workdir in sorted((sweeps.folder / 'cpu').glob('*/records')):
+    run = workdir.parent.name
+    sides = [records.read(sweeps.folder / side / run, 'monitor')
+             for side in (name, 'cpu')]
+    if not all(sides) or not steps:
+      continue
+    gpu, cpu = (side[0]['rank']['value'] for side in sides)
+    yield timing.alone('GPU against CPU: RankMe of the untrained network',
+                       abs(gpu - cpu) / cpu, '', note='relative difference')
+    break
+  yield from embedded(sweeps, name)
+
+
+def embedded(sweeps: Sweeps, name: str) -> Iterator[timing.Row]:
+  """Yields how far one checkpoint's embeddings are from the CPU's."""
+  import numpy as np
+  checkpoints = sorted((sweeps.folder / name).glob('*/TRAINED'))
+  if not checkpoints:
+    return
+  sides = []
+  for platform in ('cpu', ''):
+    out = sweeps.folder / f'z-{platform}.npz'
+    env = {**os.environ, 'JAX_PLATFORMS': platform}
+    if sweeps.quick:
+      env['JAX_PLATFORMS'] = 'cpu'
+    subprocess.run([sys.executable, '-c', EMBED,
+                    str(checkpoints[0].parent), str(out)], env=env,
+                   timeout=sweeps.left(), check=False,
+                   stderr=subprocess.DEVNULL)
+    if not out.exists():
+      return
+    sides.append(np.load(out))
+  cpu, gpu = sides
+  yield timing.alone('GPU against CPU: embeddings',
+                     float(np.abs(gpu['z'] - cpu['z']).max()), '',
+                     note='greatest difference')
+
+
+def whole(sweeps: Sweeps) -> timing.Row:
+  """Returns the Row of a whole sweep, sounds and report included."""
+  what = 'whole sweep of configs/minute.py'
+  began = time.monotonic()
+  small = []
+  if sweeps.quick:
+    small = ['--config.train.steps=3', '--config.opt.warmup=1',
+             '--config.data.world.hours=.06', '--config.monitor.clips=40',
+             '--config.monitor.batch=20', '--config.monitor.valid_clips=16',
+             '--config.data.hours=.01', '--config.data.valid_fraction=.3']
+  sweep = subprocess.Popen(
+      local.command('sweep', '--config=minute',
+                    f"--root={sweeps.folder / 'minute'}", *small),
+      stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+  error = sweeps.wait(sweep)
+  seconds = time.monotonic() - began
+  if error:
+    seconds = float('nan')
+  return timing.alone(what, seconds, 's', note=error)
