@@ -17,6 +17,7 @@ from audiorank import baselines
 from audiorank import config as config_lib
 from audiorank import evaluate
 from audiorank import files
+from audiorank import lease
 from audiorank import records
 from audiorank import validate
 from launch import claims
@@ -99,6 +100,23 @@ def runs(configs: dict[str, Any]) -> dict[str, tuple[Any, claims.Entry]]:
                  *(baselines.untrained(c) for c in configs.values())]:
     out[records.run_id(config)] = config, claims.entry(config)
   return dict(sorted(out.items(), key=lambda item: -item[1][1].work))
+
+
+def open_run(workdir: pathlib.Path, config: Any) -> None:
+  """Writes or checks a run's folder; see records.open_run.
+
+  A run that somebody works on, perhaps another machine on another mesh, keeps
+  its settings, unless it is to be scored differently.
+
+  Raises:
+    lease.Held: it is to be scored differently.
+  """
+  try:
+    records.open_run(workdir, config)
+  except lease.Held:
+    theirs = records.load_config(workdir)
+    if records.plain(theirs.eval) != records.plain(config.eval):
+      raise
 
 
 def write_index(root: pathlib.Path, title: str, experiment: str,

@@ -186,7 +186,7 @@ def write(root: pathlib.Path, module: ModuleType, configs: dict[str, Any],
   grid.check_corpus(config for config, _ in runs.values())
   known = {run_id for run_id in runs if (root / run_id).is_dir()}
   for run_id, (config, _) in runs.items():
-    records.open_run(root / run_id, config)
+    grid.open_run(root / run_id, config)
   experiment = next(iter(configs.values())).experiment
   names = grid.write_index(root, title(module, root), experiment, runs)
   again, diverged = claims.reopen(root, runs)

@@ -18,6 +18,7 @@ from audiorank import records
 from launch import claims
 from launch import cli
 from launch import devices
+from launch import grid
 from launch.engines import local
 from tests import processes
 from tests import tiny
@@ -401,3 +402,32 @@ def test_a_machine_that_was_lost_is_no_fault_of_the_run(tmp_path, monkeypatch):
   holder = lease.Lease(tmp_path)
   assert holder.deaths == 2  # Counted there, but not the last, from here.
   holder.release()
+
+
+def test_a_run_that_somebody_works_on_keeps_its_settings(corpus, tmp_path):
+  workdir = tmp_path / 'run'
+  config = tiny.config(corpus)
+  records.open_run(workdir, config)
+  holder = lease.Lease(workdir)
+  config.mesh.fsdp = 2
+  grid.open_run(workdir, config)
+  assert records.load_config(workdir).mesh.fsdp == 1
+  config.eval.grid_points = 1
+  with pytest.raises(lease.Held):
+    grid.open_run(workdir, config)
+  holder.release()
+  grid.open_run(workdir, config)
+  assert records.load_config(workdir).mesh.fsdp == 2
+
+
+def test_scorers_wait_for_runs_that_are_trained_elsewhere(tmp_path):
+  entry = claims.Entry(1., 9, 'g', 'p', 'm')._asdict()
+  files.write_json(tmp_path / 'sweep.json', {'runs': {'r': entry}})
+  holder = lease.Lease(tmp_path / 'r')
+  board = claims.Board(tmp_path)
+  assert local.awaited(board, ['score'], set())
+  assert local.awaited(board, ['train'], set())
+  assert not local.awaited(board, ['train'], {'r'})
+  holder.tell('training', 3, 9, force=True)
+  holder.file.close()
+  assert not local.awaited(board, ['score'], set())

@@ -170,9 +170,8 @@ def run(board: claims.Board, arguments: Sequence[str],
           place.start([*arguments, f'--workers={len(places)}'],
                       environment(place.slot, environ, large), locks)
         show(board)
-        # What is left and not free is done by workers of other launchers.
-        if (not any(place.process for place in places)
-            and ready == set(board.left(roles))):
+        if not any(place.process for place in places) and not awaited(
+            board, roles, ready):
           break
       time.sleep(poll)
   except BaseException:
@@ -181,6 +180,17 @@ def run(board: claims.Board, arguments: Sequence[str],
   if ready and all(place.error for place in places):
     raise OSError(f'{places[-1].slot.name}: {places[-1].error}')
   return sorted(ready)
+
+
+def awaited(board: claims.Board, roles: Collection[str],
+            ready: set[str]) -> bool:
+  """Returns whether workers of other launchers have runs that may still be
+  done here: because they die, or leave them to be scored."""
+  if ready != set(board.left(roles)):
+    return True
+  return 'train' not in roles and any(
+      lease.alive(os.path.join(board.root, run_id))
+      for run_id, state in board.states.items() if state == 'started')
 
 
 def vacant(places: Sequence[Place], board: claims.Board,
