@@ -30,6 +30,10 @@ from absl import logging
 
 Path = str | os.PathLike[str]
 
+
+class LockHeld(Exception):
+  """Another live process has the lock; the message says which."""
+
 # Two letters at least: one letter and a colon is a Windows drive.
 _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+):(/+)')
 _COUNTER = itertools.count()  # Of temporary names: threads never share one.

@@ -17,8 +17,8 @@ import zlib
 
 from audiorank import checksums
 from audiorank import files
-from audiorank import lease
 from audiorank import records
+from audiorank.records import lock as lock_lib
 from launch import cli
 
 ROLES = ('train', 'score')
@@ -49,7 +49,7 @@ class Claim(NamedTuple):
   """A run that this process holds."""
   workdir: pathlib.Path
   config: Any
-  lock: lease.Lease
+  lock: lock_lib.Lock
   entry: Entry
 
 
@@ -132,9 +132,9 @@ class Board:
     self._steps, self.holders = {}, set()
     for run_id, state in self.states.items():
       if state in ('started', 'trained'):
-        holder = lease.read(os.path.join(self.root, run_id))
+        holder = lock_lib.read(os.path.join(self.root, run_id))
         self._steps[run_id] = holder.get('step', 0)
-        if holder.get('machine') == lease.machine():
+        if holder.get('machine') == lock_lib.machine():
           self.holders.add(holder['pid'])
 
   def _read_index(self) -> None:
@@ -258,7 +258,7 @@ def _joins(board: Board, run_id: str, first: Entry) -> bool:
     return False
   # Its workers died more than once: it may be the cause, and goes on alone.
   workdir = os.path.join(board.root, run_id)
-  return not lease.read(workdir).get('deaths')
+  return not lock_lib.read(workdir).get('deaths')
 
 
 def in_order(board: Board, ids: list[str], last: Entry | None,
@@ -289,8 +289,8 @@ def _take(board: Board, run_id: str, roles: Collection[str]) -> Claim | None:
   """Returns the Claim of a run, or None where it cannot be had."""
   workdir = pathlib.Path(board.root, run_id)
   try:
-    lock = lease.Lease(workdir)
-  except lease.Held:
+    lock = lock_lib.Lock(workdir)
+  except lock_lib.LockHeld:
     return None
   # Another worker may have finished it since the last look.
   board.states[run_id] = state = records.state(workdir)

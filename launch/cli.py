@@ -43,7 +43,6 @@ def run(main: Callable[[list[str]], None], words: bool = False) -> None:
 
 def _guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
   """Runs main; errors that a user can mend are one line."""
-  from audiorank import lease
   logging.set_verbosity(logging.WARNING)
   logging.use_absl_handler()
   traced = bool(os.environ.get('AUDIORANK_TRACEBACK'))
@@ -58,7 +57,7 @@ def _guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
     if traced:
       raise
     fail(f'{error.filename}: no such file' if error.filename else error)
-  except (ValueError, OSError, lease.Held) as error:
+  except (ValueError, OSError, files.LockHeld) as error:
     if traced:
       raise
     fail(error)

@@ -17,9 +17,9 @@ from audiorank import baselines
 from audiorank import config as config_lib
 from audiorank import evaluate
 from audiorank import files
-from audiorank import lease
 from audiorank import records
 from audiorank import validate
+from audiorank.records import lock as lock_lib
 from launch import claims
 from launch import cli
 from launch import devices as machine
@@ -109,11 +109,11 @@ def open_run(workdir: pathlib.Path, config: Any) -> None:
   its settings, unless it is to be scored differently.
 
   Raises:
-    lease.Held: it is to be scored differently.
+    LockHeld: it is to be scored differently.
   """
   try:
     records.open_run(workdir, config)
-  except lease.Held:
+  except lock_lib.LockHeld:
     theirs = records.load_config(workdir)
     if records.plain(theirs.eval) != records.plain(config.eval):
       raise

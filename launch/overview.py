@@ -12,9 +12,9 @@ import tqdm
 
 from audiorank import config as config_lib
 from audiorank import files
-from audiorank import lease
 from audiorank import progress
 from audiorank import records
+from audiorank.records import lock as lock_lib
 from launch import claims
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ def status(root: str | os.PathLike[str]) -> str:
 def status_row(workdir: pathlib.Path) -> dict[str, Any]:
   """Returns one run's row of `status`."""
   config = records.config_tree(workdir)
-  state, holder = records.state(workdir), lease.read(workdir)
-  if state in ('started', 'trained') and lease.alive(workdir):
+  state, holder = records.state(workdir), lock_lib.read(workdir)
+  if state in ('started', 'trained') and lock_lib.alive(workdir):
     state = 'running'
   elif state == 'started':
     state = 'interrupted'

@@ -167,8 +167,8 @@ def main(argv: list[str]) -> None:
     # One signal to one process, and all stop at one step.
     return multihost_utils.reached_preemption_sync_point(step)
 
-  from audiorank import lease
   from audiorank import records
+  from audiorank.records import lock as lock_lib
   workdir = files.path(_WORKDIR.value, '--workdir')
   if _CONFIG.value is not None:
     records.open_run(workdir, checked(_CONFIG.value))
@@ -181,8 +181,8 @@ def main(argv: list[str]) -> None:
     if jax.process_index():  # The first writes the records.
       sys.exit(follow(workdir, config, stop))
   try:
-    lock = lease.Lease(workdir)
-  except lease.Held as error:
+    lock = lock_lib.Lock(workdir)
+  except lock_lib.LockHeld as error:
     print(error, file=sys.stderr)
     sys.exit(cli.AGAIN)
   if records.state(workdir) == 'done':

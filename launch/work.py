@@ -23,9 +23,9 @@ from typing import NoReturn
 from absl import logging
 
 from audiorank import files
-from audiorank import lease
 from audiorank import progress
 from audiorank import records
+from audiorank.records import lock as lock_lib
 from launch import claims
 from launch import cli
 from launch import grid
@@ -52,13 +52,13 @@ class Report(progress.Status):
 
   def __init__(self) -> None:
     self.asked = False
-    self.locks: list[lease.Lease] = []
-    self.claimed: list[lease.Lease] = []
+    self.locks: list[lock_lib.Lock] = []
+    self.claimed: list[lock_lib.Lock] = []
 
   def report(self, doing: str, step: int | None = None,
              steps: int | None = None, force: bool = False) -> None:
     for lock in self.locks:
-      lock.tell(doing, step, steps, force)
+      lock.report(doing, step, steps, force)
 
 
 class Status(Report):

@@ -10,12 +10,12 @@ import pytest
 
 from audiorank import checkpoint
 from audiorank import checksums
-from audiorank import lease
 from audiorank import objectives
 from audiorank import program
 from audiorank import records
 from audiorank import sharding
 from audiorank import train
+from audiorank.records import lock as lock_lib
 from launch import cli
 from launch import worker
 from tests import tiny
@@ -114,7 +114,7 @@ def test_failed_says_the_last_good_step_the_clips_and_the_norm(
     corpus, odd, tmp_path, monkeypatch):
   monkeypatch.setattr(cli, 'compile_cache', lambda: None)
   config = opened(tmp_path, corpus)
-  held = lease.Lease(tmp_path)
+  held = lock_lib.Lock(tmp_path)
   code = worker.work(tmp_path, config, held, lambda _: False, None, 0)
   held.release()
   assert code == worker.DIVERGED and records.state(tmp_path) == 'failed'

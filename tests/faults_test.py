@@ -17,8 +17,8 @@ import pytest
 from audiorank import checkpoint
 from audiorank import checksums
 from audiorank import files
-from audiorank import lease
 from audiorank import records
+from audiorank.records import lock as lock_lib
 from launch import cli
 from tests import processes
 from tests import tiny
@@ -148,7 +148,7 @@ def test_sigterm_in_any_phase_is_42_within_seconds(
   code, seconds = left(process)
   assert code == cli.AGAIN, processes.output(workdir)
   assert seconds < 30  # Of a machine that does nothing else, 5.
-  assert lease.read(workdir) == {}  # Nobody died.
+  assert lock_lib.read(workdir) == {}  # Nobody died.
   if phase == 'training':
     saved = checksums.steps(workdir / 'checkpoints')[-1]
     assert saved >= holder['step'] and checkpoint.fsck(workdir)[-1][1] == ''
@@ -283,7 +283,7 @@ def test_two_launchers_of_four_devices_do_sixty_four_points_once(
   os.kill(victim, signal.SIGKILL)
   both[0].wait()
   lost = {w.name for w in records.run_folders(runs)
-          if lease.read(w).get('pid') == victim}
+          if lock_lib.read(w).get('pid') == victim}
   assert both[1].wait(1200) == 0, output(tmp_path)
   assert {records.state(w) for w in records.run_folders(runs)} == {'done'}
   assert len(records.run_folders(runs)) == 65
@@ -307,8 +307,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     time.sleep(.01)
     # Its baseline takes no step.
     for folder in records.run_folders(tmp_path / 'runs'):
-      if lease.read(folder).get('step'):
-        workdir, holder = folder, lease.read(folder)
+      if lock_lib.read(folder).get('step'):
+        workdir, holder = folder, lock_lib.read(folder)
   process.send_signal(signal.SIGINT)
   assert process.wait(120) == cli.AGAIN
   processes.check_nobody_left(tmp_path, seconds=0)
@@ -342,14 +342,14 @@ def test_a_run_that_diverges_does_not_stop_the_sweep(
   assert '1 diverged before' in output(tmp_path)
 
 
-def test_no_clock_ends_a_lease(tmp_path, monkeypatch):
-  held = lease.Lease(tmp_path)
+def test_no_clock_ends_a_lock(tmp_path, monkeypatch):
+  held = lock_lib.Lock(tmp_path)
   for moment in (0, 2 ** 31):
     os.utime(tmp_path / 'LEASE', (moment, moment))
     monkeypatch.setattr(time, 'time', lambda: float(moment))
     monkeypatch.setattr(time, 'monotonic', lambda: float(moment))
-    assert lease.alive(tmp_path)
-    with pytest.raises(lease.Held):
-      lease.Lease(tmp_path)
+    assert lock_lib.alive(tmp_path)
+    with pytest.raises(lock_lib.LockHeld):
+      lock_lib.Lock(tmp_path)
   held.release()
-  assert not lease.alive(tmp_path)
+  assert not lock_lib.alive(tmp_path)

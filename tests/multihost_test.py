@@ -68,7 +68,7 @@ def end(processes, timeout=900):
 
 
 def trained(workdir):
-  """Returns the last step of a run's curve: the lease tells once a second,
+  """Returns the last step of a run's curve: the lock reports once a second,
   in which a fast machine takes all steps."""
   path = workdir / 'metrics.jsonl'
   rows = records.read_lines(path) if path.exists() else []

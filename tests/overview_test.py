@@ -2,9 +2,9 @@
 
 import pytest
 
-from audiorank import lease
 from audiorank import progress
 from audiorank import records
+from audiorank.records import lock as lock_lib
 from configs import quickstart
 from launch import claims
 from launch import overview
@@ -21,8 +21,8 @@ def sweep(tmp_path):
     if state in ('done', 'failed'):
       records.write_json(workdir / state.upper(), {'error': 'loss nan'})
     else:
-      holder = lease.Lease(workdir)
-      holder.tell('training', 7, 2000, force=True)
+      holder = lock_lib.Lock(workdir)
+      holder.report('training', 7, 2000, force=True)
       if state == 'running':
         running = holder
       else:

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from audiorank import checkpoint
-from audiorank import lease
 from audiorank import records
+from audiorank.records import lock as lock_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -145,7 +145,7 @@ def wait_for(workdir, process, doing, step=0, timeout=600):
   later; returns what it says."""
   end = time.monotonic() + timeout
   while time.monotonic() < end:
-    holder = lease.read(workdir)
+    holder = lock_lib.read(workdir)
     if (holder.get('pid') == process.pid and holder['step'] >= step
         and holder['doing'].startswith(doing)):
       return holder

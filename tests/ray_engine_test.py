@@ -12,9 +12,9 @@ import pytest
 
 from audiorank import checksums
 from audiorank import files
-from audiorank import lease
 from audiorank import records
 from audiorank import synth
+from audiorank.records import lock as lock_lib
 from launch import claims
 from launch import cli
 from launch.engines import ray_cluster
@@ -77,14 +77,14 @@ def sweep(env, folder, corpus, tasks, *more, points='12', steps=400):
 
 
 def training(folder, job, past=5, but=(), timeout=900):
-  """Waits for a run that trains past a step; returns (folder, its lease)."""
+  """Waits for a run that trains past a step; returns (folder, holder)."""
   end = time.monotonic() + timeout
   while time.monotonic() < end:
     assert job.poll() is None, (folder / 'output.txt').read_text()
     for workdir in records.run_folders(folder / 'runs'):
-      holder = lease.read(workdir)
+      holder = lock_lib.read(workdir)
       if (holder.get('step', 0) >= past and holder['pid'] not in but
-          and lease.alive(workdir)):
+          and lock_lib.alive(workdir)):
         return workdir, holder
     time.sleep(.05)
   raise AssertionError((folder / 'output.txt').read_text())

@@ -138,12 +138,12 @@ def test_names_carry_what_tells_runs_apart():
 
 
 def test_settings_are_not_changed_under_a_live_worker(tmp_path):
-  from audiorank import lease
+  from audiorank.records import lock as lock_lib
   config = base.get_config('en128-12')
   records.open_run(tmp_path, config)
-  held = lease.Lease(tmp_path)
+  held = lock_lib.Lock(tmp_path)
   config.eval.grid_points = 1
-  with pytest.raises(lease.Held, match='is working on it'):
+  with pytest.raises(lock_lib.LockHeld, match='is working on it'):
     records.open_run(tmp_path, config)
   held.release()
   records.open_run(tmp_path, config)

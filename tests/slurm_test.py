@@ -11,9 +11,9 @@ import time
 import pytest
 
 from audiorank import checksums
-from audiorank import lease
 from audiorank import records
 from audiorank import synth
+from audiorank.records import lock as lock_lib
 from tests import processes
 
 PROGRAMS = ('munged', 'mungekey', 'slurmctld', 'slurmd', 'sbatch', 'scontrol')
@@ -144,8 +144,8 @@ def points():
   while hit is None:
     assert time.monotonic() < end, told(slurm, 'squeue')
     for workdir in records.run_folders(tmp_path / 'runs'):
-      if lease.read(workdir).get('step', 0) > 100:
-        hit = workdir, lease.read(workdir)
+      if lock_lib.read(workdir).get('step', 0) > 100:
+        hit = workdir, lock_lib.read(workdir)
     time.sleep(.05)
   order = re.search(r'runs=\((.*)\)', text)[1].split()
   subprocess.run(['scontrol', 'requeue', f'{job}_{order.index(hit[0].name)}'],

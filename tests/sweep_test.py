@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from audiorank import files
-from audiorank import lease
 from audiorank import records
+from audiorank.records import lock as lock_lib
 from launch import claims
 from launch import cli
 from launch import devices
@@ -125,8 +125,8 @@ def wait_for(root, sweep, but=None):
   end = time.monotonic() + 120
   while time.monotonic() < end and sweep.poll() is None:
     for workdir in records.run_folders(root) if root.exists() else []:
-      holder = lease.read(workdir)
-      if (holder.get('step', 0) >= 5 and lease.alive(workdir)
+      holder = lock_lib.read(workdir)
+      if (holder.get('step', 0) >= 5 and lock_lib.alive(workdir)
           and holder['pid'] != but):
         return holder
     time.sleep(.02)
@@ -261,26 +261,26 @@ def test_a_config_that_is_no_file_is_one_line(server, tmp_path, name, text):
 
 
 def test_a_lock_has_one_holder_and_ends_with_it(tmp_path):
-  holder = lease.Lease(tmp_path)
-  holder.tell('training', 3, 9, force=True)
-  holder.tell('scoring', force=True)
-  assert lease.read(tmp_path)['step'] == 3 and lease.alive(tmp_path)
-  with pytest.raises(lease.Held, match=f'process {os.getpid()}'):
-    lease.Lease(tmp_path)
+  holder = lock_lib.Lock(tmp_path)
+  holder.report('training', 3, 9, force=True)
+  holder.report('scoring', force=True)
+  assert lock_lib.read(tmp_path)['step'] == 3 and lock_lib.alive(tmp_path)
+  with pytest.raises(lock_lib.LockHeld, match=f'process {os.getpid()}'):
+    lock_lib.Lock(tmp_path)
   holder.release()
-  assert not lease.alive(tmp_path)
-  lease.Lease(tmp_path).release()
+  assert not lock_lib.alive(tmp_path)
+  lock_lib.Lock(tmp_path).release()
 
 
 def test_a_second_worker_leaves_and_is_to_come_again(
     server, corpus, tmp_path):
   workdir = tmp_path / 'run'
   records.open_run(workdir, tiny.config(corpus))
-  holder = lease.Lease(workdir)
+  holder = lock_lib.Lock(workdir)
   got = server.run(tmp_path, 'train', f'--workdir={workdir}')
   assert got.returncode == cli.AGAIN
   (line,) = got.stderr.splitlines()
-  assert f'process {os.getpid()} on' in line and lease.alive(workdir)
+  assert f'process {os.getpid()} on' in line and lock_lib.alive(workdir)
   assert not (workdir / 'checkpoints').exists()
   holder.release()
 
@@ -291,13 +291,13 @@ def full(*_, **__):
 
 def test_a_full_disk_ends_neither_a_worker_that_reports_nor_the_sweep(
     tmp_path, monkeypatch):
-  holder = lease.Lease(tmp_path)
+  holder = lock_lib.Lock(tmp_path)
   with monkeypatch.context() as m:
     m.setattr(os, 'write', full)
-    holder.tell('training', 3, 9, force=True)
-  assert lease.read(tmp_path) == {} and lease.alive(tmp_path)
-  holder.tell('training', 4, 9, force=True)
-  assert lease.read(tmp_path)['step'] == 4
+    holder.report('training', 3, 9, force=True)
+  assert lock_lib.read(tmp_path) == {} and lock_lib.alive(tmp_path)
+  holder.report('training', 4, 9, force=True)
+  assert lock_lib.read(tmp_path)['step'] == 4
   holder.release()
   monkeypatch.setattr(files, 'write_json', full)
   claims.fail(tmp_path, ValueError('no room'))
@@ -383,23 +383,23 @@ def test_an_experiment_runs_at_its_smallest_scale(env, tmp_path, experiment):
 def test_deaths_in_a_row_are_counted_until_a_run_comes_further(tmp_path):
   deaths = []
   for step in (3, 3, 0, 5, 5, 5):
-    holder = lease.Lease(tmp_path)
+    holder = lock_lib.Lock(tmp_path)
     deaths.append(holder.deaths)
-    holder.tell('training', step, 9, force=True)
+    holder.report('training', step, 9, force=True)
     holder.file.close()  # As a kill leaves it: the text stays.
   assert deaths == [0, 1, 2, 3, 1, 2]
-  lease.Lease(tmp_path).release()
-  holder = lease.Lease(tmp_path)
+  lock_lib.Lock(tmp_path).release()
+  holder = lock_lib.Lock(tmp_path)
   assert holder.deaths == 0
   holder.release()
 
 
 def test_a_machine_that_was_lost_is_no_fault_of_the_run(tmp_path, monkeypatch):
-  monkeypatch.setattr(lease, 'machine', lambda: 'another')
+  monkeypatch.setattr(lock_lib, 'machine', lambda: 'another')
   for _ in range(3):
-    lease.Lease(tmp_path).file.close()
+    lock_lib.Lock(tmp_path).file.close()
   monkeypatch.undo()
-  holder = lease.Lease(tmp_path)
+  holder = lock_lib.Lock(tmp_path)
   assert holder.deaths == 2  # Counted there, but not the last, from here.
   holder.release()
 
@@ -408,12 +408,12 @@ def test_a_run_that_somebody_works_on_keeps_its_settings(corpus, tmp_path):
   workdir = tmp_path / 'run'
   config = tiny.config(corpus)
   records.open_run(workdir, config)
-  holder = lease.Lease(workdir)
+  holder = lock_lib.Lock(workdir)
   config.mesh.fsdp = 2
   grid.open_run(workdir, config)
   assert records.load_config(workdir).mesh.fsdp == 1
   config.eval.grid_points = 1
-  with pytest.raises(lease.Held):
+  with pytest.raises(lock_lib.LockHeld):
     grid.open_run(workdir, config)
   holder.release()
   grid.open_run(workdir, config)
@@ -423,11 +423,11 @@ def test_a_run_that_somebody_works_on_keeps_its_settings(corpus, tmp_path):
 def test_scorers_wait_for_runs_that_are_trained_elsewhere(tmp_path):
   entry = claims.Entry(1., 9, 'g', 'p', 'm')._asdict()
   files.write_json(tmp_path / 'sweep.json', {'runs': {'r': entry}})
-  holder = lease.Lease(tmp_path / 'r')
+  holder = lock_lib.Lock(tmp_path / 'r')
   board = claims.Board(tmp_path)
   assert local.awaited(board, ['score'], set())
   assert local.awaited(board, ['train'], set())
   assert not local.awaited(board, ['train'], {'r'})
-  holder.tell('training', 3, 9, force=True)
+  holder.report('training', 3, 9, force=True)
   holder.file.close()
   assert not local.awaited(board, ['score'], set())

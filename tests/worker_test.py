@@ -9,8 +9,8 @@ import pytest
 
 from audiorank import checkpoint
 from audiorank import checksums
-from audiorank import lease
 from audiorank import records
+from audiorank.records import lock as lock_lib
 from launch import claims
 from launch import cli
 from launch import grid
@@ -89,7 +89,7 @@ def test_a_run_that_diverges_leaves_the_worker_alive(finished):
   about = records.read_json(root / bad / 'FAILED')
   assert about['last_good_step'] == about['step'] - 1 and about['clips']
   for run_id, state in board.states.items():
-    assert not lease.read(root / run_id)
+    assert not lock_lib.read(root / run_id)
     if state == 'done':
       assert records.read_json(root / run_id / 'TRAINED')['run_id'] == run_id
   at = board.progress()
@@ -181,7 +181,7 @@ def test_a_worker_that_is_asked_to_leave_saves(finished, tmp_path, pack):
            if checksums.steps(tmp_path / run_id / 'checkpoints')]
   assert len(saved) == min(pack, 2)
   # Nobody died here.
-  assert not any(lease.read(tmp_path / run_id) for run_id in board.states)
+  assert not any(lock_lib.read(tmp_path / run_id) for run_id in board.states)
 
 
 def fake(monkeypatch, train_runs):
@@ -309,7 +309,7 @@ def test_runs_go_on_together_from_a_step_that_all_have(shapes, tmp_path):
   ids = [records.run_id(c) for c in shapes[:6]]
   for run_id, steps in zip(ids, ([2, 4], [2, 4, 6], [4], [], [2], [])):
     saved(board, run_id, *steps)
-    lease.Lease(tmp_path / run_id).release()
+    lock_lib.Lock(tmp_path / run_id).release()
   companies = []
   while runs := claims.claim(board, claims.ROLES, size=lambda config: 6):
     companies.append({ids.index(run.workdir.name) for run in runs})

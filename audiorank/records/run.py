@@ -4,7 +4,7 @@ import pathlib
 
 from audiorank import config as config_lib
 from audiorank import files
-from audiorank import lease
+from audiorank.records import lock as lock_lib
 
 TIMES = ('seconds', 'started', 'host', 'rate', 'waiting', 'clips_per_second',
          'tflops', 'encoder_tflops', 'mfu', 'memory')
@@ -19,7 +19,7 @@ def open_run(workdir, config):
 
   Raises:
     ValueError: the folder belongs to another run; names both.
-    lease.Held: a live process works on it by other settings.
+    lock_lib.LockHeld: a live process works on it by other settings.
   """
   workdir = files.path(workdir)
   path = workdir / 'config.json'
@@ -36,7 +36,7 @@ def open_run(workdir, config):
       return
     # A worker reads its config once: it would mark the run as done by
     # settings that the folder no longer names.
-    held = lease.Lease(workdir)
+    held = lock_lib.Lock(workdir)
     try:
       if theirs['eval'] != ours['eval'] and (workdir / 'DONE').exists():
         (workdir / 'DONE').replace(workdir / 'TRAINED')
@@ -112,6 +112,6 @@ def state(workdir):
   for name in ('DONE', 'FAILED', 'TRAINED'):
     if (workdir / name).exists():
       return name.lower()
-  # A lease given back is an empty file.
-  started = (workdir / 'checkpoints').exists() or lease.read(workdir)
+  # A lock that was released is an empty file.
+  started = (workdir / 'checkpoints').exists() or lock_lib.read(workdir)
   return 'started' if started else 'new'

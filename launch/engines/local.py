@@ -17,7 +17,7 @@ import sys
 import time
 from typing import IO
 
-from audiorank import lease
+from audiorank.records import lock as lock_lib
 from launch import claims
 from launch import cli
 from launch import devices as machine
@@ -103,7 +103,7 @@ class Place:
     elif code != cli.AGAIN:
       # A run counts the deaths of those who had it; see claims.
       had_a_run = any(
-          lease.read(os.path.join(board.root, run_id)).get('pid') == pid
+          lock_lib.read(os.path.join(board.root, run_id)).get('pid') == pid
           for run_id in board.left(('train', 'score')))
       self.deaths = 0 if had_a_run else self.deaths + 1
       if self.deaths == claims.DEATHS:
@@ -189,7 +189,7 @@ def awaited(board: claims.Board, roles: Collection[str],
   if ready != set(board.left(roles)):
     return True
   return 'train' not in roles and any(
-      lease.alive(os.path.join(board.root, run_id))
+      lock_lib.alive(os.path.join(board.root, run_id))
       for run_id, state in board.states.items() if state == 'started')
 
 
@@ -207,7 +207,7 @@ def free(board: claims.Board, roles: Collection[str]) -> list[str]:
   """Returns the runs left to do that no live process of this machine has."""
   return [run_id for run_id in board.left(roles)
           if board.states[run_id] == 'new'
-          or not lease.alive(os.path.join(board.root, run_id))]
+          or not lock_lib.alive(os.path.join(board.root, run_id))]
 
 
 def stop(processes: Sequence[subprocess.Popen], patience: float = 60.) -> None:
