@@ -262,6 +262,37 @@ def test_parquet_of_other_things_and_damaged_parquet(table, tmp_path):
   assert named == {p.name for p in root.iterdir()} - set(about['suspects'])
 
 
+@pytest.mark.parametrize('codec', ['snappy', 'none', 'zstd', 'gzip', 'lz4'])
+@pytest.mark.parametrize('dictionary', [True, False])
+@pytest.mark.parametrize('version', ['1.0', '2.0'])
+def test_a_value_of_parquet_is_read_alone(tmp_path, codec, dictionary, version):
+  """Against what was written, for every codec and kind of page."""
+  rng, path = np.random.default_rng(0), tmp_path / 'x.parquet'
+  values = [bytes(9000) + rng.bytes(int(rng.integers(9, 300_000)))
+            + b'abc' * 5000 if i % 7 != 3 else None for i in range(24)]
+  values[10] = values[11]
+  rows = [{'bytes': v, 'path': f'{i}'} for i, v in enumerate(values)]
+  rows[20] = values[20] = None
+  kind = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
+  parquet.write_table(pa.table({'audio': pa.array(rows, kind)}), path,
+                      compression=codec, use_dictionary=dictionary,
+                      data_page_version=version, row_group_size=17)
+  page = {}
+  with open(path, 'rb') as file:
+    for (name, place), row, value in zip(
+        data.parquet.sounds(str(path)), rows, values, strict=True):
+      assert name == (row['path'] if row else '')
+      assert data.parquet.place(place.offset, place.text()) == place
+      assert data.parquet.read(file, place, page) == value
+      if value is None:
+        continue
+      span = data.parquet.locate(file, place, page)
+      assert data.parquet.read_span(
+          file, span.offset, span.size, span.text()) == value
+      if codec in ('snappy', 'none'):  # Not its page of some megabytes.
+        assert span.size < len(value) + 2 * 2**16
+
+
 def test_names_of_parquet_rows(tmp_path):
   kind = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
   content = encoded(.1, 'WAV')

@@ -72,15 +72,8 @@ def stream(corpus: Corpus, batch: int, samples: int, seed: int,
   if not 0 <= process_index < process_count:
     raise ValueError(f'process_index {process_index} of {process_count}')
   rows = batch // process_count
-  if resident:
-    clips, read = schedule(corpus, batch, samples, seed), folder.reader(
-        corpus, resident)
-  else:
-    # By the numbers of the whole corpus: no list of the records meant.
-    clips, read = _schedule(corpus, batch, samples, seed, dense=False), (
-        folder.row_reader(corpus))
-  batches = _Batches(clips, read, samples,
-                     slice(process_index * rows, (process_index + 1) * rows))
+  batches = Batches(corpus, batch, samples, seed, slice(
+      process_index * rows, (process_index + 1) * rows), resident)
   grain = _grain()
   ahead = grain.MapDataset.source(batches)[first_step:].to_iter_dataset(
       grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
@@ -100,13 +93,18 @@ def _grain() -> Any:
   return grain
 
 
-class _Batches:
-  """Grain's random access to the host rows of batch t."""
+class Batches:
+  """Grain's random access to a host's rows of every global batch."""
 
-  def __init__(self, clips: Schedule, read: folder.Reader, samples: int,
-               rows: slice):
-    self._clips, self._read = clips, read
+  def __init__(self, corpus: Corpus, batch: int, samples: int, seed: int,
+               rows: slice, resident: bool):
+    """Args: as of `stream`; rows: of the batch that are this host's."""
     self._samples, self._rows = samples, rows
+    # By the numbers of the whole corpus where there need not be a list of the
+    # records meant.
+    self._clips = _schedule(corpus, batch, samples, seed, dense=resident)
+    self._read = (folder.reader(corpus, resident) if resident else
+                  folder.row_reader(corpus))
 
   def __len__(self) -> int:
     return 2**40

@@ -374,7 +374,8 @@ def _from_sound_files(corpus: Corpus) -> Reader:
       source = stored.opened(opened(int(index.shard_R[row])), address, {})
       if inner.startswith(stored.MEND):
         source = stored.mended(source)
-      return stored.piece(source, begin, length, start, samples, corpus.rate)
+      return stored.piece(stored.buffered(source, samples), begin, length,
+                          start, samples, corpus.rate)
     except (ValueError, OSError) as error:
       raise ValueError(f'{where(corpus, row)}: {error}') from error
   return read

@@ -3,11 +3,14 @@
 Hugging Face data sets hold sound files as bytes in a column of structures
 {bytes, path}. pyarrow reads a row group at least, some hundred clips, for
 every clip of a random order. Here the pages of the column are walked once by
-their headers; a clip is then found by its page and its place in it, and one
-page, about one clip, is read and decompressed.
+their headers (`sounds`); a value is then found by its page and its row in it
+(`Place`), and as the bytes of the file that it takes to read it alone
+(`Span`): itself where pages are not compressed; the blocks of 64 KB around it
+where they are by snappy, which compresses block by block; else its page.
 
-Source: the Parquet format (parquet.thrift, Encodings.md, of apache/
-parquet-format), with headers in Thrift's compact protocol.
+Sources: the Parquet format (parquet.thrift, Encodings.md, of apache/
+parquet-format), with headers in Thrift's compact protocol; snappy's
+format_description.txt.
 """
 
 from collections.abc import Iterator
@@ -20,6 +23,9 @@ PLAIN, DICTIONARY = (0,), (2, 8)
 DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_V2 = 0, 2, 3
 LONGEST_HEADER = 2**16
 LARGEST_PAGE = 2**31
+SPAN = 'span'  # Begins the text of one.
+SNAPPY_BLOCK = 2**16
+BLOCKS = 'SNAPPY_BLOCKS'  # Codec of some blocks without a page's length.
 
 
 class Place(NamedTuple):
@@ -48,6 +54,40 @@ def place(offset: int, text: str) -> Place:
   """Returns the Place of an offset and `Place.text`."""
   size, index, codec, *rest = text.split(':')
   return Place(offset, int(size), int(index), codec, *map(int, rest))
+
+
+class Span(NamedTuple):
+  """The bytes that hold one value.
+
+  offset, size: in the file.  codec: of these bytes.
+  raw: how many they are when decompressed.
+  begin, length: of the value in these.
+  """
+  offset: int
+  size: int
+  codec: str
+  raw: int
+  begin: int
+  length: int
+
+  def text(self) -> str:
+    """Returns all but offset and size as text, for a manifest."""
+    return f'{SPAN}:{self.codec}:{self.raw}:{self.begin}:{self.length}'
+
+
+class _Page(NamedTuple):
+  """A page, read: its values' bytes, and where these lie in the file.
+
+  offset, packed: of the bytes as they are in the file.  body: decompressed.
+  header: of the page.  levels: what stands before the values in a page of the
+  second version.
+  """
+  offset: int
+  packed: bytes
+  codec: str
+  body: memoryview
+  header: dict
+  levels: bytes
 
 
 def sounds(path: str) -> Iterator[tuple[str, Place]]:
@@ -149,16 +189,99 @@ def read(file: BinaryIO, where: Place, last: dict) -> bytes | None:
   Raises:
     ValueError: the page is not what it was, or written in another way.
   """
+  found = _value(file, where, last)
+  if found is None:
+    return None
+  page, begin, length = found
+  return bytes(page.body[begin:begin + length])
+
+
+def locate(file: BinaryIO, where: Place, last: dict) -> Span:
+  """Returns the Span of a value that is not null; arguments as of `read`."""
+  page, begin, length = _value(file, where, last)
+  if page.codec == 'UNCOMPRESSED':
+    return Span(page.offset + begin, length, page.codec, length, 0, length)
+  whole = Span(page.offset, len(page.packed), page.codec, len(page.body), begin,
+               length)
+  if page.codec != 'SNAPPY':
+    return whole
+  if last.get('blocks_of') != page.offset:
+    last['blocks'], last['blocks_of'] = _snappy_blocks(page), page.offset
+  blocks = last['blocks']
+  if not blocks:
+    return whole
+  first, end = begin // SNAPPY_BLOCK, -(-(begin + length) // SNAPPY_BLOCK)
+  raw = min(end * SNAPPY_BLOCK, len(page.body)) - first * SNAPPY_BLOCK
+  return Span(page.offset + blocks[first], blocks[end] - blocks[first],
+              BLOCKS, raw, begin - first * SNAPPY_BLOCK, length)
+
+
+def read_span(file: BinaryIO, offset: int, size: int, text: str) -> bytes:
+  """Returns the value of a Span, given as its `text`."""
+  _, codec, raw, begin, length = text.split(':')
+  file.seek(offset)
+  data = file.read(size)
+  if len(data) < size:
+    raise ValueError('cut off')
+  if codec == BLOCKS:
+    codec, data = 'SNAPPY', _snappy_length(int(raw)) + data
+  body = _decompressed(data, int(raw), codec)
+  return bytes(body[int(begin):int(begin) + int(length)])
+
+
+def _snappy_length(length: int) -> bytes:
+  out = bytearray()
+  while length > 127:
+    out.append(length & 127 | 128)
+    length >>= 7
+  return bytes([*out, length])
+
+
+def _snappy_blocks(page: _Page) -> list[int]:
+  """Returns where each block of a page begins in its packed bytes, and its end.
+
+  Empty where copies reach beyond a block, as no usual writer has them.
+  """
+  data, (_, at) = page.packed, _varint(page.packed, 0)
+  done, blocks = 0, []
+  while at < len(data):
+    if done % SNAPPY_BLOCK == 0:
+      blocks.append(at)
+    tag, at, back = data[at], at + 1, 0
+    if tag & 3 == 0:
+      length = (tag >> 2) + 1
+      if length > 60:
+        extra = length - 60
+        length = int.from_bytes(data[at:at + extra], 'little') + 1
+        at += extra
+      at += length
+    elif tag & 3 == 1:
+      length, back = (tag >> 2 & 7) + 4, tag >> 5 << 8 | data[at]
+      at += 1
+    else:
+      width = 2 if tag & 3 == 2 else 4
+      length = (tag >> 2) + 1
+      back = int.from_bytes(data[at:at + width], 'little')
+      at += width
+    inside = done % SNAPPY_BLOCK
+    if back > inside or inside + length > SNAPPY_BLOCK:
+      return []
+    done += length
+  return [*blocks, len(data)] if done == len(page.body) else []
+
+
+def _value(file: BinaryIO, where: Place, last: dict) -> tuple[
+    _Page, int, int] | None:
+  """Returns (page, begin, length) of a value, None where it is null."""
   if last.get('page') != where.offset:
-    values = None
-    if where.dictionary:
-      if last.get('dictionary') != where.dictionary:
-        body, header = _body(file, where.dictionary, where.dictionary_size,
-                             where.codec)
-        last['values'] = list(_plain(body, header.get(7, {}).get(1, 0)))
-        last['dictionary'] = where.dictionary
-      values = last['values']
-    last['rows'] = _rows(file, where, values)
+    if where.dictionary and last.get('dictionary') != where.dictionary:
+      page = _page(file, where.dictionary, where.dictionary_size, where.codec)
+      last['values'] = [(page, *v) for v in _plain(
+          page.body, 0, page.header.get(7, {}).get(1, 0))]
+      last['dictionary'] = where.dictionary
+    page = _page(file, where.offset, where.size, where.codec)
+    last['rows'] = _rows(page, where.levels,
+                         last['values'] if where.dictionary else None)
     last['page'] = where.offset
   rows = last['rows']
   if where.index >= len(rows):
@@ -166,22 +289,22 @@ def read(file: BinaryIO, where: Place, last: dict) -> bytes | None:
   return rows[where.index]
 
 
-def _body(file: BinaryIO, offset: int, size: int,
-          codec: str) -> tuple[memoryview, dict]:
-  """Returns a page, decompressed, and its header."""
+def _page(file: BinaryIO, offset: int, size: int, codec: str) -> _Page:
   header, length = _header(file, offset)
   file.seek(offset + length)
-  body = file.read(size - length)
-  if len(body) < size - length:
+  data, levels = file.read(size - length), b''
+  if len(data) < size - length:
     raise ValueError('cut off')
+  raw = header.get(2, 0)
   if header.get(1) == DATA_PAGE_V2:
-    about = header[8]
+    about = header.get(8, {})
     plain = about.get(5, 0) + about.get(6, 0)  # Levels are not compressed.
-    if about.get(7, True):
-      body = body[:plain] + bytes(_decompressed(
-          body[plain:], header[2] - plain, codec))
-    return memoryview(body), header
-  return memoryview(_decompressed(body, header.get(2, 0), codec)), header
+    levels, data = data[:plain], data[plain:]
+    length, raw = length + plain, raw - plain
+    if not about.get(7, True):
+      codec = 'UNCOMPRESSED'
+  return _Page(offset + length, data, codec,
+               memoryview(_decompressed(data, raw, codec)), header, levels)
 
 
 def _decompressed(body: bytes, size: int, codec: str) -> bytes:
@@ -197,40 +320,46 @@ def _decompressed(body: bytes, size: int, codec: str) -> bytes:
     raise ValueError(f'a page does not unpack: {error}') from error
 
 
-def _rows(file: BinaryIO, where: Place, dictionary: list | None) -> list:
-  """Returns the values of a data page, None for nulls."""
-  body, header = _body(file, where.offset, where.size, where.codec)
-  if header.get(1) == DATA_PAGE_V2:
-    about, encoding = header[8], header[8].get(4, 0)
-    count, at = about.get(1, 0), about.get(6, 0)
-    levels = _hybrid(body[at:at + about.get(5, 0)], where.levels, count)
-    at += about.get(5, 0)
+def _rows(page: _Page, most: int, dictionary: list | None) -> list:
+  """Returns (page, begin, length) of the rows of a data page, None for nulls.
+
+  Args:
+    page: the page.
+    most: the level of a value that is there.
+    dictionary: the values of the dictionary, likewise.
+  """
+  body, at = page.body, 0
+  if page.header.get(1) == DATA_PAGE_V2:
+    about = page.header[8]
+    count, encoding = about.get(1, 0), about.get(4, 0)
+    levels = _hybrid(memoryview(page.levels)[about.get(6, 0):], most, count)
   else:
-    about, encoding = header[5], header[5].get(2, 0)
-    count, at, levels = about.get(1, 0), 0, [where.levels] * about.get(1, 0)
-    if where.levels:
+    about = page.header[5]
+    count, encoding = about.get(1, 0), about.get(2, 0)
+    levels = [most] * count
+    if most:
       length, = struct.unpack('<I', body[:4])
-      levels = _hybrid(body[4:4 + length], where.levels, count)
       at = 4 + length
-  present = sum(level == where.levels for level in levels)
+      levels = _hybrid(body[4:at], most, count)
+  present = sum(level == most for level in levels)
   if encoding in PLAIN:
-    values = _plain(body[at:], present)
+    values = ((page, *value) for value in _plain(body, at, present))
   elif encoding in DICTIONARY and dictionary is not None:
     width = body[at] if present else 0
     values = (dictionary[i] for i in _hybrid(
         body[at + 1:], (1 << width) - 1, present))
   else:
     raise ValueError(f'encoding {encoding} of parquet, which is not read here')
-  return [next(values) if level == where.levels else None for level in levels]
+  return [next(values) if level == most else None for level in levels]
 
 
-def _plain(body: memoryview, count: int) -> Iterator[bytes]:
-  at = 0
+def _plain(body: memoryview, at: int, count: int) -> Iterator[tuple[int, int]]:
+  """Yields (begin, length) of values one behind the other."""
   for _ in range(count):
     length, = struct.unpack_from('<I', body, at)
     if at + 4 + length > len(body):
       raise ValueError('a value beyond its page')
-    yield bytes(body[at + 4:at + 4 + length])
+    yield at + 4, length
     at += 4 + length
 
 
@@ -293,10 +422,10 @@ def _structure(data: bytes, at: int, depth: int) -> tuple[dict, int]:
     else:
       number, at = _varint(data, at)
       field = number >> 1 ^ -(number & 1)
-    fields[field], at = _value(data, at, head & 15, depth)
+    fields[field], at = _field(data, at, head & 15, depth)
 
 
-def _value(data: bytes, at: int, kind: int, depth: int) -> tuple:
+def _field(data: bytes, at: int, kind: int, depth: int) -> tuple:
   if kind in (1, 2):
     return kind == 1, at
   if kind == 3:
@@ -316,7 +445,7 @@ def _value(data: bytes, at: int, kind: int, depth: int) -> tuple:
       count, at = _varint(data, at)
     out = []
     for _ in range(min(count, LONGEST_HEADER)):
-      value, at = _value(data, at, head & 15, depth + 1)
+      value, at = _field(data, at, head & 15, depth + 1)
       out.append(value)
     return out, at
   if kind == 12:

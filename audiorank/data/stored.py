@@ -26,6 +26,9 @@ from audiorank.data import parquet
 
 # Beside what is resampled, at its own rate: longer than soxr's filter.
 MARGIN = 8192
+# A file of at most so many bytes a sample wanted is read at once.
+WHOLE = 4
+BUFFER = 2**14  # Bytes read ahead in other files.
 MEND = 'mend'  # Of an address: the file needs a header of containers.inspect.
 
 
@@ -48,10 +51,10 @@ class Handle:
     self.fd = os.open(path, os.O_RDONLY)
     self.size = os.fstat(self.fd).st_size
 
-  def __del__(self):
-    # Not there where it could not be opened.
+  def __del__(self, close=os.close):
+    # Not there where it could not be opened; os may be gone at the very end.
     if hasattr(self, 'fd'):
-      os.close(self.fd)
+      close(self.fd)
 
 
 class Region(io.RawIOBase):
@@ -102,8 +105,12 @@ def opened(handle: Handle, address: Address, last: dict) -> Any:
   if ':' in address.inner:
     whole = Region(handle, address.path, 0, handle.size)
     try:
-      data = parquet.read(whole, parquet.place(address.offset, address.inner),
-                          last)
+      if address.inner.startswith(parquet.SPAN):
+        data = parquet.read_span(whole, address.offset, address.size,
+                                 address.inner)
+      else:
+        data = parquet.read(
+            whole, parquet.place(address.offset, address.inner), last)
     except (IndexError, struct.error) as error:
       raise ValueError(f'unreadable: {error}') from error
     if whole.failed:
@@ -113,6 +120,13 @@ def opened(handle: Handle, address: Address, last: dict) -> Any:
     return io.BytesIO(data)
   size = address.size or handle.size - address.offset
   return Region(handle, address.path, address.offset, size)
+
+
+def span(handle: Handle, address: Address, last: dict) -> parquet.Span:
+  """Returns the bytes of parquet that hold a sound file, to be read alone."""
+  return parquet.locate(
+      Region(handle, address.path, 0, handle.size),
+      parquet.place(address.offset, address.inner), last)
 
 
 def piece(source: Any, begin: int, length: int, start: int, samples: int,
@@ -136,10 +150,10 @@ def piece(source: Any, begin: int, length: int, start: int, samples: int,
       if file.samplerate != rate:
         wave_S = _resampled(file, begin, length, rate)[start:start + samples]
       elif file.format in decode.LOSSY:
-        file.seek(begin)
+        _seek(file, begin)
         wave_S = _mono(file, start + samples)[start:]
       else:
-        file.seek(begin + start)
+        _seek(file, begin + start)
         wave_S = _mono(file, samples)
   except (RuntimeError, TypeError) as error:
     why = getattr(error, 'error_string', str(error)).strip().rstrip('.')
@@ -148,6 +162,12 @@ def piece(source: Any, begin: int, length: int, start: int, samples: int,
     raise ValueError(f'cut off: {len(wave_S)} of {samples} samples from '
                      f'{begin + start}')
   return wave_S
+
+
+def _seek(file: soundfile.SoundFile, frame: int) -> None:
+  # libsndfile decodes to find a place, even the one where it is.
+  if frame:
+    file.seek(frame)
 
 
 def _mono(file: soundfile.SoundFile, frames: int) -> np.ndarray:
@@ -171,6 +191,21 @@ def _resampled(file: soundfile.SoundFile, begin: int, length: int,
   wave_S = soxr.resample(wave_SC.mean(1), file.samplerate, rate, quality='HQ')
   inner = begin - first * ours
   return decode.to_int16(np.clip(wave_S[inner:inner + length], -1, 1))
+
+
+def buffered(source: Any, samples: int) -> Any:
+  """Returns a sound file that is quick to read for so many samples.
+
+  Many small reads of a Region are slow: a short file is read at once, of a
+  longer one a little more than libsndfile asks for.
+  """
+  if not isinstance(source, Region):
+    return source
+  size = source.seek(0, io.SEEK_END)
+  source.seek(0)
+  if size <= WHOLE * samples:
+    return io.BytesIO(source.read(size))  # At once, not block by block.
+  return io.BufferedReader(source, BUFFER)
 
 
 def mended(source: Any) -> Any:

@@ -74,6 +74,7 @@ def _items(job: dict, say: Say) -> Iterator[dict]:
               'category': entry['category'], 'format': about['format'],
               'pieces': _pieces(spool, samples, settings)}
       if settings['store'] == 'none':
+        entry = _spanned(entry, pages)
         item['place'] = _place(entry, settings, about)
         if about['rate'] != settings['rate'] or about['lossy']:
           item['pieces'] = _reread(item['pieces'], entry, item['place'],
@@ -135,6 +136,16 @@ def _pieces(spool: BinaryIO, samples: int, settings: dict) -> Iterator:
   spool.seek(0)
   for start, stop in shards.cuts(samples, piece):
     yield start, np.frombuffer(spool.read(2 * (stop - start)), '<i2')
+
+
+def _spanned(entry: dict, pages: dict) -> dict:
+  """Returns an entry of parquet by the bytes that hold it alone."""
+  if not entry['inner']:
+    return entry
+  span = stored.span(stored.Handle(entry['path']), stored.Address(
+      entry['file'], entry['offset'], entry['size'], entry['inner']), pages)
+  return {**entry, 'offset': span.offset, 'size': span.size,
+          'inner': span.text()}
 
 
 def _place(entry: dict, settings: dict, about: dict) -> dict:

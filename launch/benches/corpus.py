@@ -25,12 +25,12 @@ from launch.benches import timing
 PINNED = True
 SIZES = (10**4, 10**6, 32_700_000)
 QUICK = (10**4, 10**5)
-RATE, SECONDS, CLIPS = 16_000, 10., 256
+RATE, SECONDS, CLIPS, BATCH = 16_000, 10., 256, 64
 PER_SOURCE = 3
 
 # What a training process does before its first batch, and its peak memory.
 START = '''
-import json, resource, sys, time
+import json, sys, time
 began = time.perf_counter()
 from audiorank import data
 imported = time.perf_counter()
@@ -40,14 +40,12 @@ part = data.subset(train, train.hours * .9, 0)
 at = data.schedule(part, 256, 160_000, 0)
 record_B, start_B = at(0)
 spent = time.perf_counter() - imported
-kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-own = 0
-for line in open('/proc/self/smaps_rollup'):
-  if line.startswith('Private'):
-    own += int(line.split()[1])
+worked = time.process_time()
+# Not getrusage: its peak is that of the process before this program as well.
+peak, = (int(line.split()[1]) for line in open('/proc/self/status')
+         if line.startswith('VmHWM'))
 print(json.dumps({'seconds': spent, 'import': imported - began,
-                  'peak': kilobytes / 1e6, 'own': own / 1e6,
-                  'records': len(part)}))
+                  'cpu': worked, 'peak': peak / 1e6, 'records': len(part)}))
 '''
 
 
@@ -70,8 +68,8 @@ def starts(what: str, count: int) -> Iterator[timing.Row]:
       found = start(root)
       yield timing.alone(
           f'{what}{again}', found['seconds'], 's', None,
-          f'peak {found["peak"]:.2f} GB, of it {found["own"]:.2f} GB the '
-          f"process's own at the end; 10 s and 1 GB wanted")
+          f'peak {found["peak"]:.2f} GB, {found["cpu"]:.1f} CPU-s with the '
+          'imports; 10 s and 1 GB wanted')
     if count <= 10**5:
       # As before there was an index: the manifest is read into memory.
       (root / 'index' / 'index.json').unlink()
@@ -173,21 +171,18 @@ def reading(folder: pathlib.Path, quick: bool,
       continue
     store = 'none' if key == 'parquet' else key
     source = folder / ('parquet' if key == 'parquet' else 'tars')
-    prepare.run(source, folder / key, store=store, workers=1)
-    corpus = data.load(folder / key)
-    ours = lambda corpus=corpus: _read(corpus, clips)
+    prepare.run(source, folder / f'of-{key}', store=store, workers=1)
+    corpus = data.load(folder / f'of-{key}')
+    # Batch by batch: a stream reads ahead, in the rival's turn as well.
+    batches = data.clips.Batches(corpus, BATCH, int(SECONDS * RATE), 0,
+                                 slice(BATCH), False)
+    ours = lambda batches=batches: [
+        batches[step] for step in range(clips // BATCH)]
     for name, rival in _rivals(key, folder, clips).items():
       yield timing.turns(
-          f'{what}, against {name}', ours, rival, 3 if quick else 5,
+          f'{what}, against {name}', ours, rival, 4 if quick else 6,
           time.process_time, .9 if name.startswith('soundfile') else None,
           ('stream', name), 'CPU time of one core', clips)
-
-
-def _read(corpus: object, clips: int) -> None:
-  from launch.benches import input as input_bench
-  stream = input_bench.data_stream(corpus, int(SECONDS * RATE))
-  for _ in range(-(-clips // input_bench.BATCH)):
-    next(stream)
 
 
 def _rivals(key: str, folder: pathlib.Path,
@@ -198,7 +193,7 @@ def _rivals(key: str, folder: pathlib.Path,
     items = [tar.extractfile(m).read() for m in tar
              if m.name.endswith('.flac')]
   if key == 'int16':
-    return {}
+    return {'soundfile from memory': lambda: _from_memory(items, clips)}
   if key == 'opus':
     waves = [soundfile.read(io.BytesIO(item), dtype='int16')[0]
              for item in items]
@@ -208,10 +203,7 @@ def _rivals(key: str, folder: pathlib.Path,
       soundfile.write(file, wave_S, RATE, format='OGG', subtype='OPUS')
       items.append(file.getvalue())
 
-  def from_memory():
-    for i in range(clips):
-      soundfile.read(io.BytesIO(items[i % len(items)]), dtype='int16')
-  out = {'soundfile from memory': from_memory}
+  out = {'soundfile from memory': lambda: _from_memory(items, clips)}
   if key == 'none':
     try:
       import webdataset
@@ -225,6 +217,12 @@ def _rivals(key: str, folder: pathlib.Path,
         soundfile.read(io.BytesIO(sample['flac']), dtype='int16')
     out['webdataset, in the order of the tar'] = of_webdataset
   return out
+
+
+def _from_memory(items: list[bytes], clips: int) -> None:
+  import soundfile
+  for i in range(clips):
+    soundfile.read(io.BytesIO(items[i % len(items)]), dtype='int16')
 
 
 def _write_inputs(folder: pathlib.Path, clips: int) -> None:
