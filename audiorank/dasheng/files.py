@@ -2,11 +2,16 @@
 
 from collections.abc import Mapping
 import pathlib
+from typing import Any
 
+from ml_collections import config_dict
+
+from audiorank import files
 from audiorank.dasheng import weights
 
 
-def load(path, config=None):
+def load(path: files.Path, config: Any = None
+         ) -> tuple[config_dict.FrozenConfigDict, weights.Tree]:
   """Returns (config, params) of an official .pt or .safetensors file.
 
   Nothing in a file is executed: a .pt is read with weights_only=True, and of
@@ -22,27 +27,29 @@ def load(path, config=None):
     ValueError: another kind of file, a damaged one, torch is missing, or as
       from_state_dict; names the file.
   """
-  path = pathlib.Path(path)
+  source = files.path(path)
   readers = {'.pt': read_torch, '.pth': read_torch,
              '.safetensors': read_safetensors}
-  if path.suffix not in readers:
-    raise ValueError(f'{path}: expected a file {", ".join(readers)}')
-  if not path.is_file():
-    raise FileNotFoundError(f'{path}: no such file')
-  state = readers[path.suffix](path)
+  if source.suffix not in readers:
+    raise ValueError(f'{source}: expected a file {", ".join(readers)}')
+  if not source.is_file():
+    raise FileNotFoundError(f'{source}: no such file')
+  state = readers[source.suffix](source)
   try:
     return weights.from_state_dict(state, config)
   except ValueError as error:
-    raise ValueError(f'{path}: {error}') from None
+    raise ValueError(f'{source}: {error}') from None
 
 
-def read_torch(path):
+def read_torch(path: pathlib.Path) -> Mapping[str, Any]:
   """Returns the dictionary in a .pt file."""
   try:
     import torch
   except ModuleNotFoundError:
     raise ValueError(f"{path}: a {path.suffix} file needs torch (pip install "
                      "'audiorank[torch]'); .safetensors does not") from None
+  # The official training code leaves paths in its config; of Python 3.13 they
+  # are of another module.
   paths = [(pathlib.PurePosixPath, f'{module}.PosixPath')
            for module in ('pathlib', 'pathlib._local')]
   try:
@@ -58,13 +65,13 @@ def read_torch(path):
   return dump
 
 
-def read_safetensors(path):
+def read_safetensors(path: pathlib.Path) -> Mapping[str, Any]:
   """Returns the dictionary in a .safetensors file."""
   try:
     import safetensors.numpy
   except ModuleNotFoundError:
     raise ValueError(f"{path}: needs safetensors (pip install "
-                     "'audiorank[torch]')") from None
+                     "'audiorank[hub]')") from None
   try:
     return safetensors.numpy.load_file(path)
   except safetensors.SafetensorError as error:

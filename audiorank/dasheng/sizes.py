@@ -1,150 +1,210 @@
-"""What a config says of a model, and what the shapes of its tensors do."""
+"""What a config states about a model, and what the shapes of its tensors do."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from absl import logging
 from ml_collections import config_dict
+import numpy as np
 
-# Heads cannot be seen in the weights. Published: base, 0.6B, 1.2B.
+# The weights do not show the number of heads. Published: base, 0.6B, 1.2B.
 HEADS = {768: 12, 1280: 16, 1536: 24}
+DECODER_HEADS = {512: 16, 768: 24}
 # Heads of encoder and decoder of what the official training builds by name.
 NAMED_HEADS = {'dasheng_base': (12, 16), 'dasheng_06B': (24, 16),
                'dasheng_12B': (24, 24)}
-# Arguments of the official class, and our names of them.
+# Arguments of the official class -> our names of them.
 ARGUMENTS = {'embed_dim': 'width', 'depth': 'depth', 'num_heads': 'heads',
              'mlp_ratio': 'mlp_ratio', 'n_mels': 'mels',
              'target_length': 'target_frames'}
-# Its arguments that change the numbers and show in no shape.
+# Its arguments that change the numbers but no shape: we have these values.
 FIXED = {'n_fft': 512, 'win_size': 512, 'hop_size': 160, 'f_min': 0,
          'f_max': 8000, 'center': True, 'top_db': 120, 'pooling': 'mean',
          'init_values': None, 'block_type': 'Block',
          'attention_type': 'Attention', 'patch_size': [64, 4],
          'patch_stride': [64, 4]}
-# What a config of ours says beyond what the shapes do.
+# Fields of a config of ours that no shape shows, with their defaults.
 FREE = {'heads': None, 'front': 'log_mel', 'dtype': 'float32',
         'remat': False, 'unroll': 1}
 SIZES = ('width', 'depth', 'mlp_ratio', 'mels', 'patch_frames',
          'target_frames')
 
+Fields = dict[str, Any]
+State = dict[str, np.ndarray]
 
-def plain(config):
+
+def as_dict(config: Any) -> Any:
   """Returns a config of any kind as nested dictionaries."""
-  known = isinstance(config, config_dict.ConfigDict)
-  return config.to_dict() if known else config
+  if isinstance(config, config_dict.ConfigDict):
+    return config.to_dict()
+  return config
 
 
-def told(config):
-  """Returns what a config of any dialect says, in our names.
+def read(config: Any) -> Fields:
+  """Returns the fields that a config of any dialect states, in our names.
+
+  Args:
+    config: of a run of ours or its `model` part, the arguments of the official
+      class, Hugging Face's config.json, or the config of the official training
+      code; None states nothing.
 
   Raises:
     ValueError: not a config, an unknown field of ours, or an official
       argument that has no equivalent here.
   """
-  config = plain(config)
+  config = as_dict(config)
   if not config:
     return {}
   if not isinstance(config, Mapping):
     raise ValueError(f'config: a {type(config).__name__}, expected fields')
-  if 'model' in config and isinstance(config['model'], Mapping):
-    config = config['model']
-  if 'encoder_kwargs' in config and isinstance(
-      config['encoder_kwargs'], Mapping):
-    config = config['encoder_kwargs']  # As Hugging Face's config.json has it.
+  # 'model' holds our fields; in the official training it is a name.
+  for part in ('model', 'encoder_kwargs'):
+    if isinstance(config.get(part), Mapping):
+      config = config[part]
   ours = {*SIZES, *FREE, 'decoder'}
   if set(config) & (ours - set(ARGUMENTS)):
-    if set(config) - ours:
-      raise ValueError(f'config: unknown field {min(set(config) - ours)}')
+    unknown = set(config) - ours
+    if unknown:
+      raise ValueError(f'config: unknown field {min(unknown)}')
     return dict(config)
-  args = config['model_args'] if 'model_args' in config else config
-  for name in sorted(args.keys() & FIXED.keys()):
-    found, value = args[name], FIXED[name]
-    found = list(found) if isinstance(found, tuple) else found
-    if found != value:
-      raise ValueError(f'config.{name}: {found!r}, expected {value!r}')
-  said = {ARGUMENTS[k]: v for k, v in args.items() if k in ARGUMENTS}
-  for field, value in said.items():
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or (
-        value != int(value)):
+  return official(config)
+
+
+def official(config: Mapping[str, Any]) -> Fields:
+  """Returns the fields of arguments of the official class; see `read`."""
+  arguments = config.get('model_args', config)
+  for name in sorted(arguments.keys() & FIXED.keys()):
+    value = arguments[name]
+    if isinstance(value, tuple):
+      value = list(value)
+    if value != FIXED[name]:
+      raise ValueError(f'config.{name}: {value!r}, expected {FIXED[name]!r}')
+  fields = {ARGUMENTS[name]: value for name, value in arguments.items()
+            if name in ARGUMENTS}
+  for field, value in fields.items():
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or value != int(value):
       raise ValueError(f'config: {field} {value!r}, expected a whole number')
-  if 'target_frames' in said:  # Frames short of a patch get no position.
-    said['target_frames'] -= said['target_frames'] % FIXED['patch_size'][1]
-  if {'model_args', 'model'} <= set(config) and (
-      config['model'] in NAMED_HEADS):
+  if 'target_frames' in fields:  # Frames short of a patch get no position.
+    fields['target_frames'] -= fields['target_frames'] % FIXED['patch_size'][1]
+  if 'model_args' in config and config.get('model') in NAMED_HEADS:
     encoder, decoder = NAMED_HEADS[config['model']]
-    said = {'usual_heads': encoder, **said,
-            'decoder': {'usual_heads': decoder}}
-  return said
+    fields = {'usual_heads': encoder, **fields,
+              'decoder': {'usual_heads': decoder}}
+  return fields
 
 
-def infer(state, prefix, decoder, said):
-  """Returns the model part of a config: sizes by shape, the rest as said."""
-  def shape(name, *dims):
-    want = f'expected ({", ".join(dims)})'
-    if name not in state:
-      raise ValueError(f'{name}: missing, {want}')
-    if state[name].ndim != len(dims) or not all(state[name].shape):
-      raise ValueError(f'{name}: shape {state[name].shape}, {want}')
-    return state[name].shape
+def infer(state: State, prefix: str, decoder: bool, fields: Fields) -> Fields:
+  """Returns the model part of a config: sizes by shape, the rest as stated.
 
-  def stack(part):
-    start = f'{part}blocks.'
-    numbers = [name[len(start):].split('.')[0] for name in state
-               if name.startswith(start)]
-    # Up to the first gap: a block beyond it is an error that names it.
-    depth = 1
-    while str(depth) in numbers:
-      depth += 1
-    F, D = shape(f'{start}0.mlp.fc1.weight', '4 D', 'D')
-    return depth, F // D
+  Args:
+    state: official name -> array.
+    prefix: of the encoder's names.
+    decoder: whether the state has one.
+    fields: of `read`.
 
-  def check(sizes, said, label):
-    for field, value in sizes.items():
-      if said.get(field, value) != value:
-        raise ValueError(f'config.{label}{field}: {said[field]}, but the '
-                         f'tensors have {value}')
-
-  D, _, M, frames = shape(f'{prefix}patch_embed.proj.weight',
-                          'D', '1', '64', '4')
+  Raises:
+    ValueError: a tensor that is missing or of another shape, or a field that
+      contradicts the shapes; names it.
+  """
+  D, _, M, frames = shape_of(state, f'{prefix}patch_embed.proj.weight',
+                             'D', '1', '64', '4')
   if (M, frames) != (64, 4):
     raise ValueError(f'{prefix}patch_embed.proj.weight: shape '
                      f'{(D, 1, M, frames)}, expected {(D, 1, 64, 4)}')
-  L = shape(f'{prefix}time_pos_embed', '1', 'D', '1', 'L')[3]
-  depth, ratio = stack(prefix)
+  L = shape_of(state, f'{prefix}time_pos_embed', '1', 'D', '1', 'L')[3]
+  depth, ratio = blocks_of(state, prefix)
   tree = {'width': D, 'depth': depth, 'mlp_ratio': ratio, 'mels': M,
           'patch_frames': frames, 'target_frames': L * frames}
-  check(tree, said, '')
-  inner = said.get('decoder', {})
+  check_stated(tree, fields, '')
+  # Small models have heads of 32 dimensions, others of 64.
+  dimensions = 64 if D >= 256 else 32
+  free = {field: fields.get(field, value) for field, value in FREE.items()}
+  free['heads'] = heads(D, fields, '', HEADS, max(1, D // dimensions))
+  stated = fields.get('decoder', {})
   if decoder:
-    width = shape('decoder.input_proj.weight', 'W', 'D')[0]
-    sizes = {'width': width, 'depth': stack('decoder.')[0]}
-    check(sizes, inner, 'decoder.')
-    sizes['heads'] = heads(width, inner, 'decoder.',
-                           {512: 16, 768: 24}, max(1, width // 32))
+    inner = decoder_of(state, stated)
   else:
-    sizes = {'width': 512, 'depth': 8, 'heads': 16}
-    if (D, depth) == (1536, 40):
-      sizes = {'width': 768, 'depth': 8, 'heads': 24}
-    sizes = {field: inner.get(field, value) for field, value in sizes.items()}
-  free = {field: said.get(field, value) for field, value in FREE.items()}
-  free['heads'] = heads(D, said, '', HEADS,
-                        max(1, D // (64 if D >= 256 else 32)))
-  return {**tree, **free, 'decoder': sizes}
+    inner = published_decoder(D, depth, stated)
+  return {**tree, **free, 'decoder': inner}
 
 
-def heads(width, said, label, published, rule):
-  """Returns how many heads a config gives, or the usual number."""
-  if 'heads' in said:
-    if said['heads'] < 1 or width % said['heads']:
-      raise ValueError(f"config.{label}heads: {said['heads']}, expected a "
+def decoder_of(state: State, fields: Fields) -> Fields:
+  """Returns the decoder part of a config by the shapes of its tensors."""
+  width = shape_of(state, 'decoder.input_proj.weight', 'W', 'D')[0]
+  sizes = {'width': width, 'depth': blocks_of(state, 'decoder.')[0]}
+  check_stated(sizes, fields, 'decoder.')
+  return {**sizes, 'heads': heads(width, fields, 'decoder.', DECODER_HEADS,
+                                  max(1, width // 32))}
+
+
+def published_decoder(width: int, depth: int, fields: Fields) -> Fields:
+  """Returns the decoder that an encoder of this size was published with."""
+  sizes = {'width': 512, 'depth': 8, 'heads': 16}
+  if (width, depth) == (1536, 40):
+    sizes = {'width': 768, 'depth': 8, 'heads': 24}
+  return {field: fields.get(field, value) for field, value in sizes.items()}
+
+
+def shape_of(state: State, name: str, *dimensions: str) -> tuple[int, ...]:
+  """Returns the shape of a tensor.
+
+  Raises:
+    ValueError: it is missing, or has another number of dimensions.
+  """
+  expected = f'expected ({", ".join(dimensions)})'
+  if name not in state:
+    raise ValueError(f'{name}: missing, {expected}')
+  shape = state[name].shape
+  if len(shape) != len(dimensions) or not all(shape):
+    raise ValueError(f'{name}: shape {shape}, {expected}')
+  return shape
+
+
+def blocks_of(state: State, part: str) -> tuple[int, int]:
+  """Returns (the number of blocks, the width of their MLP over D)."""
+  start = f'{part}blocks.'
+  numbers = {name[len(start):].split('.')[0] for name in state
+             if name.startswith(start)}
+  # Up to the first gap: a block beyond it is an error that names it.
+  depth = 1
+  while str(depth) in numbers:
+    depth += 1
+  F, D = shape_of(state, f'{start}0.mlp.fc1.weight', '4 D', 'D')
+  return depth, F // D
+
+
+def check_stated(sizes: Fields, fields: Fields, label: str) -> None:
+  """Raises ValueError where a config states another size than the shapes."""
+  for field, value in sizes.items():
+    if fields.get(field, value) != value:
+      raise ValueError(f'config.{label}{field}: {fields[field]}, but the '
+                       f'tensors have {value}')
+
+
+def heads(width: int, fields: Fields, label: str, published: dict[int, int],
+          rule: int) -> int:
+  """Returns how many heads a config states, or the usual number.
+
+  Args:
+    width: of the model.
+    fields: of `read`.
+    label: 'decoder.' or '', for messages.
+    published: width -> heads.
+    rule: for any other width; taken with a warning.
+  """
+  if 'heads' in fields:
+    if fields['heads'] < 1 or width % fields['heads']:
+      raise ValueError(f"config.{label}heads: {fields['heads']}, expected a "
                        f'divisor of the width {width}')
-    return said['heads']
-  usual = said.get('usual_heads')
+    return fields['heads']
+  usual = fields.get('usual_heads')
   if usual and not width % usual:
     return usual
   if width in published:
     return published[width]
   if width % rule:
-    raise ValueError(f'config.{label}heads: not given, expected a divisor of '
+    raise ValueError(f'config.{label}heads: not stated, expected a divisor of '
                      f'the width {width}')
   logging.warning('%sheads: not in the weights, assuming %d', label, rule)
   return rule

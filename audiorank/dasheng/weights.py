@@ -1,17 +1,23 @@
 """An official state_dict to a config and linen variables, and back."""
 
 import collections
+from collections.abc import Iterator
 from collections.abc import Mapping
+from typing import Any
 
 from absl import logging
+from ml_collections import config_dict
 import numpy as np
 
-from audiorank import records
+from audiorank import config as config_lib
 from audiorank.dasheng import names
 from audiorank.dasheng import sizes
 
+Tree = dict[str, Any]  # Linen variables: nested dictionaries of arrays.
 
-def from_state_dict(state, config=None):
+
+def from_state_dict(state: Mapping[str, Any], config: Any = None
+                    ) -> tuple[config_dict.FrozenConfigDict, Tree]:
   """Returns (config, params) of an official state_dict.
 
   Sizes are read from the shapes. Accepted: an encoder's dictionary, with the
@@ -24,8 +30,8 @@ def from_state_dict(state, config=None):
     state: name -> array, of numpy or of torch.
     config: what is known of the model: fields of a config of ours (whole or
       its `model` part), arguments of the official class, or the config of its
-      training code. Sizes are checked against the shapes. Where nobody says
-      how many heads there are, the published number of that width is taken,
+      training code. Sizes are checked against the shapes. Where no config
+      states the number of heads, the published number of that width is taken,
       else one of 64 dimensions each (of 32 below width 256), with a warning.
 
   Returns:
@@ -37,61 +43,81 @@ def from_state_dict(state, config=None):
   Raises:
     ValueError: a tensor that is missing, unknown, of another shape or not
       finite, another front end than Dasheng's, or a config that contradicts
-      the shapes. Names it, what was found and what was expected.
+      the shapes. Names the tensor or field, its value and what is expected.
   """
   if not isinstance(state, Mapping):
     raise ValueError(f'a {type(state).__name__}, expected a state_dict')
-  said = sizes.told(config)
+  fields = sizes.read(config)
   if isinstance(state.get('model'), Mapping):
-    inner = sizes.told(state.get('config'))
-    decoder = {**inner.get('decoder', {}), **said.get('decoder', {})}
-    said = {**inner, **said, 'decoder': decoder}
+    inner = sizes.read(state.get('config'))
+    decoder_fields = {**inner.get('decoder', {}), **fields.get('decoder', {})}
+    fields = {**inner, **fields, 'decoder': decoder_fields}
     state = state['model']
-  state = {name: array(x) for name, x in state.items()}
-  for name, x in state.items():
+  arrays = without_classifier({name: array(x) for name, x in state.items()})
+  for name, x in arrays.items():
     if x.dtype.kind not in 'fiub' and x.dtype.name != 'bfloat16':
       raise ValueError(f'{name}: {x.dtype}, expected numbers')
-  head = [name for name in state if 'outputlayer.' in name
+  decoder = any(name.startswith('decoder.') for name in arrays)
+  encoder = any(name.startswith('encoder.') for name in arrays)
+  prefix = 'encoder.' if decoder or encoder else ''
+  tree = sizes.infer(arrays, prefix, decoder, fields)
+  params = take_tensors(arrays, names.layout(tree, prefix, decoder))
+  # What is left is the front end, or unknown.
+  names.check_front_end(arrays, prefix)
+  if arrays:
+    name, x = next(iter(arrays.items()))
+    raise ValueError(f'{name}: shape {x.shape}, expected no such tensor '
+                     f'({len(arrays)} unknown in all)')
+  return config_lib.frozen({'model': tree}), params
+
+
+def without_classifier(arrays: sizes.State) -> sizes.State:
+  """Returns a state without the classifier of a fine-tuned file."""
+  head = [name for name in arrays if 'outputlayer.' in name
           and not name.startswith('decoder.')]
   if head:
     logging.warning('the classifier (%s) is left out', ', '.join(head))
-  for name in head:
-    del state[name]
-  decoder = any(name.startswith('decoder.') for name in state)
-  prefix = 'encoder.' if decoder or any(
-      name.startswith('encoder.') for name in state) else ''
-  tree = sizes.infer(state, prefix, decoder, said)
-  params, stacks, missing = {}, collections.defaultdict(list), []
-  for t in names.layout(tree, prefix, decoder):
-    if t.name not in state:
-      missing.append(t)
+  return {name: x for name, x in arrays.items() if name not in head}
+
+
+def take_tensors(arrays: sizes.State, layout: Iterator[names.Tensor]) -> Tree:
+  """Moves the tensors of a layout out of a state into linen variables.
+
+  Raises:
+    ValueError: a tensor that is missing, of another shape or not finite.
+  """
+  params: Tree = {}
+  stacks, missing = collections.defaultdict(list), []
+  for tensor in layout:
+    if tensor.name not in arrays:
+      missing.append(tensor)
       continue
-    x = state.pop(t.name)
-    if x.shape != t.shape:
-      raise ValueError(f'{t.name}: shape {x.shape}, expected {t.shape}')
+    x = arrays.pop(tensor.name)
+    if x.shape != tensor.shape:
+      raise ValueError(f'{tensor.name}: shape {x.shape}, expected '
+                       f'{tensor.shape}')
     x = x.astype(np.float32)
     if not np.isfinite(x).all():
-      raise ValueError(f'{t.name}: {np.sum(~np.isfinite(x))} of {x.size} '
+      raise ValueError(f'{tensor.name}: {np.sum(~np.isfinite(x))} of {x.size} '
                        'values are not finite')
-    x = x.reshape(t.ours[::-1]).T if t.turned else x.reshape(t.ours)
-    if t.layer is None:
-      put(params, t.path, np.ascontiguousarray(x))
+    if tensor.turned:
+      x = x.reshape(tensor.ours[::-1]).T
     else:
-      stacks[t.path].append(x)
+      x = x.reshape(tensor.ours)
+    if tensor.layer is None:
+      put(params, tensor.path, np.ascontiguousarray(x))
+    else:
+      stacks[tensor.path].append(x)
   if missing:
     raise ValueError(f'{missing[0].name}: missing, expected shape '
                      f'{missing[0].shape} ({len(missing)} missing in all)')
+  # The blocks are one scanned block here: their weights are stacked.
   for path, layers in stacks.items():
     put(params, path, np.stack(layers))
-  names.check_front_end(state, prefix)
-  if state:
-    name, x = next(iter(state.items()))
-    raise ValueError(f'{name}: shape {x.shape}, expected no such tensor '
-                     f'({len(state)} unknown in all)')
-  return records.frozen({'model': tree}), params
+  return params
 
 
-def to_state_dict(config, params):
+def to_state_dict(config: Any, params: Tree) -> sizes.State:
   """Returns {name: numpy array} that the official classes load strictly.
 
   An encoder alone gets the names of the class Dasheng, a full MAE those of
@@ -106,45 +132,59 @@ def to_state_dict(config, params):
     ValueError: an array that is missing, unknown or of another shape; names
       it.
   """
-  tree = sizes.plain(getattr(config, 'model', config))
+  tree = sizes.as_dict(getattr(config, 'model', config))
   if 'encoder' not in params['params']:
     params = {kind: {'encoder': part} for kind, part in params.items()}
   decoder = 'decoder' in params['params']
   prefix = 'encoder.' if decoder else ''
-  state = {}
-  known = {t.path for t in names.layout(tree, prefix, decoder)}
+  known = {tensor.path for tensor in names.layout(tree, prefix, decoder)}
   for path, x in leaves(params):
     if path not in known:
       raise ValueError(f'{path}: shape {np.shape(x)}, expected no such array')
-  for t in names.layout(tree, prefix, decoder):
-    y = params
-    for key in t.path.split('/'):
-      if key not in y:
-        raise ValueError(f'{t.path}: missing, expected shape {t.ours}')
-      y = y[key]
-    y = np.asarray(y)
-    want = t.ours
-    if t.layer is not None:
-      part = tree['decoder'] if '/decoder/' in t.path else tree
-      want = (part['depth'], *want)
-    if y.shape != want:
-      raise ValueError(f'{t.path}: shape {y.shape}, expected {want}')
-    y = y if t.layer is None else y[t.layer]
-    state[t.name] = np.ascontiguousarray(
-        (y.T if t.turned else y).reshape(t.shape))
+  state = {}
+  for tensor in names.layout(tree, prefix, decoder):
+    x = np.asarray(leaf(params, tensor))
+    shape = tensor.ours
+    if tensor.layer is not None:
+      part = tree['decoder'] if '/decoder/' in tensor.path else tree
+      shape = (part['depth'], *shape)
+    if x.shape != shape:
+      raise ValueError(f'{tensor.path}: shape {x.shape}, expected {shape}')
+    if tensor.layer is not None:
+      x = x[tensor.layer]
+    if tensor.turned:
+      x = x.T
+    state[tensor.name] = np.ascontiguousarray(x.reshape(tensor.shape))
   counter = {f'{prefix}init_bn.1.num_batches_tracked': np.zeros((), np.int64)}
   return {**state, **names.front_end(prefix), **counter}
 
 
-def array(x):
+def array(x: Any) -> np.ndarray:
   """Returns a tensor of torch or an array as numpy."""
   if hasattr(x, 'detach'):
     x = x.detach().cpu()
-    x = (x.float() if x.is_floating_point() else x).numpy()
+    if x.is_floating_point():
+      x = x.float()  # numpy has no bfloat16 of its own.
+    x = x.numpy()
   return np.asarray(x)
 
 
-def leaves(tree, prefix=''):
+def leaf(tree: Tree, tensor: names.Tensor) -> Any:
+  """Returns the array of a tensor in linen variables.
+
+  Raises:
+    ValueError: it is missing; names it.
+  """
+  node: Any = tree
+  for key in tensor.path.split('/'):
+    if key not in node:
+      raise ValueError(f'{tensor.path}: missing, expected shape {tensor.ours}')
+    node = node[key]
+  return node
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = ''
+           ) -> Iterator[tuple[str, Any]]:
   """Yields ('a/b/c', leaf) of nested dictionaries."""
   for key, value in tree.items():
     if isinstance(value, Mapping):
@@ -153,9 +193,9 @@ def leaves(tree, prefix=''):
       yield f'{prefix}{key}', value
 
 
-def put(tree, path, leaf):
+def put(tree: Tree, path: str, value: Any) -> None:
   """Sets a leaf of nested dictionaries at 'a/b/c'."""
   *parents, last = path.split('/')
   for key in parents:
     tree = tree.setdefault(key, {})
-  tree[last] = leaf
+  tree[last] = value

@@ -97,7 +97,7 @@ def save_pretrained(folder, config, params, about=None, decoder=False,
 
 def official(model):
   """Returns the arguments of the official class for a model config."""
-  ours = sizes.plain(model)
+  ours = sizes.as_dict(model)
   return {**{theirs: ours[name] for theirs, name in sizes.ARGUMENTS.items()},
           **sizes.FIXED}
 
