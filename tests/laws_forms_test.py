@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy import optimize
 
 from audiorank import laws
 from audiorank.laws import forms
@@ -15,24 +14,10 @@ PLANTED = {
     'logit_linear': dict(h=.7, R_0=50.),
     'power': dict(A=300., alpha=.3),
     'power_floor': dict(E=1.7, A=300., alpha=.3),
-    'shifted': dict(E=.2, A=300., alpha=.5, s=1e5),
-    'm4': dict(E=.1, E_0=.9, alpha=1.5, c=.6, beta=3e3),
     'broken': dict(E=.1, A=2., c_0=.1, c_1=.4, d=1e6, f=.5),
     'separable': dict(E=1.8, A=480., B=2100., alpha=.35, beta=.37),
-    'separable_rising': dict(Q_inf=.9, A=20., B=30., alpha=.3, beta=.25),
-    'multiplicative': dict(E=1.8, A=2000., alpha=.2, beta=.15),
-    'kaplan': dict(E=1., A=60., alpha=.25, beta=.3, rho=2e3),
-    'coupled': dict(E=1.5, A=300., alpha=.5, beta=.6, rho=20., k=.6),
     'smooth_min': dict(c_N=1.5, c_D=.3, g=.25, d=.3, k=2.5, rho=.2),
 }
-
-
-def _m4(x, E, E_0, alpha, c, beta):
-  def gap(z, at):
-    return np.log(z) - alpha * np.log1p(-z) - np.log(beta) + c * np.log(at)
-  z = [optimize.brentq(gap, 1e-15, 1 - 1e-15, args=(at,), xtol=1e-16)
-       for at in x]
-  return E + (E_0 - E) * np.array(z)
 
 
 def _logistic(r, h, R_0):
@@ -48,20 +33,10 @@ FORMULA = {
     'logit_linear': _logistic,
     'power': lambda x, A, alpha: A * x ** -alpha,
     'power_floor': lambda x, E, A, alpha: E + A * x ** -alpha,
-    'shifted': lambda x, E, A, alpha, s: E + A * (x + s) ** -alpha,
-    'm4': _m4,
     'broken': lambda x, E, A, c_0, c_1, d, f:
         E + A * x ** -c_0 * (1 + (x / d) ** (1 / f)) ** (-c_1 * f),
     'separable': lambda n, d, E, A, B, alpha, beta:
         E + A * n ** -alpha + B * d ** -beta,
-    'separable_rising': lambda n, d, Q_inf, A, B, alpha, beta:
-        Q_inf - A * n ** -alpha - B * d ** -beta,
-    'multiplicative': lambda n, d, E, A, alpha, beta:
-        E + A * n ** -alpha * d ** -beta,
-    'kaplan': lambda n, d, E, A, alpha, beta, rho:
-        E + A * (n ** -(alpha / beta) + rho / d) ** beta,
-    'coupled': lambda n, d, E, A, alpha, beta, rho, k:
-        E + A * (n ** -alpha + rho * d ** -beta) ** k,
     'smooth_min': lambda n, data, c_N, c_D, g, d, k, rho:
         ((c_N * n ** g) ** -k + (c_D * data ** d) ** -k) ** (-1 / k),
 }
@@ -122,7 +97,7 @@ def test_a_form_of_ones_own():
   form = forms.Form(
       'root', 'y = E + A / sqrt(1 + x / s)', ('x',), 'y',
       {'E': 'free', 'A': 'positive'},
-      {'s': forms.Shape(1e-4, 1e4, tuple(np.geomspace(1e-4, 1e4, 81)),
+      {'s': forms.NonlinearParam(1e-4, 1e4, tuple(np.geomspace(1e-4, 1e4, 81)),
                         log=True, scale='x')},
       lambda xp, t, x: (xp.ones_like(x), 1 / xp.sqrt(1 + x / t['s'])))
   x = np.geomspace(1, 1e4, 30)

@@ -1,65 +1,108 @@
 """Where a law fails: outliers, wrong shape, collapsed and unstable runs.
 
-Shape suffixes: N points, P packed parameters.
+Shapes: N points, P packed parameters.
 """
 
+from collections.abc import Sequence
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import special
 
-from audiorank.laws import choose
 from audiorank.laws import intervals
+from audiorank.laws import problem as problem_lib
+from audiorank.laws import select
+from audiorank.laws.fit import Data
+from audiorank.laws.fit import Fit
 
-ONE = 1.5  # A rank below it is that of one vector and noise.
-SLIGHT = .05  # A rise of the loss below this share of it is noise.
+# A rank below it is that of one vector and noise.
+ONE = 1.5
+# A rise of the loss below this share of it is noise.
+SLIGHT = .05
+# A point of higher leverage determines its own prediction: without it the
+# law is extrapolated, and says nothing about it.
+MOST_LEVERAGE = .9
 
 
-def studentised(fit):
-  """Residuals over their standard error, each judged by the other points.
+def leverage(fit: Fit) -> np.ndarray:
+  """How far each point determines its own prediction, (N,): 0 not, 1 fully.
 
-  Externally studentised with the leverage of the linearised law; where a
-  group has several rows they still are judged one by one.
-
-  Returns:
-    t_N and leverage_N.
+  Of the law linearised at the optimum; 0 for rows of no weight.
   """
   jac_NP, _ = intervals.jacobian(fit)
   w_N = fit.problem.w_N / fit.problem.w_N.mean()
   jac_NP = np.where(np.isfinite(jac_NP), jac_NP, 0.) * np.sqrt(w_N)[:, None]
-  r_N = fit.residuals * np.sqrt(w_N)
-  left_NP, size, _ = np.linalg.svd(jac_NP, full_matrices=False)
-  left_NP = left_NP[:, size > 1e-12 * size[0]]
-  leverage_N = np.clip((left_NP ** 2).sum(1), 0., 1 - 1e-9)
-  free = max(fit.n - fit.size, 2)
-  share_N = r_N ** 2 / (1 - leverage_N)
-  # What the variance would be without the point itself.
-  rest_N = np.maximum(np.sum(r_N ** 2) - share_N, 1e-300) / (free - 1)
-  return r_N / np.sqrt(rest_N * (1 - leverage_N)), leverage_N
+  left_NP, size_P, _ = np.linalg.svd(jac_NP, full_matrices=False)
+  left_NP = left_NP[:, size_P > 1e-12 * size_P[0]]
+  return np.clip((left_NP ** 2).sum(1), 0., 1.)
 
 
-def holm(p_N):
-  """p values adjusted for their number by Holm's method, (N,)."""
-  order = np.argsort(p_N)
-  stair = np.maximum.accumulate(p_N[order] * np.arange(len(p_N), 0, -1))
-  adjusted = np.empty(len(p_N))
-  adjusted[order] = np.minimum(stair, 1.)
-  return adjusted
+def studentised(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+  """Each point's distance from the law of the others, in standard errors.
+
+  Externally studentised: the law is fitted again without the point, which
+  gives its error and the noise it is judged by. For a law linear in its
+  parameters this is the textbook formula, r / (s sqrt(1 - leverage)) with s
+  of the others. Where a group has several rows they are judged one by one.
+
+  Returns:
+    t_N, NaN where a point cannot be judged (leverage above MOST_LEVERAGE, no
+    degree of freedom left, no weight), and leverage_N.
+  """
+  leverage_N, N = leverage(fit), len(fit.problem.y_N)
+  free = fit.n - fit.size - 1
+  judged_N = (leverage_N <= MOST_LEVERAGE) & (fit.problem.w_N > 0)
+  if free < 1 or not judged_N.any():
+    return np.full(N, np.nan), leverage_N
+  rows = np.flatnonzero(judged_N)
+  r_FN = select.residuals_without(fit, np.arange(N) == rows[:, None])
+  w_N = fit.problem.w_N / fit.problem.w_N[fit.problem.w_N > 0].mean()
+  own_F = r_FN[np.arange(len(rows)), rows] * np.sqrt(w_N[rows])
+  r_FN[np.arange(len(rows)), rows] = 0.
+  variance_F = np.sum(np.where(w_N > 0, w_N * r_FN ** 2, 0.), 1) / free
+  t_N = np.full(N, np.nan)
+  # A spread that is rounding error, of points on the law, judges nothing.
+  target_N = problem_lib.link(np, fit.problem.loss.link, fit.problem.y_N)
+  size = np.average(np.abs(target_N), weights=w_N)
+  fine_F = np.sqrt(variance_F) > 1e-12 * size
+  with np.errstate(all='ignore'):
+    t_F = own_F * np.sqrt((1 - leverage_N[rows]) / variance_F)
+  t_N[rows] = np.where(fine_F & np.isfinite(t_F), t_F, np.nan)
+  return t_N, leverage_N
 
 
-def outliers(fit, labels=None, families=None, level=.05):
+def holm(p_N: np.ndarray) -> np.ndarray:
+  """p values adjusted for their number by Holm's method, (N,).
+
+  NaN stays NaN and does not count.
+  """
+  p_N = np.asarray(p_N, float)
+  adjusted_N = np.full(len(p_N), np.nan)
+  rows = np.flatnonzero(~np.isnan(p_N))
+  rows = rows[np.argsort(p_N[rows])]
+  stair = np.maximum.accumulate(p_N[rows] * np.arange(len(rows), 0, -1))
+  adjusted_N[rows] = np.minimum(stair, 1.)
+  return adjusted_N
+
+
+def outliers(fit: Fit, labels: Sequence[Any] | None = None,
+             families: Sequence[Any] | None = None,
+             level: float = .05) -> pd.DataFrame:
   """The points that the law does not explain.
 
   Args:
     fit: a Fit.
     labels: a name per row; None for its number.
     families: a family per row, or None.
-    level: family-wise error, by Holm's method over all rows.
+    level: family-wise error, by Holm's method over all rows judged.
 
   Returns:
     A DataFrame of the rows beyond the level, the worst first: row, label,
-    family, observed, expected, studentised, p (adjusted).
+    family, observed, expected, studentised, p (adjusted). attrs['judged']:
+    how many rows could be judged; attrs['not_judged']: the labels of the
+    others.
   """
   t_N, _ = studentised(fit)
   free = max(fit.n - fit.size - 1, 1)
@@ -70,33 +113,47 @@ def outliers(fit, labels=None, families=None, level=.05):
       'family': '' if families is None else np.asarray(families),
       'observed': fit.problem.y_N, 'expected': fit.fitted,
       'studentised': t_N, 'p': holm(p_N)})
-  return result[result['p'] < level].sort_values('p', ignore_index=True)
+  unknown = result['studentised'].isna()
+  beyond = result[result['p'] < level].sort_values('p', ignore_index=True)
+  beyond.attrs = {'judged': int((~unknown).sum()),
+                  'not_judged': result.loc[unknown, 'label'].tolist()}
+  return beyond
 
 
-def families(fit, labels):
+def families(fit: Fit, labels: Sequence[Any]) -> pd.DataFrame:
   """Mean residual of each family, and whether it stands apart.
+
+  The noise of a family's mean is the spread of that family's own runs: what
+  varies between others says nothing of it, and one run says nothing at all.
 
   Args:
     fit: a Fit.
     labels: a family per row.
 
   Returns:
-    A DataFrame of family, n, mean (residual), p (adjusted by Holm; t test of
-    the family's mean against 0 with the fit's residual sd), worst first.
+    A DataFrame of family, n, mean (residual), low, high (95 %, NaN for one
+    run), p (t test of the mean against 0, adjusted by Holm over the families
+    of several runs), worst first.
   """
   labels = np.asarray(labels)
   rows = []
   for family in pd.unique(pd.Series(labels)):
     r = fit.residuals[labels == family]
-    t = r.mean() / (fit.sd / math.sqrt(len(r)) + 1e-300)
-    rows.append({'family': family, 'n': len(r), 'mean': r.mean(),
-                 'p': 2 * special.stdtr(max(fit.n - fit.size, 1), -abs(t))})
+    mean, low, high, p = r.mean(), math.nan, math.nan, math.nan
+    if len(r) > 1:
+      error = r.std(ddof=1) / math.sqrt(len(r))
+      half = error * special.stdtrit(len(r) - 1, .975)
+      low, high = mean - half, mean + half
+      p = 2 * special.stdtr(len(r) - 1, -abs(mean) / (error + 1e-300))
+    rows.append({'family': family, 'n': len(r), 'mean': mean, 'low': low,
+                 'high': high, 'p': p})
   result = pd.DataFrame(rows)
   return result.assign(p=holm(result['p'].to_numpy())).sort_values(
       'p', ignore_index=True)
 
 
-def runs_test(fit, x=None):
+def runs_test(fit: Fit,
+              x: str | None = None) -> tuple[int, float, float]:
   """Wald and Wolfowitz: do residuals change sign as often as chance would?
 
   Args:
@@ -109,23 +166,27 @@ def runs_test(fit, x=None):
   """
   order = np.argsort(np.asarray(fit.data[x or fit.x[0]], float),
                      kind='stable')
-  sign = fit.residuals[order] > 0
-  plus, minus = int(sign.sum()), int((~sign).sum())
-  runs = 1 + int((sign[1:] != sign[:-1]).sum())
+  order = order[fit.problem.w_N[order] > 0]
+  positive = fit.residuals[order] > 0
+  plus, minus = int(positive.sum()), int((~positive).sum())
+  runs = 1 + int((positive[1:] != positive[:-1]).sum())
   if not plus or not minus:
     return runs, math.nan, math.nan
   ways = lambda n, k: math.comb(n - 1, k - 1)
   chance = 0.
   for count in range(2, runs + 1):
     half = count // 2
-    chance += (2 * ways(plus, half) * ways(minus, half) if count % 2 == 0 else
-               ways(plus, half + 1) * ways(minus, half) +
-               ways(plus, half) * ways(minus, half + 1))
+    if count % 2 == 0:
+      chance += 2 * ways(plus, half) * ways(minus, half)
+    else:
+      chance += (ways(plus, half + 1) * ways(minus, half) +
+                 ways(plus, half) * ways(minus, half + 1))
   expected = 1 + 2 * plus * minus / (plus + minus)
   return runs, expected, min(chance / math.comb(plus + minus, plus), 1.)
 
 
-def bends(data, x, y, loss='log_ls', groups=None):
+def bends(data: Data, x: str, y: str, loss: str = 'log_ls',
+          groups: Any = None) -> pd.DataFrame:
   """Whether a broken power law is preferred to a straight one.
 
   Args:
@@ -136,19 +197,20 @@ def bends(data, x, y, loss='log_ls', groups=None):
     groups: see `fit.fit`.
 
   Returns:
-    The table of `choose.compare` for 'power', 'power_floor', 'broken', with
+    The table of `select.compare` for 'power', 'power_floor', 'broken', with
     attrs['broken']: True where the broken form wins both on left-out groups
     and by AICc.
   """
-  found = choose.compare(['power', 'power_floor', 'broken'], data, loss,
+  table = select.compare(['power', 'power_floor', 'broken'], data, loss,
                          groups, x, y)
-  broken = found['law'] == 'broken'
-  best = found.loc[found['loo'].idxmin(), 'law'] == 'broken'
-  found.attrs['broken'] = bool(best and (found['aicc'][broken] == 0).all())
-  return found
+  broken = table['law'] == 'broken'
+  best = table.loc[table['loo'].idxmin(), 'law'] == 'broken'
+  table.attrs['broken'] = bool(best and (table['aicc'][broken] == 0).all())
+  return table
 
 
-def unstable(history, drop=.5, jump=.5):
+def unstable(history: pd.DataFrame, drop: float = .5,
+             jump: float = .5) -> pd.DataFrame:
   """Runs that collapsed, dipped, jumped or diverged, from their curves.
 
   Args:
@@ -163,51 +225,60 @@ def unstable(history, drop=.5, jump=.5):
     step, value, before; empty where all is well.
   """
   rows = []
-  note = lambda run, kind, step, value, before: rows.append(
-      {'run_id': run, 'kind': kind, 'step': step, 'value': value,
-       'before': before})
   for run, curve in history.groupby('run_id', sort=False):
     curve = curve.sort_values('step')
+    events = []
     if 'rank' in curve:
-      part = curve[['step', 'rank']].dropna()
-      rank, step = part['rank'].to_numpy(float), part['step'].to_numpy()
-      # The untrained network's rank is no maximum to fall from: every run
-      # first falls below it.
-      rank, step = rank[step > 0], step[step > 0]
-      if len(rank) > 1:
-        most = np.maximum.accumulate(rank)
-        low = np.flatnonzero(rank < drop * most)
-        if len(low):
-          kind = 'collapse' if rank[-1] < drop * most[-1] else 'dip'
-          note(run, kind, step[low[0]], rank[low[0]], most[low[0]])
-      if len(rank) and rank[-1] < ONE and not any(
-          r['run_id'] == run for r in rows):
-        # It fell before the first reading, so there is no height to fall from.
-        note(run, 'collapse', step[-1], rank[-1], np.nan)
+      events += _fallen(curve[['step', 'rank']].dropna(), drop)
     for name in ('train_loss', 'valid_loss'):
-      if name not in curve:
-        continue
-      loss, step = curve[name].to_numpy(float), curve['step'].to_numpy()
-      # Tables hold NaN for 'not measured' and for 'not a number'. A loss that
-      # was there at every reading and then never again is the second.
-      known = np.flatnonzero(~np.isnan(loss))
-      gone = np.isinf(loss)
-      if len(known) > 1 and np.ptp(known) == len(known) - 1:
-        gone[known[-1] + 1:] = True
-      if gone.any():
-        at = int(np.flatnonzero(gone)[0])
-        note(run, 'diverged', step[at], loss[at], np.nan)
-      kept = np.isfinite(loss)
-      loss, step = loss[kept], step[kept]
-      if len(loss) < 3:
-        continue
-      least = np.minimum.accumulate(loss)[:-1]
-      # Of the range of all, not so far: a flat start has next to none.
-      high = loss[1:] - least
-      rise = np.flatnonzero((high > jump * np.ptp(loss)) &
-                            (high > SLIGHT * np.abs(least)))
-      if len(rise):
-        at = int(rise[0])
-        note(run, 'spike', step[at + 1], loss[at + 1], least[at])
+      if name in curve:
+        events += _risen(curve[name].to_numpy(float),
+                         curve['step'].to_numpy(), jump)
+    rows += [(run, *event) for event in events]
   return pd.DataFrame(rows, columns=['run_id', 'kind', 'step', 'value',
                                      'before'])
+
+
+def _fallen(curve, drop):
+  """(kind, step, value, before) of a collapse or dip of the rank."""
+  rank, step = curve['rank'].to_numpy(float), curve['step'].to_numpy()
+  # The untrained network's rank is no maximum to fall from: every run first
+  # falls below it.
+  rank, step = rank[step > 0], step[step > 0]
+  if len(rank) > 1:
+    most = np.maximum.accumulate(rank)
+    low = np.flatnonzero(rank < drop * most)
+    if len(low):
+      kind = 'collapse' if rank[-1] < drop * most[-1] else 'dip'
+      return [(kind, step[low[0]], rank[low[0]], most[low[0]])]
+  if len(rank) and rank[-1] < ONE:
+    # It fell before the first evaluation: there is no height to fall from.
+    return [('collapse', step[-1], rank[-1], np.nan)]
+  return []
+
+
+def _risen(loss, step, jump):
+  """(kind, step, value, before) of a divergence and a spike of a loss."""
+  events = []
+  # Tables hold NaN for 'not measured' and for 'not a number'. A loss that was
+  # there at every evaluation and then never again is the second.
+  known = np.flatnonzero(~np.isnan(loss))
+  gone = np.isinf(loss)
+  if len(known) > 1 and np.ptp(known) == len(known) - 1:
+    gone[known[-1] + 1:] = True
+  if gone.any():
+    at = int(np.flatnonzero(gone)[0])
+    events.append(('diverged', step[at], loss[at], np.nan))
+  finite = np.isfinite(loss)
+  loss, step = loss[finite], step[finite]
+  if len(loss) < 3:
+    return events
+  least = np.minimum.accumulate(loss)[:-1]
+  # Of the range of all, not so far: a flat start has next to none.
+  rise = loss[1:] - least
+  high = np.flatnonzero((rise > jump * np.ptp(loss)) &
+                        (rise > SLIGHT * np.abs(least)))
+  if len(high):
+    at = int(high[0])
+    events.append(('spike', step[at + 1], loss[at + 1], least[at]))
+  return events

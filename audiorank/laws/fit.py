@@ -1,24 +1,30 @@
-"""A fitted law: its optimum, and everything that is asked of it.
+"""A fitted law: its optimum, and everything that can be asked of it.
 
-Shape suffixes: N points, S resamples, M points of a prediction, P packed
-parameters, Q linear coefficients.
+Shapes: N points, S resamples, M points of a prediction, P packed parameters,
+Q linear coefficients, X input columns.
 """
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import functools
 import math
+from typing import Any
+from typing import Literal
 from typing import NamedTuple
+from typing import overload
 
 import numpy as np
 import pandas as pd
 
-from audiorank.laws import bootstrap
+from audiorank.laws import diagnostics as diagnostics_lib
 from audiorank.laws import forms
 from audiorank.laws import intervals
-from audiorank.laws import optimum
-from audiorank.laws import report
-from audiorank.laws import solve
+from audiorank.laws import problem as problem_lib
+from audiorank.laws import solvers
 from audiorank.laws import table
+
+Data = Mapping[str, Any] | pd.DataFrame  # Columns by name.
 
 
 class Band(NamedTuple):
@@ -38,75 +44,85 @@ class Fit:
     form: the Form.
     x: names of the input columns.
     y: name of the output column.
-    data: the columns used, as given.
+    data: the columns used, as passed.
     group_N: group number of each row, counting from 0.
+    repeats: rows that are equal to an earlier one and, for want of groups,
+      count with it as one.
     problem: the scaled problem behind it.
     best: its optimum.
     starts: how many starts were polished.
     agreeing: the fraction of them that ended in the optimum.
   """
-  params: dict
+  params: dict[str, float]
   objective: float
   form: forms.Form
-  x: tuple
+  x: tuple[str, ...]
   y: str
-  data: dict
+  data: dict[str, Any]
   group_N: np.ndarray
-  problem: solve.Problem
-  best: optimum.Optimum
+  repeats: int
+  problem: problem_lib.Problem
+  best: solvers.Optimum
   starts: int
   agreeing: float
 
   @property
-  def n(self):
+  def n(self) -> int:
     """Rows of positive weight."""
     return int((self.problem.w_N > 0).sum())
 
   @property
-  def size(self):
+  def size(self) -> int:
     """Number of parameters."""
-    return len(self.form.linear) + len(self.form.shape)
+    return len(self.form.names)
 
   @property
-  def units(self):
+  def units(self) -> int:
     """Independent units: groups with any weight."""
     return len(np.unique(self.group_N[self.problem.w_N > 0]))
 
-  @functools.cached_property
-  def fitted(self):
-    """The law at the data, of shape (N,)."""
-    return solve.values(self.problem, self.best.c_SQ, self.best.t_SP)[0]
+  @property
+  def converged(self) -> bool:
+    """Whether the objective is within 1e-9, relative, of a minimum."""
+    return bool(self.best.converged_S[0])
 
   @functools.cached_property
-  def residuals(self):
+  def fitted(self) -> np.ndarray:
+    """The law at the data, of shape (N,)."""
+    return problem_lib.values(self.problem, self.best.c_SQ,
+                              self.best.theta_SP)[0]
+
+  @functools.cached_property
+  def residuals(self) -> np.ndarray:
     """Residuals on the scale of the loss (log, logit or plain), (N,)."""
     name = self.problem.loss.link
-    return (solve.link(np, name, self.problem.y_N) -
-            solve.link(np, name, self.fitted))
+    return (problem_lib.link(np, name, self.problem.y_N) -
+            problem_lib.link(np, name, self.fitted))
 
   @functools.cached_property
-  def sd(self):
-    """Residual standard deviation on that scale, degrees of freedom taken."""
+  def sd(self) -> float:
+    """Residual standard deviation there, for the degrees of freedom left."""
     w_N = self.problem.w_N / self.problem.w_N.mean()
     free = max(self.n - self.size, 1)
     return float(np.sqrt(np.sum(w_N * self.residuals ** 2) / free))
 
   @functools.cached_property
-  def small(self):
-    """The same fit with y's range one: what intervals are searched on."""
-    size = optimum.unit(self.problem)
-    problem = optimum.small(self.problem)
-    best = self.best._replace(c_SQ=self.best.c_SQ / size)
-    value = float(solve.objective(
-        problem, solve.values(problem, best.c_SQ, best.t_SP),
+  def normalized(self) -> 'Fit':
+    """The same fit with a y of range 1: what intervals are searched on."""
+    problem = problem_lib.normalized(self.problem)
+    best = self.best._replace(
+        c_SQ=self.best.c_SQ / problem_lib.unit(self.problem))
+    value = float(problem_lib.objective(
+        problem, problem_lib.values(problem, best.c_SQ, best.theta_SP),
         problem.w_N[None])[0])
-    params = {name: float(v[0]) for name, v in
-              optimum.params(problem, best).items()}
+    params = {name: float(v[0])
+              for name, v in solvers.params(problem, best).items()}
     return dataclasses.replace(self, params=params, objective=value,
                                problem=problem, best=best)
 
-  def ci(self, name, method='profile', confidence=.95, draws=1000, seed=0):
-    """An interval for one parameter, (low, high); inf where unbounded.
+  def ci(self, name: str, method: str = 'profile', confidence: float = .95,
+         draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """An interval of one parameter, (low, high); inf where unbounded.
 
     Args:
       name: a key of `params`.
@@ -117,7 +133,9 @@ class Fit:
       seed: of the bootstrap.
 
     Returns:
-      (low, high); low may be -inf, high may be inf.
+      (low, high); low may be -inf, high may be inf. Bootstrap and
+      cluster-robust intervals need more groups than parameters and are
+      unbounded otherwise.
 
     Raises:
       ValueError: no such parameter or method, or no profile for it.
@@ -127,12 +145,25 @@ class Fit:
                        f'{", ".join(self.params)}')
     return intervals.interval(self, name, method, confidence, draws, seed)
 
-  def draws(self, count=1000, seed=0):
-    """Cluster-bootstrap resamples: a DataFrame of parameters, one row each."""
-    found = bootstrap.resample(self, count, seed)
-    return pd.DataFrame(optimum.params(self.problem, found))
+  def draws(self, count: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Cluster-bootstrap resamples: a DataFrame of parameters, one row each.
 
-  def predict(self, x, band=None, confidence=.95, draws=1000, seed=0):
+    Raises:
+      ValueError: no more groups than parameters.
+    """
+    resamples = intervals.resample(self, count, seed)
+    return pd.DataFrame(solvers.params(self.problem, resamples))
+
+  @overload
+  def predict(self, x: Any, band: None = None) -> np.ndarray: ...
+
+  @overload
+  def predict(self, x: Any, band: Literal['mean', 'new'],
+              confidence: float = .95, draws: int = 1000,
+              seed: int = 0) -> Band: ...
+
+  def predict(self, x: Any, band: str | None = None, confidence: float = .95,
+              draws: int = 1000, seed: int = 0) -> np.ndarray | Band:
     """The law at other points.
 
     Args:
@@ -144,7 +175,8 @@ class Fit:
       seed: of the bootstrap.
 
     Returns:
-      y of shape (M,), or a `Band` of three such where a band is asked for.
+      y of shape (M,), or a `Band` of three such arrays where a band is asked
+      for: NaN where there are no more groups than parameters.
 
     Raises:
       ValueError: a missing column or a value that is not positive.
@@ -152,15 +184,15 @@ class Fit:
     cols = self.columns(x)
     scaled = [col / c for col, c in zip(cols, self.problem.centre)]
     there = self.problem._replace(cols=scaled)
-    y_M = solve.values(there, self.best.c_SQ, self.best.t_SP)[0]
+    y_M = problem_lib.values(there, self.best.c_SQ, self.best.theta_SP)[0]
     if band is None:
       return y_M
     if band not in ('mean', 'new'):
       raise ValueError(f"band is {band!r}: expected None, 'mean' or 'new'")
-    return Band(y_M, *bootstrap.band(self, there, band, confidence, draws,
+    return Band(y_M, *intervals.band(self, there, band, confidence, draws,
                                      seed))
 
-  def columns(self, x):
+  def columns(self, x: Any) -> list[np.ndarray]:
     """The inputs as checked float arrays, in the order of the form."""
     if isinstance(x, pd.Series) or not hasattr(x, 'keys'):
       if len(self.x) > 1:
@@ -169,41 +201,96 @@ class Fit:
       x = {self.x[0]: x}
     return [table.positive(name, table.column(x, name)) for name in self.x]
 
-  def distance(self, x):
+  def distance(self, x: Any) -> np.ndarray:
     """How far each point lies outside the data, in decades: (M,), 0 inside."""
-    far = 0.
+    far = np.zeros(1)
     for name, col in zip(self.x, self.columns(x)):
-      seen = np.log10(np.asarray(self.data[name], float))
-      at = np.log10(col)
-      far = np.maximum(far, np.maximum(seen.min() - at, at - seen.max()))
+      inside, at = np.log10(np.asarray(self.data[name], float)), np.log10(col)
+      far = np.maximum(far, np.maximum(inside.min() - at, at - inside.max()))
     return np.maximum(far, 0.)
 
   @functools.cached_property
-  def diagnostics(self):
+  def diagnostics(self) -> dict[str, Any]:
     """What to know before believing the fit, as a dictionary.
 
-    n, groups, parameters; rms (of the residuals, on the scale of the loss),
-    sd, delta_over_sd (Huber); r2 (in-sample, on the scale of the loss);
-    gradient, converged, starts, starts_agreeing, condition (of the scaled
-    normal matrix); at_bound (names); identifiable (name -> bool: a finite
-    interval on both sides, by profile at 95 %); span (decades of each
-    input).
+    n, groups, parameters, repeats (rows equal to another); rms (of the
+    residuals, on the scale of the loss), sd, delta_over_sd (Huber); r2
+    (in-sample, on the scale of the loss); gradient, converged, starts,
+    starts_agreeing, condition (of the scaled normal matrix); at_bound
+    (names); identifiable (name -> bool: a finite interval on both sides, by
+    profile at 95 %); span (decades of each input).
     """
-    return report.diagnose(self)
+    return diagnostics_lib.diagnose(self)
 
-  def report(self):
+  def report(self) -> str:
     """The fit in words: formula, parameters with intervals, warnings."""
-    return report.words(self)
+    return diagnostics_lib.report(self)
 
 
-def fit(form, data, loss='ls', groups=None, weights=None, x=None, y=None,
-        delta=1e-3):
+def _columns(form, data, x, y, link):
+  """The input columns and the output, checked."""
+  for name in (*x, y):
+    if (*x, y).count(name) > 1:
+      raise ValueError(f'column {name!r} is used twice')
+  cols = [table.positive(name, table.column(data, name)) for name in x]
+  y_N = table.column(data, y)
+  for name, col in zip(x, cols):
+    if len(col) != len(y_N):
+      raise ValueError(f'column {name!r} has {len(col)} rows, {y!r} has '
+                       f'{len(y_N)}')
+  table.in_domain(y, y_N, link)
+  return cols, y_N
+
+
+def _groups(data, groups, cols, y_N):
+  """Group number of each row, and how many rows repeat an earlier one.
+
+  Without groups every row is one, but rows that are equal in every column of
+  the law are one row written twice, and no new evidence.
+  """
+  if groups is None:
+    rows = np.stack([*cols, y_N], 1)
+    _, first, group_N = np.unique(rows, axis=0, return_index=True,
+                                  return_inverse=True)
+    # Numbered in the order of the table.
+    rank = np.argsort(np.argsort(first))
+    return rank[group_N.reshape(-1)], len(y_N) - len(first)
+  if isinstance(groups, str):
+    groups = table.raw(data, groups)
+  label_N = np.asarray(groups)
+  if len(label_N) != len(y_N):
+    raise ValueError(f'groups: {len(label_N)} labels for {len(y_N)} rows')
+  missing_N = pd.isna(label_N)
+  if missing_N.any():
+    raise ValueError(f'groups: row {int(missing_N.argmax())} has no label '
+                     f'({int(missing_N.sum())} in all): expected one a row')
+  return pd.factorize(label_N)[0], 0
+
+
+def _check_points(form, x, y, cols, y_N, used_N):
+  """Raises ValueError for a constant column or too few different points."""
+  for name, col in zip((*x, y), (*cols, y_N)):
+    if used_N.sum() > 1 and np.ptp(col[used_N]) == 0:
+      raise ValueError(f'column {name!r} is constant ({col[used_N][0]:g}): '
+                       'nothing to fit')
+  size = len(form.names)
+  points = np.unique(np.stack([col[used_N] for col in cols]), axis=1)
+  if points.shape[1] <= size:
+    raise ValueError(f'{form.name} has {size} parameters and needs at least '
+                     f'{size + 1} different points, found {points.shape[1]}')
+
+
+def fit(form: str | forms.Form, data: Data, loss: str = 'ls',
+        groups: str | Sequence[Any] | np.ndarray | None = None,
+        weights: str | Sequence[float] | np.ndarray | None = None,
+        x: str | Sequence[str] | None = None, y: str | None = None,
+        delta: float = 1e-3) -> Fit:
   """The law of that form that fits the data best.
 
-  The optimum is exact: columns are scaled by their geometric mean, linear
-  coefficients are solved in closed form (variable projection), and what is
-  left is a one-dimensional search or a damped Newton from the best sixteen
-  points of a grid of shapes.
+  Columns are scaled by their geometric mean, linear coefficients are solved
+  in closed form (variable projection), and what is left is a one-dimensional
+  search or a damped Newton from the best sixteen points of a grid. A search
+  that does not reach a minimum says so: `Fit.converged`.
 
   Args:
     form: a name in `forms.FORMS`, or a Form.
@@ -211,7 +298,8 @@ def fit(form, data, loss='ls', groups=None, weights=None, x=None, y=None,
     loss: 'ls', 'huber', 'lad' on y; 'log_ls', 'log_huber', 'log_lad' on its
       logarithm; 'logit_ls' on its logit. Huber losses are summed.
     groups: what is independent: the name of a column or one label per row.
-      Rows of one group are resampled and left out together.
+      Rows of one group are resampled and left out together. Without groups
+      only rows that are equal form one.
     weights: the name of a column or one weight per row.
     x: names of the input columns, by default those of the form.
     y: name of the output column, by default that of the form.
@@ -225,54 +313,30 @@ def fit(form, data, loss='ls', groups=None, weights=None, x=None, y=None,
       non-positive column.
   """
   form = forms.get(form)
-  if loss not in solve.LOSSES:
+  if loss not in problem_lib.LOSSES:
     raise ValueError(f'no loss named {loss!r}: one of '
-                     f'{", ".join(solve.LOSSES)}')
-  x = form.x if x is None else (x,) if isinstance(x, str) else tuple(x)
+                     f'{", ".join(problem_lib.LOSSES)}')
+  if x is None:
+    x = form.x
+  x = (x,) if isinstance(x, str) else tuple(x)
   y = form.y if y is None else y
   if len(x) != len(form.x):
     raise ValueError(f'{form.name} takes {len(form.x)} input column(s) '
                      f'({", ".join(form.x)}), got {len(x)}')
-  for name in (*x, y):
-    if (*x, y).count(name) > 1:
-      raise ValueError(f'column {name!r} is used twice')
-  cols = [table.positive(name, table.column(data, name)) for name in x]
-  y_N = table.column(data, y)
-  N = len(y_N)
-  for name, col in zip(x, cols):
-    if len(col) != N:
-      raise ValueError(f'column {name!r} has {len(col)} rows, {y!r} has {N}')
-  table.in_domain(y, y_N, solve.LOSSES[loss].link)
-  w_N = table.weights(data, weights, N)
-  label_N = np.arange(N) if groups is None else np.asarray(
-      table.raw(data, groups) if isinstance(groups, str) else groups)
-  if len(label_N) != N:
-    raise ValueError(f'groups: {len(label_N)} labels for {N} rows')
-  missing_N = pd.isna(label_N)
-  if missing_N.any():
-    raise ValueError(f'groups: row {int(missing_N.argmax())} has no label '
-                     f'({int(missing_N.sum())} in all): expected one a row')
-  group_N = pd.factorize(label_N)[0]
-  used = w_N > 0
-  size = len(form.linear) + len(form.shape)
-  for name, col in zip((*x, y), (*cols, y_N)):
-    if used.sum() > 1 and np.ptp(col[used]) == 0:
-      raise ValueError(f'column {name!r} is constant ({col[used][0]:g}): '
-                       'nothing to fit')
-  distinct = len(np.unique(np.stack([col[used] for col in cols]), axis=1).T)
-  if distinct <= size:
-    raise ValueError(f'{form.name} has {size} parameters and needs at least '
-                     f'{size + 1} different points, found {distinct}')
+  cols, y_N = _columns(form, data, x, y, problem_lib.LOSSES[loss].link)
+  w_N = table.weights(data, weights, len(y_N))
+  group_N, repeats = _groups(data, groups, cols, y_N)
+  _check_points(form, x, y, cols, y_N, w_N > 0)
   centre = [float(np.exp(np.average(np.log(col), weights=w_N)))
             for col in cols]
-  problem = solve.Problem(form, solve.LOSSES[loss], float(delta),
-                          [col / c for col, c in zip(cols, centre)], centre,
-                          y_N, w_N)
-  best, agreeing, starts = optimum.first(problem)
+  problem = problem_lib.Problem(
+      form, problem_lib.LOSSES[loss], float(delta),
+      [col / c for col, c in zip(cols, centre)], centre, y_N, w_N)
+  best, agreeing, starts = solvers.solve(problem)
   if not math.isfinite(best.value_S[0]):
     raise ValueError(f'{form.name} finds no admissible fit to {y!r}')
-  params = {name: float(value[0]) for name, value in
-            optimum.params(problem, best).items()}
-  return Fit(params, float(best.value_S[0]),
-             form, x, y, {name: table.raw(data, name) for name in (*x, y)},
-             group_N, problem, best, starts, agreeing)
+  params = {name: float(value[0])
+            for name, value in solvers.params(problem, best).items()}
+  return Fit(params, float(best.value_S[0]), form, x, y,
+             {name: table.raw(data, name) for name in (*x, y)}, group_N,
+             repeats, problem, best, starts, agreeing)

@@ -1,67 +1,147 @@
 """How sure a fit is: profile likelihood, cluster bootstrap, Wald.
 
 The profile is the default for limits and exponents: it follows the parameter
-as far as the data allow and says `inf` where they allow everything, which a
-Wald interval never does. The bootstrap resamples groups by multinomial
+as far as the data allow and returns `inf` where they allow everything, which
+a Wald interval never does. The bootstrap resamples groups by multinomial
 weights and gives bands. Wald intervals are one cheap column.
 
-Shape suffixes: N points, S solves, P packed parameters, M points of a
-prediction.
+Shapes: N points, S solves (resamples), P packed parameters, Q linear
+coefficients, M points of a prediction.
 """
 
+from collections.abc import Callable
+import functools
 import math
+from typing import Any
+from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import special
 
-from audiorank.laws import bootstrap
 from audiorank.laws import newton
-from audiorank.laws import optimum
-from audiorank.laws import solve
+from audiorank.laws import problem as problem_lib
+from audiorank.laws import solvers
 
-_FAR = 1e4  # spans of y beyond which a limit counts as unbounded
+if TYPE_CHECKING:
+  from audiorank.laws.fit import Fit
+
+METHODS = ('profile', 'bootstrap', 'wald')
+# Spans of y beyond which a limit counts as unbounded.
+_FAR = 1e4
 
 
-def interval(fit, name, method, confidence, draws, seed):
+def interval(fit: 'Fit', name: str, method: str, confidence: float,
+             draws: int, seed: int) -> tuple[float, float]:
   """(low, high) of one parameter; see `Fit.ci`."""
   if not 0 < confidence < 1:
     raise ValueError(f'confidence is {confidence}: expected between 0 and 1')
+  if method not in METHODS:
+    raise ValueError(f'no interval by {method!r}: one of '
+                     f'{", ".join(METHODS)}')
   # Coefficients, and what is derived from them, carry the unit of y.
-  ratio = fit.params[name] / (fit.small.params[name] or 1.)
-  size = optimum.unit(fit.problem) if name in fit.form.linear else ratio
+  size = fit.params[name] / (fit.normalized.params[name] or 1.)
+  if name in fit.form.linear:
+    size = problem_lib.unit(fit.problem)
   if method == 'profile':
-    low, high = _profile_interval(fit.small, name, confidence)
+    low, high = _profile_interval(fit.normalized, name, confidence)
     return low * size, high * size
   if method == 'bootstrap':
-    found = bootstrap.resample(fit, draws, seed)
-    values = np.array(optimum.params(fit.problem, found)[name], float)
-    if fit.form.linear.get(name) == 'free':
-      y = fit.problem.y_N
-      far = np.abs(values) > np.abs(y).max() + _FAR * np.ptp(y)
-      values[far] = np.sign(values[far]) * np.inf
-    tail = (1 - confidence) / 2
-    ordered = np.sort(values[~np.isnan(values)])
-    last = len(ordered) - 1
-    # Order statistics: an interpolation between two infinities is a NaN.
-    return (float(ordered[math.floor(tail * last)]),
-            float(ordered[math.ceil((1 - tail) * last)]))
-  if method == 'wald':
-    free = max(fit.units - fit.size, 1)
-    half = special.stdtrit(free, (1 + confidence) / 2) * (
-        size * wald(fit.small)[name])
-    return float(fit.params[name] - half), float(fit.params[name] + half)
-  raise ValueError(f'no interval by {method!r}: one of profile, bootstrap, '
-                   'wald')
+    return _bootstrap_interval(fit, name, confidence, draws, seed)
+  free = max(fit.units - fit.size, 1)
+  half = special.stdtrit(free, (1 + confidence) / 2) * (
+      size * wald(fit.normalized)[name])
+  return float(fit.params[name] - half), float(fit.params[name] + half)
 
 
-def jacobian(fit):
+# Bootstrap.
+
+
+@functools.lru_cache(maxsize=16)
+def resample(fit: 'Fit', count: int, seed: int) -> solvers.Optimum:
+  """The optima of `count` cluster-bootstrap resamples.
+
+  Groups are drawn with replacement, as multinomial weights on all rows, so
+  no shape changes. Resamples with fewer groups than parameters are drawn
+  again.
+
+  Raises:
+    ValueError: no more groups than parameters.
+  """
+  if fit.units <= fit.size:
+    raise ValueError(f'a bootstrap of {fit.form.name} needs more than '
+                     f'{fit.size} independent groups, found {fit.units}')
+  rng = np.random.default_rng(seed)
+  live = np.unique(fit.group_N[fit.problem.w_N > 0])
+  enough = min(fit.size, len(live) - 2)
+  parts: list[np.ndarray] = []
+  for _ in range(200):
+    times = rng.multinomial(len(live), np.full(len(live), 1 / len(live)),
+                            count)
+    parts.extend(times[(times > 0).sum(1) > enough])
+    if len(parts) >= count:
+      break
+  times = np.zeros((count, fit.group_N.max() + 1))
+  times[:, live] = parts[:count]
+  w_SN = times[:, fit.group_N] * fit.problem.w_N
+  return solvers.refit(fit.problem, fit.best, w_SN)
+
+
+def _bootstrap_interval(fit, name, confidence, draws, seed):
+  if fit.units <= fit.size:
+    return -math.inf, math.inf  # Too few groups to know anything.
+  resamples = resample(fit, draws, seed)
+  values = np.array(solvers.params(fit.problem, resamples)[name], float)
+  if fit.form.linear.get(name) == 'free':
+    y = fit.problem.y_N
+    far = np.abs(values) > np.abs(y).max() + _FAR * np.ptp(y)
+    values[far] = np.sign(values[far]) * np.inf
+  tail = (1 - confidence) / 2
+  ordered = np.sort(values[~np.isnan(values)])
+  last = len(ordered) - 1
+  # Order statistics: an interpolation between two infinities is a NaN.
+  return (float(ordered[math.floor(tail * last)]),
+          float(ordered[math.ceil((1 - tail) * last)]))
+
+
+def band(fit: 'Fit', there: problem_lib.Problem, kind: str, confidence: float,
+         draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """Low and high of the law ('mean') or of a further run ('new'), (M,).
+
+  NaN where there are no more groups than parameters.
+  """
+  if fit.units <= fit.size:
+    unknown_M = np.full(len(there.cols[0]), np.nan)
+    return unknown_M, unknown_M
+  resamples = resample(fit, draws, seed)
+  link = fit.problem.loss.link
+  with np.errstate(all='ignore'):
+    f_SM = problem_lib.values(there, resamples.c_SQ, resamples.theta_SP)
+    if kind == 'new':
+      rng = np.random.default_rng([seed, 1])
+      w_N = fit.problem.w_N
+      # Residuals of n points and p parameters are too small by this factor.
+      inflation = math.sqrt(fit.n / max(fit.n - fit.size, 1))
+      noise = rng.choice(fit.residuals, f_SM.shape, p=w_N / w_N.sum())
+      f_SM = problem_lib.unlink(
+          link, problem_lib.link(np, link, f_SM) + inflation * noise)
+  tail = (1 - confidence) / 2
+  f_SM = np.where(np.isfinite(f_SM), f_SM, np.nan)
+  low_M, high_M = np.nanquantile(f_SM, [tail, 1 - tail], axis=0)
+  return low_M, high_M
+
+
+# Wald.
+
+
+def jacobian(fit: 'Fit') -> tuple[np.ndarray, dict[str, np.ndarray]]:
   """d f / d p at the optimum on the scale of the loss, and d params / d p.
 
   Returns:
     jac_NP, and a dictionary name -> gradient (P,).
   """
   form, problem = fit.form, fit.problem
-  p_P = newton.pack(form, fit.best.c_SQ, fit.best.t_SP)[0]
+  p_P = newton.pack(form, fit.best.c_SQ, fit.best.theta_SP)[0]
   P = len(p_P)
   low_P, high_P = newton.bounds(problem)
   step_P = 1e-5 * np.maximum(np.abs(p_P), 1e-2)
@@ -71,17 +151,18 @@ def jacobian(fit):
   p_SP = np.clip(p_SP, low_P, high_P)
   wide_P = np.maximum(p_SP[np.arange(P), np.arange(P)] -
                       p_SP[P + np.arange(P), np.arange(P)], 1e-300)
-  c_SQ, t_SP = newton.unpack(form, p_SP)
+  c_SQ, theta_SP = newton.unpack(form, p_SP)
   with np.errstate(all='ignore'):
-    f_SN = solve.link(np, problem.loss.link,
-                      solve.values(problem, c_SQ, t_SP))
-  there = optimum.Optimum(c_SQ, t_SP, np.zeros(2 * P), None, None)
+    f_SN = problem_lib.link(np, problem.loss.link,
+                            problem_lib.values(problem, c_SQ, theta_SP))
+  there = solvers.Optimum(c_SQ, theta_SP, np.zeros(2 * P), np.zeros(2 * P),
+                          np.zeros(2 * P, bool))
   slopes = {name: (v[:P] - v[P:]) / wide_P
-            for name, v in optimum.params(problem, there).items()}
+            for name, v in solvers.params(problem, there).items()}
   return ((f_SN[:P] - f_SN[P:]) / wide_P[:, None]).T, slopes
 
 
-def influence(fit):
+def influence(fit: 'Fit') -> tuple[np.ndarray, float]:
   """psi and its mean slope: what the residuals say under the fit's loss.
 
   Returns:
@@ -103,17 +184,22 @@ def influence(fit):
   return np.clip(r_N, -delta, delta), float(near * delta)
 
 
-def covariances(fit):
+class Covariances(NamedTuple):
   """Naive and cluster-robust covariance of the packed parameters.
 
-  Parameters at a bound are held there: rows and columns of 0.
-
-  Returns:
-    naive_PP, robust_PP, and the gradients of the reported parameters.
+  Parameters at a bound are held there: rows and columns of 0. gradients:
+  name -> d reported parameter / d packed parameters.
   """
-  jac_NP, slopes = jacobian(fit)
+  naive_PP: np.ndarray
+  robust_PP: np.ndarray
+  gradients: dict[str, np.ndarray]
+
+
+def covariances(fit: 'Fit') -> Covariances:
+  """The covariances of a fit's parameters."""
+  jac_NP, gradients = jacobian(fit)
   low_P, high_P = newton.bounds(fit.problem)
-  p_P = newton.pack(fit.form, fit.best.c_SQ, fit.best.t_SP)[0]
+  p_P = newton.pack(fit.form, fit.best.c_SQ, fit.best.theta_SP)[0]
   free_P = ((p_P > low_P + 1e-9) & (p_P < high_P - 1e-9) &
             np.isfinite(jac_NP).all(0))
   jac_NP = np.where(free_P, jac_NP, 0.)
@@ -128,27 +214,34 @@ def covariances(fit):
   units, N = fit.units, fit.n
   factor = units / max(units - 1, 1) * (N - 1) / max(N - fit.size, 1)
   robust_PP = bread_PP @ (score.T @ score) @ bread_PP * factor
-  return naive_PP, robust_PP, slopes
+  return Covariances(naive_PP, robust_PP, gradients)
 
 
-def wald(fit):
+def wald(fit: 'Fit') -> dict[str, float]:
   """Standard error of each reported parameter, by the delta method.
 
-  Cluster-robust where groups have several rows or outliers are expected.
+  Cluster-robust where groups have several rows or outliers are expected;
+  infinite where that needs more groups than there are.
   """
-  naive_PP, robust_PP, slopes = covariances(fit)
-  plain = fit.units == fit.n and fit.problem.loss.kind == 'ls'
-  cov_PP = naive_PP if plain else robust_PP
+  covariance = covariances(fit)
+  cov_PP = covariance.robust_PP
+  if fit.units == fit.n and fit.problem.loss.kind == 'ls':
+    cov_PP = covariance.naive_PP
+  elif fit.units <= fit.size:
+    return dict.fromkeys(covariance.gradients, math.inf)
   return {name: float(np.sqrt(max(g @ cov_PP @ g, 0.)))
-          for name, g in slopes.items()}
+          for name, g in covariance.gradients.items()}
 
 
-def profile(fit, name, values):
+# Profile likelihood.
+
+
+def profile(fit: 'Fit', name: str, values: Any) -> np.ndarray:
   """The least objective with one parameter held at each of some values.
 
   Args:
     fit: a Fit.
-    name: a parameter of the form that is linear, or a shape parameter.
+    name: a linear or nonlinear parameter of the form.
     values: where it is held, of shape (S,).
 
   Returns:
@@ -157,18 +250,22 @@ def profile(fit, name, values):
   Raises:
     ValueError: the parameter is derived from several others.
   """
-  form, values = fit.form, np.asarray(values, float)
-  shape = form.shape.get(name)
-  if (name not in form.linear and shape is None) or (
-      shape is not None and callable(shape.scale)):
+  values = np.asarray(values, float)
+  if not has_profile(fit, name):
     raise ValueError(f'no profile for {name}, which is made of several '
                      "fitted numbers: use method='bootstrap'")
   w_SN = np.repeat(fit.problem.w_N[None], len(values), 0)
-  found = optimum.again(fit.problem, fit.best, w_SN, (name, values))
-  return found.value_S
+  return solvers.refit(fit.problem, fit.best, w_SN, (name, values)).value_S
 
 
-def threshold(fit, name, confidence):
+def has_profile(fit: 'Fit', name: str) -> bool:
+  """Whether a reported parameter is fitted itself, up to a unit."""
+  param = fit.form.nonlinear.get(name)
+  return name in fit.form.linear or (
+      param is not None and not callable(param.scale))
+
+
+def threshold(fit: 'Fit', name: str, confidence: float) -> float:
   """The objective at which the profile of a parameter leaves its interval.
 
   min * (1 + F / (n - p)) for least squares (Bates & Watts 1988, section
@@ -183,78 +280,113 @@ def threshold(fit, name, confidence):
   spread = np.sum(w_N * psi_N ** 2) / max(fit.n - fit.size, 1)
   rise = special.fdtri(1, free, confidence) * spread / (2 * bend)
   if fit.units < fit.n or fit.problem.loss.kind != 'ls':
-    naive_PP, robust_PP, slopes = covariances(fit)
-    g = slopes[name]
-    rise *= max(1., (g @ robust_PP @ g) / max(g @ naive_PP @ g, 1e-300))
-  size = np.sum(w_N * solve.link(np, fit.problem.loss.link,
-                                 fit.problem.y_N) ** 2)
+    covariance = covariances(fit)
+    g = covariance.gradients[name]
+    rise *= max(1., (g @ covariance.robust_PP @ g) /
+                max(g @ covariance.naive_PP @ g, 1e-300))
+  size = np.sum(w_N * problem_lib.link(np, fit.problem.loss.link,
+                                       fit.problem.y_N) ** 2)
   return fit.objective + rise + 1e-24 * size
+
+
+class Axis(NamedTuple):
+  """The scale on which the profile of one parameter is followed.
+
+  Attributes:
+    at: the estimate on that scale.
+    back: from that scale to the parameter.
+    error: its standard error there.
+    most: the longest first step.
+    reach: how far to search.
+    ends: what is reported where the profile never leaves its interval.
+  """
+  at: float
+  back: Callable[[Any], Any]
+  error: float
+  most: float
+  reach: tuple[float, float]
+  ends: tuple[float, float]
+
+
+def _axis(fit, name):
+  """The Axis of a parameter of a normalized fit."""
+  best, error = fit.params[name], wald(fit)[name]
+  param, kind = fit.form.nonlinear.get(name), fit.form.linear.get(name)
+  same = lambda v: v
+  if param is not None and not param.log:
+    lowest = 0. if param.low >= 0 else -math.inf
+    return Axis(best, same, error, (param.high - param.low) / 8,
+                (param.low, param.high), (lowest, math.inf))
+  if param is not None or kind == 'positive':
+    at = math.log(max(best, 1e-290))
+    reach = at - 25., at + 50.
+    if param is not None:
+      units = dict(zip(fit.form.x, fit.problem.centre))
+      unit = units.get(param.scale, 1.)
+      reach = math.log(param.low * unit), math.log(param.high * unit)
+    return Axis(at, np.exp, error / max(abs(best), 1e-290), 1., reach,
+                (0., math.inf))
+  y = fit.problem.y_N
+  size = np.ptp(y)
+  # The coefficient of a rising logarithm also scales with its input.
+  if math.isfinite(error) and error < _FAR * size:
+    size = max(size, error)
+  reach = y.min() - _FAR * size, y.max() + _FAR * size
+  return Axis(min(max(best, reach[0]), reach[1]), same, error, np.ptp(y),
+              reach, (-math.inf, math.inf))
 
 
 def _profile_interval(fit, name, confidence):
   limit = threshold(fit, name, confidence)
-  best = fit.params[name]
-  error = wald(fit)[name]
-  shape = fit.form.shape.get(name)
-  kind = fit.form.linear.get(name)
-  unit = 1.
-  if shape is not None and isinstance(shape.scale, str):
-    unit = fit.problem.centre[fit.form.x.index(shape.scale)]
-  if kind == 'positive' or (shape is not None and shape.log):
-    at, error = math.log(max(best, 1e-290)), error / max(abs(best), 1e-290)
-    back, most = np.exp, 1.
-    reach = ((math.log(shape.low * unit), math.log(shape.high * unit)) if
-             shape else (at - 25., at + 50.))
-    ends = 0., math.inf
-  elif shape is not None:
-    at, back, most = best, lambda v: v, (shape.high - shape.low) / 8
-    reach = shape.low, shape.high
-    ends = (0. if shape.low >= 0 else -math.inf), math.inf
-  else:
-    y = fit.problem.y_N
-    back, most = lambda v: v, np.ptp(y)
-    # The coefficient of a rising logarithm also scales with its input.
-    size = max(np.ptp(y), error if math.isfinite(error) and error < _FAR *
-               np.ptp(y) else 0.)
-    reach = y.min() - _FAR * size, y.max() + _FAR * size
-    at, ends = min(max(best, reach[0]), reach[1]), (-math.inf, math.inf)
+  axis = _axis(fit, name)
+  error = axis.error
   if not (math.isfinite(error) and error > 0):
-    error = 1e-3 * max(abs(at), 1e-3)
-  out = []
-  for sign, edge, end in zip((-1, 1), reach, ends):
-    crossed = _cross(lambda v: profile(fit, name, back(v)), at,
-                     min(error, most), sign, edge, limit)
-    out.append(float(back(crossed)) if crossed is not None else end)
-  return tuple(out)
+    error = 1e-3 * max(abs(axis.at), 1e-3)
+  ends = []
+  for sign, edge, end in zip((-1, 1), axis.reach, axis.ends):
+    crossing = _cross(lambda v: profile(fit, name, axis.back(v)), axis.at,
+                      min(error, axis.most), sign, edge, limit)
+    if crossing is not None:
+      end = float(axis.back(crossing))
+    ends.append(end)
+  return tuple(ends)
 
 
-def _cross(f, at, step, sign, edge, limit):
-  """Where f first rises to the limit between `at` and `edge`; None if never.
+def _bracket(f, at, step, sign, edge, limit):
+  """Doubling steps from `at` up to `edge`, until f is above the limit.
 
-  Doubling steps bracket the crossing, refinement by seventeenths finds it.
+  Returns:
+    (inner, f_inner, outer, f_outer); outer is None where f never is.
   """
   room = abs(edge - at)
-  if room < 1e-12:
-    return None
   steps = min(step / 4, room / 4) * 2. ** np.arange(48)
   v = at + sign * np.append(steps[steps < room], room)
-  inner, f_inner, outer, f_outer = at, None, None, None
-  for block in np.array_split(v, -(-len(v) // 16)):
+  inner, f_inner = at, None
+  for block in np.array_split(v, -(-len(v) // newton.BLOCK)):
     values = f(block)
     above = np.flatnonzero(values > limit)
     if len(above):
       first = above[0]
-      outer, f_outer = block[first], values[first]
       if first:
         inner, f_inner = block[first - 1], values[first - 1]
-      break
+      return inner, f_inner, block[first], values[first]
     inner, f_inner = block[-1], values[-1]
+  return inner, f_inner, None, None
+
+
+def _cross(f, at, step, sign, edge, limit):
+  """Where f first rises to the limit between `at` and `edge`; None if never.
+  """
+  if abs(edge - at) < 1e-12:
+    return None
+  inner, f_inner, outer, f_outer = _bracket(f, at, step, sign, edge, limit)
   if outer is None:
     return None
+  # Sixteen points at a time, one block of solves, narrow the bracket.
   for _ in range(12):
     if abs(outer - inner) < 1e-3 * step:
       break
-    v = np.linspace(inner, outer, 18)[1:-1]
+    v = np.linspace(inner, outer, newton.BLOCK + 2)[1:-1]
     values = f(v)
     above = np.flatnonzero(values > limit)
     first = above[0] if len(above) else len(v)

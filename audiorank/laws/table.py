@@ -1,13 +1,23 @@
 """Columns of anybody's table, checked, with errors that name the culprit."""
 
+import os
 import pathlib
+from typing import Any
 
+from absl import logging
 import numpy as np
 import pandas as pd
 
+# Squares of larger numbers, or of smaller than its inverse, leave float64.
+LARGE = 1e50
 
-def read(path):
+
+def read(path: str | os.PathLike[str]) -> pd.DataFrame:
   """The table of a .csv or .parquet file.
+
+  Rows that are equal in every column are one row written twice (files joined
+  twice, exports with duplicates): they would narrow every interval, so only
+  the first of them is kept, and a warning is logged.
 
   Raises:
     FileNotFoundError, ValueError: no such file, or not a table.
@@ -16,16 +26,25 @@ def read(path):
   if not path.is_file():
     raise FileNotFoundError(f'{path}: no such file')
   try:
-    found = (pd.read_parquet(path) if path.suffix == '.parquet' else
-             pd.read_csv(path, skipinitialspace=True))
+    if path.suffix == '.parquet':
+      data = pd.read_parquet(path)
+    else:
+      data = pd.read_csv(path, skipinitialspace=True)
   except Exception as error:  # Each parser has its own.
     raise ValueError(f'{path}: not a table ({error})') from None
-  return found.rename(columns=lambda name: str(name).strip())
+  data = data.rename(columns=lambda name: str(name).strip())
+  try:
+    repeated = data.duplicated()
+  except TypeError:  # Columns of lists cannot be compared.
+    return data
+  if repeated.any():
+    logging.warning('%s: %d of %d rows are equal to another one in every '
+                    'column: they are left out', path, repeated.sum(),
+                    len(data))
+  return data[~repeated].reset_index(drop=True)
 
-LARGE = 1e50
 
-
-def raw(data, name):
+def raw(data: Any, name: str) -> Any:
   """The column of that name; ValueError naming what there is instead."""
   if name not in data:
     raise ValueError(f'no column {name!r}: the table has '
@@ -33,15 +52,19 @@ def raw(data, name):
   return data[name]
 
 
-def numbers(name, values):
-  """A one-dimensional float64 array of finite numbers."""
-  found = np.asarray(values)
-  if found.dtype == bool:
+def numbers(name: str, values: Any) -> np.ndarray:
+  """A one-dimensional float64 array of finite numbers.
+
+  Raises:
+    ValueError: it is none; names the column and the row.
+  """
+  array = np.asarray(values)
+  if array.dtype == bool:
     raise ValueError(f'column {name!r} is of true and false: expected numbers')
   try:
-    col = np.atleast_1d(np.asarray(found, float))
+    col = np.atleast_1d(np.asarray(array, float))
   except (TypeError, ValueError) as error:
-    raise ValueError(_culprit(name, values, error)) from None
+    raise ValueError(_not_numeric(name, values, error)) from None
   if col.ndim != 1:
     raise ValueError(f'column {name!r} has shape {col.shape}: expected one '
                      'number per row')
@@ -60,8 +83,8 @@ def numbers(name, values):
   return col
 
 
-def _culprit(name, values, error):
-  """What is said of a column that is not numeric: the first such row."""
+def _not_numeric(name, values, error):
+  """The message about a column that is not numeric: its first such row."""
   for i, value in enumerate(np.asarray(values, object).ravel()):
     try:
       float(value)
@@ -70,13 +93,13 @@ def _culprit(name, values, error):
   return f'column {name!r} is not numeric: {error}'
 
 
-def column(data, name):
+def column(data: Any, name: str) -> np.ndarray:
   """`numbers` of the column of that name."""
   return numbers(name, raw(data, name))
 
 
-def positive(name, col):
-  """The column itself, if every value is above 0."""
+def positive(name: str, col: np.ndarray) -> np.ndarray:
+  """The column itself, if every value is above 0; else ValueError."""
   bad = np.flatnonzero(col <= 0)
   if len(bad):
     raise ValueError(f'column {name!r} is {col[bad[0]]:g} in row {bad[0]}: '
@@ -84,28 +107,30 @@ def positive(name, col):
   return col
 
 
-def weights(data, given, n):
-  """Weights of n rows: ones, a column by name, or what was given.
+def weights(data: Any, values: Any, n: int) -> np.ndarray:
+  """Weights of n rows: ones, a column by name, or the numbers themselves.
 
   Raises:
     ValueError: another number of them, or a negative one.
   """
-  if given is None:
+  if values is None:
     return np.ones(n)
-  w_N = (column(data, given) if isinstance(given, str) else
-         numbers('weights', given))
+  if isinstance(values, str):
+    w_N = column(data, values)
+  else:
+    w_N = numbers('weights', values)
   if len(w_N) != n or (w_N < 0).any():
     raise ValueError(f'weights: expected {n} numbers that are not negative, '
                      f'found {len(w_N)} of which {(w_N < 0).sum()} negative')
   return w_N
 
 
-def in_domain(name, col, link):
+def in_domain(name: str, col: np.ndarray, link: str) -> None:
   """Raises ValueError where a value has no image on the scale of the loss."""
   if link == 'identity':
     return
   bad = np.flatnonzero((col <= 0) | ((col >= 1) & (link == 'logit')))
   if len(bad):
-    wanted = 'above 0' if link == 'log' else 'between 0 and 1'
+    expected = 'above 0' if link == 'log' else 'between 0 and 1'
     raise ValueError(f'column {name!r} is {col[bad[0]]:g} in row {bad[0]}: '
-                     f'a loss on its {link} needs values {wanted}')
+                     f'a loss on its {link} needs values {expected}')

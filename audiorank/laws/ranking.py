@@ -1,15 +1,17 @@
 """Can an early number choose the run? Agreement, decisions, what they save.
 
-Runs i, an early number s_i, a final quality q_i, both to be large (negate a
-loss). Families differ in level, so agreement is reported within strata too.
-Fewer than 24 runs are exploratory: at a true correlation of .7, twelve runs
-give a tau anywhere between .1 and .8.
+Runs i, an early number s_i, a final quality q_i, both large where good
+(negate a loss). Families differ in level, so agreement is reported within
+strata too. Fewer than 24 runs are exploratory: at a true correlation of .7,
+twelve runs give a tau anywhere between .1 and .8.
 
-Shape suffixes: N runs, S resamples, T rungs.
+Shapes: N runs, S resamples, G groups, T rungs.
 """
 
+from collections.abc import Sequence
 import itertools
 import math
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -17,15 +19,22 @@ import pandas as pd
 
 from audiorank.laws import table
 
+# Runs below which agreement is exploratory.
 ENOUGH = 24
+# Groups below which a bootstrap over groups says nothing.
+LEAST_GROUPS = 4
+# Runs up to which all orders are tried: 9! = 362,880.
+_EXACT = 9
 
 
 class Agreement(NamedTuple):
   """How well an early number orders the final ones.
 
   `pairs` is the fraction of pairs decided rightly, (tau + 1) / 2 without
-  ties; `p` tests tau against no association, by all permutations below ten
-  runs; `within` is tau of pairs of the same stratum only.
+  ties; `p` tests tau, between the means of the groups, against no
+  association, by all permutations below ten of them; `within` is tau of
+  pairs of the same stratum only. tau_low and tau_high are NaN below
+  LEAST_GROUPS groups.
   """
   n: int
   spearman: float
@@ -39,18 +48,36 @@ class Agreement(NamedTuple):
 
 
 class Choice(NamedTuple):
-  """What is lost by taking the run that looks best early."""
-  hit: bool          # the best run is among the k chosen
-  regret: float      # best quality less the best among the chosen
-  random: float      # the same, expected, for k runs drawn at random
+  """What is lost by taking the run that looks best early.
+
+  Attributes:
+    hit: whether the best run is among the k chosen.
+    regret: best quality less the best among the chosen.
+    random: the same, expected, for k runs drawn at random.
+  """
+  hit: bool
+  regret: float
+  random: float
 
 
 class Halving(NamedTuple):
-  """Successive halving: what it saves and what it costs."""
-  saved: float       # fraction of the compute of training all to the end
+  """Successive halving: what it saves and what it costs.
+
+  Attributes:
+    saved: fraction of the compute of training all runs to the end.
+    regret: best quality less the best among the runs trained to the end.
+    random: the same for as many runs drawn at random.
+    finished: indices of the runs trained to the end.
+  """
+  saved: float
   regret: float
-  random: float      # regret of keeping as many runs at random
-  kept: tuple        # indices of the runs trained to the end
+  random: float
+  finished: tuple[int, ...]
+
+  @property
+  def kept(self):
+    """`finished` under its former name."""
+    return self.finished
 
 
 def _pair(early, final):
@@ -67,23 +94,28 @@ def _signs(v_N):
   return np.sign(v_N[:, None] - v_N[None])
 
 
-def _tau(agree_NN, s_NN, q_NN, w_NN):
+def _tau(s_NN, q_NN, w_NN):
   """Kendall's tau-b over weighted pairs."""
   size = math.sqrt(np.sum(w_NN * s_NN ** 2) * np.sum(w_NN * q_NN ** 2))
-  return float(np.sum(w_NN * agree_NN) / size) if size else math.nan
+  return float(np.sum(w_NN * s_NN * q_NN) / size) if size else math.nan
 
 
-def _multiplicities(n, groups, draws, seed):
+def _labels(n, groups):
+  """Group number of each run."""
+  if groups is None:
+    return np.arange(n)
+  return pd.factorize(np.asarray(groups))[0]
+
+
+def _multiplicities(label_N, draws, seed):
   """How often each run occurs in each resample of groups, times_SN."""
-  label_N = np.arange(n) if groups is None else pd.factorize(
-      np.asarray(groups))[0]
   count = label_N.max() + 1
   rng = np.random.default_rng(seed)
   times_SG = rng.multinomial(count, np.full(count, 1 / count), draws)
   return times_SG[:, label_N].astype(float)
 
 
-def _resampled(s_N, q_N, times_SN):
+def _taus(s_N, q_N, times_SN):
   """tau-b of every resample, by pair weights."""
   s_NN, q_NN = _signs(s_N), _signs(q_N)
   over = lambda m_NN: np.einsum('si,ij,sj->s', times_SN, m_NN, times_SN,
@@ -92,8 +124,19 @@ def _resampled(s_N, q_N, times_SN):
     return over(s_NN * q_NN) / np.sqrt(over(s_NN ** 2) * over(q_NN ** 2))
 
 
-def agreement(early, final, strata=None, groups=None, confidence=.95,
-              draws=2000, seed=0):
+def _interval(each_S, label_N, confidence):
+  """Quantiles of a bootstrap over groups; NaN of too few groups."""
+  each_S = each_S[np.isfinite(each_S)]
+  if label_N.max() + 1 < LEAST_GROUPS or not len(each_S):
+    return math.nan, math.nan
+  tail = (1 - confidence) / 2
+  low, high = np.quantile(each_S, [tail, 1 - tail])
+  return float(low), float(high)
+
+
+def agreement(early: Any, final: Any, strata: Any = None, groups: Any = None,
+              confidence: float = .95, draws: int = 2000,
+              seed: int = 0) -> Agreement:
   """How well an early number orders the final quality.
 
   Args:
@@ -105,49 +148,49 @@ def agreement(early, final, strata=None, groups=None, confidence=.95,
     draws: bootstrap resamples.
     seed: of the bootstrap.
 
-  Returns:
-    An Agreement.
-
   Raises:
     ValueError: fewer than three runs, or numbers that are not finite.
   """
   s_N, q_N = _pair(early, final)
-  n = len(s_N)
+  n, label_N = len(s_N), _labels(len(s_N), groups)
   s_NN, q_NN = _signs(s_N), _signs(q_N)
-  ones = np.ones((n, n))
-  tau = _tau(s_NN * q_NN, s_NN, q_NN, ones)
   within = math.nan
   if strata is not None:
-    label = pd.factorize(np.asarray(strata))[0]
-    within = _tau(s_NN * q_NN, s_NN, q_NN,
-                  (label[:, None] == label[None]).astype(float))
-  each = _resampled(s_N, q_N, _multiplicities(n, groups, draws, seed))
-  each = each[np.isfinite(each)]
-  low, high = (np.quantile(each, [(1 - confidence) / 2, (1 + confidence) / 2])
-               if len(each) else (math.nan, math.nan))
-  constant = np.ptp(s_N) == 0 or np.ptp(q_N) == 0
-  if constant:
-    rho, p = math.nan, math.nan
-  else:
+    family_N = pd.factorize(np.asarray(strata))[0]
+    within = _tau(s_NN, q_NN, 1. * (family_N[:, None] == family_N[None]))
+  low, high = _interval(
+      _taus(s_N, q_N, _multiplicities(label_N, draws, seed)), label_N,
+      confidence)
+  rho = math.nan
+  if np.ptp(s_N) and np.ptp(q_N):
     rho = spearman(s_N, q_N)
-    p = _exact(s_NN, q_NN) if n < 10 else _chance(s_N, q_N)
   decided = q_NN != 0
   right = np.where(s_NN == 0, .5, s_NN == q_NN)
-  return Agreement(n, rho, tau, float(low), float(high), p,
-                   float(right[decided].mean()) if decided.any() else math.nan,
-                   within, n < ENOUGH)
+  pairs = float(right[decided].mean()) if decided.any() else math.nan
+  return Agreement(n, rho, _tau(s_NN, q_NN, np.ones((n, n))), low, high,
+                   _p(s_N, q_N, label_N), pairs, within, n < ENOUGH)
 
 
-def spearman(a_N, b_N):
+def spearman(a_N: Any, b_N: Any) -> float:
   """Correlation of the ranks, ties at their mean rank."""
   ranks = [pd.Series(v).rank().to_numpy() for v in (a_N, b_N)]
   return float(np.corrcoef(*ranks)[0, 1])
 
 
-def _chance(s_N, q_N):
-  # Here alone, because it takes longer to load than 4,000 fits take to run.
+def _p(s_N, q_N, label_N):
+  """p of no association between the means of the groups.
+
+  Seeds of one configuration are no independent evidence.
+  """
+  size_G = np.bincount(label_N)
+  s_G, q_G = (np.bincount(label_N, v_N) / size_G for v_N in (s_N, q_N))
+  if len(size_G) < 3 or not np.ptp(s_G) or not np.ptp(q_G):
+    return math.nan
+  if len(size_G) <= _EXACT:
+    return _exact(_signs(s_G), _signs(q_G))
+  # Imported here, because it takes longer to load than 4,000 fits take.
   from scipy import stats
-  return float(stats.kendalltau(s_N, q_N).pvalue)
+  return float(stats.kendalltau(s_G, q_G).pvalue)
 
 
 def _exact(s_NN, q_NN):
@@ -155,20 +198,21 @@ def _exact(s_NN, q_NN):
   n = len(s_NN)
   orders = np.array(list(itertools.permutations(range(n))))
   rows, cols = np.triu_indices(n, 1)
-  seen = abs(np.sum(s_NN[rows, cols] * q_NN[rows, cols]))
+  observed = abs(np.sum(s_NN[rows, cols] * q_NN[rows, cols]))
   total = np.zeros(len(orders))
   for i, j in zip(rows, cols):
     total += s_NN[i, j] * q_NN[orders[:, i], orders[:, j]]
-  return float(np.mean(np.abs(total) >= seen - 1e-9))
+  return float(np.mean(np.abs(total) >= observed - 1e-9))
 
 
-def difference(early, rival, final, groups=None, confidence=.95, draws=2000,
-               seed=0):
+def difference(early: Any, other: Any, final: Any, groups: Any = None,
+               confidence: float = .95, draws: int = 2000,
+               seed: int = 0) -> tuple[float, float, float]:
   """tau of one early number less tau of another, on the same resamples.
 
   Args:
     early: N numbers.
-    rival: N numbers: early loss, size, an early labelled probe.
+    other: N numbers: width, early loss, an early labelled probe.
     final: N qualities.
     groups: what is resampled together.
     confidence: of the interval.
@@ -176,22 +220,20 @@ def difference(early, rival, final, groups=None, confidence=.95, draws=2000,
     seed: of the bootstrap.
 
   Returns:
-    (difference, low, high): the early number is better where low > 0.
+    (difference, low, high): the early number is better where low > 0. The
+    interval is NaN below LEAST_GROUPS groups.
   """
   s_N, q_N = _pair(early, final)
-  r_N, _ = _pair(rival, final)
-  times_SN = _multiplicities(len(s_N), groups, draws, seed)
-  gap = lambda times: (_resampled(s_N, q_N, times) -
-                       _resampled(r_N, q_N, times))
-  each = gap(times_SN)
-  each = each[np.isfinite(each)]
-  if not len(each):
-    return math.nan, math.nan, math.nan
-  low, high = np.quantile(each, [(1 - confidence) / 2, (1 + confidence) / 2])
-  return float(gap(np.ones((1, len(s_N))))[0]), float(low), float(high)
+  r_N, _ = _pair(other, final)
+  label_N = _labels(len(s_N), groups)
+  gap = lambda times_SN: (_taus(s_N, q_N, times_SN) -
+                          _taus(r_N, q_N, times_SN))
+  value = float(gap(np.ones((1, len(s_N))))[0])
+  each_S = gap(_multiplicities(label_N, draws, seed))
+  return value, *_interval(each_S, label_N, confidence)
 
 
-def top(early, final, k=1):
+def top(early: Any, final: Any, k: int = 1) -> Choice:
   """What is lost by training on only the k runs that look best early.
 
   Ties in the early number are broken against the chooser.
@@ -207,14 +249,15 @@ def top(early, final, k=1):
 
 def _random_regret(q_N, k):
   """The expected regret of k runs drawn without replacement."""
-  gap = q_N.max() - np.sort(q_N)[::-1]
+  gap_N = q_N.max() - np.sort(q_N)[::-1]
   n = len(q_N)
   # The best of the k is the i-th best of all.
-  chance = np.array([math.comb(n - 1 - i, k - 1) for i in range(n)])
-  return float(np.sum(gap * chance) / math.comb(n, k))
+  chance_N = np.array([math.comb(n - 1 - i, k - 1) for i in range(n)])
+  return float(np.sum(gap_N * chance_N) / math.comb(n, k))
 
 
-def halving(scores_TN, steps, total, final, keep=.5, cost=None):
+def halving(scores_TN: Any, steps: Sequence[float], total: float, final: Any,
+            keep: float = .5, cost: Any = None) -> Halving:
   """Successive halving by an early number, read at chosen rungs.
 
   Args:
@@ -226,8 +269,8 @@ def halving(scores_TN, steps, total, final, keep=.5, cost=None):
     keep: the fraction kept at each rung, at least one run.
     cost: the cost of a step of each run; None for equal costs.
 
-  Returns:
-    A Halving.
+  Raises:
+    ValueError: shapes that do not match, or rungs that do not ascend.
   """
   scores_TN, q_N = np.asarray(scores_TN, float), table.numbers('final', final)
   steps = np.asarray(steps, float)
@@ -245,16 +288,17 @@ def halving(scores_TN, steps, total, final, keep=.5, cost=None):
     before = step
     value = np.where(np.isnan(score_N), -np.inf, score_N)[alive]
     # Ties are broken against the chooser, as in `top`.
-    alive = alive[np.lexsort((q_N[alive], -value))
-                  [:max(1, math.ceil(len(alive) * keep))]]
+    order = np.lexsort((q_N[alive], -value))
+    alive = alive[order[:max(1, math.ceil(len(alive) * keep))]]
   spent += cost_N[alive].sum() * (total - before)
   return Halving(float(1 - spent / (cost_N.sum() * total)),
                  float(q_N.max() - q_N[alive].max()),
                  _random_regret(q_N, len(alive)), tuple(alive.tolist()))
 
 
-def predict(runs, early, final='score', strata=None, groups=None, rivals=(),
-            **keywords):
+def predict(runs: Any, early: str, final: str = 'score',
+            strata: str | None = None, groups: str | None = None,
+            baselines: Sequence[str] = (), **keywords: Any) -> pd.DataFrame:
   """The table of early prediction: every early number against the final one.
 
   Args:
@@ -263,7 +307,8 @@ def predict(runs, early, final='score', strata=None, groups=None, rivals=(),
     final: the column of the final quality.
     strata: see `agreement`; a column.
     groups: see `agreement`; a column.
-    rivals: further early columns, of which losses are to be negated.
+    baselines: further columns that might predict as well: width, parameters,
+      early losses (negated).
     **keywords: confidence, draws, seed.
 
   Returns:
@@ -276,19 +321,19 @@ def predict(runs, early, final='score', strata=None, groups=None, rivals=(),
       independent ranks agree.
   """
   divided = lambda name: '_over_width' in name or '_per_width' in name
+  pick = lambda key: None if key is None else table.raw(runs, key)
   rows = []
-  for name in dict.fromkeys([early, *rivals]):
+  for name in dict.fromkeys([early, *baselines]):
     if divided(name) and divided(final):
       raise ValueError(f'{name!r} and {final!r} are both divided by the '
                        'width, which makes independent numbers agree: use '
                        'the ratio as a predictor only')
-    pick = lambda key: None if key is None else table.raw(runs, key)
     s, q = table.column(runs, name), table.column(runs, final)
-    found = agreement(s, q, pick(strata), pick(groups), **keywords)
+    agree = agreement(s, q, pick(strata), pick(groups), **keywords)
     best = top(s, q)
-    gap = difference(table.column(runs, early), s, q, pick(groups),
-                     **keywords)
-    rows.append({'early': name, **found._asdict(), 'regret': best.regret,
-                 'random_regret': best.random, 'difference': gap[0],
-                 'difference_low': gap[1], 'difference_high': gap[2]})
+    gap, low, high = difference(table.column(runs, early), s, q,
+                                pick(groups), **keywords)
+    rows.append({'early': name, **agree._asdict(), 'regret': best.regret,
+                 'random_regret': best.random, 'difference': gap,
+                 'difference_low': low, 'difference_high': high})
   return pd.DataFrame(rows)

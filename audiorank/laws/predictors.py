@@ -1,0 +1,235 @@
+"""Does RankMe add anything to what is cheaper to know?
+
+Every predictor of the score gets the same treatment on the same folds, and
+the differences come with paired intervals over groups.
+
+Shapes: N rows, S resamples, G groups, P columns of a regression.
+"""
+
+from collections.abc import Sequence
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from audiorank.laws import ranking
+from audiorank.laws import table
+
+# Groups below which a correlation with an interval says nothing.
+LEAST_GROUPS = 4
+
+
+def _design(data, names):
+  """A column of ones and the columns of a regression.
+
+  Logarithms where all values are positive, standardised; a constant one is
+  left out.
+  """
+  cols = [np.ones(len(table.column(data, names[0])))]
+  for name in names:
+    col = table.column(data, name)
+    if (col > 0).all():
+      col = np.log(col)
+    spread = col.std()
+    if spread > 0:
+      cols.append((col - col.mean()) / spread)
+  return np.stack(cols, 1)
+
+
+def _loo(design_NP, y_N, group_N):
+  """Errors of a linear regression with each group left out."""
+  e_N = np.empty(len(y_N))
+  for group in np.unique(group_N):
+    out = group_N == group
+    coefficients = np.linalg.lstsq(design_NP[~out], y_N[~out], rcond=1e-10)[0]
+    e_N[out] = y_N[out] - design_NP[out] @ coefficients
+  return e_N
+
+
+def _rms(e_N):
+  return float(np.sqrt(np.mean(e_N ** 2)))
+
+
+def partial(z_N: np.ndarray, y_N: np.ndarray, known_NP: np.ndarray,
+            w_SN: np.ndarray | None = None) -> float | np.ndarray:
+  """Correlation of the parts of z and y that known columns do not explain.
+
+  Args:
+    z_N: the predictor.
+    y_N: the score.
+    known_NP: what both are freed from; a column of ones included.
+    w_SN: weights of S resamples; None for the data themselves.
+
+  Returns:
+    S correlations, or one number where there are no weights; NaN where
+    nothing of z or y is left, or no degree of freedom.
+  """
+  weights = np.ones((1, len(z_N))) if w_SN is None else w_SN
+  both_N2 = np.stack([z_N, y_N], 1)
+  cross = lambda a, b: np.einsum('sn,np,nq->spq', weights, a, b,
+                                 optimize=True)
+  gram, side, own = (cross(known_NP, known_NP), cross(known_NP, both_N2),
+                     cross(both_N2, both_N2))
+  inverse = np.linalg.pinv(gram, rcond=1e-10, hermitian=True)
+  left = own - np.swapaxes(side, 1, 2) @ inverse @ side
+  size = np.diagonal(left, axis1=1, axis2=2)
+  whole = np.diagonal(own, axis1=1, axis2=2)
+  # With as many rows as known columns and one more it is 1 or -1 by algebra.
+  rows_S = (weights > 0).sum(1)
+  with np.errstate(all='ignore'):
+    correlation_S = np.where(
+        (size > 1e-9 * whole).all(1) & (rows_S > known_NP.shape[1] + 1),
+        left[:, 0, 1] / np.sqrt(size[:, 0] * size[:, 1]), np.nan)
+  return float(correlation_S[0]) if w_SN is None else correlation_S
+
+
+class _Folds:
+  """Leave-group-out errors and paired bootstrap over the same groups."""
+
+  def __init__(self, y_N, labels, confidence, draws, seed):
+    self.y_N = y_N
+    self.group_N = pd.factorize(labels)[0]
+    self.groups = int(self.group_N.max()) + 1
+    rng = np.random.default_rng(seed)
+    self.times_SG = rng.multinomial(
+        self.groups, np.full(self.groups, 1 / self.groups), draws)
+    self.tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    self.size_G = np.bincount(self.group_N, minlength=self.groups)
+
+  def errors(self, design_NP):
+    return _loo(design_NP, self.y_N, self.group_N)
+
+  def worse(self, e_N, reference_N):
+    """Mean squared error less the reference's: value, low, high."""
+    gap_G = np.bincount(self.group_N, e_N ** 2 - reference_N ** 2,
+                        self.groups)
+    each_S = self.times_SG @ gap_G / np.maximum(
+        self.times_SG @ self.size_G, 1)
+    return gap_G.sum() / len(self.y_N), *np.quantile(each_S, self.tails)
+
+  def partial(self, z_N, known_NP):
+    """Partial correlation with the score: value, low, high."""
+    value = partial(z_N, self.y_N, known_NP)
+    each_S = partial(z_N, self.y_N, known_NP,
+                     self.times_SG[:, self.group_N] * 1.)
+    each_S = each_S[np.isfinite(each_S)]
+    if not math.isfinite(value) or len(each_S) < len(self.times_SG) / 2:
+      return value, math.nan, math.nan
+    return value, *np.quantile(each_S, self.tails)
+
+
+def compare_predictors(
+    data: Any, predictors: Sequence[str], score: str = 'score',
+    known: Sequence[str] = ('params', 'width'), groups: Any = None,
+    subject: str = 'rank', confidence: float = .95, draws: int = 1000,
+    seed: int = 0) -> pd.DataFrame:
+  """Does RankMe predict the score better than what is cheaper to know?
+
+  Every predictor gets the same treatment on the same folds: a line in its
+  logarithm (plain where not positive), alone and on top of `known`, each
+  group left out in turn.
+
+  Args:
+    data: columns by name.
+    predictors: names of columns.
+    score: what is predicted.
+    known: columns that are known beforehand: size and width.
+    groups: what is left out together: the configuration, not the seed.
+    subject: the predictor with which all are compared.
+    confidence: of the bootstrap intervals over groups.
+    draws: resamples.
+    seed: of the bootstrap.
+
+  Returns:
+    A DataFrame with a row per predictor, the best alone first, and rows
+    '(mean)' and '(known alone)': predictor, loo (root mean square error
+    alone), loo_known (with `known`), spearman, partial (correlation with the
+    score given `known`), partial_low, partial_high, worse, worse_low,
+    worse_high (mean squared error less the subject's, paired over groups:
+    above 0, the subject is better). NaN where the rows do not allow it.
+
+  Raises:
+    ValueError: a missing or constant column, or fewer than LEAST_GROUPS
+      groups.
+  """
+  y_N = table.column(data, score)
+  if groups is None:
+    groups = np.arange(len(y_N))
+  elif isinstance(groups, str):
+    groups = table.raw(data, groups)
+  folds = _Folds(y_N, np.asarray(groups), confidence, draws, seed)
+  if folds.groups < LEAST_GROUPS:
+    raise ValueError(f'a comparison of predictors needs at least '
+                     f'{LEAST_GROUPS} groups to leave out, found '
+                     f'{folds.groups}')
+  predictors = list(dict.fromkeys([subject, *predictors]))
+  for name in predictors:
+    if np.ptp(table.column(data, name)) == 0:
+      raise ValueError(f'column {name!r} is constant: it predicts nothing')
+  known = [name for name in known if np.ptp(table.column(data, name)) > 0]
+  ones_N1 = np.ones((len(y_N), 1))
+  reference_N = folds.errors(_design(data, [subject]))
+  rows = []
+  for name in predictors:
+    z_NP = _design(data, [name])
+    e_N = folds.errors(z_NP)
+    others = [column for column in known if column != name]
+    known_NP = _design(data, others) if others else ones_N1
+    both_N = folds.errors(np.hstack([known_NP, z_NP[:, 1:]]))
+    rows.append((name, _rms(e_N), _rms(both_N),
+                 ranking.spearman(z_NP[:, 1], y_N),
+                 *folds.partial(z_NP[:, 1], known_NP),
+                 *folds.worse(e_N, reference_N)))
+  base_NP = _design(data, known) if known else ones_N1
+  for name, design_NP in (('(mean)', ones_N1), ('(known alone)', base_NP)):
+    e_N = folds.errors(design_NP)
+    rows.append((name, _rms(e_N), *[math.nan] * 5,
+                 *folds.worse(e_N, reference_N)))
+  result = pd.DataFrame(rows, columns=[
+      'predictor', 'loo', 'loo_known', 'spearman', 'partial', 'partial_low',
+      'partial_high', 'worse', 'worse_low', 'worse_high'])
+  return result.sort_values('loo', ignore_index=True)
+
+
+def rivals(data, predictors, score='score', given=('params', 'width'),
+           groups=None, subject='rank', confidence=.95, draws=1000, seed=0):
+  """`compare_predictors` under its former names."""
+  table = compare_predictors(data, predictors, score, given, groups, subject,
+                             confidence, draws, seed)
+  table['predictor'] = table['predictor'].replace(
+      '(known alone)', '(given alone)')
+  return table.rename(columns={'loo_known': 'loo_given'})
+
+
+def verdict(found, subject='rank'):
+  """The answer of `rivals` in one or two sentences."""
+  rows = found.set_index('predictor')
+  own = rows.loc[subject]
+  words = []
+  mean = rows.loc['(mean)', 'loo']
+  if own['loo'] >= mean:
+    words.append(f'{subject} predicts the score of configurations left out '
+                 f'no better than their mean ({own["loo"]:.3g} against '
+                 f'{mean:.3g}).')
+  better = [name for name in rows.index if not name.startswith('(') and
+            rows.loc[name, 'loo'] < own['loo']]
+  if better:
+    sure = [name for name in better if rows.loc[name, 'worse_high'] < 0]
+    words.append(f'Left out, {", ".join(better)} predict'
+                 f'{"s" if len(better) == 1 else ""} better than {subject}'
+                 + (f' (beyond chance: {", ".join(sure)}).' if sure else
+                    ', though not beyond chance.'))
+  else:
+    words.append(f'Left out, no rival predicts better than {subject} '
+                 f'(error {own["loo"]:.3g}).')
+  base = rows.loc['(given alone)', 'loo']
+  if math.isfinite(own['partial']):
+    adds = own['loo_given'] < base
+    sure = own['partial_low'] > 0 or own['partial_high'] < 0
+    words.append(
+        f'Given size and width it {"adds" if adds else "adds nothing"}: '
+        f'error {own["loo_given"]:.3g} with it, {base:.3g} without; partial '
+        f'correlation {own["partial"]:.2f} ({own["partial_low"]:.2f} to '
+        f'{own["partial_high"]:.2f}{"" if sure else ", not beyond chance"}).')
+  return ' '.join(words)
