@@ -4,7 +4,7 @@
   python -m launch.report --workdir=runs/quickstart --publish=tables
   python -m launch.report --table=runs.csv --law=saturating --x=rank --y=score
   python -m launch.report --table=runs.csv --law=separable --x=params,hours
-      --y=valid_loss --loss=log_huber --compare=coupled --budgets=1e15,1e16
+      --y=valid_loss --loss=log_huber --budgets=1e15,1e16
       --flops_per=3600 --amount=10
 """
 

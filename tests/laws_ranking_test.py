@@ -1,15 +1,12 @@
-"""Early prediction and failure modes."""
+"""Early prediction: agreement, decisions, and what they save."""
 
 import itertools
-import math
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from audiorank import laws
-from audiorank.laws import failures
 from audiorank.laws import ranking
 
 
@@ -124,120 +121,3 @@ def test_halving():
 def test_too_few_runs():
   with pytest.raises(ValueError, match='at least 3 runs, found 2'):
     ranking.agreement([1., 2.], [1., 2.])
-
-
-def _made(seed=0, odd=None):
-  rng = np.random.default_rng(seed)
-  rank = np.geomspace(30, 500, 25)
-  score = .9 - 4. * rank ** -.8 + .005 * rng.normal(size=25)
-  if odd is not None:
-    score[odd] -= .06
-  return laws.fit('saturating', {'rank': rank, 'score': score})
-
-
-def test_studentised_is_leaving_out():
-  """The linearised residual against the refitted one."""
-  made = _made()
-  t, leverage = failures.studentised(made)
-  errors = laws.leave_one_out(made)
-  np.testing.assert_allclose(made.residuals / (1 - leverage), errors,
-                             rtol=.25, atol=3e-4)
-  np.testing.assert_allclose(leverage.sum(), 3., rtol=1e-6)
-
-
-def test_outliers_are_named():
-  assert not len(failures.outliers(_made()))
-  made = _made(odd=7)
-  found = failures.outliers(made, labels=[f'run{i}' for i in range(25)],
-                            families=np.arange(25) % 3)
-  assert found['label'].tolist() == ['run7'] and found['studentised'][0] < -5
-
-
-def test_families_stand_apart():
-  rng = np.random.default_rng(1)
-  rank = np.geomspace(30, 500, 30)
-  family = np.where(np.arange(30) % 3 == 0, 'music', 'speech')
-  score = .9 - 4 * rank ** -.8 + .004 * rng.normal(size=30)
-  made = laws.fit('saturating', {'rank': rank, 'score': score + .03 * (
-      family == 'music')})
-  found = failures.families(made, family)
-  assert found['family'][0] == 'music' and found['p'][0] < .01
-  assert found['mean'][0] > 0
-
-
-def test_runs_test_sees_a_bend():
-  made = _made()
-  assert failures.runs_test(made)[2] > .05
-  rank = np.geomspace(30, 500, 25)
-  bent = laws.fit('log_linear', {'rank': rank, 'score':
-                                 .9 - 4 * rank ** -.8})
-  runs, expected, p = failures.runs_test(bent)
-  assert runs < expected and p < .01
-
-
-def test_runs_test_is_exact():
-  """The distribution over all arrangements of four and five signs."""
-  made = _made()
-  count = 0
-  signs = np.sign(made.residuals)
-  plus = int((signs > 0).sum())
-  rng = np.random.default_rng(0)
-  seen = failures.runs_test(made)[0]
-  base = np.r_[np.ones(plus), -np.ones(25 - plus)]
-  for _ in range(4000):
-    mixed = rng.permutation(base)
-    count += 1 + np.sum(mixed[1:] != mixed[:-1]) <= seen
-  # 4,000 shuffles: standard error at most .008.
-  assert abs(count / 4000 - failures.runs_test(made)[2]) < .03
-
-
-def test_broken_is_preferred_only_where_it_breaks():
-  rng = np.random.default_rng(2)
-  x = np.geomspace(1e3, 1e9, 32)
-  noise = np.exp(.01 * rng.normal(size=32))
-  straight = failures.bends({'x': x, 'y': 3 * x ** -.2 * noise}, 'x', 'y')
-  assert not straight.attrs['broken']
-  broken = 3 * x ** -.05 * (1 + (x / 1e6) ** 2) ** -.2
-  found = failures.bends({'x': x, 'y': broken * noise}, 'x', 'y')
-  assert found.attrs['broken']
-
-
-def test_unstable_runs():
-  step = [0, 10, 30, 100, 300, 1000]
-  good = dict(rank=[30, 15, 16, 20, 24, 28], loss=[1, .8, .6, .5, .45, .4])
-  cases = {
-      'good': good,
-      'collapsed': {**good, 'rank': [30, 15, 20, 24, 6, 3]},
-      'dipped': {**good, 'rank': [30, 15, 20, 8, 20, 28]},
-      'spiked': {**good, 'loss': [1, .8, .6, .95, .5, .4]},
-      'diverged': {**good, 'loss': [1, .8, .6, math.inf, math.inf, math.inf]},
-  }
-  rows = [pd.DataFrame({'run_id': name, 'step': step, 'rank': case['rank'],
-                        'valid_loss': case['loss']})
-          for name, case in cases.items()]
-  found = failures.unstable(pd.concat(rows)).set_index('run_id')['kind']
-  assert found.to_dict() == {'collapsed': 'collapse', 'dipped': 'dip',
-                             'spiked': 'spike', 'diverged': 'diverged'}
-
-
-def test_what_only_looks_unstable():
-  """A flat start that wobbles, a loss measured now and then, and a tail that
-  was lost."""
-  nan = math.nan
-  cases = {
-      'flat start': [2., 1.999, 2.0001, 1.9, 1., .5],
-      'flat': [2., 1.99, 2.01, 2., 1.98, 2.01],
-      'now and then': [2., nan, 1.5, nan, 1.2, nan],
-      'lost': [2., 1.8, 1.5, nan, nan, nan]}
-  rows = [pd.DataFrame({'run_id': name, 'step': range(6), 'train_loss': loss})
-          for name, loss in cases.items()]
-  found = failures.unstable(pd.concat(rows))
-  assert found[['run_id', 'kind', 'step']].values.tolist() == [
-      ['lost', 'diverged', 3]]
-
-
-def test_a_run_that_collapsed_at_once_is_found():
-  history = pd.DataFrame({'run_id': 'a', 'step': range(10),
-                          'rank': [300.] + [1.01] * 9})
-  found = failures.unstable(history)
-  assert list(found['kind']) == ['collapse']

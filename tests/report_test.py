@@ -377,7 +377,7 @@ def test_a_table_of_sizes_and_data_is_answered(tmp_path):
           n.tolist(), d.tolist(), loss.tolist())))
   done = subprocess.run(
       [sys.executable, '-m', 'launch.report', f'--table={path}',
-       '--law=separable', '--loss=log_ls', '--compare=multiplicative',
+       '--law=separable', '--loss=log_ls', '--compare=smooth_min',
        '--budgets=1e20,1e21,1e22', '--amount=1e10'],
       capture_output=True, text=True,
       cwd=pathlib.Path(__file__).resolve().parents[1])

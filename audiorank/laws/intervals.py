@@ -272,14 +272,18 @@ def threshold(fit: 'Fit', name: str, confidence: float) -> float:
   6.1); for other losses the same test with the variance and slope of psi.
   Where groups have several rows, and for the losses that expect outliers,
   the rise is multiplied by the ratio of the cluster-robust to the naive
-  variance, if that is above 1.
+  variance, if that is above 1. Infinite where that needs more groups than
+  there are.
   """
+  clustered = fit.units < fit.n
+  if clustered and fit.units <= fit.size:
+    return math.inf
   free = max(fit.units - fit.size, 1)
   psi_N, bend = influence(fit)
   w_N = fit.problem.w_N
   spread = np.sum(w_N * psi_N ** 2) / max(fit.n - fit.size, 1)
   rise = special.fdtri(1, free, confidence) * spread / (2 * bend)
-  if fit.units < fit.n or fit.problem.loss.kind != 'ls':
+  if clustered or fit.problem.loss.kind != 'ls':
     covariance = covariances(fit)
     g = covariance.gradients[name]
     rise *= max(1., (g @ covariance.robust_PP @ g) /
@@ -337,8 +341,9 @@ def _axis(fit, name):
 
 
 def _profile_interval(fit, name, confidence):
-  limit = threshold(fit, name, confidence)
-  axis = _axis(fit, name)
+  limit, axis = threshold(fit, name, confidence), _axis(fit, name)
+  if limit == math.inf:
+    return axis.ends
   error = axis.error
   if not (math.isfinite(error) and error > 0):
     error = 1e-3 * max(abs(axis.at), 1e-3)

@@ -141,13 +141,16 @@ def bounds(problem: problem_lib.Problem) -> tuple[np.ndarray, np.ndarray]:
     else:
       low.append(scale + SMALLEST)
       high.append(scale + LARGEST)
+  cols = dict(zip(problem.form.x, problem.cols))
   for param in problem.form.nonlinear.values():
     ends = np.array([param.low, param.high])
+    # Bounds of a parameter with a unit hold for columns of order one.
+    if unscaled and isinstance(param.scale, str):
+      ends = ends * np.exp(np.mean(np.log(cols[param.scale])))
+    elif unscaled and param.scale:
+      ends = np.array([1e-300 if param.log else -1e300, 1e300])
     if param.log:
       ends = np.log(ends)
-    # Bounds of a parameter with a unit hold for columns of order one.
-    if param.scale and unscaled:
-      ends = ends + [-np.inf, np.inf]
     low.append(ends[0])
     high.append(ends[1])
   return np.array(low), np.array(high)
@@ -411,14 +414,18 @@ def _converged(inputs, p_SP, local, w_SN):
   P = p_SP.shape[1]
   promised_S = np.zeros(len(p_SP))
   for h_SPP in (local.irls_PP, local.exact_PP):
-    h_SPP = np.where(np.isfinite(h_SPP), h_SPP, 0.) * both_SPP
+    # Of a parameter without any effect the scaled curvature overflows.
+    with np.errstate(all='ignore'):
+      h_SPP = np.clip(np.nan_to_num(h_SPP * both_SPP), -1e12, 1e12)
     lam_SP, v_SPP = np.linalg.eigh(h_SPP + (1. - active_SP)[:, None] *
                                    np.eye(P))
-    along_SP = np.einsum('sp,spq->sq', g_SP / size_SP, v_SPP)
-    # Downhill along a negative curvature the promise has no end.
-    each_SP = np.where(lam_SP > -1e-9,
-                       along_SP ** 2 / (2 * np.maximum(lam_SP, 1e-9)), np.inf)
-    promised_S = np.maximum(promised_S, each_SP.sum(1))
+    with np.errstate(all='ignore'):
+      along_SP = np.einsum('sp,spq->sq', g_SP / size_SP, v_SPP)
+      # Downhill along a negative curvature the promise has no end.
+      each_SP = np.where(lam_SP > -1e-9,
+                         along_SP ** 2 / (2 * np.maximum(lam_SP, 1e-9)),
+                         np.inf)
+      promised_S = np.maximum(promised_S, each_SP.sum(1))
   floor_S = ROUNDING * (w_SN * inputs.target_N ** 2).sum(1)
   inside_SP = (p_SP > inputs.low_P) & (p_SP < inputs.high_P)
   slope_S = np.max(np.abs(local.grad_P * inputs.free_P * inside_SP), 1)
