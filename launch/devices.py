@@ -344,10 +344,14 @@ def slots(devices: Devices, size: int = 1, per_device: int = 1,
 def _gpu_settings(ids: Sequence[str], per_device: int,
                   environ: Mapping[str, str]) -> dict[str, str]:
   """Returns the variables that give a worker its GPUs and share of memory."""
-  share = float(environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', GPU_SHARE))
+  # jaxlib refuses to find both of its names for the share.
+  name = 'XLA_CLIENT_MEM_FRACTION'
+  if not environ.get(name):
+    name = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
+  share = float(environ.get(name) or GPU_SHARE)
   return {'CUDA_DEVICE_ORDER': 'PCI_BUS_ID',
           'CUDA_VISIBLE_DEVICES': ','.join(ids),
-          'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{share / per_device:.3f}'}
+          name: f'{share / per_device:.3f}'}
 
 
 def _tpu_settings(ids: Sequence[str]) -> dict[str, str]:

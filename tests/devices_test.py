@@ -77,6 +77,10 @@ def test_eight_gpus_are_eight_slots_that_share_nothing():
     shares = [float(s.environment['XLA_PYTHON_CLIENT_MEM_FRACTION'])
               for s in shared if s.ids == (device,)]
     assert len(shares) == 3 and sum(shares) < 1
+  (own, *_) = devices.slots(eight, per_device=2, environ={
+      'XLA_CLIENT_MEM_FRACTION': '.5'})
+  assert own.environment['XLA_CLIENT_MEM_FRACTION'] == '0.250'
+  assert 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in own.environment
   assert [s.ids for s in devices.slots(eight, size=4)] == [
       tuple('0123'), tuple('4567')]
 
