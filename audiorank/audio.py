@@ -4,11 +4,14 @@ Shapes: B batch, C channels, M mels, N clips, Q frequency bins, S samples,
 T frames, W samples of a window.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from audiorank import config as config_lib
+from audiorank import sharding
 from audiorank.decode import BLOCK as BLOCK
 from audiorank.decode import blocks as blocks
 from audiorank.decode import name as name
@@ -85,19 +88,15 @@ def mel_power(wave_BS):
   Raises:
     ValueError: as `windows`.
   """
-  on = jax.sharding.get_abstract_mesh()
-  if on.empty or on.size == 1 or wave_BS.shape[0] % on.size:
-    return _mel_power(wave_BS)
   # Left to itself, XLA gathers the windows of all devices for the transform.
-  rows = jax.sharding.PartitionSpec(on.axis_names)
-  return jax.shard_map(_mel_power, in_specs=rows, out_specs=rows)(wave_BS)
+  return sharding.over_rows(_mel_power)(wave_BS)
 
 
 def _mel_power(wave_BS):
   if not isinstance(wave_BS.shape[0], int):
     return _at_once(wave_BS)  # Exported for any number of clips.
   return jax.lax.platform_dependent(
-      wave_BS, cpu=_one_by_one, default=_at_once)
+      wave_BS, cpu=_one_by_one, tpu=_by_matrix, default=_at_once)
 
 
 def _one_by_one(wave_BS):
@@ -110,6 +109,21 @@ def _at_once(wave_BS):
   power_BTQ = jnp.square(spectrum_BTQ.real) + jnp.square(spectrum_BTQ.imag)
   return jnp.einsum('btq,mq->bmt', power_BTQ, mel_filters(),
                     precision=jax.lax.Precision.HIGHEST)
+
+
+def _by_matrix(wave_BS):
+  # A TPU has no transform: XLA makes one of matrix products, with a dozen
+  # copies of the windows between them. Two products do the same. The first
+  # and last bins, whose mel weights are 0, are left out.
+  frames_BTW = windows(wave_BS)
+  turn_WQ = 2 * np.pi / N_FFT * np.outer(
+      np.arange(N_FFT), np.arange(N_FFT // 2))
+  product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+  real_BTQ, imaginary_BTQ = (
+      product('btw,wq->btq', frames_BTW, part_WQ.astype(np.float32))
+      for part_WQ in (np.cos(turn_WQ), np.sin(turn_WQ)))
+  power_BTQ = jnp.square(real_BTQ) + jnp.square(imaginary_BTQ)
+  return product('btq,mq->bmt', power_BTQ, mel_filters()[:, :N_FFT // 2])
 
 
 def front(config, wave_BS, clamp='clip'):

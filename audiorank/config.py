@@ -166,8 +166,12 @@ def positions(model: Config) -> int:
 
 def visible(config: Config) -> int:
   """Returns K, the patches of a training crop that the mask leaves."""
-  # As masking does it: rounded down, in floating point.
-  return int(patches(config) * (1 - config.mask.ratio))
+  return unmasked(patches(config), config.mask.ratio)
+
+
+def unmasked(tokens: int, ratio: float) -> int:
+  """Returns how many tokens a mask leaves: rounded down, in floating point."""
+  return int(tokens * (1 - ratio))
 
 
 def size_name(width: int, depth: int) -> str:

@@ -22,15 +22,25 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from ml_collections import config_dict
 import numpy as np
 
 from audiorank import audio
-from audiorank import masking
+from audiorank import config as config_lib
 from audiorank import model
 from audiorank import sharding
 
 SHORTEST = 640  # Samples of one token, 40 ms: shorter clips are padded.
 LENGTHS = 4  # Of so many different lengths each gets a program of its own.
+
+
+def float32(config):
+  """Returns a model config that computes in float32, whatever it trained in.
+
+  Embeddings are compared with those of other models and machines, and their
+  small singular values count: bfloat16 would round them away.
+  """
+  return config_dict.FrozenConfigDict({**config.to_dict(), 'dtype': 'float32'})
 
 
 @functools.lru_cache(maxsize=64)
@@ -43,6 +53,8 @@ def encoder(config, kind, layer, clamp):
     layer: 'final' (after the last norm) or a block's index, from 0.
     clamp: see audio.log_mel.
   """
+  config = float32(config)
+
   def run(params, wave_BS):
     if jnp.issubdtype(wave_BS.dtype, jnp.integer):
       wave_BS = wave_BS.astype(jnp.float32) / 32768
@@ -63,6 +75,8 @@ def filled_encoder(config, kind, layer, clamp):
 
   Tokens beyond a clip's own are meaningless.
   """
+  config = float32(config)
+
   def run(params, wave_BS, samples_B):
     if jnp.issubdtype(wave_BS.dtype, jnp.integer):
       wave_BS = wave_BS.astype(jnp.float32) / 32768
@@ -286,7 +300,7 @@ def masked_encoder(config, ratio, group):
     mel_BMT = audio.front(config, wave_BS.astype(jnp.float32) / 32768)
     variables = model.encoder_variables(params)
     patches_BLP = net.apply(variables, mel_BMT, method='patches')
-    keep_BK, _ = masking.random_mask(
+    keep_BK, _ = model.random_mask(
         key, len(patches_BLP), patches_BLP.shape[1], ratio, group)
     return net.apply(variables, patches_BLP, keep_BK).mean(1)
 
@@ -317,7 +331,8 @@ def views(config, params, wave_NS, count, samples, seed=0, batch=64):
   if samples > S:
     raise ValueError(f'views of {samples} samples of clips of {S}: expected '
                      'longer clips')
-  if L % config.mask.group or not 0 < masking.kept(L, config.mask.ratio) < L:
+  K = config_lib.unmasked(L, config.mask.ratio)
+  if L % config.mask.group or not 0 < K < L:
     raise ValueError(f'views of {L} patches do not go with mask.group '
                      f'{config.mask.group} and mask.ratio {config.mask.ratio}')
   run = masked_encoder(config.model, config.mask.ratio, config.mask.group)

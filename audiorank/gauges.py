@@ -12,7 +12,7 @@ import time
 from absl import logging
 import jax
 
-from audiorank import compute
+from audiorank import flops as flops_lib
 
 MUCH = .05  # Of the time, waited for input: more deserves a warning,
 LONG = 1.   # if it is more than so many seconds.
@@ -24,14 +24,14 @@ class Gauge:
   Args:
     what: the run, for warnings.
     batch: clips of a step.
-    flops: of one clip, {'encoder': ..., 'total': ...}; compute.flops_per_clip.
+    flops: of one clip, {'encoder': ..., 'total': ...}; flops.step_flops.
     devices: how many share the work.
     step: the first.
   """
 
   def __init__(self, what, batch, flops, devices, step):
     self.what, self.batch, self.flops = what, batch, flops
-    self.peak = compute.peak(jax.devices()[0].device_kind)
+    self.peak = flops_lib.peak(jax.devices()[0].device_kind)
     self.devices, self.step = devices, step
     self.began, self.apart, self.waited = time.monotonic(), 0., 0.
     self.warm, self.warned = False, False

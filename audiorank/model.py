@@ -4,19 +4,28 @@ Sizes, initialisation and arithmetic follow Dasheng (arXiv 2406.06992 and the
 code its authors published), so weights move both ways (see dasheng.py).
 Nothing here knows of files, steps or devices: arrays in, arrays out.
 
-Shapes: B batch, L patches (tokens), K kept, R removed, D width, H heads,
-E width of a head, F mlp, P values per patch, T frames, M mels, N layers,
-S samples.
+Shapes: B batch, L patches (tokens), K visible, R removed, G groups, D width,
+H heads, E width of a head, F mlp, P values per patch, T frames, M mels,
+N layers, S samples.
 """
 
 import functools
 
 from flax import linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
+from audiorank import attention
+from audiorank import config as config_lib
 from audiorank import sharding
 
+# Values of model.remat: what the backward pass computes again. 'none': nothing.
+# 'dots': all but SAVED, the results of the large matrix products. 'full':
+# everything. 'auto': none on a CPU, where computing costs more than memory,
+# and dots elsewhere, where it is the other way round.
+REMAT = ('auto', 'none', 'dots', 'full')
+SAVED = ('qkv', 'attention', 'middle', 'fc1')
 normal_02 = nn.initializers.normal(.02)
 
 
@@ -25,9 +34,9 @@ def uniform_16th(key, shape, dtype=jnp.float32):
   return jax.random.uniform(key, shape, dtype, -1 / 16, 1 / 16)
 
 
-def name(config):
-  """Returns 'en<width>-<depth>' of a model config."""
-  return f'en{config.width}-{config.depth}'
+def name(config) -> str:
+  """Returns what a model config's size is called, such as 'en128-12'."""
+  return config_lib.size_name(config.width, config.depth)
 
 
 def patchify(mel_BMT, frames):
@@ -52,6 +61,39 @@ def unpatchify(patches_BLP, frames):
 def take(x_BLD, index_BK):
   """Gathers rows of every clip: x_BLD, index_BK -> x_BKD."""
   return jnp.take_along_axis(x_BLD, index_BK[:, :, None], axis=1)
+
+
+def mask_from_noise(noise_BG: jax.Array, L: int, ratio: float, group: int
+                    ) -> tuple[jax.Array, jax.Array]:
+  """Splits L tokens into visible and removed ones by the noise of groups.
+
+  `group` consecutive tokens share one noise value and stay or go together
+  (Dasheng masks pairs of 40 ms tokens); group 1 is unstructured. Groups of
+  least noise stay.
+
+  Returns:
+    keep_BK, drop_BR: int32 token positions; K = int(L * (1 - ratio)) and
+    R = L - K.
+
+  Raises:
+    ValueError: groups that do not make up L tokens.
+  """
+  B, G = noise_BG.shape
+  if G * group != L:
+    raise ValueError(f'{L} patches are not a multiple of mask.group {group}: '
+                     'change the crop length or the group')
+  order_BG = jnp.argsort(noise_BG, axis=1)
+  order_BL = (order_BG[:, :, None] * group
+              + jnp.arange(group)[None, None]).reshape(B, L)
+  K = config_lib.unmasked(L, ratio)
+  return order_BL[:, :K], order_BL[:, K:]
+
+
+def random_mask(key: jax.Array, B: int, L: int, ratio: float, group: int
+                ) -> tuple[jax.Array, jax.Array]:
+  """Draws keep_BK, drop_BR; see mask_from_noise."""
+  noise_BG = jax.random.uniform(key, (B, L // group))
+  return mask_from_noise(noise_BG, L, ratio, group)
 
 
 class MelNorm(nn.Module):
@@ -86,15 +128,6 @@ class MelNorm(nn.Module):
             + bias_M[None, :, None])
 
 
-def attention(q_BLHE, k_BLHE, v_BLHE, valid_BL=None):
-  """Softmax attention in float32; keys outside `valid` weigh nothing."""
-  mask = None if valid_BL is None else valid_BL[:, None, None, :]
-  if jax.default_backend() == 'gpu' and q_BLHE.dtype != jnp.float32:
-    return jax.nn.dot_product_attention(
-        q_BLHE, k_BLHE, v_BLHE, mask=mask, implementation='cudnn')
-  return jax.nn.dot_product_attention(q_BLHE, k_BLHE, v_BLHE, mask=mask)
-
-
 class Block(nn.Module):
   """A pre-norm transformer block; returns (tokens, tokens or None)."""
   heads: int
@@ -105,38 +138,76 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x_BLD, valid_BL):
-    B, L, D = x_BLD.shape
+    D = x_BLD.shape[2]
     dense = functools.partial(
-        nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
+        nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init,
+        precision=attention.precision(self.dtype))
     norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+    # The names are those of SAVED: after the bias, or both would be kept.
     h_BLD = norm(name='norm1')(x_BLD)
-    qkv = dense(3 * D, name='qkv')(h_BLD).reshape(B, L, 3, self.heads, -1)
-    o_BLHE = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], valid_BL)
-    x_BLD += dense(D, name='proj')(o_BLHE.reshape(B, L, D))
+    qkv_BLF = checkpoint_name(dense(3 * D, name='qkv')(h_BLD), 'qkv')
+    o_BLD = attention.attend(qkv_BLF, self.heads, valid_BL)
+    o_BLD = checkpoint_name(o_BLD, 'attention')
+    x_BLD += dense(D, name='proj')(o_BLD)
+    x_BLD = checkpoint_name(x_BLD, 'middle')
     h_BLD = norm(name='norm2')(x_BLD)
     h_BLF = dense(self.mlp_ratio * D, name='fc1')(h_BLD)
-    h_BLF = nn.gelu(h_BLF, approximate=False)
+    h_BLF = nn.gelu(checkpoint_name(h_BLF, 'fc1'), approximate=False)
     x_BLD += dense(D, name='fc2')(h_BLF)
     return x_BLD, x_BLD if self.collect else None
+
+
+def rematerialisation(config, platform: str | None = None) -> str:
+  """Returns which of REMAT a model config asks for, 'auto' resolved.
+
+  Args:
+    config: model config.
+    platform: where it is to run; None for sharding.platform().
+
+  Raises:
+    ValueError: not one of REMAT.
+  """
+  # Configs written before these had names have True and False.
+  name = {False: 'none', True: 'full'}.get(config.remat, config.remat)
+  if name not in REMAT:
+    raise ValueError(f'model.remat {name!r}: expected one of '
+                     f'{", ".join(REMAT)}')
+  if name != 'auto':
+    return name
+  return 'none' if (platform or sharding.platform()) == 'cpu' else 'dots'
+
+
+def unrolled(config, depth: int) -> int:
+  """Returns how many of `depth` blocks are written out one after the other."""
+  if config.unroll:
+    return min(config.unroll, depth)
+  # A loop costs a GPU 1.6 times the time of a small model's step, but the time
+  # to compile grows with what is written out. A TPU loses nothing by a loop.
+  longest = {'cpu': depth, 'gpu': 24}.get(sharding.platform(), 1)
+  return depth if depth <= longest else 1
 
 
 def blocks(config, depth, heads, kernel_init, collect=False):
   """Returns `depth` scanned blocks: one stacked parameter tree.
 
   config.unroll keeps the stacked layout at unrolled speed; config.remat
-  recomputes activations in the backward pass.
+  says what is computed again in the backward pass.
   """
   # Kernels that are cut over devices are made whole block by block, forwards
   # and again backwards. Left to itself the partitioner computes with the
   # cuts and sends activations round instead, at every token.
-  block = nn.map_variables(Block, 'params', sharding.whole, init=True)
-  if config.remat:
-    block = nn.remat(block, prevent_cse=False)
-  elif sharding.cut():
-    block = nn.remat(block, prevent_cse=False, policy=sharding.keeps)
+  whole = functools.partial(sharding.whole, dtype=config.dtype)
+  block = nn.map_variables(Block, 'params', whole, init=True)
+  unroll, remat = unrolled(config, depth), rematerialisation(config)
+  policy = {'full': None, 'none': sharding.keeps,
+            'dots': jax.checkpoint_policies.save_only_these_names(*SAVED)}
+  if remat != 'none' or sharding.cut():
+    # Where no loop stands between the two passes, the compiler would see that
+    # both compute the same, and keep it after all.
+    block = nn.remat(block, prevent_cse=unroll > 1, policy=policy[remat])
   return nn.scan(
       block, variable_axes={'params': 0}, split_rngs={'params': True},
-      in_axes=nn.broadcast, length=depth, unroll=min(config.unroll, depth),
+      in_axes=nn.broadcast, length=depth, unroll=unroll,
       # The check traces every block once more; nothing here is broadcast out.
       check_constancy_invariants=False)(
           heads, config.mlp_ratio, config.dtype, kernel_init, collect,
@@ -153,9 +224,11 @@ class Encoder(nn.Module):
   def setup(self):
     c = self.config
     self.norm_mel = MelNorm()
-    self.patch = nn.Dense(c.width, dtype=c.dtype, kernel_init=uniform_16th,
-                          bias_init=uniform_16th)
-    self.time_LD = self.param('time', normal_02, (positions(c), c.width))
+    self.patch = nn.Dense(
+        c.width, dtype=c.dtype, kernel_init=uniform_16th,
+        bias_init=uniform_16th, precision=attention.precision(c.dtype))
+    self.time_LD = self.param(
+        'time', normal_02, (config_lib.positions(c), c.width))
     self.freq_D = self.param('freq', normal_02, (c.width,))
     self.norm = nn.LayerNorm(epsilon=1e-6, dtype=c.dtype)
 
@@ -168,7 +241,7 @@ class Encoder(nn.Module):
     """Encodes patches; visible ones alone where keep_BK is given.
 
     Args:
-      patches_BLP: normalised patches, at most positions(config) of them.
+      patches_BLP: normalised patches, at most as many as positions.
       keep_BK: positions of the visible tokens, or None for all.
       valid_BL: True where a token is sound and not padding, or None.
       layers: also return the output of every block.
@@ -179,10 +252,10 @@ class Encoder(nn.Module):
     """
     c = self.config
     L = patches_BLP.shape[1]
-    if L > positions(c):
-      raise ValueError(f'{L} patches, but the model has {positions(c)} '
-                       'positions: shorten the crop or raise '
-                       'model.target_frames')
+    most = config_lib.positions(c)
+    if L > most:
+      raise ValueError(f'{L} patches, but the model has {most} positions: '
+                       'shorten the crop or raise model.target_frames')
     at_1LD = (self.time_LD[:L] + self.freq_D[None])[None]
     if keep_BK is None:
       at_BKD = at_1LD
@@ -214,11 +287,12 @@ class Decoder(nn.Module):
     """
     c, d = self.config, self.config.decoder
     B, R = drop_BR.shape
-    dense = functools.partial(nn.Dense, dtype=c.dtype, kernel_init=normal_02)
+    dense = functools.partial(nn.Dense, dtype=c.dtype, kernel_init=normal_02,
+                              precision=attention.precision(c.dtype))
     mask_D = self.param('mask_token', normal_02, (d.width,))
     # One slot more than there are patches, as the published decoder has.
     time_LD = self.param('time', nn.initializers.zeros,
-                         (positions(c) + 1, d.width))
+                         (config_lib.positions(c) + 1, d.width))
     x_BKD = dense(d.width, name='project')(z_BKD)
     x_BRD = jnp.broadcast_to(mask_D.astype(x_BKD.dtype), (B, R, d.width))
     x_BLD = jnp.concatenate([x_BKD, x_BRD], axis=1)
@@ -249,11 +323,6 @@ class MAE(nn.Module):
     return self.decoder(self.encoder(patches_BLP, keep_BK), keep_BK, drop_BR)
 
 
-def positions(config):
-  """Returns how many tokens the encoder has positions for."""
-  return config.target_frames // config.patch_frames
-
-
 def encoder_variables(variables):
   """Returns the encoder's own variables out of an MAE's (or its own)."""
   if 'encoder' in variables['params']:
@@ -282,7 +351,7 @@ def encode(config, params, mel_BMT, valid_L=None, layers=False):
   variables = encoder_variables(params)
   net = Encoder(config)
   patches_BLP = net.apply(variables, mel_BMT, method='patches')
-  L, step = patches_BLP.shape[1], positions(config)
+  L, step = patches_BLP.shape[1], config_lib.positions(config)
   if not L:
     raise ValueError(f'{mel_BMT.shape[2]} frames are less than one patch of '
                      f'{config.patch_frames}')

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from audiorank import audio
-from audiorank import compute
-from audiorank import masking
+from audiorank import config as config_lib
+from audiorank import flops
 from audiorank import model
 
 
@@ -60,7 +60,7 @@ def masked_autoencoding(config, variables, wave_BS, key, train=True,
   mel_BMT = audio.front(c, wave_BS)
   B, _, T = mel_BMT.shape
   L = T // c.patch_frames
-  keep_BK, drop_BR = masking.random_mask(
+  keep_BK, drop_BR = model.random_mask(
       key, B, L, config.mask.ratio, config.mask.group)
   pred_BRP, updates = model.MAE(c).apply(
       variables, mel_BMT, keep_BK, drop_BR, train=train,
@@ -114,7 +114,8 @@ def nt_xent(y_NW, temperature):
   other_NW = y_NW.reshape(N // 2, 2, W)[:, ::-1].reshape(N, W)
   pair_N = (y_NW * other_NW).sum(1) / temperature
   logits_NN = jnp.where(
-      jnp.eye(N, dtype=bool), -jnp.inf, y_NW @ y_NW.T / temperature)
+      jnp.eye(N, dtype=bool), -jnp.inf, jnp.dot(
+          y_NW, y_NW.T, precision=jax.lax.Precision.HIGHEST) / temperature)
   loss = (jax.nn.logsumexp(logits_NN, axis=1) - pair_N).mean()
   accuracy = (logits_NN.argmax(1) == jnp.arange(N) ^ 1).mean()
   return loss, accuracy
@@ -159,7 +160,7 @@ def latent_prediction(config, variables, wave_BS, key, train=True):
   stats, teacher = (variables['batch_stats'][k] for k in ('encoder', 'teacher'))
   mel_BMT = audio.log_mel(wave_BS, clamp='clip')
   B, _, T = mel_BMT.shape
-  keep_BK, drop_BR = masking.random_mask(
+  keep_BK, drop_BR = model.random_mask(
       key, B, T // c.patch_frames, config.mask.ratio, config.mask.group)
   pred_BRD, updates = model.MAE(c, c.width).apply(
       {'params': variables['params'], 'batch_stats': {'encoder': stats}},
@@ -180,7 +181,7 @@ def latent_prediction(config, variables, wave_BS, key, train=True):
 def mae_variables(config, key, L, values=None):
   """Returns an MAE's variables; see model.MAE."""
   c = config.model
-  keep_BK, drop_BR = masking.mask_from_noise(
+  keep_BK, drop_BR = model.mask_from_noise(
       jnp.zeros((1, L // config.mask.group)), L, config.mask.ratio,
       config.mask.group)
   mel_BMT = jnp.zeros((1, c.mels, L * c.patch_frames))
@@ -204,14 +205,14 @@ def latent_variables(config, key, L):
 
 def mae_cost(config, L):
   """Returns FLOPs by part, of an MAE's training step on one clip."""
-  return compute.flops_per_clip(
-      config.model, L, masking.kept(L, config.mask.ratio))
+  return flops.step_flops(
+      config.model, L, config_lib.unmasked(L, config.mask.ratio))
 
 
 def contrastive_cost(config, L):
   """Returns FLOPs by part: two crops, and the head with the comparisons."""
   c, own = config.model, config.contrastive
-  encoder = 2 * compute.encode(c, crop_patches(config, L))
+  encoder = 2 * flops.encoder_macs(c, crop_patches(config, L))
   head = 2 * (c.width * own.hidden + own.hidden * own.width
               + 2 * config.train.batch * own.width)
   return {'encoder': 6 * encoder, 'head': 6 * head,
@@ -221,9 +222,9 @@ def contrastive_cost(config, L):
 def latent_cost(config, L):
   """Returns FLOPs by part: an MAE's, and the teacher's forward pass."""
   c = config.model
-  out = compute.flops_per_clip(
-      c, L, masking.kept(L, config.mask.ratio), c.width)
-  teacher = 2 * compute.encode(c, L)
+  out = flops.step_flops(
+      c, L, config_lib.unmasked(L, config.mask.ratio), c.width)
+  teacher = 2 * flops.encoder_macs(c, L)
   return {**out, 'teacher': teacher, 'total': out['total'] + teacher}
 
 

@@ -204,8 +204,8 @@ def packed_step(config, objective, spread):
     spread: the sharding of states and metrics over the runs' axis.
   """
   del objective
-  return jax.jit(jax.vmap(one_step(config), (0, None, 0)), donate_argnums=0,
-                 out_shardings=(spread, spread))
+  step = sharding.over_runs(jax.vmap(one_step(config), (0, None, 0)), spread)
+  return jax.jit(step, donate_argnums=0, out_shardings=(spread, spread))
 
 
 def one_step(config):

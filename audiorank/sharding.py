@@ -42,7 +42,7 @@ def mesh(data, fsdp, devices=None):
 def place(tree, on):
   """Returns the sharding of every leaf of a tree (parameters, moments, ...).
 
-  Block kernels are cut over 'fsdp' along their largest divisible dimension;
+  Block kernels are cut over 'fsdp' along their first divisible dimension;
   all else is replicated: cutting embeddings and positions made XLA
   rematerialise them on mixed meshes.
   """
@@ -57,10 +57,12 @@ def cuts(path, shape, fsdp, first):
   `first`."""
   names = [getattr(key, 'key', None) for key in path]
   if fsdp > 1 and 'blocks' in names and names[-1] == 'kernel':
-    fit = [i for i in range(first, len(shape)) if shape[i] % fsdp == 0]
-    if fit:
-      best = max(fit, key=lambda i: shape[i])
-      return P(*['fsdp' if i == best else None for i in range(len(shape))])
+    # The first side that divides, a kernel's inputs: what is gathered lies in
+    # one piece, and a TPU sums and cuts in one go. Along the outputs of a qkv
+    # kernel, which are no power of two, it sums first and sends twice as much.
+    for i in range(first, len(shape)):
+      if shape[i] % fsdp == 0:
+        return P(*['fsdp' if j == i else None for j in range(len(shape))])
   return P()
 
 
@@ -70,11 +72,17 @@ def cut():
   return not on.empty and on.shape.get('fsdp', 1) > 1
 
 
-def whole(tree):
+def whole(tree, dtype='float32'):
   """Returns one block's variables, held whole by every device in a program.
 
   Their gradients are cut again as they are summed. The tree itself where the
   mesh that is set cuts nothing.
+
+  Args:
+    tree: of one block.
+    dtype: what the block computes in. Kernels are cast before they are
+      gathered, and their gradients after they are summed, so that bfloat16
+      sends half of what float32 does.
   """
   if not cut():
     return tree
@@ -85,9 +93,9 @@ def whole(tree):
     spec = cuts((jax.tree_util.DictKey('blocks'), *path), x.shape, fsdp, 0)
     if spec == P():
       return x
-    gathered = jax.custom_vjp(lambda x: constrain(x, P()))
-    gathered.defvjp(lambda x: (constrain(x, P()), None),
-                    lambda _, g: (constrain(g, spec),))
+    gathered = jax.custom_vjp(lambda x: constrain(x.astype(dtype), P()))
+    gathered.defvjp(lambda x: (gathered(x), None),
+                    lambda _, g: (constrain(g, spec).astype(x.dtype),))
     return gathered(x)
 
   return jax.tree.map_with_path(gather, tree)
@@ -96,6 +104,60 @@ def whole(tree):
 def keeps(primitive, *_, **__):
   """Policy of jax.checkpoint: keep all but what `whole` has gathered."""
   return primitive.name != 'sharding_constraint'
+
+
+def platform() -> str:
+  """Returns 'cpu', 'gpu' or 'tpu': where what is traced now will run.
+
+  The devices of the mesh that is set, which need not be this machine's (plans
+  are compiled for chips that are elsewhere), or the default device.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.empty and mesh.abstract_device is not None:
+    kind = mesh.abstract_device.device_kind
+    for name in ('tpu', 'cpu'):
+      if kind.lower().startswith(name):
+        return name
+    return 'gpu'
+  device = jax.config.jax_default_device
+  name = getattr(device, 'platform', device) or jax.default_backend()
+  return {'cuda': 'gpu', 'rocm': 'gpu'}.get(name, name)
+
+
+def over_rows(function):
+  """Returns a function of arrays of rows, run by each device on its own rows.
+
+  For what the partitioner cannot cut by itself, such as a kernel or a loop
+  over rows. Rows lie over every axis of the mesh that is set; where they do
+  not divide, and within a device's own part of a program, the function itself
+  is called.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
+    return function
+  spec = P(mesh.axis_names)
+  mapped = jax.shard_map(function, in_specs=spec, out_specs=spec,
+                         check_vma=False)
+
+  def run(*arrays):
+    divides = all(x.shape[0] % mesh.size == 0 for x in arrays)
+    return (mapped if divides else function)(*arrays)
+
+  return run
+
+
+def over_runs(step, spread):
+  """Returns a packed step whose runs lie over devices, each with its own.
+
+  Args:
+    step: (states, wave_BS, hypers) -> (states, metrics) of K runs.
+    spread: the sharding of the runs' axis, of a mesh of that axis alone.
+  """
+  if spread.mesh.size == 1:
+    return step
+  return jax.shard_map(
+      step, mesh=spread.mesh, in_specs=(spread.spec, P(), spread.spec),
+      out_specs=spread.spec, check_vma=False)
 
 
 def rows(on):
@@ -121,7 +183,15 @@ def to_global(local, on, axis=0):
       NamedSharding(on, spec), np.asarray(local))
 
 
-def check_batch(batch, on, field='train.batch'):
+def indivisible(field, batch, count, what='devices'):
+  """Returns why so many rows cannot lie over so many devices, or ''."""
+  if batch < 1 or batch % count:
+    return f'{field} {batch} is not a multiple of {count} {what}'
+  return ''
+
+
+def check_batch(batch, mesh, field='train.batch'):
   """Raises ValueError unless `batch` rows divide over the mesh's devices."""
-  if batch < 1 or batch % on.size:
-    raise ValueError(f'{field} {batch} is not a multiple of {on.size} devices')
+  reason = indivisible(field, batch, mesh.size)
+  if reason:
+    raise ValueError(reason)

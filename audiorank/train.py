@@ -18,10 +18,10 @@ import numpy as np
 from audiorank import baselines
 from audiorank import checkpoint
 from audiorank import checksums
-from audiorank import compute
 from audiorank import config as config_lib
 from audiorank import curve
 from audiorank import data
+from audiorank import flops
 from audiorank import gauges
 from audiorank import model
 from audiorank import monitor
@@ -65,7 +65,7 @@ def described(config, subset, shapes):
   K = config_lib.visible(config)
   return {
       'size': config_lib.size_name(c.width, c.depth), 'patches': L, 'kept': K,
-      'parameters': compute.sizes(shapes.params),
+      'parameters': flops.parameter_counts(shapes.params),
       'flops_per_clip': program.flops(config),
       'hours': subset.hours, 'records': len(subset),
       'corpus': subset.sha256, 'baseline': baselines.untrained_id(config)}

@@ -15,6 +15,7 @@ from audiorank import config as config_lib
 from audiorank import data
 from audiorank import evaluate
 from audiorank import files
+from audiorank import model
 from audiorank import monitor
 from audiorank import objectives
 from audiorank import sampling
@@ -30,7 +31,7 @@ WHOLE = {
     'seed': '>= 0, < 4294967296',
     'model.width': '>= 1', 'model.depth': '>= 1', 'model.heads': '>= 1',
     'model.mels': '>= 1', 'model.patch_frames': '>= 1',
-    'model.target_frames': '>= 1', 'model.unroll': '>= 1',
+    'model.target_frames': '>= 1', 'model.unroll': '>= 0',
     'model.decoder.width': '>= 1', 'model.decoder.depth': '>= 1',
     'model.decoder.heads': '>= 1', 'mask.group': '>= 1',
     'data.seed': '>= 0, < 4294967296', 'data.subset_seed': '>= 0',
@@ -59,7 +60,7 @@ REAL = {
     'opt.weight_decay': '>= 0', 'opt.clip': '>= 0',
     'monitor.crop_seconds': '> 0',
 }
-SWITCHES = ('model.remat', 'data.resident', 'train.calibrate')
+SWITCHES = ('data.resident', 'train.calibrate')
 OPERATORS = {'>=': (operator.ge, 'at least'), '>': (operator.gt, 'more than'),
              '<=': (operator.le, 'at most'), '<': (operator.lt, 'less than')}
 
@@ -133,11 +134,13 @@ def fields(config: Config, devices: int = 1) -> None:
   for field, choices in (
       ('objective', objectives.OBJECTIVES), ('model.front', audio.FRONTS),
       ('model.dtype', ('float32', 'bfloat16')),
+      # Runs of earlier versions have True and False.
+      ('model.remat', (*model.REMAT, True, False)),
       ('eval.protocol', probe.PROTOCOLS)):
     value = config_lib.get(config, field)
     if value not in choices:
       raise ValueError(f'{field} {value!r}: expected one of '
-                       f'{", ".join(choices)}')
+                       f'{", ".join(map(str, choices))}')
   shapes(config)
   schedule(config)
   batches(config, devices)

@@ -63,8 +63,8 @@ def model():
   part.patch_frames = 4  # Frames (10 ms each) of a patch: 40 ms tokens.
   part.target_frames = 1008  # Frames with a learned position (10.08 s).
   part.dtype = 'float32'  # Compute type; 'bfloat16' on accelerators.
-  part.remat = False  # Recompute activations in the backward pass.
-  part.unroll = 1  # Blocks unrolled in the scan; the depth is fastest on CPU.
+  part.remat = 'auto'  # Recomputed backwards: none, (all but) dots, full.
+  part.unroll = 0  # Blocks written out one by one; 0: as is fastest.
   part.decoder = decoder = config_dict.ConfigDict()
   decoder.width = 512  # Fixed whatever the encoder, as in Dasheng.
   decoder.depth = 8  # Blocks.

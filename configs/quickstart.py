@@ -28,7 +28,6 @@ def get_config(point='en32-2,h=0.5,mask=0.75'):
   c = base.get_config(name)
   c.experiment = 'quickstart'
   c.model.target_frames = 104
-  c.model.unroll = 4
   c.model.decoder.update({'width': 32, 'depth': 1, 'heads': 2})
   c.data.world.update({
       'hours': .6, 'train_clips': 300, 'valid_clips': 100, 'test_clips': 400,

@@ -54,7 +54,6 @@ def recipe(scale, size=''):
     c.checkpoint.update({'every': 5_000, 'keep': 50_000})
     return c
   c.model.target_frames = 208
-  c.model.unroll = c.model.depth
   c.model.decoder.update({'width': 32, 'depth': 1, 'heads': 2})
   c.data.world.update({
       'hours': 2., 'train_clips': 300, 'valid_clips': 100, 'test_clips': 400,

@@ -25,7 +25,7 @@ from launch import cli
 
 AREAS = tuple(sorted(
     p.stem for p in (pathlib.Path(__file__).parent / 'benches').glob('*.py')
-    if p.stem not in ('__init__', 'timing', 'spectra')))
+    if p.stem not in ('__init__', 'timing', 'spectra', 'steps')))
 _OUT = flags.DEFINE_string('out', None, 'JSON file: rows, versions, machine.')
 _QUICK = flags.DEFINE_boolean('quick', False, 'Small sizes, few turns.')
 _ONLY = flags.DEFINE_string('only', '', 'Only rows whose name has this in it.')

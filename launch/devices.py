@@ -161,8 +161,8 @@ def _tpu_chips(dev: str, pci: str) -> Devices:
     files = glob.glob(f'{dev}/vfio/[0-9]*')
   memory = None
   if names and names[0]:
-    from launch.pod import chips
-    memory = chips.CHIPS[names[0]].memory
+    from audiorank import flops
+    memory = flops.CHIPS[names[0]].memory
   ids = tuple(str(i) for i in range(len(files)))
   return Devices('tpu', ids, memory, (0.,) * len(ids))
 

@@ -11,10 +11,8 @@ names that users give are checked and quoted.
 
   jobset   GKE: one JobSet a run, queued by Kueue
   slurm    one array job, requeued when it is preempted
-  tpu-vm   gcloud and ssh, for v2 to v6e only: Google has frozen that API
 """
 
-import math
 import os
 import re
 import shlex
@@ -24,7 +22,8 @@ from absl import flags
 import yaml
 
 from launch import cli
-from launch.pod import layouts
+from launch.tpu import layouts
+from launch.tpu import slices
 
 _ROOT = flags.DEFINE_string('root', None, 'Folder of the sweep, from here.')
 _SEEN = flags.DEFINE_string(
@@ -37,7 +36,6 @@ _TOPOLOGY = flags.DEFINE_string('topology', '4x4', 'Of a slice.')
 _MESH = flags.DEFINE_string(
     'mesh', '', "Of a TPU slice: each run's own, 'auto' for the fastest that "
     'fits by the TPU compiler, or such as 64x4 (data x fsdp).')
-_ZONE = flags.DEFINE_string('zone', 'us-central2-b', 'For tpu-vm.')
 _PYTHON = flags.DEFINE_string('python', 'python3', 'Interpreter, for slurm.')
 _FOLDER = flags.DEFINE_string('folder', '.', 'The repository, for slurm.')
 _PARTITION = flags.DEFINE_string('partition', 'main', 'For slurm.')
@@ -45,12 +43,7 @@ _GPUS = flags.DEFINE_integer('gpus', 0, 'Of a task, for slurm.')
 _CORES = flags.DEFINE_integer('cores', 4, 'Of a task, for slurm.')
 _HOURS = flags.DEFINE_integer('hours', 24, 'Of a task, for slurm.')
 
-# Google's names of the machines, and chips of a host that is one of several.
-MACHINES = {'v4': ('tpu-v4-podslice', 4), 'v5e': ('tpu-v5-lite-podslice', 4),
-            'v5p': ('tpu-v5p-slice', 4), 'v6e': ('tpu-v6e-slice', 4)}
-# Cores, not chips, count in the names of v4 and v5p.
-CORES = {'v4': 2, 'v5p': 2, 'v5e': 1, 'v6e': 1}
-LEGACY = {'v4': 'v4', 'v5p': 'v5p', 'v5e': 'v5litepod', 'v6e': 'v6e'}
+HOST = 4  # Chips of a host that is one of several.
 AGAIN = 42  # The worker's "run me again"; so is every death by a signal.
 RESTARTS = 10_000  # Preemptions are not failures.
 NAME = re.compile(r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?')
@@ -59,14 +52,13 @@ RUN = re.compile(r'[0-9a-f]{12}')
 
 
 class Pod(NamedTuple):
-  """Where runs go on GKE or on TPU VMs."""
+  """Where runs go on GKE."""
   name: str  # DNS-1123, at most 40 characters.
   root: str  # The sweep's folder as the hosts see it.
   image: str  # Container with audiorank in its working directory.
   queue: str  # Kueue's LocalQueue.
-  machine: str  # A key of MACHINES.
+  machine: str  # One of flops.TPUS.
   topology: str  # Such as 4x4 or 2x2x4.
-  zone: str  # Of a TPU VM.
 
 
 class Cluster(NamedTuple):
@@ -87,7 +79,7 @@ def check(runs, **fields):
     if not RUN.fullmatch(run):
       raise ValueError(f'run {run!r}: expected 12 hexadecimal digits')
   for field, value in fields.items():
-    want = NAME if field in ('name', 'queue', 'partition', 'zone') else PATH
+    want = NAME if field in ('name', 'queue', 'partition') else PATH
     if not want.fullmatch(value):
       raise ValueError(f'{field} {value!r}: expected {want.pattern}')
     if field == 'root' and '://' in value:
@@ -95,18 +87,9 @@ def check(runs, **fields):
                        'sees, with locks: a file server, no bucket')
 
 
-def chips(machine, topology):
-  """Returns (chips, hosts) of a slice.
-
-  Raises:
-    ValueError: no such machine or topology.
-  """
-  if machine not in MACHINES:
-    raise ValueError(f'machine {machine!r}: expected {", ".join(MACHINES)}')
-  if not re.fullmatch(r'[1-9]\d*(x[1-9]\d*){1,2}', topology):
-    raise ValueError(f'topology {topology!r}: expected such as 4x4 or 2x2x4')
-  total = math.prod(int(n) for n in topology.split('x'))
-  return total, max(1, total // MACHINES[machine][1])
+def hosts_of(piece: slices.Slice) -> int:
+  """Returns how many hosts a slice has."""
+  return max(1, piece.chips // HOST)
 
 
 def jobset(runs, pod, placed=None):
@@ -122,20 +105,23 @@ def jobset(runs, pod, placed=None):
   """
   placed = placed or {}
   check(runs, name=pod.name, queue=pod.queue, root=pod.root, image=pod.image)
-  total, hosts = chips(pod.machine, pod.topology)
+  piece = slices.parse(f'{pod.machine}:{pod.topology}')
+  hosts = hosts_of(piece)
   container = {
       'name': 'train', 'image': pod.image,
       'env': [{'name': 'AUDIORANK_DISTRIBUTED',
                'value': '1' if hosts > 1 else ''}],
-      'resources': {'limits': {'google.com/tpu': total // hosts}}}
+      'resources': {'limits': {'google.com/tpu': piece.chips // hosts}}}
   out = []
   for run in runs:
     layout = placed.get(run)
     command = ['python', '-m', 'launch.train', f'--workdir={pod.root}/{run}',
-               *(layout.flags if layout else [])]
-    notes = {'annotations': {
-        'audiorank/mesh': layout.mesh,
-        'audiorank/clips-a-chip': str(layout.clips)}} if layout else {}
+               *(layout.flags(piece.chips) if layout else [])]
+    notes = {}
+    if layout:
+      clips = layout.batch // piece.chips
+      notes['annotations'] = {'audiorank/mesh': layout.mesh(piece.chips),
+                              'audiorank/clips-a-chip': str(clips)}
     job = {
         'parallelism': hosts, 'completions': hosts, 'backoffLimit': 0,
         'completionMode': 'Indexed',
@@ -146,8 +132,7 @@ def jobset(runs, pod, placed=None):
         'template': {'spec': {
             'restartPolicy': 'Never', 'terminationGracePeriodSeconds': 120,
             'nodeSelector': {
-                'cloud.google.com/gke-tpu-accelerator':
-                    MACHINES[pod.machine][0],
+                'cloud.google.com/gke-tpu-accelerator': piece.chip.gke,
                 'cloud.google.com/gke-tpu-topology': pod.topology},
             'containers': [{**container, 'command': command}]}}}
     out.append({
@@ -202,52 +187,7 @@ exit "$code"
 '''
 
 
-def tpu_vm(runs, pod, placed=None):
-  """Returns a shell script: one queued TPU VM, the runs one after the other.
-
-  Legacy: Google develops the Cloud TPU API no further and TPU7x is not in it;
-  it serves those who have v2 to v6e, such as the TPU Research Cloud.
-
-  Args:
-    runs, pod, placed: as in `jobset`.
-  """
-  check(runs, name=pod.name, zone=pod.zone, root=pod.root)
-  total, hosts = chips(pod.machine, pod.topology)
-  accelerator = f'{LEGACY[pod.machine]}-{total * CORES[pod.machine]}'
-  q, several = shlex.quote, 'AUDIORANK_DISTRIBUTED=1 ' if hosts > 1 else ''
-  where = f'{q(pod.name)} --zone={q(pod.zone)}'
-  said = {r: ' '.join(['', *x.flags]) for r, x in (placed or {}).items()}
-  lines = [f"again '{several}python3 -m launch.train --workdir={pod.root}/{r}"
-           f"{said[r] if r in said else ''}'" for r in runs]
-  return f'''#!/bin/bash
-# Legacy: the Cloud TPU API is frozen; use jobset where you can.
-set -u
-ssh="gcloud compute tpus tpu-vm ssh {where} --worker=all"
-create() {{
-  gcloud compute tpus queued-resources create {q(pod.name)} \\
-    --node-id={q(pod.name)} --zone={q(pod.zone)} \\
-    --accelerator-type={accelerator} --runtime-version=tpu-ubuntu2204-base \\
-    --spot
-}}
-# A preempted TPU VM has to be deleted and queued for anew.
-again() {{
-  until $ssh --command="cd audiorank && $1"; do
-    code=$?
-    if [ "$code" -ge 1 ] && [ "$code" -le 41 ]; then return "$code"; fi
-    state=$(gcloud compute tpus tpu-vm describe {where} --format='value(state)')
-    if [ "$state" != READY ]; then
-      gcloud compute tpus queued-resources delete {where} --force --quiet
-      create
-    fi
-    sleep 60
-  done
-}}
-create
-{chr(10).join(lines)}
-'''
-
-
-ENGINES = {'jobset': jobset, 'slurm': slurm, 'tpu-vm': tpu_vm}
+ENGINES = {'jobset': jobset, 'slurm': slurm}
 
 
 def main(argv):
@@ -273,8 +213,8 @@ def main(argv):
     print(slurm(runs, where), end='')
   else:
     where = Pod(_NAME.value, root, _IMAGE.value, _QUEUE.value, _MACHINE.value,
-                _TOPOLOGY.value, _ZONE.value)
-    placed = layouts.placed(folders, where.machine, where.topology,
+                _TOPOLOGY.value)
+    placed = layouts.placements(folders, where.machine, where.topology,
                              _MESH.value)
     print(ENGINES[argv[1]](runs, where, placed), end='')
 

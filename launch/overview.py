@@ -174,20 +174,20 @@ def plan(configs: Mapping[str, Any], workers: int) -> str:
   import jax
   import pandas as pd
 
-  from audiorank import compute
+  from audiorank import flops
   from audiorank import program
   rows, total, spent = [], 0., 0.
   rate = machine_rate() * EFFICIENCY
   for point, config in configs.items():
     shapes = jax.eval_shape(lambda key, c=config: program.init(c, key),
                             jax.random.key(0))
-    flops = program.flops(config)
+    cost = program.flops(config)
     clips = config.train.steps * config.train.batch
-    total += flops['total'] * clips
+    total += cost['total'] * clips
     seconds = clips / rate * (
-        flops['total'] + claims.FRONT_END * config.data.crop_seconds)
+        cost['total'] + claims.FRONT_END * config.data.crop_seconds)
     spent += seconds
-    sizes = compute.sizes(shapes.params)
+    sizes = flops.parameter_counts(shapes.params)
     hours = 'all'
     if config.data.hours:
       hours = f'{config.data.hours:g}'
@@ -195,8 +195,8 @@ def plan(configs: Mapping[str, Any], workers: int) -> str:
         'point': point, **{part: f'{n:,}' for part, n in sizes.items()},
         'hours': hours,
         'steps': config.train.steps, 'batch': config.train.batch,
-        'FLOPs': f"{flops['total'] * clips:.2e}",
-        'of the encoder': f"{flops['encoder'] / flops['total']:.0%}",
+        'FLOPs': f"{cost['total'] * clips:.2e}",
+        'of the encoder': f"{cost['encoder'] / cost['total']:.0%}",
         'audio seen': f'{clips * config.data.crop_seconds / 3600:.3g} h',
         'time': progress.clock(seconds)})
   text = pd.DataFrame(rows).to_string(index=False)

@@ -103,15 +103,16 @@ def plan(module: ModuleType) -> None:
   if _TOPOLOGY.value is None:
     print(overview.plan(configs, _WORKERS.value or machine.cores()))
     return
-  from launch.pod import plan as pod_plan
-  from launch.pod import store
-  costs = pod_plan.plan(configs, _TOPOLOGY.value, _PRICE.value, _EFFORT.value,
+  from launch.tpu import plan as tpu_plan
+  costs = tpu_plan.plan(configs, _TOPOLOGY.value, _PRICE.value, _EFFORT.value,
                         _MESH.value)
-  print(pod_plan.table(costs))
+  print(tpu_plan.table(costs))
   name = (f'{pathlib.Path(str(module.__file__)).stem}-'
           f'{_TOPOLOGY.value.replace(":", "-")}.json')
-  root = files.path(_ROOT.value, '--root') if _ROOT.value else store.folder()
-  pod_plan.save(costs, root / name)
+  root = files.cache_folder('plans')
+  if _ROOT.value:
+    root = files.path(_ROOT.value, '--root')
+  tpu_plan.save(costs, root / name)
   print(root / name)
 
 

@@ -34,8 +34,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _MESH = flags.DEFINE_string(
     'mesh', None, 'Devices along data and fsdp, such as 64x4, whatever the '
     'config says.')
-_REMAT = flags.DEFINE_boolean(
-    'remat', None, 'Recompute activations, whatever the config says.')
+_REMAT = flags.DEFINE_string(
+    'remat', None, 'Recompute activations: model.remat, whatever the config '
+    'says.')
 
 
 def laid_out(config: Any, mesh: str | None, remat: bool | None) -> Any:

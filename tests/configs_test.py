@@ -8,7 +8,7 @@ import re
 import jax
 import pytest
 
-from audiorank import compute
+from audiorank import flops
 from audiorank import monitor
 from audiorank import program
 from audiorank import records
@@ -41,7 +41,7 @@ def encoder_size(shape, config):
   if shape not in SIZES:
     shapes = jax.eval_shape(
         lambda key: program.init(config, key), jax.random.key(0))
-    SIZES[shape] = compute.parameters(shapes.params['encoder'])
+    SIZES[shape] = flops.parameters(shapes.params['encoder'])
   return SIZES[shape]
 
 
@@ -83,8 +83,8 @@ def test_an_experiment_costs_what_it_says(name):
 
 def test_the_budgets_are_of_the_librarys_own_count():
   from configs import compute_optimal
-  for scale, flops in compute_optimal.FLOPS.items():
-    for size, count in flops.items():
+  for scale, counts in compute_optimal.FLOPS.items():
+    for size, count in counts.items():
       config = scales.recipe(scale, size)
       assert program.flops(config)['total'] == count
   with pytest.raises(ValueError, match='expected a size of en16-1, en32-1'):

@@ -19,7 +19,6 @@ import safetensors.numpy
 
 from audiorank import audio
 from audiorank import dasheng
-from audiorank import masking
 from audiorank import model
 from audiorank import objectives
 from audiorank.dasheng import sizes
@@ -103,7 +102,7 @@ def test_sizes_come_from_the_shapes(official):
   assert config.model.to_dict() == {
       'width': 128, 'depth': 2, 'heads': 4, 'mlp_ratio': 4, 'mels': 64,
       'patch_frames': 4, 'target_frames': 200, 'dtype': 'float32',
-      'front': 'log_mel', 'remat': False, 'unroll': 1,
+      'front': 'log_mel', 'remat': 'auto', 'unroll': 0,
       'decoder': {'width': 64, 'depth': 1, 'heads': 4}}
 
 
@@ -151,7 +150,7 @@ def test_masking_and_losses_equal_official(
     parity, official, mel_BMT, case, ratio, group):
   z, (_, config, params) = parity[0], official
   c = config.model
-  keep_BK, drop_BR = masking.mask_from_noise(
+  keep_BK, drop_BR = model.mask_from_noise(
       z[f'{case}/noise'], 32, ratio, group)
   mask_BL = np.ones((2, 32))
   np.put_along_axis(mask_BL, np.asarray(keep_BK), 0, 1)
@@ -178,7 +177,7 @@ def test_masking_and_losses_equal_official(
 def test_training_step_equals_official(parity, official):
   (z, facts), (_, config, params) = parity, official
   c, mel_BMT = config.model, z['db']
-  keep_BK, drop_BR = masking.mask_from_noise(z['g75/noise'], 32, .75, 2)
+  keep_BK, drop_BR = model.mask_from_noise(z['g75/noise'], 32, .75, 2)
   target_BRP = model.take(
       objectives.normalise(model.patchify(mel_BMT, 4)), drop_BR)
 

@@ -11,20 +11,20 @@ import yaml
 from audiorank import records
 from configs import base
 from launch import emit
-from launch.pod import layouts
-from launch.pod import store
+from launch.tpu import compiler
+from launch.tpu import layouts
+from launch.tpu import slices
 
 RUNS = ['0123456789ab', 'ba9876543210']
 POD = emit.Pod('sweep', '/data/sweeps/one', 'gcr.io/p/audiorank:1',
-               'tpu-queue', 'v5e', '4x4', 'us-east5-b')
+               'tpu-queue', 'v5e', '4x4')
 CLUSTER = emit.Cluster('sweep', '/data/sweeps/one', '/opt/venv/bin/python',
                        '/opt/audiorank', 'gpu', 1, 8, 24)
 
 
 @pytest.mark.parametrize('name, text', [
     ('jobset.yaml', emit.jobset(RUNS, POD)),
-    ('slurm.sh', emit.slurm(RUNS, CLUSTER)),
-    ('tpu-vm.sh', emit.tpu_vm(RUNS, POD))], ids=['jobset', 'slurm', 'tpu-vm'])
+    ('slurm.sh', emit.slurm(RUNS, CLUSTER))], ids=['jobset', 'slurm'])
 def test_what_is_printed_is_what_was_looked_at(name, text):
   """A change of tests/goldens is a change of what clusters are told."""
   assert text == (pathlib.Path(__file__).parent / 'goldens' / name).read_text()
@@ -72,11 +72,8 @@ def test_a_jobset_follows_the_schema(shared):
     jsonschema.validate(tree, schema)
 
 
-@pytest.mark.parametrize('text', [
-    emit.slurm(RUNS, CLUSTER), emit.tpu_vm(RUNS, POD)],
-                         ids=['slurm', 'tpu-vm'])
-def test_scripts_are_scripts(text, tmp_path):
-  (tmp_path / 'x.sh').write_text(text)
+def test_the_script_is_a_script(tmp_path):
+  (tmp_path / 'x.sh').write_text(emit.slurm(RUNS, CLUSTER))
   done = subprocess.run(['bash', '-n', tmp_path / 'x.sh'],
                         capture_output=True, text=True)
   assert done.returncode == 0 and not done.stderr
@@ -111,7 +108,7 @@ def test_a_slurm_task_is_requeued_when_the_worker_says_so(
     ({'name': 'x; rm -rf /'}, 'name'), ({'root': '/a/$(id)'}, 'root'),
     ({'root': 'gs://bucket/one'}, 'root'),
     ({'queue': 'Q'}, 'queue'), ({'image': 'a b'}, 'image'),
-    ({'machine': 'v9'}, 'machine'), ({'topology': '4x'}, 'topology')])
+    ({'machine': 'v9'}, 'topology'), ({'topology': '4x'}, 'topology')])
 def test_names_that_could_mean_more_are_refused(change, field):
   with pytest.raises(ValueError, match=field):
     emit.jobset(RUNS, POD._replace(**change))
@@ -124,19 +121,17 @@ def test_a_runs_mesh_is_in_its_manifest(tmp_path):
   folder = tmp_path / records.run_id(config)
   records.open_run(folder, config)
   run = folder.name
-  placed = layouts.placed([folder], POD.machine, POD.topology, '4x4')
-  assert placed == {run: layouts.Layout('4x4', False, 16)}
-  assert layouts.placed([folder], POD.machine, POD.topology, '') == {}
-  placed = {run: placed[run]._replace(remat=True)}
+  placed = layouts.placements([folder], POD.machine, POD.topology, '4x4')
+  assert placed == {run: layouts.Layout(4, 'dots', 256)}
+  assert layouts.placements([folder], POD.machine, POD.topology, '') == {}
+  placed = {run: placed[run]._replace(remat='full')}
   (tree,) = yaml.safe_load_all(emit.jobset([run], POD, placed))
   job = tree['spec']['replicatedJobs'][0]['template']['spec']
   (container,) = job['template']['spec']['containers']
   assert container['command'][3:] == [
-      f'--workdir={POD.root}/{run}', '--mesh=4x4', '--remat']
+      f'--workdir={POD.root}/{run}', '--mesh=4x4', '--remat=full']
   assert tree['metadata']['annotations'] == {
       'audiorank/mesh': '4x4', 'audiorank/clips-a-chip': '16'}
-  assert f"--workdir={POD.root}/{run} --mesh=4x4 --remat'" in emit.tpu_vm(
-      [run], POD, placed)
 
 
 @pytest.mark.parametrize('mesh, batch, want', [
@@ -148,7 +143,7 @@ def test_a_mesh_that_does_not_divide_is_refused(tmp_path, mesh, batch, want):
   folder = tmp_path / records.run_id(config)
   records.open_run(folder, config)
   with pytest.raises(ValueError, match=want):
-    layouts.placed([folder], POD.machine, POD.topology, mesh)
+    layouts.placements([folder], POD.machine, POD.topology, mesh)
 
 
 def test_auto_takes_the_fastest_that_fits(tmp_path, monkeypatch):
@@ -158,17 +153,17 @@ def test_auto_takes_the_fastest_that_fits(tmp_path, monkeypatch):
 
   def answers(specs, piece, effort):
     # One device's kernels do not fit; the more that share them, the slower.
-    return {store.text(s): {
+    return {compiler.text(s): {
         'fits': s['fsdp'] > 1, 'needed': 1e12, 'peak': 1e9,
         'traffic': 1e9 * s['fsdp'], 'collectives': {}} for s in specs}
 
-  monkeypatch.setattr(store, 'available', lambda: True)
-  monkeypatch.setattr(store, 'answers', answers)
-  assert layouts.placed([folder], POD.machine, POD.topology, 'auto') == {
-      folder.name: layouts.Layout('4x4', False, 16)}
-  monkeypatch.setattr(store, 'available', lambda: False)
+  monkeypatch.setattr(compiler, 'available', lambda: True)
+  monkeypatch.setattr(compiler, 'answers', answers)
+  assert layouts.placements([folder], POD.machine, POD.topology, 'auto') == {
+      folder.name: layouts.Layout(4, 'dots', 256)}
+  monkeypatch.setattr(compiler, 'available', lambda: False)
   with pytest.raises(ValueError, match='TPU compiler'):
-    layouts.placed([folder], POD.machine, POD.topology, 'auto')
+    layouts.placements([folder], POD.machine, POD.topology, 'auto')
 
 
 def test_a_worker_takes_its_mesh_from_its_command(tmp_path):
@@ -177,14 +172,14 @@ def test_a_worker_takes_its_mesh_from_its_command(tmp_path):
   said = subprocess.run(
       [sys.executable, '-c', 'from launch import train; from audiorank import '
        'records; import sys\n'
-       'c = train.laid_out(records.load_config(sys.argv[1]), "4x4", True)\n'
+       'c = train.laid_out(records.load_config(sys.argv[1]), "4x4", "full")\n'
        'print(c.mesh.data, c.mesh.fsdp, c.model.remat, records.run_id(c))',
        str(tmp_path)], capture_output=True, text=True, check=True,
       cwd=pathlib.Path(__file__).parents[1]).stdout.split()
   # Another mesh is no other run.
-  assert said == ['4', '4', 'True', records.run_id(config)]
+  assert said == ['4', '4', 'full', records.run_id(config)]
 
 
 def test_hosts_of_a_slice():
-  assert emit.chips('v5e', '16x16') == (256, 64)
-  assert emit.chips('v4', '2x2x1') == (4, 1)
+  assert emit.hosts_of(slices.parse('v5e:16x16')) == 64
+  assert emit.hosts_of(slices.parse('v4:2x2x1')) == 1

@@ -5,7 +5,7 @@ import types
 import jax
 import pytest
 
-from audiorank import compute
+from audiorank import flops
 from audiorank import gauges
 
 
@@ -18,7 +18,7 @@ def clock(monkeypatch):
 
 def test_rates_leave_out_the_first_row_and_what_is_no_training(
     clock, monkeypatch):
-  monkeypatch.setattr(compute, 'peak', lambda kind: 1e12)
+  monkeypatch.setattr(flops, 'peak', lambda kind: 1e12)
   gauge = gauges.Gauge('a', 8, {'encoder': 1e9, 'total': 5e9}, 2, 10)
   clock.at += 60
   first = gauge.row(20)
@@ -49,10 +49,10 @@ def test_waiting_is_warned_of_once(clock, caplog):
 
 
 def test_chips_are_known_by_their_names():
-  assert compute.peak('NVIDIA H100 80GB HBM3') == 989e12
-  assert compute.peak('TPU v5 lite') == 197e12
-  assert compute.peak('TPU v5') == 459e12
-  assert compute.peak('cpu') is None
+  assert flops.peak('NVIDIA H100 80GB HBM3') == 989e12
+  assert flops.peak('TPU v5 lite') == 197e12
+  assert flops.peak('TPU v5') == 459e12
+  assert flops.peak('cpu') is None
 
 
 def test_memory_is_what_the_process_holds():

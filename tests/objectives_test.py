@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from audiorank import audio
-from audiorank import masking
 from audiorank import model
 from audiorank import objectives
 from audiorank import program
@@ -27,7 +26,7 @@ def config():
 
 @pytest.fixture(scope='module')
 def variables(config):
-  keep_BK, drop_BR = masking.random_mask(jax.random.key(0), 1, L, .75, 2)
+  keep_BK, drop_BR = model.random_mask(jax.random.key(0), 1, L, .75, 2)
   shapes = jax.eval_shape(lambda: model.MAE(config.model).init(
       jax.random.key(0), np.zeros((1, 64, 4 * L)), keep_BK, drop_BR))
   rng = np.random.default_rng(0)
@@ -68,7 +67,7 @@ def test_predicting_nothing_costs_one():
 
 
 def test_kept_patches_do_not_enter():
-  keep_BK, drop_BR = masking.random_mask(jax.random.key(0), B, L, .75, 2)
+  keep_BK, drop_BR = model.random_mask(jax.random.key(0), B, L, .75, 2)
   grad_BLP = jax.grad(lambda raw_BLP: objectives.reconstruction(
       0., model.take(objectives.normalise(raw_BLP), drop_BR) - 1.))(patches())
   assert not np.any(model.take(grad_BLP, keep_BK))
@@ -85,7 +84,7 @@ def test_objectives_equal_their_parts(config, variables, name, by):
   # Out of training the front BatchNorm's statistics stay.
   jax.tree.map(np.testing.assert_array_equal, stats, variables['batch_stats'])
   mel_BMT = np.asarray(audio.log_mel(wave_BS))
-  keep_BK, drop_BR = masking.random_mask(key, B, L, .75, 2)
+  keep_BK, drop_BR = model.random_mask(key, B, L, .75, 2)
   assert drop_BR.shape == (B, L - 3)
   pred_BRP = jax.jit(model.MAE(config.model).apply)(
       variables, mel_BMT, keep_BK, drop_BR)
@@ -228,7 +227,7 @@ def test_latent_equals_its_parts():
   # Out of training neither statistics nor teacher move.
   jax.tree.map(np.testing.assert_array_equal, kept, stats)
   mel_BMT = np.asarray(audio.log_mel(waves()))
-  keep_BK, drop_BR = masking.random_mask(jax.random.key(5), B, L, .75, 2)
+  keep_BK, drop_BR = model.random_mask(jax.random.key(5), B, L, .75, 2)
   pred_BRD = jax.jit(model.MAE(config.model, 32).apply)(
       {'params': variables['params'],
        'batch_stats': {'encoder': stats['encoder']}}, mel_BMT, keep_BK, drop_BR)

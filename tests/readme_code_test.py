@@ -20,7 +20,6 @@ import soundfile
 import audiorank
 from audiorank import audio
 from audiorank import dasheng
-from audiorank import masking
 from audiorank import model
 from audiorank import objectives
 from audiorank import program
@@ -157,8 +156,8 @@ def test_the_objective_of_configs_page():
   _, code = blocks('configs/README.md')
   known = dict(objectives.OBJECTIVES)
   try:
-    exec(code, {'audio': audio, 'masking': masking, 'model': model,
-                'jnp': jnp, 'objectives': objectives})
+    exec(code, {'audio': audio, 'model': model, 'jnp': jnp,
+                'objectives': objectives})
     c = base.get_config('en32-2')
     c.model.decoder.update({'width': 16, 'depth': 1, 'heads': 2})
     c.model.target_frames, c.data.crop_seconds = 104, .5

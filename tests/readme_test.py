@@ -119,7 +119,8 @@ BY_HAND = {
     'heareval.embeddings.runner':  # Run in tests/peers.
         lambda args: args[:2] == ['audiorank.hear.api', '--model'],
     'audiorank.checkpoint': lambda args: args[0] == 'fsck' and len(args) > 1,
-    'launch.pod.compiler': lambda args: not args,
+    'launch.tpu.compiler': lambda args: not args,
+    'launch.benches.steps': lambda args: len(args) == 1,
     'launch.benches.peers.laws': lambda args: len(args) == 2}
 
 

@@ -91,7 +91,7 @@ def test_moments_lie_where_their_parameters_do(config):
   assert specs.opt_state.nu == specs.params
   assert len(jax.tree.leaves(placed)) == len(jax.tree.leaves(shapes))
   blocks = specs.params['encoder']['blocks']
-  assert blocks['fc1']['kernel'] == P(None, None, 'fsdp')
+  assert blocks['fc1']['kernel'] == P(None, 'fsdp', None)
   assert blocks['fc2']['kernel'] == P(None, 'fsdp', None)
   assert blocks['fc1']['bias'] == specs.params['encoder']['time'] == P()
 

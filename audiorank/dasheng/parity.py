@@ -31,7 +31,6 @@ import numpy as np
 from audiorank import audio
 from audiorank import dasheng
 from audiorank import files
-from audiorank import masking
 from audiorank import model
 from audiorank import objectives
 
@@ -165,7 +164,7 @@ def mae_rows(z: dict[str, np.ndarray], config: Any, params: Any
   patches_BLP = model.Encoder(config).apply(encoder, mel_BMT, method='patches')
   for case, text, ratio, group in (
       ('g75', '75 % in pairs', .75, 2), ('u50', '50 % freely', .5, 1)):
-    keep_BK, drop_BR = masking.mask_from_noise(
+    keep_BK, drop_BR = model.mask_from_noise(
         z[f'{case}/noise'], L, ratio, group)
     mask_BL = np.ones((B, L))
     np.put_along_axis(mask_BL, np.asarray(keep_BK), 0, 1)
@@ -196,7 +195,7 @@ def training_rows(z: dict[str, np.ndarray], facts: dict[str, Any], config: Any,
   """
   c, mel_BMT = config.model, z['db']
   raw_BLP = model.patchify(mel_BMT, c.patch_frames)
-  keep_BK, drop_BR = masking.mask_from_noise(
+  keep_BK, drop_BR = model.mask_from_noise(
       z['g75/noise'], raw_BLP.shape[1], .75, 2)
   rounded_BLP = objectives.normalise(raw_BLP)  # By numpy, not compiled.
   compiled_BLP = np.asarray(jax.jit(objectives.normalise)(raw_BLP))

@@ -25,7 +25,7 @@ FIXED = {'n_fft': 512, 'win_size': 512, 'hop_size': 160, 'f_min': 0,
          'patch_stride': [64, 4]}
 # Fields of a config of ours that no shape shows, with their defaults.
 FREE = {'heads': None, 'front': 'log_mel', 'dtype': 'float32',
-        'remat': False, 'unroll': 1}
+        'remat': 'auto', 'unroll': 0}
 SIZES = ('width', 'depth', 'mlp_ratio', 'mels', 'patch_frames',
          'target_frames')
 

@@ -3,8 +3,8 @@
 import math
 
 from audiorank import checkpoint
-from audiorank import compute
 from audiorank import files
+from audiorank import flops
 from audiorank import records
 from audiorank.findings import score
 
@@ -41,7 +41,7 @@ def write(config, params, about, sweep=None):
       folder where that is a sweep.
   """
   m = getattr(config, 'model', config)
-  count = compute.parameters(params['params'])
+  count = flops.parameters(params['params'])
   lines = [HEAD, f'# audiorank {size(m)}\n',
            'A masked autoencoder of log-mel patches after Dasheng (arXiv '
            f'2406.06992): width {m.width}, depth {m.depth}, {m.heads} heads, '

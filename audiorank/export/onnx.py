@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiorank import audio
+from audiorank import config as config_lib
 from audiorank import embed
 from audiorank import files
 from audiorank import model
@@ -81,7 +82,7 @@ def save(path, config, params, seconds=10.):
     raise ValueError(f"{path}: model.front {c.front!r}: expected 'log_mel'")
   samples = int(round(seconds * 16_000))
   tokens = (1 + samples // audio.HOP) // c.patch_frames
-  if samples < embed.SHORTEST or tokens > model.positions(c):
+  if samples < embed.SHORTEST or tokens > config_lib.positions(c):
     raise ValueError(
         f'seconds {seconds:g}: expected .04 to {c.target_frames / 100:g}, what '
         'the model has positions for')

@@ -31,7 +31,7 @@ def encoder(config, params, layer='final'):
   Raises:
     ValueError: an unknown layer.
   """
-  config = getattr(config, 'model', config)
+  config = embed.float32(getattr(config, 'model', config))
   embed.check_layer(config, layer)
   variables = jax.tree.map(jnp.asarray, model.encoder_variables(params))
 

@@ -1,59 +1,61 @@
 """Clips a second embedded, against clips a second trained on, one device.
 
-30,000 clips are embedded at every reading, so this is what a reading costs. A
+30,000 clips are embedded at every evaluation: this is what that costs. A
 training step sees a quarter of a clip's patches (forwards and backwards) and
 has the decoder; embedding sees them all, forwards: on paper the ratio is
 (3/4 E + 3 D) / E of the forward passes of encoder and decoder, no more than 3
 where the decoder is the smaller part.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterator
 import time
+from typing import Any
 
 import jax
 import numpy as np
 
+from launch.benches import steps
 from launch.benches import timing
-from launch.benches import train
 
 PINNED = True
-# Encoder, decoder width, depth and heads, batch of either.
-CASES = (('en128-12', (512, 8, 16), 4), ('en128-12', (128, 4, 4), 16),
-         ('en768-12', (512, 8, 16), 2))
+CASES = (steps.Case('en128-12', (512, 8, 16), 4, dtype='float32'),
+         steps.Case('en128-12', (128, 4, 4), 16, dtype='float32'),
+         steps.Case('en768-12', (512, 8, 16), 2, dtype='float32'))
 
 
-def embedding(config, wave_NS):
-  """Returns a function that embeds clips as a reading does."""
+def embedding(config: Any, wave_NS: np.ndarray) -> Callable[[], None]:
+  """Returns a function that embeds clips as an evaluation does."""
   from audiorank import embed
-  from audiorank import records
+  from audiorank import program
   from audiorank import sharding
-  from audiorank import train as run
-  config, on = records.frozen(config), sharding.mesh(1, 1)
-  state = run.start(config, on)[2]()
+  mesh = sharding.mesh(1, 1)
+  state = program.fresh(config, mesh)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
 
   def embedded():
-    with jax.set_mesh(on):
-      embed.sharded(config.model, variables, wave_NS, on, len(wave_NS))
+    with jax.set_mesh(mesh):
+      embed.sharded(config.model, variables, wave_NS, mesh, len(wave_NS))
 
   return embedded
 
 
-def rows(quick, only):
+def rows(quick: bool, only: str) -> Iterator[timing.Row]:
   """Yields the Rows of this area."""
-  from audiorank import compute
+  from audiorank import config as config_lib
+  from audiorank import flops
   from audiorank import program
-  for size, decoder, batch in CASES[:1] if quick else CASES:
-    what = (f'a clip of 10 s embedded against trained on, {size}, decoder '
-            f'{decoder[0]}-{decoder[1]}')
+  for case in CASES[:1] if quick else CASES:
+    what = f'a clip of 10 s embedded against trained on, {case.name}'
     if only not in what:
       continue
-    config = train.config_of(size, decoder, batch)
-    wave_BS = np.random.default_rng(0).integers(
-        -8000, 8000, (batch, 160_000), np.int16)
-    L = program.patches(config)
+    config = steps.config_of(case)
+    run, _ = steps.ours(case)
+    train = lambda run=run: jax.block_until_ready(run())
     step = program.flops(config)['total']
-    paper = step / (2 * compute.encode(config.model, L))
+    paper = step / (2 * flops.encoder_macs(
+        config.model, config_lib.patches(config)))
     yield timing.turns(
-        what, embedding(config, wave_BS), train.ours(config, wave_BS),
-        2 if quick else 5, time.process_time, 3.,
-        ('embedding', 'training step'), f'{paper:.1f} by FLOPs', batch)
+        what, embedding(config, steps.waves(case)), train, 2 if quick else 5,
+        time.process_time, 3., ('embedding', 'training step'),
+        f'{paper:.1f} by FLOPs', case.batch)

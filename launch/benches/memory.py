@@ -1,41 +1,42 @@
 """What a training step of the paper's size takes of a 16 GB chip's memory.
 
 Compiled for one v5e chip by the TPU compiler, which needs no chip: batch 256,
-10 s crops, float32, the state donated; kernels' recomputation (`model.remat`)
-against none.
+10 s crops, bfloat16, the state donated. model.remat: the large products kept
+(dots), everything recomputed (full), nothing (none).
 """
+
+from collections.abc import Iterator
 
 from launch.benches import timing
 
 CHIP, BATCH = 'v5e:1x1', 256
 
 
-def rows(quick, only):
-  """Yields the Row of this area."""
-  from audiorank import records
+def rows(quick: bool, only: str) -> Iterator[timing.Row]:
+  """Yields the Rows of this area."""
   from configs import base
-  from launch.pod import chips
-  from launch.pod import programs
-  from launch.pod import store
+  from launch.tpu import compiler
+  from launch.tpu import layouts
+  from launch.tpu import slices
   size = 'en128-12' if quick else 'en768-12'
-  piece = chips.parse(CHIP)
-  there = piece.chip.memory
+  piece = slices.parse(CHIP)
   what = f'memory of a step on {CHIP}, {size}, batch {BATCH}'
   if only not in what:
     return
-  if not store.available():
+  if not compiler.available():
     yield timing.absent(what, 'libtpu')
     return
-  specs = []
-  for remat in (True, False):
-    c = base.get_config(size)
-    c.model.remat, c.train.batch = remat, BATCH
-    specs.append(programs.spec('step', records.frozen(c), 1, 1))
-  found = store.answers(specs, piece, 'full', workers=1)
-  mine, other = (found[store.text(s)] for s in specs)
-  taken = lambda got: got['peak'] if got['fits'] else got['needed']
-  yield timing.alone(
-      what, taken(mine) / 1e9, 'GB', None,
-      f'of {there / 1e9:.1f} GB: {"fits" if mine["fits"] else "does not fit"};'
-      f' without: {"fits" if other["fits"] else "does not fit"}',
-      'with remat', 'without', taken(other) / 1e9)
+  config = base.get_config(size)
+  config.model.dtype, config.monitor.batch = 'bfloat16', BATCH
+  peaks, note = {}, []
+  for result in layouts.compile_steps(
+      config, [layouts.Layout(1, remat, BATCH)
+               for remat in ('dots', 'full', 'none')], piece, 'full'):
+    remat, answer = result.layout.remat, result.answer
+    peaks[remat] = answer.get('peak') or answer['needed']
+    fits = 'fits' if result.bound else 'does not fit'
+    note.append(f'{remat}: {fits}')
+  note = f'of {piece.chip.memory / 1e9:.1f} GB; {", ".join(note)}'
+  for remat in ('dots', 'full'):
+    yield timing.alone(what, peaks[remat] / 1e9, 'GB', None, note,
+                       f'remat {remat}', 'none', peaks['none'] / 1e9)

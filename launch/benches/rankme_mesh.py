@@ -11,7 +11,7 @@ import jax
 
 from launch.benches import spectra
 from launch.benches import timing
-from launch.pod import hlo
+from launch.tpu import hlo
 
 # LAPACK's own threads would only spin: eight devices already share the cores.
 ENV = {'OPENBLAS_NUM_THREADS': '1', 'OMP_NUM_THREADS': '1',

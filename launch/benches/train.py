@@ -1,104 +1,185 @@
-"""A training step against the official PyTorch trainer's, float32, one core.
+"""A training step against the official PyTorch trainer's.
 
-Same sizes, same batch, same crop of 10 s; each side with its own front end,
-masks, backward pass and AdamW.
+On a GPU: the sizes of the paper in bfloat16, and small runs packed in one
+program, against the same sizes of the official trainer under autocast, as
+published, with torch's fused attention, and compiled; MFU by our own count.
+A process for each, several beside each other to compile, one at a time to be
+timed; four minutes at most. On a CPU: float32, one core.
+
+Same sizes, same batch, same crops; each side with its own front end, masks,
+backward pass and AdamW.
 """
 
+from collections.abc import Iterator
+import json
+import pathlib
+import sys
+import tempfile
 import time
+from typing import Any
 
-import jax
-import numpy as np
-
+from launch import devices
+from launch.benches import steps
 from launch.benches import timing
 from launch.engines import local
 
-PINNED = True
-# As a sweep's workers have it; both sides are served by it.
+DEVICES = devices.find()
+ON_GPU = DEVICES.kind == 'gpu'
+PINNED = not ON_GPU
+# On a CPU as a sweep's workers have it; both sides are served by it. On a GPU
+# this process is to open no device: its children have the memory.
 ENV = {'GLIBC_TUNABLES': local.TUNABLES}
-# name: encoder, decoder width, depth and heads, batch, ratio to reach.
+if ON_GPU:
+  ENV = {'JAX_PLATFORMS': 'cpu'}
+SECONDS = 225.  # For everything, on a GPU.
+JOB_SECONDS = 120.  # For one process.
+WORKERS = 5  # Processes that compile at once.
+COMPILING = 30.  # Seconds wanted, for one program.
+# On a CPU. Case: ratio to reach.
 CASES = {
-    'en128-12, decoder 128-4, B 16': ('en128-12', (128, 4, 4), 16, .95),
-    'en128-12, decoder 512-8, B 4': ('en128-12', (512, 8, 16), 4, .9),
-    'en256-6, decoder 256-4, B 16': ('en256-6', (256, 4, 4), 16, .95)}
+    steps.Case('en128-12', (128, 4, 4), 16, dtype='float32'): .95,
+    steps.Case('en128-12', (512, 8, 16), 4, dtype='float32'): .9,
+    steps.Case('en256-6', (256, 4, 4), 16, dtype='float32'): .95}
+SMALL = dict(decoder=(64, 2, 2), batch=64, seconds=2.07)
+# On a GPU. Case, MFU to reach in per cent, then (rival's side, ratio of clips
+# a second to reach) for each rival.
+GPU_CASES = (
+    (steps.Case('en128-12'), 35., {'': 4., 'compiled': None}),
+    (steps.Case('en768-12'), 45., {'': 4., 'compiled': None}),
+    (steps.Case('en64-4', **SMALL, runs=64), None, {'': 20.}),
+    (steps.Case('en1536-24', batch=128), 50., {}),
+    (steps.Case('en384-12'), 30., {'sdpa': None}),
+    (steps.Case('en128-12', unroll=1), None, {}),
+    (steps.Case('en64-4', **SMALL), None, {}),
+    (steps.Case('en128-12', dtype='float32'), None, {}))
+TOY = dict(decoder=(32, 1, 2), batch=2, seconds=1.03)
+TOY_CASES = ((steps.Case('en64-2', **TOY), 1., {'': 1., 'compiled': None}),
+             (steps.Case('en64-2', **TOY, runs=2), None, {'': 1.}))
 
 
-def config_of(size, decoder, batch):
-  """Returns the config of a case."""
-  from configs import base
-  c = base.get_config(size)
-  c.model.decoder.update(dict(zip(('width', 'depth', 'heads'), decoder)))
-  c.model.unroll = max(c.model.depth, decoder[1])
-  c.train.batch = batch
-  c.opt.clip = 0.
-  c.mesh.data = 1
-  return c
-
-
-def ours(config, wave_BS):
-  """Returns a function that takes one step."""
-  from audiorank import program
-  from audiorank import records
-  from audiorank import sharding
-  config = records.frozen(config)
-  on = sharding.mesh(1, 1)
-  programs, h = program.programs(config, on), program.hyper(config)
-  state = [programs.init(h)]
-
-  def run():
-    with jax.set_mesh(on):
-      state[0], got = programs.step(
-          state[0], sharding.to_global(wave_BS, on), h)
-    jax.block_until_ready(got)
-
-  return run
-
-
-def rival(config, wave_BS):
-  """Returns the same of the package dasheng; None where it is missing."""
-  try:
-    from dasheng.train import models
-    import torch
-  except (ImportError, OSError):
-    return None
-  torch.set_num_threads(1)
-  m, d = config.model, config.model.decoder
-  encoder = models.AudioTransformerMAE_Encoder(
-      embed_dim=m.width, depth=m.depth, num_heads=m.heads,
-      target_length=m.target_frames, patch_size=[64, 4],
-      patch_stride=[64, 4])
-  decoder = models.AudioTransformerMAE_Decoder(
-      input_dim=m.width, outputdim=256, embed_dim=d.width, depth=d.depth,
-      num_heads=d.heads, num_patches=encoder.patch_embed.num_patches)
-  net = models.AudioTransformerMAE(encoder, decoder).train()
-  adam = torch.optim.AdamW(net.parameters(), lr=3e-4, weight_decay=.01)
-  wave = torch.from_numpy(wave_BS.astype(np.float32) / 32768)
-
-  def run():
-    adam.zero_grad()
-    net(wave, mask_ratio=config.mask.ratio, return_loss=True).backward()
-    adam.step()
-
-  return run
-
-
-def rows(quick, only):
+def rows(quick: bool, only: str) -> Iterator[timing.Row]:
   """Yields the Rows of this area."""
-  for name, (size, decoder, batch, goal) in CASES.items():
-    what = f'train step, {name}'
-    if only not in what:
-      continue
-    config = config_of(size, decoder, batch)
-    wave_BS = np.random.default_rng(0).integers(
-        -8000, 8000, (batch, 160_000), np.int16)
-    theirs = rival(config, wave_BS)
-    mine = ours(config, wave_BS)
-    if theirs is None:
-      mine()
-      began = time.process_time()
-      mine()
-      yield timing.absent(what, 'dasheng')._replace(
-          ours_value=time.process_time() - began, unit='s')
-      continue
-    yield timing.turns(what, mine, theirs, 2 if quick else 5,
-                       time.process_time, goal, ('step', 'official trainer'),
-                       'freed memory is kept on both sides')
+  if DEVICES.pretended:  # The same on a CPU, to be tried out.
+    yield from card(TOY_CASES, only, window=.02)
+    return
+  if ON_GPU:
+    yield from card(GPU_CASES[:2] if quick else GPU_CASES, only)
+    return
+  for case, goal in CASES.items():
+    what = f'train step, {case.name}'
+    if only in what:
+      yield on_cpu(what, case, goal, 2 if quick else 5)
+
+
+def on_cpu(what: str, case: steps.Case, goal: float, turns: int
+           ) -> timing.Row:
+  """Returns the Row of a case, the two sides in turns in this process."""
+  import jax
+  run, _ = steps.ours(case)
+  mine = lambda: jax.block_until_ready(run())
+  try:
+    theirs = steps.rival(case)
+    import torch
+    torch.set_num_threads(1)
+  except (ImportError, OSError):
+    mine()
+    began = time.process_time()
+    mine()
+    return timing.absent(what, 'dasheng')._replace(
+        ours_value=time.process_time() - began, unit='s')
+  return timing.turns(what, mine, theirs, turns, time.process_time, goal,
+                      ('step', 'official trainer'),
+                      'freed memory is kept on both sides')
+
+
+def card(cases: tuple[Any, ...], only: str, seconds: float = SECONDS,
+         window: float = steps.WINDOW) -> Iterator[timing.Row]:
+  """Yields the Rows of a GPU, each as soon as it is known.
+
+  Args:
+    cases: as GPU_CASES.
+    only: a part of the names of those that are wanted.
+    seconds: for all of it.
+    window: see steps.measure.
+  """
+  goals, ratios, jobs, done = {}, [], {}, {}
+  with tempfile.TemporaryDirectory() as folder:
+    lock = str(pathlib.Path(folder) / 'lock')
+    for case, mfu, rivals in cases:
+      if only not in f'train step, {case.name}':
+        continue
+      job = _job(case, 'ours', '', lock, window)
+      jobs[job.name], goals[job.name] = job, (case, mfu)
+      for how, ratio in rivals.items():
+        # A rival packs nothing: one run of the same size.
+        job = _job(case._replace(runs=1), 'rival', how, lock, window)
+        jobs[job.name] = job
+        ratios.append((case, how, ratio, job.name))
+    # The compiled rivals take longest and are wanted last.
+    ordered = sorted(jobs.values(), key=lambda j: j.name.endswith('compiled'))
+    for job, result in timing.children(ordered, WORKERS, seconds):
+      done[job.name] = result
+      if job.name in goals:
+        yield from _own_rows(*goals[job.name], result)
+      for ratio in list(ratios):
+        case, how, goal, rival = ratio
+        mine = _name(case, 'ours', '')
+        if mine in done and rival in done:
+          ratios.remove(ratio)
+          yield _ratio_row(case, how, goal, done[mine], done[rival])
+
+
+def _name(case, side, how):
+  return f'{case.name}, {side} {how}'.strip()
+
+
+def _job(case, side, how, lock, window):
+  job = {'case': case._asdict(), 'side': side, 'how': how, 'lock': lock,
+         'window': window}
+  # Memory as it is needed: several processes share the card.
+  environment = {'JAX_PLATFORMS': 'cpu' if DEVICES.pretended else 'cuda',
+                 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
+                 'TF_CPP_MIN_LOG_LEVEL': '3'}
+  return timing.Job(
+      _name(case, side, how),
+      [sys.executable, '-m', 'launch.benches.steps', json.dumps(job)],
+      JOB_SECONDS, environment)
+
+
+def _own_rows(case, goal, result):
+  """Yields what one of our steps takes and what share of the card it uses."""
+  from audiorank import flops
+  from audiorank import program
+  what = f'train step, {case.name}'
+  if 'error' in result:
+    yield timing.alone(what, float('nan'), 'ms', note=result['error'])
+    return
+  clips = case.batch * case.runs / result['seconds']
+  rate = clips * program.flops(steps.config_of(case))['total']
+  peak = flops.peak(result['device'])
+  yield timing.alone(
+      what, 1e3 * result['seconds'], 'ms', None,
+      f"{clips:,.0f} clips/s, {rate / 1e12:.1f} TFLOP/s, "
+      f"{result['memory']:.1f} GB, {result['device']}")
+  if peak:
+    yield timing.alone(f'MFU, {case.name}', 100 * rate / peak, '%', goal,
+                       f'of {peak / 1e12:.0f} TFLOP/s in bfloat16')
+  yield timing.alone(f'compiling, {case.name}', result['compiling'], 's', None,
+                     f'cold, beside {WORKERS - 1} others; at most '
+                     f'{COMPILING:g} wanted')
+
+
+def _ratio_row(case, how, goal, mine, theirs):
+  """Returns our clips a second over a rival's."""
+  what = f'clips a second, {case.name}'
+  rival = 'official trainer, autocast'
+  if how:
+    rival += {'sdpa': ', SDPA', 'compiled': ', SDPA, compiled'}[how]
+  for side, result in (('ours', mine), (rival, theirs)):
+    if 'error' in result:
+      return timing.alone(what, float('nan'), 'clips/s', goal,
+                          f"{side}: {result['error']}", rival=rival)
+  ours = case.batch * case.runs / mine['seconds']
+  other = case.batch / theirs['seconds']
+  return timing.Row(what, 'audiorank', rival, ours, other, 'clips/s',
+                    ours / other, ours / other, ours / other, goal)

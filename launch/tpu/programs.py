@@ -1,21 +1,22 @@
 """What a run has compiled on a slice, as programs with shapes and places.
 
-A program is made of a `spec`, JSON material that holds what its shape hangs
-on and nothing else, so that points of a grid that share it share one
+A program is described by a `spec`, JSON material that holds what its shape
+depends on and nothing else, so that points of a grid that share it share one
 compilation.
 
-Shapes: N clips, B batch, S samples, D width.
+Shapes: N clips, B batch, S samples, D width, K runs of a packed program.
 """
 
-import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
-from audiorank import compute
 from audiorank import embed
+from audiorank import flops
+from audiorank import model
 from audiorank import objectives
 from audiorank import program
 from audiorank import rankme
@@ -25,7 +26,7 @@ from audiorank import sharding
 PROGRAMS = ('init', 'step', 'embed', 'rankme', 'svd', 'pack')
 
 
-def spec(name, config, data, fsdp):
+def spec(name: str, config: Any, data: int, fsdp: int) -> dict[str, Any]:
   """Returns the spec of a config's program on a mesh of data x fsdp.
 
   Args:
@@ -38,6 +39,8 @@ def spec(name, config, data, fsdp):
   if name in ('rankme', 'svd'):
     rows = math.ceil(config.monitor.clips / config.monitor.batch)
     return {**out, 'clips': rows * config.monitor.batch, 'width': m['width']}
+  # Two names of one layout are one program.
+  m['remat'] = model.rematerialisation(config.model, 'tpu')
   out['model'] = m
   if name == 'embed':
     return {**out, 'batch': config.monitor.batch,
@@ -50,15 +53,15 @@ def spec(name, config, data, fsdp):
     out['objective'] = config.objective
     if config.objective in config:  # Its settings.
       out[config.objective] = records.plain(config[config.objective])
-  if name != 'init':
-    out.update(batch=config.train.batch, objective=config.objective)
-  else:
+  if name == 'init':
     # Activations do not exist yet.
-    m['remat'], m['unroll'], m['dtype'] = False, 1, 'float32'
+    m.update(remat='none', unroll=1, dtype='float32')
+  else:
+    out.update(batch=config.train.batch, objective=config.objective)
   return out
 
 
-def config_of(spec):
+def config_of(spec: dict[str, Any]) -> Any:
   """Returns the frozen config that the library's functions see."""
   own = {name: spec[name] for name in objectives.OBJECTIVES if name in spec}
   return records.frozen({
@@ -68,90 +71,91 @@ def config_of(spec):
       'train': {'init_scale': 1., 'skip': 0}})
 
 
-def state_bytes(config, fsdp):
+def state_shapes(config: Any) -> program.TrainState:
+  """Returns the state of a config as jax.ShapeDtypeStruct."""
+  return jax.eval_shape(lambda key: program.init(config, key),
+                        jax.random.key(0))
+
+
+def state_bytes(config: Any, fsdp: int) -> float:
   """Returns the bytes of a chip's share of parameters and moments."""
-  shapes = jax.eval_shape(lambda k: program.init(config, k), jax.random.key(0))
-
   def share(path, x):
-    spec = sharding.cuts(path, x.shape, fsdp, 1)
-    return x.size * x.dtype.itemsize / (fsdp if 'fsdp' in spec else 1)
+    cut = 'fsdp' in sharding.cuts(path, x.shape, fsdp, 1)
+    return x.size * x.dtype.itemsize / (fsdp if cut else 1)
 
-  return sum(jax.tree.leaves(jax.tree.map_with_path(share, shapes)))
+  return sum(jax.tree.leaves(
+      jax.tree.map_with_path(share, state_shapes(config))))
 
 
-def gradient_bytes(config):
+def gradient_bytes(config: Any) -> int:
   """Returns the bytes of a whole gradient, float32."""
-  shapes = jax.eval_shape(lambda k: program.init(config, k), jax.random.key(0))
-  return 4 * compute.parameters(shapes.params)
+  return 4 * flops.parameters(state_shapes(config).params)
 
 
-def lowered(spec, devices):
+def lowered(spec: dict[str, Any], devices: list[Any]) -> jax.stages.Lowered:
   """Returns a jax Lowered of a spec's program for a list of devices."""
   if spec['program'] == 'pack':
     return _packed(spec, devices)
-  on = sharding.mesh(spec['data'], spec['fsdp'], devices)
+  mesh = sharding.mesh(spec['data'], spec['fsdp'], devices)
   # Nothing may be computed while these devices are set: they do not exist.
-  made, arguments = _call(spec, on)
-  with jax.set_mesh(on):
-    return made.lower(*arguments)
+  function, arguments = _call(spec, mesh)
+  with jax.set_mesh(mesh):
+    return function.lower(*arguments)
 
 
-def _call(spec, on):
+def _call(spec, mesh):
   """Returns a spec's jitted function and the shapes of its arguments."""
-  whole, rows = sharding.replicated(on), sharding.rows(on)
+  whole, rows = sharding.replicated(mesh), sharding.rows(mesh)
   if spec['program'] in ('rankme', 'svd'):
     z_ND = jax.ShapeDtypeStruct((spec['clips'], spec['width']), jnp.float32,
                                 sharding=rows)
     method = 'sliced' if spec['program'] == 'rankme' else 'svd'
     return rankme.device_program(method), (z_ND,)
   config = config_of({'mask': {'ratio': .5, 'group': 1}, **spec})
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  shapes = jax.eval_shape(lambda k: program.init(config, k), key)
-  placed = sharding.place(shapes, on)
+  shapes = state_shapes(config)
+  placed = sharding.place(shapes, mesh)
   if spec['program'] == 'init':
-    made = jax.jit(lambda k: program.init(config, k), out_shardings=placed)
-    return made, (_at(key, whole),)
-  wave_BS = jax.ShapeDtypeStruct(
-      (spec['batch'], program.crop_samples(spec['seconds'])), jnp.int16,
-      sharding=rows)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    init = jax.jit(lambda key: program.init(config, key), out_shardings=placed)
+    return init, (_at(key, whole),)
+  wave_BS = _waves(spec, rows)
   if spec['program'] == 'embed':
     state = _at(shapes, placed)
     return embed.encoder(config.model, 'scene', 'final', 'clip'), (
         {'params': state.params, 'batch_stats': state.batch_stats}, wave_BS)
-  h = jax.eval_shape(_hyper)
+  h = program.hyper_shapes()
   return program.make_step(config, placed), (
       _at(shapes, placed), wave_BS, _at(h, jax.tree.map(lambda _: whole, h)))
 
 
 def _packed(spec, devices):
   """As many points of a grid as devices, each with all of one shared batch."""
-  on = jax.make_mesh((len(devices),), ('sweep',), devices=devices,
-                     axis_types=(AxisType.Auto,))
+  mesh = jax.make_mesh((len(devices),), ('sweep',), devices=devices,
+                       axis_types=(AxisType.Auto,))
   config = config_of(spec)
-  shapes = jax.eval_shape(lambda k: program.init(config, k), jax.random.key(0))
-  cut, whole = NamedSharding(on, P('sweep')), sharding.replicated(on)
+  spread = NamedSharding(mesh, P('sweep'))
 
   def each(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(
-        (len(devices), *x.shape), x.dtype, sharding=cut), tree)
+        (len(devices), *x.shape), x.dtype, sharding=spread), tree)
 
-  wave_BS = jax.ShapeDtypeStruct(
-      (spec['batch'], program.crop_samples(spec['seconds'])), jnp.int16,
-      sharding=whole)
-  step = jax.vmap(program.one_step(config), (0, None, 0))
-  packed = jax.jit(step, donate_argnums=0, out_shardings=(cut, cut))
-  with jax.set_mesh(on):
-    return packed.lower(each(shapes), wave_BS, each(jax.eval_shape(_hyper)))
+  wave_BS = _waves(spec, sharding.replicated(mesh))
+  step = program.packed_step(
+      config, objectives.named(config.objective), spread)
+  arguments = (each(state_shapes(config)), wave_BS,
+               each(program.hyper_shapes()))
+  with jax.set_mesh(mesh):
+    return step.lower(*arguments)
 
 
-def _hyper():
-  """Returns hyper-parameters of the right types."""
-  numbers = [jnp.float32(0)] * (len(dataclasses.fields(program.Hyper)) - 1)
-  return program.Hyper(jnp.uint32(0), *numbers)
+def _waves(spec, place):
+  samples = program.crop_samples(spec['seconds'])
+  return jax.ShapeDtypeStruct((spec['batch'], samples), jnp.int16,
+                              sharding=place)
 
 
 def _at(shapes, placed):
-  def at(x, place):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-
-  return jax.tree.map(at, shapes, placed)
+  """Returns a tree of shapes with the shardings of another."""
+  return jax.tree.map(
+      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+      shapes, placed)

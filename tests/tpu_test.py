@@ -1,22 +1,22 @@
 """The plan of a TPU slice, all of it that needs no TPU compiler."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from audiorank import compute
+from audiorank import flops
 from audiorank import program
 from audiorank import records
 from audiorank import sharding
 from configs import base
-from launch.pod import chips
-from launch.pod import choice
-from launch.pod import hlo
-from launch.pod import plan
-from launch.pod import programs
-from launch.pod import roofline
-from launch.pod import store
-from launch.pod import traffic
+from launch.tpu import compiler
+from launch.tpu import hlo
+from launch.tpu import layouts
+from launch.tpu import plan
+from launch.tpu import programs
+from launch.tpu import slices
 
 # Twelve rounds of a loop that reads one [128,256] of a stack of twelve and
 # sums a [256] over 16 devices; then a gather over 4, a sum over 8 that is cut
@@ -91,7 +91,7 @@ def test_traffic_counts_slices_padding_and_memory_alone():
   layer = 12 * 128 * 256 * 4  # Read once a round, one layer of the stack.
   copy = scatter = 64 * 128 * 4  # Written; read again.
   padded = 2 * 64 * 128 * 4  # f32[62,1] in tiles of 8 x 128, read and written.
-  assert traffic.moved(PROGRAM) == layer + copy + scatter + padded
+  assert hlo.traffic(PROGRAM) == layer + copy + scatter + padded
   assert not hlo.double(PROGRAM)
   assert hlo.double(PROGRAM.replace('f32[62,1]', 'f64[62,1]'))
 
@@ -102,35 +102,42 @@ def test_text_without_an_entry_is_refused():
 
 
 @pytest.mark.parametrize('point', ['en128-12', 'en768-12', 'en1536-40'])
-def test_untiled_flops_are_the_analytic_count(point):
-  config = frozen(point)
-  ours = program.flops(config)['total']
-  assert roofline.flops(config) == pytest.approx(ours, rel=1e-12)
-  # Tiles only add, and more so the wider they are; remat adds a forward pass
-  # of the blocks, at most a third of all.
-  wide = [roofline.flops(config, tile) for tile in (1, 128, 256)]
-  assert wide == sorted(wide)
-  again = roofline.flops(frozen(point, **{'model.remat': True}), 128)
-  assert 1.3 < again / wide[1] <= 4 / 3
+def test_tiles_passes_and_recomputation_only_add(point):
+  m, L, K = frozen(point).model, 250, 62
+  exact = flops.step_flops(m, L, K)['total']
+  wide = [flops.step_flops(m, L, K, tile=tile)['total']
+          for tile in (1, 128, 256)]
+  assert wide == sorted(wide) and wide[0] == exact
+  # The scores once more, an eighth of attention, and the front end.
+  half = frozen(point, **{'model.dtype': 'bfloat16'}).model
+  unit = functools.partial(flops.unit_flops, L=L, K=K, frames=1000, tile=128)
+  dots = unit(half, remat='dots')
+  assert wide[1] < dots < 1.35 * wide[1]
+  # A forward pass of the blocks, at most a third of all.
+  assert .2 * wide[1] < unit(half, remat='full') - dots <= wide[1] / 3
+  # Six bfloat16 products make one of float32.
+  front = dots - (unit(m, remat='dots') - dots) / 5
+  assert front == pytest.approx(12 * 1000 * (512 ** 2 + 256 * 128))
 
 
 def test_the_bound_is_the_longest_of_three():
-  config, piece = frozen('en768-12'), chips.parse('v5e:16x16')
-  slow = roofline.bound(config, piece, wire=200e9, traffic=819e6)
+  config, piece = frozen('en768-12'), slices.parse('v5e:16x16')
+  slow = slices.bound(config, piece, wire=200e9, traffic=819e6)
   # A full v5e pod closes both axes: four links of 50 GB/s.
   assert slow.links == pytest.approx(1.) and slow.hbm == pytest.approx(1e-3)
   assert slow.by == 'links' and slow.seconds == slow.links
-  busy = roofline.bound(config, piece, 0., 0.)
-  assert busy.by == 'matrix' and .5 < busy.mfu < 1
-  flops = program.flops(config)['total']
-  assert slow.mfu == pytest.approx(flops / 197e12)
+  busy = slices.bound(config, piece, 0., 0.)
+  # In float32, whose products take six of bfloat16.
+  assert busy.by == 'matrix' and .5 / 6 < busy.mfu < 1 / 6
+  clip = program.flops(config)['total']
+  assert slow.mfu == pytest.approx(clip / 197e12)
 
 
 @pytest.mark.parametrize('name, count, links', [
     ('v5e:16x16', 256, 200e9), ('v5e:4x4', 16, 100e9), ('v4:4x4x4', 64, 300e9),
     ('v4:2x2x4', 16, 150e9), ('v5e:1x1', 1, 0)])
 def test_slices(name, count, links):
-  piece = chips.parse(name)
+  piece = slices.parse(name)
   assert piece.chips == count and piece.links == pytest.approx(links)
 
 
@@ -138,13 +145,13 @@ def test_slices(name, count, links):
                                   'v4:4x4', 'v5e:0x4', ''])
 def test_unknown_topologies_are_one_line(name):
   with pytest.raises(ValueError, match='topology') as error:
-    chips.parse(name)
+    slices.parse(name)
   assert '\n' not in str(error.value)
 
 
 @pytest.fixture
 def no_compiler(monkeypatch):
-  monkeypatch.setattr(store, 'available', lambda: False)
+  monkeypatch.setattr(compiler, 'available', lambda: False)
 
 
 def test_without_libtpu_the_plan_says_what_needs_none(no_compiler):
@@ -156,7 +163,7 @@ def test_without_libtpu_the_plan_says_what_needs_none(no_compiler):
   shapes = jax.eval_shape(lambda k: program.init(
       frozen('en128-12'), k), jax.random.key(0))
   # Parameters and both moments, float32, and next to nothing beside them.
-  n = compute.parameters(shapes.params)
+  n = flops.parameters(shapes.params)
   assert 12 * n <= small['arguments'] < 12 * n + 2000
   assert small['gradient'] == 4 * n
   assert small['cost'] == 2 * small['chip_hours'] > 0
@@ -176,7 +183,7 @@ class Scripted:
 
   def ask(self, job):
     type(self).asked.append(job)
-    if job['spec'].get('model', {}).get('remat'):
+    if job['spec'].get('model', {}).get('remat') == 'full':
       return {**self.answer, 'fits': True, 'peak': 5}
     return self.answer
 
@@ -187,9 +194,9 @@ class Scripted:
 @pytest.fixture
 def scripted(monkeypatch, tmp_path):
   monkeypatch.setenv('AUDIORANK_CACHE', str(tmp_path))
-  monkeypatch.setattr(store, 'available', lambda: True)
-  monkeypatch.setattr(store, 'made_of', lambda: {'sources': 'x'})
-  monkeypatch.setattr(store, 'Compiler', Scripted)
+  monkeypatch.setattr(compiler, 'available', lambda: True)
+  monkeypatch.setattr(compiler, 'ingredients', lambda: {'sources': 'x'})
+  monkeypatch.setattr(compiler, 'Compiler', Scripted)
   monkeypatch.setattr(Scripted, 'asked', [])
   return Scripted
 
@@ -215,9 +222,29 @@ def test_what_does_not_fit_says_what_would(scripted, monkeypatch):
   got = made['points']['large']
   assert not got['fits'] and 'seconds' not in got
   fit = {r['layout'] for r in got['remedies'] if r['fits']}
-  assert 'fsdp 1, remat, batch 256' in fit
-  assert 'fsdp 4, batch 256' not in fit
-  assert 'fits by fsdp 1, remat' in plan.table(made)
+  assert 'fsdp 1, remat full, batch 256' in fit
+  assert 'fsdp 4, remat dots, batch 256' not in fit
+  assert 'fits by fsdp 1, remat full' in plan.table(made)
+
+
+def test_the_part_of_a_slice_with_the_least_chip_hours(scripted):
+  """Traffic is the same whatever the clips here: the fewer chips the better."""
+  made = plan.plan({'p': base.get_config('en128-12')}, 'v5e:4x4', mesh='auto')
+  part = made['points']['p']['part']
+  assert (part['slice'], part['clips'], part['side_by_side']) == (
+      'v5e:2x2', 64, 4)
+  text = plan.table(made)
+  assert 'p: least chip-hours on v5e:2x2 (64 clips a chip): ' in text
+  assert '4 runs beside each other' in text
+
+
+@pytest.mark.parametrize('name, parts', [
+    ('v5e:4x4', ['1x1', '2x2', '2x4', '4x4']),
+    ('v4:2x2x4', ['1x1x1', '2x2x1', '2x2x2', '2x2x4'])])
+def test_parts_of_a_slice(name, parts):
+  chip = name.split(':')[0]
+  assert [p.name for p in slices.parts_of(slices.parse(name))] == [
+      f'{chip}:{sides}' for sides in parts]
 
 
 def test_what_is_rematerialised_is_said(scripted, monkeypatch):
@@ -243,8 +270,8 @@ def test_cut_kernels_are_gathered_and_activations_stay():
       'model.target_frames': 48, 'model.decoder.width': 16,
       'model.decoder.depth': 1, 'model.decoder.heads': 2,
       'data.crop_seconds': .47, 'train.batch': 8, 'monitor.batch': 8})
-  layout = choice.own(config)._replace(fsdp=2)
-  spec = choice.spec('step', config, layout, 8)
+  layout = layouts.own(config)._replace(fsdp=2)
+  spec = layouts.spec('step', config, layout, 8)
   made = programs.lowered(spec, jax.devices()).compile().as_text()
   found = hlo.collectives(made)
   # XLA for CPUs does not cut an FFT over devices; the TPU's does.

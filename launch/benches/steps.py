@@ -1,0 +1,231 @@
+"""Training steps, ours and the official trainer's, timed in a process each.
+
+  python -m launch.benches.steps JOB
+
+JOB is JSON: a `Case` with the side to time. A process for each side of each
+case, so that one that hangs or runs out of memory can be stopped and takes
+nothing with it. Processes compile beside each other and time one at a time, by
+a lock. The last line of output is JSON.
+
+Shapes: B batch, S samples, K runs of one program.
+"""
+
+from collections.abc import Callable
+import contextlib
+import fcntl
+import json
+import os
+import sys
+import time
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+WINDOW = 1.5  # Seconds that a window of steps takes at least, on a card.
+WINDOWS = 3
+
+
+class Case(NamedTuple):
+  """One training step."""
+  size: str
+  decoder: tuple[int, int, int] = (512, 8, 16)  # Width, depth, heads.
+  batch: int = 256
+  seconds: float = 10.  # Of a crop.
+  dtype: str = 'bfloat16'
+  unroll: int = 0  # As model.unroll.
+  runs: int = 1  # K, packed in one program.
+
+  @property
+  def name(self) -> str:
+    width, depth, _ = self.decoder
+    packed = f', {self.runs} packed' if self.runs > 1 else ''
+    scan = ', blocks in a loop' if self.unroll == 1 else ''
+    return (f'{self.size}, decoder {width}-{depth}, B {self.batch}{packed}, '
+            f'{self.dtype}{scan}')
+
+
+def config_of(case: Case) -> Any:
+  """Returns the frozen config of a case."""
+  from audiorank import records
+  from configs import base
+  c = base.get_config(case.size)
+  c.model.decoder.update(dict(zip(('width', 'depth', 'heads'), case.decoder)))
+  c.model.dtype, c.model.unroll = case.dtype, case.unroll
+  c.data.crop_seconds = case.seconds
+  c.train.batch = case.batch
+  c.opt.clip = 0.
+  c.mesh.data = 1
+  return records.frozen(c)
+
+
+def waves(case: Case) -> np.ndarray:
+  """Returns wave_BS int16, noise."""
+  samples = int(round(case.seconds * 16_000))
+  return np.random.default_rng(0).integers(
+      -8000, 8000, (case.batch, samples), np.int16)
+
+
+def ours(case: Case) -> tuple[Callable[[], Any], float]:
+  """Returns (a function that starts one step, seconds of compiling it).
+
+  What the function returns is ready when the step is done.
+  """
+  import jax
+
+  from audiorank import program
+  from audiorank import sharding
+  config, mesh = config_of(case), sharding.mesh(1, 1)
+  h = program.hyper(config)
+  with jax.set_mesh(mesh):
+    programs = program.programs(config, mesh)
+    state, step = programs.init(h), programs.step
+    if case.runs > 1:
+      state, h = (jax.tree.map(lambda x: np.stack([x] * case.runs), tree)
+                  for tree in (jax.device_get(state), h))
+      state = jax.device_put(state)
+      step = jax.jit(jax.vmap(
+          program.one_step(program.static_config(config)), (0, None, 0)),
+                     donate_argnums=0)
+    wave_BS = jax.device_put(waves(case), sharding.rows(mesh))
+    began = time.perf_counter()
+    step = step.lower(state, wave_BS, h).compile()
+    compiling = time.perf_counter() - began
+  states = [state]
+
+  def run():
+    states[0], metrics = step(states[0], wave_BS, h)
+    return metrics
+
+  return run, compiling
+
+
+def rival(case: Case, how: str = '', device: str = 'cpu'
+          ) -> Callable[[], Any]:
+  """Returns a function that takes one step of the package dasheng.
+
+  Args:
+    case: whose dtype bfloat16 is torch's autocast.
+    how: '' as it is published, 'sdpa' with torch's fused attention in place
+      of its own, 'compiled' with that through torch.compile.
+    device: 'cpu' or 'cuda'.
+
+  Raises:
+    ImportError, OSError: no dasheng, or no torch.
+  """
+  from dasheng.train import models
+  import torch
+  config = config_of(case)
+  m, d = config.model, config.model.decoder
+  encoder = models.AudioTransformerMAE_Encoder(
+      embed_dim=m.width, depth=m.depth, num_heads=m.heads,
+      target_length=m.target_frames, patch_size=[64, 4],
+      patch_stride=[64, 4])
+  decoder = models.AudioTransformerMAE_Decoder(
+      input_dim=m.width, outputdim=256, embed_dim=d.width, depth=d.depth,
+      num_heads=d.heads, num_patches=encoder.patch_embed.num_patches)
+  if how:
+    models.Attention.forward = fused_attention
+  net = models.AudioTransformerMAE(encoder, decoder).train().to(device)
+  adam = torch.optim.AdamW(net.parameters(), lr=3e-4, weight_decay=.01,
+                           fused=device == 'cuda')
+  forward = torch.compile(net) if how == 'compiled' else net
+  wave = torch.from_numpy(waves(case).astype(np.float32) / 32768).to(device)
+  half = torch.autocast(device, torch.bfloat16,
+                        enabled=case.dtype == 'bfloat16')
+
+  def run():
+    adam.zero_grad(set_to_none=True)
+    with half:
+      loss = forward(wave, mask_ratio=config.mask.ratio, return_loss=True)
+    loss.backward()
+    adam.step()
+
+  return run
+
+
+def fused_attention(self, x, mask=None):
+  """What the published Attention does in training, by torch's fused one."""
+  import torch
+  B, N, C = x.shape
+  q, k, v = self.qkv(x).reshape(
+      B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
+  o = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+  return self.proj(o.transpose(1, 2).reshape(B, N, C))
+
+
+@contextlib.contextmanager
+def alone(lock: str):
+  """Waits until no other process times."""
+  with open(lock, 'w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def measure(run: Callable[[], Any], wait: Callable[[Any], Any],
+            window: float = WINDOW) -> float:
+  """Returns the seconds of a step: of the fastest window of several.
+
+  Another process may compile meanwhile, and try kernels on the same card.
+  """
+  for _ in range(3):
+    result = run()
+  wait(result)
+  steps, windows = 1, []
+  while len(windows) < WINDOWS:
+    began = time.perf_counter()
+    for _ in range(steps):
+      result = run()
+    wait(result)
+    seconds = time.perf_counter() - began
+    if seconds < .5 * window:
+      steps *= 2  # Too short to tell a step from its launch.
+    else:
+      windows.append(seconds / steps)
+  return min(windows)
+
+
+def time_ours(case: Case, lock: str, window: float) -> dict[str, Any]:
+  """Returns seconds of a step, of compiling it, and GB of memory."""
+  import jax
+  run, compiling = ours(case)
+  with alone(lock):
+    seconds = measure(run, jax.block_until_ready, window)
+  device = jax.devices()[0]
+  memory = device.memory_stats() or {}
+  return {'seconds': seconds, 'compiling': compiling,
+          'device': device.device_kind,
+          'memory': memory.get('peak_bytes_in_use', 0) / 1e9}
+
+
+def time_rival(case: Case, how: str, lock: str, window: float
+               ) -> dict[str, Any]:
+  """Returns seconds of a step of the official trainer."""
+  import torch
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  torch.set_float32_matmul_precision('high')
+  run = rival(case, how, device)
+  wait = lambda _: torch.cuda.synchronize() if device == 'cuda' else None
+  if how == 'compiled':
+    run()  # Compiles, while others may use the card.
+  with alone(lock):
+    seconds = measure(run, wait, window)
+  return {'seconds': seconds}
+
+
+def main(argv):
+  job = json.loads(argv[1])
+  fields = dict(job['case'])
+  case = Case(**{**fields, 'decoder': tuple(fields['decoder'])})
+  if job['side'] == 'ours':
+    result = time_ours(case, job['lock'], job['window'])
+  else:
+    result = time_rival(case, job['how'], job['lock'], job['window'])
+  print(json.dumps(result), flush=True)
+  # A compiler's threads may outlive the work; nothing else is to be closed.
+  sys.stdout.flush()
+  os._exit(0)
+
+
+if __name__ == '__main__':
+  main(sys.argv)

@@ -1,0 +1,301 @@
+"""The plan of a grid on a TPU slice: does it fit, how fast, at what price.
+
+  python -m launch.sweep plan --config=FILE --topology=v5e:16x16 --price=1.2
+
+Every distinct shape of the grid is compiled by the TPU compiler for the slice
+itself. Without libtpu the plan has what needs no compiler.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from audiorank import files
+from audiorank import model
+from audiorank import program
+from audiorank import records
+from launch.tpu import compiler
+from launch.tpu import layouts
+from launch.tpu import programs
+from launch.tpu import slices
+
+MISSING = ("without libtpu nothing is compiled: memory counts parameters and "
+           "moments alone, links the gradient alone, and times are those of "
+           "the matrix units (pip install 'audiorank[tpu-plan]')")
+TORN = ('the compiler gathers an array whole on every device to cut it in '
+        'another way (full rematerialization): it costs time and memory and '
+        'gains nothing')
+RANKS = ('rankme is the default: exact integer sums, rows stay where they are. '
+         'svd is the gathered jnp.linalg.svd, compiled for the least width '
+         'alone; each of its iterations comes on top')
+ONCE = ('init', 'embed', 'rankme')  # Beside the step.
+# Columns of the table, and the collectives that they hold.
+KINDS = {'all-reduce': 'all-reduce', 'gather': 'all-gather',
+         'scatter': 'reduce-scatter'}
+
+
+def plan(configs: dict[str, Any], topology: str, price: float = 0.,
+         effort: str = 'quick', mesh: str = '') -> dict[str, Any]:
+  """Returns the plan as JSON material; `table` prints it.
+
+  Args:
+    configs: {point: config}.
+    topology: such as 'v5e:16x16'.
+    price: of one chip for one hour, in any currency; 0 for none.
+    effort: of the compiler: 'quick', or 'full' as on the slice itself.
+    mesh: '' takes the config's mesh; 'auto' the fastest that fits, and looks
+      for the part of the slice on which each point takes least chip-hours.
+
+  Raises:
+    ValueError: an unknown topology; one line.
+  """
+  piece = slices.parse(topology)
+  jax.config.update('jax_platforms', 'cpu')  # Nothing runs on an accelerator.
+  configs = {p: records.frozen(records.plain(c)) for p, c in configs.items()}
+  if not compiler.available():
+    effort = ''
+  points, chosen = {}, {}
+  for point, config in configs.items():
+    layout = layouts.own(config)
+    reason = layouts.obstacle(config, layout, piece.chips)
+    if not reason:
+      chosen[point] = layout
+      if effort and mesh == 'auto':
+        chosen[point] = layout = layouts.fastest(config, piece, effort).layout
+    points[point] = {**facts(config, piece, layout), 'why': reason}
+  divides = {point: configs[point] for point in chosen}
+  others = []
+  if effort and divides:
+    answers = _compile(divides, chosen, piece, effort)
+    for point, config in divides.items():
+      points[point].update(
+          _compiled(config, chosen[point], piece, effort, answers))
+      if mesh == 'auto':
+        points[point]['part'] = _part(config, piece, effort)
+    others = _programs(divides, chosen, piece, answers)
+  else:
+    for point, config in divides.items():
+      points[point].update(by_hand(config, piece, chosen[point]))
+  for known in points.values():
+    if known.get('seconds'):
+      hours = known['steps'] * known['seconds'] * piece.chips / 3600
+      known.update(chip_hours=hours, cost=hours * price)
+  return {'topology': topology, 'chips': piece.chips, 'price': price,
+          'effort': effort, 'points': points, 'programs': others}
+
+
+def facts(config: Any, piece: slices.Slice, layout: layouts.Layout
+          ) -> dict[str, Any]:
+  """Returns what is known of a point without a compiler."""
+  clip = program.flops(config)['total']
+  return {'data': piece.chips // layout.fsdp, 'fsdp': layout.fsdp,
+          'remat': layout.remat, 'clips': config.train.batch / piece.chips,
+          'flops': clip * config.train.batch, 'steps': config.train.steps}
+
+
+def by_hand(config: Any, piece: slices.Slice, layout: layouts.Layout
+            ) -> dict[str, Any]:
+  """Returns the part of a point's plan that needs no compiler."""
+  gradient = programs.gradient_bytes(config)
+  wire = 2 * gradient * (piece.chips - 1) / piece.chips
+  return {'arguments': programs.state_bytes(config, layout.fsdp),
+          'gradient': gradient,
+          **_times(slices.bound(config, piece, wire, 0.))}
+
+
+def _times(b):
+  return {'matrix': b.matrix, 'hbm': b.hbm, 'links': b.links, 'by': b.by,
+          'seconds': b.seconds, 'mfu': b.mfu}
+
+
+def _compile(points, chosen, piece, effort):
+  """Returns the compiler's answers to every program of every point."""
+  specs = [layouts.spec(name, config, chosen[point], piece.chips)
+           for point, config in points.items() for name in ('step', *ONCE)]
+  specs.append(_svd(points, chosen, piece)[0])
+  return compiler.answers(specs, piece, effort)
+
+
+def _svd(points, chosen, piece):
+  """Returns (spec, config) of the gathered SVD at the grid's least width.
+
+  It alone takes as long to compile as all the rest of a large grid does.
+  """
+  point = min(points, key=lambda p: points[p].model.width)
+  spec = layouts.spec('svd', points[point], chosen[point], piece.chips)
+  return spec, points[point]
+
+
+def _compiled(config, layout, piece, effort, answers):
+  """Returns the compiled part of a point's plan."""
+  spec = layouts.spec('step', config, layout, piece.chips)
+  step = answers[compiler.text(spec)]
+  result = layouts.evaluate(config, layout, piece, step)
+  out = {**facts(config, piece, layout), 'fits': bool(result.bound)}
+  if result.bound:
+    return {**out, **step, **_times(result.bound)}
+  out['needed'] = step.get('peak') or step['needed']
+  out['remedies'] = [_remedy(r) for r in layouts.remedies(
+      config, piece, effort)]
+  return out
+
+
+def _remedy(result):
+  times = _times(result.bound) if result.bound else {}
+  return {'layout': str(result.layout), 'fits': bool(result.bound),
+          'peak': result.answer.get('peak') or result.answer['needed'],
+          **times}
+
+
+def _part(config, piece, effort):
+  """Returns the part of a slice that a point is cheapest on, or None."""
+  best = layouts.cheapest(config, piece, effort)
+  if best is None:
+    return None
+  part, result = best
+  seconds = result.bound.seconds
+  return {'slice': part.name, 'clips': config.train.batch / part.chips,
+          'fsdp': result.layout.fsdp, 'peak': result.answer['peak'],
+          'mfu': result.bound.mfu, 'by': result.bound.by, 'seconds': seconds,
+          'side_by_side': piece.chips // part.chips,
+          'chip_hours': config.train.steps * seconds * part.chips / 3600}
+
+
+def _programs(points, chosen, piece, answers):
+  """Returns one row for each distinct program beside the steps."""
+  configs = {}
+  for point, config in points.items():
+    for name in ONCE:
+      spec = layouts.spec(name, config, chosen[point], piece.chips)
+      configs[compiler.text(spec)] = config
+  spec, config = _svd(points, chosen, piece)
+  configs[compiler.text(spec)] = config
+  rows = []
+  for text, config in configs.items():
+    spec, answer = json.loads(text), answers[text]
+    rows.append({
+        'program': spec['program'], 'size': model.name(config.model),
+        'fits': answer['fits'],
+        'peak': answer.get('peak', answer.get('needed')),
+        'moved': sum(c['bytes'] for c in
+                     answer.get('collectives', {}).values()),
+        'largest_gather': answer.get('largest_gather', 0),
+        'embeddings': 4 * spec.get('clips', 0) * spec.get('width', 0)})
+  return rows
+
+
+def gb(n: float) -> str:
+  """Returns bytes as text, in GB."""
+  return f'{n / 1e9:.2f}' if n < 1e11 else f'{n / 1e9:.0f}'
+
+
+def ms(seconds: float) -> str:
+  """Returns seconds as text, in milliseconds."""
+  return f'{1e3 * seconds:.2f}'
+
+
+def table(plan: dict[str, Any]) -> str:
+  """Returns a plan as text: the points, the other programs, the sum."""
+  import pandas as pd
+  piece = slices.parse(plan['topology'])
+  compiled = f"; compiled with {plan['effort']} effort"
+  head = (f"{plan['topology']}: {piece.chips} chips of "
+          f'{gb(piece.chip.memory)} GB; GB and ms are a chip\'s, of one step')
+  rows = [_row(point, known, plan) for point, known in plan['points'].items()]
+  out = [head + (compiled if plan['effort'] else ''),
+         pd.DataFrame(rows).fillna('').to_string(index=False)]
+  for point, known in plan['points'].items():
+    out += [f'{point}: {note}' for note in _notes(known, piece)]
+  if plan['programs']:
+    others = []
+    for r in plan['programs']:
+      too_large = '' if r['fits'] else ': too large'
+      others.append({
+          'program': r['program'], 'size': r['size'],
+          'peak': gb(r['peak']) + too_large, 'moved': gb(r['moved']),
+          'of embeddings': gb(r['embeddings']) if r['embeddings'] else '-'})
+    out += [pd.DataFrame(others).to_string(index=False), RANKS]
+  out.append(total(plan))
+  if not plan['effort']:
+    out.append(MISSING)
+  return '\n'.join(out)
+
+
+def _row(point, known, plan):
+  """Returns a point's row of the table, as texts."""
+  blank = dict.fromkeys((
+      'args', 'temp', 'peak', *KINDS, 'other', 'matrix', 'HBM', 'links', 'MFU',
+      'chip-h'), '')
+  row = {'point': point,
+         'mesh': f"{known['data']}x{known['fsdp']} {known['remat']}",
+         'clips': f"{known['clips']:g}", **blank,
+         'FLOPs': f"{known['flops']:.2e}", 'steps': known['steps']}
+  if known['why']:
+    return {**row, 'peak': 'does not divide'}
+  if known.get('fits') is False:
+    return {**row, 'peak': f"{gb(known['needed'])}: too large"}
+  row.update({
+      'args': gb(known['arguments']), 'matrix': ms(known['matrix']),
+      'links': ms(known['links']), 'MFU': f"{known['mfu']:.0%} {known['by']}",
+      'chip-h': f"{known['chip_hours']:,.0f}"})
+  if plan['price']:
+    row['cost'] = f"{known['cost']:,.0f}"
+  if 'peak' not in known:
+    return {**row, 'all-reduce': gb(known['gradient'])}
+  collectives = known['collectives']
+  other = sum(c['bytes'] for kind, c in collectives.items()
+              if kind not in KINDS.values())
+  row.update({
+      'temp': gb(known['temporaries']), 'peak': gb(known['peak']),
+      'HBM': ms(known['hbm']), 'other': gb(other) if other else '-'})
+  for name, kind in KINDS.items():
+    row[name] = gb(collectives[kind]['bytes']) if kind in collectives else '-'
+  return row
+
+
+def _notes(known, piece):
+  """Yields what stands below the table of a point."""
+  if known['why']:
+    yield known['why']
+  elif known.get('fits') is False:
+    yield _remedies(known, piece)
+  elif known.get('rematerialised'):
+    yield TORN
+  part = known.get('part')
+  if part and part['side_by_side'] > 1:
+    yield (f"least chip-hours on {part['slice']} ({part['clips']:g} clips a "
+           f"chip): {part['chip_hours']:,.0f}, MFU at most {part['mfu']:.0%} "
+           f"{part['by']}; {part['side_by_side']} runs beside each other")
+
+
+def _remedies(known, piece):
+  """Returns what would make a point fit, as one sentence."""
+  fit = [r for r in known['remedies'] if r['fits']]
+  too_large = [r for r in known['remedies'] if not r['fits']]
+  cures = '; '.join(
+      f"{r['layout']}: {gb(r['peak'])} GB, {ms(r['seconds'])} ms, MFU at most "
+      f"{r['mfu']:.0%}" for r in fit) or 'none of what was compiled'
+  others = ', '.join(f"{r['layout']} ({gb(r['peak'])})" for r in too_large)
+  return (f'does not fit {gb(piece.chip.memory)} GB; fits by {cures}'
+          + (f'; not by {others}' if others else ''))
+
+
+def total(plan: dict[str, Any]) -> str:
+  """Returns the sum over the points, as one sentence."""
+  hours = [p['chip_hours'] for p in plan['points'].values()
+           if 'chip_hours' in p]
+  days = sum(hours) / plan['chips'] / 24
+  text = (f"{len(plan['points'])} points, {len(hours)} that run as they are: "
+          f'at least {sum(hours):,.0f} chip-hours, {days:,.1f} days of this '
+          'slice one after the other')
+  if plan['price']:
+    cost = sum(hours) * plan['price']
+    text += f", {cost:,.0f} at {plan['price']:g} a chip-hour"
+  return text + '; evaluation, RankMe and scoring come on top'
+
+
+def save(plan: dict[str, Any], path: pathlib.Path) -> None:
+  """Writes a plan as JSON."""
+  files.write_json(path, plan)
