@@ -16,6 +16,7 @@ import pandas as pd
 import soxr
 
 from audiorank import audio
+from audiorank import config as config_lib
 from audiorank import embed
 from audiorank import encoders
 from audiorank import files
@@ -26,8 +27,9 @@ from audiorank.findings import score
 from audiorank.laws import table
 from audiorank.prepare import listing
 
-RATE = 16_000  # Samples a second that every model of ours takes.
+RATE = config_lib.RATE
 FILES = 256  # Files in memory at once.
+CHANNELS = 64  # Samples up to which a 'clip' is taken for channels.
 
 Path = str | os.PathLike[str]
 Wave = npt.NDArray[Any]
@@ -167,27 +169,43 @@ def beating(root: Path) -> pd.DataFrame:
 
 
 def listed(sounds: Any) -> list[Any]:
-  """Returns what `Model.embed` was given as a list of files and waves."""
+  """Returns the argument of `Model.embed` as a list of files and waves.
+
+  Raises:
+    ValueError: nothing to embed, or an array that is no list of mono waves.
+  """
   if isinstance(sounds, (str, os.PathLike)):
     path = files.path(sounds)
     if not path.is_dir():
       return [path]
-    found = sorted(p for p in path.rglob('*') if p.is_file()
-                   and p.suffix.lower().lstrip('.') in listing.SOUND)
-    if not found:
+    paths: list[Any] = [p for p in files.walk(path)
+                        if p.suffix.lower().lstrip('.') in listing.SOUND]
+    if not paths:
       raise ValueError(f'{path}: no sound files in it')
-    return list(found)
+    return paths
   if hasattr(sounds, 'ndim'):
-    if sounds.ndim not in (1, 2):
-      raise ValueError(f'waves of shape {tuple(sounds.shape)}: expected '
-                       '(samples,) or (clips, samples)')
-    sounds = [sounds] if sounds.ndim == 1 else list(sounds)
+    check_array(tuple(sounds.shape))
+    if sounds.ndim == 1:
+      return [sounds]
   clips = list(sounds)
   if not clips:
     raise ValueError('no clips to embed')
+  # A list of numbers is one wave.
   if np.isscalar(clips[0]) and not isinstance(clips[0], str):
-    clips = [np.asarray(clips)]
+    return [np.asarray(clips)]
   return clips
+
+
+def check_array(shape: tuple[int, ...]) -> None:
+  """Raises ValueError for an array that is no wave_S or wave_NS."""
+  if len(shape) not in (1, 2):
+    raise ValueError(f'waves of shape {shape}: expected (samples,) or '
+                     '(clips, samples)')
+  # Sound files read as (samples, channels) would be very short clips.
+  if len(shape) == 2 and shape[1] <= CHANNELS < shape[0]:
+    raise ValueError(f'waves of shape {shape}: {shape[0]} clips of {shape[1]} '
+                     'samples; expected (clips, samples), of several channels '
+                     'their mean')
 
 
 def wave(clip: Any, rate: int, label: str) -> Wave:
@@ -211,7 +229,7 @@ def wave(clip: Any, rate: int, label: str) -> Wave:
     if peak > audio.PEAK:
       raise ValueError(f'{label}: a peak of {peak:.3g}, expected floats in '
                        '[-1, 1] or int16')
-  # One kind for all: a batch has one type.
+  # float32 for all: a batch has one type.
   wave_S = encoders.as_float(wave_S)
   if rate == RATE:
     return wave_S

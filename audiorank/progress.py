@@ -12,37 +12,44 @@ class Bar:
   Args:
     total: steps in all.
     done: steps done before this process started.
-    what: what is being done.
+    title: what is being done.
     every: seconds between lines where standard error is no terminal.
   """
 
-  def __init__(self, total, done, what, every=15.):
+  def __init__(self, total: int, done: int, title: str, every: float = 15.):
     self.total, self.first, self.at = total, done, done
-    self.what, self.every = what, every
-    self.began = self.told = time.monotonic()
+    self.title, self.every = title, every
+    self.start = self.printed = time.monotonic()
     self.text = ''
     self.bar = None
     if sys.stderr.isatty():
-      self.bar = tqdm.tqdm(total=total, initial=done, desc=what,
+      self.bar = tqdm.tqdm(total=total, initial=done, desc=title,
                            dynamic_ncols=True, leave=False)
 
-  def note(self, text):
+  def note(self, text: str) -> None:
+    """Shows a text beside the bar from now on."""
     self.text = text
     if self.bar:
       self.bar.set_postfix_str(text)
 
-  def step(self, n=1):
+  def step(self, n: int = 1) -> None:
+    """Counts n steps."""
     self.at += n
     if self.bar:
       self.bar.update(n)
-    elif time.monotonic() - self.told > self.every:
-      self.told = time.monotonic()
-      rate = (self.at - self.first) / (self.told - self.began)
-      left = (self.total - self.at) / rate if rate else float('inf')
-      print(f'{self.what}: {self.at}/{self.total}, {rate:.3g}/s, '
-            f'{clock(left)} left, {self.text}', file=sys.stderr, flush=True)
+      return
+    # A log file gets a line now and then.
+    now = time.monotonic()
+    if now - self.printed <= self.every:
+      return
+    self.printed = now
+    rate = (self.at - self.first) / (now - self.start)
+    left = (self.total - self.at) / rate if rate else float('inf')
+    print(f'{self.title}: {self.at}/{self.total}, {rate:.3g}/s, '
+          f'{clock(left)} left, {self.text}', file=sys.stderr, flush=True)
 
-  def close(self):
+  def close(self) -> None:
+    """Removes the bar."""
     if self.bar:
       self.bar.close()
 
@@ -72,7 +79,7 @@ class Status:
     """From here on, all work is saved: the process may end at once."""
 
 
-def clock(seconds):
+def clock(seconds: float) -> str:
   """Returns seconds as 2:03, 1:02:03, '12 days' or '?'."""
   if not 0 <= seconds < 1e12:
     return '?'

@@ -14,7 +14,6 @@ number of clips of --seconds each.
 
 from absl import flags
 
-from audiorank import files
 from launch import cli
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -41,7 +40,7 @@ def main(argv: list[str]) -> None:
   from audiorank.export import pytorch
   from audiorank.export import stablehlo
   config, params, about = encoders.weights(_CHECKPOINT.value, _STEP.value)
-  out = files.path(_OUT.value, '--out')
+  out = export.destination(_OUT.value)
   if out.suffix == '.stablehlo':
     layer: str | int = _LAYER.value
     if _LAYER.value.isdigit():

@@ -176,3 +176,8 @@ def test_types_of_the_front_door(tmp_path):
   first = TYPED.count('\n') + 1
   assert sorted(set(lines)) == list(range(first, first + len(WRONG))), (
       done.stdout + done.stderr)
+
+
+def test_channels_are_not_clips(model):
+  with pytest.raises(ValueError, match='16000 clips of 2 samples'):
+    model.embed(np.zeros((16_000, 2), np.float32))

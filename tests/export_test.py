@@ -1,6 +1,7 @@
 """Models on their way out come back as they were, and say what they are."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -81,6 +82,31 @@ def test_the_official_code_is_served(model, tmp_path):
                                 {'num_heads': 1})
   equal(params, got.params)
   assert config.model.width == 32
+
+
+def test_others_may_read_the_weights(model, tmp_path):
+  before = os.umask(0o022)
+  try:
+    model.save_pretrained(tmp_path / 'm')
+  finally:
+    os.umask(before)
+  for path in (tmp_path / 'm').iterdir():
+    assert path.stat().st_mode & 0o777 == 0o644, path.name
+  card_text = (tmp_path / 'm' / 'README.md').read_text()
+  assert '1 head,' in card_text and '1 heads' not in card_text
+
+
+@pytest.mark.parametrize('text, holds', [
+    ('released', True), ('released-1.0', True), ('one.pt', True),
+    ('one.bin', False), ('one.bin/', True), ('one.safetensors', False)])
+def test_a_file_of_another_kind_is_no_folder(text, holds, tmp_path,
+                                             monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  if holds:
+    assert pretrained.destination(text).name == text.rstrip('/')
+    return
+  with pytest.raises(ValueError, match=r'expected a file .pt, .stablehlo'):
+    pretrained.destination(text)
 
 
 def test_what_is_no_model_is_named(model, tmp_path):

@@ -10,5 +10,6 @@ PyTorch.
 The tensors of the first carry the official Dasheng's names as well.
 """
 
+from audiorank.export.pretrained import destination
 from audiorank.export.pretrained import load_pretrained
 from audiorank.export.pretrained import save_pretrained

@@ -42,9 +42,10 @@ def write(config, params, about, sweep=None):
   """
   m = getattr(config, 'model', config)
   count = flops.parameters(params['params'])
+  heads = '1 head' if m.heads == 1 else f'{m.heads} heads'
   lines = [HEAD, f'# audiorank {size(m)}\n',
            'A masked autoencoder of log-mel patches after Dasheng (arXiv '
-           f'2406.06992): width {m.width}, depth {m.depth}, {m.heads} heads, '
+           f'2406.06992): width {m.width}, depth {m.depth}, {heads}, '
            f'{count:,} parameters as released, positions for '
            f'{m.target_frames / 100:g} s; longer clips are cut in chunks.\n',
            USE]

@@ -4,8 +4,12 @@ Shapes: B batch, S samples, T frames, W samples of a window, Q frequency bins,
 M mels, L tokens, D width.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
 import logging
 import pathlib
+from typing import Any
 import warnings
 
 from flax import linen as nn
@@ -20,7 +24,7 @@ from audiorank import files
 from audiorank import model
 
 
-def log_mel(wave_BS):
+def log_mel(wave_BS: jax.Array) -> jax.Array:
   """Returns audio.log_mel of clips, its Fourier transform as two products.
 
   The runtimes disagree on the operator DFT; matrices they all multiply.
@@ -35,7 +39,8 @@ def log_mel(wave_BS):
   return jnp.maximum(db_BMT, db_BMT.max((1, 2), keepdims=True) - audio.TOP_DB)
 
 
-def encoder(config, params):
+def encoder(config: Any, params: Any
+            ) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
   """Returns wave_BS -> (z_BD, z_BLD), block after block in the open.
 
   The converter does not follow flax's scan: this is model.encode without it,
@@ -62,7 +67,8 @@ def encoder(config, params):
   return run
 
 
-def save(path, config, params, seconds=10.):
+def save(path: files.Path, config: Any, params: Any, seconds: float = 10.
+         ) -> pathlib.Path:
   """Writes the encoder, weights and front end included; returns the path.
 
   Its input is wave_BS, float32 at 16 kHz in [-1, 1], any number of clips of
@@ -80,7 +86,7 @@ def save(path, config, params, seconds=10.):
   c = getattr(config, 'model', config)
   if c.front != 'log_mel':
     raise ValueError(f"{path}: model.front {c.front!r}: expected 'log_mel'")
-  samples = int(round(seconds * 16_000))
+  samples = config_lib.crop_samples(seconds)
   tokens = (1 + samples // audio.HOP) // c.patch_frames
   if samples < embed.SHORTEST or tokens > config_lib.positions(c):
     raise ValueError(
@@ -92,14 +98,22 @@ def save(path, config, params, seconds=10.):
   except ModuleNotFoundError:
     raise ValueError(f"{path}: needs jax2onnx (pip install "
                      "'audiorank[onnx]')") from None
-  told = logging.getLogger('onnx_ir').level
-  logging.getLogger('onnx_ir').setLevel(logging.ERROR)
+  with quiet():
+    graph = jax2onnx.to_onnx(encoder(c, params), inputs=[('B', samples)])
+  with files.replacing(path) as part:
+    onnx.save(graph, part)
+  return files.path(path)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Hides what the converter warns of in its own code."""
+  log = logging.getLogger('onnx_ir')
+  level = log.level
+  log.setLevel(logging.ERROR)
   try:
     with warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # Of the converter's own house.
-      made = jax2onnx.to_onnx(encoder(c, params), inputs=[('B', samples)])
+      warnings.simplefilter('ignore')
+      yield
   finally:
-    logging.getLogger('onnx_ir').setLevel(told)
-  with files.replacing(path) as part:
-    onnx.save(made, part)
-  return pathlib.Path(path)
+    log.setLevel(level)

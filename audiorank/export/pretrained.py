@@ -9,27 +9,36 @@ The official code reads the first two as it reads its own; ours finds in
 `config.json` under "audiorank" all that the run was trained with.
 """
 
+import pathlib
+import re
+from typing import Any
 
+from ml_collections import config_dict
 import numpy as np
 
+from audiorank import config as config_lib
 from audiorank import dasheng
 from audiorank import files
-from audiorank import records
 from audiorank.dasheng import sizes
 
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
 FRONT_END, CARD = 'preprocessor_config.json', 'README.md'
 FILES = (WEIGHTS, CONFIG, FRONT_END, CARD)
+ENDINGS = ('.pt', '.stablehlo', '.onnx')  # Of exports that are one file.
 # Fields that name folders of the machine it was trained on.
-PLACES = (('data', 'root'), ('eval', 'tasks'))
+PLACES = (('data', 'root'), ('data', 'mixture'), ('eval', 'tasks'))
 # The front end, as the hub's Dasheng writes it.
-MEL = {'sampling_rate': 16_000, 'n_mels': 64, 'n_fft': 512, 'win_size': 512,
-       'hop_size': 160, 'f_min': 0, 'f_max': 8000, 'center': True,
-       'top_db': 120}
+MEL = {'sampling_rate': config_lib.RATE, 'n_mels': 64, 'n_fft': 512,
+       'win_size': 512, 'hop_size': 160, 'f_min': 0, 'f_max': 8000,
+       'center': True, 'top_db': 120}
+
+Params = dict[str, Any]  # Linen variables: {'params', 'batch_stats'}.
 
 
-def save_pretrained(folder, config, params, about=None, decoder=False,
-                    sweep=None):
+def save_pretrained(folder: files.Path, config: Any, params: Params,
+                    about: dict[str, Any] | None = None,
+                    decoder: bool = False, sweep: files.Path | None = None
+                    ) -> pathlib.Path:
   """Writes a model's folder; `audiorank.load(folder)` reads it.
 
   Args:
@@ -60,6 +69,54 @@ def save_pretrained(folder, config, params, about=None, decoder=False,
                      "'audiorank[hub]')") from None
   from audiorank.export import card  # It needs the laws; reading does not.
   folder = files.path(folder)
+  check_folder(folder)
+  if not decoder:
+    params = encoder_alone(params)
+  state = dasheng.to_state_dict(config, params)
+  if not decoder:  # As the hub's Dasheng has it.
+    state = {f'encoder.{name}': x for name, x in state.items()}
+  text = card.write(config, params, about or {}, sweep)
+  folder.mkdir(parents=True, exist_ok=True)
+  # Weights first: a folder without its config.json is not a model yet. They
+  # are encoded in memory, because the file that the library itself writes has
+  # mode 0600, and on a full disk it raises an error of its own.
+  files.write_bytes(folder / WEIGHTS, safetensors.numpy.save(
+      {name: np.ascontiguousarray(x) for name, x in state.items()},
+      metadata={'format': 'pt'}))  # What readers of the hub look for.
+  files.write_json(folder / FRONT_END, {
+      'feature_extractor_type': 'DashengFeatureExtractor', **MEL})
+  tree = config_lib.plain(config)
+  for part, field in PLACES:
+    if field in tree.get(part, {}):
+      tree[part][field] = ''
+  if 'model' not in tree:
+    tree = {'model': tree}
+  files.write_json(folder / CONFIG, {
+      'architectures': ['DashengModel'], 'model_type': 'dasheng',
+      'encoder_kwargs': official(getattr(config, 'model', config)),
+      'audiorank': tree})
+  files.write_text(folder / CARD, text)
+  return folder
+
+
+def destination(text: str) -> pathlib.Path:
+  """Returns where an export goes: a folder, or a file of a known ending.
+
+  Raises:
+    ValueError: it looks like a file of another kind. A folder whose name has
+      such an ending is written with a slash at the end.
+  """
+  out = files.path(text)
+  ending = re.fullmatch(r'\.[A-Za-z]\w*', out.suffix)
+  if (ending and out.suffix not in ENDINGS and not text.endswith('/')
+      and not out.is_dir()):
+    raise ValueError(f'{text}: expected a file {", ".join(ENDINGS)}, or '
+                     f'a folder ({text}/ for one of that name)')
+  return out
+
+
+def check_folder(folder: pathlib.Path) -> None:
+  """Raises ValueError for a folder that holds other files than a model's."""
   if folder.exists() and not folder.is_dir():
     raise ValueError(f'{folder}: a file, expected a new folder')
   if folder.is_dir():
@@ -67,42 +124,24 @@ def save_pretrained(folder, config, params, about=None, decoder=False,
     if other:
       raise ValueError(f'{folder}: holds {other[0]}, expected a new folder or '
                        'one of a saved model')
-  if not decoder and 'encoder' in params['params']:
-    params = {kind: {'encoder': tree['encoder']}
-              for kind, tree in params.items()}
-  state = dasheng.to_state_dict(config, params)
-  if not decoder:  # As the hub's Dasheng has it.
-    state = {f'encoder.{name}': x for name, x in state.items()}
-  text = card.write(config, params, about or {}, sweep)
-  folder.mkdir(parents=True, exist_ok=True)
-  # Weights first: a folder without its config.json is not a model yet.
-  # In memory first: the library's own file has mode 0600, and a full disk
-  # raises an error of its own.
-  files.write_bytes(folder / WEIGHTS, safetensors.numpy.save(
-      {name: np.ascontiguousarray(x) for name, x in state.items()},
-      metadata={'format': 'pt'}))  # What readers of the hub look for.
-  files.write_json(folder / FRONT_END, {
-      'feature_extractor_type': 'DashengFeatureExtractor', **MEL})
-  whole = records.plain(config)
-  for part, field in PLACES:
-    if part in whole:
-      whole[part][field] = ''
-  files.write_json(folder / CONFIG, {
-      'architectures': ['DashengModel'], 'model_type': 'dasheng',
-      'encoder_kwargs': official(getattr(config, 'model', config)),
-      'audiorank': whole if 'model' in whole else {'model': whole}})
-  files.write_text(folder / CARD, text)
-  return folder
 
 
-def official(model):
+def encoder_alone(params: Params) -> Params:
+  """Returns the linen variables of the encoder, without a decoder."""
+  if 'encoder' not in params['params']:
+    return params
+  return {kind: {'encoder': tree['encoder']} for kind, tree in params.items()}
+
+
+def official(model: Any) -> dict[str, Any]:
   """Returns the arguments of the official class for a model config."""
   ours = sizes.as_dict(model)
   return {**{theirs: ours[name] for theirs, name in sizes.ARGUMENTS.items()},
           **sizes.FIXED}
 
 
-def load_pretrained(folder):
+def load_pretrained(folder: files.Path
+                    ) -> tuple[config_dict.FrozenConfigDict, Params]:
   """Returns (config, params) of a folder of `save_pretrained` or the hub.
 
   Raises:
@@ -120,20 +159,22 @@ def load_pretrained(folder):
   return of_files(folder / WEIGHTS, files.read_json(folder / CONFIG))
 
 
-def check_front_end(path):
+def check_front_end(path: pathlib.Path) -> None:
   """Raises ValueError where a preprocessor is not the front end of ours."""
-  said = files.read_json(path)
+  fields = files.read_json(path)
   for field, value in MEL.items():
-    if field in said and said[field] != value:
-      raise ValueError(f'{path}: {field} {said[field]!r}, expected {value!r}')
+    if fields.get(field, value) != value:
+      raise ValueError(f'{path}: {field} {fields[field]!r}, expected {value!r}')
 
 
-def of_files(weights, said):
-  """Returns (config, params) of a weights file and what config.json says."""
-  ours = said.get('audiorank')
+def of_files(weights: pathlib.Path, fields: dict[str, Any]
+             ) -> tuple[config_dict.FrozenConfigDict, Params]:
+  """Returns (config, params) of a weights file and its config.json."""
+  ours = fields.get('audiorank')
   if ours is None:
-    return dasheng.load(weights, said.get('encoder_kwargs', said))
+    return dasheng.load(weights, fields.get('encoder_kwargs', fields))
   if not isinstance(ours, dict) or not isinstance(ours.get('model'), dict):
     raise ValueError(f'{weights.parent / CONFIG}: audiorank.model is missing')
   config, params = dasheng.load(weights, ours['model'])
-  return records.frozen({**ours, 'model': config.model.to_dict()}), params
+  tree = {**ours, 'model': config.model.to_dict()}
+  return config_lib.frozen(tree), params

@@ -5,6 +5,7 @@ package makes its model of it, and `audiorank.load(path)` ours.
 """
 
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,8 @@ from audiorank import files
 from audiorank.export import pretrained
 
 
-def save(path, config, params):
+def save(path: files.Path, config: Any, params: pretrained.Params
+         ) -> pathlib.Path:
   """Writes {"model": state, "config": arguments}; returns the path.
 
   Args:
@@ -29,13 +31,13 @@ def save(path, config, params):
   except ModuleNotFoundError:
     raise ValueError(f"{path}: needs torch (pip install "
                      "'audiorank[torch]')") from None
-  if 'encoder' in params['params']:
-    params = {kind: {'encoder': tree['encoder']}
-              for kind, tree in params.items()}
-  state = dasheng.to_state_dict(config, params)
+  state = dasheng.to_state_dict(config, pretrained.encoder_alone(params))
+  dump = {'model': {name: torch.from_numpy(np.array(x))
+                    for name, x in state.items()},
+          'config': pretrained.official(getattr(config, 'model', config))}
   with files.replacing(path) as part:
-    torch.save({'model': {name: torch.from_numpy(np.array(x))
-                          for name, x in state.items()},
-                'config': pretrained.official(
-                    getattr(config, 'model', config))}, part)
-  return pathlib.Path(path)
+    try:
+      torch.save(dump, part)
+    except RuntimeError as error:  # Such as of a full disk.
+      raise OSError(f'{path}: {error}') from error
+  return files.path(path)

@@ -6,13 +6,16 @@ CPU, CUDA and TPU, for any number of clips of one length.
 Shapes: B batch, S samples, L tokens, D width.
 """
 
+from collections.abc import Callable
 import pathlib
+from typing import Any
 
 import jax
 from jax import export
 import jax.numpy as jnp
 
 from audiorank import audio
+from audiorank import config as config_lib
 from audiorank import embed
 from audiorank import files
 from audiorank import model
@@ -20,7 +23,8 @@ from audiorank import model
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
-def encoder(config, params, layer='final'):
+def encoder(config: Any, params: Any, layer: int | str = 'final'
+            ) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
   """Returns wave_BS -> (z_BD, z_BLD): clip embeddings and those of tokens.
 
   Args:
@@ -48,7 +52,8 @@ def encoder(config, params, layer='final'):
   return run
 
 
-def save(path, config, params, seconds=10., layer='final'):
+def save(path: files.Path, config: Any, params: Any, seconds: float = 10.,
+         layer: int | str = 'final') -> pathlib.Path:
   """Writes the encoder, weights included; returns the path.
 
   Args:
@@ -60,19 +65,20 @@ def save(path, config, params, seconds=10., layer='final'):
     ValueError: an unknown layer, a clip shorter than a token, or flatbuffers
       is missing.
   """
-  samples = int(round(seconds * 16_000))
+  samples = config_lib.crop_samples(seconds)
   if samples < embed.SHORTEST:
     raise ValueError(f'seconds {seconds:g}: expected at least .04, one token')
   need_flatbuffers(path)
   shape = export.symbolic_shape(f'b, {samples}')
-  made = export.export(
+  program = export.export(
       jax.jit(encoder(config, params, layer)), platforms=PLATFORMS)(
           jax.ShapeDtypeStruct(shape, jnp.float32))
-  files.write_bytes(path, made.serialize())
-  return pathlib.Path(path)
+  files.write_bytes(path, program.serialize())
+  return files.path(path)
 
 
-def load(path):
+def load(path: files.Path
+         ) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
   """Returns wave_BS float32 -> (z_BD, z_BLD) of a file of `save`.
 
   Raises:
@@ -91,7 +97,7 @@ def load(path):
                      f'reads: {reason}') from None
 
 
-def need_flatbuffers(path):
+def need_flatbuffers(path: files.Path) -> None:
   """Raises ValueError where the package of the file's form is missing."""
   try:
     import flatbuffers  # noqa: F401
