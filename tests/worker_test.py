@@ -1,6 +1,8 @@
 """What a worker claims, in which order, and what becomes of its runs."""
 
 import os
+import pathlib
+import subprocess
 import time
 
 import jax
@@ -15,6 +17,8 @@ from launch import claims
 from launch import cli
 from launch import grid
 from launch import work
+from launch.engines import local
+from tests import processes
 from tests import tiny
 
 
@@ -363,3 +367,58 @@ def test_there_must_be_a_sweep(tmp_path):
   for roles in (['trian'], []):
     with pytest.raises(ValueError, match='expected train, score or both'):
       claims.check_roles(roles)
+
+
+def test_a_second_run_of_a_shape_is_neither_traced_nor_compiled(
+    shapes, tmp_path, monkeypatch):
+  """From its claim to its first step it takes half a CPU-second at most."""
+  board = sweep(tmp_path, shapes[:4])
+  began, spent = [], []
+
+  class Timed(Quiet):
+    def report(self, doing, step=None, steps=None, force=False):
+      if step == 1 and doing == 'training' and len(spent) < len(began):
+        spent.append(time.process_time() - began[-1])
+
+  claim = claims.claim
+
+  def timed(*arguments):
+    began.append(time.process_time())
+    return claim(*arguments)
+
+  monkeypatch.setattr(claims, 'claim', timed)
+  assert done(board, ['train'], status=Timed()) == 0
+  assert len(spent) == 4
+  # The least of three: other threads of the process count as well.
+  assert min(spent[1:]) < .5, spent
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_two_hundred_runs(corpus, tasks, tmp_path):
+  """Of two shapes in turn: between the 60th run and the 200th less than a
+  tenth."""
+  sweep(tmp_path / 'runs', [
+      small(corpus, tasks, **{'seed': seed, 'train.batch': batch,
+                              'train.steps': 2, 'opt.warmup': 1,
+                              'monitor.readings': 2})
+      for seed in range(100) for batch in (8, 16)])
+  env = processes.environment(tmp_path / 'cache')
+  process = subprocess.Popen(
+      local.command('worker', f'--root={tmp_path / "runs"}'), env=env,
+      stdout=subprocess.DEVNULL)
+  sizes = {}
+  while process.poll() is None:
+    number = len(list((tmp_path / 'runs').glob('*/DONE')))
+    sizes[number] = resident(process.pid) or sizes.get(number)
+    time.sleep(.2)
+  assert process.returncode == 0 and max(sizes) >= 195
+  middle = max(size for number, size in sizes.items() if number <= 60)
+  assert max(sizes.values()) < 1.1 * middle, sizes
+
+
+def resident(pid):
+  """Returns the pages of memory that a process holds; 0 when it is gone."""
+  try:
+    return int(pathlib.Path(f'/proc/{pid}/statm').read_text().split()[1])
+  except OSError:
+    return 0
