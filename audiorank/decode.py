@@ -1,4 +1,5 @@
-"""Sound files to waves: decoded, averaged to one channel, resampled, checked.
+"""Sound files to waves: decoded, averaged to one channel, resampled, checked;
+and waves to files.
 
 Without jax, so that the processes that prepare a corpus start quickly;
 `audio` offers the same names.
@@ -20,6 +21,7 @@ import soundfile
 import soxr
 
 from audiorank import containers
+from audiorank import files
 
 # Frames times channels decoded at a time: bounds the memory of `blocks`.
 BLOCK = 2**18
@@ -178,6 +180,27 @@ def name(path: Any) -> str:
   if hasattr(path, 'read'):
     return str(getattr(path, 'name', '<file object>'))
   return str(path)
+
+
+def write(path: str | os.PathLike, wave_S: np.ndarray, rate: int,
+          form: str = 'WAV') -> None:
+  """Writes a wave as 16-bit sound file, whole or not at all.
+
+  It is encoded in memory first: libsndfile has other words for a full disk.
+
+  Args:
+    path: the file.
+    wave_S: int16, or float in [-1, 1].
+    rate: samples per second.
+    form: libsndfile's name of the format: WAV, FLAC.
+
+  Raises:
+    OSError: it cannot be written; names the file and the cause.
+  """
+  data = io.BytesIO()
+  soundfile.write(data, wave_S, rate, format=form, subtype='PCM_16')
+  # Nothing is synced: who makes sounds can make them again.
+  files.write_bytes(path, data.getvalue(), sync=False)
 
 
 def to_int16(wave_S: np.ndarray) -> np.ndarray:

@@ -20,9 +20,9 @@ import pathlib
 import shutil
 
 import numpy as np
-import soundfile
 
 from audiorank import audio
+from audiorank import decode
 from audiorank import prepare
 
 RATE = 16_000
@@ -100,15 +100,15 @@ def write_task(folder, name, splits, side):
     classes = set()
     for split, (pictures_NYX, labels) in splits.items():
       (part / str(RATE) / split).mkdir(parents=True)
-      told = {}
+      labels_of = {}
       for i, (picture_YX, label) in enumerate(
           zip(pictures_NYX, labels, strict=True)):
         wave_S = wave(picture_YX, side)
-        soundfile.write(part / str(RATE) / split / f'{i:05d}.wav', wave_S,
-                        RATE, subtype='PCM_16')
-        told[f'{i:05d}.wav'] = [label]
+        decode.write(part / str(RATE) / split / f'{i:05d}.wav', wave_S, RATE)
+        labels_of[f'{i:05d}.wav'] = [label]
         classes.add(label)
-      (part / f'{split}.json').write_text(json.dumps(told), encoding='utf-8')
+      (part / f'{split}.json').write_text(
+          json.dumps(labels_of), encoding='utf-8')
     rows = ''.join(f'{i},{c}\n' for i, c in enumerate(sorted(classes)))
     (part / 'labelvocabulary.csv').write_text(f'idx,label\n{rows}',
                                               encoding='utf-8')
@@ -134,8 +134,8 @@ def digits():
   except ModuleNotFoundError:
     raise ValueError("the digits need scikit-learn (pip install "
                      "'audiorank[images]')") from None
-  found = datasets.load_digits()
-  return found.images / 16., [f'digit_{n}' for n in found.target]
+  digits_set = datasets.load_digits()
+  return digits_set.images / 16., [f'digit_{n}' for n in digits_set.target]
 
 
 def make(folder):

@@ -81,7 +81,8 @@ def static_config(config):
     for parent in parents:
       node = node[parent]
     node.pop(last, None)
-  tree['data'] = {'crop_seconds': tree['data']['crop_seconds']}
+  tree['data'] = {name: tree['data'][name]
+                  for name in ('crop_seconds', 'gain_low', 'gain_high')}
   return records.frozen(tree)
 
 
@@ -217,6 +218,9 @@ def one_step(config):
     mask_key = jax.random.fold_in(jax.random.key(h.seed), 1)
     key = jax.random.fold_in(mask_key, state.step)
     wave_BS = wave_BS.astype(jnp.float32) / 32768
+    gain = config.data.gain_low, config.data.gain_high
+    if any(gain):
+      wave_BS = audio.random_gain(jax.random.fold_in(key, 1), wave_BS, *gain)
 
     def loss_of(params):
       return objective(

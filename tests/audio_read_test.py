@@ -1,6 +1,8 @@
 """Reading sound files: exactness, formats, resampling, refusal."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import soundfile
 import soxr
 
 from audiorank import audio
+from audiorank import decode
 
 
 def noise(samples, channels=1, seed=0):
@@ -114,3 +117,24 @@ def test_a_file_longer_than_asked_for_is_refused():
   assert sum(map(len, audio.blocks(data, max_seconds=2))) == 32000
   with pytest.raises(ValueError, match='too long: more than 1.9 s'):
     list(audio.blocks(data, max_seconds=1.9))
+
+
+def test_a_wave_is_written_whole_or_the_cause_is_told(tmp_path):
+  """A file-size limit stands in for a full disk: the same errors."""
+  path = tmp_path / 'a.flac'
+  pcm_S = audio.to_int16(noise(20_000)[:, 0])
+  decode.write(path, pcm_S, 16000, 'FLAC')
+  np.testing.assert_array_equal(audio.to_int16(audio.read(path)), pcm_S)
+  code = ('import resource, sys, numpy as np; from audiorank import decode\n'
+          'resource.setrlimit(resource.RLIMIT_FSIZE, (9999, 9999))\n'
+          'for form in ("WAV", "FLAC"):\n'
+          '  try: decode.write(f"{sys.argv[1]}/b", np.random.default_rng(0)'
+          '.uniform(-1, 1, 20000), 16000, form)\n'
+          '  except OSError as error: print(error)\n')
+  done = subprocess.run([sys.executable, '-c', code, tmp_path], check=True,
+                        capture_output=True, text=True)
+  lines = done.stdout.splitlines()
+  assert len(lines) == 2 and all(
+      'File too large' in line and str(tmp_path / 'b') in line
+      for line in lines), done.stdout
+  assert [p.name for p in tmp_path.iterdir()] == ['a.flac']

@@ -3,13 +3,16 @@
 import collections
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
 from audiorank import config as config_lib
 from audiorank import data
 from audiorank import prepare
+from audiorank import program
 from audiorank import sampling
+from audiorank import sharding
 from audiorank.data import mixture
 from tests import tiny
 
@@ -140,6 +143,26 @@ def test_a_run_trains_on_its_mixture_and_keeps_its_name(roots, mixed):
   moved.data.mixture = ''
   assert config_lib.run_id(bound) == config_lib.run_id(moved)
   assert mixture.absolute('a=1, b=.5').endswith('/b=0.5')
+
+
+def test_a_gain_is_part_of_the_step_alone():
+  wave_BS = np.random.default_rng(0).integers(-8000, 8000, (8, 8000), np.int16)
+  mesh = sharding.mesh(1, 1)
+
+  def loss(**changes):
+    config = config_lib.frozen(tiny.config('', **changes))
+    with jax.set_mesh(mesh):
+      state = program.fresh(config, mesh)
+      _, metrics = program.programs(config, mesh).step(
+          state, sharding.to_global(wave_BS, mesh), program.hyper(config))
+    return float(metrics['loss'])
+  plain = loss()
+  gains = {'data.gain_low': -6., 'data.gain_high': 10.}
+  assert loss(**gains) == loss(**gains) != plain
+  # The same number of decibels for every clip is what BatchNorm and the
+  # normalised target take out again.
+  assert loss(**{'data.gain_low': 3., 'data.gain_high': 3.}) == pytest.approx(
+      plain, abs=2e-3)
 
 
 def test_weights_that_cannot_be_kept(roots):

@@ -1,4 +1,4 @@
-"""The procedural world: reproducible, nested, balanced, and not too easy."""
+"""The synthetic dataset: reproducible, nested, balanced, not too easy."""
 
 import concurrent.futures
 import json

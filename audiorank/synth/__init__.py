@@ -1,4 +1,4 @@
-"""The embedded default: a procedural world of labelled sounds.
+"""The synthetic dataset: labelled sounds, made by a program.
 
 `write_audio` makes recordings for pretraining, `write_tasks` task folders in
 HEAR's layout. Both are pure functions of a seed: the same clips bit for bit on

@@ -217,7 +217,7 @@ def name(index):
 
 
 def make(seed, index):
-  """The recording `index` of the world `seed`: int16 PCM at 16 kHz."""
+  """The recording `index` of the dataset `seed`: int16 PCM at 16 kHz."""
   g = waves.generator(seed, 'recording', index)
   wave_S = _MAKERS[CATEGORIES[index % len(CATEGORIES)]](g, length(seed, index))
   return waves.stage(g, wave_S, snr=(10., 50.))

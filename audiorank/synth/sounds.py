@@ -1,4 +1,4 @@
-"""The sounds of the world: notes, strokes, syllables, textures.
+"""The sounds of the synthetic dataset: notes, strokes, syllables, textures.
 
 Shapes: S samples, H harmonics, P partials, E events.
 """

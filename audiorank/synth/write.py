@@ -1,4 +1,4 @@
-"""Writing the world to disk: resumable, atomic, in parallel, in any order.
+"""Writing the synthetic dataset: resumable, atomic, in parallel, any order.
 
 A file under its final name is whole; a marker, written last, says that a
 folder is finished and with which arguments it was made.
@@ -11,8 +11,9 @@ import multiprocessing
 import os
 import pathlib
 
-import soundfile
+import numpy as np
 
+from audiorank import decode
 from audiorank import files
 from audiorank import progress as progress_lib
 from audiorank.synth import recordings
@@ -20,7 +21,7 @@ from audiorank.synth import tasks as tasks_lib
 from audiorank.synth import waves
 
 RATE = waves.RATE
-VERSION = 1  # of the world: raised whenever the same seed gives other clips
+VERSION = 1  # Raised whenever the same seed gives other clips.
 MARKER = 'synth.json'
 
 
@@ -29,9 +30,8 @@ def _write_json(path, content):
   files.write_text(path, json.dumps(content, indent=1) + '\n', sync=False)
 
 
-def _write_wave(path, wave_S, kind):
-  with files.replacing(path, sync=False) as partial:
-    soundfile.write(partial, wave_S, RATE, format=kind, subtype='PCM_16')
+def _write_wave(path: pathlib.Path, wave_S: np.ndarray, form: str) -> None:
+  decode.write(path, wave_S, RATE, form)
 
 
 def _read_marker(folder, asked):
@@ -141,7 +141,7 @@ def write_audio(out, hours, seed, workers=None, progress=True):
   for category in recordings.CATEGORIES:
     (out / category).mkdir(parents=True, exist_ok=True)
   _map(functools.partial(_write_recording, out, seed), range(wanted), workers,
-       progress, 'world: recordings')
+       progress, 'synthetic dataset: recordings')
   samples = sum(recordings.length(seed, i) for i in range(wanted))
   _write_json(out / MARKER, {
       'world': VERSION, 'kind': 'audio', 'seed': seed, 'recordings': wanted,
@@ -239,7 +239,7 @@ def write_tasks(out, seed, clips_per_task=(320, 100, 200), names=None,
   items = [(partial, name, split, i) for name, partial in begun.items()
            for split, n in clips.items() for i in range(n)]
   _map(functools.partial(_write_clip, seed), items, workers, progress,
-       'world: task clips')
+       'synthetic dataset: task clips')
   for name, partial in begun.items():
     _finish(partial, folders[name], name, clips)
   return root
