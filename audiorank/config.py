@@ -7,7 +7,9 @@ so one folder. Whether a config can run at all: validate.py.
 This module imports no other part of the library but files.py.
 """
 
+from collections.abc import Iterable
 from collections.abc import Mapping
+import difflib
 import math
 from typing import Any
 
@@ -138,6 +140,13 @@ def get(config: Any, field: str) -> Any:
   except (KeyError, TypeError):
     raise ValueError(f'{field}: missing from the config: expected the fields '
                      'of configs/base.py') from None
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+  """Returns '. Did you mean ...?' of the nearest of some names, or ''."""
+  for guess in difflib.get_close_matches(word, list(known), 1):
+    return f'. Did you mean {guess}?'
+  return ''
 
 
 def names(text: str) -> list[str]:

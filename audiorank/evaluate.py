@@ -46,7 +46,8 @@ def task_folders(config):
   for name in names:
     if name not in by_name:
       raise ValueError(f'eval.names: no task {name!r} in {config.eval.tasks}: '
-                       f'there are {", ".join(sorted(by_name))}')
+                       f'there are {", ".join(sorted(by_name))}'
+                       f'{config_lib.nearest(name, by_name)}')
   return [by_name[name] for name in names]
 
 
@@ -257,7 +258,8 @@ def scores(model: tuple[Any, Any, Any] | str | os.PathLike[str],
   for name in folders if names is None else names:
     if name not in folders:
       raise ValueError(f'{tasks_root}: no task {name!r}: there are '
-                       f'{", ".join(folders)}')
+                       f'{", ".join(folders)}'
+                       f'{config_lib.nearest(name, folders)}')
     found = score_encoder(encoder, folders[name], os.fspath(cached),
                           protocol=protocol, grid_points=grid_points)
     stds = found.get('stds') or {}

@@ -1,10 +1,8 @@
 """What every command shares: one line for a user's error, no traceback."""
 
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Iterator
 import contextlib
-import difflib
 import functools
 import importlib.util
 import os
@@ -22,6 +20,7 @@ from absl import logging
 from ml_collections import config_flags
 
 from audiorank import files
+from audiorank.config import nearest
 
 # Exit codes: run me again; the loss diverged. Others from 1 to 41 are errors
 # that running again would meet again, from 128 on the process was killed.
@@ -171,13 +170,6 @@ def unknown_field(error: Exception, argv: list[str]) -> str:
   if text[1:4] == ['Did', 'you', 'mean']:
     guess = f' Did you mean {text[4]}?'
   return f'{(fields or text[:1] or [str(error)])[0]}: no such field.{guess}'
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-  """Returns '. Did you mean ...?' of the nearest of some words, or ''."""
-  for guess in difflib.get_close_matches(word, list(words), 1):
-    return f'. Did you mean {guess}?'
-  return ''
 
 
 def flag_error(error: flags.Error) -> str:
