@@ -197,7 +197,7 @@ GPUS = {devices.PRETENDED: 'gpu:2:16'}
     (['--config.data.root={corpus}', '--config.eval.tasks={tasks}',
       '--config.mesh.data=1', '--config.mesh.fsdp=3'], 'mesh.fsdp 3', {}),
     (['--config.data.root={corpus}', '--config.eval.tasks={tasks}',
-      '--config.eval.names=timber-v1-full'], "Did you mean timbre-v1-full?", {}),
+      '--config.eval.names=timber-v1-full'], 'mean timbre-v1-full?', {}),
     # Before sounds are rendered for a config without a corpus:
     (['--config.eval.tasks=/nowhere'], '/nowhere', {}),
     (['--config.eval.protocol=linear'], "eval.protocol 'linear'", {}),
