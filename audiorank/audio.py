@@ -5,6 +5,7 @@ T frames, W samples of a window.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +26,14 @@ TOP_DB = 120.  # Range of a log-mel below its loudest value.
 FRONTS = ('log_mel', 'pixels')  # What `front` can make of a wave.
 
 
-def hann():
+def hann() -> np.ndarray:
   """Returns the periodic Hann window of N_FFT samples, float32."""
   turn = 2 * np.pi * np.arange(N_FFT) / N_FFT
   return (.5 - .5 * np.cos(turn)).astype(np.float32)
 
 
-def mel_filters(mels=64, bins=257, rate=16_000):
+def mel_filters(mels: int = 64, bins: int = 257,
+                rate: int = 16_000) -> np.ndarray:
   """Returns the HTK triangles filters_MQ of torchaudio (norm None).
 
   Rounded to float32 where torch rounds, or the mels are 3e-6 off its own.
@@ -55,7 +57,7 @@ def mel_filters(mels=64, bins=257, rate=16_000):
   return np.maximum(0, np.minimum(down, up)).T + np.float32(0)
 
 
-def windows(wave_BS):
+def windows(wave_BS: jax.Array) -> jax.Array:
   """Returns windows_BTW of 512 samples at every 160th, T = 1 + S // 160.
 
   A periodic Hann window; the wave is reflected at both ends.
@@ -79,7 +81,7 @@ def windows(wave_BS):
   return frames * hann()[None, None]
 
 
-def mel_power(wave_BS):
+def mel_power(wave_BS: jax.Array) -> jax.Array:
   """Returns mel_BMT, the mel power spectrogram, T = 1 + S // 160.
 
   64 HTK mels from 0 to 8000 Hz of `windows`: torchaudio's MelSpectrogram as
@@ -126,7 +128,7 @@ def _by_matrix(wave_BS):
   return product('btq,mq->bmt', power_BTQ, mel_filters()[:, :N_FFT // 2])
 
 
-def front(config, wave_BS, clamp='clip'):
+def front(config: Any, wave_BS: jax.Array, clamp: str = 'clip') -> jax.Array:
   """Returns picture_BMT, what a model is shown of waves.
 
   Args:
@@ -140,7 +142,7 @@ def front(config, wave_BS, clamp='clip'):
   return pixels(wave_BS, config.mels)
 
 
-def pixels(wave_BS, rows):
+def pixels(wave_BS: jax.Array, rows: int) -> jax.Array:
   """Returns the pictures picture_BMT that waves carry, M = `rows`.
 
   Column t is the first `rows` samples from sample 160 t, so that a picture has
@@ -168,7 +170,7 @@ def random_gain(key: jax.Array, wave_BS: jax.Array, low: float,
   return wave_BS * 10 ** (db_B / 20)[:, None]
 
 
-def log_mel(wave_BS, clamp='clip'):
+def log_mel(wave_BS: jax.Array, clamp: str = 'clip') -> jax.Array:
   """Returns mel_BMT in dB, at most 120 dB below its loudest value.
 
   Args:

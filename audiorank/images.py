@@ -32,12 +32,12 @@ SPLITS = {'train': (0, 1000), 'valid': (1000, 1297), 'test': (1297, 1797)}
 TURNS = 4  # Quarter turns of a digit that the second task tells apart.
 
 
-def samples(patches, side):
+def samples(patches: int, side: int) -> int:
   """Returns the samples of a wave that carries so many patches."""
   return (patches - 1) * audio.HOP + side * side
 
 
-def wave(picture_YX, side):
+def wave(picture_YX: np.ndarray, side: int) -> np.ndarray:
   """Returns wave_S int16 that carries a picture.
 
   Args:
@@ -69,7 +69,8 @@ def wave(picture_YX, side):
   return np.rint(wave_S * 32767).astype(np.int16)
 
 
-def write_corpus(out, pictures_NYX, side, about):
+def write_corpus(out: str | os.PathLike, pictures_NYX: np.ndarray, side: int,
+                 about: dict) -> None:
   """Writes pictures as a prepared corpus, each a recording of its own.
 
   Args:
@@ -83,7 +84,8 @@ def write_corpus(out, pictures_NYX, side, about):
       for i, picture_YX in enumerate(pictures_NYX)), {**about, 'side': side})
 
 
-def write_task(folder, name, splits, side):
+def write_task(folder: str | os.PathLike, name: str, splits: dict,
+               side: int) -> None:
   """Writes a task of labelled pictures in HEAR's layout, whole or not at all.
 
   Args:
@@ -123,7 +125,7 @@ def write_task(folder, name, splits, side):
     shutil.rmtree(part, ignore_errors=True)
 
 
-def digits():
+def digits() -> tuple[np.ndarray, list[str]]:
   """Returns (pictures_NYX in [0, 1], N labels) of the set.
 
   Raises:
@@ -138,7 +140,7 @@ def digits():
   return digits_set.images / 16., [f'digit_{n}' for n in digits_set.target]
 
 
-def make(folder):
+def make(folder: str | os.PathLike) -> tuple[str, str]:
   """Writes (or finishes) the digits; returns (corpus, tasks) paths.
 
   The corpus holds the pictures of the training split alone. Of the tasks

@@ -59,26 +59,26 @@ def iff(file: BinaryIO, begin: int, size: int) -> Sound:
   kind = read_at(file, begin + 8, 4)
   form, sample = (('aiff', b'SSND') if kind[:3] == b'AIF' else ('svx', b'BODY'))
   frames, frames_at, width = None, 0, 0
-  found = None
+  data = None
   for name, at, length, place in _chunks(file, begin + 12, size, '>'):
     if name == b'COMM' and length >= 18:
       channels, frames, bits = struct.unpack('>hIh', read_at(file, at, 8))
       frames_at, width = at + 2, max(channels, 1) * ((bits + 7) // 8)
     if name == sample:
-      found = _Data(at, length, place)
+      data = _Data(at, length, place)
       break
-  if found is None:
+  if data is None:
     if frames == 0:
       return Sound(form)
     raise ValueError('cut off: no chunk of samples in it')
-  sound = _samples(file, form, begin, size, found, '>', 4)
+  sound = _samples(file, form, begin, size, data, '>', 4)
   if sound.file is not None and frames is not None and not (
       0 < frames < UNKNOWN) and width:
     # The count of frames stands in a chunk of its own.
-    count = (size - found.begin - 8) // width
+    count = (size - data.begin - 8) // width
     sound = sound._replace(file=patched(file, begin, size, {
         frames_at: struct.pack('>I', count),
-        found.at: struct.pack('>I', size - found.begin)}))
+        data.at: struct.pack('>I', size - data.begin)}))
   return sound
 
 

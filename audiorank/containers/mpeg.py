@@ -42,14 +42,15 @@ def read_frame(head: bytes) -> Frame | None:
   if version == 1 or layer == 4 or rate in (0, 15) or rate_index == 3:
     return None
   hertz = _RATES[version][rate_index]
+  # Kilobits a second: of MPEG-1 by layer, of its successors layer 1 apart.
+  tables = (_L1, _L2, _L3) if version == 3 else (_LOW1, _LOW, _LOW)
+  kilobits = tables[layer - 1][rate]
   if layer == 1:
-    kilobits = (_L1 if version == 3 else _LOW1)[rate]
     length, samples = (12000 * kilobits // hertz + padding) * 4, 384
   elif layer == 2 or version == 3:
-    kilobits = ((_L2 if layer == 2 else _L3) if version == 3 else _LOW)[rate]
     length, samples = 144000 * kilobits // hertz + padding, 1152
   else:
-    length, samples = 72000 * _LOW[rate] // hertz + padding, 576
+    length, samples = 72000 * kilobits // hertz + padding, 576
   return Frame((version, layer, rate_index), length, samples, hertz,
                head[3] >> 6 == 3)
 
@@ -138,13 +139,18 @@ def inspect(file: BinaryIO, begin: int, at: int, size: int) -> Sound:
   return Sound(form, View(file, parts, name(file)), frames, slack)
 
 
+def _side_bytes(frame: Frame) -> int:
+  """Returns the bytes of side information between header and Xing tag."""
+  stereo, mono = (32, 17) if frame.kind[0] == 3 else (17, 9)
+  return mono if frame.mono else stereo
+
+
 def _xing(data: bytes, frame: Frame) -> int | None:
   """Returns the frame count in a Xing, Info or VBRI frame; 0 without one.
 
   None where the frame is none of these.
   """
-  side = (17 if frame.mono else 32) if frame.kind[0] == 3 else (
-      9 if frame.mono else 17)
+  side = _side_bytes(frame)
   for at in (4 + side, 6 + side):  # Behind a checksum of two bytes or not.
     if data[at:at + 4] in (b'Xing', b'Info'):
       flags, count = struct.unpack('>II', data[at + 4:at + 12].ljust(8, b'\0'))
@@ -218,9 +224,7 @@ def _xing_frame(head: bytes, count: int, size: int) -> bytes:
     frame = read_frame(mine)
     if frame.length >= 200:
       break
-  side = (17 if frame.mono else 32) if frame.kind[0] == 3 else (
-      9 if frame.mono else 17)
-  data = mine + bytes(side) + b'Xing' + struct.pack(
+  data = mine + bytes(_side_bytes(frame)) + b'Xing' + struct.pack(
       '>III', 3, count, min(size + frame.length, 0xFFFFFFFF))
   return data.ljust(frame.length, b'\0')
 

@@ -113,12 +113,12 @@ def sounds(path: str) -> Iterator[tuple[str, Place]]:
       for group in range(about.num_row_groups):
         chunk = about.row_group(group).column(column)
         rows = about.row_group(group).num_rows
-        found = 0
+        count = 0
         for where in _pages(path, chunk, levels, rows):
           yield next(names, ''), where
-          found += 1
-        if found != rows:
-          raise ValueError(f'{found} of {rows} rows in row group {group}')
+          count += 1
+        if count != rows:
+          raise ValueError(f'{count} of {rows} rows in row group {group}')
   except (pyarrow.ArrowException, OSError, struct.error, IndexError) as error:
     raise ValueError(f'{error}'.splitlines()[0] if str(error) else
                      type(error).__name__) from error
@@ -158,12 +158,12 @@ def _pages(path: str, chunk, levels: int, rows: int) -> Iterator[Place]:
   begin = chunk.data_page_offset
   if chunk.has_dictionary_page and chunk.dictionary_page_offset:
     begin = min(begin, chunk.dictionary_page_offset)
-  at, end, dictionary, found = begin, begin + chunk.total_compressed_size, (
-      0, 0), 0
+  at, end = begin, begin + chunk.total_compressed_size
+  dictionary, done = (0, 0), 0
   if end > os.path.getsize(path):
     raise ValueError('cut off')
   with open(path, 'rb') as file:
-    while at < end and found < rows:
+    while at < end and done < rows:
       header, length = _header(file, at)
       size = length + header.get(3, 0)
       if header.get(3, -1) < 0 or at + size > end:
@@ -172,8 +172,8 @@ def _pages(path: str, chunk, levels: int, rows: int) -> Iterator[Place]:
         dictionary = at, size
       elif header.get(1) in (DATA_PAGE, DATA_PAGE_V2):
         inner = header.get(5) or header.get(8) or {}
-        for index in range(min(inner.get(1, 0), rows - found)):
-          found += 1
+        for index in range(min(inner.get(1, 0), rows - done)):
+          done += 1
           yield Place(at, size, index, chunk.compression, levels, *dictionary)
       at += size
 
@@ -189,10 +189,10 @@ def read(file: BinaryIO, where: Place, last: dict) -> bytes | None:
   Raises:
     ValueError: the page is not what it was, or written in another way.
   """
-  found = _value(file, where, last)
-  if found is None:
+  value = _value(file, where, last)
+  if value is None:
     return None
-  page, begin, length = found
+  page, begin, length = value
   return bytes(page.body[begin:begin + length])
 
 

@@ -162,7 +162,7 @@ def _fitting(index: index_lib.Index, length_G: np.ndarray, room: float,
 def _next_fitting(keys_G: np.ndarray, length_G: np.ndarray, done: int,
                   room: float) -> np.ndarray:
   """Returns the recordings of the next keys that would fit, at most MOST."""
-  found, limit = np.zeros(0, np.int64), None
+  fitting, limit = np.zeros(0, np.int64), None
   for begin in range(0, len(keys_G), index_lib.ROWS):
     key_C = keys_G[begin:begin + index_lib.ROWS]
     length_C = length_G[begin:begin + index_lib.ROWS]
@@ -171,12 +171,12 @@ def _next_fitting(keys_G: np.ndarray, length_G: np.ndarray, done: int,
       fits &= key_C > np.uint64(done)
     if limit is not None:
       fits &= key_C <= limit
-    found = np.concatenate([found, np.flatnonzero(fits) + begin])
-    if len(found) > 2 * MOST:
-      key_C = keys_G[found]
+    fitting = np.concatenate([fitting, np.flatnonzero(fits) + begin])
+    if len(fitting) > 2 * MOST:
+      key_C = keys_G[fitting]
       limit = np.partition(key_C, MOST)[MOST]
-      found = found[key_C <= limit]
-  return found
+      fitting = fitting[key_C <= limit]
+  return fitting
 
 
 def _take(code_C: np.ndarray, length_G: np.ndarray, room: float,

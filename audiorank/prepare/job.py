@@ -85,14 +85,14 @@ def run(audio: str | os.PathLike, out: str | os.PathLike,
               'max_hours': float(max_hours), 'min_seconds': float(min_seconds),
               'store': store}
   table = _table_path(audio, manifest)
-  found = listing.walk(audio, skip=out)
-  packed = listing.packed(found)
+  below = listing.walk(audio, skip=out)
+  packed = listing.packed(below)
   if packed and store == 'none':
     raise ValueError(f'{packed[0]}: cannot be read in place while it is '
                      'compressed; unpack it, or choose another store than none')
 
   def listed(unpacked):
-    every = listing.scan(audio, found, max_members, unpacked,
+    every = listing.scan(audio, below, max_members, unpacked,
                          {table} if table else set())
     return _with_sources(every, audio, table, file_column, source_column,
                          source_pattern)

@@ -135,8 +135,9 @@ def match(table: Table, files: Iterable[str],
     base = _plain(file).rpartition('/')[2]
     ends[base].append(file)
     stems[_bare(base.rpartition('.')[0])].append(file)
-  found, counts = {}, {'rows': len(table.rows), 'unmatched': 0, 'ambiguous': 0,
-                       'example': ''}
+  by_file = {}
+  counts = {'rows': len(table.rows), 'unmatched': 0, 'ambiguous': 0,
+            'example': ''}
   for row in table.rows:
     name = row.file
     if name not in exact:
@@ -151,8 +152,8 @@ def match(table: Table, files: Iterable[str],
         counts['example'] = counts['example'] or row.file
         continue
       name = fits[0]
-    found[name] = row
-  return found, counts
+    by_file[name] = row
+  return by_file, counts
 
 
 def _plain(name: str, root: str = '') -> str:
@@ -200,11 +201,11 @@ def of_pattern(pattern: str, files: Iterable[str]) -> tuple[dict, int]:
   except re.error as error:
     raise ValueError(f'source_pattern {pattern!r}: not a regular expression '
                      f'({error})') from error
-  found, missed = {}, 0
+  by_file, missed = {}, 0
   for file in files:
     fit = expression.search(file)
     if fit is None:
       missed += 1
       continue
-    found[file] = '/'.join(g for g in fit.groups() if g) or fit.group()
-  return found, missed
+    by_file[file] = '/'.join(g for g in fit.groups() if g) or fit.group()
+  return by_file, missed

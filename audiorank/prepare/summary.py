@@ -13,9 +13,9 @@ def lines(about: Mapping) -> list[str]:
   """
   counts = (f'{about["hours"]:.2f} h in {about["records"]} records of '
             f'{about["files"]} files from {about["sources"]} sources')
-  kept = ', '.join(f'{form} {row["hours"]:.2f} h in {row["files"]} files'
+  formats = ', '.join(f'{form} {row["hours"]:.2f} h in {row["files"]} files'
                    for form, row in sorted(about['formats'].items()))
-  out = [counts, f'kept: {kept}']
+  out = [counts, f'kept: {formats}']
   if about.get('copies'):
     out.append(f'copies: {about["copies"]} records are the same, sample by '
                'sample, as another one')

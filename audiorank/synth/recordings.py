@@ -20,7 +20,7 @@ _SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 7, 9),
            (0, 3, 5, 7, 10))
 
 
-def midi(number):
+def midi(number: float) -> float:
   """The frequency in Hz of a MIDI note number; 69 is 440 Hz."""
   return 440. * 2. ** ((number - 69) / 12.)
 
@@ -42,7 +42,7 @@ def _spans(g, n, low, high):
     start += length
 
 
-def music(g, n):
+def music(g: np.random.Generator, n: int) -> np.ndarray:
   """A motif that repeats with variations, one or two voices, maybe drums."""
   wave_S = np.zeros(n)
   for start, length in _spans(g, n, 4., 9.):
@@ -61,11 +61,11 @@ def music(g, n):
         degree = int(degrees[i]) + (int(g.integers(-1, 2))
                                     if g.uniform() < .15 else 0)
         octave, degree = divmod(degree, len(scale))
-        held = beat * int(lengths[i])
+        duration = beat * int(lengths[i])
         sound_S = sounds.note(g, family, midi(root + 12 * octave
-                                              + scale[degree]), held)
+                                              + scale[degree]), duration)
         _add(wave_S, at, gain * sound_S)
-        at, step = at + held, step + 1
+        at, step = at + duration, step + 1
     if g.integers(2):
       pattern = g.integers(-2, len(sounds.DRUMS), int(g.integers(4, 9)))
       for step, at in enumerate(range(start, start + length, beat)):
@@ -75,7 +75,7 @@ def music(g, n):
   return wave_S
 
 
-def speech(g, n):
+def speech(g: np.random.Generator, n: int) -> np.ndarray:
   """Syllables in phrases of falling pitch, from a small vocabulary."""
   wave_S = np.zeros(n)
   for start, length in _spans(g, n, 5., 12.):
@@ -90,16 +90,16 @@ def speech(g, n):
         at += int(g.integers(1600, 8000))
       if not len(word):
         word = words[g.integers(len(words))]
-      held = int(RATE / rate * g.uniform(.6, 1.3))
+      duration = int(RATE / rate * g.uniform(.6, 1.3))
       height = base * 2. ** ((7. * left / phrase + g.uniform(-2., 2.)) / 12.)
-      glide_S = 2. ** (g.uniform(-4., 3.) / 12. * np.linspace(0., 1., held))
+      glide_S = 2. ** (g.uniform(-4., 3.) / 12. * np.linspace(0., 1., duration))
       _add(wave_S, at, waves.decibels(g.uniform(-8., 0.))
            * sounds.syllable(g, height * glide_S, int(word[0])))
-      at, left, word = at + held, left - 1, word[1:]
+      at, left, word = at + duration, left - 1, word[1:]
   return wave_S
 
 
-def texture(g, n):
+def texture(g: np.random.Generator, n: int) -> np.ndarray:
   """One texture after another, each a few seconds."""
   wave_S = np.zeros(n)
   for start, length in _spans(g, n, 2., 6.):
@@ -109,7 +109,7 @@ def texture(g, n):
   return wave_S
 
 
-def carrier(g, n):
+def carrier(g: np.random.Generator, n: int) -> np.ndarray:
   """A steady sound to be modulated: a chord, a note's spectrum or noise."""
   kind = int(g.integers(3))
   if kind == 0:
@@ -123,7 +123,8 @@ def carrier(g, n):
   return waves.normalise(wave_S)
 
 
-def pulse(g, wave_S, kind, low, high, depth):
+def pulse(g: np.random.Generator, wave_S: np.ndarray, kind: str, low: float,
+          high: float, depth: float) -> np.ndarray:
   """The wave under a periodic envelope, linear in dB, of `depth` dB.
 
   Every course gives the envelope the same distribution over levels.
@@ -132,7 +133,7 @@ def pulse(g, wave_S, kind, low, high, depth):
   return wave_S * waves.decibels(depth * (track_S - 1.))
 
 
-def pulses(g, n):
+def pulses(g: np.random.Generator, n: int) -> np.ndarray:
   """Sounds that pulse: decays, swells and tremolo at 2 to 14 Hz."""
   wave_S = np.zeros(n)
   for start, length in _spans(g, n, 2., 5.):
@@ -142,7 +143,8 @@ def pulses(g, n):
   return wave_S
 
 
-def sweep(g, n, kind, low, high):
+def sweep(g: np.random.Generator, n: int, kind: str, low: float,
+          high: float) -> np.ndarray:
   """A tone or a noise band whose log frequency follows a course."""
   track_S = waves.course(g, kind, n, low, high)
   bottom = waves.log_uniform(g, 120., 600.)
@@ -152,7 +154,7 @@ def sweep(g, n, kind, low, high):
       waves.harmonic(f_S, amps_H, g.uniform(0., 2. * np.pi, 24)))
 
 
-def sweeps(g, n):
+def sweeps(g: np.random.Generator, n: int) -> np.ndarray:
   """Glides, sirens and arpeggios that keep their period."""
   wave_S = np.zeros(n)
   for start, length in _spans(g, n, 2., 5.):
@@ -161,7 +163,7 @@ def sweeps(g, n):
   return wave_S
 
 
-def event(g, n):
+def event(g: np.random.Generator, n: int) -> np.ndarray:
   """One short sound of any kind, of RMS one over its n samples."""
   kind = int(g.integers(4))
   if kind == 0:
@@ -177,7 +179,7 @@ def event(g, n):
   return waves.normalise(wave_S)
 
 
-def events(g, n):
+def events(g: np.random.Generator, n: int) -> np.ndarray:
   """Single sounds and short repetitions, with gaps of silence."""
   wave_S = np.zeros(n)
   at = int(g.integers(RATE))
@@ -193,7 +195,7 @@ def events(g, n):
   return wave_S
 
 
-def scene(g, n):
+def scene(g: np.random.Generator, n: int) -> np.ndarray:
   """Two or three of the other categories at once, at random levels."""
   kinds = g.permutation(len(CATEGORIES) - 1)[:int(g.integers(2, 4))]
   return sum(waves.normalise(_MAKERS[CATEGORIES[kind]](g, n))
@@ -205,18 +207,18 @@ _MAKERS = {'music': music, 'speech': speech, 'texture': texture,
            'scene': scene}
 
 
-def length(seed, index):
+def length(seed: int, index: int) -> int:
   """The samples of the recording `index`, known before it is made."""
   return int(waves.generator(seed, 'length', index).integers(8 * RATE,
                                                               30 * RATE))
 
 
-def name(index):
+def name(index: int) -> str:
   """The path of the recording `index` below the output folder."""
   return f'{CATEGORIES[index % len(CATEGORIES)]}/{index:07d}.flac'
 
 
-def make(seed, index):
+def make(seed: int, index: int) -> np.ndarray:
   """The recording `index` of the dataset `seed`: int16 PCM at 16 kHz."""
   g = waves.generator(seed, 'recording', index)
   wave_S = _MAKERS[CATEGORIES[index % len(CATEGORIES)]](g, length(seed, index))

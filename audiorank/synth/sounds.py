@@ -42,7 +42,7 @@ def _partials(g, family):
   return amps_H, amps_H * k_H ** -1.5, g.uniform(0., 2. * np.pi, _HARMONICS)
 
 
-def note(g, family, f, n):
+def note(g: np.random.Generator, family: str, f: float, n: int) -> np.ndarray:
   """A note of n samples of one of TIMBRES at f Hz, peaking near one.
 
   Families differ in harmonics, but as much in what an equaliser cannot change:
@@ -102,7 +102,7 @@ def note(g, family, f, n):
   return bright_S * waves.attack_decay(n, attack, decay, .03)
 
 
-def drum(g, kind, n):
+def drum(g: np.random.Generator, kind: str, n: int) -> np.ndarray:
   """One stroke of one of DRUMS, peaking near one, within n samples."""
   t_S = waves.seconds(n)
   if kind in ('kick', 'tom'):
@@ -134,7 +134,7 @@ def drum(g, kind, n):
   return 2. * waves.resonate(hiss_S * burst_S, f, 900.)
 
 
-def syllable(g, f_S, vowel):
+def syllable(g: np.random.Generator, f_S: np.ndarray, vowel: int) -> np.ndarray:
   """A glottal pulse train along f_S through three formants, with an onset.
 
   `vowel` indexes VOWELS; the vocal tract's length varies by its own draw.
@@ -171,7 +171,7 @@ def _impulses(g, n, rate, spread):
   return wave_S
 
 
-def texture(g, kind, n):
+def texture(g: np.random.Generator, kind: str, n: int) -> np.ndarray:
   """A stationary texture, one of TEXTURES, of RMS one."""
   t_S = waves.seconds(n)
   if kind == 'hiss':

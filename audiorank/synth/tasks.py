@@ -7,6 +7,7 @@ itself is not the label.
 Shapes: S samples.
 """
 
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -79,17 +80,17 @@ def _place(g, n, sound_S):
 def _pitch(g, label):
   f = recordings.midi(int(label)) * 2. ** (g.uniform(-.2, .2) / 12.)
   family = sounds.TIMBRES[g.integers(len(sounds.TIMBRES))]
-  held = int(g.integers(6000, CLIP + 1))
-  return waves.stage(g, _place(g, CLIP, sounds.note(g, family, f, held)),
+  duration = int(g.integers(6000, CLIP + 1))
+  return waves.stage(g, _place(g, CLIP, sounds.note(g, family, f, duration)),
                      snr=(5., 30.))
 
 
 def _timbre(g, label):
   f = recordings.midi(int(g.integers(50, 80)))
   wave_S = np.zeros(CLIP)
-  held = int(g.integers(5000, CLIP + 1))
-  for start in range(0, CLIP, held):
-    length = min(held, CLIP - start)
+  duration = int(g.integers(5000, CLIP + 1))
+  for start in range(0, CLIP, duration):
+    length = min(duration, CLIP - start)
     if length > 1600:
       wave_S[start:start + length] = sounds.note(g, label, f, length)
   return waves.stage(g, wave_S, snr=(5., 30.))
@@ -176,11 +177,11 @@ def _scene(g, labels):
       wave_S += gain * sounds.texture(g, label, CLIP)
     else:
       repeat = int(g.integers(1, 4))
-      held = CLIP // repeat
+      duration = CLIP // repeat
       for i in range(repeat):
-        length = min(held, int(g.integers(2400, 6400)))
-        wave_S[i * held:(i + 1) * held] += gain * _place(
-            g, held, _source(g, label, length))
+        length = min(duration, int(g.integers(2400, 6400)))
+        wave_S[i * duration:(i + 1) * duration] += gain * _place(
+            g, duration, _source(g, label, length))
   return waves.stage(g, wave_S, snr=(8., 30.))
 
 
@@ -191,13 +192,13 @@ def _sound_events(g):
   slot = EVENT_CLIP // count
   for i in range(count):
     label = labels[g.integers(len(labels))]
-    held = int(g.integers(3, 11)) * 1600 // 2
-    at = i * slot + int(g.integers(max(slot - held, 1)))
-    held = min(held, EVENT_CLIP - at)
-    wave_S[at:at + held] += (_source(g, label, held)
+    duration = int(g.integers(3, 11)) * 1600 // 2
+    at = i * slot + int(g.integers(max(slot - duration, 1)))
+    duration = min(duration, EVENT_CLIP - at)
+    wave_S[at:at + duration] += (_source(g, label, duration)
                              * waves.decibels(g.uniform(-9., 0.)))
     marks.append({'label': label, 'start': 1000. * at / RATE,
-                  'end': 1000. * (at + held) / RATE})
+                  'end': 1000. * (at + duration) / RATE})
   return waves.stage(g, wave_S, snr=(8., 25.), room=.3), marks
 
 
@@ -216,15 +217,15 @@ def _hive(g, pick, low, high):
   base, gain = waves.log_uniform(g, 300., 450.), g.uniform(2., 4.)
   at, count = int(g.integers(RATE, 4 * RATE)), 0
   while True:
-    held = int(g.integers(RATE // 2, RATE))
-    if at + held > n:
+    duration = int(g.integers(RATE // 2, RATE))
+    if at + duration > n:
       return waves.stage(g, wave_S, snr=(10., 30.))
-    f_S = np.full(held, base * 2. ** (pick(count) + g.uniform(-.15, .15)))
+    f_S = np.full(duration, base * 2. ** (pick(count) + g.uniform(-.15, .15)))
     call_S = waves.harmonic(f_S, np.arange(1, 9) ** -1.,
                             g.uniform(0., 2. * np.pi, 8))
-    wave_S[at:at + held] += gain * waves.normalise(
-        call_S * waves.attack_decay(held, .05, 9., .05))
-    at += held + int(g.integers(int(low * RATE), int(high * RATE)))
+    wave_S[at:at + duration] += gain * waves.normalise(
+        call_S * waves.attack_decay(duration, .05, 9., .05))
+    at += duration + int(g.integers(int(low * RATE), int(high * RATE)))
     count += 1
 
 
@@ -250,7 +251,8 @@ _SCENES = {'event_count': _event_count, 'hive_order': _hive_order,
            'timbre': _timbre}
 
 
-def make(seed, task, split, index):
+def make(seed: int, task: str, split: str,
+    index: int) -> tuple[np.ndarray, Any]:
   """The clip `index` of a split of a task, and its labels.
 
   Classes take turns, so that every prefix of a split is balanced. Returns

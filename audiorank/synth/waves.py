@@ -22,7 +22,7 @@ COURSES = ('down', 'shuffled', 'triangle', 'up')
 _TABLE = 2048
 
 
-def generator(seed, kind, index):
+def generator(seed: int, kind: str, index: int) -> np.random.Generator:
   """The random numbers of one clip: Philox, keyed by an integer hash.
 
   Nothing is shared between clips, so neither their order nor the number of
@@ -32,34 +32,35 @@ def generator(seed, kind, index):
   return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 
 
-def log_uniform(g, low, high):
+def log_uniform(g: np.random.Generator, low: float, high: float) -> float:
   """A number whose logarithm is uniform between those of low and high."""
   return low * (high / low) ** g.uniform()
 
 
-def decibels(db):
+def decibels(db: float) -> np.ndarray | float:
   """The amplitude ratio of a level in dB."""
   return 10. ** (db / 20.)
 
 
-def normalise(wave_S):
+def normalise(wave_S: np.ndarray) -> np.ndarray:
   """The wave at RMS 1; silence stays silence."""
   return wave_S / np.sqrt(np.mean(wave_S ** 2) + 1e-20)
 
 
-def seconds(n):
+def seconds(n: int) -> np.ndarray:
   """The times of n samples, in seconds."""
   return np.arange(n) / RATE
 
 
-def smooth(g, n, rate):
+def smooth(g: np.random.Generator, n: int, rate: float) -> np.ndarray:
   """A random curve in [-1, 1] of n samples that turns `rate` times a second."""
   knots = max(int(n * rate / RATE), 1) + 2
   at_S = np.arange(n) * ((knots - 1) / n)
   return np.interp(at_S, np.arange(knots), g.uniform(-1., 1., knots))
 
 
-def attack_decay(n, attack, decay, release=.01):
+def attack_decay(n: int, attack: float, decay: float,
+                 release: float = .01) -> np.ndarray:
   """A linear rise over `attack` s, then an exponential fall of `decay` s."""
   t_S = seconds(n)
   rise_S = np.minimum(t_S / attack, 1.)
@@ -67,7 +68,8 @@ def attack_decay(n, attack, decay, release=.01):
   return rise_S * fall_S * np.minimum((n / RATE - t_S) / release, 1.)
 
 
-def harmonic(f_S, amps_H, phases_H):
+def harmonic(f_S: np.ndarray, amps_H: np.ndarray,
+             phases_H: np.ndarray) -> np.ndarray:
   """A harmonic sound along a track of fundamentals, band-limited.
 
   Wavetable synthesis; the linear interpolation matters: reading the nearest
@@ -83,7 +85,8 @@ def harmonic(f_S, amps_H, phases_H):
   return table[entry_S] + (at_S - entry_S) * np.diff(table)[entry_S]
 
 
-def modal(g, f_P, amps_P, decays_P, n):
+def modal(g: np.random.Generator, f_P: np.ndarray, amps_P: np.ndarray,
+          decays_P: np.ndarray, n: int) -> np.ndarray:
   """A struck body: decaying partials of any frequencies."""
   t_S = seconds(n)
   wave_S = np.zeros(n)
@@ -95,7 +98,7 @@ def modal(g, f_P, amps_P, decays_P, n):
   return wave_S
 
 
-def resonate(wave_S, f, bandwidth):
+def resonate(wave_S: np.ndarray, f: float, bandwidth: float) -> np.ndarray:
   """A two-pole resonance of gain one at its centre."""
   r = np.exp(-np.pi * bandwidth / RATE)
   b = np.array([1., 0., -1.]) * (1. - r * r) / 2.
@@ -103,12 +106,13 @@ def resonate(wave_S, f, bandwidth):
   return signal.lfilter(b, a, wave_S)
 
 
-def noise(g, n):
+def noise(g: np.random.Generator, n: int) -> np.ndarray:
   """White noise of RMS one."""
   return g.standard_normal(n)
 
 
-def colour(g, wave_S, spread, reverb=0.):
+def colour(g: np.random.Generator, wave_S: np.ndarray, spread: float,
+           reverb: float = 0.) -> np.ndarray:
   """The wave through a random smooth equaliser and, if asked, a random room.
 
   `spread` is the standard deviation in dB of the equaliser's knots, which lie
@@ -130,7 +134,7 @@ def colour(g, wave_S, spread, reverb=0.):
   return fft.irfft(spectrum_F, size)[:n]
 
 
-def band(g, n):
+def band(g: np.random.Generator, n: int) -> np.ndarray:
   """Noise of a random colour: white, sloped, or one broad hump."""
   wave_S = noise(g, n)
   if g.integers(2):
@@ -139,7 +143,8 @@ def band(g, n):
   return normalise(colour(g, wave_S, 8.))
 
 
-def course(g, kind, n, low, high):
+def course(g: np.random.Generator, kind: str, n: int, low: float,
+           high: float) -> np.ndarray:
   """A periodic track in [0, 1], `low` to `high` periods a second.
 
   All COURSES spend equal time at every height, so that only the order tells
@@ -165,7 +170,9 @@ def course(g, kind, n, low, high):
   return at_S if kind == 'up' else 1. - at_S
 
 
-def stage(g, wave_S, snr, room=.5, spread=6., levels=(-42., -16.)):
+def stage(g: np.random.Generator, wave_S: np.ndarray, snr: tuple[float, float],
+          room: float = .5, spread: float = 6.,
+          levels: tuple[float, float] = (-42., -16.)) -> np.ndarray:
   """The wave as a random microphone hears it, in int16.
 
   A random equaliser and room, coloured noise `snr` dB (a pair: low, high)

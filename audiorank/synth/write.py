@@ -4,6 +4,7 @@ A file under its final name is whole; a marker, written last, says that a
 folder is finished and with which arguments it was made.
 """
 
+from collections.abc import Sequence
 from concurrent import futures
 import functools
 import json
@@ -104,7 +105,7 @@ def _write_recording(out, seed, index):
     _write_wave(path, recordings.make(seed, index), 'FLAC')
 
 
-def count(hours, seed):
+def count(hours: float, seed: int) -> int:
   """How many recordings hold at least `hours` hours."""
   total, index = 0, 0
   while total < hours * 3600 * RATE:
@@ -113,7 +114,9 @@ def count(hours, seed):
   return index
 
 
-def write_audio(out, hours, seed, workers=None, progress=True):
+def write_audio(out: str | os.PathLike, hours: float, seed: int,
+                workers: int | None = None,
+                progress: bool = True) -> pathlib.Path:
   """Writes recordings for pretraining: <out>/<category>/<index>.flac.
 
   16 kHz mono 16-bit FLAC, 8 to 30 s each, at least `hours` hours in all. More
@@ -207,8 +210,10 @@ def _finish(partial, folder, name, clips):
     partial.parent.rmdir()
 
 
-def write_tasks(out, seed, clips_per_task=(320, 100, 200), names=None,
-                workers=None, progress=True):
+def write_tasks(out: str | os.PathLike, seed: int,
+                clips_per_task: Sequence[int] = (320, 100, 200),
+                names: Sequence[str] | None = None, workers: int | None = None,
+                progress: bool = True) -> pathlib.Path:
   """Writes task folders in HEAR's layout: <out>/tasks/<name>-v1-full/.
 
   `clips_per_task` are the clips of the train, valid and test split; `names`

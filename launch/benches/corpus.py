@@ -65,10 +65,10 @@ def starts(what: str, count: int) -> Iterator[timing.Row]:
     root = pathlib.Path(folder) / 'corpus'
     made_up(root, count)
     for again in ('', ', again'):
-      found = start(root)
+      took = start(root)
       yield timing.alone(
-          f'{what}{again}', found['seconds'], 's', None,
-          f'peak {found["peak"]:.2f} GB, {found["cpu"]:.1f} CPU-s with the '
+          f'{what}{again}', took['seconds'], 's', None,
+          f'peak {took["peak"]:.2f} GB, {took["cpu"]:.1f} CPU-s with the '
           'imports; 10 s and 1 GB wanted')
     if count <= 10**5:
       # As before there was an index: the manifest is read into memory.

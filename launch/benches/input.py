@@ -30,9 +30,9 @@ def rows(quick, only):
       what = (f'a clip of 10 s from ArrayRecord, int16, records of at most '
               f'{pieces} s')
       if only in what:
-        made = folder / f'pieces-{pieces}'
-        prepare.run(folder / 'audio', made, piece_seconds=pieces)
-        yield reading(what, data.load(made), folder / 'audio')
+        corpus = folder / f'pieces-{pieces}'
+        prepare.run(folder / 'audio', corpus, piece_seconds=pieces)
+        yield reading(what, data.load(corpus), folder / 'audio')
     what = 'waiting for input while training, en128-12, 10 s'
     if only in what:
       yield waiting(what, folder, 12 if quick else 40)
@@ -86,11 +86,11 @@ def waiting(what, folder, steps):
   c.monitor.update({'clips': 16, 'readings': 2, 'batch': 8, 'valid_clips': 0})
   records.open_run(folder / 'run', c)
   train.run(folder / 'run', records.load_config(folder / 'run'))
-  told = [json.loads(line) for line in
+  lines = [json.loads(line) for line in
           (folder / 'run' / 'metrics.jsonl').read_text().splitlines()]
-  told = [row for row in told if row.get('clips_per_second')]
-  spent = sum(4 * 8 / row['clips_per_second'] for row in told)
-  share = sum(row['waiting'] for row in told) / spent
+  lines = [row for row in lines if row.get('clips_per_second')]
+  spent = sum(4 * 8 / row['clips_per_second'] for row in lines)
+  share = sum(row['waiting'] for row in lines) / spent
   return timing.alone(what, 100 * share, '%', None,
-                      f'{len(told)} rows of 4 steps of 8 clips, one core; at '
+                      f'{len(lines)} rows of 4 steps of 8 clips, one core; at '
                       'most 2 % wanted')
