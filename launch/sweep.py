@@ -275,6 +275,15 @@ def finish(root: pathlib.Path, board: claims.Board, unfinished: list[str],
     sys.exit(1)
 
 
+def leave_devices() -> None:
+  """Has this process, and what it starts, compute on the CPU: the devices of
+  this machine are the workers'. See launch/devices.py."""
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  # Read from the environment when jax was imported.
+  import jax
+  jax.config.update('jax_platforms', 'cpu')
+
+
 def main(argv: list[str]) -> None:
   words = argv[1:] or ['run']
   if len(words) > 1 or words[0] not in WORDS:
@@ -297,9 +306,8 @@ def main(argv: list[str]) -> None:
   if word == 'plan':
     plan(module)
     return
-  # The devices of this machine are the workers': see launch/devices.py.
   environ = dict(os.environ)
-  os.environ['JAX_PLATFORMS'] = 'cpu'
+  leave_devices()
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(cli.AGAIN))
   if word == 'run':
     run(module, environ)

@@ -204,6 +204,8 @@ start = local.Place.start
 
 def checked(*arguments):
   assert not xla_bridge.backends_are_initialized()
+  import jax
+  assert jax.config.jax_platforms == 'cpu'
   start(*arguments)
 
 local.Place.start = checked

@@ -400,6 +400,7 @@ def test_memory_does_not_grow_over_two_hundred_runs(corpus, tasks, tmp_path):
   sweep(tmp_path / 'runs', [
       small(corpus, tasks, **{'seed': seed, 'train.batch': batch,
                               'train.steps': 2, 'opt.warmup': 1,
+                              'monitor.valid_clips': 16,
                               'monitor.readings': 2})
       for seed in range(100) for batch in (8, 16)])
   env = processes.environment(tmp_path / 'cache')
