@@ -71,11 +71,16 @@ def rank_lines(fields):
              'all are zero, or so small that their squares vanish')
       out.append(f'{text:32s}   undefined: {why}')
       continue
+    endless = f"[{r['low_inf']:.3f}, {r['high_inf']:.3f}]"
+    if r['value_inf'] is None:
+      few = 'recordings' if r['n'] >= 4 * r['width'] else 'clips'
+      endless = f' undefined  {endless}  too few {few} to tell'
+    else:
+      endless = f"{r['value_inf']:10.3f}  {endless}"
     out += [
         f"{text:32s} {r['value']:10.3f}  [{r['low']:.3f}, {r['high']:.3f}]  "
         f"n {r['n']}, width {r['width']}, eps {r['eps']:g}",
-        f"{text + ', endless sample':32s} {r['value_inf']:10.3f}  "
-        f"[{r['low_inf']:.3f}, {r['high_inf']:.3f}]"]
+        f"{text + ', endless sample':32s} {endless}"]
   for name in fields['rank']['siblings']:
     pair = [f'{fields[r]["siblings"].get(name, float("nan")):10.4g}'
             for r in ('rank', 'rank_center')]

@@ -277,3 +277,28 @@ def test_an_embedding_that_is_not_finite_shows_on_the_diagonal():
     for of in (rankme.state_of, rankme.rankme, rankme.estimate):
       with pytest.raises(ValueError, match='1 of 64 .* the first in row 5'):
         of(z_ND)
+
+
+@pytest.mark.filterwarnings('ignore::audiorank.rankme.SmallSample')
+@pytest.mark.parametrize('method', ['jackknife', 'infinitesimal'])
+@pytest.mark.parametrize('center', [False, True])
+@pytest.mark.parametrize('n', [2, 3, 5])
+def test_the_smallest_samples(n, center, method):
+  """Two clips: one left out has no centred spectrum, so nothing is known."""
+  got = rankme.estimate(decaying(n, d=8), center=center, method=method)
+  json.dumps(got._asdict(), allow_nan=False)
+  assert 1 - 1e-6 <= got.low <= got.value <= got.high
+  assert got.high <= max(min(n, 8) + 1e-3, got.value)
+  assert got.value_inf is None and got.bias is None
+  assert got.low <= got.low_inf <= got.high_inf <= 8.001
+  if n == 2 and center:
+    assert got.se is None and got.high_inf > 8 and got.low <= 1
+
+
+def test_a_recording_without_any_spread_bounds_nothing():
+  """Left with one constant recording, the centred spectrum is zero."""
+  z_ND = np.concatenate([np.ones((100, 8)), decaying(100, 8)])
+  groups = np.repeat([0, 1], 100)
+  got = rankme.estimate(z_ND, groups=groups, center=True)
+  assert got.se is None and got.value_inf is None
+  assert got.low <= 1 and got.high > 8

@@ -1,5 +1,7 @@
 """The rank part of a record: its fields are those of the functions it calls."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ def test_a_reading_is_what_its_parts_are():
     s_K = rankme.singular_values(z_ND, center=center)
     assert fields[name]['siblings'] == pytest.approx(
         rankme.metrics(s_K, 512), rel=1e-9)
-  assert fields['directions'] == rankme.siblings(z_ND)
+  assert fields['directions'] == rankme.directions(z_ND)
 
 
 def test_the_curve_climbs_to_the_whole_sample():
@@ -42,3 +44,15 @@ def test_more_clips_than_the_jackknife_needs_stay_off_the_default_device():
   # for a training step to wait for.
   with jax.transfer_guard('disallow'):
     record.rank_fields(embeddings(), np.arange(512))
+
+
+@pytest.mark.parametrize('n', [2, 3, 9])
+def test_a_record_of_few_clips_is_json(n):
+  fields = record.rank_fields(embeddings(n), np.arange(n))
+  for name in ('rank', 'rank_center'):
+    got = fields[name]
+    # Of two centred singular values, one of them 0, alpha-ReQ is NaN: null.
+    del got['siblings']['alpha_req']
+    json.dumps(got, allow_nan=False)
+    assert got['low'] <= got['value'] <= got['high'] <= n + 1e-3
+    assert got['value_inf'] is None and got['high_inf'] > 32

@@ -377,7 +377,7 @@ def unit(z_ND):
 
 def test_directions_by_brute_force():
   z_ND = embeddings('trained', n=3000, d=16)
-  got = rankme.siblings(z_ND)
+  got = rankme.directions(z_ND)
   cosine_NN = unit(z_ND) @ unit(z_ND).T
   n, d = z_ND.shape
   off = ~np.eye(n, dtype=bool)
@@ -396,13 +396,13 @@ def test_directions_by_brute_force():
 
 def test_directions_at_their_ends():
   collapsed_ND = np.repeat(embeddings('gauss', n=1, d=8), 100, axis=0)
-  got = rankme.siblings(collapsed_ND)
+  got = rankme.directions(collapsed_ND)
   assert got['mean_cosine'] == pytest.approx(1)
   assert got['self_clustering'] == pytest.approx(1)
   assert got['uniformity'] == pytest.approx(0, abs=1e-5)
   assert got['normalised_std'] == pytest.approx(0, abs=1e-6)
   spread_ND = embeddings('gauss', n=4000, d=32)
-  got = rankme.siblings(spread_ND)
+  got = rankme.directions(spread_ND)
   assert got['mean_cosine'] == pytest.approx(0, abs=1e-3)
   assert got['self_clustering'] == pytest.approx(0, abs=1e-3)
   assert got['normalised_std'] == pytest.approx(32**-0.5, rel=0.01)

@@ -135,10 +135,10 @@ def families(fit: Fit, labels: Sequence[Any]) -> pd.DataFrame:
     run), p (t test of the mean against 0, adjusted by Holm over the families
     of several runs), worst first.
   """
-  labels = np.asarray(labels)
+  label_N = np.asarray(labels)
   rows = []
-  for family in pd.unique(pd.Series(labels)):
-    r = fit.residuals[labels == family]
+  for family in pd.unique(pd.Series(label_N)):
+    r = fit.residuals[label_N == family]
     mean, low, high, p = r.mean(), math.nan, math.nan, math.nan
     if len(r) > 1:
       error = r.std(ddof=1) / math.sqrt(len(r))

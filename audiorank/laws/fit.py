@@ -24,7 +24,7 @@ from audiorank.laws import problem as problem_lib
 from audiorank.laws import solvers
 from audiorank.laws import table
 
-Data = Mapping[str, Any] | pd.DataFrame  # Columns by name.
+Data = Mapping[str, Any] | Any  # Columns by name; a DataFrame.
 
 
 class Band(NamedTuple):

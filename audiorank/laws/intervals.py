@@ -81,9 +81,9 @@ def resample(fit: 'Fit', count: int, seed: int) -> solvers.Optimum:
     parts.extend(times[(times > 0).sum(1) > enough])
     if len(parts) >= count:
       break
-  times = np.zeros((count, fit.group_N.max() + 1))
-  times[:, live] = parts[:count]
-  w_SN = times[:, fit.group_N] * fit.problem.w_N
+  times_SG = np.zeros((count, fit.group_N.max() + 1))
+  times_SG[:, live] = parts[:count]
+  w_SN = times_SG[:, fit.group_N] * fit.problem.w_N
   return solvers.refit(fit.problem, fit.best, w_SN)
 
 

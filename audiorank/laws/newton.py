@@ -39,7 +39,10 @@ ROUNDING = 1e-26
 # The context manager has this name from jax 0.8 on; before, it was in
 # jax.experimental. A global flag would change the training program.
 _x64 = (jax.enable_x64 if hasattr(jax, 'enable_x64') else
-        jax.experimental.enable_x64)
+        jax.experimental.enable_x64)  # type: ignore[attr-defined]
+
+
+Array = np.ndarray | jax.Array
 
 
 class Spec(NamedTuple):
@@ -67,14 +70,14 @@ class Spec(NamedTuple):
 
 class Inputs(NamedTuple):
   """What all solves of a call share."""
-  cols_XN: jax.Array
-  target_N: jax.Array  # link(y)
-  centre_X: jax.Array
-  fixed_Q: jax.Array   # The one coefficient that is held, if any.
-  free_P: jax.Array    # 1, or 0 for a parameter that is held.
-  low_P: jax.Array
-  high_P: jax.Array
-  delta: jax.Array
+  cols_XN: Array
+  target_N: Array  # link(y)
+  centre_X: Array
+  fixed_Q: Array   # The one coefficient that is held, if any.
+  free_P: Array    # 1, or 0 for a parameter that is held.
+  low_P: Array
+  high_P: Array
+  delta: Array
 
 
 class Local(NamedTuple):
@@ -524,7 +527,7 @@ def polish(problem: problem_lib.Problem, p_SP: np.ndarray, w_SN: np.ndarray,
   with _x64(True), jax.default_device(cpu):
     inputs = jax.device_put(Inputs(
         cols_XN, target_N, np.array(problem.centre), fixed_Q, free_P, low_P,
-        high_P, np.float64(delta)), cpu)
+        high_P, np.array(float(delta))), cpu)
     out = _solve_all(spec, inputs, p_SP, w_SN, fixed_S)
     # Nearly all searches end within a dozen steps. The others are in a narrow
     # valley, for which steps that cost more pay.

@@ -273,17 +273,17 @@ def halving(scores_TN: Any, steps: Sequence[float], total: float, final: Any,
     ValueError: shapes that do not match, or rungs that do not ascend.
   """
   scores_TN, q_N = np.asarray(scores_TN, float), table.numbers('final', final)
-  steps = np.asarray(steps, float)
+  at_T = np.asarray(steps, float)
   T, n = scores_TN.shape
-  if len(steps) != T or n != len(q_N):
-    raise ValueError(f'scores of shape {scores_TN.shape} for {len(steps)} '
+  if len(at_T) != T or n != len(q_N):
+    raise ValueError(f'scores of shape {scores_TN.shape} for {len(at_T)} '
                      f'rungs and {len(q_N)} runs')
-  if not 0 < keep <= 1 or (np.diff(steps) <= 0).any() or steps[-1] > total:
+  if not 0 < keep <= 1 or (np.diff(at_T) <= 0).any() or at_T[-1] > total:
     raise ValueError('expected keep in (0, 1] and ascending rungs up to '
-                     f'{total:g}, found keep {keep:g} and {steps.tolist()}')
+                     f'{total:g}, found keep {keep:g} and {at_T.tolist()}')
   cost_N = np.ones(n) if cost is None else table.numbers('cost', cost)
   alive, spent, before = np.arange(n), 0., 0.
-  for score_N, step in zip(scores_TN, steps):
+  for score_N, step in zip(scores_TN, at_T):
     spent += cost_N[alive].sum() * (step - before)
     before = step
     value = np.where(np.isnan(score_N), -np.inf, score_N)[alive]

@@ -161,7 +161,7 @@ def project(problem: problem_lib.Problem, w_SN: np.ndarray,
   form, S = problem.form, len(w_SN)
   if fixed is not None and fixed[0] in form.nonlinear:
     (name, param), = form.nonlinear.items()
-    units = dict(zip(form.x, problem.centre))
+    units: dict[Any, float] = dict(zip(form.x, problem.centre))
     theta_S = np.asarray(fixed[1]) / units.get(param.scale, 1.)
     phi_SNQ = problem_lib.basis(form, {name: theta_S}, problem.cols)
     c_SQ, sse_S = linear(phi_SNQ, problem.y_N, w_SN, problem.positive)

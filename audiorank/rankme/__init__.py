@@ -5,20 +5,20 @@
 accuracy and coverage are in audiorank/README.md.
 """
 
-from audiorank.rankme.blocks import assign_blocks
-from audiorank.rankme.blocks import state_of
-from audiorank.rankme.checks import LowPrecision
-from audiorank.rankme.directions import diff_erank
-from audiorank.rankme.directions import lidar
-from audiorank.rankme.directions import mean_cosine
-from audiorank.rankme.directions import normalised_std
-from audiorank.rankme.directions import self_clustering
-from audiorank.rankme.directions import siblings
-from audiorank.rankme.directions import token_rank
-from audiorank.rankme.directions import uniformity
+from audiorank.rankme.interval import assign_blocks
+from audiorank.rankme.interval import state_of
+from audiorank.rankme.gram import LowPrecision
+from audiorank.rankme.geometry import diff_erank
+from audiorank.rankme.geometry import directions
+from audiorank.rankme.geometry import lidar
+from audiorank.rankme.geometry import mean_cosine
+from audiorank.rankme.geometry import normalised_std
+from audiorank.rankme.geometry import self_clustering
+from audiorank.rankme.geometry import token_rank
+from audiorank.rankme.geometry import uniformity
 from audiorank.rankme.interval import Estimate
 from audiorank.rankme.interval import estimate
-from audiorank.rankme.samples import curve
+from audiorank.rankme.interval import curve
 from audiorank.rankme.spectrum import device_program
 from audiorank.rankme.spectrum import effective_rank
 from audiorank.rankme.spectrum import rankme

@@ -21,8 +21,8 @@ from absl import logging
 import jax.numpy as jnp
 import numpy as np
 
-from audiorank.rankme import blocks
 from audiorank.rankme import gram
+from audiorank.rankme import interval
 from audiorank.rankme import record
 from audiorank.rankme import streaming
 
@@ -320,6 +320,6 @@ def file_rank(path: str | os.PathLike[str], array: str = '',
   if groups:
     group_N = _group_ids(path, table, groups)
     sources = len(np.unique(group_N))
-  state = _stream_state(table, blocks.assign_blocks(n, groups=group_N))
+  state = _stream_state(table, interval.assign_blocks(n, groups=group_N))
   return {'n': n, 'width': width, 'dtype': str(table.dtype),
           'sources': sources, **record.spectrum_fields(state)}

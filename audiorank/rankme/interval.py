@@ -1,7 +1,7 @@
 """RankMe with its standard error, interval and finite-sample bias.
 
-Shapes: N clips, D width, B blocks of the sample, G of them on one device,
-K = min(N, D).
+Shapes: N clips, D width, J recordings, B blocks of the sample, G of them on
+one device, K = min(N, D).
 
 What varies is the sample of recordings, so the blocks that are left out are
 made of whole recordings: clips of one recording resemble each other, and
@@ -9,40 +9,143 @@ leaving out single clips would give errors several times too small.
 """
 
 import functools
+import math
+from typing import Any
 from typing import NamedTuple
 
 import jax
 from jax import lax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import numpy as np
+from numpy import typing as npt
 from scipy import special
 from scipy.linalg import blas
 
-from audiorank.rankme import blocks as blocks_lib
-from audiorank.rankme import checks
 from audiorank.rankme import gram as gram_lib
 from audiorank.rankme import layout
 from audiorank.rankme import spectrum
 from audiorank.rankme import streaming
 from audiorank.rankme import summaries
 
+METHODS = ('jackknife', 'infinitesimal')
+# What the jackknife leaves of the bias, in squares of the bias it removes: it
+# overshoots by some 3.5 of them for independent clips, and falls short by 1.2
+# where clips come in recordings. (README.md, The interval.)
+OVERSHOOT, SHORTFALL = 5., 2.
+
+
+def assign_blocks(n: int, blocks: int = streaming.BLOCKS,
+                  groups: npt.ArrayLike | None = None
+                  ) -> npt.NDArray[np.int64]:
+  """Block of every row, [n] int: runs of rows, or whole groups, even in size.
+
+  Without groups the rows are cut into runs: neighbours in a manifest are
+  often clips of one recording, and stay together.
+  """
+  if groups is None:
+    return np.arange(n) * min(blocks, n) // n
+  groups = np.asarray(groups)
+  if groups.shape != (n,):
+    raise ValueError(f'groups of shape {groups.shape} for {n} embeddings')
+  try:
+    _, group_N, size_J = np.unique(groups, return_inverse=True,
+                                   return_counts=True)
+  except TypeError:
+    raise ValueError('groups of several kinds of values, or with missing '
+                     'ones: expected one id a clip') from None
+  # A manifest sorted by category would deal its categories evenly round the
+  # blocks and hide their variance: hence the shuffle, with a fixed seed.
+  order = np.random.default_rng(0).permutation(len(size_J))
+  order = order[np.argsort(-size_J[order], kind='stable')]
+  load_B = np.zeros(min(blocks, len(size_J)), np.int64)
+  block_J = np.empty(len(size_J), np.int64)
+  for j in order:
+    block_J[j] = load_B.argmin()
+    load_B[block_J[j]] += size_J[j]
+  return block_J[group_N]
+
+
+def _summed_over_processes(state):
+  """The state of all processes, each of which read rows of its own."""
+  if jax.process_count() == 1:
+    return state
+  # process_allgather would round float64 to float32: send the bits.
+  words = [np.ascontiguousarray(a).view(np.uint32) for a in state]
+  gathered = multihost_utils.process_allgather(words)
+  return streaming.State(*(np.asarray(w).view(a.dtype).sum(axis=0)
+                           for w, a in zip(gathered, state)))
+
+
+def _state_of(z_ND, block_N):
+  """Moments by block; every process reads only the rows it holds."""
+  state = streaming.init(z_ND.shape[1], int(block_N.max()) + 1)
+  buffer_BD = gram_lib.buffer(z_ND.shape[1])
+  if not isinstance(z_ND, jax.Array):
+    streaming.add_rows(state, z_ND, block_N, buffer_BD)
+    return state
+  # Shards that lie in the host's memory are read where they lie, below.
+  if z_ND.is_fully_addressable and not layout.on_host(z_ND):
+    streaming.add_rows(state, np.asarray(z_ND), block_N, buffer_BD)
+    return state
+  for shard in z_ND.addressable_shards:
+    if shard.replica_id == 0:
+      streaming.add_rows(state, np.asarray(shard.data),
+                         block_N[shard.index[0]], buffer_BD)
+  return _summed_over_processes(state)
+
+
+def state_of(z_ND: layout.Embeddings, groups: npt.ArrayLike | None = None,
+             blocks: int = streaming.BLOCKS) -> streaming.State:
+  """Moments of embeddings by block, from which all else is computed.
+
+  One pass over the embeddings serves the raw and the centred spectrum, their
+  intervals and the curve over sample sizes.
+
+  Args:
+    z_ND, groups, blocks: as in `estimate`.
+
+  Raises:
+    ValueError: as `estimate`.
+  """
+  return streaming.complete(
+      lower_state_of(gram_lib.checked(z_ND), groups, blocks))
+
+
+def lower_state_of(z_ND: layout.Embeddings, groups: npt.ArrayLike | None,
+                   blocks: int) -> streaming.State:
+  """`state_of` with the lower triangles alone, which eigenvalues ask for."""
+  state = _state_of(z_ND, assign_blocks(len(z_ND), blocks, groups))
+  if not gram_lib.is_finite(state.gram_BDD):
+    gram_lib.refuse_nonfinite(z_ND)
+  return state
+
 
 class Estimate(NamedTuple):
   """RankMe and how well it is known; every field a plain Python value.
 
-  low..high covers the mean of RankMe over samples of this n; value_inf is
-  what an endless sample would give, low_inf..high_inf its interval. se and
-  bias are relative: of log RankMe.
+  Attributes:
+    value: RankMe of the sample.
+    low, high: an interval of the mean of RankMe over samples of this n.
+    se: standard error of log RankMe; None where the blocks left out leave
+      nothing to measure, and low..high is then all that is possible.
+    value_inf: what an endless sample would give; None where fewer than four
+      clips per dimension cannot tell. Never above what the width allows.
+    low_inf, high_inf: its interval.
+    bias: of log RankMe; None like value_inf.
+    n, width, eps, center: of the sample and the convention.
+    confidence: of both intervals.
+    blocks, method: how the errors were estimated.
   """
   value: float
   low: float
   high: float
-  se: float
-  value_inf: float
+  se: float | None
+  value_inf: float | None
   low_inf: float
   high_inf: float
-  bias: float
+  bias: float | None
   n: int
   width: int
   eps: float
@@ -53,13 +156,30 @@ class Estimate(NamedTuple):
 
 
 def _log_rank(n, sum_D, gram_DD, center, eps):
+  """log RankMe; NaN where no singular value is above 0."""
   if center:
     gram_DD = spectrum.centered(n, sum_D, gram_DD)
   s_K = spectrum.from_gram(n, gram_DD)
+  if not s_K.sum() > 0:
+    return math.nan
   return np.log(spectrum.effective_rank(s_K, eps))
 
 
-def jackknife(whole, without_B, n_B):
+def _whole(n, sum_D, gram_DD, center, eps):
+  """log RankMe of the whole sample; ValueError where there is none."""
+  log_rank = _log_rank(n, sum_D, gram_DD, center, eps)
+  if math.isnan(log_rank):
+    raise ValueError(spectrum.NO_RANK)
+  return log_rank
+
+
+def most(n: int, width: int, eps: float = 1e-7) -> float:
+  """The largest RankMe of n clips: that of equal singular values."""
+  return spectrum.effective_rank(np.ones(min(n, width)), eps)
+
+
+def jackknife(whole: float, without_B: npt.NDArray[np.float64],
+              n_B: npt.NDArray[Any]) -> tuple[float, float]:
   """(se, value without bias) of a statistic from its delete-one-block values.
 
   The delete-m_j jackknife for blocks of unequal size: Busing, Meijer and van
@@ -103,6 +223,8 @@ def _infinitesimal(state, center, eps):
   first, other = (part[0] for part in halves)
   away = _log_rank(*halves[0], center, eps) - whole
   bias = (away - pull_B[:b // 2].sum() * n / first) * first / other
+  if math.isnan(bias):  # A half without a spectrum: too little to go by.
+    se = math.nan
   return whole, float(se), whole - bias
 
 
@@ -120,20 +242,48 @@ def _weighted(v_DK, weight_K):
   return lower_DD
 
 
+def _possible(value, low, high, largest):
+  """An interval cut to the numbers that RankMe can be."""
+  return max(low, min(1., value)), min(high, max(largest, value))
+
+
 def _finish(whole, se, free, n, width, confidence, center, eps, blocks,
             method):
-  reach = se * special.stdtrit(blocks - 1, (1 + confidence) / 2)
-  value, low, high, value_inf, low_inf, high_inf = (
-      float(np.exp(x)) for x in (whole, whole - reach, whole + reach,
-                                 free, free - reach, free + reach))
-  return Estimate(value, low, high, float(se), value_inf, low_inf, high_inf,
-                  float(whole - free), int(n), int(width), float(eps),
-                  bool(center), float(confidence), int(blocks), method)
+  """The Estimate of log RankMe, its standard error and its unbiased value."""
+  value = math.exp(whole)
+  least, largest = min(1., value), most(n, width, eps)
+  endless = most(width, width, eps)
+  if math.isfinite(se):
+    reach = se * special.stdtrit(blocks - 1, (1 + confidence) / 2)
+    low, high = _possible(value, math.exp(whole - reach),
+                          math.exp(min(whole + reach, 100.)), largest)
+    # The next order of the bias, which is not removed.
+    rest = (whole - free) ** 2
+    if method == 'infinitesimal':  # Its bias comes from halves: twice that.
+      rest *= 2
+    low_inf, high_inf = _possible(
+        value, math.exp(free - reach - OVERSHOOT * rest),
+        math.exp(min(free + reach + SHORTFALL * rest, 100.)), endless)
+    # An endless sample never has less than samples of n have on average.
+    low_inf = max(low_inf, low)
+  else:
+    se, free = None, math.nan
+    low, high, low_inf, high_inf = least, largest, least, endless
+  value_inf, bias = None, None
+  if n >= spectrum.ENOUGH * width and math.isfinite(free):
+    value_inf = min(max(math.exp(free), low_inf), high_inf)
+    bias = float(whole - free)
+  else:
+    # Too few clips to extrapolate from: only the ends are known.
+    low_inf, high_inf = low, endless
+  return Estimate(
+      float(value), float(low), float(high), None if se is None else float(se),
+      value_inf, float(low_inf), float(high_inf), bias, int(n), int(width),
+      float(eps), bool(center), float(confidence), int(blocks), method)
 
 
 def _of_state(state, confidence, center, eps, method):
-  seen = state.n_B > 0
-  state = streaming.State(*(a[seen] for a in state))
+  state = streaming.State(*(a[state.n_B > 0] for a in state))
   if len(state.n_B) < 2:
     raise ValueError('an interval needs at least 2 recordings (or blocks), '
                      f'found {len(state.n_B)}')
@@ -143,7 +293,7 @@ def _of_state(state, confidence, center, eps, method):
     whole, se, free = _infinitesimal(state, center, eps)
   else:
     n, sum_D, gram_DD = streaming.total(state)
-    whole = _log_rank(n, sum_D, gram_DD, center, eps)
+    whole = _whole(n, sum_D, gram_DD, center, eps)
     without_B = np.array([
         _log_rank(n - m, sum_D - s_D, gram_DD - g_DD, center, eps)
         for m, s_D, g_DD in zip(*state)])
@@ -153,7 +303,7 @@ def _of_state(state, confidence, center, eps, method):
 
 
 def _device_jackknife(z_ND, n, axes, blocks, rows, center, eps):
-  """log R and the log R without each block, found by the device that has it.
+  """log R, and log R without each block, by the device that has the block.
 
   One matrix [D, D] is summed over the mesh; then every device decomposes the
   sum less its own blocks, and only scalars come back.
@@ -211,17 +361,20 @@ def _of_mesh(z_ND, confidence, center, eps):
     sum_D, gram_DD, without_B, n_B = (
         np.asarray(a) for a in _mesh_program(z_ND, center, eps))
   if not gram_lib.is_finite(gram_DD):
-    checks.refuse_nonfinite(z_ND)
+    gram_lib.refuse_nonfinite(z_ND)
   n, width = z_ND.shape
-  whole = _log_rank(n, sum_D, gram_DD, center, eps)
+  whole = _whole(n, sum_D, gram_DD, center, eps)
   without_B, n_B = without_B[n_B > 0], n_B[n_B > 0]
   se, free = jackknife(whole, without_B, n_B)
   return _finish(whole, se, free, n, width, confidence, center, eps,
                  len(n_B), 'jackknife')
 
 
-def estimate(z_ND, confidence=0.95, groups=None, center=False, eps=1e-7,
-             method='jackknife', blocks=streaming.BLOCKS) -> Estimate:
+def estimate(z_ND: layout.Embeddings | streaming.State,
+             confidence: float = 0.95, groups: npt.ArrayLike | None = None,
+             center: bool = False, eps: float = 1e-7,
+             method: str = 'jackknife',
+             blocks: int = streaming.BLOCKS) -> Estimate:
   """RankMe, its interval and its value for an endless sample.
 
   Args:
@@ -249,19 +402,51 @@ def estimate(z_ND, confidence=0.95, groups=None, center=False, eps=1e-7,
   Warns:
     SmallSample: fewer than 4 D clips.
   """
-  if method not in ('jackknife', 'infinitesimal'):
+  if method not in METHODS:
     raise ValueError(f"method {method!r} is not 'jackknife' or "
                      "'infinitesimal'")
   if not 0 < confidence < 1:
     raise ValueError(f'confidence {confidence} is not between 0 and 1')
   if isinstance(z_ND, streaming.State):
     return _of_state(z_ND, confidence, center, eps, method)
-  z_ND = checks.checked(z_ND)
+  z_ND: Any = gram_lib.checked(z_ND)  # type: ignore[no-redef]
   n, width = z_ND.shape
   mesh, _ = layout.row_mesh(z_ND)
   if (mesh is not None and groups is None and method == 'jackknife' and
       layout.platform(z_ND) != 'tpu'):
     spectrum.warn_if_small(n, width)
     return _of_mesh(z_ND, confidence, center, eps)
-  state = blocks_lib.lower_state_of(z_ND, groups, blocks)
+  state = lower_state_of(z_ND, groups, blocks)
   return _of_state(state, confidence, center, eps, method)
+
+
+def curve(state: streaming.State, center: bool = False,
+          eps: float = 1e-7) -> list[tuple[int, float]]:
+  """RankMe of 1/8, 1/4, 1/2 and all of the blocks of a state.
+
+  Larger samples hold the smaller ones. A curve that still climbs at its end
+  says that the sample is too small; log RankMe(n) = log RankMe_inf - c D / n
+  from about n = 4 D on.
+
+  Args:
+    state: a `streaming.State` of at least two clips.
+    center, eps: as in `rankme`.
+
+  Returns:
+    [(n, RankMe)] with n ascending; blocks without clips are passed over, and
+    so are sizes below two clips or without a spectrum.
+  """
+  live = np.flatnonzero(state.n_B)
+  out: list[tuple[int, float]] = []
+  for share in (8, 4, 2, 1):
+    take = live[:max(1, len(live) // share)]
+    n, sum_D, gram_DD = streaming.total(
+        streaming.State(*(a[take] for a in state)))
+    if n < 2 or (out and out[-1][0] == n):
+      continue
+    if center:
+      gram_DD = spectrum.centered(n, sum_D, gram_DD)
+    s_K = spectrum.from_gram(n, gram_DD)
+    if s_K.sum() > 0:
+      out.append((n, spectrum.effective_rank(s_K, eps)))
+  return out

@@ -5,30 +5,38 @@ Shapes: N clips, D width.
 
 import contextlib
 import math
+from typing import Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+import numpy as np
+from numpy import typing as npt
+
+Embeddings = npt.NDArray[Any] | jax.Array  # A tracer too.
+Floats = npt.NDArray[np.float64]
+AnyMesh = Mesh | jax.sharding.AbstractMesh
 
 
-def x64():
+def x64() -> contextlib.AbstractContextManager[Any]:
   """Context in which float64 exists, whatever the global flag says."""
   # jax.enable_x64 is a context manager only from jax 0.8 on.
   if hasattr(jax, 'enable_x64'):
     return jax.enable_x64(True)
-  from jax.experimental import enable_x64
+  from jax.experimental import enable_x64  # type: ignore[attr-defined]
   return enable_x64(True)
 
 
-def is_traced(z_ND):
+def is_traced(z_ND: Any) -> bool:
+  """Whether an array is a tracer inside somebody's jit."""
   return isinstance(z_ND, jax.core.Tracer)
 
 
-def row_mesh(z_ND):
+def row_mesh(z_ND: Embeddings) -> tuple[AnyMesh | None, tuple[str, ...]]:
   """(mesh, axes) over which the rows are to be spread; (None, ()) if alone."""
   if is_traced(z_ND):
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh: AnyMesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
       return None, ()
   elif isinstance(z_ND, jax.Array) and isinstance(z_ND.sharding,
@@ -43,26 +51,28 @@ def row_mesh(z_ND):
   return mesh, axes
 
 
-def platform(z_ND):
+def platform(z_ND: Embeddings) -> str:
   """'cpu', 'gpu' or 'tpu': where the work on z_ND will run."""
   if is_traced(z_ND) or not isinstance(z_ND, jax.Array):
     return jax.default_backend()
-  return next(iter(z_ND.sharding.device_set)).platform
+  device: Any = next(iter(z_ND.sharding.device_set))
+  return device.platform
 
 
-def place(z_ND, mesh, spec):
+def place(z_ND: jax.Array, mesh: AnyMesh, spec: P) -> jax.Array:
   """z_ND laid out by spec, inside a trace, on either kind of mesh axes."""
   if AxisType.Explicit in mesh.axis_types:
     return jax.sharding.reshard(z_ND, spec)
   return lax.with_sharding_constraint(z_ND, spec)
 
 
-def mesh_context(mesh):
+def mesh_context(mesh: Any) -> contextlib.AbstractContextManager[Any]:
   """Context in which the mesh of the embeddings at hand is the current one."""
   return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
-def spread_rows(z_ND, mesh, axes):
+def spread_rows(z_ND: jax.Array, mesh: AnyMesh,
+                axes: tuple[str, ...]) -> jax.Array:
   """z_ND by rows over the axes, with zero rows up to a multiple of devices.
 
   Zero rows change neither the sums nor any singular value.
@@ -75,15 +85,17 @@ def spread_rows(z_ND, mesh, axes):
   return place(z_ND, mesh, P(axes))
 
 
-def on_host(z_ND):
-  """Whether a jax array lies by rows on CPU devices of this process alone:
-  in the host's own memory."""
+def on_host(z_ND: jax.Array) -> bool:
+  """Whether a jax array lies in the host's memory, by rows.
+
+  That is, on CPU devices of this process alone.
+  """
   return (platform(z_ND) == 'cpu' and z_ND.is_fully_addressable
           and all(shard.data.shape[1] == z_ND.shape[1]
                   for shard in z_ND.addressable_shards))
 
 
-def row_shards(z_ND):
-  """Returns the rows that this process's devices hold, none twice."""
+def row_shards(z_ND: jax.Array) -> list[jax.Array]:
+  """The rows on this process's devices, none twice."""
   return [shard.data for shard in z_ND.addressable_shards
           if shard.replica_id == 0]

@@ -14,10 +14,8 @@ import jax
 import numpy as np
 from numpy import typing as npt
 
-from audiorank.rankme import blocks
-from audiorank.rankme import directions
+from audiorank.rankme import geometry
 from audiorank.rankme import interval
-from audiorank.rankme import samples
 from audiorank.rankme import spectrum
 from audiorank.rankme import streaming
 from audiorank.rankme import summaries
@@ -37,7 +35,7 @@ def rank_fields(z_ND: npt.NDArray[Any] | jax.Array, source_N: npt.ArrayLike,
   Returns:
     n, width, layer, sources (number of recordings); 'rank' and 'rank_center'
     as in `spectrum_fields`; 'directions', the measures that a spectrum cannot
-    show (`rankme.siblings`), unless some embedding is zero.
+    show (`rankme.directions`), unless some embedding is zero.
 
   Raises:
     ValueError: as `rankme.estimate`.
@@ -51,9 +49,9 @@ def rank_fields(z_ND: npt.NDArray[Any] | jax.Array, source_N: npt.ArrayLike,
   with warnings.catch_warnings():
     # A small sample is an alarm in the record itself: warn only once.
     warnings.simplefilter('ignore', spectrum.SmallSample)
-    fields.update(spectrum_fields(blocks.state_of(z_ND, groups)))
+    fields.update(spectrum_fields(interval.state_of(z_ND, groups)))
   if np.linalg.norm(z_ND, axis=1).all():
-    fields['directions'] = directions.siblings(z_ND)
+    fields['directions'] = geometry.directions(z_ND)
   return fields
 
 
@@ -73,7 +71,7 @@ def spectrum_fields(state: streaming.State) -> Fields:
       fields[name] = {
           **interval.estimate(state, center=center)._asdict(),
           'siblings': summaries.metrics(s_K, n),
-          'curve': samples.curve(state, center),
+          'curve': interval.curve(state, center),
           'spectrum': shares(s_K)}
     else:
       fields[name] = {

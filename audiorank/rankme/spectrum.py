@@ -3,6 +3,8 @@
 Shapes: N clips, D width, K = min(N, D) singular values, R rows of one block.
 """
 
+from collections.abc import Callable
+from typing import Any
 import warnings
 
 import jax
@@ -12,12 +14,15 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import scipy.special
 
-from audiorank.rankme import checks
 from audiorank.rankme import gram as gram_lib
 from audiorank.rankme import layout
 from audiorank.rankme import streaming
 
 METHODS = ('gram', 'svd', 'tsqr', 'sliced')
+# Clips per dimension below which a rank reads low and cannot be extrapolated.
+ENOUGH = 4
+NO_RANK = ('the embeddings are all zero (or so small that their squares '
+           'vanish, or, centred, all one vector): they have no effective rank')
 # Below this share of the uncentred energy a centred spectrum is the rounding
 # of float32 storage: 2^-24 / sqrt(3) per entry, squared, and a safe factor.
 CONSTANT = 1e-14
@@ -28,9 +33,9 @@ class SmallSample(UserWarning):
   """Fewer than four clips per dimension: the rank reads low."""
 
 
-def warn_if_small(n, width):
+def warn_if_small(n: int, width: int) -> None:
   """Warns where n < 4 D, with the bias to expect (README.md, Accuracy)."""
-  if n >= 4 * width:
+  if n >= ENOUGH * width:
     return
   if n >= 2 * width:
     # log R(n) = log R - c D / n: c from steeply decaying to flatter spectra.
@@ -40,11 +45,12 @@ def warn_if_small(n, width):
     bias = 'low, by 6 % or more unless the spectrum decays steeply'
   warnings.warn(
       f'RankMe of {n} clips at width {width} (fewer than 4 per dimension) '
-      f'reads {bias}; take at least {4 * width} clips', SmallSample,
+      f'reads {bias}; take at least {ENOUGH * width} clips', SmallSample,
       stacklevel=3)
 
 
-def centered(n, sum_D, gram_DD):
+def centered(n: int, sum_D: layout.Floats,
+             gram_DD: layout.Floats) -> layout.Floats:
   """Gram matrix about the mean; exactly zero where all rows are one vector."""
   out_DD = gram_DD - np.outer(sum_D, sum_D) / n
   if np.trace(out_DD) <= CONSTANT * np.trace(gram_DD):
@@ -52,7 +58,7 @@ def centered(n, sum_D, gram_DD):
   return out_DD
 
 
-def from_gram(n, gram_DD):
+def from_gram(n: int, gram_DD: layout.Floats) -> layout.Floats:
   """Singular values s_K of n rows, descending, from their Gram matrix."""
   square_D = np.linalg.eigvalsh(gram_DD)[::-1]
   return np.sqrt(np.maximum(square_D[:min(n, len(square_D))], 0))
@@ -119,7 +125,7 @@ _svd_program = jax.jit(_gathered_svd, static_argnums=1)
 _tsqr_program = jax.jit(_tsqr, static_argnums=1)
 
 
-def device_program(method):
+def device_program(method: str) -> Callable[..., Any]:
   """Returns the jitted program that a method runs on z_ND, for inspection.
 
   Args:
@@ -131,7 +137,8 @@ def device_program(method):
           'sliced': gram_lib.sliced_program}[method]
 
 
-def singular_values(z_ND, method='gram', center=False):
+def singular_values(z_ND: layout.Embeddings | streaming.State,
+                    method: str = 'gram', center: bool = False) -> Any:
   """Singular values of embeddings.
 
   Args:
@@ -163,7 +170,7 @@ def singular_values(z_ND, method='gram', center=False):
     if n < 2:
       raise ValueError(f'a rank needs at least 2 clips, found {n}')
     return from_gram(n, centered(n, sum_D, gram_DD) if center else gram_DD)
-  z_ND = checks.checked(z_ND)
+  z_ND: Any = gram_lib.checked(z_ND)  # type: ignore[no-redef]
   if layout.is_traced(z_ND):
     if method == 'sliced':
       raise ValueError("method 'sliced' ends on the host: call it outside jit")
@@ -180,18 +187,18 @@ def singular_values(z_ND, method='gram', center=False):
           jnp.vdot(z_ND, z_ND)):
         s_K = np.zeros_like(s_K)
     if not np.isfinite(s_K).all():
-      checks.refuse_nonfinite(z_ND)
+      gram_lib.refuse_nonfinite(z_ND)
     return s_K
   find = (gram_lib.sliced_moments if method == 'sliced' else
           gram_lib.moments)
   sum_D, gram_DD = find(z_ND)
   if not gram_lib.is_finite(gram_DD):
-    checks.refuse_nonfinite(z_ND)
+    gram_lib.refuse_nonfinite(z_ND)
   n = z_ND.shape[0]
   return from_gram(n, centered(n, sum_D, gram_DD) if center else gram_DD)
 
 
-def effective_rank(s_K, eps=1e-7):
+def effective_rank(s_K: Any, eps: float = 1e-7) -> Any:
   """exp(-sum p log p) with p = s / sum(s) + eps: Roy and Vetterli's rank.
 
   eps stands outside the fraction, as in RankMe (arXiv 2210.02885, eq. 1), so
@@ -213,13 +220,12 @@ def effective_rank(s_K, eps=1e-7):
       return jnp.exp(entropy).astype(jnp.float32)
   s_K = np.asarray(s_K, np.float64)
   if not s_K.sum() > 0:
-    raise ValueError('the embeddings are all zero (or so small that their '
-                     'squares vanish, or, centred, all one vector): they have '
-                     'no effective rank')
+    raise ValueError(NO_RANK)
   return float(np.exp(scipy.special.entr(s_K / s_K.sum() + eps).sum()))
 
 
-def rankme(z_ND, eps=1e-7, method='gram', center=False):
+def rankme(z_ND: layout.Embeddings | streaming.State, eps: float = 1e-7,
+           method: str = 'gram', center: bool = False) -> Any:
   """RankMe of embeddings: between 1 and min(N, D).
 
   Args:

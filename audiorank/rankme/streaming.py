@@ -6,15 +6,19 @@ The blocks are what the jackknife leaves out one at a time; the clips of one
 recording always fall into one block.
 """
 
+import functools
+import os
+from typing import Any
 from typing import NamedTuple
 import zipfile
 import zlib
 
 from etils import epath
 import numpy as np
+from numpy import typing as npt
 
-from audiorank.rankme import checks
 from audiorank.rankme import gram
+from audiorank.rankme import layout
 
 BLOCKS = 16
 
@@ -26,20 +30,22 @@ class State(NamedTuple):
   gram_BDD: np.ndarray
 
 
-def init(width, blocks=BLOCKS):
+def init(width: int, blocks: int = BLOCKS) -> State:
   """An empty state for embeddings of this width."""
   return State(np.zeros(blocks, np.int64), np.zeros((blocks, width)),
                np.zeros((blocks, width, width)))
 
 
-def add(state, block, n, sum_D, gram_DD):
+def add(state: State, block: int, n: int, sum_D: layout.Floats,
+        gram_DD: layout.Floats) -> None:
   """Adds moments to one block, in place."""
   state.n_B[block] += n
   state.sum_BD[block] += sum_D
   state.gram_BDD[block] += gram_DD
 
 
-def add_rows(state, z_ND, block_N, buffer_BD):
+def add_rows(state: State, z_ND: Any, block_N: npt.NDArray[np.int64],
+             buffer_BD: layout.Floats) -> None:
   """Adds host rows to the blocks named row by row, in place.
 
   Of the Gram matrices to the lower triangle alone: `complete` does the rest.
@@ -52,20 +58,22 @@ def add_rows(state, z_ND, block_N, buffer_BD):
     # memory map larger than memory.
     for start in range(0, len(rows), 8 * gram.HOST_ROWS):
       part = rows[start:start + 8 * gram.HOST_ROWS]
+      chosen: Any = part
       if part[-1] - part[0] == len(part) - 1:
-        part = slice(part[0], part[-1] + 1)  # A view where rows would copy.
-      gram.add_host_moments(z_ND[part], state.sum_BD[block],
+        chosen = slice(part[0], part[-1] + 1)  # A view where rows would copy.
+      gram.add_host_moments(z_ND[chosen], state.sum_BD[block],
                             state.gram_BDD[block], buffer_BD)
 
 
-def complete(state):
+def complete(state: State) -> State:
   """Makes the Gram matrices of a state symmetric, in place; returns it."""
   for gram_DD in state.gram_BDD:
     gram.mirror(gram_DD)
   return state
 
 
-def update(state, z_ND, groups=None):
+def update(state: State, z_ND: layout.Embeddings,
+           groups: Any = None) -> State:
   """Adds a batch of embeddings.
 
   Args:
@@ -83,7 +91,7 @@ def update(state, z_ND, groups=None):
     ValueError: another width, a number of ids that is not N, or as
       `rankme.singular_values`; the state is then as it was.
   """
-  z_ND = checks.checked(z_ND, least=0)
+  z_ND = gram.checked(z_ND, least=0)
   if z_ND.shape[1] != state.sum_BD.shape[1]:
     raise ValueError(f'a batch of shape {tuple(z_ND.shape)} for a state of '
                      f'width {state.sum_BD.shape[1]}')
@@ -92,40 +100,40 @@ def update(state, z_ND, groups=None):
   if groups is None:
     sum_D, gram_DD = gram.moments(z_ND)
     if not gram.is_finite(gram_DD):
-      checks.refuse_nonfinite(z_ND)
+      gram.refuse_nonfinite(z_ND)
     add(state, int(state.n_B.argmin()), len(z_ND), sum_D, gram_DD)
     return state
   if len(groups) != len(z_ND):
     raise ValueError(f'{len(groups)} groups for {len(z_ND)} embeddings')
   rows_ND = np.asarray(z_ND)
   if not np.isfinite(rows_ND).all():
-    checks.refuse_nonfinite(rows_ND)
+    gram.refuse_nonfinite(rows_ND)
   block_N = np.array([zlib.crc32(str(g).encode()) for g in groups])
   add_rows(state, rows_ND, block_N % len(state.n_B),
            gram.buffer(rows_ND.shape[1]))
   return complete(state)
 
 
-def merge(*states):
-  """One state of all that the states have seen."""
+def merge(*states: State) -> State:
+  """One state of the embeddings of all."""
   shapes = {s.gram_BDD.shape for s in states}
   if len(shapes) != 1:
     raise ValueError(f'states of different shapes: {sorted(shapes)}')
-  return State(*(sum(parts) for parts in zip(*states)))
+  return State(*(functools.reduce(np.add, parts) for parts in zip(*states)))
 
 
-def total(state):
+def total(state: State) -> tuple[int, layout.Floats, layout.Floats]:
   """(n, sum_D, gram_DD) over all blocks."""
   return int(state.n_B.sum()), state.sum_BD.sum(0), state.gram_BDD.sum(0)
 
 
-def save(state, path):
+def save(state: State, path: str | os.PathLike[str]) -> None:
   """Writes a state as .npz; path may be of any kind that etils.epath opens."""
   with epath.Path(path).open('wb') as file:
     np.savez(file, **state._asdict())
 
 
-def restore(path):
+def restore(path: str | os.PathLike[str]) -> State:
   """Reads a state that `save` wrote.
 
   Raises:
@@ -134,10 +142,10 @@ def restore(path):
   """
   with epath.Path(path).open('rb') as file:
     try:
-      found = np.load(file, allow_pickle=False)
-      arrays = {name: found[name] for name in found.files}
+      archive = np.load(file, allow_pickle=False)
+      arrays = {name: archive[name] for name in archive.files}
     except (ValueError, EOFError, AttributeError, zipfile.BadZipFile):
-      raise ValueError(f'{path}: not a state that save wrote') from None
+      raise ValueError(f'{path}: not a state that rankme.save wrote') from None
   if set(arrays) != set(State._fields):
     raise ValueError(f'{path}: expected arrays {State._fields}, found '
                      f'{tuple(arrays)}')

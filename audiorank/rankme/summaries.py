@@ -6,7 +6,9 @@ first: see the table of conventions in audiorank/README.md, and call
 """
 
 import numpy as np
+from numpy import typing as npt
 
+from audiorank.rankme import layout
 from audiorank.rankme import spectrum
 
 EPS64 = float(np.finfo(np.float64).eps)
@@ -29,7 +31,8 @@ def _alpha_req(lam_K):
   return float(-(w * x * y).sum() / (w * x * x).sum()), first, last
 
 
-def certificate(s_K, eps=1e-7, energy=None):
+def certificate(s_K: npt.ArrayLike, eps: float = 1e-7,
+                energy: float | None = None) -> float:
   """Bound on the relative error of RankMe from rounding in a float64 Gram.
 
   Weyl: each eigenvalue moves by at most 4 u ||Z||_F^2, u = 2^-53; carried to
@@ -42,14 +45,15 @@ def certificate(s_K, eps=1e-7, energy=None):
   return float(np.abs(log_rank_slope(s_K, eps)) @ shift_K)
 
 
-def log_rank_slope(s_K, eps=1e-7):
+def log_rank_slope(s_K: layout.Floats, eps: float = 1e-7) -> layout.Floats:
   """d log RankMe / d s_k, the weights of every first-order error here."""
   total = s_K.sum()
   log_p_K = np.log(np.maximum(s_K / total + eps, np.finfo(np.float64).tiny))
   return -(log_p_K - s_K @ log_p_K / total) / total
 
 
-def metrics(s_K, n, eps=1e-7):
+def metrics(s_K: npt.ArrayLike, n: int,
+            eps: float = 1e-7) -> dict[str, float]:
   """Every summary of one spectrum.
 
   Args:

@@ -5,11 +5,14 @@ All of it runs on the host in float64 but `uniformity`, whose N^2 products
 are float32.
 """
 
+from typing import Any
+
 import numpy as np
+from numpy import typing as npt
 import scipy.linalg
 
-from audiorank.rankme import checks
 from audiorank.rankme import gram
+from audiorank.rankme import layout
 from audiorank.rankme import spectrum
 
 EPS = 1e-7
@@ -21,7 +24,7 @@ def _unit_blocks(z_ND):
     x_BD = np.asarray(z_ND[start:start + gram.HOST_ROWS], np.float64)
     length_B = np.linalg.norm(x_BD, axis=1)
     if not np.isfinite(length_B).all():
-      checks.refuse_nonfinite(z_ND)
+      gram.refuse_nonfinite(z_ND)
     if not length_B.all():
       raise ValueError(f'embedding {start + int(length_B.argmin())} is zero: '
                        'it has no direction')
@@ -50,37 +53,38 @@ def _of_moments(n, sum_D, gram_DD):
   }
 
 
-def mean_cosine(z_ND):
+def mean_cosine(z_ND: layout.Embeddings) -> float:
   """Mean cosine between two different clips: 1 when all share a direction."""
-  z_ND = checks.checked(z_ND)
+  z_ND = gram.checked(z_ND)
   return _of_moments(len(z_ND), *_unit_moments(z_ND))['mean_cosine']
 
 
-def normalised_std(z_ND):
+def normalised_std(z_ND: layout.Embeddings) -> float:
   """Mean deviation of a channel of unit rows: 1/sqrt(D) if isotropic.
 
   The collapse indicator of SimSiam (arXiv 2011.10566) and lightly.
   """
-  z_ND = checks.checked(z_ND)
+  z_ND = gram.checked(z_ND)
   return _of_moments(len(z_ND), *_unit_moments(z_ND))['normalised_std']
 
 
-def self_clustering(z_ND):
+def self_clustering(z_ND: layout.Embeddings) -> float:
   """Squared cosines in excess of chance: 0 uniform, 1 collapsed.
 
   Tsitsulin et al., arXiv 2305.16562, Def. 3.5, by the D x D product.
   """
-  z_ND = checks.checked(z_ND)
+  z_ND = gram.checked(z_ND)
   return _of_moments(len(z_ND), *_unit_moments(z_ND))['self_clustering']
 
 
-def uniformity(z_ND, t=2.0, limit=8192):
+def uniformity(z_ND: layout.Embeddings, t: float = 2.0,
+               limit: int = 8192) -> float:
   """log mean exp(-t |u - v|^2) over pairs of unit rows; lower is more uniform.
 
   Wang and Isola, arXiv 2005.10242, eq. 2. The cost grows with the square of
   the rows: beyond `limit` as many rows, evenly spaced, stand for all.
   """
-  z_ND = checks.checked(z_ND)
+  z_ND = gram.checked(z_ND)
   if len(z_ND) > limit:
     z_ND = z_ND[np.linspace(0, len(z_ND) - 1, limit).astype(int)]
   u_ND = np.concatenate([u.astype(np.float32) for u in _unit_blocks(z_ND)])
@@ -91,18 +95,19 @@ def uniformity(z_ND, t=2.0, limit=8192):
   return float(np.log((total - n) / (n * (n - 1))))
 
 
-def siblings(z_ND):
-  """Dictionary of the four measures of direction of raw embeddings.
+def directions(z_ND: layout.Embeddings) -> dict[str, float]:
+  """The four measures of direction of raw embeddings, by name.
 
   Raises:
     ValueError: as `singular_values`, and for an embedding that is zero.
   """
-  z_ND = checks.checked(z_ND)
+  z_ND = gram.checked(z_ND)
   out = _of_moments(len(z_ND), *_unit_moments(z_ND))
   return out | {'uniformity': uniformity(z_ND)}
 
 
-def lidar(z_NVD, delta=1e-4, eps=EPS):
+def lidar(z_NVD: npt.ArrayLike, delta: float = 1e-4,
+          eps: float = EPS) -> float:
   """Effective rank of what tells clips apart, views of a clip being noise.
 
   Thilak et al., arXiv 2312.04000: exp of the entropy of the eigenvalues of
@@ -124,7 +129,7 @@ def lidar(z_NVD, delta=1e-4, eps=EPS):
     raise ValueError('LiDAR needs [clips, views, width] with at least 2 clips '
                      f'and 2 views, found shape {z_NVD.shape}')
   if not np.isfinite(z_NVD).all():
-    checks.refuse_nonfinite(z_NVD.reshape(-1, z_NVD.shape[2]))
+    gram.refuse_nonfinite(z_NVD.reshape(-1, z_NVD.shape[2]))
   n, views, width = z_NVD.shape
   mean_ND = z_NVD.mean(axis=1)
   about_ND = mean_ND - mean_ND.mean(axis=0)
@@ -136,14 +141,14 @@ def lidar(z_NVD, delta=1e-4, eps=EPS):
   return spectrum.effective_rank(np.maximum(lam_D, 0), eps)
 
 
-def token_rank(tokens_NLD):
+def token_rank(tokens_NLD: Any) -> float:
   """Diff-eRank's effective rank of token embeddings, averaged over clips.
 
   Wei et al., arXiv 2401.17139: the tokens of a clip are centred, scaled to
   unit length, and exp(-sum q log q) taken of the eigenvalues of their second
   moment; entropies are averaged over clips before the exponential.
   """
-  entropies = []
+  entropies: list[float] = []
   for x_LD in tokens_NLD:
     x_LD = np.asarray(x_LD, np.float64)
     x_LD = x_LD - x_LD.mean(axis=0)
@@ -156,6 +161,6 @@ def token_rank(tokens_NLD):
   return float(np.exp(np.mean(entropies)))
 
 
-def diff_erank(untrained_NLD, trained_NLD):
+def diff_erank(untrained_NLD: Any, trained_NLD: Any) -> float:
   """token_rank of the untrained network less that of the trained one."""
   return token_rank(untrained_NLD) - token_rank(trained_NLD)
