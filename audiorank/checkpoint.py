@@ -1,33 +1,41 @@
-"""Checkpoints that say what they are and whether they are whole.
+"""Checkpoints that describe themselves and say whether they are whole.
 
   <folder>/<step>/{params, opt_state, config}  by orbax, committed atomically
-  <folder>/<step>.sha256.json                  a checksum of every file
+  <folder>/<step>.sha256.json                  {relative path: sha256}
 
 Orbax restores a flipped bit without a word; here the checksums are verified
 before anything is restored, and the newest step that is whole is taken.
 """
 
+from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import os
 import pathlib
 import re
 import shutil
 import sys
+from typing import Any
 
 from absl import logging
 import jax
 from jax.experimental import multihost_utils
+from ml_collections import config_dict
 import numpy as np
 import orbax.checkpoint as ocp
 
-from audiorank import checksums
+from audiorank import config as config_lib
 from audiorank import files
-from audiorank import records
+from audiorank import train_state
+
+Config = config_lib.Config
 
 A, cm = ocp.args, ocp.checkpoint_managers
+PathLike = str | os.PathLike[str]
 
 
-def manager(folder, every, keep):
+def open_manager(folder: PathLike, every: int,
+                 keep: int) -> ocp.CheckpointManager:
   """Returns an orbax manager: the last two steps and every `keep`th stay."""
   return ocp.CheckpointManager(
       pathlib.Path(folder).absolute(),
@@ -39,7 +47,8 @@ def manager(folder, every, keep):
               [cm.LatestN(2), cm.EveryNSteps(keep)])))
 
 
-def save(m, state, config, force=False):
+def save(manager: ocp.CheckpointManager, state: train_state.TrainState,
+         config: Config, force: bool = False) -> bool:
   """Saves a state where the manager's policy (or `force`) says so.
 
   Raises:
@@ -47,54 +56,57 @@ def save(m, state, config, force=False):
       reason.
   """
   step = int(state.step)
-  if step in m.all_steps():
+  if step in manager.all_steps():
     return False
-  with written(m):
-    return m.save(step, force=force, args=A.Composite(
+  with one_error(manager):
+    return manager.save(step, force=force, args=A.Composite(
         params=A.StandardSave({'params': state.params,
                                'batch_stats': state.batch_stats}),
-        opt_state=A.StandardSave(state.opt_state),
-        config=A.JsonSave(records.plain(config))))
+        opt_state=A.StandardSave(train_state.adam_state(state.opt_state)),
+        config=A.JsonSave(config_lib.plain(config))))
 
 
-def wait(m):
+def wait(manager: ocp.CheckpointManager) -> None:
   """Waits until what was saved is on disk.
 
   Raises:
     OSError: it cannot be written; names folder and reason.
   """
-  with written(m):
-    m.wait_until_finished()
+  with one_error(manager):
+    manager.wait_until_finished()
 
 
 @contextlib.contextmanager
-def written(m):
+def one_error(manager: ocp.CheckpointManager) -> Iterator[None]:
   """Makes one OSError of what orbax raises where a save has failed."""
   try:
     yield
   except (ValueError, RuntimeError, OSError) as error:
     # Its own message is of lines full of paths; the system's number is in it.
     number = re.search(r"os_error_code='(\d+)'", str(error))
-    why = os.strerror(int(number[1])) if number else str(error)
-    raise OSError(f'{m.directory}: a checkpoint could not be saved: '
-                  f'{why}') from error
+    reason = os.strerror(int(number[1])) if number else str(error)
+    raise OSError(f'{manager.directory}: a checkpoint could not be saved: '
+                  f'{reason}') from error
 
 
-def abstract(tree, placed):
+def abstract(tree: Any, shardings: Any) -> Any:
   """Returns shapes with shardings: what orbax restores onto."""
   return jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      tree, placed)
+      tree, shardings)
 
 
-def restore(m, folder, shapes, placed):
+def restore(manager: ocp.CheckpointManager, folder: PathLike,
+            shapes: train_state.TrainState,
+            shardings: train_state.TrainState
+            ) -> train_state.TrainState | None:
   """Returns the newest whole state, or None where there is none.
 
   Args:
-    m: the manager of `folder`.
+    manager: that of `folder`.
     folder: the checkpoint folder.
     shapes: a train state of shapes.
-    placed: its shardings.
+    shardings: its shardings.
 
   A damaged or unsealed step is moved to <folder>/../damaged/<step> with a
   warning and the step before it is tried. Of several processes the first
@@ -106,53 +118,113 @@ def restore(m, folder, shapes, placed):
       step = int(multihost_utils.broadcast_one_to_all(
           np.int32(-1 if step is None else step)))
       step = None if step < 0 else step
-    m.reload()
+    manager.reload()
     if step is None:
       return None
+    adam = abstract(*(train_state.adam_state(tree.opt_state)
+                      for tree in (shapes, shardings)))
     try:
-      got = m.restore(step, args=A.Composite(
-          params=A.StandardRestore(abstract(
-              {'params': shapes.params, 'batch_stats': shapes.batch_stats},
-              {'params': placed.params, 'batch_stats': placed.batch_stats})),
-          opt_state=A.StandardRestore(
-              abstract(shapes.opt_state, placed.opt_state))))
+      saved = manager.restore(step, args=A.Composite(
+          params=A.StandardRestore(abstract(*(
+              {'params': tree.params, 'batch_stats': tree.batch_stats}
+              for tree in (shapes, shardings)))),
+          opt_state=A.StandardRestore(adam)))
     except (ValueError, OSError, KeyError) as error:
       if jax.process_count() > 1:
         raise
       put_aside(folder, step, str(error).splitlines()[0])
       continue
-    number = jax.device_put(np.asarray(step, shapes.step.dtype), placed.step)
+    number = jax.device_put(
+        np.asarray(step, shapes.step.dtype), shardings.step)
     return shapes.replace(
-        step=number, params=got.params['params'],
-        batch_stats=got.params['batch_stats'], opt_state=got.opt_state)
+        step=number, params=saved.params['params'],
+        batch_stats=saved.params['batch_stats'],
+        opt_state=train_state.with_adam_state(
+            shapes.opt_state, saved.opt_state))
 
 
-def newest(folder):
+def steps(folder: PathLike) -> list[int]:
+  """Returns the committed steps of a checkpoint folder, ascending."""
+  return sorted(int(p.name) for p in pathlib.Path(folder).glob('*')
+                if p.name.isdigit() and p.is_dir())
+
+
+def file_digests(step_folder: pathlib.Path) -> dict[str, str]:
+  """Returns {relative path: sha256} of every file of one step."""
+  return {str(path.relative_to(step_folder)): files.sha256(path)
+          for path in files.walk(step_folder)}
+
+
+def seal(folder: PathLike) -> None:
+  """Writes the checksums of committed steps that have none yet.
+
+  Of several processes the first does it; no other need wait.
+  """
+  if jax.process_index():
+    return
+  folder = pathlib.Path(folder)
+  for step in steps(folder):
+    path = folder / f'{step}.sha256.json'
+    if not path.exists():
+      files.write_json(path, file_digests(folder / str(step)))
+  for path in folder.glob('*.sha256.json'):
+    if not (folder / path.name.split('.')[0]).exists():
+      path.unlink(missing_ok=True)
+
+
+def verify(folder: PathLike, step: int) -> str:
+  """Returns what is wrong with a step, or '' when its files are whole.
+
+  A step without checksums counts as whole here: orbax committed it, and its
+  checksums may have been left behind when it was copied. `restore`, which can
+  go back, does not trust it.
+  """
+  folder = pathlib.Path(folder)
+  path = folder / f'{step}.sha256.json'
+  if not path.exists():
+    return ''
+  try:
+    expected = files.read_json(path)
+  except ValueError:
+    return f'{path.name} is damaged'
+  if not isinstance(expected, dict):
+    return f'{path.name} is damaged'
+  actual = file_digests(folder / str(step))
+  for name in sorted(set(expected) | set(actual)):
+    if name not in actual:
+      return f'{name} is missing'
+    if expected.get(name) != actual[name]:
+      return f'{name} is not what was written'
+  return ''
+
+
+def newest(folder: PathLike) -> int | None:
   """Returns the newest step that is sealed and whole, or None; those after it
   are put aside."""
-  for step in reversed(checksums.steps(folder)):
+  for step in reversed(steps(folder)):
     sealed = (pathlib.Path(folder) / f'{step}.sha256.json').exists()
-    wrong = checksums.verify(folder, step) if sealed else (
-        'its writer died before it was verified')
-    if not wrong:
+    fault = 'its writer died before it was verified'
+    if sealed:
+      fault = verify(folder, step)
+    if not fault:
       return step
-    put_aside(folder, step, wrong)
+    put_aside(folder, step, fault)
   return None
 
 
-def rewind(folder, step):
+def rewind(folder: PathLike, step: int) -> None:
   """Deletes the steps after `step`: their run is to come to them again."""
   folder = pathlib.Path(folder)
-  for later in checksums.steps(folder):
+  for later in steps(folder):
     if later > step:
       shutil.rmtree(folder / str(later))
       (folder / f'{later}.sha256.json').unlink(missing_ok=True)
 
 
-def put_aside(folder, step, wrong):
+def put_aside(folder: PathLike, step: int, fault: str) -> None:
   """Moves a damaged step out of the way, keeping it for inspection."""
   logging.warning('checkpoint %s/%d: %s; taking the step before it',
-                  folder, step, wrong)
+                  folder, step, fault)
   folder = pathlib.Path(folder)
   aside = folder.parent / 'damaged'
   aside.mkdir(exist_ok=True)
@@ -161,29 +233,30 @@ def put_aside(folder, step, wrong):
   (folder / f'{step}.sha256.json').unlink(missing_ok=True)
 
 
-def arrays(item):
+def arrays(item: pathlib.Path) -> Any:
   """Returns a saved tree as numpy arrays, whatever devices it came from."""
-  told = logging.get_verbosity()
+  verbosity = logging.get_verbosity()
   # Orbax warns of metadata that only its own manager writes.
   logging.set_verbosity(logging.ERROR)
-  try:
-    me = jax.process_index()
+  options = ocp.options.MultiprocessingOptions()
+  if jax.process_count() > 1:
     # Whoever reads, reads alone: the other processes are not asked to wait.
-    alone = ocp.options.MultiprocessingOptions(
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me},
-        barrier_sync_key_prefix=f'reader{me}') if jax.process_count() > 1 else (
-            ocp.options.MultiprocessingOptions())
+        barrier_sync_key_prefix=f'reader{me}')
+  try:
     with ocp.Checkpointer(
-        ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
-        multiprocessing_options=alone) as reader:
-      saved = reader.metadata(item).item_metadata
+        ocp.PyTreeCheckpointHandler(multiprocessing_options=options),
+        multiprocessing_options=options) as reader:
+      metadata = reader.metadata(item).item_metadata
       return reader.restore(item, restore_args=jax.tree.map(
-          lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved))
+          lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata))
   finally:
-    logging.set_verbosity(told)
+    logging.set_verbosity(verbosity)
 
 
-def find(path):
+def find(path: PathLike) -> tuple[pathlib.Path, int | None]:
   """Returns the checkpoint folder meant by a path, and a step or None.
 
   The path is a run's folder, its checkpoints folder, or one step in it.
@@ -195,14 +268,15 @@ def find(path):
   if path.name.isdigit() and (path / 'params').is_dir():
     return path.parent, int(path.name)
   for folder in (path / 'checkpoints', path):
-    if folder.is_dir() and checksums.steps(folder):
+    if folder.is_dir() and steps(folder):
       return folder, None
   raise FileNotFoundError(
       f'{path}: no checkpoint: expected the folder of a run, its checkpoints '
       'folder or one step of it')
 
 
-def load(path, step=None):
+def load(path: PathLike, step: int | None = None
+         ) -> tuple[config_dict.FrozenConfigDict, Any]:
   """Returns (config, params) of a checkpoint, on the default device.
 
   Args:
@@ -219,23 +293,25 @@ def load(path, step=None):
   """
   folder, only = find(path)
   step = only if step is None else step
-  have = checksums.steps(folder)
-  if step is not None and step not in have:
-    raise FileNotFoundError(f'{folder}: no step {step}; there are {have}')
-  tries = [step] if step is not None else list(reversed(have))
-  wrong = ''
-  for number in tries:
-    wrong = checksums.verify(folder, number)
-    if wrong:
-      logging.warning('checkpoint %s/%d: %s', folder, number, wrong)
+  candidates = steps(folder)[::-1]
+  if step is not None:
+    if step not in candidates:
+      raise FileNotFoundError(
+          f'{folder}: no step {step}; there are {candidates[::-1]}')
+    candidates = [step]
+  fault = ''
+  for number in candidates:
+    fault = verify(folder, number)
+    if fault:
+      logging.warning('checkpoint %s/%d: %s', folder, number, fault)
       continue
-    config = records.frozen(records.complete(records.read_json(
+    config = config_lib.frozen(config_lib.complete(files.read_json(
         folder / str(number) / 'config' / 'metadata')))
     return config, arrays(folder.absolute() / str(number) / 'params')
-  raise ValueError(f'{folder}/{tries[-1]}: damaged checkpoint: {wrong}')
+  raise ValueError(f'{folder}/{candidates[-1]}: damaged checkpoint: {fault}')
 
 
-def fsck(path):
+def fsck(path: PathLike) -> list[tuple[int, str]]:
   """Returns [(step, what is wrong or '')] of a folder's steps, ascending.
 
   Args:
@@ -245,15 +321,16 @@ def fsck(path):
     FileNotFoundError: there is no checkpoint; names the path.
   """
   folder, only = find(path)
-  found = []
-  for step in [only] if only is not None else checksums.steps(folder):
-    sealed = (folder / f'{step}.sha256.json').exists()
-    found.append((step, checksums.verify(folder, step) if sealed else
-                  'no checksums: its writer died before it was verified'))
-  return found
+  faults = []
+  for step in steps(folder) if only is None else [only]:
+    fault = 'no checksums: its writer died before it was verified'
+    if (folder / f'{step}.sha256.json').exists():
+      fault = verify(folder, step)
+    faults.append((step, fault))
+  return faults
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> int:
   """python -m audiorank.checkpoint fsck DIR ...: verifies every checksum.
 
   Prints a line a step; exits 1 if a step is damaged or a folder has none.
@@ -262,16 +339,16 @@ def main(argv):
     print('usage: python -m audiorank.checkpoint fsck DIR ...',
           file=sys.stderr)
     return 1
-  bad = 0
+  failed = False
   for path in argv[2:]:
     try:
-      for step, wrong in fsck(path):
-        bad += bool(wrong)
-        print(f'{path}: step {step}: {wrong or "whole"}')
+      for step, fault in fsck(path):
+        failed |= bool(fault)
+        print(f'{path}: step {step}: {fault or "whole"}')
     except FileNotFoundError as error:
-      bad += 1
+      failed = True
       print(f'error: {error}', file=sys.stderr)
-  return 1 if bad else 0
+  return int(failed)
 
 
 if __name__ == '__main__':

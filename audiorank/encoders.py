@@ -26,7 +26,6 @@ import jax
 import numpy as np
 
 from audiorank import checkpoint
-from audiorank import checksums
 from audiorank import dasheng
 from audiorank import embed
 from audiorank import files
@@ -115,7 +114,7 @@ def weights(path, step=None):
     step = only if step is None else step
     config, params = checkpoint.load(path, step)
     if step is None:
-      step = checksums.steps(folder)[-1]
+      step = checkpoint.steps(folder)[-1]
   if kind != 'audiorank' and step is not None:
     raise ValueError(f'{path}: step {step} asked for, but only the folder of a '
                      'run has steps')

@@ -16,16 +16,15 @@ import soxr
 
 from audiorank import audio
 from audiorank import checkpoint
-from audiorank import checksums
 from audiorank import config as config_lib
 from audiorank import data
 from audiorank import embed
 from audiorank import embedding_cache
 from audiorank import encoders
 from audiorank import files
-from audiorank import program
 from audiorank import rankme
 from audiorank import records
+from audiorank import train_state
 from audiorank.hear import probe
 from audiorank.hear import staged
 from audiorank.hear import tasks
@@ -183,7 +182,7 @@ def run(workdir, config, step=None, stop=lambda: False,
   """
   folders = task_folders(config)
   if step is None:
-    step = checksums.steps(pathlib.Path(workdir) / 'checkpoints')[-1]
+    step = checkpoint.steps(pathlib.Path(workdir) / 'checkpoints')[-1]
   wanted = []
   for folder in folders:
     path = records.path(workdir, f'hear.{folder.name}', step)
@@ -307,7 +306,7 @@ def views_of(path, step, corpus, clips, seconds, count, batch):
   config, params = checkpoint.load(path, step)
   wave_NS, _ = data.sample(corpus, clips, int(round(seconds * corpus.rate)), 0)
   folder, _ = checkpoint.find(path)
-  if 0 in checksums.steps(folder):
+  if 0 in checkpoint.steps(folder):
     _, before = checkpoint.load(folder, 0)
   else:
     before = untrained(config, wave_NS)
@@ -320,10 +319,10 @@ def untrained(config, wave_NS):
   Where train.calibrate is set its BatchNorm statistics are those of
   `wave_NS`: the run's own are of other clips, and stand in its step 0.
   """
-  state = jax.jit(lambda key: program.init(config, key))(
+  state = jax.jit(lambda key: train_state.init(config, key))(
       jax.random.key(config.seed))
   if config.train.calibrate:
-    state = program.calibrated(config, state, wave_NS)
+    state = train_state.calibrate_batch_norm(config, state, wave_NS)
   return {'params': state.params, 'batch_stats': state.batch_stats}
 
 

@@ -146,17 +146,19 @@ def over_rows(function):
   return run
 
 
-def over_runs(step, spread):
+def over_runs(step, spread, shared):
   """Returns a packed step whose runs lie over devices, each with its own.
 
   Args:
-    step: (states, wave_BS, hypers) -> (states, metrics) of K runs.
+    step: (states, batches, hparams) -> (states, metrics) of K runs.
     spread: the sharding of the runs' axis, of a mesh of that axis alone.
+    shared: whether all runs have the same batch.
   """
   if spread.mesh.size == 1:
     return step
   return jax.shard_map(
-      step, mesh=spread.mesh, in_specs=(spread.spec, P(), spread.spec),
+      step, mesh=spread.mesh,
+      in_specs=(spread.spec, P() if shared else spread.spec, spread.spec),
       out_specs=spread.spec, check_vma=False)
 
 

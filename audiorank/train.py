@@ -1,231 +1,506 @@
-"""A run: its checks, its data, its loop. Killed anywhere, it goes on.
+"""Training: one loop for one run over a mesh and for several in one program.
 
 Every number of a run is a function of its config alone: keys are folded with
-the step, batches are a function of the step, and what happens at a step
-(save, then measure) does not depend on when the process was started.
+the step, batches are a function of the step, and what happens at a step does
+not depend on when the process was started, nor in what company a run trains.
 
-Shapes: B batch, C steps of a call, S samples, N clips, L patches.
+Shapes: B batch, C steps of a call, K runs, S samples.
 """
 
+from collections.abc import Callable
+from collections.abc import Sequence
 import contextlib
+import dataclasses
+import functools
+import math
+import os
 import pathlib
+from typing import Any
 
 from absl import logging
 import jax
-from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
+import orbax.checkpoint as ocp
 
 from audiorank import baselines
 from audiorank import checkpoint
-from audiorank import checksums
 from audiorank import config as config_lib
-from audiorank import curve
 from audiorank import data
+from audiorank import evals
+from audiorank import feed
+from audiorank import files
 from audiorank import flops
-from audiorank import gauges
-from audiorank import model
-from audiorank import monitor
-from audiorank import program
+from audiorank import metrics
 from audiorank import progress
 from audiorank import records
 from audiorank import sampling
 from audiorank import sharding
+from audiorank import train_state
 from audiorank import validate
+
+Config = config_lib.Config
+
+# What runs of one program may differ in: arguments of the program, and which
+# clips a run trains on. All else must be equal.
+VARIES = ('experiment', 'seed', 'train.init_scale', 'opt.lr', 'opt.warmup',
+          'opt.final', 'opt.weight_decay', 'opt.clip', 'data.seed',
+          'data.hours', 'data.category')
+
+Diverged = metrics.Diverged
 
 
 class Preempted(Exception):
-  """The run was asked to stop; it is saved, and running it again goes on."""
+  """The runs were asked to stop; they are saved, and running again resumes.
+
+  `diverged` is what `fit` would have returned.
+  """
+
+  def __init__(self, message: str, diverged: dict[pathlib.Path, Diverged]):
+    super().__init__(message)
+    self.diverged = diverged
 
 
-Diverged = curve.Diverged
-
-
-def check(config, on):
+def check(config: Config, mesh: jax.sharding.Mesh) -> None:
   """Raises ValueError for a config that cannot run, naming the field."""
-  validate.fields(config, on.size)
+  validate.fields(config, mesh.size)
 
 
-def prepare_data(config):
-  """Returns (training subset, monitor sample, valid sample) of a config."""
-  parts, r = sampling.parts(config), config.monitor
-  sample = data.sample(
-      parts.usable, r.clips, config_lib.crop_samples(r.crop_seconds), r.seed)
-  valid_NS = np.zeros((0, 1), np.int16)
-  if r.valid_clips and len(parts.valid):
-    valid_NS, _ = data.sample(
-        parts.valid, r.valid_clips,
-        config_lib.crop_samples(config.data.crop_seconds), r.seed)
-  return parts.subset, sample, valid_NS
+def group_key(config: Config) -> str:
+  """Returns a digest that is equal for configs that can train together."""
+  tree = config_lib.plain(config)
+  for field in VARIES:
+    node, name = config_lib.parent(tree, field)
+    del node[name]
+  return files.digest(tree)
 
 
-def described(config, subset, shapes):
+def describe(config: Config, subset: data.Corpus,
+             shapes: train_state.TrainState) -> dict[str, Any]:
   """Returns what a run is in numbers: sizes, hours, FLOPs by our own count."""
-  c = config.model
-  L = config_lib.patches(config)
-  K = config_lib.visible(config)
+  size = config_lib.size_name(config.model.width, config.model.depth)
   return {
-      'size': config_lib.size_name(c.width, c.depth), 'patches': L, 'kept': K,
+      'size': size, 'patches': config_lib.patches(config),
+      'kept': config_lib.visible(config),
       'parameters': flops.parameter_counts(shapes.params),
-      'flops_per_clip': program.flops(config),
+      'flops_per_clip': train_state.flops(config),
       'hours': subset.hours, 'records': len(subset),
       'corpus': subset.sha256, 'baseline': baselines.untrained_id(config)}
 
 
-def run(workdir, config, stop=lambda step: False, tell=lambda *_, **__: None):
-  """Trains (or goes on training) the run in a folder, measuring as it goes.
+def fit(workdirs: Sequence[str | os.PathLike[str]],
+        configs: Sequence[Config],
+        stop: Callable[[int], bool] = lambda step: False,
+        status: progress.Status | None = None
+        ) -> dict[pathlib.Path, Diverged]:
+  """Trains (or resumes) one run over its mesh, or several in one program.
+
+  Runs of one `group_key` share a program; each keeps its own folder,
+  checkpoints, evaluations and metrics, and may be resumed alone or in other
+  company at any time, with the same numbers up to the rounding of float32.
 
   Args:
-    workdir: the run's folder; its config.json is this config.
-    config: frozen config.
-    stop: polled with every step's number; once True, the run is saved and
+    workdirs: the runs' folders; each config.json is the run's config.
+    configs: frozen configs, of one `group_key`.
+    stop: polled with the step before every call; once True, all is saved and
       left. Of several processes all must get the same answer.
-    tell: called with (what is being done, step, steps); force=True says that
-      it must not be passed over.
+    status: told what is being done. It hears `busy` when ending the process
+      would lose steps, `idle` when all is saved, and `report` for people;
+      nothing that a report says has an effect.
 
   Returns:
-    the final state and the mesh.
+    {workdir: Diverged} of the runs that diverged; the others are trained.
 
   Raises:
     Preempted: stop() was True.
-    Diverged: the loss is not finite.
-    ValueError, FileNotFoundError: a config or corpus that cannot run.
+    ValueError, FileNotFoundError: configs that cannot train, or not together.
     OSError: a checkpoint, record or row cannot be written.
+    jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED where the runs do not fit
+      into memory together. What was saved stays: fewer of them can resume.
   """
-  workdir = pathlib.Path(workdir)
-  on = sharding.mesh(config.mesh.data, config.mesh.fsdp)
-  check(config, on)
-  subset, sample, valid_NS = prepare_data(config)
-  steps, main = config.train.steps, jax.process_index() == 0
-  shapes, placed, init, advance, advance_more = program.programs(config, on)
-  h = program.hyper(config)
-  valid = (monitor.make_valid(config), valid_NS) if len(valid_NS) else None
-  readings = set(monitor.steps(config))
-  folder = workdir / 'checkpoints'
-  folder.mkdir(parents=True, exist_ok=True)
-  with jax.set_mesh(on), checkpoint.manager(
-      folder, config.checkpoint.every, config.checkpoint.keep) as m:
-    state = checkpoint.restore(m, folder, shapes, placed)
-    checksums.seal(folder)
-    if state is None:
-      state = init(h)
-      if config.train.calibrate:
-        state = program.calibrated(config, state, sample[0])
+  runs, _ = _fit(workdirs, configs, stop, status)
+  return diverged(runs)
+
+
+def run(workdir: str | os.PathLike[str], config: Config,
+        stop: Callable[[int], bool] = lambda step: False,
+        status: progress.Status | None = None
+        ) -> tuple[train_state.TrainState, jax.sharding.Mesh]:
+  """Trains (or resumes) one run; returns its final state and the mesh.
+
+  Raises:
+    Diverged: the loss is not finite; and as `fit`.
+  """
+  (one,), stepper = _fit([workdir], [config], stop, status)
+  if one.diverged:
+    raise one.diverged
+  return stepper.state(0), stepper.mesh
+
+
+@dataclasses.dataclass
+class Run:
+  """One run of a program: who it is, and what it reads and writes."""
+  workdir: pathlib.Path
+  config: Config
+  samples: sampling.Samples
+  manager: ocp.CheckpointManager
+  writer: metrics.MetricWriter
+  diverged: Diverged | None = None
+
+  @property
+  def folder(self) -> pathlib.Path:
+    return self.workdir / 'checkpoints'
+
+
+class Alone:
+  """How one run steps: over a whole mesh and every process.
+
+  Args:
+    runs: the one run.
+    states: its state, placed on the mesh.
+    mesh: of the run.
+    step: steps done.
+  """
+
+  def __init__(self, runs: Sequence[Run],
+               states: Sequence[train_state.TrainState],
+               mesh: jax.sharding.Mesh, step: int):
+    run, = runs
+    self._state, = states
+    self.mesh, self.devices = mesh, mesh.size
+    self._programs = train_state.programs(run.config, mesh)
+    self._hparams = train_state.make_hparams(run.config)
+    self.feed = feed.Feed(
+        [run.config], [run.samples], step,
+        lambda rows, axis: sharding.to_global(rows, mesh, axis))
+
+  def step(self, batches: Any, count: int) -> dict[str, jax.Array]:
+    """Takes `count` steps; returns {name: scalar, or vector_C}."""
+    program = self._programs.step
+    if count > 1:
+      program = self._programs.steps
+    with jax.set_mesh(self.mesh):
+      self._state, numbers = program(self._state, batches, self._hparams)
+    return numbers
+
+  def state(self, index: int) -> train_state.TrainState:
+    """Returns the state of the run."""
+    del index
+    return self._state
+
+
+class Packed:
+  """How K runs step: one vmapped program, spread over a 'sweep' axis.
+
+  The devices of that axis share nothing. A run that has diverged is stepped
+  on with the others, and nothing of it is saved.
+
+  Args:
+    runs: the runs.
+    states: of each, on one device.
+    mesh: one device, on which a run is evaluated.
+    step: steps done.
+  """
+
+  def __init__(self, runs: Sequence[Run],
+               states: Sequence[train_state.TrainState],
+               mesh: jax.sharding.Mesh, step: int):
+    K = len(runs)
+    sweep = jax.make_mesh((math.gcd(K, jax.device_count()),), ('sweep',),
+                          axis_types=(AxisType.Auto,))
+    self.mesh, self.devices = mesh, sweep.size
+    spread = NamedSharding(sweep, P('sweep'))
+
+    def stack(trees):
+      return jax.device_put(
+          jax.tree.map(lambda *leaves: np.stack(leaves), *trees), spread)
+
+    self._states = stack([jax.device_get(state) for state in states])
+    self._hparams = stack([train_state.make_hparams(r.config) for r in runs])
+    self.feed = feed.Feed([r.config for r in runs], [r.samples for r in runs],
+                          step, self._place)
+    self._sweep = sweep
+    self._programs = train_state.packed_programs(
+        runs[0].config, spread, self.feed.shared)
+
+  def _place(self, rows, axis):
+    spec = P() if self.feed.shared else P(*[None] * axis, 'sweep')
+    return jax.device_put(rows, NamedSharding(self._sweep, spec))
+
+  def step(self, batches: Any, count: int) -> dict[str, jax.Array]:
+    """Takes `count` steps; returns {name: vector_K, or matrix_CK}."""
+    program = self._programs.step
+    if count > 1:
+      program = self._programs.steps
+    self._states, numbers = program(self._states, batches, self._hparams)
+    return numbers
+
+  def state(self, index: int) -> train_state.TrainState:
+    """Returns the state of one run, on one device."""
+    def own(leaf_K):
+      for shard in leaf_K.addressable_shards:
+        first, last, _ = shard.index[0].indices(len(leaf_K))
+        if first <= index < last:
+          return shard.data[index - first]
+      raise AssertionError(f'run {index} is on no device of this process')
+
+    return jax.device_put(jax.tree.map(own, self._states),
+                          sharding.replicated(self.mesh))
+
+
+class Outputs:
+  """The numbers of a call's steps, fetched from their devices at most once.
+
+  Args:
+    arrays: {name: array}, on their devices.
+    steps, runs: C and K.
+  """
+
+  def __init__(self, arrays: dict[str, jax.Array], steps: int, runs: int):
+    self._arrays, self._shape, self._fetched = arrays, (steps, runs), False
+
+  def at(self, step: int, run: int) -> dict[str, float]:
+    """Returns the numbers of one step of one run."""
+    if not self._fetched:
+      self._arrays = {
+          name: np.reshape(array, self._shape)
+          for name, array in jax.device_get(self._arrays).items()}
+      self._fetched = True
+    return {name: float(array_CK[step, run])
+            for name, array_CK in self._arrays.items()}
+
+
+def _fit(workdirs, configs, stop, status):
+  """`fit`; returns the Runs and the stepper, which has their states."""
+  workdirs, first = [pathlib.Path(w) for w in workdirs], configs[0]
+  status = status or progress.Status()
+  mesh = sharding.mesh(first.mesh.data, first.mesh.fsdp)
+  if len(configs) > 1:
+    mesh = sharding.mesh(1, 1)
+    check_group(workdirs, configs)
+  for config in configs:
+    check(config, mesh)
+  samples = [sampling.samples(config) for config in configs]
+  with contextlib.ExitStack() as stack:
+    runs, states = open_runs(stack, workdirs, configs, samples, mesh)
+    step = int(states[0].step)
+    stepper = (Alone if len(runs) == 1 else Packed)(runs, states, mesh, step)
+    stack.callback(stepper.feed.close)
+    del states
+    name = workdirs[0].name
+    if len(runs) > 1:
+      name += f' and {len(runs) - 1} others'
+    size = config_lib.size_name(first.model.width, first.model.depth)
+    bar = progress.Bar(first.train.steps, step,
+                       f'{name} {size}')
+    stack.callback(bar.close)
+    timer = metrics.Throughput(
+        name, first.train.batch,
+        {part: len(runs) * n
+         for part, n in train_state.flops(first).items()},
+        stepper.devices, step)
+    train_loop(runs, stepper, step, stop, status, bar, timer)
+  return runs, stepper
+
+
+def check_group(workdirs: Sequence[pathlib.Path],
+                configs: Sequence[Config]) -> None:
+  """Raises ValueError for configs that cannot train in one program."""
+  for workdir, config in zip(workdirs, configs):
+    if group_key(config) != group_key(configs[0]):
+      raise ValueError(f'{workdir}: cannot train together with {workdirs[0]}: '
+                       f'expected to differ in {", ".join(VARIES)} alone')
+  if jax.process_count() > 1:
+    raise ValueError('several runs in one program: expected one process')
+
+
+def open_runs(stack: contextlib.ExitStack, workdirs: Sequence[pathlib.Path],
+              configs: Sequence[Config],
+              samples: Sequence[sampling.Samples], mesh: jax.sharding.Mesh
+              ) -> tuple[list[Run], list[train_state.TrainState]]:
+  """Opens the folders of runs; returns them and the states to begin with.
+
+  Args:
+    stack: closes what is opened.
+    workdirs, configs, samples: of the runs.
+    mesh: on which the states are placed.
+  """
+  main = jax.process_index() == 0
+  folders = [workdir / 'checkpoints' for workdir in workdirs]
+  for folder in folders:
+    folder.mkdir(parents=True, exist_ok=True)
+  if len(folders) > 1:
+    common_step(folders)
+  runs, states = [], []
+  for workdir, folder, config, sample in zip(
+      workdirs, folders, configs, samples):
+    manager = stack.enter_context(checkpoint.open_manager(
+        folder, config.checkpoint.every, config.checkpoint.keep))
+    state = first_state(config, manager, folder, sample, mesh)
     step = int(state.step)
+    checkpoint.seal(folder)
     if main:
       records.cut_metrics(workdir, step)
       records.write(workdir, 'run', 0, {
-          **described(config, subset, shapes),
-          'skipped': curve.skipped(workdir)})
-    stream = None
-    if step < steps:
-      stream = data.stream(
-          subset, batch=config.train.batch,
-          samples=config_lib.crop_samples(config.data.crop_seconds),
-          seed=config.data.seed, first_step=step,
-          process_index=jax.process_index(),
-          process_count=jax.process_count(), threads=config.data.threads,
-          resident=config.data.resident)
-    bar = progress.Bar(steps, step,
-                       f'{workdir.name} {model.name(config.model)}')
-    unsealed, leaving = False, False
-    # Of several processes none can leave a reading that the others share.
-    alone = jax.process_count() == 1
-    gauge = gauges.Gauge(workdir.name, config.train.batch,
-                         program.flops(config), on.size, step)
-    with contextlib.closing(
-        curve.Curve(workdir, config, subset, step, main)) as rows:
-      while True:
-        saving = step == steps or step % config.checkpoint.every == 0
-        if saving or step in readings:
-          noted(bar, rows.flush())
-        if saving:
-          with gauge.aside():
-            checkpoint.save(m, state, config, force=step == steps)
-          unsealed = True
-        elif unsealed and step % config.train.log_every == 0:
-          with gauge.aside():
-            checkpoint.wait(m)
-            if main:
-              checksums.seal(folder)
-          unsealed = False
-        if step in readings:
-          tell('measuring', step, steps, force=True)
-          with gauge.aside():
-            fields = read(workdir, config, state, step, sample, on, valid,
-                          lambda: alone and stop(step))
-          leaving = fields is None
-          if not leaving:
-            rows.reading(step, fields)
-            bar.note(f"RankMe {fields['rank']['value'] or 0:.2f}")
-        if step == steps and not leaving:
-          break
-        if leaving or stop(step):
-          rows.flush()
-          checkpoint.save(m, state, config, force=True)
-          checkpoint.wait(m)
-          checksums.seal(folder)
-          raise Preempted(f'saved at step {step}')
-        ahead = min(config.train.call, undisturbed(config, step, readings))
-        if ahead < config.train.call or ahead == 1:
-          with gauge.waiting():
-            wave_BS = sharding.to_global(next(stream), on)
-          state, got = advance(state, wave_BS, h)
-          places = (None,)
-        else:
-          with gauge.waiting():
-            wave_CBS = sharding.to_global(
-                np.stack([next(stream) for _ in range(ahead)]), on, axis=1)
-          state, got = advance_more(state, wave_CBS, h)
-          places = range(ahead)
-        for at in places:
-          step += 1
-          noted(bar, rows.add(step, got, gauge.row, at))
-        bar.step(len(places))
-        tell('training', step, steps)
-    checkpoint.wait(m)
-    checksums.seal(folder)
-    bar.close()
-  return state, on
+          **describe(config, sample.subset, state),
+          'skipped': metrics.skipped_steps(workdir)})
+    writer = stack.enter_context(contextlib.closing(metrics.MetricWriter(
+        workdir, config, sample.subset, step, main)))
+    runs.append(Run(workdir, config, sample, manager, writer))
+    states.append(state)
+  return runs, states
 
 
-def undisturbed(config, step, readings):
-  """Returns the steps up to the next at which something is to be done."""
-  t, p = config.train, config.checkpoint
-  return min(t.steps - step, t.log_every - step % t.log_every,
-             p.every - step % p.every,
-             *(r - step for r in readings if r > step))
+def common_step(folders: Sequence[pathlib.Path]) -> int:
+  """Returns the step that checkpoint folders share, after going back to it.
 
+  A process that died between the saves of two runs leaves one a save ahead:
+  that save is undone (its run comes to it again). -1: none has any.
 
-def read(workdir, config, state, step, sample, on, valid, leave):
-  """Returns the record of a reading, measured and written if it is not there;
-  None where leave() was True on the way.
-
-  Every process must come to the same answer on what is there: the first
-  one's.
+  Raises:
+    ValueError: a run that is further ahead, which would lose work.
   """
-  path = records.path(workdir, 'monitor', step)
-  known = path.exists()
-  if jax.process_count() > 1:
-    known = bool(multihost_utils.broadcast_one_to_all(np.int32(known)))
-  if known:
-    return records.read_json(path)
-  further = (sampling.further(config) if step in (0, config.train.steps)
-             else ())
-  fields = monitor.measure(config, state, sample, on, valid, leave, further)
-  if fields is None:
-    return None
-  before = [r for r in records.read(workdir, 'monitor') if r['step'] < step]
-  fields['alarms'] = monitor.alarms(fields, before)
-  if jax.process_index() == 0:
-    records.write(workdir, 'monitor', step, fields)
-  said = {a.split(':')[0] for a in before[-1]['alarms']} if before else ()
-  for alarm in fields['alarms']:
-    if alarm.split(':')[0] not in said:
-      logging.warning('%s, step %d: %s', workdir.name, step, alarm)
-  return fields
+  newest = {folder: checkpoint.newest(folder) for folder in folders}
+  least = min(-1 if step is None else step for step in newest.values())
+  for folder, step in newest.items():
+    if step is None or step == least:
+      continue
+    if least not in checkpoint.steps(folder)[-2:]:
+      others = 'the start' if least < 0 else least
+      raise ValueError(f'{folder}: at step {step}, others at {others}: '
+                       'expected runs at one step')
+    checkpoint.rewind(folder, least)
+  return least
 
 
-def noted(bar, row):
+def first_state(config: Config, manager: ocp.CheckpointManager,
+                folder: pathlib.Path, samples: sampling.Samples,
+                mesh: jax.sharding.Mesh) -> train_state.TrainState:
+  """Returns the state that a run goes on from: the newest saved, or fresh."""
+  with jax.set_mesh(mesh):
+    programs = train_state.programs(config, mesh)
+    state = checkpoint.restore(manager, folder, programs.shapes,
+                               programs.shardings)
+    if state is None:
+      state = programs.init(train_state.make_hparams(config))
+      if config.train.calibrate:
+        state = train_state.calibrate_batch_norm(
+            config, state, samples.monitor.wave_NS)
+  return state
+
+
+def train_loop(runs: Sequence[Run], stepper: Alone | Packed, step: int,
+               stop: Callable[[int], bool], status: progress.Status,
+               bar: progress.Bar, timer: metrics.Throughput) -> None:
+  """Takes all steps that are left; see `fit`."""
+  config, last = runs[0].config, runs[0].config.train.steps
+  eval_steps = set(evals.eval_steps(config))
+  unsealed = False
+  # The order is save, evaluate, leave, step: a run that is killed anywhere
+  # comes to the same numbers.
+  while live(runs):
+    left = False
+    if step == last or step % config.checkpoint.every == 0:
+      with timer.pause():
+        save(runs, stepper, bar, force=step == last)
+      unsealed = True
+    elif unsealed and step % config.train.log_every == 0:
+      # By now the save has been written, beside the steps since.
+      with timer.pause():
+        seal(runs)
+      unsealed = False
+    if step in eval_steps:
+      status.report('evaluating', step, last, force=True)
+      with timer.pause():
+        left = not evaluate(runs, stepper, step, stop, bar)
+    if step == last and not left:
+      break
+    if left or stop(step):
+      save(runs, stepper, bar, force=True)
+      seal(runs)
+      raise Preempted(f'saved at step {step}', diverged(runs))
+    count = call_length(config, step, eval_steps)
+    with timer.data_wait():
+      batches = stepper.feed.next(count)
+    outputs = Outputs(stepper.step(batches, count), count, len(runs))
+    status.busy()
+    for index in range(count):
+      step += 1
+      row = None
+      if step % config.train.log_every == 0 or step == last:
+        row = timer.row(step)
+      each(runs, lambda k, run: show_loss(bar, run.writer.add_step(
+          step, functools.partial(outputs.at, index, k), row)))
+    bar.step(count)
+    status.report('training', step, last)
+  seal(runs)
+  status.idle()
+
+
+def call_length(config: Config, step: int,
+                eval_steps: set[int]) -> int:
+  """Returns the steps of the next call: train.call, or 1 where something is to
+  be done within so many."""
+  train, every = config.train, config.checkpoint.every
+  undisturbed = min(
+      train.steps - step, train.log_every - step % train.log_every,
+      every - step % every, *(s - step for s in eval_steps if s > step))
+  return train.call if train.call <= undisturbed else 1
+
+
+def diverged(runs: Sequence[Run]) -> dict[pathlib.Path, Diverged]:
+  """Returns {workdir: Diverged} of the runs that diverged."""
+  return {run.workdir: run.diverged for run in runs if run.diverged}
+
+
+def live(runs: Sequence[Run]) -> list[tuple[int, Run]]:
+  """Returns the runs that have not diverged, with their places."""
+  return [(k, run) for k, run in enumerate(runs) if run.diverged is None]
+
+
+def each(runs: Sequence[Run], function: Callable[[int, Run], None]) -> None:
+  """Calls a function with every live run; notes those that diverge in it."""
+  for k, run in live(runs):
+    try:
+      function(k, run)
+    except Diverged as error:
+      run.diverged = error
+      logging.warning('%s: %s', run.workdir.name, error)
+
+
+def save(runs: Sequence[Run], stepper: Alone | Packed, bar: progress.Bar,
+         force: bool) -> None:
+  """Checks every step so far, and saves where all were finite."""
+  each(runs, lambda _, run: show_loss(bar, run.writer.flush()))
+  for k, run in live(runs):
+    checkpoint.save(run.manager, stepper.state(k), run.config, force)
+
+
+def seal(runs: Sequence[Run]) -> None:
+  """Waits for saves to be written, and writes their checksums."""
+  for _, run in live(runs):
+    checkpoint.wait(run.manager)
+    checkpoint.seal(run.folder)
+
+
+def evaluate(runs: Sequence[Run], stepper: Alone | Packed, step: int,
+             stop: Callable[[int], bool], bar: progress.Bar) -> bool:
+  """Evaluates every live run; returns False where asked to leave."""
+  each(runs, lambda _, run: show_loss(bar, run.writer.flush()))
+  # Of several processes none can leave an evaluation that the others share.
+  interruptible = jax.process_count() == 1
+  for k, run in live(runs):
+    fields = evals.evaluate_once(
+        run.workdir, run.config, stepper.state(k), step, run.samples,
+        stepper.mesh, lambda: interruptible and stop(step))
+    if fields is None:
+      return False
+    run.writer.add_evaluation(step, fields)
+    bar.note(f"RankMe {fields['rank']['value'] or 0:.2f}")
+  return True
+
+
+def show_loss(bar: progress.Bar, row: metrics.Row | None) -> None:
   """Shows the loss of a row that was written, if one was."""
   if row:
     bar.note(f"loss {row['loss']:.4f}")

@@ -13,13 +13,13 @@ from typing import Any
 from audiorank import audio
 from audiorank import config as config_lib
 from audiorank import data
+from audiorank import evals
 from audiorank import evaluate
 from audiorank import files
+from audiorank import metrics
 from audiorank import model
-from audiorank import monitor
 from audiorank import objectives
 from audiorank import sampling
-from audiorank import trackers
 from audiorank.hear import probe
 from audiorank.hear import scores
 from audiorank.hear import tasks as task_folders
@@ -144,9 +144,9 @@ def fields(config: Config, devices: int = 1) -> None:
   shapes(config)
   schedule(config)
   batches(config, devices)
-  monitor.layers(config)
+  evals.layers(config)
   sampling.names(config)
-  trackers.names(config)
+  metrics.tracker_names(config)
 
 
 def within(value: float, bounds: str) -> bool:

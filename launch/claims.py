@@ -15,7 +15,7 @@ from typing import Any
 from typing import NamedTuple
 import zlib
 
-from audiorank import checksums
+from audiorank import checkpoint
 from audiorank import files
 from audiorank import records
 from audiorank.records import lock as lock_lib
@@ -75,15 +75,15 @@ def check_roles(roles: Collection[str]) -> None:
 
 def entry(config: Any) -> Entry:
   """Returns the Entry of a config."""
-  from audiorank import program
-  from audiorank import together
-  clip = (program.flops(config)['total']
+  from audiorank import train
+  from audiorank import train_state
+  clip = (train_state.flops(config)['total']
           + FRONT_END * config.data.crop_seconds)
   return Entry(
       # Evaluation counts as 200 steps.
       work=clip * config.train.batch * (config.train.steps + 200),
-      steps=config.train.steps, group=together.company(config),
-      program=files.digest(records.plain(program.static_config(config))),
+      steps=config.train.steps, group=train.group_key(config),
+      program=files.digest(records.plain(train_state.static_config(config))),
       model=files.digest(records.plain(config.model)))
 
 
@@ -315,7 +315,7 @@ def at_one_step(claims: list[Claim]) -> list[Claim]:
   They need a save of one step: the newest, or the one before it where a
   process died between the saves of two runs.
   """
-  saves = {c.workdir: checksums.steps(c.workdir / 'checkpoints')[-2:] or [-1]
+  saves = {c.workdir: checkpoint.steps(c.workdir / 'checkpoints')[-2:] or [-1]
            for c in claims}
   start = max(saves[claims[0].workdir], key=lambda step: sum(
       step in steps for steps in saves.values()))

@@ -175,13 +175,13 @@ def plan(configs: Mapping[str, Any], workers: int) -> str:
   import pandas as pd
 
   from audiorank import flops
-  from audiorank import program
+  from audiorank import train_state
   rows, total, spent = [], 0., 0.
   rate = machine_rate() * EFFICIENCY
   for point, config in configs.items():
-    shapes = jax.eval_shape(lambda key, c=config: program.init(c, key),
+    shapes = jax.eval_shape(lambda key, c=config: train_state.init(c, key),
                             jax.random.key(0))
-    cost = program.flops(config)
+    cost = train_state.flops(config)
     clips = config.train.steps * config.train.batch
     total += cost['total'] * clips
     seconds = clips / rate * (

@@ -104,11 +104,10 @@ def distributed() -> bool:
 def follow(workdir: pathlib.Path, config: Any,
            stop: Callable[[int], bool]) -> int:
   """Trains beside the first process, then waits until it has scored."""
-  from audiorank import progress
   from audiorank import records
   from audiorank import train
   try:
-    if work.fit([workdir], [config], stop, progress.Status()):
+    if train.fit([workdir], [config], stop):
       return cli.DIVERGED
   except train.Preempted:
     return cli.AGAIN

@@ -111,29 +111,6 @@ def die_with_parent() -> None:
       sys.exit(cli.AGAIN)
 
 
-def fit(workdirs: list[pathlib.Path], configs: list[Any],
-        stop: Callable[[int], bool], status: progress.Status
-        ) -> dict[pathlib.Path, Exception]:
-  """Trains runs in one program; returns those that diverged."""
-  from audiorank import together
-  from audiorank import train
-  begun = []
-
-  def tell(doing, step=None, steps=None, force=False):
-    begun.append(step)
-    if step != begun[0]:
-      status.busy()
-    status.report(doing, step, steps, force)
-
-  if len(configs) > 1:
-    return together.run(workdirs, configs, stop, tell)
-  try:
-    train.run(workdirs[0], configs[0], stop, tell)
-  except train.Diverged as error:
-    return {workdirs[0]: error}
-  return {}
-
-
 def train(runs: Sequence[claims.Claim], stop: Callable[[int], bool],
           status: Report) -> list[claims.Claim]:
   """Trains claimed runs, several in one program; returns those that did.
@@ -149,22 +126,31 @@ def train(runs: Sequence[claims.Claim], stop: Callable[[int], bool],
     train.Preempted: stop() was True.
     ValueError, OSError, RuntimeError: what `train.fit` raises.
   """
+  from audiorank import train as training
   began = time.time()
   status.locks = [run.lock for run in runs]
-  diverged = fit([run.workdir for run in runs], [run.config for run in runs],
-                 stop, status)
-  status.idle()
-  out = []
+  try:
+    diverged = training.fit([run.workdir for run in runs],
+                            [run.config for run in runs], stop, status)
+  except training.Preempted as saved:
+    fail_diverged(runs, saved.diverged)
+    raise
+  fail_diverged(runs, diverged)
+  trained = [run for run in runs if run.workdir not in diverged]
+  for run in trained:
+    mark(run, 'TRAINED', began)
+  return trained
+
+
+def fail_diverged(runs: Sequence[claims.Claim],
+                  diverged: dict[pathlib.Path, Any]) -> None:
+  """Marks the runs that diverged as FAILED and releases them."""
   for run in runs:
     if run.workdir in diverged:
       error = diverged[run.workdir]
       claims.fail(run.workdir, error, error.about)
       print(f'error: {run.workdir.name}: {error}', file=sys.stderr, flush=True)
       run.lock.release()
-    else:
-      mark(run, 'TRAINED', began)
-      out.append(run)
-  return out
 
 
 def score(run: claims.Claim, asked: Callable[[], bool],

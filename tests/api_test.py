@@ -15,8 +15,8 @@ import soxr
 
 import audiorank
 from audiorank import embed
-from audiorank import program
 from audiorank import records
+from audiorank import train_state
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 @pytest.fixture(scope='module')
 def model():
   c = tiny.shape()
-  made = jax.device_get(jax.jit(lambda key: program.init(c, key))(
+  made = jax.device_get(jax.jit(lambda key: train_state.init(c, key))(
       jax.random.key(0)))
   params = {'params': made.params, 'batch_stats': made.batch_stats}
   return audiorank.Model(records.frozen(c), params, {'weights': ''})

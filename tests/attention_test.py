@@ -118,7 +118,8 @@ def test_packed_runs_keep_to_their_devices(name):
     return jax.grad(lambda s: attention.attend(
         s * qkv_BLF, 2, None, name).sum())(scale), scale
 
-  packed = jax.jit(sharding.over_runs(jax.vmap(step, (0, None, 0)), spread))
+  packed = jax.jit(sharding.over_runs(
+      jax.vmap(step, (0, None, 0)), spread, True))
   qkv_BLF, _ = inputs((4, 12, 2, 32))
   scale_K = jnp.linspace(.1, 2, 8)
   spread_K = jax.device_put(scale_K, spread)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from audiorank import baselines
-from audiorank import program
 from audiorank import records
+from audiorank import train_state
 from configs import base
 from tests import tiny
 
@@ -49,7 +49,7 @@ def test_what_changes_an_untrained_network_changes_its_baseline(field):
 @functools.cache
 def encoder(config):
   """Returns the initial encoder's arrays, of a frozen config."""
-  state = jax.jit(functools.partial(program.init, config))(
+  state = jax.jit(functools.partial(train_state.init, config))(
       jax.random.key(config.seed))
   return jax.tree.leaves((state.params['encoder'],
                           state.batch_stats['encoder']))

@@ -5,10 +5,10 @@ import types
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from audiorank import checkpoint
-from audiorank import checksums
 from configs import base
 
 
@@ -20,7 +20,7 @@ def folder(tmp_path):
     part.mkdir(parents=True)
     (part / 'data').write_bytes(bytes(range(256)) * 8)
     (part / 'index').write_text(f'step {step}')
-  checksums.seal(tmp_path / 'checkpoints')
+  checkpoint.seal(tmp_path / 'checkpoints')
   return tmp_path / 'checkpoints'
 
 
@@ -50,7 +50,7 @@ def test_a_step_that_is_not_what_was_written_is_put_aside(folder, how):
   assert [bool(wrong) for _, wrong in checkpoint.fsck(folder.parent)] == [
       False, False, True]
   assert checkpoint.newest(folder) == 10
-  assert checksums.steps(folder) == [0, 10]
+  assert checkpoint.steps(folder) == [0, 10]
   assert (folder.parent / 'damaged' / '20').is_dir()
   assert not (folder / '20.sha256.json').exists()
 
@@ -60,9 +60,9 @@ def test_every_file_of_a_step_is_watched(folder):
     if file.is_file():
       whole = file.read_bytes()
       flip(file)
-      assert file.name in checksums.verify(folder, 10)
+      assert file.name in checkpoint.verify(folder, 10)
       file.write_bytes(whole)
-  assert checksums.verify(folder, 10) == ''
+  assert checkpoint.verify(folder, 10) == ''
 
 
 def test_nothing_whole_is_nothing(folder):
@@ -87,15 +87,16 @@ def test_old_steps_go_but_those_to_keep_stay(tmp_path):
   folder = tmp_path / 'checkpoints'
   folder.mkdir()
   config = base.get_config('en32-2')
-  with checkpoint.manager(folder, every=2, keep=6) as m:
+  with checkpoint.open_manager(folder, every=2, keep=6) as m:
     for step in range(21):
       part = {'w': jax.device_put(np.full(3, step, np.float32))}
+      adam = optax.ScaleByAdamState(np.int32(step), part, part)
       saved = checkpoint.save(m, types.SimpleNamespace(
-          step=step, params=part, batch_stats={}, opt_state=part), config)
+          step=step, params=part, batch_stats={}, opt_state=(adam,)), config)
       assert saved == (step % 2 == 0)
     checkpoint.wait(m)
-    checksums.seal(folder)
-  assert checksums.steps(folder) == [0, 6, 12, 18, 20]
+    checkpoint.seal(folder)
+  assert checkpoint.steps(folder) == [0, 6, 12, 18, 20]
   assert checkpoint.fsck(folder) == [(s, '') for s in (0, 6, 12, 18, 20)]
   sealed = {p.name.split('.')[0] for p in folder.glob('*.sha256.json')}
   assert sealed == {'0', '6', '12', '18', '20'}

@@ -8,10 +8,10 @@ import re
 import jax
 import pytest
 
+from audiorank import evals
 from audiorank import flops
-from audiorank import monitor
-from audiorank import program
 from audiorank import records
+from audiorank import train_state
 from audiorank import validate
 from configs import scales
 
@@ -40,7 +40,7 @@ def encoder_size(shape, config):
   """Returns the parameters of an encoder; each shape is built once."""
   if shape not in SIZES:
     shapes = jax.eval_shape(
-        lambda key: program.init(config, key), jax.random.key(0))
+        lambda key: train_state.init(config, key), jax.random.key(0))
     SIZES[shape] = flops.parameters(shapes.params['encoder'])
   return SIZES[shape]
 
@@ -50,7 +50,7 @@ def test_point_builds_and_fits_its_mesh(module, point):
   config = records.frozen(records.plain(module.get_config(point)))
   validate.fields(config)
   assert encoder_size(config.model, config) > 0
-  steps = monitor.steps(config)
+  steps = evals.eval_steps(config)
   assert steps[0] == 0 and steps[-1] == config.train.steps
 
 
@@ -76,7 +76,7 @@ def test_an_experiment_costs_what_it_says(name):
     configs = [module.get_config(p) for p in module.points(scale)]
     total = 0.
     for c in configs:
-      total += program.flops(c)['total'] * c.train.batch * c.train.steps
+      total += train_state.flops(c)['total'] * c.train.batch * c.train.steps
     assert int(runs) == len(configs)
     assert float(flops) == pytest.approx(total, rel=.05)
 
@@ -86,7 +86,7 @@ def test_the_budgets_are_of_the_librarys_own_count():
   for scale, counts in compute_optimal.FLOPS.items():
     for size, count in counts.items():
       config = scales.recipe(scale, size)
-      assert program.flops(config)['total'] == count
+      assert train_state.flops(config)['total'] == count
   with pytest.raises(ValueError, match='expected a size of en16-1, en32-1'):
     compute_optimal.get_config('smoke/size=en64-1,flops=3e9')
 
@@ -107,7 +107,7 @@ def test_shapes_of_equal_compute_are_that():
     flops = []
     for point in architecture.points(scale):
       c = architecture.get_config(point)
-      flops.append(program.flops(c)['encoder'])
+      flops.append(train_state.flops(c)['encoder'])
     assert max(flops) < 1.15 * min(flops)
 
 

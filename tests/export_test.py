@@ -12,8 +12,8 @@ import pytest
 import audiorank
 from audiorank import dasheng
 from audiorank import embed
-from audiorank import program
 from audiorank import records
+from audiorank import train_state
 from audiorank.export import card
 from audiorank.export import onnx
 from audiorank.export import pretrained
@@ -30,7 +30,7 @@ def model():
   c.model.decoder.update({'width': 16, 'depth': 1, 'heads': 2})
   c.model.target_frames = 104
   c.data.update({'crop_seconds': .5, 'root': '/home/someone/corpus'})
-  made = jax.device_get(jax.jit(lambda key: program.init(c, key))(
+  made = jax.device_get(jax.jit(lambda key: train_state.init(c, key))(
       jax.random.key(0)))
   params = {'params': made.params, 'batch_stats': made.batch_stats}
   return audiorank.Model(records.frozen(c), params, {})

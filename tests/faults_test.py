@@ -15,7 +15,6 @@ import time
 import pytest
 
 from audiorank import checkpoint
-from audiorank import checksums
 from audiorank import files
 from audiorank import records
 from audiorank.records import lock as lock_lib
@@ -150,7 +149,7 @@ def test_sigterm_in_any_phase_is_42_within_seconds(
   assert seconds < 30  # Of a machine that does nothing else, 5.
   assert lock_lib.read(workdir) == {}  # Nobody died.
   if phase == 'training':
-    saved = checksums.steps(workdir / 'checkpoints')[-1]
+    saved = checkpoint.steps(workdir / 'checkpoints')[-1]
     assert saved >= holder['step'] and checkpoint.fsck(workdir)[-1][1] == ''
   assert processes.worker(server, workdir).wait(600) == 0
   processes.check_same(workdir, calm)
@@ -191,7 +190,7 @@ def test_every_file_of_a_checkpoint_counts(calm, tmp_path, capsys):
   shutil.copytree(calm, tmp_path / 'run')
   run = tmp_path / 'run'
   folder = run / 'checkpoints'
-  step, before = checksums.steps(folder)[-1], checksums.steps(folder)[-2]
+  step, before = checkpoint.steps(folder)[-1], checkpoint.steps(folder)[-2]
   files = [*tree(folder / str(step)), folder / f'{step}.sha256.json']
   assert len(files) > 10
   for file in files:
@@ -312,7 +311,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
   process.send_signal(signal.SIGINT)
   assert process.wait(120) == cli.AGAIN
   processes.check_nobody_left(tmp_path, seconds=0)
-  assert checksums.steps(workdir / 'checkpoints')[-1] >= holder['step']
+  assert checkpoint.steps(workdir / 'checkpoints')[-1] >= holder['step']
   text = output(tmp_path)
   assert 'Traceback' not in text and 'run the same command to resume' in text
   assert sweep(*command).wait(600) == 0

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 
 from audiorank import audio
+from audiorank import config as config_lib
 from audiorank import data
 from audiorank import embed
 from audiorank import evaluate
 from audiorank import images
 from audiorank import model
-from audiorank import program
 from audiorank import records
 from audiorank import sharding
 from audiorank import train
+from audiorank import train_state
 from audiorank.export import onnx
 from audiorank.export import pretrained
 from audiorank.hear import tasks
@@ -41,10 +42,10 @@ def waves(pictures_NYX):
 def test_the_model_is_shown_the_patches_of_the_picture(pictures_NYX):
   c = config()
   wave_NS = waves(pictures_NYX)
-  assert wave_NS.shape[1] == images.samples(16, 2) == program.crop_samples(
+  assert wave_NS.shape[1] == images.samples(16, 2) == config_lib.crop_samples(
       c.data.crop_seconds)
   x_NMT = np.asarray(audio.front(c.model, wave_NS / np.float32(32768)))
-  assert x_NMT.shape == (40, 4, 16) and program.patches(c) == 16
+  assert x_NMT.shape == (40, 4, 16) and config_lib.patches(c) == 16
   patches_NLP = np.asarray(model.patchify(jnp.asarray(x_NMT), 1))
   for t in range(16):
     y, x = 2 * (t // 4), 2 * (t % 4)
@@ -91,7 +92,7 @@ def test_corpus_and_task_are_read_back(pictures_NYX, tmp_path):
 def test_filled_pictures_embed_as_they_do_alone(pictures_NYX):
   """Of many lengths one program: pictures of more patches beside smaller."""
   c = config(**{'model.target_frames': 32})
-  state = program.fresh(c, sharding.mesh(1, 1))
+  state = train_state.init_state(c, sharding.mesh(1, 1))
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   several = [images.wave(pictures_NYX[i, :, :2 * (i % 4 + 1)].repeat(2, 0), 2)
              for i in range(4)]
@@ -105,7 +106,7 @@ def test_filled_pictures_embed_as_they_do_alone(pictures_NYX):
 @pytest.mark.parametrize('devices', [1, 8])
 def test_devices_do_not_change_how_pictures_embed(pictures_NYX, devices):
   c = config()
-  state = program.fresh(c, sharding.mesh(1, 1))
+  state = train_state.init_state(c, sharding.mesh(1, 1))
   variables = jax.device_get(
       {'params': state.params, 'batch_stats': state.batch_stats})
   wave_NS, on = waves(pictures_NYX), sharding.mesh(devices, 1)

@@ -10,9 +10,9 @@ import pytest
 from audiorank import config as config_lib
 from audiorank import data
 from audiorank import prepare
-from audiorank import program
 from audiorank import sampling
 from audiorank import sharding
+from audiorank import train_state
 from audiorank.data import mixture
 from tests import tiny
 
@@ -152,9 +152,10 @@ def test_a_gain_is_part_of_the_step_alone():
   def loss(**changes):
     config = config_lib.frozen(tiny.config('', **changes))
     with jax.set_mesh(mesh):
-      state = program.fresh(config, mesh)
-      _, metrics = program.programs(config, mesh).step(
-          state, sharding.to_global(wave_BS, mesh), program.hyper(config))
+      state = train_state.init_state(config, mesh)
+      _, metrics = train_state.programs(config, mesh).step(
+          state, sharding.to_global(wave_BS, mesh),
+          train_state.make_hparams(config))
     return float(metrics['loss'])
   plain = loss()
   gains = {'data.gain_low': -6., 'data.gain_high': 10.}

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from audiorank import checkpoint
-from audiorank import checksums
 from audiorank import records
 from audiorank import synth
 from tests import tiny
@@ -107,7 +106,7 @@ def test_two_processes_are_one_and_take_over_from_each_other(
   pair[1].send_signal(signal.SIGTERM)
   codes, said = end(pair)
   assert codes == [42, 42], said
-  saved = checksums.steps(two / 'checkpoints')[-1]
+  saved = checkpoint.steps(two / 'checkpoints')[-1]
   assert 12 <= saved < 30 and records.state(two) == 'started'
 
   # What two wrote, one goes on with.

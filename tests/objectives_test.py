@@ -8,8 +8,8 @@ import pytest
 from audiorank import audio
 from audiorank import model
 from audiorank import objectives
-from audiorank import program
 from audiorank import records
+from audiorank import train_state
 from configs import base
 from tests import model_test
 
@@ -286,7 +286,7 @@ def test_latent_collapse_is_seen():
 def test_objectives_start_from_one_encoder():
   configs = {name: of(name, **{'train.init_scale': .5})[0]
              for name in ('mae', 'contrastive', 'latent')}
-  made = {name: jax.jit(lambda key, c=c: program.init(c, key))(
+  made = {name: jax.jit(lambda key, c=c: train_state.init(c, key))(
       jax.random.key(3)) for name, c in configs.items()}
   for name in ('contrastive', 'latent'):
     jax.tree.map(np.testing.assert_array_equal,
@@ -309,7 +309,7 @@ def test_costs_are_those_of_the_program(name):
   forward = count(lambda v: objectives.named(name)(
       config, v, wave_BS, jax.random.key(0), False)[0], variables) - count(
           audio.log_mel, wave_BS)
-  cost = program.flops(config)
+  cost = train_state.flops(config)
   assert cost['total'] == sum(v for k, v in cost.items() if k != 'total')
   # Two operations a multiply-add; backwards twice that, but for a teacher.
   teacher = cost.get('teacher', 0)

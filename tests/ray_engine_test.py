@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from audiorank import checksums
+from audiorank import checkpoint
 from audiorank import files
 from audiorank import records
 from audiorank import synth
@@ -129,7 +129,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
   hit, holder = training(tmp_path, job, past=50)
   job.send_signal(signal.SIGINT)
   assert job.wait(120) == cli.AGAIN
-  saved = checksums.steps(hit / 'checkpoints')[-1]
+  saved = checkpoint.steps(hit / 'checkpoints')[-1]
   assert saved >= holder['step'] and not processes.trainers(tmp_path)
 
 

@@ -22,9 +22,9 @@ from audiorank import audio
 from audiorank import dasheng
 from audiorank import model
 from audiorank import objectives
-from audiorank import program
 from audiorank import rankme
 from audiorank import records
+from audiorank import train_state
 from audiorank.hear import tasks as hear_tasks
 from configs import base
 
@@ -89,7 +89,7 @@ def test_official_weights_both_ways(tmp_path, monkeypatch):
   code, _ = blocks('audiorank/dasheng/README.md')
   monkeypatch.chdir(tmp_path)
   config = base.get_config('en768-2')
-  shapes = jax.eval_shape(lambda key: program.init(config, key),
+  shapes = jax.eval_shape(lambda key: train_state.init(config, key),
                           jax.random.key(0))
   rng = np.random.default_rng(0)
   params = {kind: {'encoder': jax.tree.map(
@@ -161,7 +161,7 @@ def test_the_objective_of_configs_page():
     c = base.get_config('en32-2')
     c.model.decoder.update({'width': 16, 'depth': 1, 'heads': 2})
     c.model.target_frames, c.data.crop_seconds = 104, .5
-    made = jax.eval_shape(lambda key: program.init(c, key),
+    made = jax.eval_shape(lambda key: train_state.init(c, key),
                           jax.random.key(0))
     loss, (stats, _) = jax.eval_shape(
         lambda made, wave_BS: objectives.named('loudness')(

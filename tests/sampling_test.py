@@ -1,17 +1,16 @@
 """Which clips a run trains on and which it is read on."""
 
-import jax
 import numpy as np
 import pytest
 
 from audiorank import data
-from audiorank import monitor
+from audiorank import evals
 from audiorank import prepare
-from audiorank import program
 from audiorank import records
 from audiorank import sampling
 from audiorank import sharding
 from audiorank import train
+from audiorank import train_state
 from tests import tiny
 
 CATEGORIES = ('bird', 'rain', 'speech')
@@ -44,7 +43,7 @@ def kinds(wave_NS):
 
 
 def test_a_subset_by_category_holds_no_other(corpus):
-  subset, _, valid_NS = train.prepare_data(
+  subset, _, valid_NS = sampling.samples(
       config(corpus, **{'data.category': 'speech'}))
   assert set(subset.records['category']) == {'speech'}
   assert kinds(valid_NS) == {'speech'}
@@ -72,8 +71,8 @@ def test_what_rank_is_read_on_does_not_hang_on_what_is_trained_on(corpus):
   for changes in ({'data.category': 'rain'},
                   {'data.category': 'bird', 'monitor.samples': 'valid,rain'}):
     other = config(corpus, **changes)
-    for a, b in zip(train.prepare_data(plain)[1],
-                    train.prepare_data(other)[1], strict=True):
+    for a, b in zip(sampling.samples(plain).monitor,
+                    sampling.samples(other).monitor, strict=True):
       np.testing.assert_array_equal(a, b)
   both = [dict(sampling.further(config(corpus, **{
       'data.category': category, 'monitor.samples': 'valid,rain'})))
@@ -82,7 +81,7 @@ def test_what_rank_is_read_on_does_not_hang_on_what_is_trained_on(corpus):
     for a, b in zip(both[0][name], both[1][name], strict=True):
       np.testing.assert_array_equal(a, b)
   assert kinds(both[0]['rain'][0]) == {'rain'}
-  main_N = train.prepare_data(plain)[1][1]
+  main_N = sampling.samples(plain).monitor.source_N
   # Recordings held out are in no other sample.
   assert not set(both[0]['valid'][1]) & set(main_N)
   assert set(both[0]['rain'][1]) <= set(main_N)
@@ -168,14 +167,13 @@ def test_samples_are_read_first_and_last_and_end_in_the_tables(
 def test_devices_do_not_change_what_is_read(corpus):
   c = config(corpus, **{'monitor.samples': 'valid,speech',
                         'train.steps': 0})
-  _, sample, _ = train.prepare_data(c)
+  samples = sampling.samples(c)._replace(valid_NS=np.zeros((0, 1), np.int16))
   found = []
   for n in (1, 8):
     on = sharding.mesh(n, 1)
-    with jax.set_mesh(on):
-      found.append(monitor.measure(
-          c, program.fresh(c, on), sample, on,
-          further=sampling.further(c))['samples'])
+    found.append(evals.evaluate(
+        c, train_state.init_state(c, on), samples, on,
+        further=sampling.further(c))['samples'])
   for one, eight in zip(*found, strict=True):
     assert one['sample'] == eight['sample'] and one['n'] == eight['n']
     assert one['rank']['value'] == pytest.approx(

@@ -8,9 +8,9 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-from audiorank import program
 from audiorank import records
 from audiorank import sharding
+from audiorank import train_state
 from configs import base
 
 B, S = 8, 7520
@@ -30,7 +30,7 @@ def config():
 @pytest.fixture(scope='module')
 def first(config):
   """A fresh state, on the host."""
-  return jax.device_get(program.fresh(config, sharding.mesh(1, 1)))
+  return jax.device_get(train_state.init_state(config, sharding.mesh(1, 1)))
 
 
 def three_steps(config, first, data, fsdp):
@@ -38,14 +38,15 @@ def three_steps(config, first, data, fsdp):
   on = sharding.mesh(data, fsdp)
   rng = np.random.default_rng(0)
   with jax.set_mesh(on):
-    programs, losses = program.programs(config, on), []
-    state = jax.device_put(first, programs.placed)
+    programs, losses = train_state.programs(config, on), []
+    state = jax.device_put(first, programs.shardings)
     for _ in range(3):
       wave_BS = rng.integers(-9000, 9000, (B, S)).astype(np.int16)
       state, got = programs.step(
-          state, sharding.to_global(wave_BS, on), program.hyper(config))
+          state, sharding.to_global(wave_BS, on),
+          train_state.make_hparams(config))
       losses.append(float(got['loss']))
-  return state, programs.placed, losses
+  return state, programs.shardings, losses
 
 
 @pytest.fixture(scope='module')
@@ -78,14 +79,14 @@ def test_every_mesh_trains_alike(config, first, one_device, data, fsdp):
 def test_a_mesh_starts_where_one_device_does(config, first):
   on = sharding.mesh(2, 4)
   with jax.set_mesh(on):
-    state = program.fresh(config, on)
+    state = train_state.init_state(config, on)
   # The random bits are the same; their scaling may be fused otherwise.
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6),
                jax.device_get(state), first)
 
 
 def test_moments_lie_where_their_parameters_do(config):
-  shapes, placed, *_ = program.programs(config, sharding.mesh(4, 2))
+  shapes, placed, *_ = train_state.programs(config, sharding.mesh(4, 2))
   specs = jax.tree.map(lambda s: s.spec, placed)
   assert specs.opt_state.mu == specs.params
   assert specs.opt_state.nu == specs.params

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from audiorank import checksums
+from audiorank import checkpoint
 from audiorank import records
 from audiorank import synth
 from audiorank.records import lock as lock_lib
@@ -153,7 +153,7 @@ def points():
   while processes.stat(hit[1]['pid']):
     assert time.monotonic() < end
     time.sleep(.1)
-  saved = checksums.steps(hit[0] / 'checkpoints')[-1]
+  saved = checkpoint.steps(hit[0] / 'checkpoints')[-1]
   assert records.state(hit[0]) != 'done' and saved >= hit[1]['step']
   while told(slurm, 'squeue', '-h'):
     assert time.monotonic() < end + 300, told(slurm, 'squeue')

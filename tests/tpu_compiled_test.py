@@ -14,9 +14,9 @@ import sys
 import jax
 import pytest
 
-from audiorank import program
 from audiorank import records
 from audiorank import sharding
+from audiorank import train_state
 from configs import base
 from launch.tpu import compiler
 from launch.tpu import layouts
@@ -86,7 +86,7 @@ def small():
 
 def cut_kernels(config, fsdp):
   """The kernels that are cut, as shapes."""
-  shapes = jax.eval_shape(lambda k: program.init(config, k), jax.random.key(0))
+  shapes = train_state.state_shapes(config)
   return [x for path, x in jax.tree.leaves_with_path(shapes.params)
           if 'fsdp' in sharding.cuts(path, x.shape, fsdp, 1)]
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from audiorank import flops
-from audiorank import program
 from audiorank import records
 from audiorank import sharding
+from audiorank import train_state
 from configs import base
 from launch.tpu import compiler
 from launch.tpu import hlo
@@ -129,7 +129,7 @@ def test_the_bound_is_the_longest_of_three():
   busy = slices.bound(config, piece, 0., 0.)
   # In float32, whose products take six of bfloat16.
   assert busy.by == 'matrix' and .5 / 6 < busy.mfu < 1 / 6
-  clip = program.flops(config)['total']
+  clip = train_state.flops(config)['total']
   assert slow.mfu == pytest.approx(clip / 197e12)
 
 
@@ -160,7 +160,7 @@ def test_without_libtpu_the_plan_says_what_needs_none(no_compiler):
   configs['odd'].train.batch = 100
   made = plan.plan(configs, 'v5e:4x4', price=2.)
   small = made['points']['small']
-  shapes = jax.eval_shape(lambda k: program.init(
+  shapes = jax.eval_shape(lambda k: train_state.init(
       frozen('en128-12'), k), jax.random.key(0))
   # Parameters and both moments, float32, and next to nothing beside them.
   n = flops.parameters(shapes.params)
@@ -278,7 +278,7 @@ def test_cut_kernels_are_gathered_and_activations_stay():
   gathers = [c for c in found if c.kind == 'all-gather'
              and '/fft' not in c.text]
   assert gathers and not [c for c in found if c.kind == 'all-to-all']
-  shapes = jax.eval_shape(lambda k: program.init(config, k), jax.random.key(0))
+  shapes = jax.eval_shape(lambda k: train_state.init(config, k), jax.random.key(0))
   kernels = {
       x.shape[1:] for path, x in jax.tree.leaves_with_path(shapes.params)
       if 'fsdp' in sharding.cuts(path, x.shape, 2, 1)}

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from audiorank import checkpoint
-from audiorank import checksums
+from audiorank import config as config_lib
 from audiorank import embed
 from audiorank import evaluate
-from audiorank import program
 from audiorank import records
+from audiorank import sampling
 from audiorank import sharding
 from audiorank import synth
 from audiorank import train
+from audiorank import train_state
 from configs import base
 from tests import tiny
 
@@ -94,13 +95,13 @@ def test_a_damaged_checkpoint_costs_one_step_back_and_nothing_else(
   config = opened(tmp_path, tiny.config(corpus))
   whole, _ = train.run(tmp_path, config)
   folder = tmp_path / 'checkpoints'
-  newest = checksums.steps(folder)[-1]
+  newest = checkpoint.steps(folder)[-1]
   victim = max((p for p in (folder / str(newest)).rglob('*') if p.is_file()),
                key=lambda p: p.stat().st_size)
   data = bytearray(victim.read_bytes())
   data[len(data) // 2] ^= 1
   victim.write_bytes(data)
-  assert 'not what was written' in checksums.verify(folder, newest)
+  assert 'not what was written' in checkpoint.verify(folder, newest)
   with pytest.raises(ValueError, match='damaged checkpoint'):
     checkpoint.load(tmp_path, newest)
   again, _ = train.run(tmp_path, config)
@@ -128,15 +129,15 @@ def test_a_checkpoint_describes_itself(corpus, tmp_path):
 
 
 def trained(config, corpus, on, steps=3):
-  programs = program.programs(config, on)
+  programs = train_state.programs(config, on)
   wave_BS = np.random.default_rng(0).integers(
-      -8000, 8000, (8, program.crop_samples(.5)), np.int16)
+      -8000, 8000, (8, config_lib.crop_samples(.5)), np.int16)
   with jax.set_mesh(on):
-    state = program.fresh(config, on)
+    state = train_state.init_state(config, on)
     for _ in range(steps):
       state, got = programs.step(state, sharding.to_global(wave_BS, on),
-                                 program.hyper(config))
-  return float(got['loss']), leaves(state.params), programs.placed
+                                 train_state.make_hparams(config))
+  return float(got['loss']), leaves(state.params), programs.shardings
 
 
 @pytest.mark.parametrize('data, fsdp', [(8, 1), (1, 8), (2, 4)])
@@ -150,7 +151,8 @@ def test_devices_do_not_change_the_run(corpus, data, fsdp):
   kernels = [s.spec for s in jax.tree.leaves(placed.params)
              if 'fsdp' in str(s.spec)]
   assert bool(kernels) == (fsdp > 1)
-  assert jax.tree.map(lambda s: s.spec, placed.opt_state.mu) == jax.tree.map(
+  moments = train_state.adam_state(placed.opt_state)
+  assert jax.tree.map(lambda s: s.spec, moments.mu) == jax.tree.map(
       lambda s: s.spec, placed.params)
 
 
@@ -165,10 +167,11 @@ def test_loss_falls_on_a_batch_that_can_be_learnt(corpus):
 def test_calibration_whitens_the_mel(corpus):
   config = records.frozen(tiny.config(corpus))
   on = sharding.mesh(1, 1)
-  _, (wave_NS, _), _ = train.prepare_data(config)
+  wave_NS = sampling.samples(config).monitor.wave_NS
   # Two batches of 256, the second filled up with silence that must not count.
   wave_NS = np.tile(wave_NS, (7, 1))[:300]
-  state = program.calibrated(config, program.fresh(config, on), wave_NS)
+  state = train_state.calibrate_batch_norm(
+      config, train_state.init_state(config, on), wave_NS)
   from audiorank import audio
   mel_BMT = np.asarray(audio.log_mel(wave_NS.astype(np.float32) / 32768))
   stats = state.batch_stats['encoder']['norm_mel']
@@ -179,8 +182,8 @@ def test_calibration_whitens_the_mel(corpus):
 def test_schedule_warms_up_and_ends_where_it_should():
   c = base.get_config('en32-2')
   c.train.steps, c.opt.warmup, c.opt.lr, c.opt.final = 100, 10, 1., .1
-  h = program.hyper(c)
-  rate = lambda s: float(program.learning_rate(np.float32(s), h))
+  h = train_state.make_hparams(c)
+  rate = lambda s: float(train_state.learning_rate(np.float32(s), h))
   assert rate(0) == 0 and rate(5) == .5
   assert rate(10) == pytest.approx(1.) and rate(100) == pytest.approx(.1)
   assert all(rate(s) > rate(s + 1) for s in range(10, 100))

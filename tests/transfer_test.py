@@ -9,11 +9,10 @@ import pytest
 
 from audiorank import checkpoint
 from audiorank import embed
-from audiorank import program
 from audiorank import records
 from audiorank import sharding
-from audiorank import together
 from audiorank import train
+from audiorank import train_state
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -74,14 +73,15 @@ def three_steps(config, first, data, fsdp):
   on = sharding.mesh(data, fsdp)
   rng = np.random.default_rng(0)
   with jax.set_mesh(on):
-    programs, losses = program.programs(config, on), []
-    state = jax.device_put(first, programs.placed)
+    programs, losses = train_state.programs(config, on), []
+    state = jax.device_put(first, programs.shardings)
     for _ in range(3):
       wave_BS = rng.integers(-9000, 9000, (8, 8000)).astype(np.int16)
       state, got = programs.step(
-          state, sharding.to_global(wave_BS, on), program.hyper(config))
+          state, sharding.to_global(wave_BS, on),
+          train_state.make_hparams(config))
       losses.append(float(got['loss']))
-  return state, programs.placed, losses
+  return state, programs.shardings, losses
 
 
 def same(path, ours, theirs):
@@ -104,7 +104,7 @@ def same(path, ours, theirs):
 def test_devices_do_not_change_the_run(
     corpus, tmp_path, objective, data, fsdp):
   config = opened(tmp_path, corpus, objective)
-  first = jax.device_get(program.fresh(config, sharding.mesh(1, 1)))
+  first = jax.device_get(train_state.init_state(config, sharding.mesh(1, 1)))
   one, _, want = three_steps(config, first, 1, 1)
   many, placed, losses = three_steps(config, first, data, fsdp)
   np.testing.assert_allclose(losses, want, atol=1e-5)
@@ -138,7 +138,7 @@ def test_teachers_of_runs_in_one_program_are_their_own(corpus, tmp_path):
   folders = [tmp_path / name for name in ('a', 'b', 'alone')]
   configs = [opened(f, corpus, 'latent', seed=seed)
              for f, seed in zip(folders, (0, 1, 1))]
-  assert not together.run(folders[:2], configs[:2])
+  assert not train.fit(folders[:2], configs[:2])
   train.run(folders[2], configs[2])
   mine, its, alone = (checkpoint.load(f)[1] for f in folders)
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5),

@@ -9,6 +9,7 @@ from audiorank import embed
 from audiorank import evaluate
 from audiorank import rankme
 from audiorank import records
+from audiorank import sampling
 from audiorank import train
 from tests import tiny
 
@@ -40,7 +41,7 @@ def test_the_untrained_network_is_the_one_that_training_starts_from(
   config = records.load_config(tmp_path)
   train.run(tmp_path, config)
   _, started = checkpoint.load(tmp_path, 0)
-  _, (wave_NS, _), _ = train.prepare_data(config)
+  wave_NS = sampling.samples(config).monitor.wave_NS
   jax.tree.map(np.testing.assert_array_equal,
                dict(evaluate.untrained(config, wave_NS)), started)
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from audiorank import checkpoint
-from audiorank import checksums
 from audiorank import records
 from audiorank.records import lock as lock_lib
 from launch import claims
@@ -182,7 +181,7 @@ def test_a_worker_that_is_asked_to_leave_saves(finished, tmp_path, pack):
   assert done(board, pack=pack, status=Stopped()) == cli.AGAIN
   assert states(board)[-1] == 'started' or states(board) == ['started'] * 2
   saved = [run_id for run_id in board.states
-           if checksums.steps(tmp_path / run_id / 'checkpoints')]
+           if checkpoint.steps(tmp_path / run_id / 'checkpoints')]
   assert len(saved) == min(pack, 2)
   # Nobody died here.
   assert not any(lock_lib.read(tmp_path / run_id) for run_id in board.states)

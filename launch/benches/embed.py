@@ -27,10 +27,10 @@ CASES = (steps.Case('en128-12', (512, 8, 16), 4, dtype='float32'),
 def embedding(config: Any, wave_NS: np.ndarray) -> Callable[[], None]:
   """Returns a function that embeds clips as an evaluation does."""
   from audiorank import embed
-  from audiorank import program
   from audiorank import sharding
+  from audiorank import train_state
   mesh = sharding.mesh(1, 1)
-  state = program.fresh(config, mesh)
+  state = train_state.init_state(config, mesh)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
 
   def embedded():
@@ -44,7 +44,7 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
   """Yields the Rows of this area."""
   from audiorank import config as config_lib
   from audiorank import flops
-  from audiorank import program
+  from audiorank import train_state
   for case in CASES[:1] if quick else CASES:
     what = f'a clip of 10 s embedded against trained on, {case.name}'
     if only not in what:
@@ -52,7 +52,7 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
     config = steps.config_of(case)
     run, _ = steps.ours(case)
     train = lambda run=run: jax.block_until_ready(run())
-    step = program.flops(config)['total']
+    step = train_state.flops(config)['total']
     paper = step / (2 * flops.encoder_macs(
         config.model, config_lib.patches(config)))
     yield timing.turns(

@@ -55,15 +55,16 @@ def _row(what, off, wanted, sides):
 def embedded(size: str, wave_NS: np.ndarray, device: Any) -> np.ndarray:
   """Returns z_ND of an untrained model's clips, computed on a device."""
   from audiorank import embed
-  from audiorank import program
   from audiorank import records
+  from audiorank import train_state
   from configs import base
   config = base.get_config(size)
   config.model.dtype = 'bfloat16'
   config = records.frozen(config)
   # Drawn on the host: the same numbers for every device.
   with jax.default_device(jax.devices('cpu')[0]):
-    state = jax.jit(lambda key: program.init(config, key))(jax.random.key(0))
+    init = jax.jit(lambda key: train_state.init(config, key))
+    state = init(jax.random.key(0))
   variables = jax.device_put(jax.device_get(
       {'params': state.params, 'batch_stats': state.batch_stats}), device)
   with jax.default_device(device):

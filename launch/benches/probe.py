@@ -56,11 +56,11 @@ def written_weights(path):
   from safetensors import numpy as safetensors
 
   from audiorank import dasheng
-  from audiorank import program
   from audiorank import records
+  from audiorank import train_state
   from configs import base
   config = records.frozen(base.get_config('en128-12'))
-  state = program.init(config, jax.random.key(0))
+  state = train_state.init(config, jax.random.key(0))
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   safetensors.save_file(dasheng.to_state_dict(config, variables), path)
   return path

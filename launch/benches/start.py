@@ -22,16 +22,18 @@ import jax
 jax.config.update('jax_compilation_cache_dir', sys.argv[2])
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
-from audiorank import data, program, records, sharding
+from audiorank import config as config_lib
+from audiorank import data, records, sharding, train_state
 config = records.load_config(sys.argv[1])
 on = sharding.mesh(1, 1)
 subset = data.load(config.data.root)
 stream = data.stream(subset, batch=config.train.batch,
-                     samples=program.crop_samples(config.data.crop_seconds),
+                     samples=config_lib.crop_samples(config.data.crop_seconds),
                      seed=0, first_step=0, process_index=0, process_count=1,
                      threads=1, resident=True)
 with jax.set_mesh(on):
-  programs, h = program.programs(config, on), program.hyper(config)
+  programs = train_state.programs(config, on)
+  h = train_state.make_hparams(config)
   wave_BS = sharding.to_global(next(stream), on)
   given = jax.block_until_ready((programs.init(h), wave_BS, h))
   step = programs.step.lower(*given).compile()

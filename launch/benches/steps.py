@@ -73,20 +73,19 @@ def ours(case: Case) -> tuple[Callable[[], Any], float]:
   """
   import jax
 
-  from audiorank import program
   from audiorank import sharding
+  from audiorank import train_state
   config, mesh = config_of(case), sharding.mesh(1, 1)
-  h = program.hyper(config)
+  h = train_state.make_hparams(config)
   with jax.set_mesh(mesh):
-    programs = program.programs(config, mesh)
+    programs = train_state.programs(config, mesh)
     state, step = programs.init(h), programs.step
     if case.runs > 1:
       state, h = (jax.tree.map(lambda x: np.stack([x] * case.runs), tree)
                   for tree in (jax.device_get(state), h))
       state = jax.device_put(state)
-      step = jax.jit(jax.vmap(
-          program.one_step(program.static_config(config)), (0, None, 0)),
-                     donate_argnums=0)
+      one = train_state.train_step(train_state.static_config(config))
+      step = jax.jit(jax.vmap(one, (0, None, 0)), donate_argnums=0)
     wave_BS = jax.device_put(waves(case), sharding.rows(mesh))
     began = time.perf_counter()
     step = step.lower(state, wave_BS, h).compile()

@@ -149,13 +149,13 @@ def _job(case, side, how, lock, window):
 def _own_rows(case, goal, result):
   """Yields what one of our steps takes and what share of the card it uses."""
   from audiorank import flops
-  from audiorank import program
+  from audiorank import train_state
   what = f'train step, {case.name}'
   if 'error' in result:
     yield timing.alone(what, float('nan'), 'ms', note=result['error'])
     return
   clips = case.batch * case.runs / result['seconds']
-  rate = clips * program.flops(steps.config_of(case))['total']
+  rate = clips * train_state.flops(steps.config_of(case))['total']
   peak = flops.peak(result['device'])
   yield timing.alone(
       what, 1e3 * result['seconds'], 'ms', None,

@@ -39,7 +39,7 @@ from launch.tpu import slices
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCES = ('audiorank/attention.py', 'audiorank/audio.py',
            'audiorank/embed.py', 'audiorank/model.py',
-           'audiorank/objectives.py', 'audiorank/program.py',
+           'audiorank/objectives.py', 'audiorank/train_state.py',
            'audiorank/sharding.py', 'audiorank/rankme/gram.py',
            'audiorank/rankme/layout.py', 'audiorank/rankme/spectrum.py',
            'launch/tpu/slices.py', 'launch/tpu/compiler.py',

@@ -14,8 +14,8 @@ import jax
 
 from audiorank import files
 from audiorank import model
-from audiorank import program
 from audiorank import records
+from audiorank import train_state
 from launch.tpu import compiler
 from launch.tpu import layouts
 from launch.tpu import programs
@@ -89,7 +89,7 @@ def plan(configs: dict[str, Any], topology: str, price: float = 0.,
 def facts(config: Any, piece: slices.Slice, layout: layouts.Layout
           ) -> dict[str, Any]:
   """Returns what is known of a point without a compiler."""
-  clip = program.flops(config)['total']
+  clip = train_state.flops(config)['total']
   return {'data': piece.chips // layout.fsdp, 'fsdp': layout.fsdp,
           'remat': layout.remat, 'clips': config.train.batch / piece.chips,
           'flops': clip * config.train.batch, 'steps': config.train.steps}

@@ -14,14 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
+from audiorank import config as config_lib
 from audiorank import embed
 from audiorank import flops
 from audiorank import model
 from audiorank import objectives
-from audiorank import program
 from audiorank import rankme
 from audiorank import records
 from audiorank import sharding
+from audiorank import train_state
 
 PROGRAMS = ('init', 'step', 'embed', 'rankme', 'svd', 'pack')
 
@@ -71,12 +72,6 @@ def config_of(spec: dict[str, Any]) -> Any:
       'train': {'init_scale': 1., 'skip': 0}})
 
 
-def state_shapes(config: Any) -> program.TrainState:
-  """Returns the state of a config as jax.ShapeDtypeStruct."""
-  return jax.eval_shape(lambda key: program.init(config, key),
-                        jax.random.key(0))
-
-
 def state_bytes(config: Any, fsdp: int) -> float:
   """Returns the bytes of a chip's share of parameters and moments."""
   def share(path, x):
@@ -84,12 +79,12 @@ def state_bytes(config: Any, fsdp: int) -> float:
     return x.size * x.dtype.itemsize / (fsdp if cut else 1)
 
   return sum(jax.tree.leaves(
-      jax.tree.map_with_path(share, state_shapes(config))))
+      jax.tree.map_with_path(share, train_state.state_shapes(config))))
 
 
 def gradient_bytes(config: Any) -> int:
   """Returns the bytes of a whole gradient, float32."""
-  return 4 * flops.parameters(state_shapes(config).params)
+  return 4 * flops.parameters(train_state.state_shapes(config).params)
 
 
 def lowered(spec: dict[str, Any], devices: list[Any]) -> jax.stages.Lowered:
@@ -112,19 +107,20 @@ def _call(spec, mesh):
     method = 'sliced' if spec['program'] == 'rankme' else 'svd'
     return rankme.device_program(method), (z_ND,)
   config = config_of({'mask': {'ratio': .5, 'group': 1}, **spec})
-  shapes = state_shapes(config)
+  shapes = train_state.state_shapes(config)
   placed = sharding.place(shapes, mesh)
   if spec['program'] == 'init':
     key = jax.eval_shape(lambda: jax.random.key(0))
-    init = jax.jit(lambda key: program.init(config, key), out_shardings=placed)
+    init = jax.jit(lambda key: train_state.init(config, key),
+                   out_shardings=placed)
     return init, (_at(key, whole),)
   wave_BS = _waves(spec, rows)
   if spec['program'] == 'embed':
     state = _at(shapes, placed)
     return embed.encoder(config.model, 'scene', 'final', 'clip'), (
         {'params': state.params, 'batch_stats': state.batch_stats}, wave_BS)
-  h = program.hyper_shapes()
-  return program.make_step(config, placed), (
+  h = train_state.hparams_shapes()
+  return train_state.make_step(config, placed), (
       _at(shapes, placed), wave_BS, _at(h, jax.tree.map(lambda _: whole, h)))
 
 
@@ -140,16 +136,15 @@ def _packed(spec, devices):
         (len(devices), *x.shape), x.dtype, sharding=spread), tree)
 
   wave_BS = _waves(spec, sharding.replicated(mesh))
-  step = program.packed_step(
-      config, objectives.named(config.objective), spread)
-  arguments = (each(state_shapes(config)), wave_BS,
-               each(program.hyper_shapes()))
+  step = train_state.packed_programs(config, spread, shared=True).step
+  arguments = (each(train_state.state_shapes(config)), wave_BS,
+               each(train_state.hparams_shapes()))
   with jax.set_mesh(mesh):
     return step.lower(*arguments)
 
 
 def _waves(spec, place):
-  samples = program.crop_samples(spec['seconds'])
+  samples = config_lib.crop_samples(spec['seconds'])
   return jax.ShapeDtypeStruct((spec['batch'], samples), jnp.int16,
                               sharding=place)
 

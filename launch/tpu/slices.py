@@ -14,7 +14,7 @@ from audiorank import config as config_lib
 from audiorank import flops
 from audiorank import model
 from audiorank import objectives
-from audiorank import program
+from audiorank import train_state
 
 
 class Slice(NamedTuple):
@@ -145,5 +145,5 @@ def bound(config: Any, piece: Slice, wire: float, traffic: float) -> Bound:
   hbm = traffic / chip.hbm
   links = wire / piece.links if piece.links else 0.
   seconds = max(matrix, hbm, links)
-  useful = clips * program.flops(config)['total'] / chip.flops
+  useful = clips * train_state.flops(config)['total'] / chip.flops
   return Bound(matrix, hbm, links, useful / seconds)

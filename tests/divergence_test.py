@@ -9,15 +9,12 @@ import numpy as np
 import pytest
 
 from audiorank import checkpoint
-from audiorank import checksums
+from audiorank import config as config_lib
 from audiorank import objectives
-from audiorank import program
 from audiorank import records
 from audiorank import sharding
 from audiorank import train
-from audiorank.records import lock as lock_lib
-from launch import cli
-from launch import worker
+from audiorank import train_state
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -63,12 +60,13 @@ def test_a_bad_batch_moves_nothing_but_the_step(corpus, odd):
       corpus, **{'objective': 'odd', 'train.skip': 1}))
   on = sharding.mesh(2, 1)
   wave_BS = sharding.to_global(np.random.default_rng(0).integers(
-      -8000, 8000, (8, program.crop_samples(.5)), np.int16), on)
+      -8000, 8000, (8, config_lib.crop_samples(.5)), np.int16), on)
   with jax.set_mesh(on):
-    state, step = program.fresh(config, on), program.programs(config, on).step
+    state = train_state.init_state(config, on)
+    step = train_state.programs(config, on).step
     for number in range(1, 5):
       before = jax.tree.map(np.array, jax.device_get(state))
-      state, got = step(state, wave_BS, program.hyper(config))
+      state, got = step(state, wave_BS, train_state.make_hparams(config))
       bad = number in BAD
       assert float(got['skipped']) == bad == bool(np.isnan(got['loss']))
       for part in ('params', 'opt_state', 'batch_stats'):
@@ -98,8 +96,8 @@ def test_a_skipped_step_is_recorded_once_whatever_stops_the_run(
   assert row['step'] == 3 and 'loss nan' in row['why']
   assert len(row['clips']) == 8 and about['skipped'] == [3]
   assert [r['step'] for r in rows if 'loss' in r] == [2, 4, 6]
-  again, theirs, told = run('stopped', 3)
-  assert same(straight, again) and theirs == rows and told == about
+  again, theirs, resumed = run('stopped', 3)
+  assert same(straight, again) and theirs == rows and resumed == about
 
 
 def test_more_than_allowed_is_a_failure(corpus, odd, tmp_path, monkeypatch):
@@ -110,22 +108,21 @@ def test_more_than_allowed_is_a_failure(corpus, odd, tmp_path, monkeypatch):
   assert e.value.about['step'] == 5
 
 
-def test_failed_says_the_last_good_step_the_clips_and_the_norm(
-    corpus, odd, tmp_path, monkeypatch):
-  monkeypatch.setattr(cli, 'compile_cache', lambda: None)
+def test_a_diverged_run_names_the_last_good_step_the_clips_and_the_norm(
+    corpus, odd, tmp_path):
   config = opened(tmp_path, corpus)
-  held = lock_lib.Lock(tmp_path)
-  code = worker.work(tmp_path, config, held, lambda _: False, None, 0)
-  held.release()
-  assert code == worker.DIVERGED and records.state(tmp_path) == 'failed'
-  told = records.read_json(tmp_path / 'FAILED')
-  assert told['step'] == 3 and told['last_good_step'] == 2
-  assert told['grad_norm'] == told['loss'] == 'nan'
-  assert len(told['clips']) == 8 and all('.wav@' in c for c in told['clips'])
-  assert 'loss nan at step 3' in told['error']
-  assert checksums.steps(tmp_path / 'checkpoints') == [0, 2]
-  kept = checkpoint.load(tmp_path)[1]
-  assert all(np.isfinite(x).all() for x in jax.tree.leaves(kept))
+  diverged = train.fit([tmp_path], [config])
+  assert list(diverged) == [tmp_path]
+  error = diverged[tmp_path]
+  assert 'loss nan at step 3' in str(error)
+  assert error.about['step'] == 3 and error.about['last_good_step'] == 2
+  assert error.about['grad_norm'] == error.about['loss'] == 'nan'
+  clips = error.about['clips']
+  assert len(clips) == 8 and all('.wav@' in clip for clip in clips)
+  # Nothing that is not finite is saved.
+  assert checkpoint.steps(tmp_path / 'checkpoints') == [0, 2]
+  params = checkpoint.load(tmp_path)[1]
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
 
 
 def test_the_field_off_leaves_the_names_of_runs_as_they_were(corpus):

@@ -1,0 +1,252 @@
+"""Evaluations of a state without labels: when, what, and alarms.
+
+An evaluation embeds the fixed monitor clips, measures RankMe with its summaries
+and the loss on held-out clips, and compares them with those before it.
+
+Shapes: N clips, B batch, S samples, D width.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+import functools
+import math
+import pathlib
+import time
+from typing import Any
+
+from absl import logging
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import numpy as np
+from numpy import typing as npt
+
+from audiorank import config as config_lib
+from audiorank import embed
+from audiorank import files
+from audiorank import metrics
+from audiorank import objectives
+from audiorank import records
+from audiorank import sampling
+from audiorank import sharding
+from audiorank import train_state
+from audiorank.rankme import record
+
+Config = config_lib.Config
+
+CLIPS_PER_DIMENSION = 4  # Fewer bias RankMe downwards.
+COLLAPSED = 1.5  # A RankMe below this.
+SINKS = 3  # Evaluations in a row at which the centred rank sinks.
+LOSS_RISE = 1.2  # Of the least validation loss so far.
+RANK_JUMP = 2.  # Factor between two evaluations.
+
+Fields = dict[str, Any]  # Of a record.
+
+
+def eval_steps(config: Config) -> list[int]:
+  """Returns the steps at which a run is evaluated, ascending.
+
+  Step 0, the last, `monitor.readings - 2` between them at equal ratios from
+  `monitor.first`, and every multiple of `monitor.every`.
+  """
+  last, monitor = config.train.steps, config.monitor
+  between = np.geomspace(min(monitor.first, max(last, 1)), max(last, 1),
+                         monitor.readings - 1)[:-1]
+  fixed = range(monitor.every, last, monitor.every) if monitor.every else ()
+  return sorted({0, last, *fixed, *(
+      int(round(x)) for x in between if x < last)})
+
+
+def layers(config: Config) -> list[int]:
+  """Returns the blocks that are measured beside the final layer.
+
+  Raises:
+    ValueError: not the numbers of blocks; names the field.
+  """
+  text = config.monitor.layers
+  parts = [part.strip() for part in text.split(',') if part.strip()]
+  if not all(part.isdigit() and int(part) < config.model.depth
+             for part in parts):
+    raise ValueError(f'monitor.layers {text!r}: expected numbers of blocks, '
+                     f'0 to {config.model.depth - 1}, between commas')
+  return [int(part) for part in parts]
+
+
+def loss_program(config: Config) -> Callable[..., jax.Array]:
+  """Returns the jitted (variables, wave_BS int16) -> loss, fixed masks; the
+  same one for every config of a shape."""
+  return _loss_program(train_state.static_config(config),
+                       objectives.named(config.objective))
+
+
+@functools.lru_cache(train_state.SHAPES)
+def _loss_program(config, objective):
+  @jax.jit
+  def valid_loss(variables, wave_BS):
+    wave_BS = wave_BS.astype(jnp.float32) / 32768
+    return objective(config, variables, wave_BS, jax.random.key(0),
+                     train=False)[0]
+
+  return valid_loss
+
+
+def evaluate(config: Config, state: train_state.TrainState,
+             samples: sampling.Samples, mesh: jax.sharding.Mesh,
+             stop: Callable[[], bool] = lambda: False,
+             further: Iterable[tuple[str, sampling.Sample]] = ()
+             ) -> Fields | None:
+  """Returns the label-free record of a state.
+
+  Args:
+    config: the run's config.
+    state: a train state, placed on the mesh.
+    samples: of the config; the clips to measure on.
+    mesh: the mesh.
+    stop: polled with every batch; once True, None is returned.
+    further: (name, sample) that RankMe is measured on as well.
+
+  Returns:
+    the fields of `record.rank_fields` of the final layer; 'layers' and
+    'samples' with those of further layers and samples; 'valid_loss' where
+    there are held-out clips; 'memory', 'seconds'.
+  """
+  start = time.monotonic()
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+
+  def rank_fields(sample, layer):
+    z_ND = embed.sharded(config.model, variables, sample.wave_NS, mesh,
+                         config.monitor.batch, layer, stop)
+    if z_ND is None:
+      return None
+    return record.rank_fields(z_ND, sample.source_N, layer)
+
+  per_layer, per_sample = [], []
+  with jax.set_mesh(mesh):
+    for layer in ('final', *layers(config)):
+      per_layer.append(rank_fields(samples.monitor, layer))
+      if per_layer[-1] is None:
+        return None
+    for name, sample in further:
+      fields = rank_fields(sample, 'final')
+      if fields is None:
+        return None
+      per_sample.append({'sample': name, **fields})
+    fields = {**per_layer[0], 'layers': per_layer[1:], 'samples': per_sample}
+    if len(samples.valid_NS):
+      fields['valid_loss'] = valid_loss(config, variables, samples.valid_NS,
+                                        mesh)
+  return {**fields, 'memory': metrics.peak_memory(),
+          'seconds': time.monotonic() - start}
+
+
+def valid_loss(config: Config, variables: Any,
+               valid_NS: npt.NDArray[np.int16],
+               mesh: jax.sharding.Mesh) -> float:
+  """Returns the mean loss on held-out clips."""
+  loss_of = loss_program(config)
+  # The masks hang on the rows of a batch: the batch must be one that is part
+  # of what the run is.
+  B = config.train.batch
+  share = B // jax.process_count()
+  first = jax.process_index() * share
+  losses = []
+  for i in range(0, len(valid_NS), B):
+    wave_BS = valid_NS[i:i + B][first:first + share]
+    losses.append(float(loss_of(variables, sharding.to_global(wave_BS, mesh))))
+  return float(np.mean(losses))
+
+
+def evaluate_once(workdir: pathlib.Path, config: Config,
+                  state: train_state.TrainState, step: int,
+                  samples: sampling.Samples, mesh: jax.sharding.Mesh,
+                  stop: Callable[[], bool]) -> Fields | None:
+  """Returns the record of a run at a step; measures and writes it if needed.
+
+  None where stop() was True on the way. Every process must come to the same
+  answer on whether the record is there: the first one's.
+  """
+  path = records.path(workdir, 'monitor', step)
+  known = path.exists()
+  if jax.process_count() > 1:
+    known = bool(multihost_utils.broadcast_one_to_all(np.int32(known)))
+  if known:
+    return files.read_json(path)
+  further = ()
+  if step in (0, config.train.steps):
+    further = sampling.further(config)
+  fields = evaluate(config, state, samples, mesh, stop, further)
+  if fields is None:
+    return None
+  before = [r for r in records.read(workdir, 'monitor') if r['step'] < step]
+  fields['alarms'] = alarms(fields, step, before)
+  if jax.process_index() == 0:
+    records.write(workdir, 'monitor', step, fields)
+  log_new_alarms(workdir.name, fields['alarms'], before)
+  return fields
+
+
+def alarms(fields: Fields, step: int, before: Sequence[Fields] = ()
+           ) -> list[Fields]:
+  """Returns what is wrong with an evaluation, most of the time nothing.
+
+  Args:
+    fields: a record of `evaluate`.
+    step: of the record.
+    before: the records before it, in the order of their steps.
+
+  Returns:
+    {'kind', 'value', 'threshold', 'step'} of each; value is None where it is
+    not a finite number. Kinds:
+    small_sample: fewer than 4 clips per dimension: RankMe is biased downwards;
+    collapse: RankMe below 1.5;
+    collapse_centred: no centred rank, as every embedding is one vector;
+    sinking_centred_rank: its interval lay below the one before at each of the
+      last 3 evaluations. Once or twice is the valley that training starts
+      with. The threshold is the value before the three;
+    valid_loss_not_finite;
+    valid_loss_rise: 1.2 times its least so far, which is the threshold;
+    rank_jump: RankMe changed by more than a factor of 2 between evaluations
+      after the second. The threshold is the value before.
+  """
+  out = []
+
+  def alarm(kind, value=None, threshold=None):
+    out.append({'kind': kind, 'value': value, 'threshold': threshold,
+                'step': step})
+
+  rank, centred = fields['rank']['value'] or 0., fields['rank_center']
+  if fields['n'] < CLIPS_PER_DIMENSION * fields['width']:
+    alarm('small_sample', fields['n'], CLIPS_PER_DIMENSION * fields['width'])
+  if rank < COLLAPSED:
+    alarm('collapse', rank, COLLAPSED)
+  elif centred['value'] is None:
+    alarm('collapse_centred')
+  last = [r['rank_center'] for r in [*before, fields][-SINKS - 1:]]
+  if (len(last) == SINKS + 1 and all(r['value'] is not None for r in last)
+      and all(after['high'] < earlier['low']
+              for earlier, after in zip(last, last[1:]))):
+    alarm('sinking_centred_rank', last[-1]['value'], last[0]['value'])
+  losses = [r['valid_loss'] for r in before
+            if r.get('valid_loss') is not None]
+  loss = fields.get('valid_loss')
+  if loss is not None and not math.isfinite(loss):
+    alarm('valid_loss_not_finite')
+  elif loss is not None and losses and loss > LOSS_RISE * min(losses):
+    alarm('valid_loss_rise', loss, min(losses))
+  earlier = before[-1]['rank']['value'] if len(before) > 1 else None
+  if earlier and rank and not 1 / RANK_JUMP < rank / earlier < RANK_JUMP:
+    alarm('rank_jump', rank, earlier)
+  return out
+
+
+def log_new_alarms(name: str, raised: Sequence[Fields],
+                   before: Sequence[Fields]) -> None:
+  """Warns of alarms of a kind that the evaluation before did not raise."""
+  known = {alarm['kind'] for alarm in before[-1]['alarms']
+           if isinstance(alarm, dict)} if before else set()
+  for alarm in raised:
+    if alarm['kind'] not in known:
+      logging.warning(
+          '%s, step %d: alarm %s: value %s, threshold %s', name, alarm['step'],
+          alarm['kind'], alarm['value'], alarm['threshold'])

@@ -1,0 +1,368 @@
+"""The state of a run and the programs that make and advance it.
+
+Everything here is a function of config and arrays: no file, no clock. What
+runs of one shape may differ in (`Hparams`) is traced, so that all of them share
+one compilation, and `programs` keeps what was compiled for as long as the
+process lives: a second run of a shape is neither traced nor compiled.
+
+Shapes: B batch, C steps of a call, K runs, S samples, N clips, M mels,
+T frames.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+from ml_collections import config_dict
+import numpy as np
+from numpy import typing as npt
+import optax
+
+from audiorank import audio
+from audiorank import config as config_lib
+from audiorank import embed
+from audiorank import objectives
+from audiorank import sharding
+
+Config = config_lib.Config
+
+SHAPES = 32  # Shapes whose programs are kept; the oldest go first.
+CALIBRATION_CLIPS = 1024  # At most so many start BatchNorm's statistics.
+
+
+
+def flops(config: Config) -> dict[str, float]:
+  """Returns FLOPs of a training step on one clip, by our own count.
+
+  {'encoder': of what is kept, 'total': of all, ...}: the other parts are the
+  objective's; see its `cost` in objectives.py.
+  """
+  return objectives.parts(config).cost(config, config_lib.patches(config))
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that a step changes.
+
+  step: int32 scalar, steps done.  params: float32 parameters.
+  batch_stats: BatchNorm's statistics and what else an objective carries along
+  without a gradient.  opt_state: that of `optimizer`.
+  """
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+
+
+@flax.struct.dataclass
+class Hparams:
+  """What may differ between runs that share one compiled program."""
+  seed: Any
+  init_scale: Any
+  lr: Any
+  warmup: Any
+  steps: Any
+  final: Any
+  weight_decay: Any
+  clip: Any
+
+
+def make_hparams(config: Config) -> Hparams:
+  """Returns a config's hyper-parameters as arguments of a program."""
+  opt = config.opt
+  return Hparams(np.uint32(config.seed), *(np.float32(x) for x in (
+      config.train.init_scale, opt.lr, opt.warmup, config.train.steps,
+      opt.final, opt.weight_decay, opt.clip)))
+
+
+def hparams_shapes() -> Hparams:
+  """Returns Hparams of jax.ShapeDtypeStruct."""
+  rest = len(dataclasses.fields(Hparams)) - 1
+  return Hparams(jax.ShapeDtypeStruct((), jnp.uint32),
+                 *[jax.ShapeDtypeStruct((), jnp.float32)] * rest)
+
+
+# What a program takes as an argument, or what the loop and the evaluation
+# alone read. An objective reads none of it.
+NOT_COMPILED = (
+    'experiment', 'seed', 'track', 'monitor', 'checkpoint', 'eval', 'mesh',
+    'train.steps', 'train.init_scale', 'train.calibrate', 'train.log_every',
+    'train.call', 'opt.lr', 'opt.warmup', 'opt.final', 'opt.weight_decay',
+    'opt.clip')
+
+
+def static_config(config: Config) -> config_dict.FrozenConfigDict:
+  """Returns what is compiled in: equal for runs that can share programs."""
+  tree = config_lib.plain(config)
+  for field in NOT_COMPILED:
+    node, name = config_lib.parent(tree, field)
+    node.pop(name, None)
+  tree['data'] = {name: tree['data'][name]
+                  for name in ('crop_seconds', 'gain_low', 'gain_high')}
+  return config_lib.frozen(tree)
+
+
+def learning_rate(step: jax.Array, hparams: Hparams) -> jax.Array:
+  """Linear warm-up from 0, then a cosine to `final` times the peak."""
+  # optax's schedules want their number of steps as a Python number: every
+  # number of steps would then be a program of its own.
+  warm = hparams.lr * step / jnp.maximum(hparams.warmup, 1)
+  past = (step - hparams.warmup) / jnp.maximum(
+      hparams.steps - hparams.warmup, 1)
+  end = hparams.final * hparams.lr
+  cosine = end + (hparams.lr - end) * .5 * (1 + jnp.cos(jnp.pi * past))
+  return jnp.where(step < hparams.warmup, warm, cosine)
+
+
+def optimizer(config: Config, hparams: Hparams,
+              step: jax.Array) -> optax.GradientTransformation:
+  """Returns AdamW with clipping for one step.
+
+  The chain is built anew in every trace, with traced numbers in it. It is what
+  optax.inject_hyperparams does, but its state holds the moments alone, as that
+  of a chain with constants.
+
+  Args:
+    config: of which b1 and b2 are compiled in.
+    hparams: traced.
+    step: steps done, for the schedule.
+  """
+  no_limit = jnp.inf
+  return optax.chain(
+      optax.clip_by_global_norm(
+          jnp.where(hparams.clip > 0, hparams.clip, no_limit)),
+      optax.scale_by_adam(b1=config.opt.b1, b2=config.opt.b2),
+      # Decoupled, on every parameter, as in Dasheng.
+      optax.add_decayed_weights(hparams.weight_decay),
+      optax.scale_by_learning_rate(learning_rate(step, hparams)))
+
+
+def adam_state(opt_state: Any) -> optax.ScaleByAdamState:
+  """Returns the part of an optimizer's state that is not empty.
+
+  Checkpoints hold this part alone: the other links of the chain may change
+  without making a checkpoint unreadable.
+  """
+  adam, = (link for link in opt_state
+           if isinstance(link, optax.ScaleByAdamState))
+  return adam
+
+
+def with_adam_state(opt_state: Any, adam: optax.ScaleByAdamState) -> Any:
+  """Returns an optimizer's state with another part that is not empty."""
+  return tuple(
+      adam if isinstance(link, optax.ScaleByAdamState) else link
+      for link in opt_state)
+
+
+def init(config: Config, key: jax.Array) -> TrainState:
+  """Returns a fresh state: float32 parameters, zero moments, step 0."""
+  return scaled_init(config, key, config.train.init_scale)
+
+
+def state_shapes(config: Config) -> TrainState:
+  """Returns the TrainState of jax.ShapeDtypeStruct; computes nothing."""
+  return jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
+
+
+def scaled_init(config: Config, key: jax.Array,
+                scale: float | jax.Array) -> TrainState:
+  """Returns `init`'s state with every weight matrix times a factor."""
+  variables = objectives.parts(config).variables(
+      config, key, config_lib.patches(config))
+  # A copy of the network among the statistics is scaled with it.
+  variables = jax.tree.map_with_path(
+      lambda path, x: x * scale if path[-1].key == 'kernel' else x, variables)
+  params = variables['params']
+  step = jnp.zeros((), jnp.int32)
+  zeros = Hparams(*[jnp.zeros(())] * len(dataclasses.fields(Hparams)))
+  return TrainState(
+      step=step, params=params, batch_stats=variables['batch_stats'],
+      opt_state=optimizer(config, zeros, step).init(params))
+
+
+class Programs(NamedTuple):
+  """The compiled programs of a shape on a mesh, and what they work on.
+
+  shapes: TrainState of jax.ShapeDtypeStruct.
+  shardings: TrainState of the shardings.
+  init: (hparams) -> state.
+  step: (state, wave_BS int16, hparams) -> (state, metrics).
+  steps: (state, wave_CBS int16, hparams) -> (state, metrics_C): C steps, one
+    after the other, in one program.
+  """
+  shapes: TrainState
+  shardings: TrainState
+  init: Callable[..., TrainState]
+  step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+  steps: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+
+
+def programs(config: Config, mesh: jax.sharding.Mesh) -> Programs:
+  """Returns the Programs of a config on a mesh, the same ones every time."""
+  return _programs(static_config(config), objectives.named(config.objective),
+                   objectives.parts(config), mesh)
+
+
+def init_state(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
+  """Returns the initial state of a config on a mesh."""
+  return programs(config, mesh).init(make_hparams(config))
+
+
+@functools.lru_cache(SHAPES)
+def _programs(config, objective, parts, mesh):
+  """`programs` of a static config. Objective and parts are found by name; they
+  are arguments so that another one of the same name has its own programs."""
+  del objective, parts
+
+  def from_hparams(hparams):
+    return scaled_init(config, jax.random.key(hparams.seed),
+                       hparams.init_scale)
+
+  shapes = jax.eval_shape(from_hparams, hparams_shapes())
+  shardings = sharding.place(shapes, mesh)
+  steps = jax.jit(scan_steps(train_step(config)), donate_argnums=0,
+                  out_shardings=(shardings, None))
+  return Programs(
+      shapes, shardings, jax.jit(from_hparams, out_shardings=shardings),
+      make_step(config, shardings), steps)
+
+
+def make_step(config: Config, shardings: TrainState) -> Callable[..., Any]:
+  """Returns the jitted step of a config; see `Programs.step`."""
+  return jax.jit(train_step(config), donate_argnums=0,
+                 out_shardings=(shardings, None))
+
+
+def scan_steps(step: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns a function that takes a step on each of several batches."""
+  def steps(state, batches, hparams):
+    return jax.lax.scan(lambda s, batch: step(s, batch, hparams), state,
+                        batches)
+
+  return steps
+
+
+class PackedPrograms(NamedTuple):
+  """The compiled steps of K runs.
+
+  step: (states, batch, hparams_K) -> (states, metrics_K); the batch is
+    wave_BS int16 where all runs share it, wave_KBS otherwise.
+  steps: the same with a first axis C of batches and metrics.
+  """
+  step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+  steps: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+
+
+def packed_programs(config: Config, spread: jax.sharding.NamedSharding,
+                    shared: bool) -> PackedPrograms:
+  """Returns the PackedPrograms of a shape, the same ones every time.
+
+  Args:
+    config: of one of the runs.
+    spread: the sharding of states over the runs' axis.
+    shared: whether all runs have the same batches.
+  """
+  return _packed_programs(static_config(config),
+                          objectives.named(config.objective), spread, shared)
+
+
+@functools.lru_cache(SHAPES)
+def _packed_programs(config, objective, spread, shared):
+  del objective  # As in `_programs`.
+  step = sharding.over_runs(
+      jax.vmap(train_step(config), (0, None if shared else 0, 0)), spread,
+      shared)
+  spread_CK = jax.sharding.NamedSharding(
+      spread.mesh, jax.sharding.PartitionSpec(None, *spread.spec))
+  return PackedPrograms(
+      jax.jit(step, donate_argnums=0, out_shardings=(spread, spread)),
+      jax.jit(scan_steps(step), donate_argnums=0,
+              out_shardings=(spread, spread_CK)))
+
+
+def train_step(config: Config) -> Callable[..., Any]:
+  """Returns (state, wave_BS int16, hparams) -> (state, metrics), to be jitted.
+
+  Args:
+    config: a static config, or one that has all its fields.
+  """
+  objective = objectives.named(config.objective)
+
+  def step(state, wave_BS, hparams):
+    mask_key = jax.random.fold_in(jax.random.key(hparams.seed), 1)
+    key = jax.random.fold_in(mask_key, state.step)
+    wave_BS = wave_BS.astype(jnp.float32) / 32768
+    gain = config.data.gain_low, config.data.gain_high
+    if any(gain):
+      wave_BS = audio.random_gain(jax.random.fold_in(key, 1), wave_BS, *gain)
+
+    def loss_of(params):
+      return objective(
+          config, {'params': params, 'batch_stats': state.batch_stats},
+          wave_BS, key, train=True)
+
+    (loss, (stats, extra)), grads = jax.value_and_grad(
+        loss_of, has_aux=True)(state.params)
+    norm = optax.tree.norm(grads)
+    updates, opt_state = optimizer(config, hparams, state.step).update(
+        grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    new = TrainState(state.step + 1, params, stats, opt_state)
+    if config.train.skip:
+      good = jnp.isfinite(loss) & jnp.isfinite(norm)
+      new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new,
+                         state.replace(step=new.step))
+      extra = {**extra, 'skipped': 1. - good}
+    return new, {'loss': loss, 'grad_norm': norm,
+                 'lr': learning_rate(state.step, hparams),
+                 'param_norm': optax.tree.norm(new.params), **extra}
+
+  return step
+
+
+def calibrate_batch_norm(config: Config, state: TrainState,
+                         wave_NS: npt.NDArray[np.int16]) -> TrainState:
+  """Returns the state with BatchNorm's statistics set to a sample's.
+
+  Dasheng starts them at 0 and 1 and needs hundreds of steps to find them;
+  until then an untrained encoder sees raw decibels.
+  """
+  moments = _moments(config_lib.frozen(config.model))
+  total_M, square_M, n = 0., 0., 0
+  for index, wave_BS in embed.batches(
+      wave_NS[:CALIBRATION_CLIPS], min(256, len(wave_NS))):
+    # The last batch is filled with silence, which must not count.
+    sum_M, sq_M = (np.asarray(x, np.float64)[:len(index)].sum(0)
+                   for x in moments(wave_BS))
+    total_M, square_M = total_M + sum_M, square_M + sq_M
+    n += len(index) * (1 + wave_BS.shape[1] // config_lib.HOP)
+  mean_M = total_M / n
+  var_M = np.maximum(square_M / n - mean_M ** 2, 1e-3)
+  stats = {'norm_mel': {
+      'mean': mean_M.astype(np.float32), 'var': var_M.astype(np.float32)}}
+  placed = jax.tree.map(
+      lambda new, old: jax.device_put(new, old.sharding),
+      stats, state.batch_stats['encoder'])
+  return state.replace(batch_stats={**state.batch_stats, 'encoder': placed})
+
+
+@functools.lru_cache(SHAPES)
+def _moments(model_config):
+  """Returns the jitted wave_BS int16 -> sums over time (of dB, of dB^2)."""
+  @jax.jit
+  def moments(wave_BS):
+    mel_BMT = audio.front(model_config, wave_BS.astype(jnp.float32) / 32768)
+    sums = mel_BMT.sum(2), jnp.square(mel_BMT).sum(2)
+    if jax.sharding.get_abstract_mesh().empty:
+      return sums
+    # On a mesh the front end leaves each device its own clips.
+    return jax.lax.with_sharding_constraint(
+        sums, jax.sharding.PartitionSpec())
+
+  return moments
