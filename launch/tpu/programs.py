@@ -67,7 +67,8 @@ def config_of(spec: dict[str, Any]) -> Any:
   own = {name: spec[name] for name in objectives.OBJECTIVES if name in spec}
   return records.frozen({
       **own, 'seed': 0, 'model': spec['model'], 'mask': spec['mask'],
-      'data': {'crop_seconds': spec['seconds']},
+      'data': {'crop_seconds': spec['seconds'], 'gain_low': 0,
+               'gain_high': 0},
       'objective': spec.get('objective', 'mae'), 'opt': {'b1': .9, 'b2': .999},
       'train': {'init_scale': 1., 'skip': 0}})
 
