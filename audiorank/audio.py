@@ -18,6 +18,7 @@ from audiorank.decode import blocks as blocks
 from audiorank.decode import name as name
 from audiorank.decode import PEAK as PEAK
 from audiorank.decode import read as read
+from audiorank.decode import to_float as to_float
 from audiorank.decode import to_int16 as to_int16
 
 N_FFT = 512  # Samples of a window, 32 ms at 16 kHz.
@@ -33,7 +34,7 @@ def hann() -> np.ndarray:
 
 
 def mel_filters(mels: int = 64, bins: int = 257,
-                rate: int = 16_000) -> np.ndarray:
+                rate: int = config_lib.RATE) -> np.ndarray:
   """Returns the HTK triangles filters_MQ of torchaudio (norm None).
 
   Rounded to float32 where torch rounds, or the mels are 3e-6 off its own.

@@ -20,6 +20,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from audiorank import config as config_lib
 from audiorank import containers
 from audiorank import files
 
@@ -35,7 +36,7 @@ LOWEST_RATE = 1000
 LOSSY = frozenset(('OGG', 'MP3', 'MPEG'))
 
 
-def read(path: Any, rate: int = 16000) -> np.ndarray:
+def read(path: Any, rate: int = config_lib.RATE) -> np.ndarray:
   """Reads a sound file as one mono wave.
 
   Channels are averaged; other rates go through soxr's HQ resampler; what
@@ -62,8 +63,9 @@ def read(path: Any, rate: int = 16000) -> np.ndarray:
   return wave_S
 
 
-def blocks(path: Any, rate: int = 16000, max_seconds: float = float('inf'),
-           about: dict | None = None) -> Iterator[np.ndarray]:
+def blocks(path: Any, rate: int = config_lib.RATE,
+           max_seconds: float = float('inf'), about: dict | None = None
+           ) -> Iterator[np.ndarray]:
   """Yields a file's mono wave in pieces whose concatenation `read` returns.
 
   Memory stays bounded whatever the length. Arguments and errors are those of
@@ -201,6 +203,17 @@ def write(path: str | os.PathLike, wave_S: np.ndarray, rate: int,
   soundfile.write(data, wave_S, rate, format=form, subtype='PCM_16')
   # Nothing is synced: who makes sounds can make them again.
   files.write_bytes(path, data.getvalue(), sync=False)
+
+
+def to_float(wave_S: Any) -> Any:
+  """Returns a wave (numpy or jax, any shape) as float32 in [-1, 1].
+
+  Args:
+    wave_S: int16, or floats, which keep their values.
+  """
+  if np.issubdtype(wave_S.dtype, np.integer):
+    return wave_S.astype(np.float32) / 32768
+  return wave_S.astype(np.float32)
 
 
 def to_int16(wave_S: np.ndarray) -> np.ndarray:

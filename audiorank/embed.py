@@ -56,8 +56,7 @@ def encoder(config, kind, layer, clamp):
   config = float32(config)
 
   def run(params, wave_BS):
-    if jnp.issubdtype(wave_BS.dtype, jnp.integer):
-      wave_BS = wave_BS.astype(jnp.float32) / 32768
+    wave_BS = audio.to_float(wave_BS)
     mel_BMT = audio.front(config, wave_BS, clamp)
     if layer == 'final':
       z_BLD = model.encode(config, params, mel_BMT)
@@ -78,8 +77,7 @@ def filled_encoder(config, kind, layer, clamp):
   config = float32(config)
 
   def run(params, wave_BS, samples_B):
-    if jnp.issubdtype(wave_BS.dtype, jnp.integer):
-      wave_BS = wave_BS.astype(jnp.float32) / 32768
+    wave_BS = audio.to_float(wave_BS)
     frames_B = 1 + samples_B // audio.HOP
     if config.front == 'log_mel':
       mel_BMT = filled_log_mel(wave_BS, frames_B, clamp)
@@ -297,7 +295,7 @@ def masked_encoder(config, ratio, group):
 
   @jax.jit
   def run(params, wave_BS, key):
-    mel_BMT = audio.front(config, wave_BS.astype(jnp.float32) / 32768)
+    mel_BMT = audio.front(config, audio.to_float(wave_BS))
     variables = model.encoder_variables(params)
     patches_BLP = net.apply(variables, mel_BMT, method='patches')
     keep_BK, _ = model.random_mask(

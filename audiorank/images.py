@@ -22,10 +22,11 @@ import shutil
 import numpy as np
 
 from audiorank import audio
+from audiorank import config as config_lib
 from audiorank import decode
 from audiorank import prepare
 
-RATE = 16_000
+RATE = config_lib.RATE
 SIDE = 2  # Pixels of a side of a digit's patch.
 # In the order of the set.
 SPLITS = {'train': (0, 1000), 'valid': (1000, 1297), 'test': (1297, 1797)}

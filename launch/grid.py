@@ -259,7 +259,7 @@ def host_bytes(config: Any) -> float:
   """Returns about how many bytes of a machine's memory a worker takes that
   computes a run on the CPU."""
   monitor = config.monitor
-  clips = 2 * 16_000 * (monitor.clips * monitor.crop_seconds
+  clips = 2 * config_lib.RATE * (monitor.clips * monitor.crop_seconds
                         + monitor.valid_clips * config.data.crop_seconds)
-  corpus = 2 * 16_000 * 3600 * config.data.hours * config.data.resident
+  corpus = 2 * config_lib.RATE * 3600 * config.data.hours * config.data.resident
   return PROCESS_BYTES + clips + corpus + device_bytes(config)

@@ -13,6 +13,7 @@ import os
 
 import numpy as np
 
+from audiorank import config as config_lib
 from audiorank import embed
 from audiorank import encoders
 
@@ -83,7 +84,7 @@ def shell(config, params, layer, clamp):
 
   class Shell(torch.nn.Module):
     """No parameters: `.to(device)` finds nothing to move."""
-    sample_rate = 16_000
+    sample_rate = config_lib.RATE
     scene_embedding_size = timestamp_embedding_size = config.width
 
     def tokens(self, audio):

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
+from audiorank import config as config_lib
 from audiorank import files
 
 METADATA = 'task_metadata.json'
@@ -53,7 +54,7 @@ class Task(NamedTuple):
     return self.split_mode != 'trainvaltest'
 
 
-def load(task_dir, rate=16000, with_audio=True) -> Task:
+def load(task_dir, rate=config_lib.RATE, with_audio=True) -> Task:
   """The task in `task_dir`, with clips at `rate` Hz.
 
   Without `with_audio` the clips need not be there and `paths` is empty: a

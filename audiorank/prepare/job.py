@@ -16,6 +16,7 @@ from typing import NamedTuple
 from absl import logging
 import numpy as np
 
+from audiorank import config as config_lib
 from audiorank import decode
 from audiorank import files
 from audiorank.prepare import archives
@@ -25,7 +26,7 @@ from audiorank.prepare import progress
 from audiorank.prepare import shards
 from audiorank.prepare import sources as sources_lib
 
-RATE = 16000
+RATE = config_lib.RATE
 # In .lock and so in every folder that is ours, from the first moment on.
 MARK = 'audiorank prepare\n'
 # Settings that came later, and what they are in a plan made before.

@@ -23,6 +23,7 @@ from array_record.python import array_record_module
 import numpy as np
 import soundfile
 
+from audiorank import config as config_lib
 from audiorank import files
 from audiorank.data import index as index_lib
 
@@ -107,7 +108,7 @@ def _writer(path: str, shard: str, store: str, rate: int) -> Any:
 
 
 def make(folder: str, shard: str, items: Iterable[dict], store: str = 'int16',
-         rate: int = 16000) -> dict:
+         rate: int = config_lib.RATE) -> dict:
   """Writes one shard and its description.
 
   Args:

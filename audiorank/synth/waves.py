@@ -15,7 +15,9 @@ import numpy as np
 from scipy import fft
 from scipy import signal
 
-RATE = 16000
+from audiorank import config as config_lib
+
+RATE = config_lib.RATE
 CEILING = 7800.  # Hz; no partial above it, so that nothing aliases
 COURSES = ('down', 'shuffled', 'triangle', 'up')
 
