@@ -18,7 +18,11 @@ Shapes: N clips, B batch, V views of a clip, S samples, T frames, L tokens, K
 visible ones, D width.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +35,13 @@ from audiorank import model
 from audiorank import sharding
 
 SHORTEST = 640  # Samples of one token, 40 ms: shorter clips are padded.
-LENGTHS = 4  # Of so many different lengths each gets a program of its own.
+LENGTHS = 4  # Up to so many different lengths each gets a program of its own.
+
+ModelConfig = config_dict.FrozenConfigDict
+Params = Any  # Linen variables, of an MAE or of its encoder.
 
 
-def float32(config):
+def float32(config: ModelConfig) -> ModelConfig:
   """Returns a model config that computes in float32, whatever it trained in.
 
   Embeddings are compared with those of other models and machines, and their
@@ -44,7 +51,8 @@ def float32(config):
 
 
 @functools.lru_cache(maxsize=64)
-def encoder(config, kind, layer, clamp):
+def encoder(config: ModelConfig, kind: str, layer: int | str, clamp: str
+            ) -> Callable[[Params, Any], jax.Array]:
   """Returns a jitted (params, wave_BS) -> z_BD or z_BLD, float32.
 
   Args:
@@ -69,7 +77,8 @@ def encoder(config, kind, layer, clamp):
 
 
 @functools.lru_cache(maxsize=64)
-def filled_encoder(config, kind, layer, clamp):
+def filled_encoder(config: ModelConfig, kind: str, layer: int | str, clamp: str
+                   ) -> Callable[[Params, Any, Any], jax.Array]:
   """`encoder` for `filled` clips: (params, wave_BS, samples_B) -> z.
 
   Tokens beyond a clip's own are meaningless.
@@ -100,7 +109,8 @@ def filled_encoder(config, kind, layer, clamp):
   return jax.jit(run)
 
 
-def filled_log_mel(wave_BS, frames_B, clamp):
+def filled_log_mel(wave_BS: jax.Array, frames_B: jax.Array, clamp: str
+                   ) -> jax.Array:
   """audio.log_mel, but what was filled up must not be the loudest."""
   mel_BMT = 10 * jnp.log10(jnp.maximum(audio.mel_power(wave_BS), 1e-10))
   own_BT = jnp.arange(mel_BMT.shape[2])[None] < frames_B[:, None]
@@ -110,7 +120,7 @@ def filled_log_mel(wave_BS, frames_B, clamp):
       mel_BMT, mel_BMT.max(axes, keepdims=True) - audio.TOP_DB)
 
 
-def size(samples):
+def size(samples: int) -> int:
   """Returns the samples that a clip is filled up to: eight sizes an octave."""
   # The front end reflects a clip's end, so that much is part of the clip.
   tokens = -(-(max(samples, SHORTEST) + audio.N_FFT // 2) // SHORTEST)
@@ -118,7 +128,8 @@ def size(samples):
   return SHORTEST * step * -(-tokens // step)
 
 
-def filled(waves, rows):
+def filled(waves: Sequence[np.ndarray], rows: int
+           ) -> tuple[np.ndarray, np.ndarray]:
   """Returns (wave_BS, samples_B): clips of any lengths in one array.
 
   Each clip is followed by its own end reflected, which is what its last
@@ -139,7 +150,7 @@ def filled(waves, rows):
   return wave_BS, samples_B
 
 
-def check_layer(config, layer):
+def check_layer(config: Any, layer: int | str) -> None:
   """Raises ValueError for a layer the model does not have."""
   if layer != 'final' and not (
       isinstance(layer, int) and 0 <= layer < config.depth):
@@ -147,7 +158,8 @@ def check_layer(config, layer):
                      f'{config.depth - 1}')
 
 
-def batches(waves, batch):
+def batches(waves: Sequence[np.ndarray] | np.ndarray, batch: int
+            ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields (positions, wave_BS) of clips of one length, B = batch always.
 
   The last batch of each length is filled with silence, so that one program
@@ -165,7 +177,9 @@ def batches(waves, batch):
       yield part, wave_BS
 
 
-def scene(config, params, waves, batch=64, layer='final', clamp='clip'):
+def scene(config: Any, params: Params, waves: Sequence[np.ndarray] | np.ndarray,
+          batch: int = 64, layer: int | str = 'final', clamp: str = 'clip'
+          ) -> np.ndarray:
   """Returns z_ND float32: one embedding a clip, the time mean of its tokens.
 
   With clamp='clip' an embedding never depends on the other clips.
@@ -203,8 +217,9 @@ def scene(config, params, waves, batch=64, layer='final', clamp='clip'):
   return z_ND
 
 
-def timestamps(config, params, waves, layer='final', clamp='clip',
-               fill=False):
+def timestamps(config: Any, params: Params, waves: np.ndarray,
+               layer: int | str = 'final', clamp: str = 'clip',
+               fill: bool = False) -> tuple[np.ndarray, np.ndarray]:
   """Returns (z_BLD, ms_BL): an embedding every 40 ms and its centre in ms.
 
   Args:
@@ -243,35 +258,39 @@ def timestamps(config, params, waves, layer='final', clamp='clip',
 
 
 @functools.lru_cache(maxsize=64)
-def sharded_encoder(config, layer, on):
+def sharded_encoder(config: ModelConfig, layer: int | str,
+                    mesh: jax.sharding.Mesh
+                    ) -> Callable[[Params, Any], jax.Array]:
   """Returns (params, wave_BS) -> z_BD, held whole by every device of a mesh.
 
   In two programs: in one, XLA may gather the clips in place of the embeddings.
   """
   run = encoder(config, 'scene', layer, 'clip')
-  gathered = jax.jit(lambda z: z, out_shardings=sharding.replicated(on))
-  if on.size == 1:
+  gathered = jax.jit(lambda z: z, out_shardings=sharding.replicated(mesh))
+  if mesh.size == 1:
     return run
   return lambda params, wave_BS: gathered(run(params, wave_BS))
 
 
-def sharded(config, params, wave_NS, on, batch, layer='final',
-            leave=lambda: False):
+def sharded(config: ModelConfig, params: Params, wave_NS: np.ndarray,
+            mesh: jax.sharding.Mesh, batch: int, layer: int | str = 'final',
+            leave: Callable[[], bool] = lambda: False) -> np.ndarray | None:
   """Returns z_ND, computed over a whole mesh and gathered to every host.
 
   Args:
     config: frozen model config.
     params: the linen variables, placed on the mesh.
     wave_NS: int16, the same on every process.
-    on: the mesh.
+    mesh: over all devices.
     batch: clips encoded at once, over all devices.
     layer: 'final', or a block's index.
     leave: polled with every batch; once True, None is returned.
   """
   check_layer(config, layer)
-  run = sharded_encoder(config, layer, on)
+  run = sharded_encoder(config, layer, mesh)
   N, S = wave_NS.shape
   mine = slice(None)
+  # Each process passes its own rows of every batch.
   if jax.process_count() > 1:
     share = batch // jax.process_count()
     mine = slice(jax.process_index() * share,
@@ -283,13 +302,14 @@ def sharded(config, params, wave_NS, on, batch, layer='final',
     wave_BS = np.zeros((batch, S), wave_NS.dtype)
     part = wave_NS[start:start + batch]
     wave_BS[:len(part)] = part
-    z_BD = run(params, sharding.to_global(wave_BS[mine], on))
+    z_BD = run(params, sharding.to_global(wave_BS[mine], mesh))
     pieces.append(np.asarray(z_BD)[:len(part)])
   return np.concatenate(pieces)
 
 
 @functools.lru_cache(maxsize=16)
-def masked_encoder(config, ratio, group):
+def masked_encoder(config: ModelConfig, ratio: float, group: int
+                   ) -> Callable[[Params, Any, jax.Array], jax.Array]:
   """Returns a jitted (params, wave_BS, key) -> z_BD of the visible tokens."""
   net = model.Encoder(config)
 
@@ -305,7 +325,8 @@ def masked_encoder(config, ratio, group):
   return run
 
 
-def views(config, params, wave_NS, count, samples, seed=0, batch=64):
+def views(config: Any, params: Params, wave_NS: np.ndarray, count: int,
+          samples: int, seed: int = 0, batch: int = 64) -> np.ndarray:
   """Returns z_NVD float32: other crops and other masks of every clip.
 
   A view is a random crop of a clip, of whose tokens a random part is hidden
