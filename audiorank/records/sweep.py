@@ -16,7 +16,7 @@ from audiorank import baselines
 from audiorank import config as config_lib
 from audiorank import files
 from audiorank.records import curve_table
-from audiorank.records import run as on_disk
+from audiorank.records import run_dir
 
 # The tables of a quickstart sweep, and one of its models, saved.
 SAMPLE = pathlib.Path(__file__).parents[1] / 'sample'
@@ -49,7 +49,7 @@ def described(workdir, config, records):
   keys = baselines.columns(config)
   row = {
       'run_id': workdir.name, 'experiment': config['experiment'],
-      'state': on_disk.state(workdir), 'untrained': t['steps'] == 0,
+      'state': run_dir.state(workdir), 'untrained': t['steps'] == 0,
       'size': config_lib.size_name(m['width'], m['depth']),
       'width': m['width'],
       'depth': m['depth'], 'heads': m['heads'],
@@ -248,8 +248,8 @@ def wanted(record, config):
 
 def add_rows(workdir, runs, history, scores):
   """Adds the rows of one run to the three lists."""
-  config = config_lib.complete(on_disk.config_tree(workdir))
-  records = on_disk.read(workdir)
+  config = config_lib.complete(run_dir.config_tree(workdir))
+  records = run_dir.read(workdir)
   row = described(workdir, config, records)
   readings = [{**row, **reading(row, r)}
               for r in records if r['kind'] == 'monitor']
@@ -338,7 +338,7 @@ def publish(root, folder):
   made = collect(root)
   for name, table in made._asdict().items():
     table.to_parquet(folder / f'{name}.parquet')
-  config = on_disk.config_tree(sweep_folders(root)[0])
+  config = run_dir.config_tree(sweep_folders(root)[0])
   scored = {k: v for k, v in config['eval'].items() if k != 'tasks'}
   files.write_json(folder / 'about.json', {
       'versions': {'python': platform.python_version(), **{
