@@ -216,7 +216,7 @@ def table(runs: 'pd.DataFrame') -> str:
   runs = runs.reindex(columns=dict.fromkeys([*runs.columns, *RESULTS]))
 
   def texts(name: str, form: str) -> 'pd.Series':
-    column = runs[name].map(form.format)
+    column = runs[name].map(form.format, na_action='ignore')
     return column.where(runs[name].notna(), '–')
 
   rank, low, high = (texts(name, '{:.1f}') for name in RESULTS[:3])

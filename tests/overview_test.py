@@ -87,3 +87,17 @@ def test_plan_counts_what_runs_will_count(sweep):
     (float('inf'), '?'), (float('nan'), '?')])
 def test_clock(seconds, text):
   assert progress.clock(seconds) == text
+
+
+def test_the_table_leaves_blank_what_a_run_lacks():
+  import pandas as pd
+  runs = pd.DataFrame([
+      {'run_id': 'a', 'name': 'one', 'state': 'trained', 'rank': 3.25,
+       'rank_low': 3., 'rank_high': 4., 'rank_center': None, 'score': None},
+      {'run_id': 'b', 'name': 'two', 'state': 'failed', 'rank': None,
+       'rank_low': None, 'rank_high': None, 'rank_center': None,
+       'score': None}])
+  first, second = overview.table(runs).splitlines()[1:]
+  assert first.split() == ['a', 'one', '3.2', '[3.0,', '4.0]', *'–––',
+                           'trained']
+  assert second.split() == ['b', 'two', *'––––', 'failed']

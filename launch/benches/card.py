@@ -99,12 +99,12 @@ class Sweeps:
       return f'not measured: {(errors.strip().splitlines() or [""])[-1][:200]}'
     return ''
 
-  def rows(self, name: str) -> list[dict[str, Any]]:
-    """Returns the curve of the first trained run of a sweep."""
-    for path in sorted((self.folder / name).glob('*/metrics.jsonl')):
+  def rows(self, name: str, run: str = '*') -> list[dict[str, Any]]:
+    """Returns the curve of a run of a sweep; '*': of any that is trained."""
+    for path in sorted((self.folder / name).glob(f'{run}/metrics.jsonl')):
       lines = [json.loads(line) for line in path.read_text().splitlines()]
       if any('loss' in line for line in lines):
-        return lines
+        return [{**line, 'run': path.parent.name} for line in lines]
     return []
 
 
@@ -157,7 +157,8 @@ def compared(sweeps: Sweeps, other: subprocess.Popen,
     if other.poll() is not None:
       break
     time.sleep(.2)
-  sides = [{row['step']: row['loss'] for row in sweeps.rows(name)
+  run = (sweeps.rows('cpu') or [{'run': ''}])[0]['run']
+  sides = [{row['step']: row['loss'] for row in sweeps.rows(name, run)
             if 'loss' in row} for name in (f'packed{count}', 'cpu')]
   for step in sorted(sides[0].keys() & sides[1].keys())[:1]:
     ours, theirs = (side[step] for side in sides)
