@@ -5,9 +5,9 @@ jax.nn.dot_product_attention returns: scores and softmax in float32, keys
 outside `valid` weighing nothing.
 
   pallas   TPU: one fused kernel; the scores never leave the core
-  cudnn    GPU in bfloat16 or float16: cuDNN's fused attention
+  cudnn    GPU from Ampere on, in bfloat16: cuDNN's fused attention
   by_clip  CPU: a clip at a time, whose scores fit a core's cache
-  plain    GPU in float32, short clips on a CPU, and any exported program
+  plain    what cuDNN does not take, short clips on a CPU, exported programs
 
 None of them keeps the scores for the backward pass: they are computed again.
 
@@ -61,7 +61,7 @@ def attend(qkv_BLF: jax.Array, heads: int, valid_BL: jax.Array | None = None,
   """
   if implementation is None:
     implementation = choose(sharding.platform(), qkv_BLF.shape, heads,
-                            qkv_BLF.dtype)
+                            qkv_BLF.dtype, valid_BL is not None)
   if implementation == 'cudnn':
     return _cudnn(qkv_BLF, heads, valid_BL)
   if implementation == 'plain':
@@ -81,18 +81,31 @@ def attend(qkv_BLF: jax.Array, heads: int, valid_BL: jax.Array | None = None,
   return sharding.over_rows(own_rows)(*arrays)
 
 
-def choose(platform: str, shape: tuple, heads: int, dtype: jnp.dtype) -> str:
+def choose(platform: str, shape: tuple, heads: int, dtype: jnp.dtype,
+           masked: bool = False) -> str:
   """Returns the implementation that suits a platform and a qkv_BLF."""
-  B, L, _ = shape
+  B, L, F = shape
   if not isinstance(B, int):
     return 'plain'  # Exported for any number of clips.
   if platform == 'tpu':
     return 'pallas'
-  if platform == 'gpu' and dtype != jnp.float32:
-    return 'cudnn'
   if platform == 'cpu' and heads * L * L >= LARGE:
     return 'by_clip'
+  # cuDNN has no float32 and, for training, no masks of odd lengths.
+  width = F // 3 // heads
+  if platform == 'gpu' and dtype == jnp.bfloat16 and not masked and (
+      width % 8 == 0 and width <= 128 and has_cudnn()):
+    return 'cudnn'
   return 'plain'
+
+
+@functools.cache
+def has_cudnn() -> bool:
+  """Returns whether this machine's GPU has cuDNN's fused attention."""
+  device = jax.local_devices(backend='gpu')[0]
+  if 'cuda' not in device.client.platform_version:
+    return False  # AMD's.
+  return float(device.compute_capability) >= 8
 
 
 def _cudnn(qkv_BLF, heads, valid_BL):

@@ -48,6 +48,8 @@ def get_config(point='en768-12'):
   config.checkpoint = checkpoint()
   config.eval = evaluation()
   config.mesh = mesh()
+  if point in points():  # The published sizes, which take an accelerator.
+    config.model.dtype = 'bfloat16'
   return size(config, point)
 
 
@@ -62,7 +64,7 @@ def model():
   part.mels = 64  # Mel bins, 0-8000 Hz, HTK scale; rows of a picture.
   part.patch_frames = 4  # Frames (10 ms each) of a patch: 40 ms tokens.
   part.target_frames = 1008  # Frames with a learned position (10.08 s).
-  part.dtype = 'float32'  # Compute type; 'bfloat16' on accelerators.
+  part.dtype = 'float32'  # Of blocks; bfloat16 where accelerators train.
   part.remat = 'auto'  # Recomputed backwards: none, (all but) dots, full.
   part.unroll = 0  # Blocks written out one by one; 0: as is fastest.
   part.decoder = decoder = config_dict.ConfigDict()

@@ -47,6 +47,7 @@ def recipe(scale, size=''):
   """Returns the mutable config of a scale, at its reference size if none."""
   c = base.get_config(size or REFERENCE[scale])
   if scale == 'paper':
+    c.model.dtype = 'bfloat16'
     c.data.hours = 500.
     c.train.update({'steps': 50_000, 'batch': 256})
     c.opt.warmup = 1_500

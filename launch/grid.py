@@ -27,10 +27,11 @@ from launch import devices as machine
 # Bytes of a parameter while it is trained: itself, its gradient and Adam's
 # two moments, in float32.
 STATE_BYTES = 16
-# Values of a block's width that the backward pass keeps of a token, and of
-# the attention weights of a head: fitted to what libtpu needs for en128-12
-# and en768-12 with decoder 512-8 at 16 clips of 10 s (270 and 350 MB a clip).
-KEPT_WIDTH, KEPT_ATTENTION = 34, 3
+# Values of a block's width that the backward pass keeps of a token, by
+# model.remat: fitted to what libtpu needs for en128-12 and en768-12 with
+# decoder 512-8 at 16 clips of 10 s: in bfloat16 40 MB a clip with dots, 104 and
+# 171 with none.
+KEPT_WIDTH = {'none': 42, 'dots': 13, 'full': 3}
 # Floats of the front end a frame of 10 ms: spectrum, power, mel bands.
 KEPT_FRAME = 1500
 # What a worker process holds whatever it trains: Python, jax, its libraries
@@ -233,26 +234,28 @@ def state_bytes(config: Any) -> float:
   return STATE_BYTES * parameters(config)
 
 
-def clip_bytes(config: Any) -> float:
-  """Returns about how many bytes a clip takes in a training step."""
+def clip_bytes(config: Any, cpu: bool = False) -> float:
+  """Returns about how many bytes a clip takes in a training step.
+
+  Args:
+    config: of a run.
+    cpu: whether it trains on a CPU, which recomputes nothing by itself.
+  """
   m = config.model
   frames = 100 * config.data.crop_seconds
   tokens = frames / m.patch_frames
   visible = (1 - config.mask.ratio) * tokens
-  values = sum(
-      part.depth * (n * part.width * KEPT_WIDTH
-                    + KEPT_ATTENTION * part.heads * n ** 2)
-      for part, n in ((m, visible), (m.decoder, tokens)))
-  if m.remat:
-    # One block at a time is kept whole, of the others their input.
-    values = values / max(m.depth, 1) + 2 * tokens * m.width * m.depth
+  values = sum(part.depth * n * part.width
+               for part, n in ((m, visible), (m.decoder, tokens)))
+  auto = 'none' if cpu else 'dots'
+  remat = {'auto': auto, True: 'full', False: 'none'}.get(m.remat, m.remat)
   size = {'bfloat16': 2, 'float32': 4}[m.dtype]
-  return size * values + 4 * frames * KEPT_FRAME
+  return size * values * KEPT_WIDTH[remat] + 4 * frames * KEPT_FRAME
 
 
-def device_bytes(config: Any) -> float:
+def device_bytes(config: Any, cpu: bool = False) -> float:
   """Returns about how many bytes of a device a run takes."""
-  return state_bytes(config) + config.train.batch * clip_bytes(config)
+  return state_bytes(config) + config.train.batch * clip_bytes(config, cpu)
 
 
 def host_bytes(config: Any) -> float:
@@ -262,4 +265,4 @@ def host_bytes(config: Any) -> float:
   clips = 2 * config_lib.RATE * (monitor.clips * monitor.crop_seconds
                         + monitor.valid_clips * config.data.crop_seconds)
   corpus = 2 * config_lib.RATE * 3600 * config.data.hours * config.data.resident
-  return PROCESS_BYTES + clips + corpus + device_bytes(config)
+  return PROCESS_BYTES + clips + corpus + device_bytes(config, cpu=True)

@@ -132,14 +132,22 @@ def test_packed_runs_keep_to_their_devices(name):
 
 
 @pytest.mark.parametrize('platform, shape, dtype, want', [
+    ('gpu', (4, 250, 3 * 4 * 20), 'bfloat16', 'plain'),
     ('tpu', (4, 250, 768), 'float32', 'pallas'),
     ('gpu', (4, 250, 768), 'bfloat16', 'cudnn'),
     ('gpu', (4, 250, 768), 'float32', 'plain'),
     ('cpu', (4, 250, 768), 'float32', 'by_clip'),
     ('cpu', (4, 25, 768), 'float32', 'plain'),
     ('tpu', ('any', 250, 768), 'float32', 'plain')])
-def test_the_platform_chooses(platform, shape, dtype, want):
-  assert attention.choose(platform, shape, 4, jnp.dtype(dtype)) == want
+def test_the_platform_chooses(monkeypatch, platform, shape, dtype, want):
+  monkeypatch.setattr(attention, 'has_cudnn', lambda: True)
+  choose = functools.partial(
+      attention.choose, platform, shape, 4, jnp.dtype(dtype))
+  assert choose() == want
+  if want == 'cudnn':
+    assert choose(masked=True) == 'plain'
+    monkeypatch.setattr(attention, 'has_cudnn', lambda: False)
+    assert choose() == 'plain'
 
 
 def test_an_unknown_implementation_is_named():

@@ -103,7 +103,8 @@ def test_text_without_an_entry_is_refused():
 
 @pytest.mark.parametrize('point', ['en128-12', 'en768-12', 'en1536-40'])
 def test_tiles_passes_and_recomputation_only_add(point):
-  m, L, K = frozen(point).model, 250, 62
+  m = frozen(point, **{'model.dtype': 'float32'}).model
+  L, K = 250, 62
   exact = flops.step_flops(m, L, K)['total']
   wide = [flops.step_flops(m, L, K, tile=tile)['total']
           for tile in (1, 128, 256)]
@@ -121,7 +122,8 @@ def test_tiles_passes_and_recomputation_only_add(point):
 
 
 def test_the_bound_is_the_longest_of_three():
-  config, piece = frozen('en768-12'), slices.parse('v5e:16x16')
+  config = frozen('en768-12', **{'model.dtype': 'float32'})
+  piece = slices.parse('v5e:16x16')
   slow = slices.bound(config, piece, wire=200e9, traffic=819e6)
   # A full v5e pod closes both axes: four links of 50 GB/s.
   assert slow.links == pytest.approx(1.) and slow.hbm == pytest.approx(1e-3)
