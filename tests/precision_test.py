@@ -8,9 +8,9 @@ import pytest
 from audiorank import config as config_lib
 from audiorank import embed
 from audiorank import objectives
-from audiorank import program
 from audiorank import rankme
 from audiorank import records
+from audiorank import train_state
 from configs import base
 from configs import scales
 
@@ -43,17 +43,12 @@ def products(jaxpr):
         yield from products(part)
 
 
-def shapes_of(config):
-  return jax.eval_shape(lambda key: program.init(config, key),
-                        jax.random.key(0))
-
-
 HIGHEST = (jax.lax.Precision.HIGHEST,) * 2
 
 
 def test_embeddings_are_float32_whatever_the_model_trained_in():
   config = config_of('bfloat16')
-  state = shapes_of(config)
+  state = train_state.state_shapes(config)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   wave_BS = jax.ShapeDtypeStruct((B, S), jnp.int16)
   run = embed.encoder(config.model, 'scene', 'final', 'clip')
@@ -67,17 +62,19 @@ def test_a_step_says_the_precision_of_every_product(dtype):
   """No TF32: of float32 all is float32, of bfloat16 the front end."""
   config = config_of(dtype)
   wave_BS = jax.ShapeDtypeStruct((B, S), jnp.int16)
-  jaxpr = jax.make_jaxpr(program.one_step(program.static_config(config)))(
-      shapes_of(config), wave_BS, program.hyper_shapes())
+  step = train_state.train_step(train_state.static_config(config))
+  jaxpr = jax.make_jaxpr(step)(
+      train_state.state_shapes(config), wave_BS, train_state.hparams_shapes())
   dots = list(products(jaxpr.jaxpr))
   assert {precision for name, precision in dots if name == 'float32'} == {
       HIGHEST}
   blocks = [name for name, _ in dots if name == 'bfloat16']
   assert bool(blocks) == (dtype == 'bfloat16')
-  state = shapes_of(config)
+  state = train_state.state_shapes(config)
+  moments = train_state.adam_state(state.opt_state)
   assert {x.dtype.name for x in jax.tree.leaves(
-      (state.params, state.batch_stats, state.opt_state.mu,
-       state.opt_state.nu))} == {'float32'}
+      (state.params, state.batch_stats, moments.mu, moments.nu))} == {
+          'float32'}
 
 
 def test_configs_for_accelerators_compute_in_bfloat16():
@@ -105,12 +102,12 @@ def sounds(count, seed):
 def trained(dtype, seeds, steps, size):
   """Returns (loss_SK of every step, RankMe_K at the end) of packed runs."""
   config = config_of(dtype, size)
-  step = jax.jit(jax.vmap(program.one_step(program.static_config(config)),
-                          (0, None, 0)), donate_argnums=0)
-  h = program.hyper(config)
+  one = train_state.train_step(train_state.static_config(config))
+  step = jax.jit(jax.vmap(one, (0, None, 0)), donate_argnums=0)
+  h = train_state.make_hparams(config)
   h = jax.tree.map(lambda x: np.stack([x] * len(seeds)), h)
   h = h.replace(seed=np.array(seeds, np.uint32))
-  init = jax.jit(lambda h: program.scaled_init(
+  init = jax.jit(lambda h: train_state.scaled_init(
       config, jax.random.key(h.seed), h.init_scale))
   states = jax.vmap(init)(h)
   losses = []
