@@ -12,12 +12,13 @@ from collections.abc import Mapping
 import difflib
 import math
 from typing import Any
+from typing import TypeAlias
 
 from ml_collections import config_dict
 
 from audiorank import files
 
-Config = config_dict.ConfigDict | config_dict.FrozenConfigDict
+Config: TypeAlias = config_dict.ConfigDict | config_dict.FrozenConfigDict
 Tree = dict[str, Any]  # A config as JSON: dictionaries, lists, scalars.
 
 RATE = 16_000  # Samples a second of every wave that a model of ours takes.
@@ -32,7 +33,7 @@ NOT_IDENTITY = ('experiment', 'eval', 'checkpoint', 'mesh', 'data.root',
                 'monitor.batch', 'track')
 # Fields that were added later, with what they are in a run written before.
 # Such a run has no such field and keeps its run_id.
-LATER = {'train.skip': 0, 'train.call': 1, 'track': '',
+LATER: dict[str, Any] = {'train.skip': 0, 'train.call': 1, 'track': '',
          'data.mixture': '', 'data.gain_low': 0, 'data.gain_high': 0,
          'data.category': '', 'monitor.samples': '',
          'model.front': 'log_mel',

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import functools
 from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ from audiorank import sharding
 SHORTEST = 640  # Samples of one token, 40 ms: shorter clips are padded.
 LENGTHS = 4  # Up to so many different lengths each gets a program of its own.
 
-ModelConfig = config_dict.FrozenConfigDict
+ModelConfig: TypeAlias = config_dict.FrozenConfigDict
 Params = Any  # Linen variables, of an MAE or of its encoder.
 
 
@@ -128,7 +129,7 @@ def size(samples: int) -> int:
   return SHORTEST * step * -(-tokens // step)
 
 
-def filled(waves: Sequence[np.ndarray], rows: int
+def filled(waves: Sequence[np.ndarray] | np.ndarray, rows: int
            ) -> tuple[np.ndarray, np.ndarray]:
   """Returns (wave_BS, samples_B): clips of any lengths in one array.
 
@@ -208,11 +209,11 @@ def scene(config: Any, params: Params, waves: Sequence[np.ndarray] | np.ndarray,
     for index, wave_BS in batches(waves, batch):
       z_ND[index] = np.asarray(run(params, wave_BS))[:len(index)]
     return z_ND
-  run = filled_encoder(config, 'scene', layer, clamp)
+  run_filled = filled_encoder(config, 'scene', layer, clamp)
   order = np.argsort(lengths, kind='stable')
   for start in range(0, len(order), batch):
     index = order[start:start + batch]
-    z_BD = run(params, *filled([waves[i] for i in index], batch))
+    z_BD = run_filled(params, *filled([waves[i] for i in index], batch))
     z_ND[index] = np.asarray(z_BD)[:len(index)]
   return z_ND
 

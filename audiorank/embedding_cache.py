@@ -22,7 +22,7 @@ from audiorank import files
 
 FORMAT = 1  # Raised when the same key would mean other numbers.
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]  # Name -> array.
 
 
 def default() -> str:

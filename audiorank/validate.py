@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import math
 import operator
 from typing import Any
+from typing import TypeAlias
 
 from audiorank import audio
 from audiorank import config as config_lib
@@ -24,7 +25,7 @@ from audiorank.hear import probe
 from audiorank.hear import scores
 from audiorank.hear import tasks as task_folders
 
-Config = config_lib.Config
+Config: TypeAlias = config_lib.Config
 
 # Whole numbers, with their bounds.
 WHOLE = {

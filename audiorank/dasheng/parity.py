@@ -26,6 +26,7 @@ from typing import NamedTuple
 from absl import app
 from absl import flags
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from audiorank import audio
@@ -120,7 +121,7 @@ def encoder_rows(z: dict[str, np.ndarray], config: Any, params: Any
                  ) -> Iterator[Row]:
   """Yields the rows of front end, encoder, lengths and long audio."""
   wave_BS = z['audio_i16'].astype(np.float32) / 32767
-  yield row('mel', audio.mel_power(wave_BS), z['mel'], POWER)
+  yield row('mel', audio.mel_power(jnp.asarray(wave_BS)), z['mel'], POWER)
   mel_BMT = log_mel(wave_BS, clamp='batch')
   yield row('log-mel, dB', mel_BMT, z['db'], DB)
   for b in range(len(wave_BS) if 'db_single' in z else 0):
@@ -128,7 +129,8 @@ def encoder_rows(z: dict[str, np.ndarray], config: Any, params: Any
               z['db_single'][b], DB)
   encoder = model.encoder_variables(params)
   own, t = encoder['params'], config.patch_frames
-  patches_BLP = model.Encoder(config).apply(encoder, mel_BMT, method='patches')
+  patches_BLP = jnp.asarray(model.Encoder(config).apply(
+      encoder, mel_BMT, method='patches'))
   L = patches_BLP.shape[1]
   yield row('BatchNorm', model.unpatchify(patches_BLP, t),
             z['bn'][:, :, :L * t], TOKENS)
@@ -165,7 +167,7 @@ def mae_rows(z: dict[str, np.ndarray], config: Any, params: Any
   for case, text, ratio, group in (
       ('g75', '75 % in pairs', .75, 2), ('u50', '50 % freely', .5, 1)):
     keep_BK, drop_BR = model.mask_from_noise(
-        z[f'{case}/noise'], L, ratio, group)
+        jnp.asarray(z[f'{case}/noise']), L, ratio, group)
     mask_BL = np.ones((B, L))
     np.put_along_axis(mask_BL, np.asarray(keep_BK), 0, 1)
     yield row(f'{text}: mask', mask_BL, z[f'{case}/mask'], EXACT)
@@ -196,7 +198,7 @@ def training_rows(z: dict[str, np.ndarray], facts: dict[str, Any], config: Any,
   c, mel_BMT = config.model, z['db']
   raw_BLP = model.patchify(mel_BMT, c.patch_frames)
   keep_BK, drop_BR = model.mask_from_noise(
-      z['g75/noise'], raw_BLP.shape[1], .75, 2)
+      jnp.asarray(z['g75/noise']), raw_BLP.shape[1], .75, 2)
   rounded_BLP = objectives.normalise(raw_BLP)  # By numpy, not compiled.
   compiled_BLP = np.asarray(jax.jit(objectives.normalise)(raw_BLP))
   silent_BL = raw_BLP.var(-1) < SILENT
@@ -223,13 +225,13 @@ def training_rows(z: dict[str, np.ndarray], facts: dict[str, Any], config: Any,
   # A gradient has the tree of the parameters, so it can be named officially.
   named = dasheng.to_state_dict(
       config, {'params': grads, 'batch_stats': new['batch_stats']})
-  for name, ours in (
+  for name, gradient in (
       ('patch_embed_bias', named['encoder.patch_embed.proj.bias']),
       ('block0_qkv_bias', named['encoder.blocks.0.attn.qkv.bias']),
       ('time_pos_embed', named['encoder.time_pos_embed'][0, :, 0]),
       ('mask_token', named['decoder.mask_token'])):
-    yield row(f'training: gradient of {name}', ours, z[f'train/grad_{name}'],
-              GRADS)
+    yield row(f'training: gradient of {name}', gradient,
+              z[f'train/grad_{name}'], GRADS)
   # Torch on a CPU gets the affine gradient of BatchNorm wrong where its input
   # is transposed in memory, as the front end's output is.
   names = [n for n in facts['grad_norms_train'] if 'init_bn' not in n]

@@ -18,11 +18,11 @@ ARGUMENTS = {'embed_dim': 'width', 'depth': 'depth', 'num_heads': 'heads',
              'mlp_ratio': 'mlp_ratio', 'n_mels': 'mels',
              'target_length': 'target_frames'}
 # Its arguments that change the numbers but no shape: we have these values.
-FIXED = {'n_fft': 512, 'win_size': 512, 'hop_size': 160, 'f_min': 0,
-         'f_max': 8000, 'center': True, 'top_db': 120, 'pooling': 'mean',
-         'init_values': None, 'block_type': 'Block',
-         'attention_type': 'Attention', 'patch_size': [64, 4],
-         'patch_stride': [64, 4]}
+FIXED: dict[str, Any] = {
+    'n_fft': 512, 'win_size': 512, 'hop_size': 160, 'f_min': 0, 'f_max': 8000,
+    'center': True, 'top_db': 120, 'pooling': 'mean', 'init_values': None,
+    'block_type': 'Block', 'attention_type': 'Attention',
+    'patch_size': [64, 4], 'patch_stride': [64, 4]}
 # Fields of a config of ours that no shape shows, with their defaults.
 FREE = {'heads': None, 'front': 'log_mel', 'dtype': 'float32',
         'remat': 'auto', 'unroll': 0}

@@ -73,7 +73,7 @@ def save(path: files.Path, config: Any, params: Any, seconds: float = 10.,
   program = export.export(
       jax.jit(encoder(config, params, layer)), platforms=PLATFORMS)(
           jax.ShapeDtypeStruct(shape, jnp.float32))
-  files.write_bytes(path, program.serialize())
+  files.write_bytes(path, bytes(program.serialize()))
   return files.path(path)
 
 
