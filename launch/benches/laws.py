@@ -10,9 +10,11 @@ The points are Besiroglu et al.'s 240 where the reference fixtures are, in
 ../shared or at AUDIORANK_SHARED; else a planted law of the same size and
 noise, and the notes say so.
 
-Shape suffixes: N points, S resamples, P parameters.
+Shapes: N points, S resamples, P parameters.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterator
 import json
 import os
 import pathlib
@@ -23,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +38,7 @@ DRAWS = 4000
 COLD_GOAL = 6.  # CPU seconds.
 
 
-def shared():
+def shared() -> pathlib.Path | None:
   """Returns the folder of law fixtures, or None."""
   root = os.environ.get('AUDIORANK_SHARED')
   path = pathlib.Path(root) if root else ROOT.parent / 'shared'
@@ -43,7 +46,7 @@ def shared():
   return path if path.is_dir() else None
 
 
-def points():
+def points() -> tuple[dict[str, Any], str]:
   """Returns N, D, loss of 240 runs, and what they are."""
   folder = shared()
   if folder:
@@ -61,7 +64,7 @@ def points():
   return {'N': n, 'D': d, 'loss': loss}, '240 planted points'
 
 
-def curves():
+def curves() -> tuple[list[tuple[str, Any, Any]], str]:
   """Returns learning curves as (name, early, late), and what they are."""
   folder = shared()
   if folder:
@@ -89,8 +92,8 @@ def curves():
   return out, 'planted curves'
 
 
-def ask(kind, folder, **inputs):
-  """Returns what a rival's process says, or None where it is not there."""
+def ask(kind: str, folder: str, **inputs: Any) -> Any:
+  """Returns what a rival's process prints, or None where it is not there."""
   path = pathlib.Path(folder) / f'{kind}.npz'
   np.savez(path, **inputs)
   python = os.environ.get('AUDIORANK_LAWS_PEERS', sys.executable)
@@ -107,8 +110,9 @@ def ask(kind, folder, **inputs):
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def against(what, ours, rival, goal, names, note, repeats, unit='ms',
-            scale=1e3):
+def against(what: str, ours: Callable[[], float], rival: Callable[[], float],
+            goal: float | None, names: tuple[str, str], note: str,
+            repeats: int, unit: str = 'ms', scale: float = 1e3) -> timing.Row:
   """Returns a Row of two functions that return seconds themselves.
 
   Each goes first in every second turn.
@@ -122,7 +126,7 @@ def against(what, ours, rival, goal, names, note, repeats, unit='ms',
                     note)
 
 
-def rows(quick, only):
+def rows(quick: bool, only: str) -> Iterator[timing.Row]:
   """Yields the Rows of this area."""
   repeats = 2 if quick else 5
   data, kind = points()
@@ -133,13 +137,14 @@ def rows(quick, only):
         yield make(what, data, kind, folder, quick, repeats)
 
 
-def cold(what, data, kind, folder, quick, repeats):
+def cold(what: str, data: Any, kind: str, folder: str, quick: bool,
+         repeats: int) -> timing.Row:
   """Import, fit and 4,000 bootstrap fits from a cold process."""
   path = pathlib.Path(folder) / 'cold.npz'
   np.savez(path, **data)
   code = ('import numpy as np\nfrom audiorank import laws\n'
-          f'made = laws.fit("separable", dict(np.load({str(path)!r})), '
-          f'"log_huber", delta={peers.DELTA})\nmade.draws({DRAWS})\n')
+          f'fit = laws.fit("separable", dict(np.load({str(path)!r})), '
+          f'"log_huber", delta={peers.DELTA})\nfit.draws({DRAWS})\n')
   spent = []
   for _ in range(repeats):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -153,7 +158,8 @@ def cold(what, data, kind, folder, quick, repeats):
       rival='the goal', rival_value=COLD_GOAL)
 
 
-def notebook(what, data, kind, folder, quick, repeats):
+def notebook(what: str, data: Any, kind: str, folder: str, quick: bool,
+             repeats: int) -> timing.Row:
   """Bootstrap fit, warm, against BFGS with autograd."""
   from audiorank import laws
   fit = laws.fit('separable', data, 'log_huber', delta=peers.DELTA)
@@ -181,9 +187,9 @@ def notebook(what, data, kind, folder, quick, repeats):
     return (time.process_time() - began) / count
 
   def rival():
-    found = ask('autograd', folder, rows=rows_SN, **data)
-    excess.extend(np.array(found['objective']) / ours_value - 1)
-    return found['s']
+    answer = ask('autograd', folder, rows=rows_SN, **data)
+    excess.extend(np.array(answer['objective']) / ours_value - 1)
+    return answer['s']
 
   row = against(what, ours, rival, 100., ('audiorank', 'autograd BFGS'), '',
                 repeats)
@@ -193,7 +199,8 @@ def notebook(what, data, kind, folder, quick, repeats):
       'above ours, relatively'))
 
 
-def grid(what, data, kind, folder, quick, repeats):
+def grid(what: str, data: Any, kind: str, folder: str, quick: bool,
+         repeats: int) -> timing.Row:
   """Point fit from scratch, warm, against the notebook's grid of starts."""
   from audiorank import laws
   solve = lambda: laws.fit('separable', data, 'log_huber', delta=peers.DELTA)
@@ -211,9 +218,9 @@ def grid(what, data, kind, folder, quick, repeats):
     return (time.process_time() - began) / 5
 
   def rival():
-    found = ask('grid', folder, starts=some, **data)
-    reached.append(np.mean(np.array(found['objective']) < best * 1.001))
-    return found['s'] * len(starts)
+    answer = ask('grid', folder, starts=some, **data)
+    reached.append(np.mean(np.array(answer['objective']) < best * 1.001))
+    return answer['s'] * len(starts)
 
   row = against(what, ours, rival, None,
                 ('audiorank', 'L-BFGS-B, finite differences'), '', repeats,
@@ -224,7 +231,8 @@ def grid(what, data, kind, folder, quick, repeats):
       'optimum'))
 
 
-def simple(what, data, kind, folder, quick, repeats):
+def simple(what: str, data: Any, kind: str, folder: str, quick: bool,
+           repeats: int) -> timing.Row:
   """Bootstrap draw, warm, against simple-scaling-laws."""
   from audiorank import laws
   fit = laws.fit('separable', data, 'ls')
@@ -246,7 +254,8 @@ def simple(what, data, kind, folder, quick, repeats):
       'theirs is a wild bootstrap', repeats)
 
 
-def extrapolation(what, data, kind, folder, quick, repeats):
+def extrapolation(what: str, data: Any, kind: str, folder: str, quick: bool,
+                  repeats: int) -> timing.Row:
   """Fit and extrapolate a learning curve, warm, against the official M4."""
   from audiorank import laws
   every, kind = curves()
@@ -259,11 +268,11 @@ def extrapolation(what, data, kind, folder, quick, repeats):
     began = time.process_time()
     guess = solve()
     spent = time.process_time() - began
-    found = ask('m4', folder, late_x=late['x'], late_y=late['y'], **early)
-    if found is None:
+    answer = ask('m4', folder, late_x=late['x'], late_y=late['y'], **early)
+    if answer is None:
       return timing.absent(what, 'revisiting_neural_scaling_laws')
-    error.append((peers.rms(np.log(guess / late['y'])), found['error']))
-    cpu.append((spent, found['s']))
+    error.append((peers.rms(np.log(guess / late['y'])), answer['error']))
+    cpu.append((spent, answer['s']))
   mine, theirs = np.mean(cpu, 0)
   ratios = [b / a for a, b in cpu]
   ours_error, its_error = np.mean(error, 0)
