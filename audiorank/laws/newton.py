@@ -60,13 +60,6 @@ class Spec(NamedTuple):
   fixes: bool
   valley: bool = False
 
-  @property
-  def logged_P(self) -> np.ndarray:
-    """Which packed parameters are logarithms."""
-    return np.array(
-        [kind == 'positive' for kind in self.form.linear.values()] +
-        [param.log for param in self.form.nonlinear.values()], bool)
-
 
 class Inputs(NamedTuple):
   """What all solves of a call share."""
@@ -105,27 +98,30 @@ class State(NamedTuple):
   done: jax.Array
 
 
+def logged(form: forms.Form) -> np.ndarray:
+  """Which packed parameters are logarithms, P booleans."""
+  return np.array(
+      [kind == 'positive' for kind in form.linear.values()] +
+      [param.log for param in form.nonlinear.values()], bool)
+
+
 def pack(form: forms.Form, c_SQ: np.ndarray,
          theta_SP: np.ndarray) -> np.ndarray:
   """The vectors the Newton works on: amplitudes and scales as logarithms."""
-  c = [np.log(np.maximum(col, 1e-300)) if kind == 'positive' else col
-       for kind, col in zip(form.linear.values(), c_SQ.T)]
-  theta = [np.log(col) if param.log else col
-           for param, col in zip(form.nonlinear.values(), theta_SP.T)]
-  return np.stack(c + theta, 1)
+  p_SP = np.concatenate([c_SQ, theta_SP], 1)
+  logged_P = logged(form)
+  # An amplitude that variable projection sets to 0 is tiny instead.
+  p_SP[:, logged_P] = np.log(np.maximum(p_SP[:, logged_P], 1e-300))
+  return p_SP
 
 
 def unpack(form: forms.Form,
            p_SP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """The inverse of `pack`: c_SQ, theta_SP."""
+  values_SP, logged_P = np.array(p_SP, float), logged(form)
+  values_SP[:, logged_P] = np.exp(values_SP[:, logged_P])
   Q = len(form.linear)
-  c = [np.exp(col) if kind == 'positive' else col
-       for kind, col in zip(form.linear.values(), p_SP.T)]
-  theta = [np.exp(col) if param.log else col
-           for param, col in zip(form.nonlinear.values(), p_SP.T[Q:])]
-  S = len(p_SP)
-  return (np.stack(c, 1) if c else np.zeros((S, 0)),
-          np.stack(theta, 1) if theta else np.zeros((S, 0)))
+  return values_SP[:, :Q], values_SP[:, Q:]
 
 
 def bounds(problem: problem_lib.Problem) -> tuple[np.ndarray, np.ndarray]:
@@ -185,7 +181,7 @@ def _coefficients(spec, inputs, p_P, fixed):
   Q = len(spec.form.linear)
   if not Q:
     return jnp.ones(1)
-  c_Q = jnp.where(spec.logged_P[:Q], jnp.exp(p_P[:Q]), p_P[:Q])
+  c_Q = jnp.where(logged(spec.form)[:Q], jnp.exp(p_P[:Q]), p_P[:Q])
   if spec.fixes:
     c_Q = jnp.where(inputs.fixed_Q, fixed, c_Q)
   return c_Q
@@ -223,7 +219,7 @@ def _expand(spec, inputs, p_P, w_N, fixed):
   clean = lambda v_N: jnp.where(used_N, v_N, 0.)
   s_T, phi = p_P[Q:], lambda s: _terms(spec, inputs, s)
   phi_QN, slopes_QNT = phi(s_T), jax.jacfwd(phi)(s_T)
-  logged_Q, c_Q = spec.logged_P[:Q], _coefficients(spec, inputs, p_P, fixed)
+  logged_Q, c_Q = logged(spec.form)[:Q], _coefficients(spec, inputs, p_P, fixed)
   # d c / d p, and again: c for a logarithm.
   unit_Q = jnp.where(logged_Q, c_Q[:Q], 1.)
   f_N = c_Q @ phi_QN
