@@ -48,6 +48,7 @@ def condition(fit: 'Fit') -> float:
   jac_NP, _ = intervals.jacobian(fit.normalized)
   with np.errstate(all='ignore'):
     size_P = np.sqrt((jac_NP ** 2).sum(0))
+    # Columns of unit length: the condition that remains after scaling.
     singular = np.linalg.svd(jac_NP / np.maximum(size_P, 1e-300),
                              compute_uv=False)
   return float(singular[0] / max(singular[-1], 1e-300))

@@ -52,6 +52,7 @@ def studentised(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
     degree of freedom left, no weight), and leverage_N.
   """
   leverage_N, N = leverage(fit), len(fit.problem.y_N)
+  # Without the point there are n - 1 others and as many parameters.
   free = fit.n - fit.size - 1
   judged_N = (leverage_N <= MOST_LEVERAGE) & (fit.problem.w_N > 0)
   if free < 1 or not judged_N.any():
@@ -164,6 +165,7 @@ def runs_test(fit: Fit,
     (runs, expected, p), p one-sided: small where there are too few runs,
     that is, where the law bends otherwise than the data.
   """
+  # Ordered along the input, a bend leaves long runs of one sign.
   order = np.argsort(np.asarray(fit.data[x or fit.x[0]], float),
                      kind='stable')
   order = order[fit.problem.w_N[order] > 0]
@@ -172,6 +174,7 @@ def runs_test(fit: Fit,
   runs = 1 + int((positive[1:] != positive[:-1]).sum())
   if not plus or not minus:
     return runs, math.nan, math.nan
+  # Ways to cut n signs into k runs; runs of the two signs alternate.
   ways = lambda n, k: math.comb(n - 1, k - 1)
   chance = 0.
   for count in range(2, runs + 1):

@@ -274,6 +274,7 @@ def _check_points(form, x, y, cols, y_N, used_N):
       raise ValueError(f'column {name!r} is constant ({col[used_N][0]:g}): '
                        'nothing to fit')
   size = len(form.names)
+  # Rows at the same inputs measure noise, they do not tell parameters apart.
   points = np.unique(np.stack([col[used_N] for col in cols]), axis=1)
   if points.shape[1] <= size:
     raise ValueError(f'{form.name} has {size} parameters and needs at least '
@@ -327,6 +328,8 @@ def fit(form: str | forms.Form, data: Data, loss: str = 'ls',
   w_N = table.weights(data, weights, len(y_N))
   group_N, repeats = _groups(data, groups, cols, y_N)
   _check_points(form, x, y, cols, y_N, w_N > 0)
+  # Columns of geometric mean 1: powers stay of order one, and amplitudes are
+  # the values of their terms at the centre of the data.
   centre = [float(np.exp(np.average(np.log(col), weights=w_N)))
             for col in cols]
   problem = problem_lib.Problem(

@@ -154,6 +154,7 @@ def _smooth_min(xp, theta, n, d):
   return (xp.exp(-low / theta['k']),)
 
 
+# Starts are dense where exponents of published laws lie, .05 to .8.
 _EXPONENT = NonlinearParam(1e-3, 4., (.05, .1, .2, .3, .4, .5, .6, .7, .85, 1.,
                                       1.3, 2.))
 _FEW = (.1, .2, .35, .6, 1.)

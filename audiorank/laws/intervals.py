@@ -71,6 +71,7 @@ def resample(fit: 'Fit', count: int, seed: int) -> solvers.Optimum:
   if fit.units <= fit.size:
     raise ValueError(f'a bootstrap of {fit.form.name} needs more than '
                      f'{fit.size} independent groups, found {fit.units}')
+  # Whole groups are drawn: rows of one group share their errors.
   rng = np.random.default_rng(seed)
   live = np.unique(fit.group_N[fit.problem.w_N > 0])
   enough = min(fit.size, len(live) - 2)
@@ -141,6 +142,7 @@ def jacobian(fit: 'Fit') -> tuple[np.ndarray, dict[str, np.ndarray]]:
     jac_NP, and a dictionary name -> gradient (P,).
   """
   form, problem = fit.form, fit.problem
+  # Central differences of all parameters in one call.
   p_P = newton.pack(form, fit.best.c_SQ, fit.best.theta_SP)[0]
   P = len(p_P)
   low_P, high_P = newton.bounds(problem)
@@ -173,6 +175,8 @@ def influence(fit: 'Fit') -> tuple[np.ndarray, float]:
   kind, delta = fit.problem.loss.kind, fit.problem.delta
   if kind == 'ls':
     return 2 * r_N, 2.
+  # A kink has no second derivative: its mean slope is the density of the
+  # residuals at the kink, by a uniform kernel of Silverman's width.
   mad = 1.4826 * np.median(np.abs(r_N)) + 1e-300
   width = 1.06 * mad * fit.n ** -.2
   if kind == 'huber' and delta > width:
@@ -205,6 +209,7 @@ def covariances(fit: 'Fit') -> Covariances:
   jac_NP = np.where(free_P, jac_NP, 0.)
   w_N = fit.problem.w_N / fit.problem.w_N.mean()
   psi_N, bend = influence(fit)
+  # The sandwich of Huber and White, clustered: bread, filling, bread.
   bread_PP = np.linalg.pinv((jac_NP.T * w_N) @ jac_NP * bend, rcond=1e-15,
                             hermitian=True)
   spread = np.sum(w_N * psi_N ** 2) / max(fit.n - fit.size, 1)
@@ -212,6 +217,7 @@ def covariances(fit: 'Fit') -> Covariances:
   score = np.zeros((fit.group_N.max() + 1, len(p_P)))
   np.add.at(score, fit.group_N, (w_N * psi_N)[:, None] * jac_NP)
   units, N = fit.units, fit.n
+  # The usual small-sample factor of clustered errors.
   factor = units / max(units - 1, 1) * (N - 1) / max(N - fit.size, 1)
   robust_PP = bread_PP @ (score.T @ score) @ bread_PP * factor
   return Covariances(naive_PP, robust_PP, gradients)
@@ -279,6 +285,7 @@ def threshold(fit: 'Fit', name: str, confidence: float) -> float:
   if clustered and fit.units <= fit.size:
     return math.inf
   free = max(fit.units - fit.size, 1)
+  # F with one numerator degree of freedom: a squared t.
   psi_N, bend = influence(fit)
   w_N = fit.problem.w_N
   spread = np.sum(w_N * psi_N ** 2) / max(fit.n - fit.size, 1)
@@ -363,6 +370,7 @@ def _bracket(f, at, step, sign, edge, limit):
   Returns:
     (inner, f_inner, outer, f_outer); outer is None where f never is.
   """
+  # Sixteen points a call: one block of solves.
   room = abs(edge - at)
   steps = min(step / 4, room / 4) * 2. ** np.arange(48)
   v = at + sign * np.append(steps[steps < room], room)
@@ -401,5 +409,6 @@ def _cross(f, at, step, sign, edge, limit):
       inner, f_inner = v[first - 1], values[first - 1]
   if f_inner is None or not np.isfinite(f_outer):
     return inner
+  # The bracket is narrow: a straight line through its ends is enough.
   part = (limit - f_inner) / max(f_outer - f_inner, 1e-300)
   return inner + np.clip(part, 0., 1.) * (outer - inner)

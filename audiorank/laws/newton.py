@@ -126,6 +126,7 @@ def unpack(form: forms.Form,
 
 def bounds(problem: problem_lib.Problem) -> tuple[np.ndarray, np.ndarray]:
   """Least and greatest value of each packed parameter."""
+  # Amplitudes are of the size of y, since columns are of order one.
   scale = np.log(np.max(np.abs(problem.y_N)))
   # In the units of the data an amplitude can have any size.
   unscaled = np.allclose(problem.centre, 1.)
@@ -169,6 +170,9 @@ def _terms(spec, inputs, s_T):
                             list(inputs.centre_X))
     rows.append(jnp.stack([values[name] + 0. * inputs.centre_X[0]
                            for name in names]))
+  # With the reported coefficient v = gain . c held, the fitted one in its
+  # place is (v - the others' share) / its gain: put that into the law and
+  # sort by coefficients.
   lead_Q = jnp.where(inputs.fixed_Q, 1., 0.)
   gain_Q = lead_Q @ jnp.stack(rows, 1)
   lead_N = (lead_Q @ phi_QN) / jnp.vdot(lead_Q, gain_Q)
@@ -217,6 +221,7 @@ def _expand(spec, inputs, p_P, w_N, fixed):
   used_N = w_N > 0
   # A point of no weight must not poison the sums with a NaN.
   clean = lambda v_N: jnp.where(used_N, v_N, 0.)
+  # First derivatives: of the terms by forward mode, T is 1 to 4.
   s_T, phi = p_P[Q:], lambda s: _terms(spec, inputs, s)
   phi_QN, slopes_QNT = phi(s_T), jax.jacfwd(phi)(s_T)
   logged_Q, c_Q = logged(spec.form)[:Q], _coefficients(spec, inputs, p_P, fixed)
@@ -226,11 +231,15 @@ def _expand(spec, inputs, p_P, w_N, fixed):
   own_NQ = (unit_Q[:, None] * phi_QN[:Q]).T
   grad_NP = jnp.concatenate(
       [own_NQ, jnp.einsum('q,qnt->nt', c_Q, slopes_QNT)], 1)
+  # Residuals on the scale of the loss, and their Jacobian.
   v_N, v1_N, v2_N = _link(spec.loss, f_N)
   r_N = clean(inputs.target_N - v_N)
   value, slope_N, curve_N, irls_N = _weigh(spec.loss, r_N, w_N, inputs.delta)
   jac_NP = jnp.where(used_N[:, None], -v1_N[:, None] * grad_NP, 0.)
   pull_N = clean(slope_N * v1_N)
+  # Second derivatives of the law, weighted by the pull of each residual: by
+  # machine among the nonlinear parameters, by hand across and among the
+  # linear ones.
   corner_TT = jax.hessian(lambda s: c_Q @ (phi(s) @ pull_N))(s_T)
   side_QT = unit_Q[:, None] * jnp.einsum('n,qnt->qt', pull_N,
                                          slopes_QNT[:Q])
@@ -260,6 +269,8 @@ def _solve(grad_P, h_PP, scale_P, active_P, damping):
   damp_P = damping * scale_P + 1e-280
   h_PP = (h_PP * active_P[:, None] * active_P[None, :] +
           jnp.diag(damp_P * active_P + 1. - active_P))
+  # A Cholesky factor exists only of a positive definite matrix: it is NaN
+  # otherwise, and that is the test.
   factor_PP = jnp.linalg.cholesky(h_PP)
   step_P = -jax.scipy.linalg.cho_solve((factor_PP, True), grad_P * active_P)
   good = jnp.isfinite(step_P).all()
@@ -280,6 +291,8 @@ def _bend(spec, inputs, w_N, fixed, p_P, step_P):
       _coefficients(spec, inputs, p_P, fixed) @ _terms(
           spec, inputs, p_P[len(spec.form.linear):]))
   v_N, pull = jax.vjp(law, p_P)
+  # Forward over forward along one direction, then one pull back: three
+  # evaluations of the law, whatever P.
   slope = lambda t: jax.jvp(law, (p_P + t * step_P,), (step_P,))[1]
   _, second_N = jax.jvp(slope, (0.,), (1.,))
   used_N = w_N > 0
@@ -308,9 +321,12 @@ def _propose(spec, inputs, w_N, fixed, p_P, local, damping, floor):
   # which would overshoot by orders of magnitude.
   step_P = jnp.where(local.vanishing_P & (step_P > 0),
                      jnp.log1p(jnp.maximum(step_P, 0.)), step_P)
+  # Bounds by projection: a parameter at its bound is not active in the next
+  # step if it would leave.
   trial_P = jnp.clip(p_P + step_P, inputs.low_P, inputs.high_P)
   step_P = trial_P - p_P
   gain = jnp.abs(jnp.vdot(local.grad_P * active_P, step_P))
+  # Quadratic convergence: the step after the last one is not needed.
   tiny = jnp.max(jnp.abs(step_P) / (1. + jnp.abs(p_P))) < 1e-12
   small = (gain <= 1e-14 * local.value + floor) | tiny
   last = small & (damping <= 1e-2) & jnp.isfinite(local.value)
@@ -332,6 +348,8 @@ def _turned(step_P, turn, local):
 
 def _step(spec, inputs, w_N, fixed, floor, state):
   """One iteration: evaluate the trial, keep it if it is better, propose."""
+  # One evaluation an iteration serves the test of this step and the making
+  # of the next.
   trial = _expand(spec, inputs, state.trial_P, w_N, fixed)
   better = trial.value < state.local.value
   keep = lambda new, old: jax.tree.map(
@@ -352,6 +370,7 @@ def _search(spec, inputs, p_P, w_N, fixed):
   """Newton from one start: p_P, its Local, steps."""
   p_P = jnp.clip(p_P, inputs.low_P, inputs.high_P)
   P, no = len(p_P), jnp.asarray(False)
+  # Points without noise have an objective of 0: what is left is rounding.
   floor = ROUNDING * jnp.vdot(w_N, inputs.target_N ** 2)
   worst = Local(jnp.asarray(jnp.inf), jnp.zeros(P), jnp.eye(P), jnp.eye(P),
                 jnp.zeros(P, bool))
@@ -425,6 +444,7 @@ def _converged(inputs, p_SP, local, w_SN):
                          along_SP ** 2 / (2 * np.maximum(lam_SP, 1e-9)),
                          np.inf)
       promised_S = np.maximum(promised_S, each_SP.sum(1))
+  # As in `_search`.
   floor_S = ROUNDING * (w_SN * inputs.target_N ** 2).sum(1)
   inside_SP = (p_SP > inputs.low_P) & (p_SP < inputs.high_P)
   slope_S = np.max(np.abs(local.grad_P * inputs.free_P * inside_SP), 1)
@@ -439,6 +459,7 @@ def _pad(a, size, value):
 
 def _size_class(n):
   """Points after padding: powers of two, beyond 256 eighths of them."""
+  # Each size is one compilation; padding costs time in every step.
   size = max(16, 1 << (n - 1).bit_length())
   if size > 256:
     size = -(-n // (size // 8)) * (size // 8)
@@ -452,6 +473,8 @@ def _hold(problem, p_SP, name, v_S):
     p_SP with the parameter at its value, free_P, fixed_Q and fixed_S.
   """
   form = problem.form
+  # Reported by a formula of the form's own: held through `_terms`. Else it
+  # is the fitted number itself, up to a unit, and is simply not moved.
   at = form.names.index(name)
   free_P, fixed_Q = np.ones(p_SP.shape[1]), np.zeros(len(form.linear), bool)
   free_P[at] = 0.

@@ -69,6 +69,8 @@ def partial(z_N: np.ndarray, y_N: np.ndarray, known_NP: np.ndarray,
   both_N2 = np.stack([z_N, y_N], 1)
   cross = lambda a, b: np.einsum('sn,np,nq->spq', weights, a, b,
                                  optimize=True)
+  # Weighted moments of all resamples at once, then what a regression on the
+  # known columns leaves (a Schur complement).
   gram, side, own = (cross(known_NP, known_NP), cross(known_NP, both_N2),
                      cross(both_N2, both_N2))
   inverse = np.linalg.pinv(gram, rcond=1e-10, hermitian=True)
@@ -167,6 +169,7 @@ def compare_predictors(
   for name in predictors:
     if np.ptp(table.column(data, name)) == 0:
       raise ValueError(f'column {name!r} is constant: it predicts nothing')
+  # A sweep of one size has nothing to hold constant there.
   known = [name for name in known if np.ptp(table.column(data, name)) > 0]
   ones_N1 = np.ones((len(y_N), 1))
   reference_N = folds.errors(_design(data, [subject]))

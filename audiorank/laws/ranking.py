@@ -118,6 +118,7 @@ def _multiplicities(label_N, draws, seed):
 def _taus(s_N, q_N, times_SN):
   """tau-b of every resample, by pair weights."""
   s_NN, q_NN = _signs(s_N), _signs(q_N)
+  # A pair counts as often as both its runs were drawn.
   over = lambda m_NN: np.einsum('si,ij,sj->s', times_SN, m_NN, times_SN,
                                 optimize=True)
   with np.errstate(all='ignore'):
@@ -164,6 +165,8 @@ def agreement(early: Any, final: Any, strata: Any = None, groups: Any = None,
   rho = math.nan
   if np.ptp(s_N) and np.ptp(q_N):
     rho = spearman(s_N, q_N)
+  # Pairs with equal final quality have no right order; a tie in the early
+  # number is a coin toss.
   decided = q_NN != 0
   right = np.where(s_NN == 0, .5, s_NN == q_NN)
   pairs = float(right[decided].mean()) if decided.any() else math.nan

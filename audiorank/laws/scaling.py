@@ -95,6 +95,7 @@ def _best_sizes(fit, optima, C_B, data_at, sign):
   grid = np.geomspace(sizes.min() / 1e4, sizes.max() * 1e4, 161)
   C_SBM = np.broadcast_to(C_B[:, None], (S, len(C_B), len(grid)))
   flat = lambda a: a.reshape(S, -1)
+  # A grid brackets the best size of every resample, golden section finds it.
   value_SBM = sign * _values(
       fit, optima, flat(np.broadcast_to(grid, C_SBM.shape)),
       flat(data_at(C_SBM, grid))).reshape(C_SBM.shape)
@@ -276,6 +277,7 @@ def data_bound(fit: Fit, data: float, eps: float = .02,
       where = f'at {size_S[0]:.3g}'
     return refuse(f'the bound lies {where}, outside the {fit.x[0]} observed '
                   f'({sizes.min():g} to {sizes.max():g})')
+  # A resample that never stalls has its bound beyond all sizes.
   size_S = np.where(np.isnan(size_S), np.inf, size_S)
   tail = (1 - confidence) / 2
   ordered = np.sort(size_S[1:])
@@ -401,6 +403,7 @@ def _budgets(c_N):
 
 def _minimum(curve_K, u):
   """The lowest interior minimum of a polynomial over the window of u."""
+  # Where the slope is 0, inside the window, and the curve bends upwards.
   roots = np.roots(np.polyder(curve_K))
   roots = roots[np.abs(roots.imag) < 1e-9].real
   roots = roots[(roots > u.min()) & (roots < u.max())]

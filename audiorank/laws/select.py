@@ -38,6 +38,7 @@ def aicc(fit: Fit) -> float:
   r_N, loss = np.abs(fit.residuals), fit.problem.loss
   mean = fit.problem.w_N.mean()
   size = max(fit.objective / mean, 1e-300) / n
+  # The exponent at which the loss grows with the scale.
   power = {'ls': 1., 'lad': 2.}.get(loss.kind)
   if power is None:
     power = 2. - np.average(r_N <= fit.problem.delta,
@@ -88,6 +89,7 @@ def largest(data: Data, by: str, fraction: float = .2) -> np.ndarray:
     N booleans.
   """
   col = table.column(data, by)
+  # The smallest value that leaves at most the fraction above it.
   for value in np.unique(col):
     out = col >= value
     if out.mean() <= fraction:

@@ -80,6 +80,7 @@ def solve(problem: problem_lib.Problem) -> tuple[Optimum, float, int]:
   Returns:
     the Optimum, the fraction of starts that end in it, their number.
   """
+  # Absolute tolerances of the searches presuppose a y of range 1.
   normalized = problem_lib.normalized(problem)
   if projected(problem):
     optimum = _project(normalized, problem.w_N[None])
@@ -92,6 +93,7 @@ def solve(problem: problem_lib.Problem) -> tuple[Optimum, float, int]:
   # Of starts that end in one valley, one that came to its end.
   ended_S = optima.converged_S & (optima.value_S <= value * (1 + 1e-10))
   best = int(np.argmin(np.where(ended_S, -1., optima.value_S)))
+  # How many of the starts agree says how rugged the objective is.
   agree = optima.value_S <= value * (1 + 1e-6) + 1e-18
   one = Optimum(*(part[best:best + 1] for part in optima))
   return _in_units(problem, one), float(agree.mean()), len(p_SP)
@@ -120,6 +122,7 @@ def _refit(problem, start, w_SN, fixed):
     return _project(problem, w_SN, fixed)
   if fixed is not None and _depends(problem, fixed[0]):
     problem, start = _unscaled(problem, start)
+  # A resample's optimum is near: one start is enough.
   p_SP = newton.pack(problem.form, start.c_SQ, start.theta_SP)
   p_SP = np.broadcast_to(p_SP, (len(w_SN), p_SP.shape[1]))
   # Resamples need the kink of |r| only to a hundredth of its noise.
@@ -132,6 +135,7 @@ def _depends(problem, name):
   form = problem.form
   if form.report is not None or name not in form.linear:
     return False
+  # At two values of theta: a factor that depends on it differs from 1 at one.
   for factor in (.9, 1.):
     theta = {key: np.float64(factor * np.clip(1., param.low, param.high))
              for key, param in form.nonlinear.items()}

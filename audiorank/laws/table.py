@@ -74,6 +74,7 @@ def numbers(name: str, values: Any) -> np.ndarray:
   if len(bad):
     raise ValueError(f'column {name!r} is {col[bad[0]]} in row {bad[0]}: '
                      'expected finite numbers')
+  # Objectives are sums of squares.
   size = np.abs(col)
   bad = np.flatnonzero((size > LARGE) | ((size < 1 / LARGE) & (col != 0)))
   if len(bad):

@@ -133,6 +133,7 @@ def _npz(path, name):
   name = pick(path, name, {n: len(h[0]) for n, h in headers.items()})
   shape, fortran, dtype = headers[name]
   label = f'{path}, array {name}'
+  # Rows of an array stored by columns are not contiguous in the stream.
   if fortran and len(shape) > 1:
     raise ValueError(f'{label}: stored by columns; save '
                      'numpy.ascontiguousarray of it')

@@ -42,6 +42,8 @@ def _unit_moments(z_ND):
 
 def _of_moments(n, sum_D, gram_DD):
   width = len(sum_D)
+  # Sum of squared cosines of n isotropic directions: n of 1, and 1 / D of
+  # each other pair.
   chance = n + n * (n - 1) / width
   deviation_D = np.sqrt(np.maximum(np.diag(gram_DD) - sum_D**2 / n, 0)
                         / (n - 1))
@@ -89,6 +91,7 @@ def uniformity(z_ND: layout.Embeddings, t: float = 2.0,
     z_ND = z_ND[np.linspace(0, len(z_ND) - 1, limit).astype(int)]
   u_ND = np.concatenate([u.astype(np.float32) for u in _unit_blocks(z_ND)])
   n, total = len(u_ND), 0.0
+  # |u - v|^2 = 2 - 2 cos: N^2 products, a block of rows at a time.
   for start in range(0, n, gram.HOST_ROWS):
     cosine_BN = u_ND[start:start + gram.HOST_ROWS] @ u_ND.T
     total += np.exp(2 * t * (cosine_BN - 1)).sum(dtype=np.float64)
@@ -132,6 +135,7 @@ def lidar(z_NVD: npt.ArrayLike, delta: float = 1e-4,
     gram.refuse_nonfinite(z_NVD.reshape(-1, z_NVD.shape[2]))
   n, views, width = z_NVD.shape
   mean_ND = z_NVD.mean(axis=1)
+  # Between clips by their means, within a clip by its views.
   about_ND = mean_ND - mean_ND.mean(axis=0)
   between_DD = about_ND.T @ about_ND / (n - 1)
   noise_RD = (z_NVD - mean_ND[:, None]).reshape(-1, width)

@@ -148,6 +148,7 @@ def assemble(parts: list[jax.Array], width: int) -> jax.Array:
   full_DD = jnp.zeros((width, width), jnp.float64)
   for (a, b, c, d), part in zip(_triangle(width), parts):
     full_DD = full_DD.at[a:b, c:d].set(part)
+  # Blocks on the diagonal hold both triangles: keep one.
   upper_DD = jnp.triu(full_DD)
   return upper_DD + jnp.triu(upper_DD, 1).T
 
@@ -232,6 +233,7 @@ def _device_sliced(z_ND, axes):
   if axes:
     peak_D = lax.pmax(peak_D, axes)
   exponent_D = jnp.frexp(peak_D)[1]
+  # Products of digits i and j have the weight 2^-7(i + j): one sum an order.
   orders = 2 * SLICES - 1
 
   def add(z_BD, sums):
@@ -287,6 +289,7 @@ def sliced_moments(
   if not np.isfinite(peak_D).all():
     width = len(peak_D)
     return np.full(width, np.nan), np.full((width, width), np.nan)
+  # Exact integers come together in float64 on the host only.
   gram_ODD, column_SD = (high * 65536.0 + low for high, low in sums)
   gram_DD = sum(g_DD * 2.0 ** -(12 + 7 * o) for o, g_DD in enumerate(gram_ODD))
   sum_D = sum(c_D * 2.0 ** -(6 + 7 * i) for i, c_D in enumerate(column_SD))

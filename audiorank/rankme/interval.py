@@ -81,6 +81,7 @@ def _summed_over_processes(state):
 def _state_of(z_ND, block_N):
   """Moments by block; every process reads only the rows it holds."""
   state = streaming.init(z_ND.shape[1], int(block_N.max()) + 1)
+  # One buffer for all blocks: pages are touched once.
   buffer_BD = gram_lib.buffer(z_ND.shape[1])
   if not isinstance(z_ND, jax.Array):
     streaming.add_rows(state, z_ND, block_N, buffer_BD)
@@ -185,6 +186,7 @@ def jackknife(whole: float, without_B: npt.NDArray[np.float64],
   The delete-m_j jackknife for blocks of unequal size: Busing, Meijer and van
   der Leeden, Statistics and Computing 9 (1999).
   """
+  # Pseudo-values: what each block adds, as if it were a sample of its own.
   share_B = n_B / n_B.sum()
   free = len(n_B) * whole - ((1 - share_B) * without_B).sum()
   pseudo_B = whole / share_B - (1 / share_B - 1) * without_B
@@ -205,6 +207,8 @@ def _infinitesimal(state, center, eps):
   n, sum_D, gram_DD = (sum(parts) for parts in zip(*halves))
   mean_D = sum_D / n if center else np.zeros_like(sum_D)
   whole_DD = spectrum.centered(n, sum_D, gram_DD) if center else gram_DD
+  # d log R / d gram = v diag(slope / 2 s) v^T: with one decomposition every
+  # block's pull on log R is a dot product.
   lam_D, v_DD = np.linalg.eigh(whole_DD)
   lam_K, v_DK = (a[..., ::-1][..., :n] for a in (lam_D, v_DD))
   s_K = np.sqrt(np.maximum(lam_K, 0))
@@ -254,6 +258,7 @@ def _finish(whole, se, free, n, width, confidence, center, eps, blocks,
   least, largest = min(1., value), most(n, width, eps)
   endless = most(width, width, eps)
   if math.isfinite(se):
+    # On log R, whose errors are nearer to normal and keep R above 0.
     reach = se * special.stdtrit(blocks - 1, (1 + confidence) / 2)
     low, high = _possible(value, math.exp(whole - reach),
                           math.exp(min(whole + reach, 100.)), largest)
@@ -311,6 +316,8 @@ def _device_jackknife(z_ND, n, axes, blocks, rows, center, eps):
   local, width = z_ND.shape
   size = -(-local // blocks)
   z_ND = jnp.pad(z_ND, ((0, size * blocks - local), (0, 0)))
+  # Each device leaves out its own blocks: no matrix crosses a wire but the
+  # sum.
   z_GND = z_ND.reshape(blocks, size, width)
   sum_GD, parts = lax.map(
       lambda z: gram_lib.block_moments(z, rows), z_GND)
@@ -412,6 +419,7 @@ def estimate(z_ND: layout.Embeddings | streaming.State,
   z_ND: Any = gram_lib.checked(z_ND)  # type: ignore[no-redef]
   n, width = z_ND.shape
   mesh, _ = layout.row_mesh(z_ND)
+  # On a mesh without recordings the rows need not leave their devices.
   if (mesh is not None and groups is None and method == 'jackknife' and
       layout.platform(z_ND) != 'tpu'):
     spectrum.warn_if_small(n, width)
@@ -436,6 +444,7 @@ def curve(state: streaming.State, center: bool = False,
     [(n, RankMe)] with n ascending; blocks without clips are passed over, and
     so are sizes below two clips or without a spectrum.
   """
+  # Blocks hold whole recordings, so smaller samples hold fewer of them.
   live = np.flatnonzero(state.n_B)
   out: list[tuple[int, float]] = []
   for share in (8, 4, 2, 1):

@@ -35,6 +35,7 @@ def is_traced(z_ND: Any) -> bool:
 
 def row_mesh(z_ND: Embeddings) -> tuple[AnyMesh | None, tuple[str, ...]]:
   """(mesh, axes) over which the rows are to be spread; (None, ()) if alone."""
+  # Inside a trace the sharding is unknown: the mesh is the current one.
   if is_traced(z_ND):
     mesh: AnyMesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

@@ -60,6 +60,7 @@ def centered(n: int, sum_D: layout.Floats,
 
 def from_gram(n: int, gram_DD: layout.Floats) -> layout.Floats:
   """Singular values s_K of n rows, descending, from their Gram matrix."""
+  # Eigenvalues of the Gram matrix are the squares, ascending.
   square_D = np.linalg.eigvalsh(gram_DD)[::-1]
   return np.sqrt(np.maximum(square_D[:min(n, len(square_D))], 0))
 
@@ -95,6 +96,8 @@ def _gathered_svd(z_ND, center):
 
 def _local_qr(z_ND):
   """Upper factor of z_ND by blocks of four widths: tall QR in cache."""
+  # Blocks of four widths fit the cache; their factors are stacked and
+  # factored again.
   n, width = z_ND.shape
   rows = 4 * width
   if n >= 2 * rows:
@@ -213,6 +216,7 @@ def effective_rank(s_K: Any, eps: float = 1e-7) -> Any:
   """
   if eps < 0:
     raise ValueError(f'eps {eps}: expected at least 0')
+  # Inside a jit nothing can be raised: all zero gives NaN.
   if layout.is_traced(s_K):
     with layout.x64():
       s_K = s_K.astype(jnp.float64)

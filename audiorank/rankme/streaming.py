@@ -108,6 +108,7 @@ def update(state: State, z_ND: layout.Embeddings,
   rows_ND = np.asarray(z_ND)
   if not np.isfinite(rows_ND).all():
     gram.refuse_nonfinite(rows_ND)
+  # A hash, not a count: every process and every batch agrees on it.
   block_N = np.array([zlib.crc32(str(g).encode()) for g in groups])
   add_rows(state, rows_ND, block_N % len(state.n_B),
            gram.buffer(rows_ND.shape[1]))

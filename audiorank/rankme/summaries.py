@@ -23,10 +23,12 @@ def _alpha_req(lam_K):
   if last < 2 * ALPHA_FIRST:
     first = 1
   j = np.arange(first, last + 1)
+  # Below rounding there is no decay to fit.
   keep = lam_K[j - 1] > EPS64 * lam_K[0]
   x, y, w = np.log(j[keep]), np.log(lam_K[j[keep] - 1]), 1 / j[keep]
   if len(x) < 2:
     return float('nan'), first, last
+  # A weighted line through the logarithms; its slope is -alpha.
   x, y = x - np.average(x, weights=w), y - np.average(y, weights=w)
   return float(-(w * x * y).sum() / (w * x * x).sum()), first, last
 
