@@ -22,8 +22,8 @@ def _items(filled):
 
 
 def test_says_how_it_was_fitted():
-  made = laws.fit('saturating', _data(), groups=np.arange(20) // 2)
-  filled = checklist.fill(made)
+  fit = laws.fit('saturating', _data(), groups=np.arange(20) // 2)
+  filled = checklist.fill(fit)
   assert tuple(dict.fromkeys(filled['head'])) == checklist.HEADS
   items = _items(filled)
   assert items['points'] == '20, 10 of them independent'
@@ -31,15 +31,15 @@ def test_says_how_it_was_fitted():
   assert items['seeds per configuration'] == '2 to 2 rows a group'
   assert 'closed form' in items['optimiser']
   assert items['metric'] == checklist.UNSTATED
-  e_N = laws.leave_one_out(made)
+  e_N = laws.leave_one_out(fit)
   assert f'{np.sqrt(np.mean(e_N ** 2)):.3g}' in items['left out in turn']
 
 
 def test_robust_fit_says_delta_and_starts():
   data = _data()
   weights = np.where(np.arange(20) > 16, 0., 1.)
-  made = laws.fit('saturating', data, 'huber', weights=weights)
-  items = _items(checklist.fill(made))
+  fit = laws.fit('saturating', data, 'huber', weights=weights)
+  items = _items(checklist.fill(fit))
   assert 'delta 0.001' in items['loss'] and 'residual sd' in items['loss']
   assert 'Newton' in items['optimiser']
   assert re.match(r'16, \d+% of them end in the optimum', items['starts'])
@@ -49,22 +49,22 @@ def test_robust_fit_says_delta_and_starts():
 
 def test_held_out_is_the_largest_rows_without_them():
   data = _data()
-  made = laws.fit('saturating', data)
+  fit = laws.fit('saturating', data)
   out = laws.largest(data, 'rank')
   error = laws.held_out('saturating', data, out)
-  text = _items(checklist.fill(made))['largest held out']
+  text = _items(checklist.fill(fit))['largest held out']
   assert f'{error:.3g} on {out.sum()} points' in text
   few = laws.fit('saturating', _data(4))
   assert 'not possible' in _items(checklist.fill(few))['largest held out']
 
 
 def test_owner_answers():
-  made = laws.fit('saturating', _data())
-  items = _items(checklist.fill(made, {'metric': 'accuracy'}))
+  fit = laws.fit('saturating', _data())
+  items = _items(checklist.fill(fit, {'metric': 'accuracy'}))
   assert items['metric'] == 'accuracy'
   with pytest.raises(ValueError, match="no item 'metrics': one of law"):
-    checklist.fill(made, {'metrics': 'accuracy'})
-  text = checklist.words(checklist.fill(made))
+    checklist.fill(fit, {'metrics': 'accuracy'})
+  text = checklist.words(checklist.fill(fit))
   assert 'fit\n  loss ' in text and len(text.splitlines()) == 28
 
 

@@ -82,7 +82,7 @@ def check(fit, starts):
 
 @pytest.mark.parametrize('loss', ['log_ls', 'log_huber'])
 def test_a_narrow_valley_is_followed_to_its_end(loss):
-  check(laws.fit('broken', addition(), loss), starts=4)
+  check(laws.fit('broken', addition(), loss), starts=2)
 
 
 def test_the_table_of_4_digit_addition(shared):
@@ -110,7 +110,7 @@ def study():
 @pytest.mark.parametrize('form', ['saturating', 'log_linear', 'exponential',
                                   'sigmoid', 'logit_linear'])
 def test_the_shipped_study_converges(study, form):
-  check(laws.fit(form, study), starts=3)
+  check(laws.fit(form, study), starts=1)
 
 
 @pytest.mark.slow
@@ -146,19 +146,20 @@ def test_92_learning_curves_converge(shared):
 def few_steps(monkeypatch):
   """A search that is stopped long before its end."""
   newton._compiled.cache_clear()
-  monkeypatch.setattr(newton, 'PLAIN_STEPS', 3)
-  monkeypatch.setattr(newton, 'VALLEY_STEPS', 3)
+  monkeypatch.setattr(newton, 'PLAIN_STEPS', 2)
+  monkeypatch.setattr(newton, 'VALLEY_STEPS', 2)
   yield
   newton._compiled.cache_clear()
 
 
 def test_a_search_that_has_not_converged_says_so(few_steps):
-  fit = laws.fit('broken', addition(), 'log_ls')
+  data = addition()
+  fit = laws.fit('power_floor', data, 'log_ls')
   assert not fit.converged and not fit.diagnostics['converged']
   assert 'THE SEARCH HAS NOT CONVERGED' in fit.report()
   items = checklist.fill(fit).set_index('item')['answer']
   assert items['optimiser'] == 'the search has not converged'
-  table = laws.compare(['broken'], addition(), 'log_ls')
+  table = laws.compare(['power_floor'], data, 'log_ls')
   assert table['problem'][0] == 'the search has not converged'
 
 
@@ -174,7 +175,7 @@ def test_a_vanishing_amplitude_reaches_zero_and_comes_back(loss):
   np.testing.assert_allclose(
       fit.objective, laws.fit('power', data, loss).objective, rtol=1e-9)
   # Resamples start from the bound; from scratch they end in the same place.
-  times_SN = rng.multinomial(24, np.full(24, 1 / 24), 12).astype(float)
+  times_SN = rng.multinomial(24, np.full(24, 1 / 24), 6).astype(float)
   optima = solvers.refit(fit.problem, fit.best, times_SN)
   floor_S = solvers.params(fit.problem, optima)['E']
   assert (floor_S < 1e-10).any() and (floor_S > 1e-2).any()

@@ -11,7 +11,7 @@ from audiorank import laws
 from audiorank.laws import failures
 
 
-def _made(seed=0, odd=None):
+def _fit(seed=0, odd=None):
   rng = np.random.default_rng(seed)
   rank = np.geomspace(30, 500, 25)
   score = .9 - 4. * rank ** -.8 + .005 * rng.normal(size=25)
@@ -22,10 +22,10 @@ def _made(seed=0, odd=None):
 
 def test_studentised_is_leaving_out():
   """The linearised residual against the refitted one."""
-  made = _made()
-  _, leverage = failures.studentised(made)
-  errors = laws.leave_one_out(made)
-  np.testing.assert_allclose(made.residuals / (1 - leverage), errors,
+  fit = _fit()
+  _, leverage = failures.studentised(fit)
+  errors = laws.leave_one_out(fit)
+  np.testing.assert_allclose(fit.residuals / (1 - leverage), errors,
                              rtol=.25, atol=3e-4)
   np.testing.assert_allclose(leverage.sum(), 3., rtol=1e-6)
 
@@ -67,9 +67,9 @@ def test_nothing_is_judged_without_a_degree_of_freedom():
   t, _ = failures.studentised(fit)
   assert np.isnan(t).all() and not len(failures.outliers(fit))
   # Nor is a point of no weight.
-  made = _made()
+  fit = _fit()
   weights = np.where(np.arange(25) == 3, 0., 1.)
-  other = laws.fit('saturating', made.data, weights=weights)
+  other = laws.fit('saturating', fit.data, weights=weights)
   assert np.isnan(failures.studentised(other)[0][3])
 
 
@@ -94,11 +94,11 @@ def test_holm_passes_over_what_was_not_tested():
 
 
 def test_outliers_are_named():
-  assert not len(failures.outliers(_made()))
-  made = _made(odd=7)
-  found = failures.outliers(made, labels=[f'run{i}' for i in range(25)],
+  assert not len(failures.outliers(_fit()))
+  fit = _fit(odd=7)
+  result = failures.outliers(fit, labels=[f'run{i}' for i in range(25)],
                             families=np.arange(25) % 3)
-  assert found['label'].tolist() == ['run7'] and found['studentised'][0] < -5
+  assert result['label'].tolist() == ['run7'] and result['studentised'][0] < -5
 
 
 def test_families_stand_apart():
@@ -106,10 +106,10 @@ def test_families_stand_apart():
   rank = np.geomspace(30, 500, 30)
   family = np.where(np.arange(30) % 3 == 0, 'music', 'speech')
   score = .9 - 4 * rank ** -.8 + .004 * rng.normal(size=30)
-  made = laws.fit('saturating', {'rank': rank, 'score': score + .03 * (
+  fit = laws.fit('saturating', {'rank': rank, 'score': score + .03 * (
       family == 'music')})
-  found = failures.families(made, family)
-  music = found.set_index('family').loc['music']
+  result = failures.families(fit, family)
+  music = result.set_index('family').loc['music']
   assert music['p'] < .01 and 0 < music['low'] < music['mean']
 
 
@@ -134,8 +134,8 @@ def test_the_noise_of_a_family_is_its_own():
 
 
 def test_runs_test_sees_a_bend():
-  made = _made()
-  assert failures.runs_test(made)[2] > .05
+  fit = _fit()
+  assert failures.runs_test(fit)[2] > .05
   rank = np.geomspace(30, 500, 25)
   bent = laws.fit('log_linear', {'rank': rank, 'score':
                                  .9 - 4 * rank ** -.8})
@@ -145,18 +145,18 @@ def test_runs_test_sees_a_bend():
 
 def test_runs_test_is_exact():
   """The distribution over all arrangements of four and five signs."""
-  made = _made()
+  fit = _fit()
   count = 0
-  signs = np.sign(made.residuals)
+  signs = np.sign(fit.residuals)
   plus = int((signs > 0).sum())
   rng = np.random.default_rng(0)
-  seen = failures.runs_test(made)[0]
+  observed = failures.runs_test(fit)[0]
   base = np.r_[np.ones(plus), -np.ones(25 - plus)]
   for _ in range(4000):
     mixed = rng.permutation(base)
-    count += 1 + np.sum(mixed[1:] != mixed[:-1]) <= seen
+    count += 1 + np.sum(mixed[1:] != mixed[:-1]) <= observed
   # 4,000 shuffles: standard error at most .008.
-  assert abs(count / 4000 - failures.runs_test(made)[2]) < .03
+  assert abs(count / 4000 - failures.runs_test(fit)[2]) < .03
 
 
 def test_broken_is_preferred_only_where_it_breaks():
@@ -166,8 +166,8 @@ def test_broken_is_preferred_only_where_it_breaks():
   straight = failures.bends({'x': x, 'y': 3 * x ** -.2 * noise}, 'x', 'y')
   assert not straight.attrs['broken']
   broken = 3 * x ** -.05 * (1 + (x / 1e6) ** 2) ** -.2
-  found = failures.bends({'x': x, 'y': broken * noise}, 'x', 'y')
-  assert found.attrs['broken']
+  result = failures.bends({'x': x, 'y': broken * noise}, 'x', 'y')
+  assert result.attrs['broken']
 
 
 def test_unstable_runs():
@@ -183,8 +183,8 @@ def test_unstable_runs():
   rows = [pd.DataFrame({'run_id': name, 'step': step, 'rank': case['rank'],
                         'valid_loss': case['loss']})
           for name, case in cases.items()]
-  found = failures.unstable(pd.concat(rows)).set_index('run_id')['kind']
-  assert found.to_dict() == {'collapsed': 'collapse', 'dipped': 'dip',
+  result = failures.unstable(pd.concat(rows)).set_index('run_id')['kind']
+  assert result.to_dict() == {'collapsed': 'collapse', 'dipped': 'dip',
                              'spiked': 'spike', 'diverged': 'diverged'}
 
 
@@ -199,13 +199,13 @@ def test_what_only_looks_unstable():
       'lost': [2., 1.8, 1.5, nan, nan, nan]}
   rows = [pd.DataFrame({'run_id': name, 'step': range(6), 'train_loss': loss})
           for name, loss in cases.items()]
-  found = failures.unstable(pd.concat(rows))
-  assert found[['run_id', 'kind', 'step']].values.tolist() == [
+  result = failures.unstable(pd.concat(rows))
+  assert result[['run_id', 'kind', 'step']].values.tolist() == [
       ['lost', 'diverged', 3]]
 
 
 def test_a_run_that_collapsed_at_once_is_found():
   history = pd.DataFrame({'run_id': 'a', 'step': range(10),
                           'rank': [300.] + [1.01] * 9})
-  found = failures.unstable(history)
-  assert list(found['kind']) == ['collapse']
+  result = failures.unstable(history)
+  assert list(result['kind']) == ['collapse']

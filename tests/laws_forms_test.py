@@ -65,17 +65,17 @@ def test_recovers_planted(name):
   """1e-6 is the promise; what is measured is better than 1e-10."""
   loss = 'ls' if name in ('saturating', 'log_linear', 'exponential',
                           'power_floor', 'separable_rising') else 'log_ls'
-  made = laws.fit(name, planted(name), loss=loss)
+  fit = laws.fit(name, planted(name), loss=loss)
   for key, value in PLANTED[name].items():
-    np.testing.assert_allclose(made.params[key], value, rtol=1e-6)
-  assert not made.diagnostics['at_bound'] and made.best.converged_S[0]
+    np.testing.assert_allclose(fit.params[key], value, rtol=1e-6)
+  assert not fit.diagnostics['at_bound'] and fit.best.converged_S[0]
 
 
 @pytest.mark.parametrize('loss', ['log_ls', 'logit_ls', 'huber'])
 def test_newton_recovers_what_projection_does(loss):
-  made = laws.fit('saturating', planted('saturating'), loss=loss)
+  fit = laws.fit('saturating', planted('saturating'), loss=loss)
   for key, value in PLANTED['saturating'].items():
-    np.testing.assert_allclose(made.params[key], value, rtol=1e-6)
+    np.testing.assert_allclose(fit.params[key], value, rtol=1e-6)
 
 
 def test_units_do_not_matter():
@@ -103,9 +103,9 @@ def test_a_form_of_ones_own():
   x = np.geomspace(1, 1e4, 30)
   y = .3 + 2. / np.sqrt(1 + x / 70.)
   for loss in ('ls', 'log_ls'):
-    made = laws.fit(form, {'x': x, 'y': y}, loss=loss)
+    fit = laws.fit(form, {'x': x, 'y': y}, loss=loss)
     np.testing.assert_allclose(
-        [made.params[key] for key in ('E', 'A', 's')], [.3, 2., 70.],
+        [fit.params[key] for key in ('E', 'A', 's')], [.3, 2., 70.],
         rtol=1e-6)
 
 

@@ -14,31 +14,31 @@ def test_agreement_matches_scipy():
   rng = np.random.default_rng(0)
   s = rng.normal(size=30).round(1)
   q = (s + rng.normal(size=30)).round(1)
-  found = ranking.agreement(s, q, draws=200)
-  np.testing.assert_allclose(found.tau, stats.kendalltau(s, q).statistic)
-  np.testing.assert_allclose(found.spearman, stats.spearmanr(s, q).statistic)
-  assert found.tau_low < found.tau < found.tau_high
-  assert not found.exploratory
+  result = ranking.agreement(s, q, draws=200)
+  np.testing.assert_allclose(result.tau, stats.kendalltau(s, q).statistic)
+  np.testing.assert_allclose(result.spearman, stats.spearmanr(s, q).statistic)
+  assert result.tau_low < result.tau < result.tau_high
+  assert not result.exploratory
 
 
 def test_pairs_are_half_tau():
   rng = np.random.default_rng(1)
   s, q = rng.normal(size=(2, 12))
-  found = ranking.agreement(s, q, draws=50)
-  np.testing.assert_allclose(found.pairs, (found.tau + 1) / 2)
-  assert found.exploratory
+  result = ranking.agreement(s, q, draws=50)
+  np.testing.assert_allclose(result.pairs, (result.tau + 1) / 2)
+  assert result.exploratory
 
 
 def test_exact_p_of_few_runs():
   """Six runs in perfect order: two of 720 orders are as extreme."""
-  found = ranking.agreement(range(6), range(6), draws=20)
-  np.testing.assert_allclose(found.p, 2 / 720)
+  result = ranking.agreement(range(6), range(6), draws=20)
+  np.testing.assert_allclose(result.p, 2 / 720)
   s, q = [1., 2., 3., 4., 5.], [1., 3., 2., 5., 4.]
-  seen = stats.kendalltau(s, q).statistic
+  observed = stats.kendalltau(s, q).statistic
   every = [abs(stats.kendalltau(s, order).statistic)
            for order in itertools.permutations(q)]
   np.testing.assert_allclose(ranking.agreement(s, q, draws=20).p,
-                             np.mean(np.array(every) >= abs(seen) - 1e-9))
+                             np.mean(np.array(every) >= abs(observed) - 1e-9))
 
 
 def test_strata_undo_simpson():
@@ -47,8 +47,8 @@ def test_strata_undo_simpson():
   family = np.repeat([0, 1, 2], 20)
   s = 5. * family + rng.normal(size=60)
   q = 5. * family + rng.normal(size=60)
-  found = ranking.agreement(s, q, strata=family, draws=50)
-  assert found.tau > .6 and abs(found.within) < .25
+  result = ranking.agreement(s, q, strata=family, draws=50)
+  assert result.tau > .6 and abs(result.within) < .25
 
 
 def test_dividing_both_sides_manufactures_agreement():
@@ -65,9 +65,9 @@ def test_dividing_both_sides_manufactures_agreement():
   assert abs(honest.tau) < .1 and false.tau > .6
   with pytest.raises(ValueError, match='both divided by the width'):
     ranking.predict(runs, 'early_over_width', 'final_over_width')
-  kept = ranking.predict(runs, 'early', 'final',
+  table = ranking.predict(runs, 'early', 'final',
                        baselines=['early_over_width'], draws=50)
-  assert len(kept) == 2
+  assert len(table) == 2
 
 
 def test_difference_needs_pairs():
@@ -109,9 +109,9 @@ def test_top_and_its_regret():
 def test_halving():
   """Eight runs, rungs at 10 and 20 of 100 steps: 8x10 + 4x10 + 2x80."""
   q = np.arange(8.)
-  found = ranking.halving(np.stack([q, q]), [10, 20], 100, q)
-  assert found.finished == (7, 6) and found.regret == 0.
-  assert found.saved == pytest.approx(1 - (80 + 40 + 160) / 800)
+  result = ranking.halving(np.stack([q, q]), [10, 20], 100, q)
+  assert result.finished == (7, 6) and result.regret == 0.
+  assert result.saved == pytest.approx(1 - (80 + 40 + 160) / 800)
   failed = np.stack([np.where(q == 7, np.nan, q)] * 2)
   assert ranking.halving(failed, [10, 20], 100, q).regret == 1.
   with pytest.raises(ValueError, match='ascending rungs'):

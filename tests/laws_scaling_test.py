@@ -21,34 +21,34 @@ def _grid(noise=0., seed=0):
 
 
 @pytest.fixture(scope='module')
-def made():
+def fit():
   return laws.fit('separable', _grid(.002), loss='log_ls')
 
 
-def test_frontier_is_the_closed_form(made):
+def test_frontier_is_the_closed_form(fit):
   """N* = G (C / 6)^(beta / (alpha + beta)), Hoffmann et al. eq. 4."""
   budgets = np.geomspace(1e19, 1e22, 4)
-  found = scaling.frontier(made, budgets, draws=60)
-  p = made.params
+  result = scaling.frontier(fit, budgets, draws=60)
+  p = fit.params
   power = p['beta'] / (p['alpha'] + p['beta'])
   scale = (p['alpha'] * p['A'] / (p['beta'] * p['B'])) ** (
       1 / (p['alpha'] + p['beta']))
-  np.testing.assert_allclose(found['size'], scale * (budgets / 6) ** power,
+  np.testing.assert_allclose(result['size'], scale * (budgets / 6) ** power,
                              rtol=1e-5)
-  np.testing.assert_allclose(6 * found['size'] * found['data'], budgets)
-  value, low, high = found.attrs['size_exponent']
+  np.testing.assert_allclose(6 * result['size'] * result['data'], budgets)
+  value, low, high = result.attrs['size_exponent']
   np.testing.assert_allclose(value, power, rtol=1e-5)
   assert low < value < high
-  assert (found['size_low'] < found['size']).all()
-  assert (found['size'] < found['size_high']).all()
-  assert found.attrs['compute'] == 'encoder only'
-  assert (found['distance'] == 0).all()
+  assert (result['size_low'] < result['size']).all()
+  assert (result['size'] < result['size_high']).all()
+  assert result.attrs['compute'] == 'encoder only'
+  assert (result['distance'] == 0).all()
 
 
-def test_decoder_moves_the_frontier(made):
+def test_decoder_moves_the_frontier(fit):
   """A fixed cost per unit of data, the decoder's, favours larger models."""
-  plain = scaling.frontier(made, [1e20], draws=5)
-  fixed = scaling.frontier(made, [1e20], lambda C, N: C / (6 * N + 6e9),
+  plain = scaling.frontier(fit, [1e20], draws=5)
+  fixed = scaling.frontier(fit, [1e20], lambda C, N: C / (6 * N + 6e9),
                            'encoder and decoder', draws=5)
   assert fixed['size'][0] > plain['size'][0]
   assert fixed.attrs['compute'] == 'encoder and decoder'
@@ -76,17 +76,17 @@ def test_budgets_that_differ_by_whole_steps_are_one():
   exact = scaling.valleys(data)
   shaken = data.assign(flops=data['flops'] * np.random.default_rng(0).uniform(
       .98, 1.02, len(data)))
-  found = scaling.valleys(shaken)
-  assert len(found) == len(exact)
-  np.testing.assert_allclose(found['flops'], exact['flops'], rtol=.02)
-  np.testing.assert_array_equal(found['size'], exact['size'])
+  result = scaling.valleys(shaken)
+  assert len(result) == len(exact)
+  np.testing.assert_allclose(result['flops'], exact['flops'], rtol=.02)
+  np.testing.assert_array_equal(result['size'], exact['size'])
 
 
 def test_valley_outside_is_said():
   data, best = _valley(.35, .37)
   rest = data[data['params'] > 1.5 * best]
-  found = scaling.valleys(rest, degree=2)
-  assert not found['inside'][0] and math.isnan(found['size'][0])
+  result = scaling.valleys(rest, degree=2)
+  assert not result['inside'][0] and math.isnan(result['size'][0])
   with pytest.raises(ValueError, match='the 5 different'):
     scaling.valleys(data.iloc[:4])
 
@@ -101,34 +101,34 @@ def _bounded(noise=.01):
 
 
 def test_data_bound():
-  made = laws.fit('smooth_min', _bounded(), loss='log_ls',
+  fit = laws.fit('smooth_min', _bounded(), loss='log_ls',
                   x=('params', 'hours'), y='rank')
-  found = scaling.data_bound(made, 30., draws=100)
+  result = scaling.data_bound(fit, 30., draws=100)
   truth = (20 / .5 * 30 ** .4) ** (1 / .3)
-  assert found.low < truth < found.high and not found.refused
-  assert found.high < 1.5 * found.low
-  outside = scaling.data_bound(made, 1000., draws=20)
+  assert result.low < truth < result.high and not result.refused
+  assert result.high < 1.5 * result.low
+  outside = scaling.data_bound(fit, 1000., draws=20)
   assert math.isnan(outside.size) and 'outside the params' in outside.refused
-  far = scaling.data_bound(made, 5000., draws=20)
+  far = scaling.data_bound(fit, 5000., draws=20)
   assert '5000 lies outside the hours observed' in far.refused
 
 
 def test_bound_by_slope():
   """For any law: where the elasticity of the loss falls to eps."""
   data = _grid()
-  made = laws.fit('separable', data, loss='log_ls')
-  found = scaling.data_bound(made, 1e11, eps=.05, draws=5)
+  fit = laws.fit('separable', data, loss='log_ls')
+  result = scaling.data_bound(fit, 1e11, eps=.05, draws=5)
   y = lambda n: 1.8 + 480 * n ** -.35 + 2100 * 1e11 ** -.37
-  slope = .35 * 480 * found.size ** -.35 / y(found.size)
+  slope = .35 * 480 * result.size ** -.35 / y(result.size)
   np.testing.assert_allclose(slope, .05, rtol=1e-5)
 
 
-def test_longer_or_larger(made):
-  found = scaling.longer_or_larger(made, 1e8, 1e12, 4., draws=100)
-  rows = found.set_index('choice')
+def test_longer_or_larger(fit):
+  result = scaling.longer_or_larger(fit, 1e8, 1e12, 4., draws=100)
+  rows = result.set_index('choice')
   # Far too much data for the size: growing must win.
   assert rows.loc['larger', 'value'] < rows.loc['longer', 'value']
-  assert found.attrs['longer_wins'] < .05
+  assert result.attrs['longer_wins'] < .05
   np.testing.assert_allclose(rows.loc['larger', 'size'], 4e8, rtol=1e-9)
   np.testing.assert_allclose(rows.loc['longer', 'data'], 4e12, rtol=1e-9)
   assert rows['value'].idxmin() == 'best split'
@@ -136,6 +136,6 @@ def test_longer_or_larger(made):
 
 def test_one_input_has_no_frontier():
   rank = np.geomspace(20, 200, 9)
-  made = laws.fit('log_linear', {'rank': rank, 'score': np.log(rank) / 9})
+  fit = laws.fit('log_linear', {'rank': rank, 'score': np.log(rank) / 9})
   with pytest.raises(ValueError, match='needs a size and an amount of data'):
-    scaling.frontier(made, [1e18])
+    scaling.frontier(fit, [1e18])

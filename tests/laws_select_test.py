@@ -19,8 +19,8 @@ def _scores(seed=0, n=30, sd=.01):
 
 def test_leave_one_out_is_refitting():
   data = _scores(n=12)
-  made = laws.fit('saturating', data)
-  errors = laws.leave_one_out(made)
+  fit = laws.fit('saturating', data)
+  errors = laws.leave_one_out(fit)
   for i in (0, 5, 11):
     rest = {name: np.delete(col, i) for name, col in data.items()}
     other = laws.fit('saturating', rest)
@@ -31,8 +31,8 @@ def test_leave_one_out_is_refitting():
 def test_groups_are_left_out_together():
   data = _scores(n=24)
   family = np.repeat(np.arange(8), 3)
-  made = laws.fit('saturating', data, groups=family)
-  errors = laws.leave_one_out(made)
+  fit = laws.fit('saturating', data, groups=family)
+  errors = laws.leave_one_out(fit)
   rest = {name: col[3:] for name, col in data.items()}
   other = laws.fit('saturating', rest)
   expected = data['score'][:3] - other.predict(data['rank'][:3])
@@ -40,19 +40,19 @@ def test_groups_are_left_out_together():
 
 
 def test_compare_finds_the_law():
-  found = laws.compare(['log_linear', 'saturating', 'exponential'],
+  result = laws.compare(['log_linear', 'saturating', 'exponential'],
                        _scores(sd=.003), by='flops')
-  assert found['law'][0] == 'saturating'
-  assert found.set_index('law')['aicc']['saturating'] == 0
-  best = found.set_index('law')['held_out']
+  assert result['law'][0] == 'saturating'
+  assert result.set_index('law')['aicc']['saturating'] == 0
+  best = result.set_index('law')['held_out']
   assert best['saturating'] < best['log_linear']
 
 
 def test_compare_says_why_a_law_is_missing():
   data = {name: col[[0, 10, 20, 29]] for name, col in _scores().items()}
-  found = laws.compare(['saturating', 'sigmoid'], data).set_index('law')
-  assert 'needs at least 5' in found.loc['sigmoid', 'problem']
-  assert math.isnan(found.loc['sigmoid', 'loo'])
+  result = laws.compare(['saturating', 'sigmoid'], data).set_index('law')
+  assert 'needs at least 5' in result.loc['sigmoid', 'problem']
+  assert math.isnan(result.loc['sigmoid', 'loo'])
   with pytest.raises(ValueError, match='no law could be fitted'):
     laws.compare(['sigmoid'], data)
 
@@ -89,12 +89,12 @@ def test_weights_count_in_every_error():
 
 def test_a_point_without_a_prediction_is_not_left_out_of_the_error(
     monkeypatch):
-  made = laws.fit('log_linear', _scores())
-  e_N = select.leave_one_out(made)
+  fit = laws.fit('log_linear', _scores())
+  e_N = select.leave_one_out(fit)
   monkeypatch.setattr(select, 'leave_one_out', lambda fit: np.where(
       np.arange(len(e_N)) == 3, np.nan, e_N))
-  found = laws.compare(['log_linear'], _scores())
-  assert found['loo'][0] == math.inf
+  result = laws.compare(['log_linear'], _scores())
+  assert result['loo'][0] == math.inf
 
 
 def test_largest():
@@ -105,11 +105,11 @@ def test_largest():
 
 
 def test_aicc_charges_for_parameters():
-  made = laws.fit('log_linear', _scores())
+  fit = laws.fit('log_linear', _scores())
   n, k = 30, 3
-  expected = (n * np.log(made.objective / n) + 2 * k +
+  expected = (n * np.log(fit.objective / n) + 2 * k +
               2 * k * (k + 1) / (n - k - 1))
-  np.testing.assert_allclose(select.aicc(made), expected, rtol=1e-12)
+  np.testing.assert_allclose(select.aicc(fit), expected, rtol=1e-12)
 
 
 def _sweep(seed, by_rank):
@@ -127,10 +127,10 @@ def _sweep(seed, by_rank):
 
 
 def test_predictors_when_rank_rules():
-  found = laws.compare_predictors(_sweep(0, True),
+  result = laws.compare_predictors(_sweep(0, True),
                                   ['params', 'width', 'valid_loss'])
-  rows = found.set_index('predictor')
-  assert found['predictor'][0] == 'rank'
+  rows = result.set_index('predictor')
+  assert result['predictor'][0] == 'rank'
   assert rows.loc['rank', 'partial'] > .9
   assert rows.loc['rank', 'partial_low'] > .5
   assert rows.loc['params', 'worse_low'] > 0
@@ -139,8 +139,8 @@ def test_predictors_when_rank_rules():
 
 def test_predictors_when_size_rules():
   """Rank correlates with the score by way of size, and is found out."""
-  found = laws.compare_predictors(_sweep(1, False), ['params', 'width'])
-  rows = found.set_index('predictor')
+  result = laws.compare_predictors(_sweep(1, False), ['params', 'width'])
+  rows = result.set_index('predictor')
   assert rows.loc['rank', 'spearman'] > .5
   assert abs(rows.loc['rank', 'partial']) < .4
   assert rows.loc['params', 'worse_high'] < 0

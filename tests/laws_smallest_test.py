@@ -26,7 +26,12 @@ def least(name, seed=0):
   return dict(zip((*form.x, form.y), (*cols, y)))
 
 
-@pytest.mark.parametrize('name', laws.FORMS)
+SLOW = ('sigmoid', 'broken', 'separable', 'smooth_min')
+
+
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+    for name in laws.FORMS])
 def test_a_law_through_as_few_points_as_can_be(name):
   """One degree of freedom: wide intervals, nothing judged, no warning."""
   data = least(name)

@@ -31,17 +31,17 @@ def simulate(kind, method, n, d, draws, center=False, seed=0):
     population_DD = population_DD + np.outer(offset_D, offset_D)
   truth = rankme.effective_rank(np.sqrt(np.linalg.eigvalsh(population_DD)))
   groups = np.repeat(np.arange(n // size), size) if size > 1 else None
-  found = []
+  result = []
   for _ in range(draws):
     # Clips of one recording share two thirds of their variance.
     z_ND = rng.normal(size=(n, d))
     if size > 1:
       shared_ND = np.repeat(rng.normal(size=(n // size, d)), size, axis=0)
       z_ND = np.sqrt(1 / 3) * z_ND + np.sqrt(2 / 3) * shared_ND
-    found.append(rankme.estimate(z_ND * scale_D + offset_D, groups=groups,
+    result.append(rankme.estimate(z_ND * scale_D + offset_D, groups=groups,
                                  center=center, method=method))
   low, high, value, low_inf, high_inf, value_inf, se = (
-      np.array([getattr(e, field) for e in found], float) for field in (
+      np.array([getattr(e, field) for e in result], float) for field in (
           'low', 'high', 'value', 'low_inf', 'high_inf', 'value_inf', 'se'))
   assert (high_inf <= rankme.effective_rank(np.ones(d)) + 1e-9).all()
   middle = np.exp(np.log(value).mean())

@@ -119,16 +119,16 @@ def test_jackknife_of_unequal_blocks_is_unbiased_for_a_mean():
   """The variance of a weighted mean of independent blocks is known."""
   rng = np.random.default_rng(3)
   n_B = np.array([5, 10, 20, 10, 15, 5, 25, 10])
-  found, means = [], []
+  result, means = [], []
   for _ in range(4000):
     mean_B = rng.normal(size=8) / np.sqrt(n_B)
     total = (n_B * mean_B).sum()
     without_B = (total - n_B * mean_B) / (n_B.sum() - n_B)
     se, free = interval.jackknife(total / n_B.sum(), without_B, n_B)
-    found.append(se**2)
+    result.append(se**2)
     means.append(free)
   # 4000 draws of a chi-square of about 7 degrees: 1 % of noise.
-  assert np.mean(found) == pytest.approx(1 / n_B.sum(), rel=0.06)
+  assert np.mean(result) == pytest.approx(1 / n_B.sum(), rel=0.06)
   assert np.mean(means) == pytest.approx(0, abs=0.01)
 
 

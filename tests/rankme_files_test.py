@@ -140,9 +140,9 @@ def test_nothing_pickled_is_opened(tmp_path):
 
 
 def test_a_false_header_is_no_crash(tmp_path):
-  told = json.dumps({'z': {'dtype': 'F32', 'shape': [4, 4],
+  text = json.dumps({'z': {'dtype': 'F32', 'shape': [4, 4],
                            'data_offsets': [0, 6400]}}).encode()
   (tmp_path / 'z.safetensors').write_bytes(
-      len(told).to_bytes(8, 'little') + told + bytes(64))
+      len(text).to_bytes(8, 'little') + text + bytes(64))
   with pytest.raises(ValueError, match='damaged'):
     files.open_table(tmp_path / 'z.safetensors')
