@@ -6,8 +6,8 @@
 
 A ratio is the rival's time over ours: above 1 we are faster. Its least and
 greatest over the turns stand beside it. Machines are noisy and differ; what
-was measured elsewhere is no rival. Peers that are not installed are said to
-be absent: pip install -e '.[peers]' has those that pip can install, and
+was measured elsewhere is no rival. Rows name the peers that are not installed:
+pip install -e '.[peers]' has those that pip can install, and
 tests/peers/install.sh the others.
 """
 
@@ -15,13 +15,19 @@ import importlib
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
+from types import ModuleType
+from typing import Any
 
 from absl import flags
 
+from audiorank import files
 from launch import cli
+from launch import devices
+from launch.benches import timing
 
 AREAS = tuple(sorted(
     p.stem for p in (pathlib.Path(__file__).parent / 'benches').glob('*.py')
@@ -30,63 +36,84 @@ _OUT = flags.DEFINE_string('out', None, 'JSON file: rows, versions, machine.')
 _QUICK = flags.DEFINE_boolean('quick', False, 'Small sizes, few turns.')
 _ONLY = flags.DEFINE_string('only', '', 'Only rows whose name has this in it.')
 _HERE = flags.DEFINE_boolean('here', False, 'In this process; one area.')
-
-
+HEAD = ('what', 'audiorank', 'rival', 'ratio [least, greatest]', 'goal',
+        'note')
 # Set before a process starts: BLAS reads them once.
 ONE_THREAD = dict.fromkeys(
     ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'), '1')
 
 
-def pinned(module):
+def pinned(module: ModuleType) -> bool:
   """Returns whether an area is timed on one core."""
   return getattr(module, 'PINNED', False)
 
 
-def machine():
+def machine() -> dict[str, Any]:
   """Returns what the figures depend on: processor, cores, versions."""
   import jax
   import numpy as np
   import scipy
-  found = {'python': platform.python_version(), 'jax': jax.__version__,
+  about = {'python': platform.python_version(), 'jax': jax.__version__,
            'numpy': np.__version__, 'scipy': scipy.__version__,
-           'device': jax.devices()[0].device_kind,
-           'backend': jax.default_backend(), 'machine': platform.machine()}
+           'device': device(), 'machine': platform.machine()}
   if hasattr(os, 'sched_getaffinity'):
-    found['cores'] = len(os.sched_getaffinity(0))
+    about['cores'] = len(os.sched_getaffinity(0))
   for peer in ('torch', 'heareval', 'librosa', 'transformers'):
     if peer in sys.modules:
-      found[peer] = getattr(sys.modules[peer], '__version__', 'unknown')
-  return found
+      about[peer] = getattr(sys.modules[peer], '__version__', 'unknown')
+  return about
 
 
-def cells(row):
+def device() -> str:
+  """Returns the name of the device; a GPU's without opening it.
+
+  Children of a bench on a GPU have its memory.
+  """
+  if devices.find().kind == 'gpu' and shutil.which('nvidia-smi'):
+    query = ['nvidia-smi', '--query-gpu=name', '--format=csv,noheader']
+    return subprocess.run(query, capture_output=True,
+                          text=True).stdout.partition('\n')[0]
+  import jax
+  return jax.devices()[0].device_kind
+
+
+def cells(row: timing.Row) -> list[str]:
   """Returns a row of the Markdown table as texts."""
-  number = lambda x: '' if x is None or x != x else f'{x:.3g}'
-  sides = (f'{number(row.ours_value)} {row.unit}',
-           f'{row.rival} {number(row.rival_value)} {row.unit}'
-           if row.rival_value is not None else row.rival)
-  ratio = '' if row.ratio is None else (
-      f'{number(row.ratio)} [{number(row.low)}, {number(row.high)}]')
-  return [row.what, *sides, ratio, number(row.goal), row.note]
+  rival, ratio = row.rival, ''
+  if row.rival_value is not None:
+    rival = f'{row.rival} {number(row.rival_value)} {row.unit}'
+  if row.ratio is not None:
+    ratio = f'{number(row.ratio)} [{number(row.low)}, {number(row.high)}]'
+  return [row.what, f'{number(row.ours_value)} {row.unit}', rival, ratio,
+          number(row.goal), row.note]
 
 
-def chosen(words):
-  """Returns the areas meant: 'rankme' means rankme_mesh as well."""
-  meant = lambda area, word: word in ('all', area, area.split('_')[0])
+def number(x: float | None) -> str:
+  """Returns a number of three digits, or '' for what was not measured."""
+  return '' if x is None or x != x else f'{x:.3g}'
+
+
+def chosen(words: list[str]) -> list[str]:
+  """Returns the areas meant: 'rankme' means rankme_mesh as well.
+
+  Raises:
+    ValueError: a word that means none.
+  """
+  def meant(area, word):
+    return word in ('all', area, area.split('_')[0])
+
   for word in words:
     if not any(meant(area, word) for area in AREAS):
       raise ValueError(f'area {word!r}: expected all, {", ".join(AREAS)}')
   return [area for area in AREAS if any(meant(area, w) for w in words)]
 
 
-def run(area):
-  """Runs one area here, its table printed row by row; returns its rows."""
+def run(area: str) -> None:
+  """Runs one area here; its table is printed row by row."""
   module = importlib.import_module(f'launch.benches.{area}')
   if pinned(module) and hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-  head = ['what', 'audiorank', 'rival', 'ratio [least, greatest]', 'goal',
-          'note']
-  print(f'\n{area}\n\n| ' + ' | '.join(head) + ' |\n|' + '---|' * len(head),
+  print(f'\n{area}\n\n| ' + ' | '.join(HEAD) + ' |\n|' + '---|' * len(HEAD),
         flush=True)
   rows = []
   for row in module.rows(_QUICK.value, _ONLY.value):
@@ -94,10 +121,8 @@ def run(area):
     print('| ' + ' | '.join(cells(row)) + ' |', flush=True)
     if _OUT.value:
       # Row by row: a bench that is stopped keeps what it has.
-      from audiorank import records
-      records.write_json(_OUT.value, {'areas': {area: {
+      files.write_json(_OUT.value, {'areas': {area: {
           'machine': machine(), 'rows': rows}}})
-  return rows
 
 
 def main(argv):
@@ -105,23 +130,25 @@ def main(argv):
   if _HERE.value:
     run(areas[0])
     return
-  from audiorank import records
-  found = {}
+  results = {}
   with tempfile.TemporaryDirectory() as folder:
     for area in areas:
       # A process each: its own devices, pinning, peers and memory.
       module = importlib.import_module(f'launch.benches.{area}')
       part = pathlib.Path(folder) / f'{area}.json'
+      if _OUT.value and len(areas) == 1:
+        part = pathlib.Path(_OUT.value)  # There even if this one is stopped.
+      threads = ONE_THREAD if pinned(module) else {}
       code = subprocess.run(
           [sys.executable, '-m', 'launch.bench', area, '--here',
            f'--out={part}', f'--only={_ONLY.value}',
            f'--quick={str(_QUICK.value).lower()}'],
-          env={**os.environ, **(ONE_THREAD if pinned(module) else {}),
-               **getattr(module, 'ENV', {})}).returncode
+          env={**os.environ, **threads, **getattr(module, 'ENV', {})}
+      ).returncode
       if part.exists():
-        found.update(records.read_json(part)['areas'])
+        results.update(files.read_json(part)['areas'])
       if _OUT.value:
-        records.write_json(_OUT.value, {'areas': found})
+        files.write_json(_OUT.value, {'areas': results})
       if code:
         raise ValueError(f'bench {area} ended with exit code {code}')
 

@@ -1,13 +1,20 @@
 """What the benches count without a clock."""
 
+import json
+import pathlib
+import subprocess
+import sys
+
 import pytest
 
 from audiorank import records
 from audiorank import synth
 from launch import bench
 from launch.benches import rankme_mesh
+from launch.benches import steps
 from launch.benches import sweep
 from launch.benches import timing
+from launch.benches import train
 
 
 def test_a_mesh_receives_less_than_gathering_does():
@@ -50,3 +57,67 @@ def test_the_launcher_ends_where_its_workers_do_nothing(corpus, tmp_path):
   assert spent > 0
   # Two points and the untrained network of both.
   assert len(records.run_folders(tmp_path / 'root2')) == 3
+
+
+def test_a_process_that_hangs_or_fails_takes_nothing_with_it():
+  python = lambda code: [sys.executable, '-c', code]
+  jobs = [timing.Job('good', python(
+              'import json; print(1); print(json.dumps({"seconds": 2}))'), 20),
+          timing.Job('bad', python('raise ValueError("no card")'), 20),
+          timing.Job('hangs', python('import time; time.sleep(60)'), 1.5),
+          timing.Job('late', python('print(1)'), 20)]
+  results = {job.name: result for job, result in timing.children(
+      jobs[:3], 2, 60)}
+  assert results['good'] == {'seconds': 2}
+  assert results['bad'] == {'error': 'exit code 1: ValueError: no card'}
+  assert results['hangs'] == {'error': 'stopped after 2 s'}
+  ((_, late),) = timing.children(jobs[3:], 1, 0)
+  assert late == {'error': 'left out: no time'}
+
+
+def test_rows_of_a_card_come_as_both_sides_are_known(monkeypatch):
+  order = []
+
+  def children(jobs, workers, seconds):
+    for job in jobs:
+      asked = json.loads(job.command[-1])
+      order.append(job.name)
+      case = steps.Case(**{**asked['case'], 'decoder': tuple(
+          asked['case']['decoder'])})
+      if asked['side'] == 'ours':
+        yield job, {'seconds': .05, 'compiling': 20., 'memory': 4.,
+                    'device': 'NVIDIA H100 80GB HBM3'}
+      elif case.size == 'en768-12':
+        yield job, {'error': 'stopped after 120 s'}
+      else:
+        yield job, {'seconds': .2}
+
+  monkeypatch.setattr(timing, 'children', children)
+  rows = list(train.card(train.GPU_CASES, 'B '))
+  # The most important first, what takes long last.
+  assert order[0].startswith('en128-12, decoder 512-8, B 256, bfloat16, ours')
+  assert [name.endswith('compiled') for name in order[-2:]] == [True] * 2
+  named = {(row.what, row.rival): row for row in rows}
+  assert len(named) == len(rows)
+  case = 'en128-12, decoder 512-8, B 256, bfloat16'
+  assert named[f'clips a second, {case}',
+               'official trainer, autocast'].ratio == pytest.approx(4.)
+  # 42.0 GFLOP a clip: 256 clips in .05 s.
+  share = named[f'MFU, {case}', ''].ours_value
+  assert share == pytest.approx(100 * 256 / .05 * 41.98e9 / 989e12, rel=.01)
+  packed = named['clips a second, en64-4, decoder 64-2, B 64, 64 packed, '
+                 'bfloat16', 'official trainer, autocast']
+  assert packed.ratio == pytest.approx(64 * 4)
+  stopped = named['clips a second, en768-12, decoder 512-8, B 256, bfloat16',
+                  'official trainer, autocast']
+  assert stopped.ratio is None or stopped.ratio != stopped.ratio
+  assert 'stopped after 120 s' in stopped.note
+  for row in rows:
+    assert all(isinstance(cell, str) for cell in bench.cells(row))
+
+
+def test_the_script_for_a_lent_card_is_a_script():
+  root = pathlib.Path(bench.__file__).parents[1]
+  done = subprocess.run(['bash', '-n', root / 'launch/benches/card.sh'],
+                        capture_output=True, text=True)
+  assert done.returncode == 0 and not done.stderr

@@ -5,10 +5,12 @@ summed over devices (all the work there is), bytes from the compiled program,
 and temporary memory a device. Wires cost nothing here.
 """
 
+from collections.abc import Iterator
 import time
 
 import jax
 
+from launch import devices
 from launch.benches import spectra
 from launch.benches import timing
 from launch.tpu import hlo
@@ -21,7 +23,7 @@ CLIPS = 30_000
 GOALS = {128: 30., 384: 10., 768: 5.}
 
 
-def received(text):
+def received(text: str) -> float:
   """Returns the bytes that each device receives in a program of this text.
 
   By ring algorithms as many as it sends: an all-gather of n bytes brings
@@ -30,8 +32,10 @@ def received(text):
   return sum(hlo.wire(c) for c in hlo.collectives(text))
 
 
-def rows(quick, only):
-  """Yields the Rows of this area."""
+def rows(quick: bool, only: str) -> Iterator[timing.Row]:
+  """Yields the Rows of this area: none on a GPU, whose minutes are dear."""
+  if devices.find().kind == 'gpu':
+    return
   from audiorank import rankme
   from audiorank.rankme import gram
   from audiorank.rankme import layout
