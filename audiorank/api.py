@@ -216,7 +216,7 @@ def wave(clip: Any, rate: int, label: str) -> Wave:
   """
   if isinstance(clip, (str, os.PathLike)):
     return audio.read(clip)
-  wave_S = encoders.taken(clip)
+  wave_S = encoders.to_numpy(clip)
   if wave_S.ndim != 1 or not wave_S.size:
     raise ValueError(f'{label}: shape {wave_S.shape}, expected (samples,)')
   if wave_S.dtype != np.int16:
@@ -230,7 +230,7 @@ def wave(clip: Any, rate: int, label: str) -> Wave:
       raise ValueError(f'{label}: a peak of {peak:.3g}, expected floats in '
                        '[-1, 1] or int16')
   # float32 for all: a batch has one type.
-  wave_S = encoders.as_float(wave_S)
+  wave_S = audio.to_float(wave_S)
   if rate == RATE:
     return wave_S
   return np.clip(soxr.resample(wave_S, rate, RATE, 'HQ'), -1, 1)

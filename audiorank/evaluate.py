@@ -3,12 +3,17 @@
 Shapes: N clips, D width, K singular values, L timestamps.
 """
 
+from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
+import math
 import os
 import pathlib
 import time
 from typing import Any
 
+from absl import logging
 import jax
 import numpy as np
 import pandas as pd
@@ -28,29 +33,41 @@ from audiorank import train_state
 from audiorank.hear import probe
 from audiorank.hear import staged
 from audiorank.hear import tasks
-from audiorank.rankme import record
+from audiorank.rankme import record as rank_record
 
 
-def task_folders(config):
+def task_folders(config: config_lib.Config) -> list[pathlib.Path]:
   """Returns the task folders that a config's eval part names.
 
   Raises:
     FileNotFoundError, ValueError: no tasks there, or not the named ones.
   """
-  folders = tasks.find(config.eval.tasks)
-  names = [n for n in config.eval.names.split(',') if n]
-  if not names:
-    return folders
-  by_name = {f.name: f for f in folders}
+  return named_folders(config.eval.tasks, config_lib.names(config.eval.names),
+                       'eval.names')
+
+
+def named_folders(root: files.Path, names: Sequence[str],
+                  field: str) -> list[pathlib.Path]:
+  """Returns the task folders of these names, of no name all.
+
+  Args:
+    root: see tasks.find.
+    names: of folders.
+    field: that the names are of, for the message.
+
+  Raises:
+    FileNotFoundError, ValueError: no tasks there, or not the named ones.
+  """
+  by_name = {folder.name: folder for folder in tasks.find(root)}
   for name in names:
     if name not in by_name:
-      raise ValueError(f'eval.names: no task {name!r} in {config.eval.tasks}: '
-                       f'there are {", ".join(sorted(by_name))}'
+      raise ValueError(f'{field}: no task {name!r} in {root}: there are '
+                       f'{", ".join(sorted(by_name))}'
                        f'{config_lib.nearest(name, by_name)}')
-  return [by_name[name] for name in names]
+  return [by_name[name] for name in names or by_name]
 
 
-def clip_rate(folder, rate):
+def clip_rate(folder: files.Path, rate: int) -> int:
   """Returns the rate of the clips to read for a model of `rate` Hz.
 
   Its own where the task has it, else the lowest above it, to be resampled
@@ -59,40 +76,42 @@ def clip_rate(folder, rate):
   Raises:
     ValueError: the task has only lower rates; names them.
   """
-  have = sorted(int(p.name) for p in pathlib.Path(folder).iterdir()
-                if p.is_dir() and p.name.isdigit())
-  enough = [r for r in have if r >= rate]
-  if not enough and have:
-    raise ValueError(f'{folder}: clips at {", ".join(map(str, have))} Hz, the '
+  rates = sorted(int(p.name) for p in files.path(folder).iterdir()
+                 if p.is_dir() and p.name.isdigit())
+  enough = [r for r in rates if r >= rate]
+  if rates and not enough:
+    raise ValueError(f'{folder}: clips at {", ".join(map(str, rates))} Hz, the '
                      f'model takes {rate}')
   return enough[0] if enough else rate
 
 
-def clips(task, split, rate):
+def clips(task: tasks.Task, split: str,
+          rate: int) -> tuple[Sequence[str], Sequence[np.ndarray]]:
   """Returns (files, waves) of a split at `rate` Hz."""
-  files, waves = zip(*staged.audio(task, split))
+  names, waves = zip(*staged.audio(task, split))
   if task.rate != rate:
     waves = [np.clip(soxr.resample(w, task.rate, rate, 'HQ'), -1, 1)
              for w in waves]
-  return files, waves
+  return names, waves
 
 
-def embeddings(encoder, task):
+def embeddings(encoder: encoders.Encoder, task: tasks.Task) -> dict[str, Any]:
   """Returns what hear.probe.evaluate takes: split -> z_ND, or
   file -> (z_LD, ms_L) for an event task."""
   out = {}
   for split in task.splits:
-    files, waves = clips(task, split, encoder.rate)
+    names, waves = clips(task, split, encoder.rate)
     if task.embedding_type == 'scene':
       out[split] = encoder.scene(waves)
-    else:
-      for file, wave_S in zip(files, waves):
-        z_BLD, ms_BL = encoder.timestamps(wave_S[None])
-        out[file] = (z_BLD[0], ms_BL[0])
+      continue
+    for name, wave_S in zip(names, waves):
+      z_BLD, ms_BL = encoder.timestamps(wave_S[None])
+      out[name] = (z_BLD[0], ms_BL[0])
   return out
 
 
-def cached_embeddings(encoder, task, root):
+def cached_embeddings(encoder: encoders.Encoder, task: tasks.Task,
+                      root: str) -> tuple[dict[str, Any], bool]:
   """Returns (embeddings of a task, whether they were in the cache).
 
   Args:
@@ -102,73 +121,115 @@ def cached_embeddings(encoder, task, root):
   """
   event = task.embedding_type == 'event'
 
-  def make():
+  def compute():
     z = embeddings(encoder, task)
     if not event:
       return z
     return {f'{part}/{file}': x for file, pair in z.items()
             for part, x in zip(('z', 'ms'), pair)}
 
-  found, hit = embedding_cache.fetch(root, encoder.key, task.name, {
-      'task': staged.fingerprint(task.folder), 'rate': task.rate,
-      'touched': touched(task)}, make)
+  arrays, hit = embedding_cache.fetch(
+      root, encoder.key, task.name, contents(task), compute)
   if not event:
-    return found, hit
-  return {file: (found[f'z/{file}'], found[f'ms/{file}'])
-          for files in task.files.values() for file in files}, hit
+    return arrays, hit
+  return {file: (arrays[f'z/{file}'], arrays[f'ms/{file}'])
+          for names in task.files.values() for file in names}, hit
 
 
-def touched(task):
-  """Returns a digest of when every clip was last written.
+def contents(task: tasks.Task) -> dict[str, Any]:
+  """Returns what a task's clips are, for the key of a cache.
 
-  The fingerprint reads only a part of each; a cache must not be wrong when
-  another part changes.
+  The fingerprint reads only a part of each clip; a cache must not be wrong
+  when another part changes, so that the times of the last change count too.
   """
-  return records.digest([[str(p.relative_to(task.folder)),
-                          p.stat().st_mtime_ns]
-                         for paths in task.paths.values() for p in paths])
+  touched = files.digest([[str(p.relative_to(task.folder)),
+                           p.stat().st_mtime_ns]
+                          for paths in task.paths.values() for p in paths])
+  return {'task': staged.fingerprint(task.folder), 'rate': task.rate,
+          'touched': touched}
 
 
-def protocol(config):
+def protocol(config: config_lib.Config) -> dict[str, Any]:
   """Returns the predictor's settings, as a record carries them."""
   e = config.eval
   return {'protocol': e.protocol, 'grid_points': e.grid_points,
           'hidden': e.hidden, 'max_epochs': e.max_epochs, 'seed': e.seed}
 
 
-def score(config, params, folder):
-  """Returns the record of one task: scores, protocol and where they hold."""
-  began = time.monotonic()
-  encoder = encoders.of_params(config, params, config.eval.batch)
-  task = staged.load(folder, clip_rate(folder, encoder.rate))
-  found = probe.evaluate(task, embeddings(encoder, task), **protocol(config))
-  return {'task': task.name, 'task_sha256': staged.fingerprint(folder),
-          'embedding_type': task.embedding_type,
-          'metric': task.evaluation[0], 'settings': protocol(config),
-          'result': found, 'seconds': time.monotonic() - began}
-
-
-def score_encoder(encoder, folder, root, **settings):
-  """Returns what hear.probe.evaluate does, and of which task and audio.
+def score(encoder: encoders.Encoder, folder: files.Path,
+          settings: Mapping[str, Any], cache: str = '') -> dict[str, Any]:
+  """Returns the record of one encoder on one task.
 
   Args:
     encoder: of audiorank.encoders.
     folder: of the task.
-    root: the cache's folder, or ''.
-    **settings: of hear.probe.evaluate.
+    settings: of hear.probe.evaluate.
+    cache: folder of embeddings; '' keeps none.
+
+  Returns:
+    task, task_sha256, embedding_type, metric, clip_rate: what was scored.
+    settings, version: by what; see `probe.VERSION`.
+    result: of hear.probe.evaluate.
+    cached, seconds: whether embeddings were in the cache; how long it took.
+
+  Raises:
+    FileNotFoundError, ValueError: a task, encoder or setting that cannot be.
   """
   began = time.monotonic()
   task = staged.load(folder, clip_rate(folder, encoder.rate))
-  z, hit = cached_embeddings(encoder, task, root)
-  found = probe.evaluate(task, z, **settings)
-  return {**found, 'task': task.name, 'task_sha256': staged.fingerprint(folder),
+  z, hit = cached_embeddings(encoder, task, cache)
+  result = probe.evaluate(task, z, **settings)
+  return {'task': task.name, 'task_sha256': staged.fingerprint(folder),
+          'embedding_type': task.embedding_type,
           'metric': task.evaluation[0], 'clip_rate': task.rate,
-          'cached': hit, 'seconds': time.monotonic() - began}
+          'settings': dict(settings), 'version': probe.VERSION,
+          'result': result, 'cached': hit,
+          'seconds': time.monotonic() - began}
 
 
-def run(workdir, config, step=None, stop=lambda: False,
-        tell=lambda *_, **__: None):
+def feature_score(name: str, folder: files.Path,
+                  settings: Mapping[str, Any]) -> dict[str, Any] | None:
+  """Returns the record of a set of features on one task: see `score`.
+
+  It is kept in the user's cache by content, and computed once.
+
+  Args:
+    name: of encoders.FEATURES.
+    folder: of the task.
+    settings: of hear.probe.evaluate.
+
+  Returns:
+    the record; None where another process is computing it.
+  """
+  encoder = encoders.features(name)
+  task = staged.load(folder, clip_rate(folder, encoder.rate))
+  key = files.digest([encoder.key, contents(task), config_lib.plain(settings),
+                      probe.VERSION, embedding_cache.versions()])
+  path = files.cache_folder('scores') / f'{name}-{task.name}-{key}.json'
+  record = files.read_cached(path, files.read_json)
+  if record is not None:
+    return record
+  with contextlib.ExitStack() as stack:
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      lock = stack.enter_context(open(path.with_suffix('.lock'), 'a'))
+      files.lock(lock)
+    except BlockingIOError:
+      return None
+    except OSError as error:  # No cache: it is computed every time.
+      logging.warning('%s: cannot be locked (%s)', path, error.strerror)
+    record = score(encoder, folder, settings)
+    files.write_cached(path, lambda part: files.write_json(part, record))
+  return record
+
+
+def run(workdir: files.Path, config: config_lib.Config,
+        step: int | None = None, stop: Callable[[], bool] = lambda: False,
+        tell: Callable[..., None] = lambda *_, **__: None) -> bool:
   """Scores a run's checkpoint on every task that has no such record yet.
+
+  An untrained baseline also scores what needs no network: the mean log-mel
+  and MFCC of the clips (`feature_score`), under the same predictor.
 
   Args:
     workdir: the run's folder.
@@ -180,31 +241,47 @@ def run(workdir, config, step=None, stop=lambda: False,
   Returns:
     whether every task has its record.
   """
-  folders = task_folders(config)
+  workdir = files.path(workdir)
+  folders, settings = task_folders(config), protocol(config)
   if step is None:
-    step = checkpoint.steps(pathlib.Path(workdir) / 'checkpoints')[-1]
-  wanted = []
-  for folder in folders:
-    path = records.path(workdir, f'hear.{folder.name}', step)
-    if path.exists():
-      have = records.read_json(path)
-      if (have['settings'] == records.plain(protocol(config))
-          and have['task_sha256'] == staged.fingerprint(folder)):
-        continue
-    wanted.append(folder)
-  if not wanted:
-    return True
-  _, params = checkpoint.load(workdir, step)
-  for folder in wanted:
+    step = checkpoint.steps(workdir / 'checkpoints')[-1]
+  jobs = [(f'hear.{folder.name}', folder, '') for folder in folders]
+  if not config.train.steps:
+    jobs += [(f'features.{name}.{folder.name}', folder, name)
+             for name in encoders.FEATURES for folder in folders]
+  jobs = [job for job in jobs
+          if not is_current(records.path(workdir, job[0], step), job[1],
+                            settings)]
+  encoder = None
+  for kind, folder, features in jobs:
     if stop():
       return False
     tell(f'scoring {folder.name}', force=True)
-    records.write(workdir, f'hear.{folder.name}', step,
-                  score(config, params, folder))
+    if features:
+      record = feature_score(features, folder, settings)
+    else:
+      if encoder is None:
+        _, params = checkpoint.load(workdir, step)
+        encoder = encoders.of_params(config, params, config.eval.batch)
+      record = score(encoder, folder, settings)
+    if record:
+      records.write(workdir, kind, step, record)
   return True
 
 
-def keep(out, name, record):
+def is_current(path: pathlib.Path, folder: files.Path,
+               settings: Mapping[str, Any]) -> bool:
+  """Returns whether a record is there, of this task and by these settings."""
+  if not path.exists():
+    return False
+  record = files.read_json(path)
+  return (record['settings'] == config_lib.plain(settings)
+          and record['task_sha256'] == staged.fingerprint(folder)
+          and record.get('version') == probe.VERSION)
+
+
+def write(out: files.Path, name: str, record: Mapping[str, Any]
+          ) -> pathlib.Path:
   """Writes a record; returns its path.
 
   Args:
@@ -216,19 +293,29 @@ def keep(out, name, record):
   """
   path = files.path(out)
   if path.suffix != '.json':
-    of = {k: ({f: v[f] for f in ('task_sha256', 'protocol', 'settings')}
-              if isinstance(v, dict) and 'task_sha256' in v else
-              sorted(v) if k == 'rank' else v) for k, v in record.items()}
-    path = path / f'{name}-{records.digest(of)}.json'
-  records.write_json(path, record)
+    path = path / f'{name}-{files.digest(identity(record))}.json'
+  files.write_json(path, record)
   return path
 
 
-def scores(model: tuple[Any, Any, Any] | str | os.PathLike[str],
-           tasks_root: str | os.PathLike[str],
+def identity(record: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what an evaluation is of, without what came out."""
+  out = {}
+  for key, value in record.items():
+    if isinstance(value, dict) and 'task_sha256' in value:
+      out[key] = {'task_sha256': value['task_sha256'],
+                  'protocol': value['result']['protocol'],
+                  'settings': value['result']['settings']}
+    elif key == 'rank':
+      out[key] = sorted(value)
+    else:
+      out[key] = value
+  return out
+
+
+def scores(model: tuple[Any, Any, Any] | files.Path, tasks_root: files.Path,
            names: Sequence[str] | None = None, protocol: str = 'hear',
-           grid_points: int = 8,
-           cached: str | os.PathLike[str] = '') -> pd.DataFrame:
+           grid_points: int = 8, cached: files.Path = '') -> pd.DataFrame:
   """Returns the scores of a model on HEAR tasks, a row a task and measure.
 
   It is offered as `audiorank.scores(model, tasks)`.
@@ -242,35 +329,45 @@ def scores(model: tuple[Any, Any, Any] | str | os.PathLike[str],
     cached: a folder where embeddings are kept; '' keeps none.
 
   Returns:
-    Columns task, measure, score, std (over folds or seeds; NaN without) and
-    protocol; the task's own measure comes first.
+    Columns task, measure, score, low, high (95 %; NaN where unknown), chance
+    (of predictions that ignore the clip), clips (tested), std (over folds or
+    seeds; NaN without) and protocol; the task's own measure comes first.
 
   Raises:
     FileNotFoundError, ValueError: no such model or task, an unknown protocol.
   """
-  config, params, about = (
-      encoders.weights(model) if isinstance(model, (str, os.PathLike))
-      else model)
+  if isinstance(model, (str, os.PathLike)):
+    model = encoders.weights(model)
+  config, params, about = model
   encoder = encoders.of_params(config, params, about=about)
-  folders = {f.name: f for f in tasks.find(tasks_root)}
+  settings = {'protocol': protocol, 'grid_points': grid_points}
   rows = []
-  for name in folders if names is None else names:
-    if name not in folders:
-      raise ValueError(f'{tasks_root}: no task {name!r}: there are '
-                       f'{", ".join(folders)}'
-                       f'{config_lib.nearest(name, folders)}')
-    found = score_encoder(encoder, folders[name], os.fspath(cached),
-                          protocol=protocol, grid_points=grid_points)
-    stds = found.get('stds') or {}
-    order = sorted(found['scores'], key=lambda m: m != found['metric'])
-    rows += [{'task': found['task'], 'measure': measure,
-              'score': found['scores'][measure],
-              'std': stds.get(measure) or float('nan'),
-              'protocol': found['protocol']} for measure in order]
+  for folder in named_folders(tasks_root, names or (), 'names'):
+    rows += measures(score(encoder, folder, settings, os.fspath(cached)))
   return pd.DataFrame(rows)
 
 
-def corpus_rank(encoder, corpus, clips, seconds, root):
+def measures(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Returns a row a measure of a record of `score`, the task's own first."""
+  result, rows = record['result'], []
+  number = lambda value: math.nan if value is None else value
+  order = sorted(result['scores'], key=lambda m: m != record['metric'])
+  for measure in order:
+    interval = result['intervals'].get(measure, {})
+    rows.append({
+        'task': record['task'], 'measure': measure,
+        'score': result['scores'][measure],
+        'low': number(interval.get('low')),
+        'high': number(interval.get('high')),
+        'chance': number(result['chance'].get(measure)),
+        'clips': result['clips'],
+        'std': number((result['stds'] or {}).get(measure)),
+        'protocol': result['protocol']})
+  return rows
+
+
+def corpus_rank(encoder: encoders.Encoder, corpus: data.Corpus, clips: int,
+                seconds: float, root: str) -> tuple[dict[str, Any], bool]:
   """Returns (rank fields, whether the embeddings were in the cache).
 
   Args:
@@ -279,7 +376,7 @@ def corpus_rank(encoder, corpus, clips, seconds, root):
     clips, seconds: how many, of what length.
     root: the cache's folder, or ''.
   """
-  def make():
+  def compute():
     wave_NS, source_N = data.sample(
         corpus, clips, int(round(seconds * corpus.rate)), 0)
     if encoder.rate != corpus.rate:
@@ -287,13 +384,15 @@ def corpus_rank(encoder, corpus, clips, seconds, root):
                  for w in wave_NS]
     return {'z': encoder.scene(wave_NS), 'source': source_N}
 
-  found, hit = embedding_cache.fetch(root, encoder.key, 'corpus', {
-      'corpus': corpus.sha256, 'clips': clips, 'seconds': seconds}, make)
-  return record.rank_fields(
-      found['z'], found['source'], encoder.about.get('layer', 'scene')), hit
+  arrays, hit = embedding_cache.fetch(root, encoder.key, 'corpus', {
+      'corpus': corpus.sha256, 'clips': clips, 'seconds': seconds}, compute)
+  return rank_record.rank_fields(
+      arrays['z'], arrays['source'], encoder.about.get('layer', 'scene')), hit
 
 
-def views_of(path, step, corpus, clips, seconds, count, batch):
+def views_of(path: files.Path, step: int | None, corpus: data.Corpus,
+             clips: int, seconds: float, count: int,
+             batch: int) -> dict[str, Any]:
   """Returns LiDAR and Diff-eRank of a run of ours; see view_fields.
 
   Args:
@@ -313,7 +412,8 @@ def views_of(path, step, corpus, clips, seconds, count, batch):
   return view_fields(config, params, before, wave_NS, count, batch=batch)
 
 
-def untrained(config, wave_NS):
+def untrained(config: config_lib.Config,
+              wave_NS: np.ndarray) -> dict[str, Any]:
   """Returns the linen variables that a run of `config` would start from.
 
   Where train.calibrate is set its BatchNorm statistics are those of
@@ -326,8 +426,10 @@ def untrained(config, wave_NS):
   return {'params': state.params, 'batch_stats': state.batch_stats}
 
 
-def view_fields(config, params, before, wave_NS, views=10, seed=0, batch=64,
-                tokens=256):
+def view_fields(config: config_lib.Config, params: dict[str, Any],
+                before: dict[str, Any], wave_NS: np.ndarray, views: int = 10,
+                seed: int = 0, batch: int = 64,
+                tokens: int = 256) -> dict[str, Any]:
   """Returns LiDAR and Diff-eRank of a run of ours, with their settings.
 
   Args:

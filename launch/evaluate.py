@@ -14,12 +14,20 @@ such as the public wrappers of wav2vec 2.0 and PaSST. Embeddings are a .npy,
 .npz, .parquet or .safetensors with an array (clips, width), of any model and
 of any size: it is read in pieces.
 
+Every score is printed with its 95 % interval, the number of test clips, and
+what predictions score that ignore the clip (chance). With --features the mean
+log-mel and MFCC of the clips, which need no network, are scored as well.
+
 Every result is a record: the model (weights' digest, step, layer, clamp), the
-protocol, versions, scores and intervals. --out says where it goes. Embeddings
-are kept in --cache and found again by weights, audio, layer, clamp and batch.
+protocol, versions, scores and intervals. --out names its file or folder.
+Embeddings are cached in --cache; the key is a digest of weights, audio, layer,
+clamp and batch.
 """
 
+from collections.abc import Mapping
+import math
 import pathlib
+from typing import Any
 
 from absl import flags
 
@@ -38,6 +46,9 @@ _TASK = flags.DEFINE_list('task', [], 'Names of task folders; all otherwise.')
 _PROTOCOL = flags.DEFINE_enum('protocol', 'hear',
                               ['hear', 'shuffled', 'logistic'], 'Predictor.')
 _GRID = flags.DEFINE_integer('grid_points', 8, "Of HEAR's 16 settings.")
+_FEATURES = flags.DEFINE_bool(
+    'features', False, 'Score the mean log-mel and MFCC of the clips too, '
+    'under the same predictor.')
 _BATCH = flags.DEFINE_integer('batch', 64, 'Clips embedded at once.',
                               lower_bound=1)
 _CORPUS = flags.DEFINE_string('corpus', None, 'A prepared corpus, for RankMe.')
@@ -55,55 +66,112 @@ _GROUPS = flags.DEFINE_string(
 _OUT = flags.DEFINE_string(
     'out', 'evaluations', 'JSON file, or folder that gets one, for the record.')
 _CACHE = flags.DEFINE_string(
-    'cache', None, "Folder of embeddings; '' keeps none. Otherwise "
+    'cache', None, "Folder of embeddings; '' caches none. Otherwise "
     '~/.cache/audiorank/embeddings, which AUDIORANK_CACHE moves.')
 _CACHED = flags.DEFINE_bool('cached', False, 'List the cache and end.')
 _CLEAR = flags.DEFINE_bool('clear_cache', False, 'Empty the cache and end.')
 
 
-def rank_lines(fields):
+# Measures of the spectrum and of directions, in a few words each. Most owners
+# centre the embeddings first; see audiorank/rankme/summaries.py for formulas.
+MEANINGS = {
+    'rankme_no_eps': 'effective rank (Roy and Vetterli): RankMe without eps',
+    'rankme_normalised': 'RankMe over the largest it could be',
+    'rankme_certificate': 'largest relative rounding error of RankMe',
+    'von_neumann': 'effective rank of the covariance (its entropy)',
+    'participation_ratio': 'directions that share the energy evenly',
+    'stable_rank': 'energy over that of the first direction',
+    'nesum': 'the same, centred: NESum',
+    'nuclear_ratio': 'sum of singular values over the first',
+    'renyi2': 'as RankMe, by an entropy of order 2',
+    'alpha_req': 'decay exponent of the eigenvalues (alpha-ReQ)',
+    'alpha_req_first': 'first eigenvalue of that fit',
+    'alpha_req_last': 'last eigenvalue of that fit',
+    'numerical_rank': 'directions above float32 rounding',
+    'numerical_rank_1e3': 'directions above a 1000th of the first',
+    'numerical_rank_1e2': 'directions above a 100th of the first',
+    'condition_number': 'first singular value over the last',
+    'top1_energy': 'share of the energy in the first direction',
+    'dims90': 'directions that hold 90 % of the energy',
+    'dims99': 'directions that hold 99 % of the energy',
+    'log_det': 'mean log eigenvalue: the volume of the cloud',
+    'uniformity': 'how evenly directions fill the sphere (lower: more)',
+    'mean_cosine': 'mean cosine of two clips',
+    'self_clustering': 'how far clips cluster by themselves (0 to 1)',
+    'normalised_std': 'spread of the directions (1: as random ones)'}
+
+
+def rank_lines(fields: Mapping[str, Any]) -> list[str]:
   """Returns the rank part of the table, conventions included."""
   out = []
   for name, text in (('rank', 'RankMe'), ('rank_center', 'RankMe, centred')):
-    r = fields[name]
-    if r['value'] is None:
-      why = ('all embeddings are one vector' if name == 'rank_center' else
-             'all are zero, or so small that their squares vanish')
-      out.append(f'{text:32s}   undefined: {why}')
-      continue
-    endless = f"[{r['low_inf']:.3f}, {r['high_inf']:.3f}]"
-    if r['value_inf'] is None:
-      few = 'recordings' if r['n'] >= 4 * r['width'] else 'clips'
-      endless = f' undefined  {endless}  too few {few} to tell'
-    else:
-      endless = f"{r['value_inf']:10.3f}  {endless}"
-    out += [
-        f"{text:32s} {r['value']:10.3f}  [{r['low']:.3f}, {r['high']:.3f}]  "
-        f"n {r['n']}, width {r['width']}, eps {r['eps']:g}",
-        f"{text + ', endless sample':32s} {endless}"]
-  for name in fields['rank']['siblings']:
-    pair = [f'{fields[r]["siblings"].get(name, float("nan")):10.4g}'
-            for r in ('rank', 'rank_center')]
-    out.append(f'{name:32s} {pair[0]}  centred {pair[1]}')
+    out += rank_with_interval(text, fields[name])
+  sizes = ', '.join(f'{value:.2f} of {n}'
+                    for n, value in fields['rank']['curve'])
+  out += [f'{"RankMe by sample size":32s} {sizes}', '',
+          f'{"other measures":24s} {"raw":>10s} {"centred":>10s}']
+  centred = fields['rank_center']['siblings']
+  for name, value in fields['rank']['siblings'].items():
+    if name != 'rankme':  # It heads the table, with its interval.
+      out.append(measure_line(name, value, centred.get(name, math.nan)))
   for name, value in fields.get('directions', {}).items():
-    out.append(f'{name:32s} {value:10.4g}')
-  sizes = ', '.join(f'{value:.2f} of {n}' for n, value in
-                    fields['rank']['curve'])
-  out.append(f'{"RankMe by sample size":32s} {sizes}')
+    out.append(measure_line(name, value))
   return out
 
 
-def task_line(name, found):
-  """Returns one task's line of the table."""
-  stds = found.get('stds') or {}
-  scores = ', '.join(
-      f'{k} {v:.4f}' + (f' (sd {stds[k]:.4f})' if stds.get(k) else '')
-      for k, v in found['scores'].items())
-  kept = ', cached embeddings' if found['cached'] else ''
-  return f"{name:32s} {scores}  ({found['protocol']}{kept})"
+def rank_with_interval(text: str, rank: Mapping[str, Any]) -> list[str]:
+  """Returns the lines of RankMe itself, or the reason why it has no value."""
+  if rank['value'] is None:
+    reason = 'all are zero, or so small that their squares vanish'
+    if rank['center']:
+      reason = 'all embeddings are one vector'
+    return [f'{text:32s}   undefined: {reason}']
+  out = [f"{text:32s} {rank['value']:10.3f}  "
+         f"[{rank['low']:.3f}, {rank['high']:.3f}]  "
+         f"n {rank['n']}, width {rank['width']}, eps {rank['eps']:g}"]
+  interval = f"[{rank['low_inf']:.3f}, {rank['high_inf']:.3f}]"
+  if rank['value_inf'] is None:
+    few = 'recordings' if rank['n'] >= 4 * rank['width'] else 'clips'
+    endless = f' undefined  {interval}  too few {few} to tell'
+  else:
+    endless = f"{rank['value_inf']:10.3f}  {interval}"
+  return [*out, f"{text + ', endless sample':32s} {endless}"]
 
 
-def check():
+def measure_line(name: str, raw: float, centred: float | None = None) -> str:
+  """Returns one measure's line: its values, and what it says in a few words."""
+  centred_text = '' if centred is None else f'{centred:.4g}'
+  return (f'{name:24s} {raw:10.4g} {centred_text:>10s}  '
+          f'{MEANINGS.get(name, "")}').rstrip()
+
+
+def score_lines(record: Mapping[str, Any], encoder: str = '') -> list[str]:
+  """Returns a line for each measure of one task, the task's own first.
+
+  Args:
+    record: of evaluate.score.
+    encoder: whose scores they are, where not the model's.
+  """
+  from audiorank import evaluate
+  out, result = [], record['result']
+  for i, row in enumerate(evaluate.measures(record)):
+    interval = f"[{row['low']:.4f}, {row['high']:.4f}]"
+    if math.isnan(row['low']):
+      interval = 'no interval'
+    chance = ''
+    if not math.isnan(row['chance']):
+      chance = f", chance {row['chance']:.4f}"
+    name, about = '', ''
+    if i == 0:
+      name = encoder or record['task']
+      cached = ', cached embeddings' if record['cached'] else ''
+      about = f"  {result['clips']} clips ({result['protocol']}{cached})"
+    out.append(f"{name:32s} {row['measure']:22s} {row['score']:7.4f}  "
+               f'{interval}{chance}{about}')
+  return out
+
+
+def check() -> None:
   """Raises ValueError for flags that do not go together."""
   model = _CHECKPOINT.value or _MODULE.value
   if _EMBEDDINGS.value:
@@ -127,7 +195,7 @@ def check():
                      'expected none beside --module')
 
 
-def encoder():
+def encoder() -> Any:
   """Returns the Encoder that the flags name."""
   from audiorank import encoders
   cli.compile_cache()
@@ -139,66 +207,98 @@ def encoder():
                        _CLAMP.value)
 
 
-def task_folders():
-  """Returns the task folders that the flags name."""
-  from audiorank.hear import tasks
-  folders = {f.name: f for f in tasks.find(_TASKS.value)}
-  for name in _TASK.value:
-    if name not in folders:
-      raise ValueError(f'no task {name!r} in {_TASKS.value}: there are '
-                       f'{", ".join(folders)}{cli.nearest(name, folders)}')
-  return [folders[name] for name in _TASK.value or folders]
-
-
-def main(argv):
+def main(argv: list[str]) -> None:
+  """Runs the command."""
   del argv
   from audiorank import embedding_cache
-  root = embedding_cache.default() if _CACHE.value is None else _CACHE.value
+  cache = embedding_cache.default() if _CACHE.value is None else _CACHE.value
   if _CACHED.value or _CLEAR.value:
-    for name, size in embedding_cache.listing(root):
-      print(f'{size / 1e6:10.2f} MB  {name}')
-    print(f'{root}: {embedding_cache.clear(root)} deleted' if _CLEAR.value else root)
+    list_cache(cache)
     return
   check()
   from audiorank import evaluate
-  from audiorank.rankme import files
   record = {'versions': embedding_cache.versions()}
   if _EMBEDDINGS.value:
-    record['embeddings'] = {
-        'file': _EMBEDDINGS.value, 'array': _ARRAY.value,
-        'groups': _GROUPS.value,
-        'seen': files.fingerprint(_EMBEDDINGS.value)}
-    record['rank'] = files.file_rank(_EMBEDDINGS.value, _ARRAY.value,
-                                     _GROUPS.value)
-    print('\n'.join(rank_lines(record['rank'])))
     name = pathlib.Path(_EMBEDDINGS.value).name
+    record |= embeddings_record()
   else:
-    folders = task_folders() if _TASKS.value else []
-    one = encoder()
-    record['encoder'] = one.about
+    # Tasks first: a name that is not there is refused before weights are read.
+    folders = []
+    if _TASKS.value:
+      folders = evaluate.named_folders(_TASKS.value, _TASK.value, '--task')
+    model = encoder()
+    record['encoder'] = model.about
     name = pathlib.Path(_CHECKPOINT.value or _MODULE.value).name
-    if one.about['step'] is not None:
-      name += f"-{one.about['step']}"
+    if model.about['step'] is not None:
+      name += f"-{model.about['step']}"
     if _CORPUS.value:
-      from audiorank import data
-      corpus = data.load(_CORPUS.value)
-      record['corpus'] = {'path': _CORPUS.value, 'sha256': corpus.sha256,
-                          'clips': _CLIPS.value, 'seconds': _SECONDS.value}
-      record['rank'], _ = evaluate.corpus_rank(
-          one, corpus, _CLIPS.value, _SECONDS.value, root)
-      print('\n'.join(rank_lines(record['rank'])))
-      if _VIEWS.value:
-        record['views'] = evaluate.views_of(
-            _CHECKPOINT.value, one.about['step'], corpus, _CLIPS.value,
-            _SECONDS.value, _VIEWS.value, _BATCH.value)
-        for what in ('lidar', 'diff_erank'):
-          print(f"{what:32s} {record['views'][what]:10.4g}")
-    for folder in folders:
-      record[folder.name] = evaluate.score_encoder(
-          one, folder, root, protocol=_PROTOCOL.value,
-          grid_points=_GRID.value)
-      print(task_line(folder.name, record[folder.name]), flush=True)
-  print(evaluate.keep(_OUT.value, name, record))
+      record |= corpus_record(model, cache)
+    record |= task_records(model, folders, cache)
+  print(evaluate.write(_OUT.value, name, record))
+
+
+def list_cache(cache: str) -> None:
+  """Prints what is cached; empties it where that was asked for."""
+  from audiorank import embedding_cache
+  for name, size in embedding_cache.listing(cache):
+    print(f'{size / 1e6:10.2f} MB  {name}')
+  if _CLEAR.value:
+    print(f'{cache}: {embedding_cache.clear(cache)} deleted')
+  else:
+    print(cache)
+
+
+def embeddings_record() -> dict[str, Any]:
+  """Prints and returns the rank of a file of embeddings."""
+  from audiorank.rankme import files
+  rank = files.file_rank(_EMBEDDINGS.value, _ARRAY.value, _GROUPS.value)
+  print('\n'.join(rank_lines(rank)))
+  return {'rank': rank, 'embeddings': {
+      'file': _EMBEDDINGS.value, 'array': _ARRAY.value,
+      'groups': _GROUPS.value, 'seen': files.fingerprint(_EMBEDDINGS.value)}}
+
+
+def corpus_record(model: Any, cache: str) -> dict[str, Any]:
+  """Prints and returns the rank of a model on a corpus, and of its views."""
+  from audiorank import data
+  from audiorank import evaluate
+  corpus = data.load(_CORPUS.value)
+  rank, _ = evaluate.corpus_rank(model, corpus, _CLIPS.value, _SECONDS.value,
+                                 cache)
+  print('\n'.join(rank_lines(rank)))
+  out = {'rank': rank, 'corpus': {
+      'path': _CORPUS.value, 'sha256': corpus.sha256, 'clips': _CLIPS.value,
+      'seconds': _SECONDS.value}}
+  if _VIEWS.value:
+    out['views'] = evaluate.views_of(
+        _CHECKPOINT.value, model.about['step'], corpus, _CLIPS.value,
+        _SECONDS.value, _VIEWS.value, _BATCH.value)
+    for name in ('lidar', 'diff_erank'):
+      print(f"{name:32s} {out['views'][name]:10.4g}")
+  return out
+
+
+def task_records(model: Any, folders: list[pathlib.Path],
+                 cache: str) -> dict[str, Any]:
+  """Prints and returns the scores of a model, and of features beside it."""
+  from audiorank import encoders
+  from audiorank import evaluate
+  settings = {'protocol': _PROTOCOL.value, 'grid_points': _GRID.value}
+  out = {}
+  for folder in folders:
+    record = evaluate.score(model, folder, settings, cache)
+    out[folder.name] = record
+    print('\n'.join(score_lines(record)), flush=True)
+    if not _FEATURES.value:
+      continue
+    for name in encoders.FEATURES:
+      beside = evaluate.feature_score(name, folder, settings)
+      if beside is None:
+        print(f'  {name}: another process is scoring it')
+        continue
+      out[f'{folder.name}.{name}'] = beside
+      print('\n'.join(score_lines(beside, f'  {name}')), flush=True)
+  return out
 
 
 if __name__ == '__main__':

@@ -78,7 +78,7 @@ def test_squares_that_overflow_are_said_to(tmp_path, z_ND):
 
 
 def test_records_of_two_arrays_of_one_file_have_two_names(tmp_path):
-  names = {evaluate.keep(tmp_path, 'z', {
+  names = {evaluate.write(tmp_path, 'z', {
       'embeddings': {'file': 'z.npz', 'array': array}, 'rank': {'n': 1}})
            for array in 'ab'}
   assert len(names) == 2

@@ -195,8 +195,8 @@ def test_any_module_with_the_api(tmp_path, foreign, weights):
   z = evaluate.embeddings(encoder, task)
   wave_NS = np.stack([w for _, w in tasks.audio(task, 'test')])
   np.testing.assert_allclose(z['test'][:, 1], wave_NS.std(1), rtol=1e-5)
-  found = evaluate.score_encoder(encoder, folder, '', protocol='logistic')
-  assert found['score'] > .4 and found['metric'] == 'top1_acc'
+  record = evaluate.score(encoder, folder, {'protocol': 'logistic'})
+  assert record['result']['score'] > .4 and record['metric'] == 'top1_acc'
   # Integers, as a corpus has them, are the same clips.
   np.testing.assert_allclose(
       encoder.scene(np.round(wave_NS * 32768).astype(np.int16)), z['test'],
@@ -224,7 +224,7 @@ def test_clips_come_at_the_rate_of_the_model(tmp_path, foreign, weights):
   z_ND = evaluate.embeddings(encoder, tasks.load(high, 48_000))['test']
   np.testing.assert_allclose(z_ND[:, 1], .3 / np.sqrt(2), rtol=.02)
   with pytest.raises(ValueError, match='clips at 16000 Hz, the model takes 32'):
-    evaluate.score_encoder(encoder, low, '')
+    evaluate.score(encoder, low, {})
 
 
 def test_other_modules_are_one_line(foreign):
@@ -300,23 +300,75 @@ def test_the_command_says_what_it_did(tmp_path, weights):
   args = [f'--checkpoint={weights}', f'--tasks={tmp_path}/tasks',
           '--protocol=logistic', '--out', tmp_path / 'out']
   env = {'AUDIORANK_CACHE': str(tmp_path / 'cache')}
+  args.append('--features')
   first, second = command(*args, **env), command(*args, **env)
   assert first.returncode == second.returncode == 0, first.stderr
   assert '(logistic)' in first.stdout
   assert '(logistic, cached embeddings)' in second.stdout
+  assert '\n  mfcc ' in first.stdout and '\n  log_mel ' in second.stdout
   assert first.stdout.splitlines()[-1] == second.stdout.splitlines()[-1]
   (path,) = (tmp_path / 'out').iterdir()
   record = records.read_json(path)
   assert record['encoder']['checkpoint'] == str(weights)
   assert {'step', 'layer', 'clamp', 'weights'} <= set(record['encoder'])
   assert {'audiorank', 'jax', 'backend'} <= set(record['versions'])
-  found = record['tones-v1-full']
-  assert found['cached'] and found['protocol'] == 'logistic'
-  assert found['score'] == found['scores']['top1_acc']
+  scored = record['tones-v1-full']
+  assert scored['cached'] and scored['result']['protocol'] == 'logistic'
+  result = scored['result']
+  assert result['score'] == result['scores']['top1_acc']
+  assert 0 <= result['low'] < result['score'] <= result['high'] == 1
+  # The score stands with its interval, its clips and chance.
+  assert (f"{result['score']:.4f}  [{result['low']:.4f}, 1.0000], chance "
+          '0.5000  8 clips (logistic)') in first.stdout
   listed = command('--cached', **env)
   assert 'tones-v1-full-' in listed.stdout
   assert '1 deleted' in command('--clear_cache', **env).stdout
   assert not list((tmp_path / 'cache').rglob('*.npz'))
+
+
+def test_features_need_no_network(tmp_path, monkeypatch):
+  librosa = pytest.importorskip('librosa')
+  rng = np.random.default_rng(0)
+  waves = [rng.standard_normal(n).astype(np.float32) * .1
+           for n in (300, 8000, 16_000, 16_000)]
+  mel, mfcc = encoders.features('log_mel'), encoders.features('mfcc')
+  assert mel.scene(waves).shape == (4, 64)
+  x_DT = librosa.feature.mfcc(y=waves[1], sr=16_000)
+  want_D = np.r_[x_DT.mean(1), x_DT.std(1)]
+  # The same sums in one batch and alone: float32 rounding of values to 100.
+  np.testing.assert_allclose(mfcc.scene(waves)[1], want_D, atol=1e-3)
+  # A clip does not depend on the others, nor on integers or floats.
+  np.testing.assert_allclose(mel.scene(waves)[2], mel.scene(waves[2:3])[0],
+                             atol=1e-4)
+  z_BLD, ms_BL = mel.timestamps(waves[3][None])
+  assert z_BLD.shape == (1, 25, 64) and ms_BL[0, :2].tolist() == [20, 60]
+  assert mel.key and mel.key != mfcc.key
+  with pytest.raises(ValueError, match="features 'cqt': expected one of"):
+    encoders.features('cqt')
+
+
+def test_features_are_scored_once(tmp_path, monkeypatch):
+  pytest.importorskip('librosa')
+  monkeypatch.setenv('AUDIORANK_CACHE', str(tmp_path / 'cache'))
+  folder = write_task(tmp_path / 'tones-v1-full')
+  settings = {'protocol': 'logistic'}
+  first = evaluate.feature_score('mfcc', folder, settings)
+  assert first['result']['score'] == 1  # Two tones: MFCC are enough.
+  monkeypatch.setattr(evaluate, 'score', None)  # It must not be asked again.
+  again = evaluate.feature_score('mfcc', folder, settings)
+  assert again['result']['resamples'] == first['result']['resamples']
+  monkeypatch.undo()
+  monkeypatch.setenv('AUDIORANK_CACHE', str(tmp_path / 'cache'))
+  # While another process computes it, nobody else does.
+  (path,) = (tmp_path / 'cache' / 'scores').glob('*.json')
+  path.unlink()
+  with open(path.with_suffix('.lock'), 'a') as file:
+    files.lock(file)
+    assert evaluate.feature_score('mfcc', folder, settings) is None
+  # Other clips are another score.
+  soundfile.write(folder / '16000/test/0.wav', np.zeros(8000), 16_000)
+  other = evaluate.feature_score('mfcc', folder, settings)
+  assert other['task_sha256'] != first['task_sha256']
 
 
 @pytest.mark.parametrize('args,message', [

@@ -13,7 +13,6 @@ from scipy import optimize
 from audiorank.hear import events
 from audiorank.hear import folds
 from audiorank.hear import linear
-from audiorank.hear import network
 from audiorank.hear import predictor
 from audiorank.hear import probe
 from audiorank.hear import scores
@@ -151,13 +150,13 @@ def reference_training(net, z_ND, y_ND, batch, epochs, lr, multiclass):
 @pytest.mark.parametrize('depth', [1, 2])
 def test_training_equals_a_float64_reference(monkeypatch, multiclass, depth):
   """Two batches, the last one partial, padded rows, widths and labels."""
-  monkeypatch.setattr(network, 'DROPOUT', 0.)
+  monkeypatch.setattr(predictor, 'DROPOUT', 0.)
   monkeypatch.setattr(predictor, 'BATCH', 32)
   monkeypatch.setattr(predictor, 'ROWS', (32,))
   rng = np.random.default_rng(3)
   z_ND = 2 + rng.standard_normal((52, 7)).astype(np.float32)
   y_NC = np.eye(5)[rng.integers(0, 5, 52)]
-  net = network.init(rng, (7, *[16] * depth, 5), 'xavier_normal')
+  net = predictor.init(rng, (7, *[16] * depth, 5), 'xavier_normal')
   bare = jax.tree.map(np.copy, net)
   bare['hidden'][0]['kernel'] = bare['hidden'][0]['kernel'][:7]
   bare['out'] = {'kernel': bare['out']['kernel'][:, :5],
@@ -183,14 +182,14 @@ def test_training_equals_a_float64_reference(monkeypatch, multiclass, depth):
     np.testing.assert_allclose(got['var'], var, rtol=2e-3)
   # What does not exist stays out: extra inputs and labels have no weight.
   assert not np.asarray(net['hidden'][0]['kernel'])[7:].any()
-  assert (np.asarray(net['out']['bias'])[5:] == network.NEVER).all()
+  assert (np.asarray(net['out']['bias'])[5:] == predictor.NEVER).all()
 
 
 def test_initialisation():
   """Xavier's deviations, gain sqrt 2 after a ReLU, torch's biases."""
   rng = np.random.default_rng(0)
   for kind in ('xavier_normal', 'xavier_uniform'):
-    net = network.init(rng, (256, 512, 512, 96), kind)
+    net = predictor.init(rng, (256, 512, 512, 96), kind)
     kernels = [l['kernel'] for l in (*net['hidden'], net['out'])]
     for kernel_IO, gain in zip(kernels, (1, math.sqrt(2), math.sqrt(2))):
       std = gain * math.sqrt(2 / sum(kernel_IO.shape))
@@ -202,12 +201,13 @@ def test_initialisation():
     bias_H = net['hidden'][0]['bias']
     assert 0.9 / 16 < np.abs(bias_H).max() <= 1 / 16
   with pytest.raises(ValueError, match='xavier'):
-    network.init(rng, (2, 2), 'zeros')
+    predictor.init(rng, (2, 2), 'zeros')
 
 
 def test_dropout_is_a_fair_hash():
-  keep = np.stack([network.survivors(np.uint32(network.hashed(np.uint32(w))),
-                                   (256, 512)) for w in range(20)])
+  hashed = predictor.hashed
+  keep = np.stack([predictor.survivors(np.uint32(hashed(np.uint32(w))),
+                                       (256, 512)) for w in range(20)])
   # 2.6 M draws: the rate within 5 standard errors, and each unit and row.
   assert abs(keep.mean() - .9) < 5 * .3 / math.sqrt(keep.size)
   assert np.abs(keep.mean((0, 1)) - .9).max() < 6 * .3 / math.sqrt(20 * 256)
@@ -227,11 +227,11 @@ def test_scores_on_the_device_equal_those_on_the_host(name):
   logits_NC = np.round(2 * rng.standard_normal((50, 14)), 1).astype(np.float32)
   y_NC = np.eye(14)[np.r_[np.arange(14), rng.integers(0, 14, 36)]]
   rows = predictor.rows(np.zeros((50, 1)), y_NC)
-  padded_NC = np.full((64, 16), network.NEVER, np.float32)
+  padded_NC = np.full((64, 16), predictor.NEVER, np.float32)
   padded_NC[:50, :14] = logits_NC
   padded_NC[50:] = 3
   got = predictor._monitor(name, padded_NC, rows, multiclass=True)
-  p_NC = np.asarray(network.probabilities(logits_NC, True))
+  p_NC = np.asarray(predictor.probabilities(logits_NC, True))
   np.testing.assert_allclose(got, scores.SCENE[name](p_NC, y_NC), rtol=2e-5,
                              atol=2e-6)
 
@@ -255,11 +255,11 @@ def test_result_is_plain_and_repeats_bit_for_bit():
 
 def test_one_program_for_many_models():
   """Another seed, width within 128, or fold: nothing is compiled again."""
-  sizes, program = [], predictor.fit_program('top1_acc', True, False)
+  sizes = []
   for width, seed in ((5, 0), (5, 1), (90, 2)):
     task, embeddings = toy(kfold=3, width=width, seed=seed)
     probe.evaluate(task, embeddings, seed=seed, **QUICK)
-    sizes.append(program._cache_size())
+    sizes.append(predictor.fit._cache_size())
   assert 0 < sizes[0] == sizes[1] == sizes[2]
 
 
@@ -301,21 +301,6 @@ def test_patience_counts_validations():
   split, = result['per_split']
   assert (split['epoch'], split['epochs']) == (3, 15)
   assert result['score'] == 1 and result['std'] is None
-
-
-@pytest.mark.parametrize('kind, score, points', [
-    ('multiclass', 'top1_acc', 1),
-    pytest.param('multilabel', 'mAP', 4, marks=pytest.mark.slow)])
-def test_at_once_equals_one_by_one(kind, score, points):
-  task, embeddings = toy(kfold=3, kind=kind, score=score)
-  kwargs = dict(grid_points=points, hidden=32, max_epochs=12)
-  one = probe.evaluate(task, embeddings, parallel=False, **kwargs)
-  all_ = probe.evaluate(task, embeddings, parallel=True, **kwargs)
-  # Batched products round differently; a borderline clip may flip.
-  assert all_['grid'] == one['grid']
-  for a, b in zip(all_['searched'], one['searched']):
-    assert a['valid'] == pytest.approx(b['valid'], abs=.03)
-  assert all_['score'] == pytest.approx(one['score'], abs=.03)
 
 
 def test_undefined_validation_is_reported():

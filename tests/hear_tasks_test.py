@@ -91,13 +91,44 @@ def test_numbers_as_labels_and_audio(tmp_path):
 
 
 def test_folds_rotate(tmp_path):
-  splits = {f'fold{i:02d}': {f'{i}.wav': ['x']} for i in range(4)}
-  task = tasks.load(write(tmp_path / 't', splits, ['x']))
+  splits = {f'fold{i:02d}': {f'{i}.wav': ['x'], f'{i}b.wav': ['y']}
+            for i in range(4)}
+  task = tasks.load(write(tmp_path / 't', splits, ['x', 'y']))
   got = tasks.folds(task)
   assert [test for _, _, test in got] == sorted(splits)
   assert got[3] == (('fold01', 'fold02'), 'fold00', 'fold03')
   for train, valid, test in got:
     assert sorted([*train, valid, test]) == sorted(splits)
+
+
+@pytest.mark.parametrize('kind', ['multiclass', 'multilabel'])
+def test_a_split_of_one_class_is_refused_in_one_line(tmp_path, kind):
+  files = {s: {f'{s}{i}.wav': [str(i % 2)] for i in range(4)}
+           for s in ('train', 'valid', 'test')}
+  files['test'] = {f't{i}.wav': ['1'] for i in range(4)}
+  folder = write(tmp_path / 't', files, ['0', '1'], prediction_type=kind)
+  with pytest.raises(ValueError, match=r'test\.json: all 4 clips have the same '
+                     r'labels \(1\): expected') as caught:
+    tasks.load(folder)
+  assert '\n' not in str(caught.value)
+
+
+def test_groups_are_read_where_the_task_names_them(tmp_path):
+  folder = toy(tmp_path)
+  assert tasks.load(folder).groups is None
+  rows = [f'{s}{i}.wav,kit {i // 2}' for s, n in (('a', 6), ('b', 4), ('c', 4))
+          for i in range(n)]
+  path = folder / 'provenance.csv'
+  path.write_text('file,group\n' + '\n'.join(rows))
+  task = tasks.load(folder)
+  for name, group in zip(task.files['train'], task.groups['train']):
+    assert group == f'kit {int(name[1]) // 2}'
+  path.write_text('file,group\n' + '\n'.join(rows[1:]))
+  with pytest.raises(ValueError, match=r'provenance.csv: no row for a0.wav'):
+    tasks.load(folder)
+  # Another table under that name says nothing of groups.
+  path.write_text('file,licence\na0.wav,CC0\n')
+  assert tasks.load(folder).groups is None
 
 
 def test_find(tmp_path):

@@ -10,6 +10,7 @@ Shapes: B batch, S samples, L timestamps, D width.
 """
 
 import os
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,8 @@ from audiorank import encoders
 VARIABLE = 'AUDIORANK_CHECKPOINT'
 
 
-def load_model(model_file_path='', layer='final', clamp='clip'):
+def load_model(model_file_path: str = '', layer: str | int = 'final',
+               clamp: str = 'clip') -> Any:
   """Returns a model for the two functions below.
 
   Args:
@@ -51,7 +53,7 @@ def load_model(model_file_path='', layer='final', clamp='clip'):
   return shell(config.model, params, layer, clamp)
 
 
-def get_scene_embeddings(audio, model):
+def get_scene_embeddings(audio: Any, model: Any) -> Any:
   """Returns z_BD float32: the time mean of each clip's tokens.
 
   Args:
@@ -61,7 +63,7 @@ def get_scene_embeddings(audio, model):
   return model.tensor(model.tokens(audio)[0].mean(1), audio)
 
 
-def get_timestamp_embeddings(audio, model):
+def get_timestamp_embeddings(audio: Any, model: Any) -> Any:
   """Returns (z_BLD, ms_BL) float32: tokens of 40 ms and their centres.
 
   The centres are 40 l + 20 milliseconds, L = (1 + S // 160) // 4, at least 1.
@@ -74,8 +76,12 @@ def get_timestamp_embeddings(audio, model):
   return model.tensor(z_BLD, audio), model.tensor(ms_BL, audio)
 
 
-def shell(config, params, layer, clamp):
-  """Returns the torch.nn.Module that the kit demands."""
+def shell(config: Any, params: Any, layer: str | int, clamp: str) -> Any:
+  """Returns the torch.nn.Module that the kit demands.
+
+  Raises:
+    ValueError: there is no torch.
+  """
   try:
     import torch
   except ModuleNotFoundError:
@@ -99,7 +105,8 @@ def shell(config, params, layer, clamp):
                               clamp, fill=True)
 
     def tensor(self, x, like):
-      device = like.device if torch.is_tensor(like) else 'cpu'
-      return torch.from_numpy(np.array(x)).to(device)
+      """x as a tensor where `like` is, on the CPU for an array."""
+      y = torch.from_numpy(np.array(x))
+      return y.to(like.device) if torch.is_tensor(like) else y
 
   return Shell().eval()

@@ -3,6 +3,8 @@
 Shapes: N clips (or frames) of a split, D width, C labels, L frames of a file.
 """
 
+from collections.abc import Mapping
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -28,9 +30,19 @@ class Fold(NamedTuple):
   test: tuple
 
 
-def load(task, embeddings):
-  """The `Fold` of every model to be trained, checked and padded alike."""
-  known = scores.EVENT if task.embedding_type == 'event' else scores.SCENE
+def load(task: tasks.Task, embeddings: Mapping[str, Any]) -> list[Fold]:
+  """Returns the `Fold` of every model to be trained, padded alike.
+
+  Args:
+    task: of `tasks.load`.
+    embeddings: see `probe.evaluate`.
+
+  Raises:
+    ValueError: embeddings that do not fit the task, an unknown measure.
+  """
+  known = scores.SCENE
+  if task.embedding_type == 'event':
+    known = scores.EVENT
   for name in task.evaluation:
     if name not in known:
       raise ValueError(f'{task.name}: score {name!r} is unknown for '
@@ -53,43 +65,52 @@ def load(task, embeddings):
 
 
 def _split(task, split, embeddings):
-  if task.embedding_type == 'scene':
-    if split not in embeddings:
-      raise ValueError(f'{task.name}: no embeddings for split {split!r}, found '
-                       f'{sorted(embeddings)}')
-    z_ND, y_NC = np.asarray(embeddings[split]), task.targets[split]
-    frames, truth = [], {}
-    if z_ND.ndim != 2 or len(z_ND) != len(y_NC):
-      raise ValueError(f'{task.name}: embeddings of {split} have shape '
-                       f'{z_ND.shape}, expected ({len(y_NC)}, width)')
-  else:
-    files, described = task.files[split], task.targets[split]
-    missing = [file for file in files if file not in embeddings]
-    if missing:
-      raise ValueError(f'{task.name}: no embeddings for {missing[0]} of '
-                       f'{split}, {len(missing)} missing in all')
-    frames = [(file, np.asarray(embeddings[file][1], np.float64))
-              for file in files]
-    truth = dict(zip(files, described))
-    parts = [np.asarray(embeddings[file][0]) for file in files]
-    for (file, ms_L), z_LD in zip(frames, parts):
-      if z_LD.ndim != 2 or len(z_LD) != len(ms_L) or not len(ms_L):
-        raise ValueError(f'{task.name}: {file} has embeddings {z_LD.shape} for '
-                         f'{len(ms_L)} timestamps')
-      if np.any(np.diff(ms_L) <= 0):
-        raise ValueError(f'{task.name}: timestamps of {file} do not increase')
-    z_ND = np.concatenate(parts)
-    y_NC = np.concatenate([
-        tasks.frame_targets(truth[file], task.labels, ms_L)
-        for file, ms_L in frames])
-  if not np.isfinite(z_ND).all():
-    raise ValueError(f'{task.name}: embeddings of {split} have '
-                     f'{int((~np.isfinite(z_ND)).sum())} values that are not '
-                     'finite')
-  return Split(z_ND.astype(np.float32), y_NC, frames, truth)
+  """Returns the Split of checked embeddings."""
+  read = _scene if task.embedding_type == 'scene' else _events
+  loaded = read(task, split, embeddings)
+  bad = int((~np.isfinite(loaded.z_ND)).sum())
+  if bad:
+    raise ValueError(f'{task.name}: embeddings of {split} have {bad} values '
+                     'that are not finite')
+  return loaded
+
+
+def _scene(task, split, embeddings):
+  if split not in embeddings:
+    raise ValueError(f'{task.name}: no embeddings for split {split!r}, found '
+                     f'{sorted(embeddings)}')
+  z_ND, y_NC = np.asarray(embeddings[split]), task.targets[split]
+  if z_ND.ndim != 2 or len(z_ND) != len(y_NC):
+    raise ValueError(f'{task.name}: embeddings of {split} have shape '
+                     f'{z_ND.shape}, expected ({len(y_NC)}, width)')
+  return Split(z_ND.astype(np.float32), y_NC, [], {})
+
+
+def _events(task, split, embeddings):
+  files = task.files[split]
+  missing = [file for file in files if file not in embeddings]
+  if missing:
+    raise ValueError(f'{task.name}: no embeddings for {missing[0]} of '
+                     f'{split}, {len(missing)} missing in all')
+  parts, frames = [], []
+  for file in files:
+    z_LD = np.asarray(embeddings[file][0])
+    ms_L = np.asarray(embeddings[file][1], np.float64)
+    if z_LD.ndim != 2 or len(z_LD) != len(ms_L) or not len(ms_L):
+      raise ValueError(f'{task.name}: {file} has embeddings {z_LD.shape} for '
+                       f'{len(ms_L)} timestamps')
+    if np.any(np.diff(ms_L) <= 0):
+      raise ValueError(f'{task.name}: timestamps of {file} do not increase')
+    parts.append(z_LD)
+    frames.append((file, ms_L))
+  truth = dict(zip(files, task.targets[split]))
+  y_NC = np.concatenate([tasks.frame_targets(truth[file], task.labels, ms_L)
+                         for file, ms_L in frames])
+  return Split(np.concatenate(parts).astype(np.float32), y_NC, frames, truth)
 
 
 def _join(splits):
+  """Returns one Split of several."""
   return Split(np.concatenate([s.z_ND for s in splits]),
                np.concatenate([s.y_NC for s in splits]),
                [frame for s in splits for frame in s.frames],

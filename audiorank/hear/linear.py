@@ -12,12 +12,13 @@ Shapes: N rows (padded), D width, C labels, P penalties.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audiorank.hear import network
+from audiorank.hear import predictor
 
 # Strongest first: each solution starts the next.
 PENALTIES = (3., 1., .3, .1, .03, .01, .003, .001, 3e-4, 1e-4, 3e-5, 1e-5)
@@ -26,8 +27,43 @@ TOLERANCE = 1e-4
 _dot = functools.partial(jnp.matmul, precision='highest')
 
 
-def standardise(z_ND):
-  """(mean_D, basis_DD, spectrum_D) of a training split, float64.
+class Path(NamedTuple):
+  """Predictions by every penalty, in their order, and the gradient left."""
+  valid_PNC: np.ndarray
+  test_PNC: np.ndarray
+  gap_P: np.ndarray
+
+
+def predictions(train_ND: np.ndarray, y_NC: np.ndarray, valid_ND: np.ndarray,
+                test_ND: np.ndarray, penalties_P: np.ndarray,
+                multiclass: bool, capacity: int | None = None) -> Path:
+  """Returns the Path of a training split's solutions.
+
+  Args:
+    train_ND, y_NC: embeddings and labels.
+    valid_ND, test_ND: embeddings to predict.
+    penalties_P: strongest first: each solution starts the next.
+    multiclass: whether a clip has exactly one label.
+    capacity: rows that the program is compiled for; None takes those there.
+  """
+  width, labels = train_ND.shape[1], y_NC.shape[1]
+  mean_D, basis_DD, spectrum_D = standardise(train_ND)
+  rotated = [rotate(z_ND, mean_D, basis_DD)
+             for z_ND in (train_ND, valid_ND, test_ND)]
+  rows = predictor.rows(rotated[0], y_NC, capacity)
+  # The rows' width is rounded up.
+  spectrum_D = np.pad(spectrum_D, (0, rows.z_ABD.shape[-1] - width))
+  w_PDC, b_PC, gap_P = jax.device_get(path(
+      rows, spectrum_D.astype(np.float32), penalties_P, multiclass=multiclass))
+  w_PDC, b_PC = w_PDC[:, :width, :labels], b_PC[:, :labels]
+  valid_PNC, test_PNC = (
+      np.stack([probabilities(x_ND, w_DC, b_C, multiclass)
+                for w_DC, b_C in zip(w_PDC, b_PC)]) for x_ND in rotated[1:])
+  return Path(valid_PNC, test_PNC, gap_P)
+
+
+def standardise(z_ND: np.ndarray) -> tuple[np.ndarray, ...]:
+  """Returns (mean_D, basis_DD, spectrum_D) of a training split, float64.
 
   (z - mean) @ basis is the standardised embedding in the eigenbasis of its
   covariance; column by column its variance is `spectrum`.
@@ -42,26 +78,29 @@ def standardise(z_ND):
   return mean_D, scale_D[:, None] * basis_DD, spectrum_D.clip(0)
 
 
-def rotate(z_ND, mean_D, basis_DD):
+def rotate(z_ND: np.ndarray, mean_D: np.ndarray,
+           basis_DD: np.ndarray) -> np.ndarray:
+  """Returns x_ND float64, embeddings in the basis of `standardise`."""
   return (np.asarray(z_ND, np.float64) - mean_D[None]) @ basis_DD
 
 
 @functools.partial(jax.jit, static_argnames='multiclass')
-def path(train, spectrum_D, penalties_P, *, multiclass):
-  """(w_PDC, b_PC, gap_P): a solution per penalty, in the given order.
+def path(train: predictor.Rows, spectrum_D: jax.Array, penalties_P: jax.Array,
+         *, multiclass: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns (w_PDC, b_PC, gap_P): a solution per penalty, in the given order.
 
   `train` is `predictor.Rows` of rotated embeddings, `spectrum_D` their
   variances. gap_P is the largest scaled gradient left.
   """
   x_ND = train.z_ABD.reshape(-1, train.z_ABD.shape[-1])
   y_NC = train.y_ABC.reshape(-1, train.y_ABC.shape[-1])
-  on_N = (jnp.arange(len(x_ND)) < train.n).astype(jnp.float32)
+  real_N = (jnp.arange(len(x_ND)) < train.n).astype(jnp.float32)
   curvature = 0.5 if multiclass else 0.25
 
   def gradient(w_DC, b_C, penalty):
     logits_NC = _dot(x_ND, w_DC) + b_C[None]
-    residual_NC = on_N[:, None] * (
-        network.probabilities(logits_NC, multiclass) - y_NC) / train.n
+    residual_NC = real_N[:, None] * (
+        predictor.probabilities(logits_NC, multiclass) - y_NC) / train.n
     return _dot(x_ND.T, residual_NC) + penalty * w_DC, residual_NC.sum(0)
 
   def solve(start, penalty):
@@ -89,13 +128,14 @@ def path(train, spectrum_D, penalties_P, *, multiclass):
     return solution, (*solution, gap)
 
   C = y_NC.shape[1]
-  b_C = jnp.where(jnp.arange(C) < train.c, 0., network.NEVER)
+  b_C = jnp.where(jnp.arange(C) < train.c, 0., predictor.NEVER)
   start = jnp.zeros((x_ND.shape[1], C)), b_C
   return jax.lax.scan(solve, start, penalties_P)[1]
 
 
-def probabilities(x_ND, w_DC, b_C, multiclass):
-  """p_NC in float64 numpy."""
+def probabilities(x_ND: np.ndarray, w_DC: np.ndarray, b_C: np.ndarray,
+                  multiclass: bool) -> np.ndarray:
+  """Returns p_NC in float64, by numpy."""
   logits_NC = x_ND @ np.asarray(w_DC, np.float64) + np.asarray(b_C)[None]
   if not multiclass:
     return 1 / (1 + np.exp(-logits_NC.clip(-700, 700)))

@@ -11,10 +11,13 @@ error, as far as the deviations say.
 """
 
 import collections
+from collections.abc import Sequence
 import glob
 import json
 import math
+import os
 import pathlib
+from typing import Any
 
 from absl import app
 from absl import flags
@@ -22,6 +25,7 @@ import jax
 import numpy as np
 
 from audiorank.hear import probe
+from audiorank.hear import scores
 from audiorank.hear import tasks
 
 _RUNS = flags.DEFINE_string(
@@ -33,8 +37,9 @@ _PROTOCOL = flags.DEFINE_enum('protocol', 'hear', probe.PROTOCOLS, 'Ours.')
 SCORES = 'test.predicted-scores.json'
 
 
-def load(folder):
-  """(task, embeddings, the kit's score) of one run of the kit.
+def load(folder: str | os.PathLike[str]
+         ) -> tuple[tasks.Task, dict[str, Any], float]:
+  """Returns (task, embeddings, the kit's score) of one run of the kit.
 
   Raises FileNotFoundError or ValueError naming what is missing or does not
   fit.
@@ -53,13 +58,13 @@ def load(folder):
     if task.embedding_type == 'scene':
       embeddings[split] = z_ND
       continue
-    rows = collections.defaultdict(list)
+    rows_of = collections.defaultdict(list)
     described = folder / f'{split}.filename-timestamps.json'
     for row, (file, ms) in enumerate(json.loads(described.read_text())):
       # The kit names the file by the way to it from where it ran.
-      rows[pathlib.PurePosixPath(file).name].append((row, ms))
-    for file, found in rows.items():
-      index_L, ms_L = zip(*found)
+      rows_of[pathlib.PurePosixPath(file).name].append((row, ms))
+    for file, frames in rows_of.items():
+      index_L, ms_L = zip(*frames)
       embeddings[file] = z_ND[list(index_L)], np.asarray(ms_L)
   kit = json.loads((folder / SCORES).read_text())
   if task.kfold:
@@ -67,25 +72,26 @@ def load(folder):
   return task, embeddings, kit['test']['test_score']
 
 
-def row(folders, seeds, grid_points, protocol):
-  """The table's cells for the runs of one task."""
+def row(folders: Sequence[str], seeds: int, grid_points: int,
+        protocol: str) -> list[str]:
+  """Returns the table's cells for the runs of one task."""
   loaded = [load(folder) for folder in folders]
   task, embeddings, _ = loaded[0]
   kit_R = np.asarray([score for _, _, score in loaded])
   ours_R = np.asarray([
       probe.evaluate(task, embeddings, grid_points=grid_points, seed=seed,
                      protocol=protocol)['score'] for seed in range(seeds)])
-  deviation = lambda x_R: np.std(x_R, ddof=1) if len(x_R) > 1 else math.nan
-  error = math.hypot(deviation(kit_R) / math.sqrt(len(kit_R)),
-                     deviation(ours_R) / math.sqrt(len(ours_R)))
+  error = math.hypot(scores.std(kit_R) / math.sqrt(len(kit_R)),
+                     scores.std(ours_R) / math.sqrt(len(ours_R)))
   gap = ours_R.mean() - kit_R.mean()
   return [task.metadata['task_name'], task.evaluation[0],
-          f'{kit_R.mean():.3f}', f'{deviation(kit_R):.3f} ({len(kit_R)})',
-          f'{ours_R.mean():.3f}', f'{deviation(ours_R):.3f} ({len(ours_R)})',
-          f'{gap:+.3f}', f'{gap / error:+.1f}' if error else 'nan']
+          f'{kit_R.mean():.3f}', f'{scores.std(kit_R):.3f} ({len(kit_R)})',
+          f'{ours_R.mean():.3f}', f'{scores.std(ours_R):.3f} ({len(ours_R)})',
+          f'{gap:+.3f}', f'{gap / error:+.1f}']
 
 
-def main(_):
+def main(_: list[str]) -> None:
+  """Prints the table."""
   groups = collections.defaultdict(list)
   for folder in sorted(glob.glob(_RUNS.value)):
     if (pathlib.Path(folder) / SCORES).is_file():

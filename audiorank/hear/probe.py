@@ -1,31 +1,38 @@
 """Scores of frozen embeddings on a HEAR task, by one of three protocols.
 
 'hear'      hear-eval-kit 2021.1.3's predictor and search (arXiv 2203.03022)
-'shuffled'  the same network and grid with shuffled batches, several seeds and
-            an interval: statistically better, not comparable number by number
+'shuffled'  the same network and grid with shuffled batches and several seeds:
+            statistically better, not comparable number by number
 'logistic'  L2-regularised logistic regression, the penalty chosen on the
             validation split: fast, convex, no seed
 
-A result always names its protocol; README.md says how the three differ.
+A result always names its protocol; README.md says how the three differ, and
+intervals.py what its interval holds.
 
-Shapes: N clips (or frames) of a split, D width, C labels, L frames of a file.
+Shapes: N clips (or frames) of a split, D width, C labels, L frames of a file,
+P penalties, B resamples.
 """
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 import itertools
 import math
 import random
+from typing import Any
 
-import jax
 import numpy as np
 
 from audiorank.hear import folds
+from audiorank.hear import intervals
 from audiorank.hear import linear
-from audiorank.hear import predictor
+from audiorank.hear import predictions
 from audiorank.hear import scores
 from audiorank.hear import search
-from audiorank.hear import summary
+from audiorank.hear import tasks
 
 PROTOCOLS = ('hear', 'shuffled', 'logistic')
+# Raised when the same embeddings would get another score or interval.
+VERSION = 2
 GRID = {'hidden_layers': [1, 2],
         'initialization': ['xavier_uniform', 'xavier_normal'],
         'lr': [3.2e-3, 1e-3, 3.2e-4, 1e-4]}
@@ -37,33 +44,44 @@ KIT_OVERRIDES = {'dcase2016_task2': {'check_val_every_n_epoch': [10]}}
 KNOBS = {'grid_points': ('points', 8), 'hidden': ('hidden', 1024),
          'max_epochs': ('epochs', 500), 'check_every': ('every', 3),
          'patience': ('patience', 20)}
+# split -> z_ND of a scene task, file -> (z_LD, ms_L) of an event task.
+Embeddings = Mapping[str, Any]
 
 
-def evaluate(task, embeddings, grid_points=8, hidden=1024, max_epochs=500,
-             check_every=3, patience=20, seed=42, protocol='hear', seeds=5,
-             parallel=None):
+def evaluate(task: tasks.Task, embeddings: Embeddings, grid_points: int = 8,
+             hidden: int = 1024, max_epochs: int = 500, check_every: int = 3,
+             patience: int = 20, seed: int = 42, protocol: str = 'hear',
+             seeds: int = 5) -> dict[str, Any]:
   """Trains predictors on a task's embeddings; returns their scores.
 
-  `embeddings` maps split -> z_ND, rows in the order of `task.files`, for a
-  scene task and file -> (z_LD, ms_L) for an event task.
-
   The knobs make a cheaper protocol, which the result then names, for instance
-  'hear-points2-hidden256-epochs100': the first `grid_points` of the 16 in the
-  kit's order, `hidden` units a layer, at most `max_epochs`, a validation
-  every `check_every` epochs, `patience` validations without improvement. A
-  task's own evaluation_params replace check_every and patience and lower
-  max_epochs. 'shuffled' uses the `seeds` seeds from `seed` on. `parallel`
-  trains grid points and folds at once (default: on accelerators only).
+  'hear-points2-hidden256-epochs100'. A task's own evaluation_params replace
+  check_every and patience and lower max_epochs.
 
-  Returns plain Python values: score (of the test split, by the task's first
-  measure, mean over folds), scores (each measure), std and stds (over folds,
-  ddof 1; None without folds), per_split, valid (mean validation score), grid
-  (the chosen point), searched (every point tried), protocol, settings, notes.
-  'shuffled' averages all that over seeds, its std and stds are over seeds, and
-  it adds per_seed, low and high (95 % t interval). What is undefined is NaN,
-  never 0.
+  Args:
+    task: of `tasks.load`.
+    embeddings: split -> z_ND, rows in the order of `task.files`, for a scene
+      task; file -> (z_LD, ms_L) for an event task.
+    grid_points: the first of the 16 in the kit's order.
+    hidden: units of a hidden layer.
+    max_epochs: at most.
+    check_every: epochs between validations.
+    patience: validations without improvement that end a fit.
+    seed: the first.
+    protocol: one of PROTOCOLS.
+    seeds: of 'shuffled', from `seed` on.
 
-  Raises ValueError for embeddings or knobs that do not fit the task.
+  Returns:
+    plain Python values: score (of the test split, by the task's first
+    measure, mean over folds), its interval and more (`intervals.fields`),
+    scores (each measure), std and stds (over folds, ddof 1; None without
+    folds), per_split, valid (mean validation score), grid (the chosen point),
+    searched (every point tried), protocol, settings, notes. 'shuffled'
+    averages all that over seeds, its std and stds are over seeds, and it adds
+    per_seed. What is undefined is NaN, never 0.
+
+  Raises:
+    ValueError: embeddings or knobs that do not fit the task.
   """
   if protocol not in PROTOCOLS:
     raise ValueError(f'protocol is {protocol!r}, expected one of {PROTOCOLS}')
@@ -75,71 +93,103 @@ def evaluate(task, embeddings, grid_points=8, hidden=1024, max_epochs=500,
     if value < 1:
       raise ValueError(f'{name} is {value}, expected at least 1')
   points, schedule = search_space(task, knobs)
-  if parallel is None:
-    parallel = jax.default_backend() != 'cpu'
   shuffled = protocol == 'shuffled'
+  count = seeds if shuffled else 1
   problem = search.Problem(task, folds.load(task, embeddings), points,
-                           schedule, hidden, shuffled, parallel)
-  result = search.run(problem, range(seed, seed + (seeds if shuffled else 1)))
+                           schedule, hidden, shuffled)
+  result = search.run(problem, range(seed, seed + count))
   changed = [f'-{short}{knobs[name]}' for name, (short, default)
              in KNOBS.items() if knobs[name] != default]
   result['protocol'] = protocol + ''.join(changed)
-  result['settings'] = {**knobs, **schedule, 'seed': seed,
-                        'seeds': seeds if shuffled else 1}
+  result['settings'] = {**knobs, **schedule, 'seed': seed, 'seeds': count}
   return result
 
 
-def logistic(task, embeddings, penalties=linear.PENALTIES):
+def logistic(task: tasks.Task, embeddings: Embeddings,
+             penalties: Sequence[float] = linear.PENALTIES) -> dict[str, Any]:
   """Logistic regression on standardised embeddings; like `evaluate`.
 
-  The penalty is chosen per fold on its validation split by the task's first
-  measure, of equals the one with the smaller validation loss. `grid` has the
-  penalty of each fold. Event tasks are fitted frame by frame and their
-  post-processing is chosen on the validation split.
+  One choice of a penalty on some hundred validation clips jumps from one to
+  another when the embeddings hardly move. So every penalty's predictions are
+  averaged, weighted by how often it is the best on resampled validation clips
+  by the task's first measure (of equals the one with the smaller loss).
+  `grid` has these weights by fold. Event tasks are fitted frame by frame and
+  their post-processing is chosen on the validation split.
   """
-  multiclass = task.prediction_type == 'multiclass'
   penalties_P = np.asarray(sorted(penalties, reverse=True), np.float32)
-  per_split, chosen = [], []
+  per_split, shares, tests, choices = [], [], [], []
   for fold in folds.load(task, embeddings):
-    mean_D, basis_DD, spectrum_D = linear.standardise(fold.train[0].z_ND)
-    rotate = lambda z_ND: linear.rotate(z_ND, mean_D, basis_DD)
-    capacity = math.prod(fold.train[1].z_ABD.shape[:2])
-    rows = predictor.rows(
-        rotate(fold.train[0].z_ND), fold.train[0].y_NC, capacity)
-    spectrum_D = np.pad(
-        spectrum_D, (0, rows.z_ABD.shape[-1] - len(spectrum_D)))
-    w_PDC, b_PC, gap_P = jax.device_get(linear.path(
-        rows, spectrum_D.astype(np.float32), penalties_P,
-        multiclass=multiclass))
-    width, labels = fold.train[0].z_ND.shape[1], len(task.labels)
-    w_PDC, b_PC = w_PDC[:, :width, :labels], b_PC[:, :labels]
-    valid, test = (rotate(part[0].z_ND) for part in (fold.valid, fold.test))
-    tried = []
-    for p, penalty in enumerate(penalties_P.tolist()):
-      p_NC = linear.probabilities(valid, w_PDC[p], b_PC[p], multiclass)
-      post, value = search.valid_score(task, p_NC, fold.valid[0])
-      better = value if scores.maximise(task.evaluation[0]) else -value
-      better = -math.inf if math.isnan(better) else better
-      tried.append(((better, -_log_loss(p_NC, fold.valid[0].y_NC, multiclass)),
-                    p, penalty, post, value))
-    _, p, penalty, post, value = max(tried, key=lambda entry: entry[0])
-    p_NC = linear.probabilities(test, w_PDC[p], b_PC[p], multiclass)
-    found = search.test_scores(task, p_NC, fold.test[0], post)
-    chosen.append({'penalty': penalty})
-    per_split.append({'split': fold.name, 'score': found[task.evaluation[0]],
-                      'scores': found, 'valid': value, 'penalty': penalty,
-                      'gap': float(gap_P[p]), 'postprocessing': post})
-  return {**summary.aggregate(task, per_split), 'grid': chosen, 'searched': [
-      {'penalty': penalty} for penalty in penalties_P.tolist()],
-          'protocol': 'logistic', 'settings': {}}
+    model = _path(task, fold, penalties_P)
+    share_P, posts = _weigh(task, fold, model)
+    average = lambda p_PNC, share_P=share_P: np.tensordot(share_P, p_PNC, 1)
+    valid_NC, test_NC = average(model.valid_PNC), average(model.test_PNC)
+    post, value = predictions.valid_score(task, valid_NC, fold.valid[0])
+    tests.append(predictions.tested(task, fold, test_NC, post))
+    used_P = np.flatnonzero(share_P)
+    choices.append((share_P[used_P], [
+        predictions.test_scores(task, model.test_PNC[p], fold.test[0],
+                                posts[p]) for p in used_P]))
+    shares.append({f'{penalties_P[p]:g}': float(share_P[p]) for p in used_P})
+    per_split.append({
+        'split': fold.name, 'score': tests[-1].scores[task.evaluation[0]],
+        'scores': tests[-1].scores, 'valid': value, 'penalties': shares[-1],
+        'gap': float(model.gap_P[used_P].max()), 'postprocessing': post})
+  result = predictions.aggregate(task, per_split)
+  resampled = predictions.resamples(task, tests)
+  count = intervals.units(task).count
+  sources = {name: {
+      'clips': intervals.of_clips(resampled[name], count),
+      'folds': intervals.of_folds([s['scores'][name] for s in per_split]),
+      'choice': _choice(choices, name)} for name in task.evaluation}
+  return {**result, **intervals.fields(task, result, resampled, sources,
+                                       predictions.chance(task)),
+          'grid': shares, 'protocol': 'logistic', 'settings': {},
+          'searched': [{'penalty': p} for p in penalties_P.tolist()]}
 
 
-def search_space(task, knobs):
-  """(points, schedule): the kit's first grid points for this task, in order.
+def _path(task, fold, penalties_P):
+  """Returns `linear.Path`: a fold's predictions by every penalty."""
+  train = fold.train[0]
+  return linear.predictions(
+      train.z_ND, train.y_NC, fold.valid[0].z_ND, fold.test[0].z_ND,
+      penalties_P, task.prediction_type == 'multiclass',
+      capacity=math.prod(fold.train[1].z_ABD.shape[:2]))
+
+
+def _weigh(task, fold, model):
+  """Returns (share_P, post-processing of each penalty) by validation clips."""
+  split, name = fold.valid[0], task.evaluation[0]
+  multiclass = task.prediction_type == 'multiclass'
+  sign = 1 if scores.maximise(name) else -1
+  q_PB, posts = [], []
+  for p_NC in model.valid_PNC:
+    post, _ = predictions.valid_score(task, p_NC, split)
+    q_B = predictions.resampled_score(task, name, p_NC, split, post)
+    loss_B = predictions.resampled_loss(p_NC, split, multiclass)
+    # Scores step by more than this: the loss decides between equals alone.
+    q_PB.append(sign * q_B - 1e-9 * loss_B)
+    posts.append(post)
+  return intervals.chosen_share(np.stack(q_PB)), posts
+
+
+def _choice(choices, name):
+  """Returns the Source of the penalties' choice, over all folds."""
+  of_folds = [intervals.of_choice([s[name] for s in by_penalty], share_P)
+              for share_P, by_penalty in choices]
+  whole = intervals.added(of_folds)
+  return intervals.Source(
+      intervals.AVERAGED * whole.variance / len(of_folds) ** 2, whole.free)
+
+
+def search_space(task: tasks.Task, knobs: Mapping[str, int]
+                 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
+  """Returns (points, schedule): the kit's first grid points for this task.
 
   The kit lists the product of its grid with names sorted (the last fastest),
   shuffles the list with random seed 42 and takes the first `grid_points`.
-  Raises ValueError for an override that this predictor does not have.
+
+  Raises:
+    ValueError: an override that this predictor does not have.
   """
   space, schedule = dict(GRID), {name: knobs[name] for name in
                                  ('max_epochs', 'check_every', 'patience')}
@@ -150,10 +200,10 @@ def search_space(task, knobs):
   for name, values in overrides.items():
     if name in GRID:
       space[name] = values
+    elif name == 'max_epochs' and len(values) == 1:
+      schedule[name] = min(int(values[0]), schedule[name])
     elif name in SCHEDULE and len(values) == 1:
-      ours, value = SCHEDULE[name], int(values[0])
-      lower = ours == 'max_epochs'
-      schedule[ours] = min(value, schedule[ours]) if lower else value
+      schedule[SCHEDULE[name]] = int(values[0])
     else:
       raise ValueError(
           f'{task.name}: task_specific_param_grid has {name} = {values}; known '
@@ -167,10 +217,3 @@ def search_space(task, knobs):
             for values in itertools.product(*(space[name] for name in names))]
   random.Random(42).shuffle(points)
   return points[:knobs['grid_points']], schedule
-
-
-def _log_loss(p_NC, y_NC, multiclass):
-  p_NC = p_NC.clip(1e-12, 1 - 1e-12)
-  if multiclass:
-    return -float(np.mean(np.log(p_NC[y_NC > 0])))
-  return -float(np.mean(np.where(y_NC > 0, np.log(p_NC), np.log1p(-p_NC))))

@@ -1,39 +1,69 @@
-"""HEAR's scores, equal to hear-eval-kit's (sklearn 1.9, sed_eval 0.2.1).
+"""HEAR's measures, equal to hear-eval-kit's (sklearn 1.9, sed_eval 0.2.1).
 
-Scene scores take p_NC, predicted probabilities, and y_NC, zeros and ones.
-Event scores take two dictionaries file -> events; an event is a dictionary of
-label, start and end in milliseconds. Infinity and NaN come out where the kit
-has them: an AUC of 1 makes d' infinite, a class without positives or without
-negatives makes AUC and d' undefined, no predicted event makes F undefined.
+Scene measures take p_NC, predicted probabilities, and y_NC, zeros and ones.
+Event measures take two dictionaries file -> events; an event is a dictionary
+of label, start and end in milliseconds. Infinity and NaN come out where the
+kit has them: an AUC of 1 makes d' infinite, a class without positives or
+without negatives makes AUC and d' undefined, no predicted event makes F
+undefined.
 
-Shapes: N clips, C classes, R reference events, E estimated events.
+`scene_resampled` and `event_resampled` are the same measures of resampled
+test sets: of each resample they take how often every clip is drawn.
+
+Shapes: N clips, C classes, B resamples, F files, R reference events,
+E estimated events, P positives, T seconds.
 """
 
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import math
+from typing import Any
 
 import numpy as np
 from scipy import sparse
 from scipy import special
 
+Event = Mapping[str, Any]
+# File -> its events.
+Events = Mapping[str, Sequence[Event]]
+
 # sed_eval divides an error rate by the count plus this.
 TINY = float(np.spacing(1.0))
+# Tolerance of an onset (ms), and of an offset as a share of the event.
 ONSET_MS = {'event_onset_200ms_fms': (200.0, None),
             'event_onset_50ms_fms': (50.0, None),
             'event_onset_offset_50ms_20perc_fms': (50.0, 0.2)}
+ERROR_RATE = 'segment_1s_er'
 
 
-def top1_acc(p_NC, y_NC):
-  """Fraction of rows whose largest prediction is the labelled class."""
-  return float(np.mean(p_NC.argmax(1) == y_NC.argmax(1)))
+# --- Scenes ---
 
 
-def chroma_acc(p_NC, y_NC):
-  """Accuracy of the class index modulo 12: octave errors are forgiven."""
-  return float(np.mean(p_NC.argmax(1) % 12 == y_NC.argmax(1) % 12))
+def top1_acc(p_NC: np.ndarray, y_NC: np.ndarray) -> float:
+  """Returns the share of rows whose largest prediction is their class."""
+  return float(np.mean(hits(p_NC, y_NC)))
 
 
-def average_precision(p_NC, y_NC):
-  """ap_C, area under the step-wise precision-recall curve of each class.
+def chroma_acc(p_NC: np.ndarray, y_NC: np.ndarray) -> float:
+  """Returns accuracy of the class index modulo 12: octaves are forgiven."""
+  return float(np.mean(hits(p_NC, y_NC, 12)))
+
+
+def hits(p_NC: np.ndarray, y_NC: np.ndarray,
+         octave: int | None = None) -> np.ndarray:
+  """Returns hit_N: whether the largest prediction is the labelled class.
+
+  Args:
+    p_NC, y_NC: predictions and labels.
+    octave: classes that differ by a multiple of it count as one.
+  """
+  octave = octave or p_NC.shape[1]
+  return p_NC.argmax(1) % octave == y_NC.argmax(1) % octave
+
+
+def average_precision(p_NC: np.ndarray, y_NC: np.ndarray) -> np.ndarray:
+  """Returns ap_C, the area under each class's precision-recall steps.
 
   Sum over thresholds of precision times the step in recall, which is the
   mean over positives of the precision at their own score, ties included.
@@ -43,15 +73,15 @@ def average_precision(p_NC, y_NC):
   for c in range(len(ap_C)):
     p_N, on_N = p_NC[:, c], y_NC[:, c] > 0
     if on_N.any():
-      all_N, hit_P = np.sort(p_N), np.sort(p_N[on_N])
-      retrieved_P = len(all_N) - np.searchsorted(all_N, hit_P, 'left')
-      relevant_P = len(hit_P) - np.searchsorted(hit_P, hit_P, 'left')
+      all_N, own_P = np.sort(p_N), np.sort(p_N[on_N])
+      retrieved_P = len(all_N) - np.searchsorted(all_N, own_P, 'left')
+      relevant_P = len(own_P) - np.searchsorted(own_P, own_P, 'left')
       ap_C[c] = np.mean(relevant_P / retrieved_P)
   return ap_C
 
 
-def auc(p_NC, y_NC):
-  """auc_C, area under each class's ROC curve (Mann-Whitney, ties half).
+def auc(p_NC: np.ndarray, y_NC: np.ndarray) -> np.ndarray:
+  """Returns auc_C, the area under each class's ROC (Mann-Whitney, ties half).
 
   NaN for a class without positives or without negatives.
   """
@@ -66,24 +96,100 @@ def auc(p_NC, y_NC):
   return auc_C
 
 
-def mean_ap(p_NC, y_NC):
-  """Macro mean of `average_precision`."""
+def mean_ap(p_NC: np.ndarray, y_NC: np.ndarray) -> float:
+  """Returns the macro mean of `average_precision`."""
   return float(np.mean(average_precision(p_NC, y_NC)))
 
 
-def aucroc(p_NC, y_NC):
-  """Macro mean of `auc`; NaN where any class is undefined."""
+def aucroc(p_NC: np.ndarray, y_NC: np.ndarray) -> float:
+  """Returns the macro mean of `auc`; NaN where any class is undefined."""
   return float(np.mean(auc(p_NC, y_NC)))
 
 
-def d_prime(p_NC, y_NC):
-  """Macro mean of sqrt(2) Phi^-1(AUC); infinite for a perfect class."""
+def d_prime(p_NC: np.ndarray, y_NC: np.ndarray) -> float:
+  """Returns the macro mean of sqrt(2) Phi^-1(AUC); a perfect class: inf."""
+  return float(np.mean(d_of_auc(auc(p_NC, y_NC))))
+
+
+def d_of_auc(area: np.ndarray) -> np.ndarray:
+  """Returns sqrt(2) Phi^-1(AUC)."""
   with np.errstate(invalid='ignore'):
-    return float(np.mean(math.sqrt(2) * special.ndtri(auc(p_NC, y_NC))))
+    return math.sqrt(2) * special.ndtri(area)
 
 
-def event_onset_fms(predicted, reference, collar_ms, length_share=None):
-  """f_measure, precision, recall over all events of all files.
+SCENE = {'top1_acc': top1_acc, 'pitch_acc': top1_acc, 'chroma_acc': chroma_acc,
+         'mAP': mean_ap, 'aucroc': aucroc, 'd_prime': d_prime}
+
+
+def scene(names: Iterable[str], p_NC: np.ndarray,
+          y_NC: np.ndarray) -> dict[str, float]:
+  """Returns {name: value} of the named scene measures."""
+  return {name: SCENE[name](p_NC, y_NC) for name in names}
+
+
+def scene_resampled(name: str, p_NC: np.ndarray, y_NC: np.ndarray,
+                    count_BN: np.ndarray) -> np.ndarray:
+  """Returns q_B: a scene measure of every resample of the clips.
+
+  A class that a resample has no positives of (for AUC and d' no negatives
+  either) is left out of that resample's mean; a class that the clips
+  themselves have none of counts as in the measure itself.
+
+  Args:
+    name: of the measure.
+    p_NC, y_NC: predictions and labels.
+    count_BN: how often each resample draws each clip.
+  """
+  if name in ('mAP', 'aucroc', 'd_prime'):
+    q_BC = np.stack([
+        _ranked(name, p_NC[:, c], y_NC[:, c] > 0, count_BN)
+        for c in range(p_NC.shape[1])], axis=1)
+    return mean_of_defined(q_BC, axis=1)
+  octave = 12 if name == 'chroma_acc' else None
+  right_B = count_BN @ hits(p_NC, y_NC, octave)
+  # A resample of groups may have none of a fold's clips: undefined.
+  with np.errstate(invalid='ignore'):
+    return right_B / count_BN.sum(1)
+
+
+def _ranked(name: str, p_N: np.ndarray, on_N: np.ndarray,
+            count_BN: np.ndarray) -> np.ndarray:
+  """Returns AP, AUC or d' of one class, of every resample."""
+  if not on_N.any():
+    return np.full(len(count_BN), 0. if name == 'mAP' else np.nan)
+  order_N = np.argsort(p_N, kind='stable')
+  p_N, on_N, count_BN = p_N[order_N], on_N[order_N], count_BN[:, order_N]
+  # Only positives are asked where they stand among the clips; of equal
+  # predictions the first stands for all.
+  first_P = np.searchsorted(p_N, p_N[on_N], 'left')
+  own_BP = count_BN[:, on_N].astype(float)
+  total_B = own_BP.sum(1)
+  with np.errstate(invalid='ignore', divide='ignore'):
+    if name == 'mAP':
+      # Counts at or above each positive's prediction, a column for each.
+      relevant_BP = _at_or_above(np.where(on_N[None], count_BN, 0), first_P)
+      retrieved_BP = _at_or_above(count_BN, first_P)
+      precision_BP = np.where(own_BP > 0, relevant_BP / retrieved_BP, 0)
+      return (own_BP * precision_BP).sum(1) / total_B
+    last_P = np.searchsorted(p_N, p_N[on_N], 'right')
+    below_BN = np.cumsum(np.where(on_N[None], 0, count_BN), axis=1)
+    below_BN = np.pad(below_BN, ((0, 0), (1, 0)))
+    beaten_BP = (below_BN[:, first_P] + below_BN[:, last_P]) / 2
+    area_B = (own_BP * beaten_BP).sum(1) / (total_B * below_BN[:, -1])
+  return area_B if name == 'aucroc' else d_of_auc(area_B)
+
+
+def _at_or_above(count_BN: np.ndarray, first_P: np.ndarray) -> np.ndarray:
+  """Returns the sum of counts from column first_P on, a column for each."""
+  return np.cumsum(count_BN[:, ::-1], axis=1)[:, ::-1][:, first_P]
+
+
+# --- Events ---
+
+
+def event_onset_fms(predicted: Events, reference: Events, collar_ms: float,
+                    length_share: float | None = None) -> dict[str, float]:
+  """Returns f_measure, precision, recall over all events of all files.
 
   An estimated event may be matched to a reference event of the same file and
   label whose start is within `collar_ms`, and, with `length_share`, whose
@@ -92,17 +198,10 @@ def event_onset_fms(predicted, reference, collar_ms, length_share=None):
   are looked at. Precision is NaN without estimated events, recall without
   reference events, F with either.
   """
-  hits = estimated = referred = 0
-  for file, events in predicted.items():
-    truth = reference.get(file, ())
-    estimated += len(events)
-    referred += len(truth)
-    for label in {event['label'] for event in events}:
-      hits += _matches([e for e in truth if e['label'] == label],
-                       [e for e in events if e['label'] == label],
-                       collar_ms, length_share)
-  precision = hits / estimated if estimated else math.nan
-  recall = hits / referred if referred else math.nan
+  count_F3 = onset_counts(predicted, reference, collar_ms, length_share)
+  correct, estimated, referred = count_F3.sum(0).tolist()
+  precision = correct / estimated if estimated else math.nan
+  recall = correct / referred if referred else math.nan
   if precision == 0 and recall == 0:
     f_measure = 0.0
   else:
@@ -110,48 +209,76 @@ def event_onset_fms(predicted, reference, collar_ms, length_share=None):
   return {'f_measure': f_measure, 'precision': precision, 'recall': recall}
 
 
-def _matches(truth, events, collar_ms, length_share):
+def onset_counts(predicted: Events, reference: Events, collar_ms: float,
+                 length_share: float | None = None) -> np.ndarray:
+  """Returns count_F3 of each file: matched, estimated, reference events."""
+  counts = []
+  for file, events in predicted.items():
+    truth = reference.get(file, ())
+    matched = sum(
+        _matches([e for e in truth if e['label'] == label],
+                 [e for e in events if e['label'] == label],
+                 collar_ms, length_share)
+        for label in {event['label'] for event in events})
+    counts.append((matched, len(events), len(truth)))
+  return np.array(counts, np.int64).reshape(-1, 3)
+
+
+def _matches(truth: Sequence[Event], events: Sequence[Event],
+             collar_ms: float, length_share: float | None) -> int:
+  """Returns how many events of one file and label the best matching pairs."""
   # Seconds, as sed_eval compares them: a difference of exactly the collar
   # falls on the same side after the same roundings.
-  times = lambda found, key: np.array([e[key] for e in found]) / 1000.0
+  times = lambda own, key: np.array([e[key] for e in own]) / 1000.0
   gap_RE = np.abs(np.subtract.outer(times(truth, 'start'),
                                     times(events, 'start')))
-  ok_RE = gap_RE <= collar_ms / 1000.0
+  near_RE = gap_RE <= collar_ms / 1000.0
   if length_share is not None and len(truth):
     length_R1 = (times(truth, 'end') - times(truth, 'start'))[:, None]
     gap_RE = np.abs(np.subtract.outer(times(truth, 'end'),
                                       times(events, 'end')))
-    ok_RE &= gap_RE <= np.maximum(collar_ms / 1000.0, length_share * length_R1)
-  if not ok_RE.any():
+    near_RE &= gap_RE <= np.maximum(collar_ms / 1000.0,
+                                    length_share * length_R1)
+  if not near_RE.any():
     return 0
   match_R = sparse.csgraph.maximum_bipartite_matching(
-      sparse.csr_array(ok_RE), perm_type='column')
+      sparse.csr_array(near_RE), perm_type='column')
   return int(np.sum(match_R >= 0))
 
 
-def segment_1s_er(predicted, reference, labels):
-  """Error rate over 1 s segments: (S + D + I) / reference activity.
+def segment_1s_er(predicted: Events, reference: Events,
+                  labels: Sequence[str]) -> float:
+  """Returns the error rate over 1 s segments: (S + D + I) / activity.
 
   An event marks every second it touches; per file the grid ends with the
   last event of either kind.
   """
+  errors, active = segment_counts(predicted, reference, labels).sum(0).tolist()
+  return errors / (active + TINY)
+
+
+def segment_counts(predicted: Events, reference: Events,
+                   labels: Sequence[str]) -> np.ndarray:
+  """Returns count_F2 of each file: errors, active reference segments."""
   column = {label: c for c, label in enumerate(labels)}
-  errors = active = 0
+  counts = []
   for file, events in predicted.items():
     truth = reference.get(file, ())
     ends = [e['end'] / 1000.0 for e in (*truth, *events)]
     seconds = math.ceil(max(ends, default=0.0))
-    truth_TC, found_TC = (
-        _roll(found, column, seconds) for found in (truth, events))
-    truth_T, found_T = truth_TC.sum(1), found_TC.sum(1)
-    hit_T = (truth_TC & found_TC).sum(1)
+    truth_TC = _roll(truth, column, seconds)
+    guess_TC = _roll(events, column, seconds)
+    truth_T, guess_T = truth_TC.sum(1), guess_TC.sum(1)
+    hit_T = (truth_TC & guess_TC).sum(1)
     # Substitutions min(ref, sys) - tp, plus |ref - sys| deleted or inserted.
-    errors += int(np.sum(np.maximum(truth_T, found_T) - hit_T))
-    active += int(truth_T.sum())
-  return errors / (active + TINY)
+    errors = np.sum(np.maximum(truth_T, guess_T) - hit_T)
+    counts.append((errors, truth_T.sum()))
+  return np.array(counts, np.int64).reshape(-1, 2)
 
 
-def _roll(events, column, seconds):
+def _roll(events: Sequence[Event], column: Mapping[str, int],
+          seconds: int) -> np.ndarray:
+  """Returns roll_TC: which labels are active in which second."""
   roll_TC = np.zeros((seconds, len(column)), bool)
   for event in events:
     start = math.floor(event['start'] / 1000.0)
@@ -159,34 +286,81 @@ def _roll(events, column, seconds):
   return roll_TC
 
 
-SCENE = {'top1_acc': top1_acc, 'pitch_acc': top1_acc, 'chroma_acc': chroma_acc,
-         'mAP': mean_ap, 'aucroc': aucroc, 'd_prime': d_prime}
-EVENT = (*ONSET_MS, 'segment_1s_er')
+EVENT = (*ONSET_MS, ERROR_RATE)
 
 
-def maximise(name):
-  """Whether larger is better."""
-  return name != 'segment_1s_er'
+def event(names: Iterable[str], predicted: Events, reference: Events,
+          labels: Sequence[str]) -> dict[str, float]:
+  """Returns {name: value} of the named event measures.
 
-
-def scene(names, p_NC, y_NC):
-  """Dictionary name -> value of the named scene scores."""
-  return {name: SCENE[name](p_NC, y_NC) for name in names}
-
-
-def event(names, predicted, reference, labels):
-  """Dictionary of the named event scores.
-
-  An F score appears under its own name and as <name>_precision and
+  An F measure appears under its own name and as <name>_precision and
   <name>_recall.
   """
   out = {}
   for name in names:
-    if name == 'segment_1s_er':
+    if name == ERROR_RATE:
       out[name] = segment_1s_er(predicted, reference, labels)
     else:
-      found = event_onset_fms(predicted, reference, *ONSET_MS[name])
-      out[name] = found['f_measure']
-      out[f'{name}_precision'] = found['precision']
-      out[f'{name}_recall'] = found['recall']
+      values = event_onset_fms(predicted, reference, *ONSET_MS[name])
+      out[name] = values['f_measure']
+      out[f'{name}_precision'] = values['precision']
+      out[f'{name}_recall'] = values['recall']
   return out
+
+
+def event_resampled(name: str, predicted: Events, reference: Events,
+                    labels: Sequence[str], count_BF: np.ndarray) -> np.ndarray:
+  """Returns q_B: an event measure of every resample of the files.
+
+  Args:
+    name: of the measure.
+    predicted, reference: events of the files.
+    labels: of the task.
+    count_BF: how often each resample draws each file of `predicted`.
+  """
+  with np.errstate(invalid='ignore', divide='ignore'):
+    if name == ERROR_RATE:
+      count_F2 = segment_counts(predicted, reference, labels)
+      errors_B, active_B = (count_BF @ count_F2).T
+      return errors_B / (active_B + TINY)
+    count_F3 = onset_counts(predicted, reference, *ONSET_MS[name])
+    correct_B, estimated_B, referred_B = (count_BF @ count_F3).T
+    # F is undefined without estimated or without reference events.
+    defined_B = (estimated_B > 0) & (referred_B > 0)
+    return np.where(defined_B, 2 * correct_B / (estimated_B + referred_B),
+                    np.nan)
+
+
+# --- Every measure ---
+
+
+def maximise(name: str) -> bool:
+  """Returns whether larger is better."""
+  return name != ERROR_RATE
+
+
+def bounded(name: str) -> bool:
+  """Returns whether the measure lies between 0 and 1."""
+  return name not in ('d_prime', ERROR_RATE)
+
+
+def mean_of_defined(q_BC: np.ndarray, axis: int) -> np.ndarray:
+  """Returns means over an axis without NaN; NaN where all are."""
+  defined_BC = ~np.isnan(q_BC)
+  count_B = defined_BC.sum(axis)
+  total_B = np.where(defined_BC, q_BC, 0).sum(axis)
+  return np.where(count_B > 0, total_B / np.maximum(count_B, 1), np.nan)
+
+
+def mean(values: Iterable[float]) -> float:
+  """Returns the mean of what is defined, NaN where nothing is."""
+  defined = [v for v in values if not math.isnan(v)]
+  return float(np.mean(defined)) if defined else math.nan
+
+
+def std(values: Iterable[float]) -> float:
+  """Returns the deviation (n - 1) of what is defined, NaN below two values."""
+  defined = [v for v in values if not math.isnan(v)]
+  if len(defined) < 2 or not np.isfinite(defined).all():
+    return math.nan
+  return float(np.std(defined, ddof=1))

@@ -27,7 +27,7 @@ import numpy as np
 from audiorank import files
 from audiorank.hear import tasks
 
-FORMAT = 1  # Raised when the same digest would mean other contents.
+FORMAT = 2  # Raised when the same digest would mean other contents.
 # Share of the disk's free space that a task's samples may take, and how much
 # longer than its file a compressed clip may be.
 MOST_OF_DISK, EXPANDS = .2, 12
@@ -158,8 +158,10 @@ def from_json(folder: pathlib.Path, tree: dict[str, Any]) -> tasks.Task:
       for y_C, columns in zip(y_NC, rows):
         y_C[columns] = 1
       targets[split] = y_NC
+  groups = tree['groups'] and {
+      split: tuple(names) for split, names in tree['groups'].items()}
   return tasks.Task(**{
-      **tree, 'folder': folder, 'targets': targets,
+      **tree, 'groups': groups, 'folder': folder, 'targets': targets,
       'splits': tuple(tree['splits']), 'labels': tuple(tree['labels']),
       'evaluation': tuple(tree['evaluation']),
       'files': {s: tuple(names) for s, names in tree['files'].items()},

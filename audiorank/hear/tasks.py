@@ -7,12 +7,16 @@ clips (hear-preprocess's layout, arXiv 2203.03022).
 Shapes: N clips of a split, C labels of the vocabulary, S samples, L frames.
 """
 
+from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 import csv
 import json
 import os
 import pathlib
 import random
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +27,8 @@ from audiorank import files
 
 METADATA = 'task_metadata.json'
 VOCABULARY = 'labelvocabulary.csv'
+# Optional: columns file and group, what each clip comes from.
+PROVENANCE = 'provenance.csv'
 SPLIT_MODES = ('trainvaltest', 'presplit_kfold', 'new_split_kfold')
 # A clip that the split file calls x.wav may also lie there losslessly or
 # lossily compressed under the same stem; WAV wins where both are present.
@@ -40,22 +46,27 @@ class Task(NamedTuple):
   embedding_type: str     # 'scene' | 'event'
   prediction_type: str    # 'multiclass' | 'multilabel'
   split_mode: str
-  splits: tuple
-  labels: tuple           # in vocabulary order, as strings
-  files: dict             # split -> names, in hear-eval-kit's order
-  targets: dict           # scene: y_NC uint8; event: per file, its events
-  paths: dict             # split -> paths of the clips, same order
+  splits: tuple[str, ...]
+  labels: tuple[str, ...]   # in vocabulary order, as strings
+  files: dict[str, tuple[str, ...]]   # split -> names, in hear-eval-kit's order
+  targets: dict[str, Any]   # scene: y_NC uint8; event: per file, its events
+  paths: dict[str, tuple[pathlib.Path, ...]]   # of the clips, same order
   rate: int
   sample_duration: float | None   # seconds; None where clips differ
-  evaluation: tuple       # names of scores, the first is the primary one
+  evaluation: tuple[str, ...]   # names of scores, the first is the primary one
+  # split -> names, same order: what the clips of a split come from, such as
+  # recordings, speakers or kits. None where the task does not say.
+  groups: dict[str, tuple[str, ...]] | None = None
 
   @property
-  def kfold(self):
+  def kfold(self) -> bool:
+    """Whether every fold is tested once; else train, valid and test."""
     return self.split_mode != 'trainvaltest'
 
 
-def load(task_dir, rate=config_lib.RATE, with_audio=True) -> Task:
-  """The task in `task_dir`, with clips at `rate` Hz.
+def load(task_dir: files.Path, rate: int = config_lib.RATE,
+         with_audio: bool = True) -> Task:
+  """Returns the task in `task_dir`, with clips at `rate` Hz.
 
   Without `with_audio` the clips need not be there and `paths` is empty: a
   folder of embeddings that hear-eval-kit wrote describes its task as well.
@@ -68,36 +79,19 @@ def load(task_dir, rate=config_lib.RATE, with_audio=True) -> Task:
   an event task a tuple with, per file, its events: dictionaries of label
   (string), start and end (milliseconds).
 
-  Raises FileNotFoundError for anything missing from the folder, ValueError
-  for contents that do not fit together; both name the file.
+  Raises:
+    FileNotFoundError: anything missing from the folder; names the file.
+    ValueError: contents that do not fit together, or a split in which there
+      is nothing to tell apart; names the file.
   """
   folder = files.path(task_dir)
   if not folder.is_dir():
     raise FileNotFoundError(f'{folder}: no such task folder')
-  metadata = _json(folder / METADATA, dict)
-  field = lambda name, among=None: _field(folder, metadata, name, among)
-  embedding_type = field('embedding_type', ('scene', 'event'))
-  prediction_type = field('prediction_type', ('multiclass', 'multilabel'))
-  split_mode = field('split_mode', SPLIT_MODES)
-  splits = tuple(field('splits'))
-  evaluation = tuple(field('evaluation'))
-  if not evaluation:
-    raise ValueError(f'{folder / METADATA}: evaluation names no score')
-  duration = field('sample_duration')
-  if embedding_type == 'event' and prediction_type != 'multilabel':
-    raise ValueError(f'{folder / METADATA}: event tasks are multilabel, found '
-                     f'prediction_type {prediction_type!r}')
-  if split_mode == 'trainvaltest':
-    if sorted(splits) != ['test', 'train', 'valid']:
-      raise ValueError(f'{folder / METADATA}: split_mode trainvaltest wants '
-                       f'splits train, valid, test, found {list(splits)}')
-  elif len(splits) < 3 or len(set(splits)) < len(splits):
-    raise ValueError(f'{folder / METADATA}: split_mode {split_mode} wants 3 or '
-                     f'more distinct folds, found {list(splits)}')
+  fields = _metadata(folder)
   labels = _vocabulary(folder / VOCABULARY)
   order = random.Random(0)
   names_of, targets, paths = {}, {}, {}
-  for split in splits:
+  for split in fields['splits']:
     described = folder / f'{split}.json'
     entries = _json(described, dict)
     if not entries:
@@ -107,23 +101,54 @@ def load(task_dir, rate=config_lib.RATE, with_audio=True) -> Task:
     names_of[split] = tuple(names)
     if with_audio:
       paths[split] = _paths(folder / str(rate) / split, names, described)
-    if embedding_type == 'scene':
-      targets[split] = _scene_targets(
-          described, names, entries, labels, prediction_type)
+    if fields['embedding_type'] == 'scene':
+      targets[split] = _scene_targets(described, names, entries, labels,
+                                      fields['prediction_type'])
+      _check_classes(described, targets[split], labels)
     else:
       targets[split] = tuple(
           _events(described, name, entries[name], labels) for name in names)
-  return Task(
-      name=folder.resolve().name, folder=folder, metadata=metadata,
-      embedding_type=embedding_type, prediction_type=prediction_type,
-      split_mode=split_mode, splits=splits, labels=labels, files=names_of,
-      targets=targets, paths=paths, rate=rate,
-      sample_duration=None if duration is None else float(duration),
-      evaluation=evaluation)
+      if not any(targets[split]):
+        raise ValueError(f'{described}: no event in {len(names)} clips: '
+                         'expected some')
+  return Task(name=folder.resolve().name, folder=folder, labels=labels,
+              files=names_of, targets=targets, paths=paths, rate=rate,
+              groups=_groups(folder / PROVENANCE, names_of), **fields)
 
 
-def find(root) -> list:
-  """Sorted task folders under `root`, under `root`/tasks, or `root` itself.
+def _metadata(folder):
+  """Returns the fields of a Task that its metadata has, checked."""
+  path = folder / METADATA
+  metadata = _json(path, dict)
+  field = lambda name, among=None: _field(path, metadata, name, among)
+  out = {'metadata': metadata,
+         'embedding_type': field('embedding_type', ('scene', 'event')),
+         'prediction_type': field('prediction_type',
+                                  ('multiclass', 'multilabel')),
+         'split_mode': field('split_mode', SPLIT_MODES),
+         'splits': tuple(field('splits')),
+         'evaluation': tuple(field('evaluation')),
+         'sample_duration': field('sample_duration')}
+  if not out['evaluation']:
+    raise ValueError(f'{path}: evaluation names no score')
+  if (out['embedding_type'], out['prediction_type']) == ('event', 'multiclass'):
+    raise ValueError(f"{path}: event tasks are multilabel, found "
+                     "prediction_type 'multiclass'")
+  splits = out['splits']
+  if out['split_mode'] == 'trainvaltest':
+    if sorted(splits) != ['test', 'train', 'valid']:
+      raise ValueError(f'{path}: split_mode trainvaltest wants splits train, '
+                       f'valid, test, found {list(splits)}')
+  elif len(splits) < 3 or len(set(splits)) < len(splits):
+    raise ValueError(f'{path}: split_mode {out["split_mode"]} wants 3 or more '
+                     f'distinct folds, found {list(splits)}')
+  if out['sample_duration'] is not None:
+    out['sample_duration'] = float(out['sample_duration'])
+  return out
+
+
+def find(root: files.Path) -> list[pathlib.Path]:
+  """Returns the sorted task folders under `root` or `root`/tasks, or `root`.
 
   Raises FileNotFoundError where there is none, or where a folder has a task's
   vocabulary but not its metadata: leaving it out would change the mean score.
@@ -134,18 +159,19 @@ def find(root) -> list:
   if (root / METADATA).is_file():
     return [root]
   for parent in (root, root / 'tasks'):
-    found = sorted(path.parent for path in parent.glob(f'*/{METADATA}'))
+    # Another folder, such as a corpus, may lie beside the tasks.
+    folders = sorted(path.parent for path in parent.glob(f'*/{METADATA}'))
     for path in sorted(parent.glob(f'*/{VOCABULARY}')):
-      if path.parent not in found:
+      if path.parent not in folders:
         raise FileNotFoundError(f'{path.parent / METADATA}: no such file, '
                                 f'but a {VOCABULARY} beside it')
-    if found:
-      return found
+    if folders:
+      return folders
   raise FileNotFoundError(
       f'{root}: no task here, expected folders with a {METADATA}')
 
 
-def audio(task, split) -> Iterator:
+def audio(task: Task, split: str) -> Iterator[tuple[str, np.ndarray]]:
   """Iterates over (file, wave_S) of a split, in the order of `task.files`.
 
   wave_S is float32 in [-1, 1]. Raises ValueError for a clip that is not mono
@@ -157,15 +183,16 @@ def audio(task, split) -> Iterator:
     except soundfile.LibsndfileError as error:
       raise ValueError(f'{path}: not readable as audio ({error})') from error
     if rate != task.rate or wave_S.ndim != 1 or not wave_S.size:
-      channels = 1 if wave_S.ndim == 1 else wave_S.shape[1]
+      channels = wave_S.shape[1] if wave_S.ndim > 1 else 1
       raise ValueError(
           f'{path}: {rate} Hz, {channels} channels, {len(wave_S)} samples; '
           f'expected mono at {task.rate} Hz, not empty')
     yield name, wave_S
 
 
-def frame_targets(events, labels, ms_L):
-  """y_LC (uint8): which labels sound at each timestamp of one file.
+def frame_targets(events: Iterable[Mapping[str, Any]], labels: Sequence[str],
+                  ms_L: np.ndarray) -> np.ndarray:
+  """Returns y_LC (uint8): which labels sound at each timestamp of one file.
 
   ms_L in milliseconds; an event covers [start, end + 0.0001) ms, as in
   hear-eval-kit.
@@ -174,13 +201,14 @@ def frame_targets(events, labels, ms_L):
   y_LC = np.zeros((len(ms_L), len(labels)), np.uint8)
   column = {label: c for c, label in enumerate(labels)}
   for event in events:
-    on_L = (ms_L >= event['start']) & (ms_L < event['end'] + END_SLACK_MS)
-    y_LC[on_L, column[event['label']]] = 1
+    active_L = ((ms_L >= event['start'])
+                & (ms_L < event['end'] + END_SLACK_MS))
+    y_LC[active_L, column[event['label']]] = 1
   return y_LC
 
 
-def folds(task) -> list:
-  """(train splits, valid split, test split) per model that is trained.
+def folds(task: Task) -> list[tuple[tuple[str, ...], str, str]]:
+  """Returns (train splits, valid split, test split) of every model.
 
   Folds are sorted; model i is tested on fold i, validated on fold i + 1 and
   trained on the others (hear-eval-kit).
@@ -208,12 +236,12 @@ def _json(path, kind):
   return value
 
 
-def _field(folder, metadata, name, among):
+def _field(path, metadata, name, among):
   if name not in metadata:
-    raise ValueError(f'{folder / METADATA}: no field {name!r}')
+    raise ValueError(f'{path}: no field {name!r}')
   if among and metadata[name] not in among:
-    raise ValueError(f'{folder / METADATA}: {name} is {metadata[name]!r}, '
-                     f'expected one of {list(among)}')
+    raise ValueError(f'{path}: {name} is {metadata[name]!r}, expected one of '
+                     f'{list(among)}')
   return metadata[name]
 
 
@@ -236,21 +264,50 @@ def _vocabulary(path):
   return labels
 
 
+def _check_classes(described, y_NC, labels):
+  """Raises where the clips of a split cannot be told apart by any label."""
+  share_C = y_NC.mean(0)
+  if ((share_C == 0) | (share_C == 1)).all():
+    ours = [label for label, share in zip(labels, share_C) if share]
+    raise ValueError(
+        f'{described}: all {len(y_NC)} clips have the same labels '
+        f'({", ".join(ours) or "none"}): expected clips of at least two '
+        'classes')
+
+
+def _groups(path, names_of):
+  """Returns split -> the group of every clip; None without such a file."""
+  if not path.is_file():
+    return None
+  with path.open(newline='', encoding='utf-8') as lines:
+    rows = list(csv.DictReader(lines))
+  if not rows or not {'file', 'group'} <= set(rows[0]):
+    return None
+  group_of = {row['file']: row['group'] for row in rows}
+  for split, names in names_of.items():
+    for name in names:
+      if name not in group_of:
+        raise ValueError(f'{path}: no row for {name} of {split}: expected a '
+                         'group for every clip')
+  return {split: tuple(group_of[name] for name in names)
+          for split, names in names_of.items()}
+
+
 def _scene_targets(described, names, entries, labels, prediction_type):
   y_NC = np.zeros((len(names), len(labels)), np.uint8)
   column = {label: c for c, label in enumerate(labels)}
   for row_C, name in zip(y_NC, names):
-    found = entries[name]
-    if not isinstance(found, list):
-      raise ValueError(f'{described}: {name} has {type(found).__name__}, '
+    own = entries[name]
+    if not isinstance(own, list):
+      raise ValueError(f'{described}: {name} has {type(own).__name__}, '
                        'expected a list of labels')
-    for label in map(str, found):
+    for label in map(str, own):
       if label not in column:
         raise ValueError(f'{described}: {name} has label {label!r}, which '
                          f'{VOCABULARY} does not list')
       row_C[column[label]] = 1
-    if prediction_type == 'multiclass' and len(found) != 1:
-      raise ValueError(f'{described}: {name} has {len(found)} labels, a '
+    if prediction_type == 'multiclass' and len(own) != 1:
+      raise ValueError(f'{described}: {name} has {len(own)} labels, a '
                        'multiclass task wants exactly one')
   return y_NC
 
@@ -278,9 +335,9 @@ def _paths(folder, names, described):
   out = []
   for name in names:
     stem = name.removesuffix('.wav')
-    here = [stem + s for s in SUFFIXES if stem + s in present]
-    if name not in present and not here:
+    others = [stem + s for s in SUFFIXES if stem + s in present]
+    if name not in present and not others:
       raise FileNotFoundError(
           f'{folder / name}: missing, though {described.name} lists it')
-    out.append(folder / (name if name in present else here[0]))
+    out.append(folder / (name if name in present else others[0]))
   return tuple(out)

@@ -1,15 +1,18 @@
 """Tables of a sweep, rebuilt from its records: runs, history, tasks."""
 
 import collections
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
 from importlib import metadata
 import itertools
 import json
 import pathlib
 import platform
 import re
+from typing import Any
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from audiorank import baselines
@@ -17,20 +20,22 @@ from audiorank import config as config_lib
 from audiorank import files
 from audiorank.records import curve_table
 from audiorank.records import run_dir
+from audiorank.records import score_table
 
 # The tables of a quickstart sweep, and one of its models, saved.
 SAMPLE = pathlib.Path(__file__).parents[1] / 'sample'
 
-def run_folders(root):
-  """Returns the run folders under a sweep's root, sorted."""
-  return sorted(p.parent for p in files.path(root).glob('*/config.json'))
+Row = dict[str, Any]
+number = score_table.number
 
 
 class Tables(NamedTuple):
-  """What `collect` makes of a sweep.
+  """What `collect` returns of a sweep.
 
-  runs: one row a run, its last reading and its scores.
-  history: one row a run and reading.
+  All share the columns of `run_columns`; scores have those of score_table.
+
+  runs: one row a run, its last measurement of RankMe and its mean scores.
+  history: one row a run and step at which RankMe was measured.
   tasks: one row a run, step and task.
   """
   runs: pd.DataFrame
@@ -38,28 +43,44 @@ class Tables(NamedTuple):
   tasks: pd.DataFrame
 
 
-def described(workdir, config, records):
+class RunRecords(NamedTuple):
+  """One run: its columns, its rows of history, its scores, its features.
+
+  row: of `run_columns`.  config: its canonical JSON; see baselines.columns.
+  history: rows.  scores: rows with their records.  features: records.
+  """
+  row: Row
+  config: str
+  history: list[Row]
+  scores: list[score_table.Scored]
+  features: list[score_table.Record]
+
+
+# --- Columns of a run ---
+
+
+def run_columns(workdir: pathlib.Path, config: Mapping[str, Any],
+                records: Iterable[Mapping[str, Any]]) -> Row:
   """Returns the columns that every row of a run shares.
 
   `decoder` is '<width>-<depth>-<heads>'. `hours_asked` is data.hours, 0 for
-  all there is, where `hours` is what the subset holds. For the keys see
-  `baselines.columns`.
+  all there is, where `hours` is what the subset holds. `config_key`,
+  `training_key` and `baseline`: see `baselines.columns`.
   """
-  m, t = config['model'], config['train']
-  keys = baselines.columns(config)
+  m, t, keys = config['model'], config['train'], baselines.columns(config)
+  # Before it had a seed of its own, the order of clips was the run's.
+  ordered_by = config['data'] if 'seed' in config['data'] else config
   row = {
       'run_id': workdir.name, 'experiment': config['experiment'],
       'state': run_dir.state(workdir), 'untrained': t['steps'] == 0,
       'size': config_lib.size_name(m['width'], m['depth']),
-      'width': m['width'],
-      'depth': m['depth'], 'heads': m['heads'],
+      'width': m['width'], 'depth': m['depth'], 'heads': m['heads'],
       'decoder': '{width}-{depth}-{heads}'.format(**m['decoder']),
       'decoder_heads': m['decoder']['heads'],
       'mask_ratio': float(config['mask']['ratio']),
       'lr': float(config['opt']['lr']), 'batch': t['batch'],
       'steps': t['steps'], 'seed': config['seed'],
-      # Before it had a seed of its own, the order of clips was the run's.
-      'order': (config['data'] if 'seed' in config['data'] else config)['seed'],
+      'order': ordered_by['seed'],
       'crop_seconds': float(config['data']['crop_seconds']),
       'objective': config['objective'],
       'category': config['data']['category'] or 'all',
@@ -72,8 +93,12 @@ def described(workdir, config, records):
     row['hours'] = about['hours']
     row['flops_per_clip'] = about['flops_per_clip']['total']
     row['flops_per_clip_encoder'] = about['flops_per_clip']['encoder']
+    # As the run wrote it, where a later version would name another.
+    row['baseline'] = about.get('baseline', row['baseline'])
   return row
 
+
+# --- Names of runs ---
 
 VARIED = {'steps': '{} steps', 'lr': 'lr {:g}', 'batch': 'batch {}',
           'crop_seconds': '{:g} s', 'heads': '{} heads',
@@ -81,17 +106,18 @@ VARIED = {'steps': '{} steps', 'lr': 'lr {:g}', 'batch': 'batch {}',
           'order': 'order {}'}
 
 
-def run_name(row, varied=(), usual=None):
+def run_name(row: Row, varied: Iterable[str] = (),
+             usual: Mapping[str, Any] | None = None) -> str:
   """Returns what a run is called in tables and legends.
 
   Args:
     row: its columns.
     varied: those of VARIED in which the runs of the sweep differ.
-    usual: {name: value} that need not be said.
+    usual: {name: value} that need not be named.
   """
-  said = [v for v in varied if not usual or v not in usual
-          or usual[v] != row[v]]
-  more = ''.join(' ' + VARIED[name].format(row[name]) for name in said)
+  usual = usual or {}
+  named = [v for v in varied if v not in usual or usual[v] != row[v]]
+  more = ''.join(' ' + VARIED[name].format(row[name]) for name in named)
   if row['untrained']:
     return f"{row['size']} untrained{more}"
   hours = '' if row['hours'] is None else f" {row['hours']:.2g} h"
@@ -100,7 +126,7 @@ def run_name(row, varied=(), usual=None):
   return f"{row['size']}{hours} mask {row['mask_ratio']:g}{more}"
 
 
-def name_runs(runs, *others):
+def name_runs(runs: Sequence[Row], *others: Sequence[Row]) -> None:
   """Gives the rows of every list the names of their runs.
 
   A name carries the fields of VARIED that tell runs of one short name apart,
@@ -122,43 +148,48 @@ def name_runs(runs, *others):
     row['name'] = names[row['run_id']]
 
 
-def number(value):
-  """Returns a number of a record; null is NaN."""
-  return float('nan') if value is None else value
+# --- Columns of a measurement of RankMe ---
 
 
-def reading(row, record):
-  """Returns the columns of one monitor record."""
+def rank_columns(run: Row, record: Mapping[str, Any]) -> Row:
+  """Returns the columns of one monitor record.
+
+  `clips` is the number that RankMe was measured on; `alarms` is JSON, a list
+  of what `alarm` returns.
+  """
   step = record['step']
   out = {'step': step, 'clips': record['n'],
          'valid_loss': record.get('valid_loss')}
-  for name, short in (('rank', 'rank'), ('rank_center', 'rank_center')):
-    got = record[name]
-    out[short] = number(got['value'])
-    for part in ('low', 'high', 'value_inf'):
-      out[f'{short}_{part}'] = number(got[part])
+  out |= interval_columns('rank', record['rank'])
+  out |= interval_columns('rank_center', record['rank_center'])
   for name, value in record['rank']['siblings'].items():
     out[f'sibling_{name}'] = number(value)
   for name, value in record.get('directions', {}).items():
     out[f'direction_{name}'] = number(value)
-  # Records that were made before layers, samples and alarms were read lack
-  # them; samples are read at the first and the last step.
+  # Records of older versions have no layers, samples and alarms; samples are
+  # measured at the first and the last step.
   for layer in record.get('layers', ()):
     out[f"rank_layer_{layer['layer']}"] = number(layer['rank']['value'])
   for sample in record.get('samples', ()):
-    name, got = sample['sample'], sample['rank']
+    name = sample['sample']
     out[f'clips_{name}'] = sample['n']
-    out[f'rank_{name}'] = number(got['value'])
-    for part in ('low', 'high', 'value_inf'):
-      out[f'rank_{name}_{part}'] = number(got[part])
+    out |= interval_columns(f'rank_{name}', sample['rank'])
     out[f'rank_center_{name}'] = number(sample['rank_center']['value'])
   out['alarms'] = json.dumps([alarm(a, step)
                               for a in record.get('alarms', ())])
-  for whose in ('', '_encoder'):
-    per_clip = row.get(f'flops_per_clip{whose}')
-    out[f'flops{whose}'] = (
-        None if per_clip is None else per_clip * row['batch'] * step)
+  for part in ('', '_encoder'):
+    per_clip = run.get(f'flops_per_clip{part}')
+    out[f'flops{part}'] = (
+        None if per_clip is None else per_clip * run['batch'] * step)
+  out['final'] = step == run['steps']
   return out
+
+
+def interval_columns(name: str, rank: Mapping[str, Any]) -> Row:
+  """Returns <name>, <name>_low, <name>_high, <name>_value_inf of a RankMe."""
+  return {name: number(rank['value']), **{
+      f'{name}_{part}': number(rank[part])
+      for part in ('low', 'high', 'value_inf')}}
 
 
 # What each alarm of a record was when alarms were sentences: its kind, the
@@ -178,32 +209,83 @@ SENTENCES = {
                  r'(?P<value>[\d.]+)'}
 
 
-def alarm(found, step):
+def alarm(entry: Mapping[str, Any] | str, step: int) -> Row:
   """Returns an alarm as {'kind', 'value', 'threshold', 'step'}.
 
   Args:
-    found: an alarm of a record; a sentence, in records of older versions.
+    entry: an alarm of a record; a sentence, in records of older versions.
     step: of the record.
   """
-  if isinstance(found, dict):
-    return {**found, 'step': step}
+  if not isinstance(entry, str):
+    return {**entry, 'step': step}
   for kind, pattern in SENTENCES.items():
-    match = re.match(pattern, found)
+    match = re.match(pattern, entry)
     if match:
-      numbers = match.groupdict()
-      return {'kind': kind, 'step': step, **{
-          name: None if numbers.get(name) is None else float(numbers[name])
-          for name in ('value', 'threshold')}}
-  return {'kind': found, 'value': None, 'threshold': None, 'step': step}
+      numbers = {name: float(text) for name, text in match.groupdict().items()}
+      return {'kind': kind, 'value': None, 'threshold': None, **numbers,
+              'step': step}
+  return {'kind': entry, 'value': None, 'threshold': None, 'step': step}
 
 
-def samples(table):
-  """Returns the names of the further samples in a table of readings."""
+def samples(table: pd.DataFrame) -> list[str]:
+  """Returns the names of the further samples that RankMe was measured on."""
   return [name.removeprefix('clips_') for name in table
           if name.startswith('clips_')]
 
 
-def tables(root):
+# --- Reading a sweep ---
+
+
+def run_folders(root: files.Path) -> list[pathlib.Path]:
+  """Returns the run folders under a sweep's root, sorted."""
+  return sorted(p.parent for p in files.path(root).glob('*/config.json'))
+
+
+def sweep_folders(root: files.Path) -> list[pathlib.Path]:
+  """Returns the folders of a sweep's own runs."""
+  path = files.path(root) / 'sweep.json'
+  folders = run_folders(root)
+  if not path.exists():
+    return folders
+  mine = set(files.read_json(path).get('runs', []))
+  return [f for f in folders if f.name in mine]
+
+
+def read_run(workdir: pathlib.Path) -> RunRecords:
+  """Returns the records of one run.
+
+  Raises:
+    ValueError: a record or config that is damaged; names the folder.
+  """
+  try:
+    config = config_lib.complete(run_dir.config_tree(workdir))
+    records = run_dir.read(workdir)
+    row = run_columns(workdir, config, records)
+    return RunRecords(
+        row, baselines.columns(config)['config'],
+        [{**row, **rank_columns(row, r)} for r in records
+         if r['kind'] == 'monitor'],
+        [score_table.scored(row, r) for r in records
+         if r['kind'].startswith('hear.') and wanted(r, config)],
+        [r for r in records if r['kind'].startswith('features.')
+         and wanted(r, config)])
+  except (KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+        f'{workdir}: config.json or a record is damaged (no {error}): '
+        'remove the file and DONE, and run the sweep again') from None
+
+
+def wanted(record: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+  """Returns whether a score is by the settings asked for.
+
+  Its task need not be: a sweep that goes on with other tasks keeps the scores
+  it has.
+  """
+  return all(config['eval'][name] == value
+             for name, value in record['settings'].items())
+
+
+def tables(root: files.Path) -> Tables:
   """Reads every record of a sweep into Tables.
 
   Where sweep.json names the sweep's runs, others in the folder are left out;
@@ -212,100 +294,45 @@ def tables(root):
   Raises:
     ValueError: a record or config that is damaged; names the folder.
   """
-  runs, history, scores = [], [], []
-  for workdir in sweep_folders(root):
-    try:
-      add_rows(workdir, runs, history, scores)
-    except (KeyError, TypeError, AttributeError) as error:
-      raise ValueError(
-          f'{workdir}: config.json or a record is damaged (no {error}): '
-          'remove the file and DONE, and run the sweep again') from None
-  add_baselines(runs, history, scores)
-  name_runs(runs, history, scores)
+  read = [read_run(workdir) for workdir in sweep_folders(root)]
+  name_baselines(read)
+  scored = score_table.newest([s for one in read for s in one.scores])
+  score_table.add_features(scored, [f for one in read for f in one.features])
+  gains = score_table.add_gains(scored)
+  runs, history = [], []
+  for one in read:
+    last = max(one.history, key=lambda r: r['step'], default=one.row)
+    means = score_table.means(
+        [s for s in scored if s.row['run_id'] == one.row['run_id']], gains)
+    runs.append({**one.row, **last, **means, 'config': one.config})
+    history += one.history
+  tasks = [s.row for s in scored]
+  name_runs(runs, history, tasks)
   return Tables(pd.DataFrame(runs), pd.DataFrame(history),
-                pd.DataFrame(scores))
+                pd.DataFrame(tasks))
 
 
-def sweep_folders(root):
-  """Returns the folders of a sweep's own runs."""
-  path = pathlib.Path(root) / 'sweep.json'
-  folders = run_folders(root)
-  if not path.exists():
-    return folders
-  mine = set(files.read_json(path).get('runs', []))
-  return [f for f in folders if f.name in mine]
+def name_baselines(read: Sequence[RunRecords]) -> None:
+  """Lets every row name an untrained baseline that the sweep has.
 
-
-def wanted(record, config):
-  """Returns whether a score is by the settings asked for.
-
-  Its task need not be: a sweep that goes on with other tasks keeps the scores
-  it has.
-  """
-  e = config['eval']
-  return all(e[k] == v for k, v in record['settings'].items())
-
-
-def add_rows(workdir, runs, history, scores):
-  """Adds the rows of one run to the three lists."""
-  config = config_lib.complete(run_dir.config_tree(workdir))
-  records = run_dir.read(workdir)
-  row = described(workdir, config, records)
-  readings = [{**row, **reading(row, r)}
-              for r in records if r['kind'] == 'monitor']
-  for found in readings:
-    found['final'] = found['step'] == row['steps']
-  history += readings
-  mine = []
-  for record in records:
-    if record['kind'].startswith('hear.') and wanted(record, config):
-      result = record['result']
-      mine.append({
-          **row, 'step': record['step'], 'task': record['task'],
-          'metric': record['metric'], 'score': result['score'],
-          'std': result.get('std'), 'protocol': result['protocol'],
-          'embedding_type': record['embedding_type']})
-  scores += mine
-  last = max((r for r in readings), key=lambda r: r['step'], default=row)
-  final = {**row, **last}
-  done = [r['score'] for r in mine if r['step'] == row['steps']
-          and r['embedding_type'] == 'scene' and r['score'] is not None]
-  final['score'] = float(np.mean(done)) if done else None
-  final['scored_tasks'] = len(done)
-  final['config'] = baselines.columns(config)['config']
-  runs.append(final)
-
-
-def add_baselines(runs, history, scores):
-  """Gives rows the run id, the score and the gain over their baseline.
-
-  Of sweeps that trained several untrained networks which are equal to the
-  bit, the first one that is scored stands for all of them. `gain` is the
-  score less `untrained_score`, of the same tasks or not at all.
+  Of a sweep that trained several untrained networks which are equal to the
+  bit, as older versions did, the first one that is scored stands for all.
   """
   chosen = {}
-  order = lambda r: (r['baseline'] != r['run_id'], not r['scored_tasks'],
-                     r['run_id'])
-  for row in sorted(runs, key=order):
-    if row['untrained']:
-      chosen.setdefault(row['baseline'], row['run_id'])
-  for row in itertools.chain(runs, history, scores):
-    row['baseline'] = chosen.get(row['baseline'], row['baseline'])
-  by_task = {(r['run_id'], r['task']): r['score'] for r in scores
-             if r['untrained'] and r['step'] == r['steps']}
-  for row in scores:
-    row['untrained_score'] = number(by_task.get((row['baseline'], row['task'])))
-    row['gain'] = number(row['score']) - row['untrained_score']
-  by_run = {r['run_id']: r for r in runs}
-  for row in runs:
-    row['untrained_score'] = row['gain'] = float('nan')
-    other = by_run.get(row['baseline'])
-    if other and row['scored_tasks'] == other['scored_tasks'] > 0:
-      row['untrained_score'] = other['score']
-      row['gain'] = row['score'] - other['score']
+  order = lambda r: (r.row['baseline'] != r.row['run_id'], not r.scores,
+                     r.row['run_id'])
+  for one in sorted(read, key=order):
+    if one.row['untrained']:
+      chosen.setdefault(one.row['baseline'], one.row['run_id'])
+  for one in read:
+    for row in (one.row, *one.history, *(s.row for s in one.scores)):
+      row['baseline'] = chosen.get(row['baseline'], row['baseline'])
 
 
-def collect(root):
+# --- Tables on disk ---
+
+
+def collect(root: files.Path) -> Tables:
   """Writes runs, history, tasks and curves (.parquet); returns Tables.
 
   Raises:
@@ -315,15 +342,15 @@ def collect(root):
   if not run_folders(root):
     raise FileNotFoundError(f'{root}: no runs: expected <run_id>/config.json '
                             'in it')
-  made = tables(root)
-  for name, table in made._asdict().items():
+  result = tables(root)
+  for name, table in result._asdict().items():
     with files.replacing(root / f'{name}.parquet', sync=False) as part:
       table.to_parquet(part)
   curve_table.write(root, sweep_folders(root))
-  return made
+  return result
 
 
-def publish(root, folder):
+def publish(root: files.Path, folder: files.Path) -> None:
   """Writes a sweep's tables where they can be shown without its runs.
 
   runs, history, tasks (.parquet) and about.json: versions, the corpus by the
@@ -335,21 +362,21 @@ def publish(root, folder):
   """
   folder = files.path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  made = collect(root)
-  for name, table in made._asdict().items():
+  result = collect(root)
+  for name, table in result._asdict().items():
     table.to_parquet(folder / f'{name}.parquet')
   config = run_dir.config_tree(sweep_folders(root)[0])
-  scored = {k: v for k, v in config['eval'].items() if k != 'tasks'}
+  scored_by = {k: v for k, v in config['eval'].items() if k != 'tasks'}
+  names = sorted(set(result.tasks['task'])) if len(result.tasks) else []
   files.write_json(folder / 'about.json', {
       'versions': {'python': platform.python_version(), **{
           name: metadata.version(name) for name in
           ('audiorank', 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'scipy')}},
-      'corpus': config['data']['sha256'], 'eval': scored,
-      'tasks': sorted(set(made.tasks['task'])) if len(made.tasks) else [],
-      'runs': sorted(made.runs['run_id'])})
+      'corpus': config['data']['sha256'], 'eval': scored_by, 'tasks': names,
+      'runs': sorted(result.runs['run_id'])})
 
 
-def load(root):
+def load(root: files.Path) -> Tables:
   """Returns the Tables that `collect` wrote.
 
   Args:
