@@ -116,8 +116,8 @@ def scored_again_by_hand(server, folder, tasks, workdir):
   assert got.returncode == 0, got.stderr
   (record,) = [r for r in records.read(workdir)
                if r['kind'] == 'hear.timbre-v1-full']
-  again = files.read_json(workdir / 'again.json')
-  assert again['timbre-v1-full']['scores'] == record['result']['scores']
+  again = files.read_json(workdir / 'again.json')['timbre-v1-full']
+  assert again['result']['scores'] == record['result']['scores']
 
 
 def wait_for(root, sweep, but=None):

@@ -32,9 +32,13 @@ Record = Mapping[str, Any]
 
 
 class Scored(NamedTuple):
-  """One record of a score: its row of the table of tasks, and the record."""
+  """One record of a score.
+
+  row: of the table of tasks.  scored_as: see `scored_as`.
+  """
   row: Row
   record: Record
+  scored_as: tuple
 
 
 def number(value: float | None) -> float:
@@ -62,7 +66,12 @@ def scored(run: Row, record: Record) -> Scored:
       'embedding_type': record['embedding_type'],
       **dict.fromkeys((*FEATURES, 'untrained_score', 'gain', 'gain_low',
                        'gain_high', 'gain_se'), math.nan)}
-  return Scored(row, record)
+  return Scored(row, record, scored_as(record))
+
+
+def scored_as(record: Record) -> tuple:
+  """Returns what two records share that are of one task and predictor."""
+  return record['task_sha256'], *sorted(record['settings'].items())
 
 
 def newest(scored: Sequence[Scored]) -> list[Scored]:
@@ -83,12 +92,11 @@ def add_features(scored: Sequence[Scored],
     scored: of all runs.
     features: records of kind 'features.<name>.<task>'.
   """
-  key = lambda r: (r['task_sha256'], *sorted(r['settings'].items()))
-  score_of = {(r['kind'].split('.')[1], key(r)): number(r['result']['score'])
-              for r in features}
+  score_of = {(r['kind'].split('.')[1], scored_as(r)):
+              number(r['result']['score']) for r in features}
   for one in scored:
     for name in FEATURES:
-      one.row[name] = score_of.get((name, key(one.record)), math.nan)
+      one.row[name] = score_of.get((name, one.scored_as), math.nan)
 
 
 def add_gains(scored: Sequence[Scored]) -> dict[tuple, intervals.Interval]:
