@@ -266,3 +266,10 @@ def host_bytes(config: Any) -> float:
                         + monitor.valid_clips * config.data.crop_seconds)
   corpus = 2 * config_lib.RATE * 3600 * config.data.hours * config.data.resident
   return PROCESS_BYTES + clips + corpus + device_bytes(config, cpu=True)
+
+
+def cpu_workers(configs: Mapping[str, Any]) -> int:
+  """Returns how many workers train at once on the CPU of this machine: one a
+  core, as far as the free memory goes for the largest run."""
+  need = max(host_bytes(config) for config in configs.values())
+  return max(1, min(machine.cores(), int(machine.memory() / need)))

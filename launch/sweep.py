@@ -131,10 +131,7 @@ def place(configs: Mapping[str, Any], environ: Mapping[str, str]) -> Place:
                      '--devices takes some')
   machine.check_software(devices)
   size = grid.check(configs, devices)
-  workers = _WORKERS.value
-  if workers is None:
-    need = max(grid.host_bytes(config) for config in configs.values())
-    workers = max(1, min(machine.cores(), int(machine.memory() / need)))
+  workers = _WORKERS.value or grid.cpu_workers(configs)
   slots = machine.slots(devices, size, _PER_DEVICE.value, workers, environ)
   text = f'{len(slots)} workers'
   if devices.kind != 'cpu':

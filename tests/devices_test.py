@@ -15,6 +15,7 @@ from launch import cli
 from launch import devices
 from launch import grid
 from tests import processes
+from tests import tiny
 
 SMI = '''#!/bin/sh
 echo "0, GPU-a, 81559, {used}"
@@ -195,6 +196,15 @@ def test_memory_of_a_clip_is_near_what_the_tpu_compiler_says():
     config.model.update({'dtype': 'bfloat16', 'remat': remat})
     estimate = grid.clip_bytes(config)
     assert 1 / 1.5 < estimate / bytes_needed < 1.5
+
+
+def test_a_cpu_has_a_worker_a_core_as_far_as_memory_goes(monkeypatch):
+  configs = {'a': tiny.config('', **{'data.root': 'x'})}
+  need = grid.host_bytes(configs['a'])
+  monkeypatch.setattr(devices, 'cores', lambda: 8)
+  for memory, workers in ((1e12, 8), (3.5 * need, 3), (.5 * need, 1)):
+    monkeypatch.setattr(devices, 'memory', lambda memory=memory: memory)
+    assert grid.cpu_workers(configs) == workers
 
 
 LAUNCHER = '''

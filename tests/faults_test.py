@@ -76,7 +76,7 @@ def calm(server, corpus, tasks, tmp_path_factory):
 
 def test_a_worker_killed_at_three_moments_loses_nothing(server, opened, calm):
   workdir = opened('killed')
-  for phase, step in (('training', 90), ('measuring', 60), ('scoring', STEPS)):
+  for phase, step in (('training', 90), ('evaluating', 60), ('scoring', STEPS)):
     process = processes.worker(server, workdir)
     processes.wait_for(workdir, process, phase, step)
     process.kill()
@@ -127,7 +127,7 @@ def left(process):
 
 @pytest.mark.parametrize('phase, step', [
     pytest.param('compilation', 0), ('training', 90),
-    pytest.param('measuring', 60, marks=pytest.mark.slow),
+    pytest.param('evaluating', 60, marks=pytest.mark.slow),
     pytest.param('scoring', STEPS, marks=pytest.mark.slow)])
 def test_sigterm_in_any_phase_is_42_within_seconds(
     server, opened, calm, tmp_path, phase, step):

@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,15 +69,28 @@ def final(root):
           for workdir in records.run_folders(root)}
 
 
+@pytest.fixture(scope='module')
+def arguments(corpus, tasks, tmp_path_factory):
+  """Flags of a sweep of two points."""
+  folder = tmp_path_factory.mktemp('points')
+  (folder / 'two.py').write_text(POINTS)
+  return [f'--config={folder}/two.py', f'--config.data.root={corpus}',
+          f'--config.eval.tasks={tasks}']
+
+
+@pytest.fixture(scope='module')
+def calm(server, arguments, tmp_path_factory):
+  """The root of a sweep that nothing disturbed."""
+  folder = tmp_path_factory.mktemp('calm')
+  done = server.run(folder, 'sweep', *arguments, '--workers=1',
+                    f'--root={folder}/runs')
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.splitlines()[-1] == f'{folder}/runs/report.html'
+  return folder / 'runs'
+
+
 def test_killed_anywhere_the_same_command_ends_in_the_same_numbers(
-    env, server, corpus, tasks, tmp_path):
-  (tmp_path / 'two.py').write_text(POINTS)
-  arguments = [f'--config={tmp_path}/two.py', f'--config.data.root={corpus}',
-               f'--config.eval.tasks={tasks}']
-  calm = server.run(tmp_path, 'sweep', *arguments, '--workers=1',
-                    f'--root={tmp_path}/calm')
-  assert calm.returncode == 0, calm.stderr
-  assert calm.stdout.splitlines()[-1] == f'{tmp_path}/calm/report.html'
+    env, server, arguments, calm, tmp_path):
   root = tmp_path / 'killed'
   for victim in ('worker', 'launcher'):
     sweep = subprocess.Popen(
@@ -93,19 +107,62 @@ def test_killed_anywhere_the_same_command_ends_in_the_same_numbers(
   again = server.run(tmp_path, 'sweep', *arguments, '--workers=2',
                      f'--root={root}')
   assert again.returncode == 0, again.stderr
-  ours, theirs = final(tmp_path / 'calm'), final(root)
+  ours, theirs = final(calm), final(root)
   assert set(ours) == set(theirs) and len(ours) == 3
   for name in ours:
     for a, b in zip(ours[name][0], theirs[name][0], strict=True):
       np.testing.assert_array_equal(a, b)
     assert ours[name][1] == theirs[name][1]
-  once_more = server.run(tmp_path, 'sweep', *arguments, f'--root={root}')
-  assert '3 runs: 0 new, 3 known, 3 done before' in once_more.stdout
-  rebuilt = (root / 'report.html').read_text()
-  (root / 'report.html').unlink()
-  assert server.run(tmp_path, 'report', f'--workdir={root}').returncode == 0
-  assert (root / 'report.html').read_text() == rebuilt
+
+
+def test_a_report_is_rebuilt_and_scores_are_those_of_evaluate(
+    server, tasks, calm, tmp_path):
+  root = tmp_path / 'runs'
+  shutil.copytree(calm, root)
+  rebuilt = []
+  for _ in range(2):
+    got = server.run(tmp_path, 'report', f'--workdir={root}')
+    assert got.returncode == 0, got.stderr
+    rebuilt.append((root / 'report.html').read_text())
+    (root / 'report.html').unlink()
+  assert rebuilt[0] == rebuilt[1]
   scored_again_by_hand(server, tmp_path, tasks, records.run_folders(root)[0])
+
+
+def test_a_sweep_with_a_failed_run_names_it_and_reports_all_the_same(
+    server, arguments, calm, tmp_path):
+  root = tmp_path / 'runs'
+  shutil.copytree(calm, root)
+  bad = records.run_folders(root)[0]
+  (bad / 'DONE').unlink()
+  # As a loss that diverged leaves it: only `retry` has it tried again.
+  files.write_json(bad / 'FAILED', {'error': 'loss nan', 'last_good_step': 3})
+  (root / 'report.html').unlink()
+  got = server.run(tmp_path, 'sweep', *arguments, f'--root={root}')
+  assert got.returncode == 1
+  assert '3 known, 2 done before, 1 diverged before' in got.stdout
+  assert got.stdout.splitlines()[-1] == f'{root}/report.html'
+  assert (root / 'report.html').is_file()
+  assert f'failed: {bad}: loss nan' in got.stderr.splitlines()
+  assert got.stderr.splitlines()[-1] == '1 of 3 runs failed'
+
+
+def test_the_same_root_with_other_fields_adds_runs_and_keeps_the_old_ones(
+    server, arguments, calm, tmp_path):
+  root = tmp_path / 'runs'
+  shutil.copytree(calm, root)
+  known = server.run(tmp_path, 'sweep', 'write', *arguments, f'--root={root}')
+  assert '3 runs: 0 new, 3 known, 3 done before' in known.stdout
+  # Two points have another number of steps; their baseline has none.
+  more = server.run(tmp_path, 'sweep', 'write', *arguments,
+                    '--config.train.steps=90', f'--root={root}')
+  assert '3 runs: 2 new, 1 known, 1 done before' in more.stdout
+  # Of these two nobody speaks any more, but they are left to be done.
+  again = server.run(tmp_path, 'sweep', 'write', *arguments, f'--root={root}')
+  assert '2 unfinished runs of earlier commands' in again.stdout
+  status = server.run(tmp_path, 'sweep', 'status', f'--root={root}').stdout
+  assert status.splitlines()[-1] == '3 done, 2 new'
+  assert len(records.tables(root).runs) == 5
 
 
 def scored_again_by_hand(server, folder, tasks, workdir):

@@ -283,6 +283,39 @@ def test_a_group_is_divided_among_the_workers(shapes, tmp_path, monkeypatch):
   assert max(map(len, groups)) == 2
 
 
+def test_an_open_mesh_takes_the_devices_of_the_slot(shapes):
+  """As many of the eight as both batches can be divided over."""
+  config = shapes[0]
+  for batch, fsdp, data in ((16, 1, 8), (12, 1, 4), (16, 2, 4)):
+    tree = records.plain(config)
+    tree['train']['batch'] = batch
+    tree['mesh'].update(data=-1, fsdp=fsdp)
+    run = claims.Claim(pathlib.Path('r'), records.frozen(tree), None, None)
+    assert work.on_devices(run).config.mesh.data == data
+  fixed = claims.Claim(pathlib.Path('r'), config, None, None)
+  assert work.on_devices(fixed) is fixed
+
+
+def test_accelerators_pack_what_their_memory_holds_and_a_cpu_nothing(
+    shapes, monkeypatch):
+  assert work.packed(shapes[0]) == 1
+
+  class Device:
+    def __init__(self, limit):
+      self.limit = limit
+
+    def memory_stats(self):
+      return self.limit and {'bytes_limit': self.limit}
+
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  need = grid.device_bytes(shapes[0])
+  for limit, fit in ((10 * need, 8), (1e12, work.MOST_PACKED), (need, 1),
+                     (None, work.PACKED)):
+    monkeypatch.setattr(jax, 'local_devices',
+                        lambda limit=limit: [Device(limit)] * 2)
+    assert work.packed(shapes[0]) == 2 * fit
+
+
 def test_a_run_on_which_workers_die_is_given_up(shapes, tmp_path):
   board = sweep(tmp_path, shapes[:1])
   run_id = next(iter(board.states))
