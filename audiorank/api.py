@@ -23,7 +23,7 @@ from audiorank import files
 from audiorank import laws
 from audiorank import progress
 from audiorank import records
-from audiorank.findings import score
+from audiorank.analysis import study
 from audiorank.laws import table
 from audiorank.prepare import listing
 
@@ -159,13 +159,11 @@ def beating(root: Path) -> pd.DataFrame:
   if not records.run_folders(root):
     raise FileNotFoundError(f'{root}: no runs: expected <run_id>/config.json '
                             'in it')
-  made = records.tables(root)
-  trained, _ = score.with_gain(made.runs)
-  beat = trained[trained['gain'] > 0]
+  beat = study.beating(study.read(records.tables(root)).trained)
   if not len(beat):
     raise ValueError(f'{root}: no run beats its untrained network, so there '
                      'is no law to fit')
-  return beat.assign(configuration=score.configurations(beat))
+  return beat
 
 
 def listed(sounds: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
   python -m launch.report --workdir=runs/quickstart
   python -m launch.report --workdir=runs/quickstart --publish=tables
+  python -m launch.report --table=runs.parquet      a sweep's claims and law
   python -m launch.report --table=runs.csv --law=saturating --x=rank --y=score
   python -m launch.report --table=runs.csv --law=separable --x=params,hours
       --y=valid_loss --loss=log_huber --budgets=1e15,1e16
@@ -42,17 +43,50 @@ def frontier(fit):
   """Returns the best size and amount of data at the budgets asked, as text."""
   from audiorank import laws
   budgets = laws.table.numbers('--budgets', _BUDGETS.value)
-  found = laws.scaling.frontier(
+  optimal = laws.scaling.frontier(
       fit, budgets, lambda C, N: C / (_FLOPS_PER.value * N),
       compute=f'{_FLOPS_PER.value:g} FLOPs per {fit.x[0]} and {fit.x[1]}')
-  lines = [f'the best split, at {found.attrs["compute"]}; distance: decades '
-           'beyond the data', found.to_string(
+  lines = [f'the best split, at {optimal.attrs["compute"]}; distance: decades '
+           'beyond the data', optimal.to_string(
                index=False, float_format=lambda v: f'{v:.4g}')]
   for name, column in zip(('size', 'data'), fit.x):
-    if f'{name}_exponent' in found.attrs:
-      value, low, high = found.attrs[f'{name}_exponent']
+    if f'{name}_exponent' in optimal.attrs:
+      value, low, high = optimal.attrs[f'{name}_exponent']
       lines.append(f'{column} grow as C^{value:.3f} ({low:.3f} to {high:.3f})')
   return '\n'.join(lines)
+
+
+def is_sweep(data):
+  """Returns whether a table is a sweep's own, with its untrained networks."""
+  return {'run_id', 'untrained', 'rank', 'score', 'objective'} <= set(data)
+
+
+def claims(data):
+  """Prints the claims of a sweep's runs; returns the rows of its law.
+
+  They are the report's: different trainings of the main objective that beat
+  their untrained network.
+  """
+  import pandas as pd
+
+  from audiorank import analysis
+  from audiorank import files
+  from audiorank import records
+  from audiorank.analysis import study
+  from audiorank.report import wording
+  path, none = files.path(_TABLE.value), pd.DataFrame()
+  tables = records.Tables(data, none, none)
+  if path.name == 'runs.parquet' and (
+      path.parent / 'history.parquet').is_file():
+    tables = records.load(path.parent)
+  it = analysis.analyze(tables)
+  print('\n'.join(wording.opening(it)), '\n')
+  print(wording.plain(it.claims), '\n')
+  print('\n'.join(wording.rows_used(it)), '\n')
+  if it.lacks:
+    raise ValueError(f'{_TABLE.value}: no law is fitted; needed: '
+                     f'{wording.needed_text(it.lacks)}')
+  return study.beating(it.study.trained)
 
 
 def main(argv):
@@ -68,15 +102,19 @@ def main(argv):
       print(_PUBLISH.value)
     return
   from audiorank import laws
-  data = laws.table.read(_TABLE.value)
-  fit = laws.fit(_LAW.value, data, loss=_LOSS.value,
-                 groups=_GROUPS.value or None, x=_X.value, y=_Y.value)
+  data, groups = laws.table.read(_TABLE.value), _GROUPS.value or None
+  if is_sweep(data):
+    data = claims(data)
+    groups = groups or 'configuration'
+  fit = laws.fit(_LAW.value, data, loss=_LOSS.value, groups=groups,
+                 x=_X.value, y=_Y.value)
   print(fit.report())
   if _COMPARE.value:
     print('\nerrors on rows (groups) left out, the best first:')
-    print(laws.compare([_LAW.value, *_COMPARE.value], data, loss=_LOSS.value,
-                       groups=_GROUPS.value or None, x=_X.value, y=_Y.value
-                       ).drop(columns='formula').to_string(index=False))
+    table = laws.compare([_LAW.value, *_COMPARE.value], data,
+                         loss=_LOSS.value, groups=groups, x=_X.value,
+                         y=_Y.value)
+    print(table.drop(columns='formula').to_string(index=False))
   if _BUDGETS.value:
     print('\n' + frontier(fit))
   if _AMOUNT.value is not None:

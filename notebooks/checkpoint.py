@@ -61,12 +61,14 @@ import audiorank
 from audiorank import audio
 from audiorank import data
 from audiorank import figures
-from audiorank import findings
 from audiorank import prepare
 from audiorank import rankme
 from audiorank import records
 from audiorank import synth
-from audiorank.hear import tasks
+from audiorank.analysis import law
+from audiorank.analysis import study
+from audiorank.hear import tasks as hear_tasks
+from audiorank.report import wording
 
 model = audiorank.load(CHECKPOINT or records.SAMPLE / 'model')
 m = model.config.model
@@ -133,7 +135,7 @@ ax.figure
 # ## One task
 
 # %%
-folder = pathlib.Path(TASK) if TASK else tasks.find(work / 'tasks')[0]
+folder = pathlib.Path(TASK) if TASK else hear_tasks.find(work / 'tasks')[0]
 scores = audiorank.scores(model, folder, protocol='logistic')
 scores
 
@@ -145,18 +147,18 @@ scores
 # this task alone, in the sweep and for this model.
 
 # %%
-made = records.load(SWEEP or records.SAMPLE)
-own = made.tasks[made.tasks['task'] == folder.name]
+tables = records.load(SWEEP or records.SAMPLE)
+own = tables.tasks[tables.tasks['task'] == folder.name]
+runs = tables.runs
 if len(own):
   score = own.set_index('run_id')['score']
-  runs = made.runs.assign(score=made.runs['run_id'].map(score))
-  runs['scored_tasks'] = 1
+  runs = runs.assign(score=runs['run_id'].map(score), scored_tasks=1)
 else:
   print(f'{folder.name}: not a task of this sweep; its mean scores are drawn')
-  runs = made.runs
-trained, _ = findings.score.with_gain(runs)
-fit, reason = findings.score.law(trained)
-print(fit.report() if fit else f'No law: {reason}.')
+rows = study.read(tables._replace(runs=runs))
+fit, lacks = law.fit(rows.trained)
+print(fit.report() if fit else
+      f'No law is fitted. Needed: {wording.needed_text(lacks)}.')
 here = (found.value, float(scores['score'].iloc[0]), 'this model')
-ax = figures.rank_score(runs, fit, here=here)
+ax = figures.rank_score(study.every(rows), fit, here=here)
 ax.figure

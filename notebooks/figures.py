@@ -41,41 +41,53 @@ SWEEP = ''  # @param {type:"string"}
 # %matplotlib inline
 from IPython import display
 
+from audiorank import analysis
 from audiorank import figures
-from audiorank import findings
 from audiorank import records
+from audiorank.analysis import study
+from audiorank.report import wording
 
-made = records.load(SWEEP or records.SAMPLE)
-found = findings.find(made)
-print('\n'.join(f'- {sentence}' for sentence in found.words))
+it = analysis.analyze(records.load(SWEEP or records.SAMPLE))
+print('\n\n'.join(wording.opening(it)))
+
+# %% [markdown]
+# ## What a doubling of RankMe is worth, by what was varied
+
+# %%
+figures.slopes(it.claims).figure
+
+# %% [markdown]
+# ## Every claim
+
+# %%
+display.Markdown(wording.markdown(it.claims))
 
 # %% [markdown]
 # ## Rank and score
 #
-# The law is drawn through the runs that beat their own untrained network. The
-# inset says how well the runs bound the score that the law saturates at.
+# The law is drawn through the runs that beat their own untrained network.
 
 # %%
-print(found.fit.report() if found.fit else f'No law: {found.reason}.')
-figures.rank_score(made.runs, found.fit).figure
+rows = study.every(it.study)
+figures.rank_score(rows, it.fit).figure
 
 # %% [markdown]
 # ## Rank and score against what is scaled
 
 # %%
-figures.against(made.runs, 'hours', 'rank').figure
+figures.against(rows, 'hours_asked', 'rank').figure
 
 # %%
-figures.against(made.runs, 'hours', 'score').figure
+figures.against(rows, 'hours_asked', 'score').figure
 
 # %%
-figures.against(made.runs, 'params', 'rank').figure
+figures.against(rows, 'params', 'rank').figure
 
 # %%
-figures.against(made.runs, 'params', 'score').figure
+figures.against(rows, 'params', 'score').figure
 
 # %%
-figures.against(made.runs, 'mask_ratio', 'rank').figure
+figures.against(rows, 'mask_ratio', 'rank').figure
 
 # %% [markdown]
 # ## Rank during training
@@ -83,25 +95,25 @@ figures.against(made.runs, 'mask_ratio', 'rank').figure
 # It falls from the untrained network's value before it rises.
 
 # %%
-trained = made.history[~made.history['untrained']]
-figures.rank_steps(trained, marked=found.trouble.unstable).figure
+events = it.diagnostics.events
+figures.rank_steps(it.study.history,
+                   marked=events[events['source'] == 'curve']).figure
 
 # %% [markdown]
 # ## Task by task, beside the untrained networks
 
 # %%
-figures.trained_untrained(made.tasks).figure
+figures.trained_untrained(it.study.tasks).figure
 
 # %% [markdown]
 # ## Does an early rank tell the final score?
 
 # %%
-if found.early.reason:
-  print(f'Not asked: {found.early.reason}.')
-else:
-  _, name = found.early.rungs[0]
+print('\n'.join(f'- {sentence}' for sentence in wording.early_words(it)))
+if it.early.rungs:
+  _, name = it.early.rungs[-1]
   display.display(
-      figures.early_final(found.early.runs, name, 'score', 'size').figure)
+      figures.early_final(it.early.runs, name, 'score', 'size').figure)
 
 # %% [markdown]
 # ## What predicts the score
@@ -109,15 +121,17 @@ else:
 # RankMe beside what is cheaper to know: every configuration left out in turn.
 
 # %%
-found.rivals.round(3)
+it.predictors.round(3)
 
 # %% [markdown]
-# ## What the law leaves over
+# ## What the law leaves over, and how well its limit is known
 
 # %%
-if found.fit:
-  beat = found.runs[found.runs['gain'] > 0]
+print('\n'.join(f'- {sentence}' for sentence in
+                wording.law_words(it) + wording.trouble_words(it)))
+if it.fit:
+  beat = study.beating(it.study.trained)
   display.display(figures.residuals(
-      found.fit, 'rank', beat['size'].to_numpy(),
-      marked=found.trouble.outliers).figure)
-  display.display(figures.profile(found.fit).figure)
+      it.fit, 'rank', beat['size'].to_numpy(),
+      marked=it.diagnostics.outliers).figure)
+  display.display(figures.profile(it.fit).figure)

@@ -75,22 +75,23 @@ launch('launch.sweep', '--config=configs/minute.py', f'--root={root}')
 # %%
 # %matplotlib inline
 import audiorank
+from audiorank import analysis
 from audiorank import figures
-from audiorank import findings
 from audiorank import records
+from audiorank.report import wording
 
-made = records.load(root)
-print('\n'.join(f'- {word}' for word in findings.find(made).words))
-figures.rank_steps(made.history[~made.history['untrained']]).figure
+tables = records.load(root)
+print('\n\n'.join(wording.opening(analysis.analyze(tables))))
+figures.rank_steps(tables.history[~tables.history['untrained']]).figure
 
 # %%
-figures.rank_score(made.runs).figure
+figures.rank_score(tables.runs).figure
 
 # %% [markdown]
 # ## One of the models
 
 # %%
-best = made.runs.loc[made.runs['score'].idxmax()]
+best = tables.runs.loc[tables.runs['score'].idxmax()]
 model = audiorank.load(root / best['run_id'])
 print(best['name'], model.config.model.width, 'wide')
 print(f'The whole report: {root}/report.html')

@@ -45,49 +45,58 @@ STUDY = ''  # @param {type:"string"}
 import pathlib
 
 from IPython import display
+import pandas as pd
 
+from audiorank import analysis
 from audiorank import figures
-from audiorank import findings
 from audiorank import records
-from audiorank.findings import claims
-from audiorank.findings import described
-from audiorank.findings import within
+from audiorank.analysis import study
+from audiorank.report import wording
 
 here = pathlib.Path('results/small_study')
 away = ('https://raw.githubusercontent.com/audiorank/audiorank/main/'
         'notebooks/results/small_study')
-made = records.load(STUDY or (here if here.is_dir() else away))
-# The law and its rivals are of masked autoencoders; other objectives are held
-# against it.
-of_mae = records.Tables(*(t[t['objective'].str.startswith('mae')]
-                          for t in made))
-found = findings.find(of_mae)
-mae, twins = found.runs, found.twins
-trained, _ = findings.score.with_gain(made.runs)
+tables = records.load(STUDY or (here if here.is_dir() else away))
+it = analysis.analyze(tables)
+for sentence in wording.opening(it):
+  print(f'{sentence}\n')
+
+# %% [markdown]
+# ## What a doubling of RankMe is worth
+#
+# If RankMe unified model size, data and all the rest, a doubling of it would
+# be worth the same score whatever was varied: every interval would hold the
+# dashed line. Each row compares configurations that are equal in all but what
+# is named; the last one all configurations of equal width.
+
+# %%
+figures.slopes(it.claims).figure
 
 # %% [markdown]
 # ## What was run
 
 # %%
+print('\n'.join(f'- {sentence}' for sentence in wording.rows_used(it)))
+trained = pd.concat([it.study.trained, it.study.others])
+print(f"{trained['flops'].sum():.2g} training FLOPs")
 about = trained.groupby('experiment').agg(
-    runs=('run_id', 'size'), sizes=('size', 'nunique'),
+    trainings=('run_id', 'size'), sizes=('size', 'nunique'),
     seeds=('seed', 'nunique'), flops=('flops', 'sum'),
     lowest_rank=('rank', 'min'), highest_rank=('rank', 'max'),
     lowest_score=('score', 'min'), highest_score=('score', 'max'))
-print(f'{len(trained)} trained runs and {len(twins)} untrained networks, '
-      f"{trained['flops'].sum():.2g} training FLOPs")
 about.round(3).assign(flops=about['flops'].map('{:.2g}'.format))
 
 # %% [markdown]
-# ## The verdicts
+# ## All claims
 #
-# Each claim, what was measured with its 95 % interval, its rivals, and what
-# would tell where this study cannot. What is compared differs in one thing
-# alone; the noise is that of seeds and of the order of clips.
+# What was measured with its 95 % interval, what stands beside it, the verdict,
+# and what would decide where this study cannot.
 
 # %%
-verdicts = claims.table(made)
-display.Markdown(claims.markdown(verdicts))
+display.Markdown(wording.markdown(it.claims))
+
+# %%
+print('\n'.join(f'- {sentence}' for sentence in wording.method()))
 
 # %% [markdown]
 # ## Rank and score
@@ -95,40 +104,32 @@ display.Markdown(claims.markdown(verdicts))
 # Open: untrained networks. A law is drawn through the runs that beat their own.
 
 # %%
-print(found.fit.report() if found.fit else f'No law: {found.reason}.')
-figures.rank_score(made.runs, found.fit).figure
-
-# %% [markdown]
-# ## One thing changed at a time
-#
-# Within groups of configurations that are equal in all else. Right of zero
-# RankMe tells the score as the paper says, left of it the wrong way round.
-
-# %%
-by_family = within.families(mae)
-figures.slopes(by_family).figure
-
-# %%
-by_family.drop(columns='verdict').round(3).assign(verdict=by_family['verdict'])
+print('\n'.join(f'- {sentence}' for sentence in
+                wording.law_words(it) + wording.form_words(it.forms)))
+figures.rank_score(study.every(it.study), it.fit).figure
 
 # %% [markdown]
 # ## Rank during training
 
 # %%
-figures.rank_steps(made.history[~made.history['untrained']],
-                   marked=found.trouble.unstable).figure
+events = it.diagnostics.events
+figures.rank_steps(it.study.history,
+                   marked=events[events['source'] == 'curve']).figure
+
+# %%
+print('\n'.join(f'- {sentence}' for sentence in wording.event_words(events)))
 
 # %% [markdown]
 # ## Task by task, beside the untrained networks
 
 # %%
-figures.trained_untrained(made.tasks).figure
+figures.trained_untrained(it.study.tasks).figure
 
 # %% [markdown]
 # Per task: how far training moves it, and whether RankMe goes with it.
 
 # %%
-described.tasks(made).round(3)
+it.tasks.round(3)
 
 # %% [markdown]
 # ## What predicts the score
@@ -136,27 +137,30 @@ described.tasks(made).round(3)
 # Every configuration left out in turn.
 
 # %%
-found.rivals.round(3)
+it.predictors.round(3)
+
+# %%
+print('\n'.join(f'- {sentence}' for sentence in
+                wording.width_words(it.study.trained)))
 
 # %% [markdown]
 # ## Does an early rank tell the final score?
 
 # %%
-soon = found.early
-if soon.reason:
-  print(f'Not asked: {soon.reason}.')
-else:
-  print('\n'.join(f'- {sentence}' for sentence in soon.words))
-  _, name = soon.rungs[-1]
+print('\n'.join(f'- {sentence}' for sentence in wording.early_words(it)))
+if it.early.rungs:
+  _, name = it.early.rungs[-1]
   display.display(
-      figures.early_final(soon.runs, name, 'score', 'size').figure)
+      figures.early_final(it.early.runs, name, 'score', 'size').figure)
 
 # %% [markdown]
 # ## Where the law fails
-#
-# The runs farthest from the curve, and the families that stand apart.
 
 # %%
-for sentence in found.trouble.words:
+for sentence in wording.trouble_words(it):
   print(f'- {sentence}')
-display.display(described.farthest(mae, found.fit).round(3))
+if it.fit:
+  beat = study.beating(it.study.trained)
+  display.display(figures.residuals(
+      it.fit, 'rank', beat['size'].to_numpy(),
+      marked=it.diagnostics.outliers).figure)

@@ -6,6 +6,7 @@ import pytest
 
 from audiorank import figures
 from audiorank import laws
+from audiorank.analysis import claims
 from audiorank.figures import style
 
 
@@ -53,14 +54,19 @@ def joint():
   return laws.fit('separable', {'N': n, 'D': d, 'loss': loss}, loss='log_ls')
 
 
+def _legend(ax):
+  """The texts of a figure's legends."""
+  several = [*ax.figure.legends, ax.get_legend()]
+  return [text.get_text() for legend in several if legend is not None
+          for text in legend.get_texts()]
+
+
 def _clear(ax):
-  """Draws the figure; no legend or inset may cover a marker's centre."""
+  """Draws the figure; no legend may cover a marker's centre or leave it."""
   fig = ax.figure
-  fig.canvas.draw()
-  covers = [legend for each in fig.axes
-            if (legend := each.get_legend()) is not None]
-  boxes = [cover.get_window_extent() for cover in covers]
-  boxes += [child.get_window_extent() for child in ax.child_axes]
+  fig.draw_without_rendering()
+  covers = [*fig.legends, *(each.get_legend() for each in fig.axes)]
+  boxes = [cover.get_window_extent() for cover in covers if cover is not None]
   for path in ax.collections:
     if not hasattr(path, 'get_sizes') or not len(path.get_offsets()):
       continue
@@ -76,7 +82,7 @@ def _clear(ax):
 
 
 def _texts(axis):
-  axis.axes.figure.canvas.draw()
+  axis.axes.figure.draw_without_rendering()
   low, high = sorted(axis.get_view_interval())
   return [tick.get_text() for tick, at in
           zip(axis.get_ticklabels(), axis.get_ticklocs())
@@ -87,17 +93,43 @@ def test_rank_score(runs, made):
   ax = figures.rank_score(runs, made)
   _clear(ax)
   assert ax.get_xlabel() == 'RankMe (log scale)'
-  labels = [text.get_text() for text in ax.get_legend().get_texts()]
-  assert {'mask 0.5', 'mask 0.75', 'untrained'} <= set(labels)
-  assert ax.child_axes and 'unbounded' in ax.child_axes[0].get_title() or (
-      ' to ' in ax.child_axes[0].get_title())
+  assert {'mask 0.5', 'mask 0.75', 'untrained',
+          'saturating law, 95 % band'} <= set(_legend(ax))
   ticks = _texts(ax.xaxis)
   assert 3 <= len(ticks) <= 9 and all('$' not in text for text in ticks)
 
 
+def test_the_axis_goes_as_far_as_the_data(runs):
+  """Not as far as the band's tail: three near ranks bound no law."""
+  few = runs[~runs['untrained']].sort_values('rank')[:8]
+  fit = laws.fit('saturating', few)
+  ax = figures.rank_score(few, fit)
+  low, high = ax.get_ylim()
+  span = np.ptp(few['score'])
+  assert few['score'].min() - .1 * span <= low
+  assert high <= few['score'].max() + .1 * span
+
+
+def test_more_kinds_than_markers_are_told_apart(runs):
+  looks = [style.look(i) for i in range(72)]
+  assert len(set(looks)) == 72
+  rng = np.random.default_rng(0)
+  table = pd.DataFrame({'size': [f'en{16 * k}-2' for k in range(1, 13)],
+                        'early': rng.uniform(5, 20, 12),
+                        'score': rng.uniform(.4, .6, 12)})
+  ax = figures.early_final(table, 'early', 'score', 'size')
+  _clear(ax)
+  entries = ax.figure.legends[0].legend_handles
+  assert len({(e.get_color(), e.get_marker()) for e in entries}) == 12
+  # More rates than markers: no marker stands for two of them.
+  many = pd.concat([runs.assign(mask_ratio=.05 * k) for k in range(1, 12)])
+  assert not any(text.startswith('mask') for text in _legend(
+      figures.rank_score(many)))
+
+
 def test_rank_score_is_bare_without_a_fit(runs):
   ax = figures.rank_score(runs)
-  assert not ax.child_axes and not ax.lines
+  assert not ax.lines
   # The open markers are the untrained networks, one per size.
   hollow = [path for path in ax.collections
             if hasattr(path, 'get_sizes') and not len(path.get_facecolors())]
@@ -141,7 +173,7 @@ def test_rank_steps(runs):
   ax = figures.rank_steps(pd.DataFrame(rows))
   _clear(ax)
   assert ax.get_xlim()[0] < 10 and len(ax.lines) == 3
-  assert 'untrained' in ax.get_legend().get_texts()[1].get_text()
+  assert 'untrained (step 0)' in _legend(ax)
 
 
 def test_troubled_runs_are_marked(runs, made):
@@ -151,15 +183,15 @@ def test_troubled_runs_are_marked(runs, made):
   bad = pd.DataFrame([dict(run_id='b', kind='collapse', step=100)])
   ax = figures.rank_steps(rows, marked=bad)
   _clear(ax)
-  assert 'collapse' in [t.get_text() for t in ax.get_legend().get_texts()]
+  assert 'collapse' in _legend(ax)
   far = pd.DataFrame({'row': [3], 'label': ['run three']})
   ax = figures.residuals(made, 'rank', marked=far)
-  ax.figure.canvas.draw()
+  ax.figure.draw_without_rendering()
   text, = (t for t in ax.texts if t.get_text() == 'run three')
   assert ax.figure.bbox.contains(*text.get_window_extent().p1)
   # None marked: nothing of it in the legend.
-  assert 'collapse' not in [t.get_text() for t in figures.rank_steps(
-      rows, marked=bad.iloc[:0]).get_legend().get_texts()]
+  assert 'collapse' not in _legend(figures.rank_steps(
+      rows, marked=bad.iloc[:0]))
 
 
 def test_trained_untrained():
@@ -192,11 +224,10 @@ def test_other_figures_draw(runs, made, joint, tmp_path):
       'pairs': figures.pairs(made.draws(60))[0, 0],
   }
   for ax in drawn.values():
-    ax.figure.canvas.draw()
+    ax.figure.draw_without_rendering()
   for name in ('law', 'predicted', 'early', 'frontier', 'residuals'):
     _clear(drawn[name])
   assert 'encoder only' in drawn['frontier'].get_xlabel()
-  assert 'exploratory' in ''.join(t.get_text() for t in drawn['early'].texts)
   paths = figures.save(drawn['law'], tmp_path / 'deep' / 'law')
   assert [path.suffix for path in paths] == ['.png', '.pdf']
   assert all(path.stat().st_size > 1000 for path in paths)
@@ -205,7 +236,7 @@ def test_other_figures_draw(runs, made, joint, tmp_path):
 def test_a_model_is_marked_among_the_runs(runs):
   ax = figures.rank_score(runs, here=(20., .6, 'mine'))
   _clear(ax)
-  assert 'mine' in [t.get_text() for t in ax.get_legend().get_texts()]
+  assert 'mine' in _legend(ax)
   star = [p for p in ax.collections if hasattr(p, 'get_offsets')
           and [20., .6] in p.get_offsets().tolist()]
   assert len(star) == 1
@@ -294,17 +325,33 @@ def test_a_limit_that_nothing_bounds_is_drawn_near_the_data():
   assert high < 3 and low > -3
 
 
+def _slope(family, value, low, high, verdict, n):
+  return claims.claim('slope', 'score per doubling of RankMe', value, low,
+                      high, .04, verdict, claims.Needed('range'), family,
+                      (n, n, n))
+
+
 def test_slopes_show_every_family_and_arrows_beyond_the_axis():
-  families = pd.DataFrame({
-      'family': ['size', 'decoder', 'crop'], 'value': [.08, -.04, .04],
-      'low': [.05, -.17, -9.], 'high': [.11, .1, 9.],
-      'configurations': [23, 3, 3],
-      'verdict': ['holds', 'cannot be told', 'cannot be told']})
-  ax = figures.slopes(families)
+  inf = float('inf')
+  several = [
+      claims.claim('one_slope', '', .04, .02, .1, 1e-5, claims.FAILS,
+                   common=.06, names=('size', 'crop')),
+      _slope('size', .08, .05, .11, claims.HOLDS, 23),
+      _slope('decoder', -.04, -.17, .1, claims.INCONCLUSIVE, 3),
+      _slope('masking rate', .3, -inf, inf, claims.INCONCLUSIVE, 5),
+      _slope('crop', .04, -9., 9., claims.INCONCLUSIVE, 3),
+      claims.claim('within_width', '', -.01, -.04, .02, .6,
+                   claims.INCONCLUSIVE, claims.Needed('runs', 4.),
+                   counts=(40, 40, 40))]
+  ax = figures.slopes(several)
+  _clear(ax)
   assert [t.get_text() for t in ax.get_yticklabels()] == [
-      'size (23)', 'decoder (3)', 'crop (3)']
-  assert sum(line.get_marker() in '<>' for line in ax.lines) == 2
+      'size (23)', 'decoder (3)', 'masking rate (5)', 'crop (3)',
+      'all, at equal width (40)']
+  assert sum(line.get_marker() in '<>' for line in ax.lines) == 4
   low, high = ax.get_xlim()
   assert -2 < low < -.17 and .11 < high < 2
-  with pytest.raises(ValueError, match='verdict'):
-    figures.slopes(families.drop(columns='verdict'))
+  assert {'holds', 'inconclusive', 'nothing bounds it',
+          'one slope for all'} == set(_legend(ax))
+  with pytest.raises(ValueError, match='nothing to draw'):
+    figures.slopes([several[0]])

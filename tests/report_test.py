@@ -12,14 +12,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from audiorank import findings
+from audiorank import analysis
+from audiorank import laws
 from audiorank import records
 from audiorank import report
-from audiorank.findings import early
+from audiorank.analysis import early
+from audiorank.analysis import study
+from audiorank.analysis import training
 from audiorank.rankme import record
 from audiorank.report import curves
-from audiorank.report import document
 from audiorank.report import tables
+from audiorank.report import wording
 
 STEPS = 1000
 
@@ -76,58 +79,58 @@ def sweep(n=30, seed=0, follow=1., sizes=3, odd=None):
 
 @pytest.fixture(scope='module')
 def whole():
-  return findings.find(sweep())
+  return analysis.analyze(sweep())
 
 
-def test_early_rank_that_tells_is_found(whole):
+def test_early_rank_that_tells_is_measured(whole):
   soon = whole.early
   assert [round(share, 2) for share, _ in soon.rungs] == [.1, .25, .5]
   rows = soon.agreement.set_index('early')
   assert rows.loc['RankMe at 50 %', 'tau'] > .98
   # Holm: no adjusted p below its own, none of what is not RankMe.
-  assert (soon.agreement['holm'].dropna() >= soon.agreement['p'][
-      soon.agreement['holm'].notna()] - 1e-12).all()
+  own = soon.agreement['holm'].notna()
+  assert (soon.agreement['holm'][own] >= soon.agreement['p'][own]
+          - 1e-12).all()
   assert np.isnan(rows.loc['masking rate', 'holm'])
-  kept = soon.halving.set_index('chooser').loc['RankMe']
-  assert kept['regret'] < .02 and .3 < kept['saved'] < .9
-  assert 'saves' in ' '.join(soon.words)
-  assert not any('exploratory' in w for w in whole.words)
+  stopped = soon.halving.set_index('chooser').loc['RankMe']
+  assert stopped['regret'] < .02 and .3 < stopped['saved'] < .9
+  assert 'saves' in ' '.join(wording.early_words(whole))
+  # Hours order these runs as well: RankMe beats all but them.
+  claim, = (one for one in whole.claims if one.key == 'early')
+  decided = {rival.name: rival.decided for rival in claim.rivals}
+  assert decided['hours of audio'] <= 0 < decided['width']
+  assert claim.verdict == analysis.INCONCLUSIVE
 
 
 def test_early_rank_that_does_not_tell_is_no_better_than_luck():
-  soon = findings.find(sweep(follow=0.)).early
-  rows = soon.agreement.set_index('early')
+  rows = study.read(sweep(follow=0.))
+  soon = early.predict(rows)
+  table = soon.agreement.set_index('early')
   name = soon.rungs[-1][1]
-  assert rows.loc[name, 'tau_low'] < 0 < rows.loc[name, 'tau_high']
+  assert table.loc[name, 'tau_low'] < 0 < table.loc[name, 'tau_high']
   # Hours order these runs perfectly, and it is said.
-  assert 'Beyond chance better than it' in ' '.join(soon.words)
-  assert 'hours of audio' in ' '.join(soon.words)
+  claim = early.of_early(rows, soon)
+  assert claim.verdict == analysis.FAILS
+  assert 'better than RankMe: hours of audio' in wording.beside(claim)
 
 
 def test_scored_checkpoints_are_an_early_probe():
   tables = sweep()
   more = tables.tasks[~tables.tasks['untrained']].assign(step=250)
-  found = early.find(tables.runs[~tables.runs['untrained']], tables.history,
-                     pd.concat([tables.tasks, more]))
-  assert 'score at 25 %' in set(found.agreement['early'])
+  soon = early.predict(study.read(tables._replace(
+      tasks=pd.concat([tables.tasks, more]))))
+  assert 'score at 25 %' in set(soon.agreement['early'])
   # A checkpoint scored on fewer tasks than its run is another mean.
   part = more[more['task'] == 'a']
-  found = early.find(tables.runs[~tables.runs['untrained']], tables.history,
-                     pd.concat([tables.tasks, part]))
-  assert 'score at 25 %' not in set(found.agreement['early'])
-
-
-def test_fewer_than_24_runs_are_exploratory():
-  tables = sweep(12)
-  found = findings.find(tables)
-  assert '12 runs are few: all of this is exploratory.' in found.words
-  assert 'Exploratory: 12 runs' in document.exploratory(found)
+  soon = early.predict(study.read(tables._replace(
+      tasks=pd.concat([tables.tasks, part]))))
+  assert 'score at 25 %' not in set(soon.agreement['early'])
 
 
 def test_outlier_is_named():
-  found = findings.find(sweep(odd=11)).trouble
-  assert found.outliers['label'].tolist() == ['run 11']
-  assert 'run 11' in found.words[0] and '-' in found.words[0]
+  it = analysis.analyze(sweep(odd=11))
+  assert it.diagnostics.outliers['label'].tolist() == ['run 11']
+  assert 'run 11' in wording.trouble_words(it)[0]
 
 
 def test_unstable_runs_and_alarms_are_listed():
@@ -139,20 +142,24 @@ def test_unstable_runs_and_alarms_are_listed():
       {'kind': 'small_sample', 'value': 9, 'threshold': 128, 'step': 500},
       {'kind': 'collapse', 'value': 1.2, 'threshold': 1.5, 'step': 500}])
   history.loc[mine & (history['step'] >= 500), 'alarms'] = two
-  found = findings.find(tables._replace(history=history)).trouble
-  assert found.unstable[['name', 'kind']].values.tolist() == [
+  events = training.events(study.read(tables._replace(history=history)))
+  by_curve = events[events['source'] == 'curve']
+  assert by_curve[['name', 'kind']].values.tolist() == [
       ['run 20', 'collapse']]
-  assert 'RankMe collapsed: run 20 at step 1000' in ' '.join(found.words)
-  assert found.alarms['times'].tolist() == [2, 2]
-  assert found.alarms['alarm'].tolist() == ['small sample: 9',
-                                            'collapse: 1.2']
+  words = ' '.join(wording.event_words(events))
+  assert 'RankMe collapsed: run 20 at step 1000' in words
+  by_monitor = events[events['source'] == 'monitor']
+  assert by_monitor['kind'].tolist() == ['small_sample', 'collapse']
+  assert by_monitor['times'].tolist() == [2, 2]
+  assert by_monitor['threshold'].tolist() == [128, 1.5]
 
 
-def test_law_shapes_and_checklist(whole):
-  assert set(whole.shapes['law']) == {
+def test_forms_of_law_and_checklist(whole):
+  assert set(whole.forms['law']) == {
       'saturating', 'log_linear', 'exponential', 'sigmoid', 'logit_linear'}
-  assert whole.shapes['law'][0] == 'saturating'
-  items = dict(zip(whole.checklist['item'], whole.checklist['answer']))
+  assert whole.forms['law'][0] == 'saturating'
+  table = laws.checklist.fill(whole.fit, wording.checklist(whole))
+  items = dict(zip(table['item'], table['answer']))
   assert items['checkpoints used'] == 'the last of each run'
   assert 'the same for every size' in items['hyperparameters per size']
   assert 'not stated' not in items.values()
@@ -165,12 +172,45 @@ def text(tmp_path_factory):
 
 
 def test_page_has_every_section(text):
-  for title in ('What was found', 'Can RankMe choose a run early?',
-                'Where the law fails', 'How the law was fitted'):
+  for title in ('What a doubling of RankMe is worth', 'All claims',
+                'Can RankMe choose a run early?',
+                'Where the law fails, and unstable runs',
+                'How the law was fitted'):
     assert f'>{title}</h2>' in text
-  assert 'A &lt;title&gt;' in text and 'nan' not in text.replace(
-      'finance', '').split('<body>')[1].split('base64')[0]
+  body = text.split('<body>')[1]
+  assert 'A &lt;title&gt;' in text
+  assert not re.search(r'\bnan\b', re.sub(r'<svg.*?</svg>', '', body,
+                                          flags=re.S))
   assert 'Not drawn' not in text and 'Exploratory' not in text
+  # Three sentences, then the slopes, then the claims.
+  lead = body.split('<div class="lead">')[1].split('</div>')[0]
+  assert lead.count('<p>') == 3
+  assert body.index('class="lead"') < body.index('<svg') < body.index(
+      'table class="text claims"')
+
+
+def test_page_shows_the_claims_of_the_analysis(text):
+  table = wording.frame(analysis.analyze(sweep(odd=11)).claims)
+  inside = text.split('<table class="text claims">')[1].split('</table>')[0]
+  assert inside.count('<tr') == len(table) + 1
+  for verdict in table['verdict']:
+    assert f'>{verdict}</td>' in inside
+
+
+def test_figures_follow_the_page(text):
+  """Ink, ground and greys are the page's; letters stay letters."""
+  drawn = re.findall(r'<figure class="drawn">(.*?)</figure>', text, re.S)
+  assert len(drawn) >= 8
+  for figure in drawn:
+    assert 'currentColor' in figure and '<text' in figure
+    assert '#000000' not in figure and '#ffffff' not in figure
+    # In units of the drawing, which a phone shows one to one: 9 px at least.
+    wide = float(re.search(r'viewBox="0 0 ([\d.]+)', figure)[1])
+    sizes = [float(v) for v in re.findall(r'font(?:-size)?: ?([\d.]+)px',
+                                          figure)]
+    assert sizes and min(sizes) * 365 / wide >= 8.95, (min(sizes), wide)
+  names = re.findall(r'\bid="(f[^"]*)"', ''.join(drawn))
+  assert len(names) == len(set(names))
 
 
 def test_every_run_has_its_curves_one_click_away(text):
@@ -282,22 +322,42 @@ def test_page_without_scores(tmp_path):
       tables.runs.assign(score=np.nan, scored_tasks=0),
       tables.history.drop(columns='valid_loss'), pd.DataFrame())
   text = report.page(tmp_path, tables, 'waiting')
-  assert 'No trained run is scored yet.' in text
+  assert 'No trained run is scored yet' in text
 
 
-def test_a_task_that_no_run_is_scored_on_has_no_best_run():
+def test_a_task_that_no_run_is_scored_on_has_no_mean():
   """As a task of events in a sweep whose scores are all missing."""
-  runs = sweep(6).runs
-  part = runs[['run_id', 'name', 'untrained']].assign(
-      step=STEPS, steps=STEPS, metric='event_onset_200ms_fms')
-  text = tables.tasks(pd.concat([
-      part.assign(task='silent', score=np.nan),
-      part.assign(task='told', score=np.linspace(.1, .6, len(part)))]), runs)
+  sweep_ = sweep(6)
+  silent = sweep_.tasks['task'] == 'a'
+  gone = sweep_.tasks.assign(score=sweep_.tasks['score'].where(~silent))
+  table = training.tasks(study.read(sweep_._replace(tasks=gone)))
+  text = tables.tasks(table)
   rows = {line.split('</td>')[0].rpartition('>')[2]: line
           for line in text.split('<tr')[2:]}
-  assert '–' in rows['silent'] and 'nan' not in rows['silent']
-  best = part[~part['untrained']]['name'].iloc[-1]
-  assert best in rows['told'] and best not in rows['silent']
+  assert '–' in rows['a'] and 'nan' not in rows['a']
+  assert '–' not in rows['b']
+
+
+def test_endless_rank_is_told_of_enough_clips_alone():
+  row = {'width': 64, 'rank_value_inf': 60.}
+  assert tables.endless(row, 'rank', 512) == '60.0'
+  assert tables.endless(row, 'rank', 511) == '–'
+  assert tables.endless({**row, 'rank_value_inf': 64.1}, 'rank', 512) == '–'
+
+
+def test_one_table_and_one_sweep_give_the_same_claims(tmp_path):
+  """launch.report --table on a sweep's runs: its claims and its law."""
+  made = records.load(records.SAMPLE)
+  for name, table in made._asdict().items():
+    table.to_parquet(tmp_path / f'{name}.parquet')
+  done = subprocess.run(
+      [sys.executable, '-m', 'launch.report',
+       f'--table={tmp_path}/runs.parquet'], capture_output=True, text=True,
+      cwd=pathlib.Path(__file__).resolve().parents[1])
+  assert done.returncode == 0, done.stderr
+  it = analysis.analyze(made)
+  assert wording.plain(it.claims) in done.stdout
+  assert f'{it.fit.n} points' in done.stdout
 
 
 BAD = """

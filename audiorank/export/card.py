@@ -6,7 +6,9 @@ from audiorank import checkpoint
 from audiorank import files
 from audiorank import flops
 from audiorank import records
-from audiorank.findings import score
+from audiorank.analysis import law
+from audiorank.analysis import study
+from audiorank.report import wording
 
 HEAD = '''---
 library_name: audiorank
@@ -170,25 +172,30 @@ def prediction(workdir, step, made):
       mine.iloc[0]['score'] is None):
     return []
   row = mine.iloc[0]
-  trained, _ = score.with_gain(made.runs)
-  if row['run_id'] not in set(trained['run_id']):
+  rows = study.read(made)
+  trained = rows.trained
+  # Of rows that are one training a single one stands in the study.
+  own = trained[trained['training_key'] == row['training_key']]
+  if not len(own):
     return []
-  kinds = score.configurations(trained)
-  own = kinds[(trained['run_id'] == row['run_id']).to_numpy()][0]
-  fit, reason = score.law(trained[kinds != own])
+  kind = own['configuration'].iloc[0]
+  fit, lacks = law.fit(trained[trained['configuration'] != kind])
   if fit is None:
-    return [title, f'No law is fitted to the other runs: {reason}.\n']
+    return [title, 'No law is fitted to the other runs. Needed: '
+                   f'{wording.needed_text(lacks)}.\n']
   y, low, high = (float(v[0]) for v in fit.predict(
       {'rank': [float(row['rank'])]}, band='new'))
   words = [
       f"From RankMe {row['rank']:.2f} and the {fit.n} other runs that beat "
       f'their untrained network: mean score {y:.3f}, 95 % {low:.3f} to '
       f"{high:.3f}. Observed: {row['score']:.3f}."]
-  if row['run_id'] not in set(trained['run_id'][trained['gain'] > 0]):
+  if not own['gain'].iloc[0] > 0:
     words.append('This run does not beat its untrained network, so the law '
                  'was not drawn for it.')
   if not math.isfinite(fit.ci('Q_inf')[1]):
     words.append('Those runs do not bound Q_inf: the law says nothing of '
                  'larger models.')
-  verdict = score.of_rivals(score.predictors(trained), trained)
-  return [title, ' '.join([*words, *verdict]) + '\n']
+  rivals = law.of_rivals(rows, law.predictors(trained))
+  words.append(f'Over the sweep: {wording.measured(rivals)}; '
+               f'{wording.beside(rivals)}.')
+  return [title, ' '.join(words) + '\n']

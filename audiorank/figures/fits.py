@@ -1,32 +1,38 @@
 """Figures of fits: curves with bands, profiles, residuals, draws."""
 
 import math
+from typing import Any
 
 from matplotlib import colors
 from matplotlib import figure
-from matplotlib import lines
 from matplotlib import ticker
 import numpy as np
+import pandas as pd
 
+from audiorank import laws
 from audiorank.figures import style
 from audiorank.laws import intervals
 
 
-def curve(ax, fit, x, color='black', low=None, high=None, text=None):
-  """A one-input law: band, solid inside the data, dashed outside."""
-  seen = np.asarray(fit.data[fit.x[0]], float)
-  low = min(seen.min(), low or math.inf)
-  high = max(seen.max(), high or 0.)
+def curve(ax: style.Axes, fit: laws.Fit, x: str, color: str = style.INK,
+          low: float | None = None, high: float | None = None,
+          text: str | None = None) -> None:
+  """Draws a one-input law: band, solid inside the data, dashed outside."""
+  x_N = np.asarray(fit.data[fit.x[0]], float)
+  low = min(x_N.min(), low or math.inf)
+  high = max(x_N.max(), high or 0.)
   x_M = np.geomspace(low, high, 200)
   y, y_low, y_high = fit.predict({x: x_M}, band='mean')
   ax.fill_between(x_M, y_low, y_high, color=color, alpha=.15, lw=0)
-  inside = (x_M >= seen.min() * .999) & (x_M <= seen.max() * 1.001)
+  inside = (x_M >= x_N.min() * .999) & (x_M <= x_N.max() * 1.001)
   ax.plot(x_M, np.where(inside, y, np.nan), color=color, lw=1.5, label=text)
-  for side in (x_M <= seen.min(), x_M >= seen.max()):
+  for side in (x_M <= x_N.min(), x_M >= x_N.max()):
     ax.plot(x_M[side], y[side], color=color, lw=1.5, ls='--')
 
 
-def residuals(fit, x=None, labels=None, ax=None, marked=None):
+def residuals(fit: laws.Fit, x: str | None = None, labels: Any = None,
+              ax: style.Axes | None = None,
+              marked: pd.DataFrame | None = None) -> style.Axes:
   """Residuals of a fit, on the scale of its loss.
 
   Args:
@@ -43,66 +49,49 @@ def residuals(fit, x=None, labels=None, ax=None, marked=None):
   kinds = style.ordered(set(names.tolist()))
   for i, kind in enumerate(kinds):
     here = names == kind
+    color, shape = style.look(i)
     ax.scatter(at[here], fit.residuals[here], s=28, label=str(kind),
-               color=style.PALETTE[i % len(style.PALETTE)],
-               marker=style.MARKERS[i % len(style.MARKERS)], edgecolors='white',
-               linewidths=.4)
+               color=color, marker=shape, edgecolors='white', linewidths=.4)
   if marked is not None and len(marked):
     for _, row in marked.iterrows():
       here = at[row['row']], fit.residuals[row['row']]
-      ax.scatter(*here, s=120, facecolors='none', edgecolors='black', lw=1.1,
+      ax.scatter(*here, s=120, facecolors='none', edgecolors=style.INK, lw=1.1,
                  zorder=4)
       # Towards the middle, where there is room for the name.
       left = here[0] > math.sqrt(at.min() * at.max())
       ax.annotate(str(row['label']), here, (-8 if left else 8, 0),
-                  textcoords='offset points', fontsize=8, va='center',
+                  textcoords='offset points', fontsize=style.LEGEND, va='center',
                   ha='right' if left else 'left')
-  ax.axhline(0., color='black', lw=.8)
+  ax.axhline(0., color=style.INK, lw=.8)
   for k in (-2, 2):
     ax.axhline(k * fit.sd, color=style.GREY, lw=.8, ls='--')
+  handles = [style.line('2 sd', ls='--', lw=.8)]
   if x is not None:
     style.log_axis(ax.xaxis, x)
   else:
     ax.set_xlabel(f'fitted {style.label(fit.y)}')
   kind = {'identity': '', 'log': 'log ', 'logit': 'logit '}
-  ax.set_ylabel(f'{kind[fit.problem.loss.link]}residual (dashed: 2 sd)')
+  ax.set_ylabel(f'{kind[fit.problem.loss.link]}residual')
   if labels is not None and len(kinds) <= 12:
-    style.above(ax, ax.get_legend_handles_labels()[0])
+    handles = [*ax.get_legend_handles_labels()[0], *handles]
+  style.above(ax, handles, 4)
   return ax
 
 
-def profile(fit, name='Q_inf', ax=None, small=False, confidence=.95):
-  """How much worse the fit gets as one parameter is held elsewhere.
+def profile(fit: laws.Fit, name: str = 'Q_inf', ax: style.Axes | None = None,
+            confidence: float = .95) -> style.Axes:
+  """How much worse the fit gets as one parameter is moved elsewhere.
 
   Args:
     fit: a Fit.
     name: the parameter.
     ax: Axes to draw in, or None.
-    small: for an inset: fewer ticks, smaller letters.
     confidence: of the horizontal line, which cuts the curve at the ends of
       the interval.
   """
   ax = ax or style.axes()
   low, high = fit.ci(name, 'profile', confidence)
-  best = fit.params[name]
-  if fit.form.linear.get(name) == 'free':
-    # A limit that nothing bounds may lie a million ranges away: what can be
-    # told is told near the data.
-    y_N = np.asarray(fit.data[fit.y], float)
-    reach = 3 * np.ptp(y_N)
-    if high == math.inf:
-      best = min(best, y_N.max() + reach)
-    if low == -math.inf:
-      best = max(best, y_N.min() - reach)
-  finite_high = high if math.isfinite(high) else best + max(
-      3 * (best - low) if math.isfinite(low) else 0.,
-      np.ptp(np.asarray(fit.data[fit.y], float)))
-  finite_low = low if math.isfinite(low) else best - (finite_high - best)
-  pad = .25 * (finite_high - finite_low) + 1e-12
-  if name == 'Q_inf' or fit.form.linear.get(name) == 'free':
-    v = np.linspace(finite_low - pad, finite_high + pad, 97)
-  else:
-    v = np.linspace(max(finite_low - pad, 1e-6 * best), finite_high + pad, 97)
+  v = _places(fit, name, low, high)
   limit = intervals.threshold(fit, name, confidence)
   rise = (intervals.profile(fit, name, v) - fit.objective) / (
       limit - fit.objective)
@@ -112,31 +101,53 @@ def profile(fit, name='Q_inf', ax=None, small=False, confidence=.95):
   inside = (v >= low) & (v <= high)
   ax.fill_between(v, 0., 2.2, where=inside, color=style.PALETTE[0],
                   alpha=.12, lw=0)
-  text = {'Q_inf': r'$Q_\infty$'}.get(name, name)
-  words = (f'{text}: {low:.3g} to {high:.3g}' if math.isfinite(low + high)
-           else f'{text} unbounded ' + ('above' if high == math.inf else
-                                        'below'))
-  size = 7 if small else 9
-  ax.set_title(f'{words} ({confidence:.0%})', fontsize=size, pad=2)
-  ax.set_yticks([0., 1.], ['0', f'{confidence:.0%}'], fontsize=size)
-  ax.xaxis.set_major_locator(ticker.MaxNLocator(4 if small else 7))
-  ax.tick_params(labelsize=size, length=2 if small else 3.5)
-  if small:
-    ax.patch.set_alpha(.85)
-    ax.margins(x=0)
-  else:
-    ax.set_xlabel(text)
-    ax.set_ylabel('rise of the objective (dashed: interval)')
+  words = f'{name}: {low:.3g} to {high:.3g}'
+  if not math.isfinite(low + high):
+    side = 'above' if high == math.inf else 'below'
+    words = f'{name} unbounded {side}'
+  handles = [style.line(f'threshold, {confidence:.0%}', ls='--', lw=.8),
+             style.line(f'profile; {words}', style.PALETTE[0], lw=1.4)]
+  ax.set_yticks([0., 1.], ['0', f'{confidence:.0%}'])
+  ax.xaxis.set_major_locator(ticker.MaxNLocator(6))
+  ax.set_xlabel(name)
+  ax.set_ylabel('rise of the objective')
+  style.above(ax, handles, 1)
   return ax
 
 
-def law(fit, held_out=None, color=None, ax=None):
+def _places(fit: laws.Fit, name: str, low: float, high: float) -> np.ndarray:
+  """Returns where a profile is drawn: the interval and a little beyond."""
+  best = fit.params[name]
+  y_N = np.asarray(fit.data[fit.y], float)
+  is_free = fit.form.linear.get(name) == 'free'
+  if is_free:
+    # A limit that nothing bounds may lie a million ranges away: what can be
+    # said is said near the data.
+    reach = 3 * np.ptp(y_N)
+    if high == math.inf:
+      best = min(best, y_N.max() + reach)
+    if low == -math.inf:
+      best = max(best, y_N.min() - reach)
+  if not math.isfinite(high):
+    below = best - low if math.isfinite(low) else 0.
+    high = best + max(3 * below, np.ptp(y_N))
+  if not math.isfinite(low):
+    low = best - (high - best)
+  pad = .25 * (high - low) + 1e-12
+  start = low - pad
+  if name != 'Q_inf' and not is_free:
+    start = max(start, 1e-6 * best)
+  return np.linspace(start, high + pad, 97)
+
+
+def law(fit: laws.Fit, held_out: Any = None, color: Any = None,
+        ax: style.Axes | None = None) -> style.Axes:
   """A law of one input with its points and band, held-out points open.
 
   Args:
     fit: a Fit of one input; rows of weight 0 count as held out.
     held_out: further points, columns by name, or None.
-    color: a number per row for a viridis colour, or None.
+    color: a number per row for its colour, or None.
     ax: Axes to draw in, or None.
   """
   if len(fit.x) != 1:
@@ -146,8 +157,9 @@ def law(fit, held_out=None, color=None, ax=None):
   x = np.asarray(fit.data[fit.x[0]], float)
   y = np.asarray(fit.data[fit.y], float)
   used = fit.problem.w_N > 0
-  rgba = (np.full((len(x), 4), colors.to_rgba(style.PALETTE[0])) if
-          color is None else style.size_colors(ax, color, 'size'))
+  rgba = np.full((len(x), 4), colors.to_rgba(style.PALETTE[0]))
+  if color is not None:
+    rgba = style.size_colors(ax, color, 'size')
   ax.scatter(x[used], y[used], c=rgba[used], s=30, zorder=3,
              edgecolors='white', linewidths=.4)
   out_x, out_y = [x[~used]], [y[~used]]
@@ -157,23 +169,23 @@ def law(fit, held_out=None, color=None, ax=None):
   out_x, out_y = np.concatenate(out_x), np.concatenate(out_y)
   handles = [style.marker('o', 'fitted', color=style.PALETTE[0])]
   if len(out_x):
-    ax.scatter(out_x, out_y, facecolors='none', edgecolors='black', s=34,
+    ax.scatter(out_x, out_y, facecolors='none', edgecolors=style.INK, s=34,
                zorder=3)
-    handles.append(style.marker('o', 'held out', False, 'black'))
+    handles.append(style.marker('o', 'held out', False, style.INK))
   reach = np.concatenate([x, out_x])
   curve(ax, fit, fit.x[0], low=reach.min(), high=reach.max() * 1.15)
-  handles.append(lines.Line2D([], [], color='black', label=(
-      f'{fit.form.formula}, 95 % band')))
+  handles.append(style.line(f'{fit.form.formula}, 95 % band', style.INK))
   style.log_axis(ax.xaxis, fit.x[0])
   if fit.problem.loss.link == 'log':
     style.log_axis(ax.yaxis, fit.y)
   else:
     ax.set_ylabel(style.label(fit.y))
-  style.above(ax, handles)
+  style.above(ax, handles, 2)
   return ax
 
 
-def predicted_actual(fit, out=None, ax=None):
+def predicted_actual(fit: laws.Fit, out: Any = None,
+                     ax: style.Axes | None = None) -> style.Axes:
   """Predictions against what was observed, with the relative error.
 
   Args:
@@ -182,9 +194,9 @@ def predicted_actual(fit, out=None, ax=None):
     ax: Axes to draw in, or None.
   """
   ax = ax or style.axes()
-  seen, used = fit.problem.y_N, fit.problem.w_N > 0
-  groups = [(seen[used], fit.fitted[used], True, 'fitted')]
-  late_y, late_f = seen[~used], fit.fitted[~used]
+  y_N, used = fit.problem.y_N, fit.problem.w_N > 0
+  groups = [(y_N[used], fit.fitted[used], True, 'fitted')]
+  late_y, late_f = y_N[~used], fit.fitted[~used]
   if out is not None:
     late_y = np.append(late_y, np.asarray(out[fit.y], float))
     late_f = np.append(late_f, fit.predict(out))
@@ -199,20 +211,21 @@ def predicted_actual(fit, out=None, ax=None):
     error = np.median(np.abs(f / y - 1))
     handles.append(style.marker('o', f'{text}: median error {error:.1%}',
                                 filled, color))
-  ends = np.array([min(seen.min(), fit.fitted.min()),
-                   max(seen.max(), fit.fitted.max())])
-  ax.plot(ends, ends, color='black', lw=.8)
+  ends = np.array([min(y_N.min(), fit.fitted.min()),
+                   max(y_N.max(), fit.fitted.max())])
+  ax.plot(ends, ends, color=style.INK, lw=.8)
+  handles.append(style.line('equal', style.INK, lw=.8))
   if fit.problem.loss.link == 'log':
     style.log_axis(ax.xaxis, f'predicted {style.label(fit.y)}')
     style.log_axis(ax.yaxis, f'observed {style.label(fit.y)}')
   else:
     ax.set_xlabel(f'predicted {style.label(fit.y)}')
     ax.set_ylabel(f'observed {style.label(fit.y)}')
-  style.above(ax, handles)
+  style.above(ax, handles, 2)
   return ax
 
 
-def pairs(draws, names=None):
+def pairs(draws: pd.DataFrame, names: Any = None) -> np.ndarray:
   """Bootstrap draws against each other, with their correlations.
 
   Args:
@@ -228,18 +241,18 @@ def pairs(draws, names=None):
   fig = figure.Figure(figsize=(side, side), layout='constrained')
   grid = fig.subplots(P, P, squeeze=False)
   values = draws[names].to_numpy(float)
-  kept = np.isfinite(values).all(1)
+  values = values[np.isfinite(values).all(1)]
   # The far tail of an unbounded parameter would flatten all the rest: the
   # nearer quartile sets the window, the histogram's end bars hold the tail.
   low, first, middle, third, high = np.quantile(
-      values[kept], [.005, .25, .5, .75, .995], axis=0)
+      values, [.005, .25, .5, .75, .995], axis=0)
   near = 8 * np.minimum(third - middle, middle - first)
   low, high = np.maximum(low, middle - near), np.minimum(high, middle + near)
-  ranks = np.argsort(np.argsort(values[kept], axis=0), axis=0)
+  ranks = np.argsort(np.argsort(values, axis=0), axis=0)
   related = np.corrcoef(ranks, rowvar=False).reshape(P, P)
   for i, row in enumerate(grid):
     for j, ax in enumerate(row):
-      ax.tick_params(labelsize=7, labelleft=j == 0 and i > 0,
+      ax.tick_params(labelsize=style.LEGEND, labelleft=j == 0 and i > 0,
                      labelbottom=i == P - 1)
       for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(ticker.MaxNLocator(3))
@@ -247,20 +260,20 @@ def pairs(draws, names=None):
       if j > i:
         ax.axis('off')
         ax.text(.5, .5, f'{related[i, j]:.2f}', ha='center', va='center',
-                fontsize=10, transform=ax.transAxes)
+                fontsize=style.LETTERS, transform=ax.transAxes)
         continue
       pad = .05 * (high - low) + 1e-300
       ax.set_xlim(low[j] - pad[j], high[j] + pad[j])
       if i == j:
-        ax.hist(np.clip(values[kept, i], low[i], high[i]), bins=30,
+        ax.hist(np.clip(values[:, i], low[i], high[i]), bins=30,
                 color=style.PALETTE[0])
         ax.set_yticks([])
       else:
-        ax.scatter(values[kept, j], values[kept, i], s=2, alpha=.3, lw=0,
+        ax.scatter(values[:, j], values[:, i], s=2, alpha=.3, lw=0,
                    color=style.PALETTE[0], rasterized=True)
         ax.set_ylim(low[i] - pad[i], high[i] + pad[i])
       if i == P - 1:
-        ax.set_xlabel(names[j], fontsize=9)
+        ax.set_xlabel(names[j], fontsize=style.LETTERS)
       if j == 0 and i > 0:
-        ax.set_ylabel(names[i], fontsize=9)
+        ax.set_ylabel(names[i], fontsize=style.LETTERS)
   return grid

@@ -1,105 +1,111 @@
 """Figures of runs: rank and score over size, data, steps and tasks."""
 
+from typing import Any
+
 from matplotlib import colors
-from matplotlib import lines
 import numpy as np
 import pandas as pd
 
+from audiorank import laws
 from audiorank.figures import fits
 from audiorank.figures import style
 
+# What runs have in common that are joined by a thin line.
+SAME = ('params', 'mask_ratio', 'lr', 'hours', 'seed', 'width', 'depth')
+SAME_OF_SIZE = ('hours', 'mask_ratio', 'lr', 'seed')
+# Baselines of a task that need no network, where they were scored.
+BASELINES = {'chance': 'chance', 'mel_mean': 'mean log-mel',
+             'mfcc': 'mean MFCC'}
 
-def _halves(runs, *names):
-  """The last rows of trained runs and the rows of untrained networks."""
+
+def _halves(runs: pd.DataFrame,
+            *names: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+  """Returns the last rows of trained runs, and untrained networks."""
   style.need(runs, *names)
   whole = runs.dropna(subset=list(names))
   blank = pd.Series(False, whole.index)
-  untrained = (whole['untrained'] if 'untrained' in whole else blank
-               ).astype(bool)
-  final = (whole['final'] if 'final' in whole else ~blank).astype(bool)
+  untrained = whole.get('untrained', blank).astype(bool)
+  final = whole.get('final', ~blank).astype(bool)
   return whole[final & ~untrained], whole[untrained]
 
 
-def rank_score(runs, fit=None, ax=None, inset=True, here=None):
+def rank_score(runs: pd.DataFrame, fit: laws.Fit | None = None,
+               ax: style.Axes | None = None,
+               here: tuple[float, float, str] | None = None) -> style.Axes:
   """RankMe against score: the law of the paper, or its absence.
 
   Trained runs filled, coloured by size, marker by masking rate; untrained
-  networks open and grey; the fit with its band, dashed outside the data.
+  networks open and grey; the fit with its band, dashed outside the data. The
+  axes go as far as the data, not as far as the band.
 
   Args:
     runs: the runs table (rank, score, params, mask_ratio, ...).
     fit: a Fit of score to rank, or None.
     ax: Axes to draw in, or None.
-    inset: with a fit that has Q_inf: draw its profile in a corner.
     here: (rank, score, name) of a model to mark among them, or None.
   """
   ax = ax or style.axes()
   trained, untrained = _halves(runs, 'rank', 'score')
   handles = _scatter(ax, trained, 'rank', 'score', bars=True)
   handles += _hollow(ax, untrained, 'rank', 'score')
+  y = [runs['score'].to_numpy(float)]
   if here is not None:
     ax.scatter(*here[:2], marker='*', s=190, color=style.PALETTE[1],
-               edgecolors='black', linewidths=.7, zorder=5)
+               edgecolors=style.INK, linewidths=.7, zorder=5)
     handles.append(style.marker('*', here[2], color=style.PALETTE[1]))
+    y.append(np.array([here[1]]))
   if fit is not None:
     x = runs['rank'].to_numpy(float)
     x = x[np.isfinite(x) & (x > 0)]
-    fits.curve(ax, fit, fit.x[0], low=x.min(), high=x.max() * 1.25)
-    handles.append(lines.Line2D([], [], color='black', label=(
-        f'{fit.form.name.replace("_", "-")} law, 95 %')))
+    fits.curve(ax, fit, fit.x[0], low=x.min(), high=x.max() * 1.1)
+    handles.append(style.line(
+        f'{fit.form.name.replace("_", "-")} law, 95 % band', style.INK))
+  style.around(ax, np.concatenate(y))
   style.log_axis(ax.xaxis, 'rank')
   ax.set_ylabel(style.label('score'))
   style.above(ax, handles)
-  if fit is not None and inset and 'Q_inf' in fit.params:
-    seen = pd.concat([trained, untrained])
-    line = np.geomspace(x.min(), x.max() * 1.25, 60)
-    place = lambda: style.emptiest(
-        ax, np.concatenate([seen['rank'], line]),
-        np.concatenate([seen['score'], fit.predict({fit.x[0]: line})]),
-        [(.6, .11, .37, .2), (.09, .11, .37, .2), (.09, .72, .37, .2)])
-    box, crowd = place()
-    if crowd:
-      low, high = ax.get_ylim()
-      ax.set_ylim(low - .38 * (high - low), high)
-      box, _ = place()
-    fits.profile(fit, 'Q_inf', ax.inset_axes(box), small=True)
   return ax
 
 
-def _scatter(ax, table, x, y, bars=False):
-  """Trained runs, colour by size and marker by masking rate."""
+def _scatter(ax: style.Axes, table: pd.DataFrame, x: str, y: str,
+             bars: bool = False) -> list[Any]:
+  """Draws trained runs, colour by size and marker by masking rate."""
   if not len(table):
     return []
-  sized = 'params' in table and table['params'].notna().all()
-  rgba = (style.size_colors(ax, table['params']) if sized else
-          np.full((len(table), 4), colors.to_rgba(style.PALETTE[0])))
-  masks = (table['mask_ratio'] if 'mask_ratio' in table else
-           pd.Series(np.nan, table.index))
-  handles = []
+  if 'params' in table and table['params'].notna().all():
+    rgba = style.size_colors(ax, table['params'])
+  else:
+    rgba = np.full((len(table), 4), colors.to_rgba(style.PALETTE[0]))
+  masks = table.get('mask_ratio', pd.Series(np.nan, table.index))
   kinds = sorted(masks.dropna().unique())
+  if len(kinds) > len(style.MARKERS):
+    kinds = []  # More rates than markers: no marker stands for two.
+  handles = []
   for i, mask in enumerate(kinds or [np.nan]):
     here = (masks == mask).to_numpy() if kinds else np.full(len(table), True)
-    shape = style.MARKERS[i % len(style.MARKERS)]
+    shape = style.MARKERS[i]
     if bars and {f'{x}_low', f'{x}_high'} <= set(table.columns):
       part = table[here]
       ax.hlines(part[y], part[f'{x}_low'], part[f'{x}_high'], color=rgba[here],
                 lw=1, zorder=2)
     ax.scatter(table[x][here], table[y][here], c=rgba[here], marker=shape,
-               s=38, zorder=3, edgecolors='white', linewidths=.5)
+               s=38, zorder=3, edgecolors=style.INK, linewidths=.5)
     handles.append(style.marker(
         shape, f'mask {mask:g}' if kinds else 'trained'))
   return handles
 
 
-def _hollow(ax, table, x, y):
+def _hollow(ax: style.Axes, table: pd.DataFrame, x: str, y: str) -> list[Any]:
+  """Draws untrained networks."""
   if not len(table):
     return []
-  ax.scatter(table[x], table[y], facecolors='none', edgecolors=style.GREY, s=42,
-             marker='o', zorder=3, linewidths=1.2)
+  ax.scatter(table[x], table[y], facecolors='none', edgecolors=style.GREY,
+             s=42, marker='o', zorder=3, linewidths=1.2)
   return [style.marker('o', 'untrained', filled=False)]
 
 
-def against(runs, x='hours', y='score', ax=None):
+def against(runs: pd.DataFrame, x: str = 'hours', y: str = 'score',
+            ax: style.Axes | None = None) -> style.Axes:
   """One column against another, the untrained networks beside the runs.
 
   An untrained network stands, hollow, where it has an x of its own (size,
@@ -116,39 +122,56 @@ def against(runs, x='hours', y='score', ax=None):
   style.need(runs, x)
   trained = trained[trained[x] > 0]
   handles = _scatter(ax, trained, x, y)
-  # Runs that differ in x alone are joined.
-  same = [name for name in ('name', 'params', 'mask_ratio', 'lr', 'hours',
-                            'seed', 'width', 'depth')
-          if name in trained and name not in (x, 'name')]
-  if x in ('flops', 'params'):
-    same = [name for name in same if name in ('hours', 'mask_ratio', 'lr',
-                                              'seed')]
-  if same:
-    for _, line in trained.groupby(same, dropna=False):
-      line = line.sort_values(x)
-      ax.plot(line[x], line[y], color=style.GREY, lw=.7, alpha=.6, zorder=1)
+  if _join(ax, trained, x, y):
+    handles.append(style.line('equal in all else', lw=.7, alpha=.6))
   if len(untrained) and x in ('params', 'width', 'depth'):
     handles += _hollow(ax, untrained, x, y)
     level = untrained.groupby(x)[y].mean()
     ax.plot(level.index, level, color=style.GREY, ls='--', lw=1, zorder=1)
+    handles.append(style.line('untrained, mean', ls='--', lw=1))
   elif len(untrained):
-    sized = 'params' in untrained and untrained['params'].notna().all()
-    levels = untrained.groupby('params')[y].mean() if sized else untrained[y]
-    rgba = (style.shades(pd.concat([trained['params'], untrained['params']])
-                         ).to_rgba(levels.index.to_numpy(float))
-            if sized and len(levels) > 1 else [style.GREY] * len(levels))
-    for level, color in zip(levels, rgba):
-      ax.axhline(level, color=color, ls='--', lw=1, zorder=1)
-    handles.append(lines.Line2D([], [], color=style.GREY, ls='--', lw=1,
-                                label='untrained, by size'))
+    _levels(ax, trained, untrained, y)
+    handles.append(style.line('untrained, by size', ls='--', lw=1))
   style.log_axis(ax.xaxis, x)
   ax.set_ylabel(style.label(y))
   style.above(ax, handles)
   return ax
 
 
-def trained_untrained(tasks, ax=None):
+def _join(ax: style.Axes, trained: pd.DataFrame, x: str, y: str) -> bool:
+  """Joins runs that differ in x alone; returns whether there are any."""
+  names = SAME_OF_SIZE if x in ('flops', 'params') else SAME
+  same = [name for name in names if name in trained and name != x]
+  joined = False
+  for _, part in trained.groupby(same, dropna=False) if same else ():
+    part = part.sort_values(x)
+    if part[x].nunique() > 1:
+      joined = True
+      ax.plot(part[x], part[y], color=style.GREY, lw=.7, alpha=.6, zorder=1)
+  return joined
+
+
+def _levels(ax: style.Axes, trained: pd.DataFrame, untrained: pd.DataFrame,
+            y: str) -> None:
+  """Draws the level of the untrained networks of each size."""
+  if 'params' not in untrained or not untrained['params'].notna().all():
+    for level in untrained[y]:
+      ax.axhline(level, color=style.GREY, ls='--', lw=1, zorder=1)
+    return
+  levels = untrained.groupby('params')[y].mean()
+  rgba = [style.GREY] * len(levels)
+  if len(levels) > 1:
+    scale = style.shades(pd.concat([trained['params'], untrained['params']]))
+    rgba = scale.to_rgba(levels.index.to_numpy(float))
+  for level, color in zip(levels, rgba):
+    ax.axhline(level, color=color, ls='--', lw=1, zorder=1)
+
+
+def trained_untrained(tasks: pd.DataFrame,
+                      ax: style.Axes | None = None) -> style.Axes:
   """Per task: the scores of untrained and of trained networks.
+
+  Chance, a mean log-mel and a mean MFCC stand beside them where known.
 
   Args:
     tasks: rows of task, score, untrained; and, where known, final.
@@ -158,22 +181,47 @@ def trained_untrained(tasks, ax=None):
   trained, untrained = _halves(tasks, 'task', 'score')
   order = list(untrained.groupby('task')['score'].mean().sort_values().index)
   order += [t for t in sorted(trained['task'].unique()) if t not in order]
-  ax = ax or style.axes((6., max(2.5, 1. + .42 * len(order))))
-  for shift, part, color in ((-.17, trained, style.PALETTE[0]),
-                             (.17, untrained, style.GREY)):
+  ax = ax or style.axes((5., max(2.8, 1.3 + .42 * len(order))))
+  halves = ((-.17, trained, style.PALETTE[0], style.PALETTE[0]),
+            (.17, untrained, style.GREY, 'none'))
+  for shift, part, color, face in halves:
     for i, task in enumerate(order):
       scores = part['score'][part['task'] == task].to_numpy(float)
       if not len(scores):
         continue
       ax.scatter(scores, np.full(len(scores), i - shift), s=18, zorder=3,
-                 facecolors=color if color != style.GREY else 'none',
-                 edgecolors=color, alpha=.7, linewidths=.9)
+                 facecolors=face, edgecolors=color, alpha=.7, linewidths=.9)
       ax.plot([scores.mean()] * 2, [i - shift - .16, i - shift + .16],
               color=color, lw=2.2, zorder=4)
-  ax.set_yticks(range(len(order)), order)
+  handles = [style.marker('o', 'trained', color=style.PALETTE[0]),
+             style.marker('o', 'untrained', filled=False),
+             style.line('mean', lw=2.2)]
+  handles += _without_network(ax, tasks, order)
+  ax.set_yticks(range(len(order)), [_short(task) for task in order])
   ax.set_ylim(-.6, len(order) - .4)
-  ax.set_xlabel('score (vertical strokes: means)')
+  ax.set_xlabel('score')
   ax.grid(axis='x', lw=.4, alpha=.5)
-  style.above(ax, [style.marker('o', 'trained', color=style.PALETTE[0]),
-              style.marker('o', 'untrained', filled=False)])
+  style.above(ax, handles)
   return ax
+
+
+def _without_network(ax: style.Axes, tasks: pd.DataFrame,
+                     order: list[str]) -> list[Any]:
+  """Draws the baselines of each task that need no network."""
+  handles = []
+  shapes = dict(zip(BASELINES, '|xd'))
+  for name, text in BASELINES.items():
+    if name not in tasks or not tasks[name].notna().any():
+      continue
+    value = tasks.groupby('task')[name].mean()
+    known = [i for i, task in enumerate(order) if np.isfinite(
+        value.get(task, np.nan))]
+    ax.scatter([value[order[i]] for i in known], known, marker=shapes[name],
+               s=44, color=style.PALETTE[1], zorder=5)
+    handles.append(style.marker(shapes[name], text, color=style.PALETTE[1]))
+  return handles
+
+
+def _short(task: str) -> str:
+  """Returns a task's name without its version and size."""
+  return task.split('-')[0].replace('_', ' ')

@@ -3,12 +3,15 @@
 Shapes: M mels, T frames, N clips, D width.
 """
 
+from typing import Any
+
 import numpy as np
 
 from audiorank.figures import style
 
 
-def spectrogram(mel_MT, hop=.01, ax=None):
+def spectrogram(mel_MT: np.ndarray, hop: float = .01,
+                ax: style.Axes | None = None) -> style.Axes:
   """A log-mel, as the model gets it.
 
   Args:
@@ -21,16 +24,17 @@ def spectrogram(mel_MT, hop=.01, ax=None):
     raise ValueError(f'a log-mel of shape {mel_MT.shape}: expected (mels, '
                      'frames)')
   ax = ax or style.axes((7., 2.6))
-  drawn = ax.imshow(mel_MT, origin='lower', aspect='auto', cmap='magma',
+  image = ax.imshow(mel_MT, origin='lower', aspect='auto', cmap='magma',
                     extent=(0, mel_MT.shape[1] * hop, 0, mel_MT.shape[0]),
                     vmin=mel_MT.max() - 80)
   ax.set_xlabel('seconds')
   ax.set_ylabel('mel bin')
-  ax.figure.colorbar(drawn, ax=ax, label='dB', pad=.015, aspect=20)
+  ax.figure.colorbar(image, ax=ax, label='dB', pad=.015, aspect=20)
   return ax
 
 
-def embedding_map(z_ND, labels=None, ax=None):
+def embedding_map(z_ND: np.ndarray, labels: Any = None,
+                  ax: style.Axes | None = None) -> style.Axes:
   """Clips on the two directions in which their embeddings differ most.
 
   Principal components of the centred embeddings; the axes say how much of the
@@ -52,8 +56,9 @@ def embedding_map(z_ND, labels=None, ax=None):
   if not s_K[0]:
     raise ValueError('nothing to draw: all embeddings are one vector')
   at = z_ND @ v_KD[:2].T
-  names = (np.full(len(at), '') if labels is None
-           else np.asarray([str(name) for name in labels]))
+  names = np.full(len(at), '')
+  if labels is not None:
+    names = np.asarray([str(name) for name in labels])
   if len(names) != len(at):
     raise ValueError(f'{len(names)} labels for {len(at)} clips')
   kinds = style.ordered(set(names.tolist()))

@@ -1,37 +1,59 @@
 """What all figures share: size, colours, numbers on axes, legends."""
 
+from collections.abc import Iterable
+from collections.abc import Sequence
 import math
+import os
 import pathlib
+from typing import Any
 
+from matplotlib import axes as mpl_axes
+from matplotlib import axis as mpl_axis
 from matplotlib import cm
 from matplotlib import colors
 from matplotlib import figure
+from matplotlib import layout_engine
 from matplotlib import lines
 from matplotlib import ticker
 import numpy as np
+import pandas as pd
 
-SIZE = (6., 4.5)
+Axes = mpl_axes.Axes
+
+# A figure as wide as a phone's page: there its letters keep their size.
+SIZE = (5., 3.9)
+LETTERS = 10  # Points.
+LEGEND = 9  # Points of a legend's letters.
+INK = 'black'  # On a page it becomes the page's own ink.
 # Okabe and Ito (2008), black and yellow last: they carry thin lines badly.
 PALETTE = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00',
            '#000000', '#F0E442')
-MARKERS = 'os^Dv<>P'
+# One more than colours, so that 72 kinds look different.
+MARKERS = 'os^Dv<>PX'
 GREY = '#6b6b6b'
+# Sizes from blue to light green: what of viridis shows on white and on black.
+SIZES = colors.ListedColormap(
+    cm.ScalarMappable(colors.Normalize(0, 1), 'viridis').to_rgba(
+        np.linspace(.28, .88, 256)), 'sizes')
 LABELS = {
     'rank': 'RankMe', 'score': 'mean downstream score',
     'valid_loss': 'validation loss', 'params': 'encoder parameters',
-    'hours': 'hours of audio', 'flops': 'training FLOP', 'step': 'step',
+    'hours': 'hours of audio', 'hours_asked': 'hours of audio',
+    'flops': 'training FLOP', 'step': 'step',
     'mask_ratio': 'masking rate', 'width': 'width', 'depth': 'depth',
     'lr': 'learning rate',
 }
 
 
-def axes(size=SIZE, **keywords):
-  """The Axes of a new figure of its own."""
+def axes(size: tuple[float, float] = SIZE, **keywords: Any) -> Axes:
+  """Returns the Axes of a new figure of its own."""
   fig = figure.Figure(figsize=size, layout='constrained')
   return fig.add_subplot(**keywords)
 
 
-def save(ax, stem, formats=('png', 'pdf'), dpi=150):
+def save(ax: Axes, stem: str | os.PathLike[str],
+         formats: Sequence[str] = ('png', 'pdf'),
+         dpi: int = 150) -> list[pathlib.Path]:
   """Writes the figure of an Axes as <stem>.<format>; returns the paths."""
   stem = pathlib.Path(stem)
   stem.parent.mkdir(parents=True, exist_ok=True)
@@ -42,23 +64,23 @@ def save(ax, stem, formats=('png', 'pdf'), dpi=150):
   return paths
 
 
-def plain(value, _=None):
-  """A number as people write it: 0.5, 200, 10k, 3M, 2G, 1e+19."""
+def plain(value: float, _: Any = None) -> str:
+  """Returns a number as people write it: 0.5, 200, 10k, 3M, 2G, 1e+19."""
   if value == 0 or not math.isfinite(value):
     return f'{value:g}'
+  size = abs(value)
   for power, letter in ((12, 'T'), (9, 'G'), (6, 'M'), (3, 'k')):
-    if 10 ** power <= abs(value) < 10 ** (power + 3):
-      if power > 3 or abs(value) >= 1e4:
-        return f'{value / 10 ** power:.3g}{letter}'
-  return f'{value:.4g}' if 1e-4 <= abs(value) < 1e5 else f'{value:.2g}'
+    if max(10 ** power, 1e4) <= size < 10 ** (power + 3):
+      return f'{value / 10 ** power:.3g}{letter}'
+  return f'{value:.4g}' if 1e-4 <= size < 1e5 else f'{value:.2g}'
 
 
-def label(name):
-  """What an axis says of a column."""
+def label(name: str) -> str:
+  """Returns what an axis says of a column."""
   return LABELS.get(name, str(name).replace('_', ' '))
 
 
-def log_axis(axis, name=None):
+def log_axis(axis: mpl_axis.Axis, name: str | None = None) -> None:
   """Makes an axis logarithmic, with plain numbers and few of them."""
   getattr(axis.axes, f'set_{axis.axis_name}scale')('log')
   low, high = sorted(axis.get_view_interval())
@@ -66,75 +88,95 @@ def log_axis(axis, name=None):
   if span < .45:
     axis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
   else:
-    subs = ((1., 1.5, 2., 3., 4., 6.) if span < 1.1 else (1., 2., 5.) if
-            span < 2.2 else (1., 3.) if span < 3.5 else (1.,))
-    axis.set_major_locator(ticker.LogLocator(subs=subs, numticks=8))
+    axis.set_major_locator(ticker.LogLocator(subs=_subs(span), numticks=8))
   axis.set_major_formatter(ticker.FuncFormatter(plain))
   axis.set_minor_formatter(ticker.NullFormatter())
   if name is not None:
     axis.set_label_text(f'{label(name)} (log scale)')
 
 
-def emptiest(ax, x, y, boxes):
-  """The box, of (left, bottom, width, height) in axes units, with least in.
-
-  Call it when the limits of the axes are final.
-
-  Returns:
-    The box, and how many points lie in it.
-  """
-  at = ax.transAxes.inverted().transform(ax.transData.transform(
-      np.stack([np.asarray(x, float), np.asarray(y, float)], 1)))
-  # A margin around the box keeps its title and ticks clear as well.
-  inside = lambda box: np.sum(
-      (at[:, 0] > box[0] - .08) & (at[:, 0] < box[0] + box[2] + .04) &
-      (at[:, 1] > box[1] - .1) & (at[:, 1] < box[1] + box[3] + .09))
-  best = min(boxes, key=inside)
-  return best, int(inside(best))
+def _subs(decades: float) -> tuple[float, ...]:
+  """Returns which multiples of a power of ten get a tick."""
+  if decades < 1.1:
+    return (1., 1.5, 2., 3., 4., 6.)
+  if decades < 2.2:
+    return (1., 2., 5.)
+  return (1., 3.) if decades < 3.5 else (1.,)
 
 
-def ordered(kinds):
-  """Families in the order people count: en32 before en128."""
+def around(ax: Axes, values: np.ndarray, margin: float = .08) -> None:
+  """Sets the y axis by the data: a band's tail does not stretch it."""
+  values = np.asarray(values, float)
+  values = values[np.isfinite(values)]
+  if not len(values):
+    return
+  low, high = values.min(), values.max()
+  pad = margin * (high - low) or .05 * max(abs(high), 1e-3)
+  ax.set_ylim(low - pad, high + pad)
+
+
+def ordered(kinds: Iterable[Any]) -> list[Any]:
+  """Returns families in the order people count: en32 before en128."""
   return sorted(kinds, key=lambda kind: (len(kind), kind) if isinstance(
       kind, str) else (0, kind))
 
 
-def above(ax, handles, columns=3):
-  """A legend above the axes, clear of the data."""
-  if handles:
-    ax.legend(handles=handles, loc='lower left', bbox_to_anchor=(0., 1.01),
-              ncols=min(columns, len(handles)), frameon=False, fontsize=8,
-              borderaxespad=0., handletextpad=.5, columnspacing=1.2)
+def above(ax: Axes, handles: Sequence[Any], columns: int = 3) -> None:
+  """Puts a legend above the axes, clear of the data and of the colour bar."""
+  if not handles:
+    return
+  about = dict(handles=handles, ncols=min(columns, len(handles)),
+               frameon=False, fontsize=LEGEND, borderaxespad=0.,
+               handletextpad=.5, columnspacing=1.2)
+  engine = ax.figure.get_layout_engine()
+  if isinstance(engine, layout_engine.ConstrainedLayoutEngine):
+    # The figure's own legend takes height alone: the axes keep their width.
+    ax.figure.legend(loc='outside upper left', **about)
+  else:
+    ax.legend(loc='lower left', bbox_to_anchor=(0., 1.01), **about)
 
 
-def marker(shape, text, filled=True, color=GREY):
-  """A legend entry of one marker."""
+def look(i: int) -> tuple[str, str]:
+  """Returns the colour and the marker of the i-th kind."""
+  return PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
+
+
+def marker(shape: str, text: str, filled: bool = True,
+           color: str = GREY) -> lines.Line2D:
+  """Returns a legend entry of one marker."""
   return lines.Line2D([], [], ls='', marker=shape, color=color, label=text,
                       mfc=color if filled else 'none', ms=6)
 
 
-def shades(values):
-  """The logarithmic viridis scale of some positive values."""
+def line(text: str, color: str = GREY, **keywords: Any) -> lines.Line2D:
+  """Returns a legend entry of one line."""
+  return lines.Line2D([], [], color=color, label=text, **keywords)
+
+
+def shades(values: Any) -> cm.ScalarMappable:
+  """Returns the logarithmic colour scale of some positive values."""
   values = np.asarray(values, float)
   low, high = values.min(), values.max()
-  return cm.ScalarMappable(colors.LogNorm(low, high if high > low else
-                                          low * 1.01), 'viridis')
+  if high <= low:
+    high = low * 1.01
+  return cm.ScalarMappable(colors.LogNorm(low, high), SIZES)
 
 
-def bar(ax, scale, text, values=()):
-  """A colour bar with plain numbers at few places."""
-  made = ax.figure.colorbar(scale, ax=ax, pad=.015, aspect=30)
+def bar(ax: Axes, scale: cm.ScalarMappable, text: str,
+        values: Any = ()) -> None:
+  """Adds a colour bar with plain numbers at few places."""
+  colorbar = ax.figure.colorbar(scale, ax=ax, pad=.015, aspect=30)
   ticks = np.unique(values)
   if not 0 < len(ticks) <= 5:
     ticks = np.geomspace(scale.norm.vmin, scale.norm.vmax, 4)
-  made.set_ticks(ticks, labels=[plain(float(f'{t:.2g}')) for t in ticks],
-                 minor=False)
-  made.ax.minorticks_off()
-  made.set_label(text, fontsize=9)
+  colorbar.set_ticks(ticks, labels=[plain(float(f'{t:.2g}')) for t in ticks],
+                     minor=False)
+  colorbar.ax.minorticks_off()
+  colorbar.set_label(text, fontsize=LETTERS)
 
 
-def size_colors(ax, values, name='params'):
-  """Colour of each size on a logarithmic viridis scale, with its bar."""
+def size_colors(ax: Axes, values: Any, name: str = 'params') -> np.ndarray:
+  """Returns the colour of each size on a logarithmic scale, with its bar."""
   values = np.asarray(values, float)
   if not len(values) or np.ptp(values) == 0:
     return np.full((len(values), 4), colors.to_rgba(PALETTE[0]))
@@ -143,7 +185,7 @@ def size_colors(ax, values, name='params'):
   return scale.to_rgba(values)
 
 
-def need(table, *names):
+def need(table: pd.DataFrame, *names: str) -> None:
   """Raises ValueError where columns or all rows are missing."""
   missing = [name for name in names if name not in table]
   if missing:
@@ -151,5 +193,3 @@ def need(table, *names):
                      f'table has {", ".join(map(str, table.columns))}')
   if not len(table):
     raise ValueError('nothing to draw: the table has no rows')
-
-

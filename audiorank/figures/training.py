@@ -1,25 +1,27 @@
-"""Figures of training: rank over steps, spectra, what early readings tell."""
+"""Figures of training: rank over steps, spectra, early against final."""
 
-import math
+from collections.abc import Mapping
 
 from matplotlib import cm
 from matplotlib import colors
-from matplotlib import lines
 import numpy as np
+import pandas as pd
 
 from audiorank.figures import style
-from audiorank.laws import early as agree
+
+MARKS = {'collapse': 'X', 'dip': 'v', 'spike': '^', 'diverged': 'P'}
 
 
-def rank_steps(history, ax=None, marked=None):
+def rank_steps(history: pd.DataFrame, ax: style.Axes | None = None,
+               marked: pd.DataFrame | None = None) -> style.Axes:
   """RankMe over training for every run, the untrained network at the left.
 
   Args:
     history: rows of run_id, step, rank and, where known, rank_low,
       rank_high, params.
     ax: Axes to draw in, or None.
-    marked: the DataFrame of `laws.failures.unstable`, or None: its runs get
-      a cross at the step.
+    marked: rows of run_id, kind and step, or None: these runs get a mark
+      there.
   """
   ax = ax or style.axes()
   style.need(history, 'run_id', 'step', 'rank')
@@ -29,11 +31,11 @@ def rank_steps(history, ax=None, marked=None):
   runs = [(run, rows) for run, rows in history.groupby('run_id', sort=False)]
   sizes = np.array([rows['params'].iloc[0] if 'params' in rows else 1.
                     for _, rows in runs], float)
-  rgba = style.size_colors(ax, sizes)
-  for (_, rows), color in zip(runs, rgba):
+  has_band = {'rank_low', 'rank_high'} <= set(history.columns)
+  for (_, rows), color in zip(runs, style.size_colors(ax, sizes)):
     x = rows['step'].clip(lower=start)
     ax.plot(x, rows['rank'], color=color, lw=1.2, marker='.', ms=4)
-    if {'rank_low', 'rank_high'} <= set(rows.columns):
+    if has_band:
       ax.fill_between(x, rows['rank_low'].astype(float),
                       rows['rank_high'].astype(float), color=color, alpha=.15,
                       lw=0)
@@ -41,27 +43,38 @@ def rank_steps(history, ax=None, marked=None):
     ax.scatter(np.full(len(first), start), first['rank'], s=30, zorder=3,
                facecolors='white', edgecolors=[color] * len(first))
   style.log_axis(ax.xaxis, 'step')
+  style.around(ax, history['rank'].to_numpy(float))
   ax.set_ylabel(style.label('rank'))
-  handles = [lines.Line2D([], [], color=style.GREY, marker='.',
-                          label='trained')]
-  if marked is not None and len(marked):
-    for _, row in marked.iterrows():
-      curve = history[history['run_id'] == row['run_id']]
-      if len(curve):
-        near = curve.loc[(curve['step'] - row['step']).abs().idxmin()]
-        ax.scatter(max(near['step'], start), near['rank'], marker='X', s=70,
-                   color=style.PALETTE[1], edgecolors='white', zorder=5)
-    handles.append(style.marker('X', ', '.join(
-        dict.fromkeys(marked['kind'])), color=style.PALETTE[1]))
+  handles = [style.line('a run, 95 % band' if has_band else 'a run',
+                        marker='.')]
+  if marked is not None:
+    handles += _mark(ax, history, marked, start)
   if (history['step'] == 0).any():
     ax.axvline(start * 2 ** .5, color=style.GREY, lw=.8, ls=':')
-    handles.append(style.marker(
-        'o', 'untrained (step 0, left of the dotted line)', filled=False))
+    handles.append(style.marker('o', 'untrained (step 0)', filled=False))
   style.above(ax, handles)
   return ax
 
 
-def spectra(singular, ax=None):
+def _mark(ax: style.Axes, history: pd.DataFrame, marked: pd.DataFrame,
+          start: float) -> list:
+  """Marks runs at a step, one marker a kind; returns the legend entries."""
+  handles = []
+  for kind, rows in marked.groupby('kind', sort=False):
+    shape = MARKS.get(kind, 'X')
+    for row in rows.itertuples():
+      curve = history[history['run_id'] == row.run_id]
+      if len(curve):
+        near = curve.loc[(curve['step'] - row.step).abs().idxmin()]
+        ax.scatter(max(near['step'], start), near['rank'], marker=shape, s=60,
+                   color=style.PALETTE[1], edgecolors='white', zorder=5)
+    handles.append(style.marker(shape, str(kind).replace('_', ' '),
+                                color=style.PALETTE[1]))
+  return handles
+
+
+def spectra(singular: Mapping[str, np.ndarray],
+            ax: style.Axes | None = None) -> style.Axes:
   """Singular values of embeddings, each divided by its sum.
 
   Args:
@@ -72,24 +85,26 @@ def spectra(singular, ax=None):
     raise ValueError('nothing to draw: no spectrum was given')
   ax = ax or style.axes()
   several = len(singular) > len(style.PALETTE)
-  shades = cm.ScalarMappable(colors.Normalize(0, max(len(singular) - 1, 1)),
-                             'viridis')
+  scale = cm.ScalarMappable(colors.Normalize(0, max(len(singular) - 1, 1)),
+                            style.SIZES)
   for i, (name, s_K) in enumerate(singular.items()):
     s_K = np.asarray(s_K, float)
     s_K = s_K[s_K > 0] / s_K.sum()
     ax.plot(np.arange(1, len(s_K) + 1), s_K, lw=1.3, label=str(name),
-            color=shades.to_rgba(i) if several else style.PALETTE[i],
+            color=scale.to_rgba(i) if several else style.PALETTE[i],
             ls='--' if 'untrained' in str(name) else '-')
   style.log_axis(ax.xaxis)
   style.log_axis(ax.yaxis)
   ax.set_xlabel('component (log scale)')
   ax.set_ylabel('share of the singular values (log scale)')
   if len(singular) <= 12:
-    ax.legend(fontsize=8, frameon=False, loc='lower left')
+    ax.legend(fontsize=style.LEGEND, frameon=False, loc='lower left')
   return ax
 
 
-def early_final(table, early, final='score', family=None, ax=None):
+def early_final(table: pd.DataFrame, early: str, final: str = 'score',
+                family: str | None = None,
+                ax: style.Axes | None = None) -> style.Axes:
   """An early number against the final quality, coloured by family.
 
   Args:
@@ -106,31 +121,16 @@ def early_final(table, early, final='score', family=None, ax=None):
   handles = []
   for i, kind in enumerate(kinds):
     part = table[table[family] == kind] if family else table
-    color = style.PALETTE[i % len(style.PALETTE)]
-    shape = style.MARKERS[i % len(style.MARKERS)]
+    color, shape = style.look(i)
     ax.scatter(part[early], part[final], color=color, marker=shape, s=36,
                edgecolors='white', linewidths=.5, zorder=3)
     if family:
       text = f'{kind:g}' if isinstance(kind, (int, float)) else str(kind)
-      handles.append(style.marker(shape, f'{style.label(family)} {text}',
-                                  color=color))
+      handles.append(style.marker(shape, text, color=color))
   if (table[early] > 0).all() and 'rank' in early.lower():
     style.log_axis(ax.xaxis, early)
   else:
     ax.set_xlabel(style.label(early))
   ax.set_ylabel(f'final {style.label(final)}')
-  if len(table) > 2:
-    found = agree.agreement(table[early], table[final], table[family] if family
-                            else None)
-    words = (f'tau {found.tau:.2f} ({found.tau_low:.2f} to '
-             f'{found.tau_high:.2f}), n = {found.n}')
-    if family and math.isfinite(found.within):
-      words += f'\nwithin {style.label(family)}: tau {found.within:.2f}'
-    if found.exploratory:
-      words += f'\nexploratory: fewer than {agree.ENOUGH} runs'
-    # Room of its own above the points.
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, high + .22 * (high - low))
-    ax.text(.02, .98, words, transform=ax.transAxes, va='top', fontsize=8)
-  style.above(ax, handles)
+  style.above(ax, handles, 4)
   return ax

@@ -1,6 +1,9 @@
-"""A sweep's records -> report.html: one file, images inside, nothing else.
+"""A sweep's records -> report.html: one file, figures inside, nothing else.
 
 The page is rebuilt from the records alone; it never needs the runs' data.
+`wording` has every sentence; `wording.markdown(analysis.analyze(t).claims)`
+is the table of claims.
 """
 
-from audiorank.report.document import page, write
+from audiorank.report import wording
+from audiorank.report.page import page, write

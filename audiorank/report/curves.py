@@ -4,79 +4,87 @@ Lines in the page's own colours, so that they are read on light and on dark;
 a page of a thousand runs stays a page.
 """
 
+from collections.abc import Callable
 import html
 import json
-import pathlib
+import os
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from audiorank import files
 from audiorank import records
 from audiorank.figures import style
-from audiorank.report import parts
+from audiorank.report import numbers
+from audiorank.report import tables
 
 WIDE, HIGH, LEFT, LOW = 320, 190, 52, 34  # Points of a drawing; its margins.
 MOST = 160  # Points of a line.
+Line = tuple[Any, Any, str]  # x, y and the class that its style hangs on.
 
 
-def runs(root, made):
+def runs(root: os.PathLike, sweep: records.Tables) -> list[str]:
   """Returns a foldable account of every run: numbers, curves, spectrum."""
   out = []
-  for _, row in made.runs.sort_values(
-      ['width', 'depth', 'untrained', 'hours', 'mask_ratio']).iterrows():
-    read = made.history[made.history['run_id'] == row['run_id']].sort_values(
-        'step') if len(made.history) else made.history
-    drawn = [d for d in (rank(read), loss(root, row['run_id'], read),
-                         spectrum(root, row['run_id'])) if d]
-    score = parts.number(row['score'])
+  for _, row in tables.ordered(sweep.runs).iterrows():
+    history = sweep.history
+    if len(history):
+      history = history[history['run_id'] == row['run_id']].sort_values('step')
+    charts = [chart for chart in (
+        rank(history), loss(root, row['run_id'], history),
+        spectrum(root, row['run_id'])) if chart]
     out.append(
         f'<details id="run-{html.escape(row["run_id"])}"><summary>'
         f'{html.escape(str(row["name"]))} <span class="small">'
-        f'{html.escape(row["run_id"])}, RankMe {parts.interval(row, "rank")}, '
-        f'score {score}</span></summary><div class="charts">'
-        f'{"".join(drawn)}</div></details>')
+        f'{html.escape(row["run_id"])}, RankMe {tables.rank(row, "rank")}, '
+        f'score {numbers.number(row["score"])}</span></summary>'
+        f'<div class="charts">{"".join(charts)}</div></details>')
   return out
 
 
-def rank(read):
+def rank(history: pd.DataFrame) -> str:
   """Returns the drawing of RankMe over the steps, or ''."""
-  if not len(read):
+  if not len(history):
     return ''
-  lines = [(read['step'], read['rank'], '')]
-  if 'rank_low' in read:
-    lines += [(read['step'], read[f'rank_{end}'], 'faint')
+  lines = [(history['step'], history['rank'], '')]
+  if 'rank_low' in history:
+    lines += [(history['step'], history[f'rank_{end}'], 'faint')
               for end in ('low', 'high')]
-  return chart('RankMe over steps, 95 %', lines, log_x=True)
-
-
-def loss(root, run_id, read):
-  """Returns the drawing of training and held-out loss, or ''."""
-  lines, path = [], pathlib.Path(root) / run_id / 'metrics.jsonl'
-  if path.is_file():
-    rows = [json.loads(line) for line in
-            path.read_text(encoding='utf-8').splitlines() if line.strip()]
-    rows = [r for r in rows if r.get('loss') is not None]
-    lines.append(([r['step'] for r in rows], [r['loss'] for r in rows],
-                  'faint'))
-  if 'valid_loss' in read:
-    lines.append((read['step'], read['valid_loss'], ''))
-  return chart('loss over steps: training (faint), held out', lines,
+  return chart('RankMe over steps; faint: its 95 % interval', lines,
                log_x=True)
 
 
-def spectrum(root, run_id):
+def loss(root: os.PathLike, run_id: str, history: pd.DataFrame) -> str:
+  """Returns the drawing of training and held-out loss, or ''."""
+  lines, path = [], files.path(root) / run_id / 'metrics.jsonl'
+  if path.is_file():
+    rows = [json.loads(line) for line in
+            path.read_text(encoding='utf-8').splitlines() if line.strip()]
+    rows = [row for row in rows if row.get('loss') is not None]
+    lines.append(([row['step'] for row in rows],
+                  [row['loss'] for row in rows], 'faint'))
+  if 'valid_loss' in history:
+    lines.append((history['step'], history['valid_loss'], ''))
+  return chart('loss over steps; faint: training, bold: validation', lines,
+               log_x=True)
+
+
+def spectrum(root: os.PathLike, run_id: str) -> str:
   """Returns the drawing of the last spectrum and the first, or ''."""
-  read = [r['rank']['spectrum'] for r in
-          records.read(pathlib.Path(root) / run_id, 'monitor')
-          if r['rank'].get('spectrum')]
-  if not read:
+  several = [record['rank']['spectrum'] for record in
+             records.read(files.path(root) / run_id, 'monitor')
+             if record['rank'].get('spectrum')]
+  if not several:
     return ''
-  lines = [(*zip(*s), kind) for s, kind in ((read[0], 'faint'),
-                                            (read[-1], ''))]
-  return chart('share of singular values by component: first reading (faint), '
-               'last', lines, log_x=True, log_y=True)
+  lines = [(*zip(*shares), kind) for shares, kind in (
+      (several[0], 'faint'), (several[-1], ''))]
+  return chart('share of singular values by component; faint: first '
+               'evaluation, bold: last', lines, log_x=True, log_y=True)
 
 
-def chart(title, lines, log_x=False, log_y=False):
+def chart(title: str, lines: list[Line], log_x: bool = False,
+          log_y: bool = False) -> str:
   """Returns a <figure> of lines as SVG, or '' where no line has two points.
 
   Args:
@@ -84,47 +92,56 @@ def chart(title, lines, log_x=False, log_y=False):
     lines: of (x, y, class).
     log_x, log_y: logarithmic axes; 0 stands left of the first positive x.
   """
-  kept, zero = [], False
-  for x, y, kind in lines:
-    x, y = np.asarray(list(x), float), np.asarray(list(y), float)
-    if log_x and (x > 0).any() and (x <= 0).any():
-      x, zero = np.where(x > 0, x, x[x > 0].min() / 2), True
-    good = np.isfinite(x) & np.isfinite(y) & ((y > 0) | (not log_y))
-    x, y = x[good], y[good]
-    if len(x) > MOST:
-      at = np.unique(np.rint(np.linspace(0, len(x) - 1, MOST)).astype(int))
-      x, y = x[at], y[at]
-    if len(x) > 1:
-      kept.append((x, y, kind))
-  if not kept:
+  drawable, has_zero = thinned(lines, log_x, log_y)
+  if not drawable:
     return ''
-  scale_x, scale_y = (axis(np.concatenate([line[i] for line in kept]), log)
+  scale_x, scale_y = (axis(np.concatenate([line[i] for line in drawable]), log)
                       for i, log in ((0, log_x), (1, log_y)))
   marks = []
   for value, at in scale_x[1]:
     px = LEFT + at * (WIDE - LEFT - 8)
     side = 'end' if at == 1 else 'middle'
-    value = '0' if zero and not at else value
+    value = '0' if has_zero and not at else value
     marks.append(f'<text x="{px:.0f}" y="{HIGH - 12}" text-anchor="{side}">'
                  f'{value}</text>')
   for value, at in scale_y[1]:
     py = HIGH - LOW - at * (HIGH - LOW - 8)
     marks.append(f'<text x="{LEFT - 6}" y="{py + 4:.0f}" text-anchor="end">'
                  f'{value}</text>')
-  drawn = ''.join(
+  polylines = ''.join(
       f'<polyline class="{kind}" points="'
       + ' '.join(f'{LEFT + a * (WIDE - LEFT - 8):.1f},'
                  f'{HIGH - LOW - b * (HIGH - LOW - 8):.1f}'
                  for a, b in zip(scale_x[0](x), scale_y[0](y))) + '"/>'
-      for x, y, kind in kept)
+      for x, y, kind in drawable)
   text = html.escape(title)
   return (f'<figure><svg viewBox="0 0 {WIDE} {HIGH}" role="img" '
           f'aria-label="{text}"><path d="M{LEFT} 4V{HIGH - LOW}H{WIDE - 4}"/>'
-          f'{"".join(marks)}{drawn}</svg><figcaption>{text}</figcaption>'
+          f'{"".join(marks)}{polylines}</svg><figcaption>{text}</figcaption>'
           '</figure>')
 
 
-def axis(values, log):
+def thinned(lines: list[Line], log_x: bool,
+            log_y: bool) -> tuple[list[Line], bool]:
+  """Returns lines of at most MOST points each, and whether 0 was on a
+  logarithmic x axis: it stands left of the first positive x."""
+  out, has_zero = [], False
+  for x, y, kind in lines:
+    x, y = np.asarray(list(x), float), np.asarray(list(y), float)
+    if log_x and (x > 0).any() and (x <= 0).any():
+      x, has_zero = np.where(x > 0, x, x[x > 0].min() / 2), True
+    good = np.isfinite(x) & np.isfinite(y) & ((y > 0) | (not log_y))
+    x, y = x[good], y[good]
+    if len(x) > MOST:
+      at = np.unique(np.rint(np.linspace(0, len(x) - 1, MOST)).astype(int))
+      x, y = x[at], y[at]
+    if len(x) > 1:
+      out.append((x, y, kind))
+  return out, has_zero
+
+
+def axis(values: np.ndarray, log: bool
+         ) -> tuple[Callable[[Any], np.ndarray], list[tuple[str, float]]]:
   """Returns (value -> 0..1, [(text, place)]) of an axis."""
   link = np.log10 if log else (lambda v: v)
   low, high = float(link(values.min())), float(link(values.max()))

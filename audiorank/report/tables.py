@@ -1,173 +1,246 @@
-"""The tables of the page: frames of the findings as frames of texts."""
+"""The tables of the page: frames of numbers as frames of texts."""
+
+import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from audiorank.report import parts
+from audiorank import analysis
+from audiorank.analysis import claims as numbers_of
+from audiorank.analysis import law
+from audiorank.report import html_parts
+from audiorank.report import numbers
+from audiorank.report import wording
+
+# Clips per dimension below which RankMe of endless data is not told.
+ENDLESS = 8
+ORDER = ['width', 'depth', 'untrained', 'hours', 'mask_ratio']
 
 
-def runs(found, runs):
+def claims(several: tuple[numbers_of.Claim, ...]) -> str:
+  """Returns the table of claims."""
+  return html_parts.rows(wording.frame(several),
+                         [one.verdict for one in several], 'text claims')
+
+
+def ordered(runs: pd.DataFrame) -> pd.DataFrame:
+  """Returns runs by size, untrained networks after them."""
+  return runs.sort_values([name for name in ORDER if name in runs])
+
+
+def rank(row: Any, name: str) -> str:
+  """Returns 'value [low, high]' of a rank."""
+  value = row.get(name)
+  if value is None or not math.isfinite(value):
+    return numbers.DASH
+  ends = numbers.between(row.get(f'{name}_low'), row.get(f'{name}_high'),
+                         '{:.1f}')
+  return f'{value:.1f} {ends}'
+
+
+def endless(row: Any, name: str, clips: float) -> str:
+  """Returns RankMe of endless data, a dash where it cannot be told.
+
+  It cannot from few clips, and no RankMe is larger than the width.
+  """
+  value = row.get(f'{name}_value_inf')
+  if value is None or not math.isfinite(value) or value > row['width'] or not (
+      clips >= ENDLESS * row['width']):
+    return numbers.DASH
+  return f'{value:.1f}'
+
+
+def runs(it: analysis.Analysis, table: pd.DataFrame) -> str:
   """Returns the table of every run, the untrained ones among them."""
-  gain = dict(zip(found.runs['run_id'], found.runs['gain']))
-  ordered = runs.sort_values(
-      ['width', 'depth', 'untrained', 'hours', 'mask_ratio'])
+  both = pd.concat([it.study.trained, it.study.others])
+  gain = dict(zip(both['run_id'], both['gain']))
   shown, classes = [], []
-  for _, r in ordered.iterrows():
-    mine, off = gain.get(r['run_id'], np.nan), r['untrained']
-    shown.append({
-        'run': r['run_id'], 'size': r['size'],
-        'hours': '–' if off else parts.number(r['hours'], '{:.3g}'),
-        'mask': '–' if off else f"{r['mask_ratio']:g}",
-        'steps': 'untrained' if off else r['steps'],
-        'RankMe': parts.interval(r, 'rank'),
-        'centred': parts.interval(r, 'rank_center'),
-        'valid loss': parts.number(r.get('valid_loss')),
-        'score': parts.number(r['score']),
-        'over untrained': '–' if off else parts.number(mine, '{:+.3f}'),
-        'state': r['state']})
-    classes.append('twin' if off else 'behind' if mine <= 0 else '')
-  return parts.rows(pd.DataFrame(shown), classes, 'sorted', link='run')
+  for _, row in ordered(table).iterrows():
+    mine = gain.get(row['run_id'], math.nan)
+    cells = {'run': row['run_id'], 'size': row['size']}
+    if row['untrained']:
+      cells.update(hours=numbers.DASH, mask=numbers.DASH, steps='untrained')
+    else:
+      cells.update(hours=numbers.number(row['hours'], '{:.3g}'),
+                   mask=f"{row['mask_ratio']:g}", steps=row['steps'])
+    cells.update({
+        'RankMe': rank(row, 'rank'), 'centred': rank(row, 'rank_center'),
+        'valid loss': numbers.number(row.get('valid_loss')),
+        'score': score(row),
+        'over untrained': numbers.number(mine, '{:+.3f}'),
+        'state': row['state']})
+    shown.append(cells)
+    behind = 'behind' if mine <= 0 else ''
+    classes.append('off' if row['untrained'] else behind)
+  return html_parts.rows(pd.DataFrame(shown), classes, 'sorted', link='run')
 
 
-def samples(runs, names):
+def score(row: Any) -> str:
+  """Returns a score, with its interval where it has one."""
+  text = numbers.number(row['score'])
+  low, high = row.get('score_low'), row.get('score_high')
+  if low is None or high is None or not math.isfinite(low + high):
+    return text
+  return f'{text} [{low:.3f}, {high:.3f}]'
+
+
+def samples(table: pd.DataFrame, names: list[str]) -> str:
   """Returns the table of RankMe on the main sample and the further ones.
 
   Args:
-    runs: a row a run.
+    table: a row a run.
     names: of the further samples.
   """
+  columns = {'main sample': ('rank', 'clips'), **{
+      name: (f'rank_{name}', f'clips_{name}') for name in names}}
   shown = []
-  for _, r in runs.sort_values(
-      ['width', 'depth', 'untrained', 'hours', 'mask_ratio']).iterrows():
-    row = {'run': r['run_id'], 'what': r['name']}
-    for name in ('', *names):
-      rank, clips = (f'rank_{name}', f'clips_{name}') if name else (
-          'rank', 'clips')
-      row[name or 'main sample'] = (
-          f"{parts.number(r[clips], '{:.0f}')}: {parts.interval(r, rank)} | "
-          f"{parts.number(r[f'{rank}_value_inf'], '{:.1f}')}")
-    shown.append(row)
-  return parts.rows(pd.DataFrame(shown), kind='sorted', link='run')
+  for _, row in ordered(table).iterrows():
+    cells = {'run': row['run_id'], 'what': row['name']}
+    for text, (own, clips) in columns.items():
+      several = table[clips].dropna().unique()
+      cell = f'{rank(row, own)} | {endless(row, own, row[clips])}'
+      if len(several) == 1:
+        text = f'{text}, {several[0]:.0f} clips'
+      else:
+        cell = f"{numbers.number(row[clips], '{:.0f}')}: {cell}"
+      cells[text] = cell
+    shown.append(cells)
+  return html_parts.rows(pd.DataFrame(shown), kind='sorted', link='run')
 
 
-def tasks(tasks, runs):
-  """Returns untrained and trained scores of every task, and how the trained
-  ones go with RankMe.
+def tasks(table: pd.DataFrame) -> str:
+  """Returns untrained and trained scores of every task.
 
   Args:
-    tasks: a row a run, step and task.
-    runs: a row a run.
+    table: of analysis.training.tasks.
   """
-  rank = runs.set_index('run_id')['rank']
-  tasks = tasks[tasks['step'] == tasks['steps']]
   shown = []
-  for task, part in tasks.groupby('task'):
-    off, on = part[part['untrained']], part[~part['untrained']]
-    known = on['score'].notna().any()
-    best = on.loc[on['score'].idxmax()] if known else None
-    both = pd.DataFrame({'score': on['score'].to_numpy(float), 'rank':
-                         on['run_id'].map(rank).to_numpy(float)}).dropna()
-    told = len(both) > 3 and (both.nunique() > 1).all()
-    rho = both.corr('spearman').iloc[0, 1] if told else np.nan
-    shown.append({
-        'task': task, 'metric': part['metric'].iloc[0],
-        'untrained, mean': parts.number(off['score'].mean()),
-        'untrained, best': parts.number(off['score'].max()),
-        'trained, mean': parts.number(on['score'].mean()),
-        'trained, best': parts.number(on['score'].max()),
-        'Spearman with RankMe': parts.number(rho, '{:+.2f}'),
-        'best run': '–' if best is None else best['name']})
-  return parts.rows(pd.DataFrame(shown))
+  for task, row in table.iterrows():
+    cells = {'task': task, 'metric': row['metric']}
+    if 'clips' in row:
+      cells['test clips'] = numbers.number(row['clips'], '{:.0f}')
+    for name, text in (('chance', 'chance'), ('mel_mean', 'mean log-mel'),
+                       ('mfcc', 'mean MFCC')):
+      if name in row:
+        cells[text] = numbers.number(row[name])
+    cells.update({
+        'untrained, mean': numbers.number(row['untrained']),
+        'trained, mean': trained(row),
+        'over untrained': numbers.number(row['gain'], '{:+.3f}'),
+        'runs above': numbers.percent(row['beat']),
+        'best': numbers.number(row['best']),
+        'Spearman with RankMe': numbers.number(row['spearman'], '{:+.2f}'),
+        'per doubling, in a size': numbers.number(row['doubling'], '{:+.3f}')})
+    shown.append(cells)
+  return html_parts.rows(pd.DataFrame(shown))
 
 
-def rivals(found):
+def trained(row: Any) -> str:
+  """Returns the mean score of a task, with a run's usual interval."""
+  text = numbers.number(row['trained'])
+  if 'score_low' not in row or not math.isfinite(row['score_low']):
+    return text
+  return f"{text} [{row['score_low']:.3f}, {row['score_high']:.3f}]"
+
+
+def predictors(table: pd.DataFrame) -> str:
   """Returns the predictors of the score, the best left out first."""
-  return parts.rows(pd.DataFrame([{
-      'predictor': r['predictor'], 'error left out': parts.number(r['loo']),
-      'with size and width': parts.number(r['loo_given']),
-      'Spearman': parts.number(r['spearman'], '{:+.2f}'),
-      'partial, given size and width': parts.number(r['partial'], '{:+.2f}'),
-      '95 %': parts.between(r['partial_low'], r['partial_high'])}
-      for _, r in found.rivals.iterrows()]))
+  given = wording.listed(name for name in law.GIVEN
+                         if name in set(table['predictor']))
+  called = {'(mean)': 'their mean', '(given alone)': f'{given}, together'}
+  return html_parts.rows(pd.DataFrame([{
+      'predictor': called.get(row['predictor'], row['predictor']),
+      'error left out': numbers.number(row['loo']),
+      'with those': numbers.number(row['loo_given']),
+      'Spearman': numbers.number(row['spearman'], '{:+.2f}'),
+      'partial': numbers.number(row['partial'], '{:+.2f}'),
+      '95 %': numbers.between(row['partial_low'], row['partial_high'])}
+      for _, row in table.iterrows()]), [
+          'own' if name == law.SUBJECT else '' for name in table['predictor']])
 
 
-def shapes(table):
-  """Returns the shapes of law compared, the best left out first."""
+def forms(table: pd.DataFrame) -> str:
+  """Returns the forms of law compared, the best left out first."""
   shown = pd.DataFrame([{
-      'law': r['law'].replace('_', '-'), 'formula': r['formula'],
-      'left out': parts.number(r['loo'], '{:.4f}'),
-      'largest': parts.number(r['held_out'], '{:.4f}'),
-      'AICc over best': parts.number(r['aicc'], '{:.1f}'),
-      'at a bound': r['at_bound'], 'not fitted because': r['problem']}
-      for _, r in table.iterrows()])
+      'law': row['law'].replace('_', '-'), 'formula': row['formula'],
+      'left out': numbers.number(row['loo'], '{:.4f}'),
+      'largest': numbers.number(row['held_out'], '{:.4f}'),
+      'AICc over best': numbers.number(row['aicc'], '{:.1f}'),
+      'at a bound': row['at_bound'], 'not fitted because': row['problem']}
+      for _, row in table.iterrows()])
   # A column of nothing says nothing.
   shown = shown[[name for name in shown if (shown[name] != '').any()]]
-  return parts.rows(shown, ['own' if law == 'saturating' else ''
-                            for law in table['law']])
+  return html_parts.rows(shown, ['own' if name == 'saturating' else ''
+                                 for name in table['law']])
 
 
-def early(found):
+def early(soon: analysis.early.Early) -> str:
   """Returns every early number against the final score."""
-  shown, classes, own = [], [], {name for _, name in found.rungs}
-  for _, r in found.agreement.iterrows():
-    mine = r['early'] in own
+  shown, classes, own = [], [], {name for _, name in soon.rungs}
+  for _, row in soon.agreement.iterrows():
+    mine = row['early'] in own
+    better = numbers.DASH
+    if not mine:
+      ends = numbers.between(row['difference_low'], row['difference_high'])
+      better = f"{numbers.number(row['difference'], '{:+.2f}')} {ends}"
+    ends = numbers.between(row['tau_low'], row['tau_high'])
     shown.append({
-        'known early': r['early'],
-        'Spearman': parts.number(r['spearman'], '{:+.2f}'),
-        'tau [95 %]': f"{parts.number(r['tau'], '{:+.2f}')} "
-                      + parts.between(r['tau_low'], r['tau_high']),
-        'p': parts.chance(r['holm']),
-        'in a size': parts.number(r['within'], '{:+.2f}'),
-        'pairs': parts.percent(r['pairs']),
-        'regret': parts.number(r['regret']),
-        'RankMe better by': '–' if mine else (
-            f"{parts.number(r['difference'], '{:+.2f}')} "
-            + parts.between(r['difference_low'], r['difference_high']))})
+        'known early': row['early'],
+        'Spearman': numbers.number(row['spearman'], '{:+.2f}'),
+        'tau [95 %]': f"{numbers.number(row['tau'], '{:+.2f}')} {ends}",
+        'p': numbers.p_value(row['holm']).removeprefix('= '),
+        'in a size': numbers.number(row['within'], '{:+.2f}'),
+        'pairs': numbers.percent(row['pairs']),
+        'regret': numbers.number(row['regret']),
+        'RankMe better by': better})
     classes.append('own' if mine else '')
-  return parts.rows(pd.DataFrame(shown), classes)
+  return html_parts.rows(pd.DataFrame(shown), classes)
 
 
-def halving(table):
+def halving(table: pd.DataFrame) -> str:
   """Returns what successive halving saves and costs."""
-  return parts.rows(pd.DataFrame([{
-      'runs dropped by': r['chooser'],
-      'compute saved': parts.percent(r['saved']),
-      'runs finished': r['kept'], 'regret': parts.number(r['regret']),
-      'as many by lot': parts.number(r['random'])}
-      for _, r in table.iterrows()]), [
-          'own' if name == 'RankMe' else '' for name in table['chooser']])
+  return html_parts.rows(pd.DataFrame([{
+      'runs dropped by': row['chooser'],
+      'compute saved': numbers.percent(row['saved']),
+      'runs finished': row['kept'], 'regret': numbers.number(row['regret']),
+      'as many at random': numbers.number(row['random'])}
+      for _, row in table.iterrows()]), [
+          'own' if name == law.SUBJECT else '' for name in table['chooser']])
 
 
-def outliers(table):
+def outliers(table: pd.DataFrame) -> str:
   """Returns the runs that lie off the law."""
-  return parts.rows(pd.DataFrame([{
-      'run': r['label'], 'size': r['family'],
-      'score': parts.number(r['observed']),
-      'by the law': parts.number(r['expected']),
-      'studentised': parts.number(r['studentised'], '{:+.1f}'),
-      'p (Holm)': parts.chance(r['p'])}
-      for _, r in table.iterrows()]))
+  return html_parts.rows(pd.DataFrame([{
+      'run': row['label'], 'size': row['family'],
+      'score': numbers.number(row['observed']),
+      'by the law': numbers.number(row['expected']),
+      'studentised': numbers.deviations(row['studentised']),
+      'p (Holm)': numbers.p_value(row['p']).removeprefix('= ')}
+      for _, row in table.iterrows()]))
 
 
-def unstable(table):
-  """Returns the runs that collapsed, dipped, jumped or diverged."""
-  return parts.rows(pd.DataFrame([{
-      'run': r['name'], 'what': r['kind'], 'step': f"{r['step']:g}",
-      'value': parts.number(r['value'], '{:.3g}'),
-      'before': parts.number(r['before'], '{:.3g}')}
-      for _, r in table.iterrows()]))
+def events(table: pd.DataFrame) -> str:
+  """Returns what went wrong with runs, by curve or by the monitor."""
+  known = {**wording.ALARMS, **wording.EVENTS}
+  return html_parts.rows(pd.DataFrame([{
+      'run': row['name'],
+      'what': known.get(row['kind'], row['kind'].replace('_', ' ')),
+      'by': {'curve': 'its curve'}.get(row['source'], 'the monitor'),
+      'first step': f"{row['step']:g}", 'times': row['times'],
+      'value': numbers.number(_float(row['value']), '{:.3g}'),
+      'against': numbers.number(_float(row['threshold']), '{:.3g}')}
+      for _, row in table.iterrows()]), kind='text')
 
 
-def alarms(table):
-  """Returns what the monitor said while training."""
-  return parts.rows(pd.DataFrame([{
-      'run': r['name'], 'first step': f"{r['step']:g}", 'times': r['times'],
-      'first said': r['alarm']} for _, r in table.iterrows()]), kind='text')
+def _float(value: Any) -> float:
+  """Returns a number, NaN where there is none."""
+  return math.nan if value is None else float(np.float64(value))
 
 
-def checklist(table):
+def checklist(table: pd.DataFrame) -> str:
   """Returns the filled checklist of a fit."""
   shown = table.rename(columns={'item': 'what', 'answer': 'here'})
   again = shown['head'] == shown['head'].shift()
-  return parts.rows(shown.assign(head=shown['head'].mask(again, '')),
-                    kind='text')
+  return html_parts.rows(shown.assign(head=shown['head'].mask(again, '')),
+                         kind='text')

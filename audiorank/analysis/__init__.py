@@ -1,0 +1,82 @@
+"""From a sweep's tables to claims: numbers, intervals, rivals, verdicts.
+
+`analyze(tables)` is the one road. The report, the notebooks, the README's
+table and `launch.report --table` all show what it returns; every sentence is
+made in `audiorank.report.wording`.
+"""
+
+from typing import NamedTuple
+
+import pandas as pd
+
+from audiorank import laws
+from audiorank import records
+from audiorank.analysis import early
+from audiorank.analysis import factors
+from audiorank.analysis import law
+from audiorank.analysis import objectives
+from audiorank.analysis import study
+from audiorank.analysis import training
+from audiorank.analysis.claims import Claim
+from audiorank.analysis.claims import FAILS
+from audiorank.analysis.claims import HOLDS
+from audiorank.analysis.claims import INCONCLUSIVE
+from audiorank.analysis.claims import Needed
+from audiorank.analysis.claims import Rival
+
+
+class Analysis(NamedTuple):
+  """What a sweep shows.
+
+  study: the rows it rests on.  claims: Claims, the most important first.
+  fit: the law from rank to score, or None.  lacks: what it lacks, or None.
+  predictors: a row a predictor of the score.  forms: a row a form of law.
+  early: an early.Early.  diagnostics: a training.Diagnostics.
+  tasks: a row a task.
+  """
+  study: study.Study
+  claims: tuple[Claim, ...]
+  fit: laws.Fit | None
+  lacks: Needed | None
+  predictors: pd.DataFrame
+  forms: pd.DataFrame
+  early: early.Early
+  diagnostics: training.Diagnostics
+  tasks: pd.DataFrame
+
+
+def analyze(tables: records.Tables) -> Analysis:
+  """Returns the Analysis of a sweep's tables."""
+  rows = study.read(tables)
+  fit, lacks = law.fit(rows.trained)
+  table = law.predictors(rows.trained)
+  soon = early.predict(rows)
+  return Analysis(
+      rows, claims_of(rows, fit, lacks, table, soon), fit, lacks, table,
+      law.forms(rows.trained, fit), soon, training.diagnose(rows, fit),
+      training.tasks(rows))
+
+
+def claims_of(rows: study.Study, fit: laws.Fit | None, lacks: Needed | None,
+              table: pd.DataFrame, soon: early.Early) -> tuple[Claim, ...]:
+  """Returns the claims of a study; none where nothing is scored.
+
+  Args:
+    rows: the study.
+    fit: of `law.fit`.
+    lacks: of `law.fit`.
+    table: of `law.predictors`.
+    soon: of `early.predict`.
+  """
+  if not len(rows.trained):
+    return ()
+  compared = factors.compare(rows)
+  out = [factors.of_one_slope(compared), factors.of_width(compared),
+         law.of_rivals(rows, table), early.of_early(rows, soon),
+         *factors.of_slopes(compared), law.of_law(rows, fit, lacks),
+         factors.of_bound(compared), training.of_gain(rows),
+         training.of_rank(rows), factors.of_noise(compared)]
+  samples = law.of_samples(rows, table)
+  if samples is not None:
+    out.append(samples)
+  return (*out, *objectives.of_objectives(rows, compared.noise))

@@ -1,0 +1,123 @@
+"""A claim as numbers: what was measured, against what, and the verdict.
+
+No sentence is made here: `audiorank.report.wording` is where they all are.
+"""
+
+import math
+from typing import Any
+from typing import NamedTuple
+
+HOLDS, FAILS, INCONCLUSIVE = 'holds', 'fails', 'inconclusive'
+LEVEL = .05  # Of every test.
+MOST = 100.  # Times as many runs beyond which more runs are no answer.
+
+
+class Rival(NamedTuple):
+  """Another predictor beside RankMe, on the same runs.
+
+  value: its own figure, in the claim's unit.  difference: how much better
+  RankMe is, with its paired 95 % interval.  decided: 1 where RankMe is better
+  and -1 where the rival is, at 5 % over all rivals of the claim; else 0.
+  """
+  name: str
+  value: float
+  difference: float
+  low: float
+  high: float
+  decided: int
+
+
+class Needed(NamedTuple):
+  """What would decide an inconclusive claim.
+
+  kind: see `report.wording.NEEDED`.  amount: how much of it.  names: of what.
+  """
+  kind: str
+  amount: float = math.nan
+  names: tuple[str, ...] = ()
+
+
+class Claim(NamedTuple):
+  """One claim.
+
+  key: which.  family: what was varied, or the objective compared; or ''.
+  estimate, low, high, unit: the effect with its 95 % interval; NaN where
+  there is none, infinite ends where nothing bounds it.  p: of no effect.
+  runs, configurations, trainings: what it rests on; runs counts rows, of
+  which several may be one training.
+  rivals: see Rival.  verdict: HOLDS, FAILS or INCONCLUSIVE.  needed: what
+  would decide it, or None.  details: further numbers by name.
+  """
+  key: str
+  family: str
+  estimate: float
+  low: float
+  high: float
+  unit: str
+  p: float
+  runs: int
+  configurations: int
+  trainings: int
+  rivals: tuple[Rival, ...]
+  verdict: str
+  needed: Needed | None
+  details: dict[str, Any]
+
+
+def claim(key: str, unit: str = '', estimate: float = math.nan,
+          low: float = math.nan, high: float = math.nan, p: float = math.nan,
+          verdict: str = INCONCLUSIVE, needed: Needed | None = None,
+          family: str = '', counts: tuple[int, int, int] = (0, 0, 0),
+          rivals: tuple[Rival, ...] = (), **details: Any) -> Claim:
+  """Returns a Claim; what would decide it is only part of an open one.
+
+  Args:
+    key: which claim.
+    unit: of the estimate.
+    estimate: the effect.
+    low: of its interval.
+    high: of its interval.
+    p: of no effect.
+    verdict: HOLDS, FAILS or INCONCLUSIVE.
+    needed: what would decide it.
+    family: what was varied.
+    counts: rows, configurations, trainings.
+    rivals: other predictors.
+    **details: further numbers.
+  """
+  if verdict != INCONCLUSIVE:
+    needed = None
+  rows, kinds, trainings = counts
+  return Claim(key, family, float(estimate), float(low), float(high), unit,
+               float(p), rows, kinds, trainings, tuple(rivals), verdict,
+               needed, details)
+
+
+def sign(low: float, high: float) -> str:
+  """Returns the verdict on a positive effect from its interval."""
+  if low > 0:
+    return HOLDS
+  return FAILS if high < 0 else INCONCLUSIVE
+
+
+def against(rivals: tuple[Rival, ...]) -> str:
+  """Returns the verdict on 'RankMe is better than each rival'.
+
+  It holds where every paired interval says so, each at its own 95 %: a claim
+  about all needs no correction. It fails where some rival is better by the
+  intervals corrected for their number.
+  """
+  if any(rival.decided < 0 for rival in rivals):
+    return FAILS
+  if rivals and all(rival.low > 0 for rival in rivals):
+    return HOLDS
+  return INCONCLUSIVE
+
+
+def more_runs(value: float, low: float, high: float) -> Needed:
+  """Returns how many times as many runs would bring an interval off 0."""
+  reach = max(high - value, value - low)
+  if not math.isfinite(reach) or not value:
+    return Needed('range')
+  times = (reach / value) ** 2
+  return Needed('runs', math.ceil(times)) if times <= MOST else Needed('range')

@@ -1,0 +1,221 @@
+"""Can RankMe, measured early, choose the run? Beside what is known as soon.
+
+At a few points of training every run's RankMe stands beside its validation
+loss, beside its score where the checkpoint was scored, and beside what was
+known before the first step: width, parameters, the untrained network's
+RankMe, hours, masking rate.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from audiorank import laws
+from audiorank.analysis import claims
+from audiorank.analysis import law
+from audiorank.analysis import study
+from audiorank.laws import failures
+
+RUNGS = (.1, .25, .5)  # Fractions of training.
+NEAR = 1.5  # An evaluation counts for a rung within this factor of its step.
+LEAST = 3  # Runs without which there is no order.
+
+
+class Early(NamedTuple):
+  """Early prediction of a sweep.
+
+  runs: a row a run: score, size, and a column an early number.
+  rungs: (fraction of training, its column of RankMe) in order.
+  agreement: laws.early.predict, with `share` and the adjusted p `holm`.
+  halving: a row a chooser: saved, kept, regret, random.
+  lacks: what is missing where there is nothing, or None.
+  """
+  runs: pd.DataFrame
+  rungs: list[tuple[float, str]]
+  agreement: pd.DataFrame
+  halving: pd.DataFrame
+  lacks: claims.Needed | None
+
+
+def nothing(lacks: claims.Needed) -> Early:
+  """Returns an Early that only says what is missing."""
+  none = pd.DataFrame()
+  return Early(none, [], none, none, lacks)
+
+
+def nearest(rows: pd.DataFrame, share: float):
+  """Returns the index of the evaluation at a share of training, or None."""
+  rows = rows[(rows['step'] > 0) & (rows['step'] < rows['steps'])]
+  if not len(rows):
+    return None
+  away = np.abs(np.log(rows['step'] / (share * rows['steps'])))
+  return away.idxmin() if away.min() <= math.log(NEAR) else None
+
+
+def scored(tasks: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
+  """Returns run_id, step, steps, score of checkpoints before the end.
+
+  A checkpoint counts where it is scored on as many tasks as its run.
+  """
+  columns = ['run_id', 'step', 'steps', 'score']
+  if not len(tasks) or 'embedding_type' not in tasks:
+    return pd.DataFrame(columns=columns)
+  part = tasks[(tasks['embedding_type'] == 'scene')
+               & (tasks['step'] < tasks['steps'])]
+  means = part.groupby(['run_id', 'step', 'steps'], as_index=False).agg(
+      score=('score', 'mean'), count=('score', 'count'))
+  whole = dict(zip(trained['run_id'], trained['scored_tasks']))
+  return means[means['count'] == means['run_id'].map(whole)][columns]
+
+
+def at_rung(trained: pd.DataFrame, rows: pd.DataFrame, share: float,
+            column: str) -> tuple[np.ndarray, float] | None:
+  """Returns (values of a column at a rung, mean share), or None.
+
+  None where a run has no evaluation there or the values are all the same.
+  """
+  if not len(rows) or column not in rows:
+    return None
+  by_run = dict(tuple(rows.groupby('run_id')))
+  places = [nearest(by_run[run], share) if run in by_run else None
+            for run in trained['run_id']]
+  if any(place is None for place in places):
+    return None
+  here = rows.loc[places]
+  values = here[column].to_numpy(float)
+  if not np.isfinite(values).all() or np.ptp(values) == 0:
+    return None
+  return values, float((here['step'] / here['steps']).mean())
+
+
+def columns(rows: study.Study) -> tuple[pd.DataFrame, list[tuple[float, str]],
+                                        dict[str, list[str]], list[str]]:
+  """Returns the table of early numbers, its rungs, what is measured at each
+  beside RankMe, and what is known before training."""
+  trained, history = rows.trained, rows.history
+  table = pd.DataFrame({
+      'run_id': trained['run_id'], 'score': trained['score'].astype(float),
+      'size': trained['size'], 'configuration': trained['configuration']})
+  probes = scored(rows.tasks, trained)
+  rungs, beside = [], {}
+  for share in RUNGS:
+    ranks = at_rung(trained, history, share, 'rank')
+    if ranks is None:
+      continue
+    name = f'RankMe at {100 * ranks[1]:.0f} %'
+    if name in table:
+      continue
+    table[name] = ranks[0]
+    rungs.append((ranks[1], name))
+    beside[name] = []
+    loss = at_rung(trained, history, share, 'valid_loss')
+    if loss is not None:
+      other = f'less validation loss at {100 * loss[1]:.0f} %'
+      table[other] = -loss[0]
+      beside[name].append(other)
+    probe = at_rung(trained, probes, share, 'score')
+    if probe is not None:
+      other = f'score at {100 * probe[1]:.0f} %'
+      table[other] = probe[0]
+      beside[name].append(other)
+  known = []
+  for column, text in law.KNOWN.items():
+    if column in trained and trained[column].notna().all() and (
+        trained[column].nunique() > 1):
+      table[text] = trained[column].astype(float)
+      known.append(text)
+  return table, rungs, beside, known
+
+
+def predict(rows: study.Study) -> Early:
+  """Returns the Early of a study."""
+  trained = rows.trained
+  if len(trained) < LEAST:
+    return nothing(claims.Needed('order', LEAST))
+  table, rungs, beside, known = columns(rows)
+  if not rungs:
+    return nothing(claims.Needed('evaluations'))
+  if np.ptp(table['score']) == 0:
+    return nothing(claims.Needed('scores'))
+  strata = 'size' if table['size'].nunique() > 1 else None
+  parts = []
+  for share, name in rungs:
+    # What is known beforehand is compared with the last RankMe only.
+    more = beside[name] + (known if name == rungs[-1][1] else [])
+    part = laws.early.predict(table, name, 'score', strata, 'configuration',
+                              more, draws=law.DRAWS)
+    parts.append(part.assign(share=share))
+  agreement = pd.concat(parts, ignore_index=True)
+  if trained['configuration'].nunique() < law.FEWEST:
+    # A bootstrap over a handful of configurations is no interval.
+    ends = [name for name in agreement if name.endswith(('_low', '_high'))]
+    agreement[ends] = np.nan
+  own = agreement['early'].isin([name for _, name in rungs])
+  agreement['holm'] = np.nan
+  agreement.loc[own, 'holm'] = failures.holm(
+      agreement.loc[own, 'p'].to_numpy())
+  return Early(table, rungs, agreement,
+               halvings(table, trained, rungs, beside, known), None)
+
+
+def halvings(table: pd.DataFrame, trained: pd.DataFrame,
+             rungs: list[tuple[float, str]], beside: dict[str, list[str]],
+             known: list[str]) -> pd.DataFrame:
+  """Returns what successive halving by each chooser saves and costs."""
+  cost = None
+  if 'flops' in trained and trained['flops'].notna().all():
+    cost = trained['flops'].to_numpy(float)
+  steps = [share for share, _ in rungs]
+  choosers = {law.SUBJECT: [name for _, name in rungs]}
+  losses = [other for _, name in rungs for other in beside[name]
+            if 'validation loss' in other]
+  if len(losses) == len(rungs):
+    choosers['validation loss'] = losses
+  choosers.update({name: [name] * len(rungs) for name in known})
+  rows = []
+  for name, names in choosers.items():
+    cut = laws.early.halving(table[names].to_numpy().T, steps, 1.,
+                             table['score'], cost=cost)
+    rows.append({'chooser': name, 'saved': cut.saved, 'kept': len(cut.kept),
+                 'regret': cut.regret, 'random': cut.random})
+  return pd.DataFrame(rows)
+
+
+def of_early(rows: study.Study, soon: Early) -> claims.Claim:
+  """Returns the claim that early RankMe orders the runs by their final score
+  better than what is known as soon.
+
+  The estimate is Kendall's tau at the last rung; each rival comes with the
+  paired difference of the taus, resampled by configuration.
+  """
+  unit, counts = "Kendall's tau with the final score", law.counted(
+      rows.trained)
+  if soon.lacks:
+    return claims.claim('early', unit, counts=counts, needed=soon.lacks)
+  share, name = soon.rungs[-1]
+  table = soon.agreement.set_index('early')
+  own = table.loc[name]
+  others = [i for i in table.index
+            if i != name and table.loc[i, 'share'] == share]
+  confidence = 1 - claims.LEVEL / max(len(others), 1)
+  rivals = []
+  for other in sorted(others, key=lambda i: i != law.WIDTH):
+    row = table.loc[other]
+    _, low, high = laws.early.difference(
+        soon.runs[name], soon.runs[other], soon.runs['score'],
+        soon.runs['configuration'], confidence, law.DRAWS)
+    rivals.append(claims.Rival(
+        other, row['tau'], row['difference'], row['difference_low'],
+        row['difference_high'], law.decided(low, high, counts[1])))
+  verdict = claims.against(tuple(rivals))
+  if verdict == claims.HOLDS and not own['tau_low'] > 0:
+    verdict = claims.INCONCLUSIVE
+  return claims.claim(
+      'early', unit, own['tau'], own['tau_low'], own['tau_high'], own['holm'],
+      verdict, claims.Needed('configurations', max(law.FEWEST,
+                                                   2 * counts[1])),
+      counts=counts, rivals=tuple(rivals), share=share, pairs=own['pairs'],
+      within=own['within'],
+      rival_pairs={other: table.loc[other, 'pairs'] for other in others})

@@ -1,0 +1,348 @@
+"""Claims from configurations that differ in one thing: slopes, noise, bound.
+
+Shapes: K configurations, C of them compared, G groups.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from audiorank.analysis import claims
+from audiorank.analysis import slopes
+from audiorank.analysis import study
+from audiorank.laws import failures
+
+PER_DOUBLING = 'score per doubling of RankMe'
+WITHIN = 'at equal width'
+EVEN = .5  # Slopes count as one if they vary by less than this of the mean.
+
+
+class Factors(NamedTuple):
+  """The comparisons of a study.
+
+  rows: the Study.  table: of configurations.  noise: of seeds.
+  families: {name: Comparison} of what was varied.  live: these, shapes of one
+    size, and all configurations at equal width.
+  absent: names of families with no two comparable configurations.
+  flat: names of those in which RankMe moves no more than between seeds.
+  them: slopes.Moments of `live`, or None where no noise is known.
+  """
+  rows: study.Study
+  table: pd.DataFrame
+  noise: slopes.Noise
+  families: dict[str, slopes.Comparison]
+  live: dict[str, slopes.Comparison]
+  absent: list[str]
+  flat: list[str]
+  them: slopes.Moments | None
+
+  def place(self, name: str) -> int:
+    """Returns the row of a comparison in `them`."""
+    return list(self.live).index(name)
+
+  def slope(self, name: str) -> slopes.Slope:
+    """Returns the Slope of a comparison."""
+    return slopes.slope(self.them, self.place(name), self.table,
+                        self.live[name])
+
+
+def compare(rows: study.Study) -> Factors:
+  """Returns the comparisons that a study allows."""
+  noise = slopes.noise(rows.trained)
+  table = slopes.configurations(rows.trained, rows.fields)
+  every = slopes.families(table, rows.fields)
+  families = {name: it for name, it in every.items() if spread(table, it)}
+  live = dict(families)
+  live[slopes.SHAPE] = slopes.equal_size(table, rows.fields)
+  if 'width' in table:
+    live[WITHIN] = slopes.at_equal(table, table['width'].to_numpy())
+  live = {name: it for name, it in live.items() if spread(table, it)}
+  them = None
+  if live:
+    them = slopes.moments(table, list(live.values()), noise,
+                          list(families.values()))
+  return Factors(
+      rows, table, noise, families, live,
+      [name for name in every if name not in families],
+      [name for name, it in live.items() if not moves(table, it, noise)],
+      them)
+
+
+def spread(table: pd.DataFrame, it: slopes.Comparison) -> float:
+  """Returns the sum of squares of log2 RankMe within groups."""
+  n_C, x_C, _ = slopes.centered(table, it)
+  return float(np.sum(n_C * x_C ** 2))
+
+
+def moves(table: pd.DataFrame, it: slopes.Comparison,
+          noise: slopes.Noise) -> bool:
+  """Returns whether RankMe differs by more than between seeds (F, 5 %).
+
+  It looks at RankMe alone, so that it does not choose among the slopes.
+  """
+  if not noise.free or not noise.log2_rank:
+    return True
+  ratio = spread(table, it) / it.free / noise.log2_rank ** 2
+  return bool(special.fdtrc(it.free, noise.free, ratio) < claims.LEVEL)
+
+
+def of_slopes(factors: Factors) -> list[claims.Claim]:
+  """Returns a claim a family: the score follows RankMe when it varies.
+
+  The verdicts hold for all families together (Holm). A family in which RankMe
+  moves no more than between seeds is not tested; one that finds nothing to
+  compare says with which other fields it always varies.
+  """
+  names = [name for name in factors.live if name != WITHIN]
+  out = []
+  known = {name: factors.slope(name) for name in names} if (
+      factors.them is not None) else {}
+  tested = [name for name in known if name not in factors.flat]
+  p_F = failures.holm(np.array([known[name].p for name in tested]))
+  for name in names:
+    it = factors.live[name]
+    counts = counted(factors, it)
+    if name not in known:
+      out.append(claims.claim(
+          'slope', PER_DOUBLING, family=name, counts=counts,
+          needed=claims.Needed('seeds'), groups=len(set(it.group_C))))
+      continue
+    one = known[name]
+    raw = raw_slope(factors, name)
+    details = dict(
+        groups=one.groups, spread=one.spread, reliability=one.reliability,
+        raw=raw[0], raw_low=raw[1], raw_high=raw[2],
+        permuted=slopes.permuted(factors.table, it),
+        explained=explained(factors.table, it, 'x'))
+    if name in factors.flat:
+      out.append(claims.claim(
+          'slope', PER_DOUBLING, one.value, one.low, one.high, one.p,
+          needed=claims.Needed('moves', one.spread), family=name,
+          counts=counts, seeds=factors.noise.log2_rank, **details))
+      continue
+    adjusted = float(p_F[tested.index(name)])
+    verdict = claims.INCONCLUSIVE
+    if adjusted < claims.LEVEL:
+      verdict = claims.HOLDS if one.value > 0 else claims.FAILS
+    out.append(claims.claim(
+        'slope', PER_DOUBLING, one.value, one.low, one.high, one.p, verdict,
+        claims.more_runs(one.value, one.low, one.high), name, counts,
+        adjusted=adjusted, **details))
+  for name in factors.absent:
+    others = slopes.apart_from(factors.table, factors.rows.fields,
+                               slopes.vary_of(name))
+    out.append(claims.claim(
+        'slope', PER_DOUBLING, family=name,
+        needed=claims.Needed('alone', names=others),
+        values=values(factors.table, name)))
+  return out
+
+
+def values(table: pd.DataFrame, family: str) -> int:
+  """Returns how many values the fields of a family have."""
+  names = [name for name in slopes.vary_of(family) if name in table]
+  return len(table[names].drop_duplicates())
+
+
+def raw_slope(factors: Factors,
+              name: str) -> tuple[float, float, float]:
+  """Returns (slope, low, high) as measured: no correction for noise in rank.
+
+  It is pulled towards 0, and it is what a plain regression says.
+  """
+  them, f = factors.them, factors.place(name)
+  value = float(np.sum(them.u_FK[f] * factors.table['y']) / them.x2_F[f])
+  se = math.sqrt(max(them.covariance(0.)[f, f], 0.)) / them.x2_F[f]
+  reach = float(special.stdtrit(them.t_free_F[f], .975)) * se
+  return value, value - reach, value + reach
+
+
+def explained(table: pd.DataFrame, it: slopes.Comparison,
+              name: str) -> float:
+  """Returns the share of the score's variance within groups that a line in a
+  column explains; NaN where either is constant or missing."""
+  n_C, _, y_C = slopes.centered(table, it)
+  n_C, v_C, _ = slopes.centered(table.assign(x=table[name]), it)
+  below = np.sum(n_C * v_C ** 2) * np.sum(n_C * y_C ** 2)
+  return float(np.sum(n_C * v_C * y_C) ** 2 / below) if below > 0 else math.nan
+
+
+def counted(factors: Factors,
+            it: slopes.Comparison) -> tuple[int, int, int]:
+  """Returns (rows, configurations, trainings) of a comparison."""
+  runs = int(factors.table['n'].to_numpy()[it.at_C].sum())
+  return runs, len(it.at_C), runs
+
+
+def of_one_slope(factors: Factors) -> claims.Claim:
+  """Returns the claim that a doubling of RankMe is worth the same whatever
+  is varied: slopes by family and Cochran's Q of them.
+
+  It fails where Q says so. It holds where the slopes are above 0 together and
+  the upper end of their standard deviation is below EVEN of the mean.
+  """
+  names = list(factors.families)
+  counts = total(factors)
+  if factors.them is None or len(names) < 2:
+    needed = 'families' if len(names) < 2 else 'seeds'
+    return claims.claim('one_slope', PER_DOUBLING, counts=counts,
+                        needed=claims.Needed(needed), names=tuple(names))
+  which = [factors.place(name) for name in names]
+  test = slopes.one_slope(factors.them, which)
+  rest = [f for f, name in zip(which, names) if name != slopes.SIZE]
+  without = (slopes.one_slope(factors.them, rest)
+             if slopes.SIZE in names and len(rest) > 1 else None)
+  verdict = claims.INCONCLUSIVE
+  if test.p < claims.LEVEL:
+    verdict = claims.FAILS
+  elif test.common > 0 and test.between_high < EVEN * test.common:
+    verdict = claims.HOLDS
+  return claims.claim(
+      'one_slope', PER_DOUBLING, test.between, test.between_low,
+      test.between_high, test.p, verdict,
+      claims.Needed('slopes', EVEN), counts=counts, q=test.q, free=test.free,
+      common=test.common, names=tuple(names), without=without)
+
+
+def total(factors: Factors) -> tuple[int, int, int]:
+  """Returns (rows, configurations, trainings) of the main objective."""
+  n = len(factors.rows.trained)
+  return n, len(factors.table), n
+
+
+def of_width(factors: Factors) -> claims.Claim:
+  """Returns the claim that RankMe goes with the score at equal width.
+
+  The t test and a permutation within widths must agree. Its rival is the
+  slope across sizes, all else equal: the paired difference says how much of
+  RankMe's worth is the width's.
+  """
+  if factors.them is None or WITHIN not in factors.live:
+    kind = 'width' if WITHIN not in factors.live else 'seeds'
+    return claims.claim('within_width', PER_DOUBLING, counts=total(factors),
+                        needed=claims.Needed(kind))
+  it, one = factors.live[WITHIN], factors.slope(WITHIN)
+  rivals = ()
+  across_p = math.nan
+  if slopes.SIZE in factors.families:
+    across = factors.slope(slopes.SIZE)
+    gap, low, high, _ = slopes.difference(
+        factors.them, factors.place(WITHIN), factors.place(slopes.SIZE))
+    decided = int(np.sign(gap)) if low > 0 or high < 0 else 0
+    rivals = (claims.Rival(slopes.SIZE, across.value, gap, low, high,
+                           decided),)
+    across_p = slopes.permuted(factors.table, factors.families[slopes.SIZE])
+  permuted = slopes.permuted(factors.table, it)
+  verdict = claims.INCONCLUSIVE
+  if permuted < claims.LEVEL:
+    verdict = claims.sign(one.low, one.high)
+  return claims.claim(
+      'within_width', PER_DOUBLING, one.value, one.low, one.high, one.p,
+      verdict, claims.more_runs(one.value, one.low, one.high), '',
+      counted(factors, it), rivals, permuted=permuted,
+      across_permuted=across_p,
+      groups=one.groups, spread=one.spread, reliability=one.reliability)
+
+
+def of_noise(factors: Factors) -> claims.Claim:
+  """Returns the claim that configurations differ by more than seeds do."""
+  floor, table = factors.noise, factors.table
+  counts = total(factors)
+  if not floor.free or len(table) < 2:
+    return claims.claim('noise', 'score', counts=counts,
+                        needed=claims.Needed('seeds'))
+  n_K, y_K = table['n'].to_numpy(float), table['y'].to_numpy(float)
+  around = np.sum(n_K * (y_K - np.average(y_K, weights=n_K)) ** 2)
+  free = len(table) - 1
+  ratio = around / free / floor.score ** 2 if floor.score else math.inf
+  p = float(special.fdtrc(free, floor.free, ratio))
+  verdict = claims.INCONCLUSIVE
+  if p < claims.LEVEL / 2:  # One-sided, as each end of an interval is.
+    verdict = claims.HOLDS
+  # The noise's own interval, from its chi-squared.
+  low, high = (floor.score * math.sqrt(floor.free / special.chdtri(
+      floor.free, tail)) for tail in (.025, .975))
+  return claims.claim(
+      'noise', 'score', floor.score, low, high, p, verdict,
+      claims.Needed('seeds'), counts=counts, repeats=floor.runs,
+      rank=2 ** floor.log2_rank - 1, between=float(y_K.std(ddof=1)),
+      correlation=correlation(floor))
+
+
+def correlation(floor: slopes.Noise) -> float:
+  """Returns the correlation of score and log RankMe between seeds."""
+  below = floor.score * floor.log2_rank
+  return floor.covariance / below if below else math.nan
+
+
+def of_bound(factors: Factors) -> claims.Claim:
+  """Returns the claim that little data stops larger models.
+
+  Score per doubling of parameters at the most data less that at the least,
+  all else equal; sizes of at least three at each amount.
+  """
+  unit = 'score per doubling of parameters'
+  table, fields = factors.table, factors.rows.fields
+  none = claims.claim('bound', unit, counts=total(factors),
+                      needed=claims.Needed('grid'))
+  if 'params' not in table or 'hours_asked' not in table or (
+      factors.them is None or slopes.SIZE not in factors.families):
+    return none
+  grid = size_grid(table, fields)
+  if len(grid) < 2:
+    return none
+  v_K = factors.them.between + factors.them.run / factors.them.n_K
+  hours, slope_G, var_G, left, expected, free = [], [], [], 0., 0., 0
+  for amount, at_C in sorted(grid.items()):
+    x_C = np.log2(table['params'].to_numpy(float)[at_C])
+    y_C = table['y'].to_numpy(float)[at_C]
+    x_C = x_C - x_C.mean()
+    w_C = x_C / np.sum(x_C ** 2)
+    rest_C = y_C - y_C.mean() - (w_C @ y_C) * x_C
+    hours.append(amount)
+    slope_G.append(float(w_C @ y_C))
+    var_G.append(float(np.sum(w_C ** 2 * v_K[at_C])))
+    left += float(rest_C @ rest_C)
+    expected += float(v_K[at_C].mean()) * (len(at_C) - 2)
+    free += len(at_C) - 2
+  t_free = float(factors.them.t_free_F.max())
+  scale = 1.
+  # Scores that bend more than seeds tell widen the interval.
+  if special.fdtrc(free, t_free, left / expected) < claims.LEVEL:
+    scale, t_free = left / expected, free
+  gap = slope_G[-1] - slope_G[0]
+  reach = float(special.stdtrit(t_free, .975)) * math.sqrt(
+      scale * (var_G[-1] + var_G[0]))
+  used = np.concatenate(list(grid.values()))
+  runs = int(table['n'].to_numpy()[used].sum())
+  p = 2 * special.stdtr(t_free, -abs(gap) / (
+      reach / special.stdtrit(t_free, .975)))
+  return claims.claim(
+      'bound', unit, gap, gap - reach, gap + reach, p,
+      claims.sign(gap - reach, gap + reach),
+      claims.more_runs(gap, gap - reach, gap + reach),
+      counts=(runs, len(used), runs), hours=tuple(hours),
+      slopes=tuple(slope_G))
+
+
+def size_grid(table: pd.DataFrame,
+              fields: tuple[str, ...]) -> dict[float, np.ndarray]:
+  """Returns {hours: configurations} of at least three sizes at each amount,
+  all else equal; of several such grids the largest."""
+  vary = (*slopes.FAMILIES[slopes.SIZE], 'hours_asked')
+  same = [name for name in fields if name not in vary]
+  groups = (table.groupby(same, dropna=False, observed=True).indices.values()
+            if same else [np.arange(len(table))])
+  best: dict[float, np.ndarray] = {}
+  for at_C in groups:
+    rows = table.iloc[at_C]
+    grid = {}
+    for amount, part in rows.groupby('hours_asked'):
+      if part['params'].nunique() > 2:
+        grid[float(amount)] = part.index.to_numpy()
+    if len(grid) > len(best):
+      best = grid
+  return best

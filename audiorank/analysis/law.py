@@ -1,0 +1,267 @@
+"""Rank and score: the law between them, and what predicts the score as well.
+
+A law is drawn only through runs that beat their untrained baseline: a run
+that does not has not learned what the tasks ask, and a curve through it would
+describe the random features of a log-mel.
+
+Shapes: N runs.
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from audiorank import laws
+from audiorank import records
+from audiorank.analysis import claims
+from audiorank.analysis import study
+
+LEAST = 6  # Runs without which three parameters are not fitted.
+FEWEST = 8  # Configurations below which a bootstrap decides nothing.
+NARROW = .5  # Decades of RankMe below which Q_inf is rarely identified.
+FLAT = .02  # Decades below which no law is tried.
+EQUIVALENT = .1  # Share of the error within which two samples are one.
+DRAWS = 2000
+SUBJECT = 'RankMe'
+WIDTH, PARAMS, UNTRAINED = 'width', 'parameters', "the untrained network's RankMe"
+# What is known before the first step, the width first.
+KNOWN = {'width': WIDTH, 'params': PARAMS, 'untrained_rank': UNTRAINED,
+         'hours_asked': 'hours of audio', 'mask_ratio': 'masking rate'}
+PREDICTORS = {
+    'rank': SUBJECT, **KNOWN, 'rank_center': 'RankMe, centred',
+    'valid_loss': 'validation loss', 'flops': 'training FLOPs (with decoder)',
+    'sibling_participation_ratio': 'participation ratio',
+    'sibling_stable_rank': 'stable rank', 'sibling_alpha_req': 'alpha-ReQ'}
+# The rivals of every claim that RankMe predicts better.
+RIVALS = (WIDTH, PARAMS, UNTRAINED, 'hours of audio', 'masking rate',
+          'validation loss', 'training FLOPs (with decoder)')
+GIVEN = (WIDTH, PARAMS, UNTRAINED)
+# The forms that a law from rank to score may have.
+FORMS = ('saturating', 'log_linear', 'exponential', 'sigmoid',
+         'logit_linear')
+
+
+def fit(trained: pd.DataFrame) -> tuple[laws.Fit | None, claims.Needed | None]:
+  """Returns (the law, None), or (None, what it lacks)."""
+  beat = study.beating(trained)
+  if not len(trained) or trained['gain'].isna().all():
+    return None, claims.Needed('baselines')
+  if len(beat) < LEAST:
+    return None, claims.Needed('beating', LEAST - len(beat))
+  if np.ptp(np.log10(beat['rank'].astype(float))) < FLAT:
+    return None, claims.Needed('range', NARROW)
+  try:
+    return laws.fit('saturating', {'rank': beat['rank'].to_numpy(float),
+                                   'score': beat['score'].to_numpy(float)},
+                    groups=beat['configuration'].to_numpy()), None
+  except ValueError as error:
+    return None, claims.Needed('fit', names=(str(error),))
+
+
+def forms(trained: pd.DataFrame, law: laws.Fit | None) -> pd.DataFrame:
+  """Returns laws.compare of the forms of a law from rank to score."""
+  if law is None:
+    return pd.DataFrame()
+  beat = study.beating(trained)
+  # The largest runs are those of the most compute, where it is known.
+  by = next((name for name in ('flops', 'params')
+             if name in beat and beat[name].notna().all()
+             and beat[name].nunique() > 1), None)
+  names = ['rank', 'score'] + ([by] if by else [])
+  return laws.compare(FORMS, beat[names].astype(float), by=by,
+                      groups=beat['configuration'].to_numpy())
+
+
+def of_law(rows: study.Study, law: laws.Fit | None,
+           lacks: claims.Needed | None) -> claims.Claim:
+  """Returns the claim that rank and score lie on one saturating power law.
+
+  It holds where the limit and the exponent are bounded and, with every
+  configuration left out in turn, the law errs less than the mean by a paired
+  interval. It is not refused: too narrow a range bounds nothing.
+  """
+  trained = rows.trained
+  counts = counted(study.beating(trained))
+  if law is None:
+    return claims.claim('law', 'score', counts=counts, needed=lacks,
+                        trained=len(trained))
+  low, high = law.ci('Q_inf')
+  b_low, b_high = law.ci('b')
+  e_N = laws.leave_one_out(law)
+  plain_N = left_out_mean(law.problem.y_N, law.group_N)
+  gap, gap_low, gap_high = paired(plain_N, e_N, law.group_N)
+  ceiling = 1. if rows.bounded else math.inf
+  bounded = high < ceiling and math.isfinite(low)
+  curved = math.isfinite(b_high) and b_low > 1e-3
+  verdict = claims.INCONCLUSIVE
+  if bounded and curved and gap_low > 0:
+    verdict = claims.HOLDS
+  span = law.diagnostics['span']['rank']
+  needed = claims.Needed('decades', NARROW)
+  if span >= NARROW:
+    needed = claims.Needed('wider', span)
+  limit = law.params['Q_inf'] if bounded else math.nan
+  return claims.claim(
+      'law', 'score', limit, low, high, math.nan, verdict, needed,
+      counts=counts, trained=len(trained), b_low=b_low, b_high=b_high,
+      sd=law.sd, span=span, left_out=rms(e_N), mean=rms(plain_N),
+      better=gap, better_low=gap_low, better_high=gap_high, ceiling=ceiling)
+
+
+def counted(rows: pd.DataFrame) -> tuple[int, int, int]:
+  """Returns (rows, configurations, trainings)."""
+  return len(rows), int(rows['configuration'].nunique()), len(rows)
+
+
+def rms(e_N: np.ndarray) -> float:
+  """Returns the root mean square of errors."""
+  return float(np.sqrt(np.mean(np.asarray(e_N, float) ** 2)))
+
+
+def left_out_mean(y_N: np.ndarray, group_N: np.ndarray) -> np.ndarray:
+  """Returns each value less the mean of the other groups, (N,)."""
+  y_N = np.asarray(y_N, float)
+  total, size = np.bincount(group_N, y_N), np.bincount(group_N)
+  others_G = (y_N.sum() - total) / np.maximum(len(y_N) - size, 1)
+  return y_N - others_G[group_N]
+
+
+def paired(worse_N: np.ndarray, own_N: np.ndarray, group_N: np.ndarray,
+           confidence: float = .95) -> tuple[float, float, float]:
+  """Returns how much larger one mean square is than another, with its
+  interval by a bootstrap over groups."""
+  gap_G = np.bincount(group_N, worse_N ** 2 - own_N ** 2)
+  size_G = np.bincount(group_N).astype(float)
+  rng = np.random.default_rng(0)
+  live = np.flatnonzero(size_G)
+  times_SG = rng.multinomial(len(live), np.full(len(live), 1 / len(live)),
+                             DRAWS)
+  each_S = times_SG @ gap_G[live] / (times_SG @ size_G[live])
+  tail = (1 - confidence) / 2
+  low, high = np.quantile(each_S, [tail, 1 - tail])
+  return float(gap_G.sum() / size_G.sum()), float(low), float(high)
+
+
+def columns(trained: pd.DataFrame) -> pd.DataFrame:
+  """Returns the predictors that a study knows of every run and varies."""
+  named = {**PREDICTORS, **{f'rank_{name}': f'{SUBJECT} of {name}'
+                            for name in records.samples(trained)}}
+  return pd.DataFrame({
+      text: trained[name].astype(float) for name, text in named.items()
+      if name in trained and trained[name].notna().all()
+      and trained[name].nunique() > 1})
+
+
+def predictors(trained: pd.DataFrame,
+               confidence: float = .95) -> pd.DataFrame:
+  """Returns laws.rivals of the trained runs, or an empty frame."""
+  table = columns(trained)
+  if SUBJECT not in table or trained['configuration'].nunique() < 4 or (
+      trained['score'].nunique() < 2):
+    return pd.DataFrame()
+  out = laws.rivals(
+      table.assign(score=trained['score'].astype(float)), list(table),
+      given=[name for name in GIVEN if name in table],
+      groups=trained['configuration'].to_numpy(), subject=SUBJECT,
+      confidence=confidence, draws=DRAWS)
+  if trained['configuration'].nunique() < FEWEST:
+    # A bootstrap over a handful of configurations is no interval.
+    out[[name for name in out if name.endswith(('_low', '_high'))]] = np.nan
+  return out
+
+
+def decided(low: float, high: float, configurations: int) -> int:
+  """Returns 1 or -1 by an interval of a difference, 0 where it holds 0 or
+  rests on too few configurations for a bootstrap."""
+  if configurations < FEWEST or not low * high > 0:
+    return 0
+  return 1 if low > 0 else -1
+
+
+def beside(name: str, row: pd.Series, own: float, wide: pd.Series,
+           configurations: int) -> claims.Rival:
+  """Returns a predictor as a Rival, all in root mean square errors.
+
+  Args:
+    name: what it is called.
+    row: of `predictors`.
+    own: RankMe's error.
+    wide: of `predictors`, with intervals corrected for the rivals' number.
+    configurations: how many.
+  """
+  root = lambda gap: float(np.sqrt(np.maximum(own ** 2 + gap, 0.))) - own
+  return claims.Rival(
+      name, float(row['loo']), root(row['worse']), root(row['worse_low']),
+      root(row['worse_high']),
+      decided(wide['worse_low'], wide['worse_high'], configurations))
+
+
+def of_rivals(rows: study.Study, table: pd.DataFrame) -> claims.Claim:
+  """Returns the claim that RankMe predicts the score of configurations left
+  out better than what is known without it.
+
+  Args:
+    rows: the study.
+    table: of `predictors`.
+  """
+  counts, unit = counted(rows.trained), 'root mean square error of the score'
+  if not len(table):
+    return claims.claim('rivals', unit, counts=counts,
+                        needed=claims.Needed('configurations', 4))
+  names = [name for name in RIVALS if name in set(table['predictor'])]
+  corrected = predictors(rows.trained, 1 - claims.LEVEL / max(len(names), 1)
+                         ).set_index('predictor')
+  known = table.set_index('predictor')
+  own = known.loc[SUBJECT]
+  rivals = tuple(beside(name, known.loc[name], own['loo'],
+                        corrected.loc[name], counts[1]) for name in names)
+  return claims.claim(
+      'rivals', unit, own['loo'], verdict=claims.against(rivals),
+      needed=claims.Needed('configurations', max(
+          FEWEST, 2 * counts[1])), counts=counts, rivals=rivals,
+      mean=known.loc['(mean)', 'loo'], spearman=own['spearman'],
+      partial=own['partial'], partial_low=own['partial_low'],
+      partial_high=own['partial_high'],
+      given=tuple(name for name in GIVEN if name in known.index))
+
+
+def of_samples(rows: study.Study, table: pd.DataFrame) -> claims.Claim | None:
+  """Returns the claim that it matters little which clips RankMe is measured
+  on; None where it was measured on one sample.
+
+  It holds where all errors left out agree within EQUIVALENT of the main
+  sample's, by their 95 % intervals.
+  """
+  names = records.samples(rows.trained)
+  if not names:
+    return None
+  unit, counts = 'root mean square error of the score', counted(rows.trained)
+  known = table.set_index('predictor') if len(table) else table
+  mine = [name for name in names
+          if len(table) and f'{SUBJECT} of {name}' in known.index]
+  if not mine:
+    return claims.claim('samples', unit, counts=counts,
+                        needed=claims.Needed('configurations', 4))
+  corrected = predictors(rows.trained, 1 - claims.LEVEL / len(mine)
+                         ).set_index('predictor')
+  own = known.loc[SUBJECT, 'loo']
+  rivals, order = [], {}
+  for name in mine:
+    text = f'{SUBJECT} of {name}'
+    rivals.append(beside(name, known.loc[text], own, corrected.loc[text],
+                         counts[1]))
+    order[name] = laws.early.spearman(
+        rows.trained['rank'].to_numpy(float),
+        rows.trained[f'rank_{name}'].to_numpy(float))
+  margin = EQUIVALENT * own
+  verdict = claims.INCONCLUSIVE
+  if any(rival.decided for rival in rivals):
+    verdict = claims.FAILS
+  elif counts[1] >= FEWEST and all(
+      -margin < rival.low and rival.high < margin for rival in rivals):
+    verdict = claims.HOLDS
+  return claims.claim(
+      'samples', unit, own, verdict=verdict,
+      needed=claims.Needed('configurations', 2 * counts[1]), counts=counts,
+      rivals=tuple(rivals), order=order)

@@ -1,3 +1,0 @@
-"""What a sweep shows and what it does not, from its tables alone."""
-
-from audiorank.findings.sweep import Findings, find

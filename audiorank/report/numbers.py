@@ -1,0 +1,106 @@
+"""Numbers as text. What is missing is a dash, never 0."""
+
+import math
+
+DASH = '–'
+LARGE = 1e4  # Beyond it a figure of a report is a fault, not a number.
+FAR = 99.  # Standard deviations beyond which more digits say nothing.
+
+
+def number(value: float | None, form: str = '{:.3f}') -> str:
+  """Returns a number by a format, a dash where it is missing."""
+  if value is None or not math.isfinite(value):
+    return DASH
+  return form.format(value)
+
+
+def short(value: float) -> str:
+  """Returns three digits: .012, 1.25, 84.3."""
+  if not math.isfinite(value):
+    return DASH
+  if abs(value) >= LARGE:
+    return f'{value:.2g}'
+  if abs(value) >= 1:
+    return f'{value:.3g}'
+  return f'{value:.3f}'.replace('0.', '.', 1)
+
+
+def signed(value: float) -> str:
+  """Returns three decimals with a sign: +.012, −.108."""
+  if not math.isfinite(value):
+    return DASH
+  text = f'{abs(value):.3f}' if abs(value) < 10 else f'{abs(value):.3g}'
+  sign = '−' if value < 0 and float(text) else '+'
+  return sign + (text[1:] if text.startswith('0.') else text)
+
+
+def two(value: float) -> str:
+  """Returns two decimals with a sign: +.37, −1.20."""
+  if not math.isfinite(value):
+    return DASH
+  text = f'{abs(value):.2f}'
+  sign = '−' if value < 0 and float(text) else '+'
+  return sign + (text[1:] if text.startswith('0.') else text)
+
+
+def tenth(value: float) -> str:
+  """Returns a fraction as per cent with one decimal."""
+  return DASH if not math.isfinite(value) else f'{100 * value:.1f} %'
+
+
+def interval(low: float, high: float, most: float = math.inf) -> str:
+  """Returns '[low, high]' with signs; ends that nothing bounds are said so.
+
+  Args:
+    low: its lower end.
+    high: its upper end.
+    most: an end farther from 0 cannot be, and counts as unbounded.
+  """
+  if math.isnan(low) or math.isnan(high):
+    return '[no interval]'
+  below, above = low < -most or low == -math.inf, (
+      high > most or high == math.inf)
+  if below and above:
+    return '[unbounded]'
+  if below:
+    return f'[unbounded below, {signed(high)}]'
+  if above:
+    return f'[{signed(low)}, unbounded above]'
+  return f'[{signed(low)}, {signed(high)}]'
+
+
+def between(low: float, high: float, form: str = '{:+.2f}') -> str:
+  """Returns '[low, high]' by a format, a dash where there is none."""
+  if low is None or high is None or not (
+      math.isfinite(low) and math.isfinite(high)):
+    return DASH
+  return f'[{form.format(low)}, {form.format(high)}]'
+
+
+def percent(value: float) -> str:
+  """Returns a fraction as whole per cent."""
+  return DASH if not math.isfinite(value) else f'{100 * value:.0f} %'
+
+
+def p_value(p: float) -> str:
+  """Returns a p value with its sign; what rounds to nothing is not nothing."""
+  if not math.isfinite(p):
+    return DASH
+  if p < .001:
+    return '< .001'
+  return f'= {p:.3f}'.replace('0.', '.') if p < .1 else (
+      f'= {p:.2f}'.replace('0.', '.', 1))
+
+
+def deviations(value: float) -> str:
+  """Returns a studentised residual: '+2.3', beyond FAR '> +99'."""
+  if not math.isfinite(value):
+    return DASH
+  if abs(value) > FAR:
+    return f"{'<' if value < 0 else '>'} {math.copysign(FAR, value):+.0f}"
+  return f'{value:+.1f}'
+
+
+def count(n: int, noun: str) -> str:
+  """Returns '1 run', '3 runs'."""
+  return f'{n} {noun}' if n == 1 else f'{n} {noun}s'

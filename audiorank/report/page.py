@@ -1,0 +1,263 @@
+"""The page: what a user can act on, the slopes, then what they rest on."""
+
+import html
+import os
+
+from audiorank import analysis
+from audiorank import figures
+from audiorank import files
+from audiorank import laws
+from audiorank import records
+from audiorank.analysis import study
+from audiorank.report import curves
+from audiorank.report import html_parts
+from audiorank.report import tables
+from audiorank.report import wording
+
+TITLES = {'hours_asked': 'hours of audio', 'params': 'encoder parameters',
+          'score': 'Score', 'rank': 'RankMe'}
+EMPTY = 'Too few configurations, or too little variation, to leave any out.'
+
+
+def sections(root: os.PathLike, it: analysis.Analysis,
+             sweep: records.Tables) -> list[tuple[str, list[str]]]:
+  """Returns the sections of the report as (title, [html]).
+
+  Args:
+    root: the sweep's folder.
+    it: its analysis.
+    sweep: its tables.
+  """
+  return [
+      ('What a doubling of RankMe is worth', slopes(it)),
+      ('All claims', claims(it)),
+      ('Rank and score', rank_score(it)),
+      ('Rank during training', during(it)),
+      ('What predicts the score', predictors(it)),
+      ('Can RankMe choose a run early?', early(it)),
+      ('Data and size', data_size(it)),
+      ('Trained against untrained, task by task', tasks(it)),
+      ('RankMe by sample', samples(sweep)),
+      ('Where the law fails, and unstable runs', trouble(it)),
+      ('Runs', [tables.runs(it, sweep.runs), html_parts.small(
+          'Grey: untrained. Red: does not beat its untrained network. A '
+          'click on a heading sorts, one on a run shows its curves.')]),
+      ('Run by run', curves.runs(root, sweep)),
+      ('How it was measured and judged', [html_parts.listed(
+          wording.rows_used(it) + wording.conventions(last_monitor(root), it)
+      )]),
+      ('How the law was fitted', fitted(it))]
+
+
+def slopes(it: analysis.Analysis) -> list[str]:
+  """Returns the first figure."""
+  if not it.claims:
+    return []
+  return [html_parts.drawing(
+      lambda: figures.slopes(it.claims),
+      'Score per doubling of RankMe among configurations that are equal in '
+      'all but what is named; in brackets, how many. Right of 0 the score '
+      'follows RankMe. If RankMe unified all of them, every interval would '
+      'hold the dashed line.')]
+
+
+def claims(it: analysis.Analysis) -> list[str]:
+  """Returns the table of claims."""
+  return [tables.claims(it.claims)] if it.claims else []
+
+
+def rank_score(it: analysis.Analysis) -> list[str]:
+  """Returns the figure of the law, its limit, and the forms compared."""
+  line = ('The line is fitted to the runs that beat their untrained network.'
+          if it.fit else 'No law is fitted.')
+  out = [html_parts.drawing(
+      lambda: figures.rank_score(study.every(it.study), it.fit),
+      f'RankMe against score, 95 % intervals of RankMe. {line}'),
+         html_parts.listed(wording.law_words(it)
+                           + wording.form_words(it.forms))]
+  if it.fit:
+    out.append(html_parts.drawing(
+        lambda: figures.profile(it.fit),
+        'How much worse the law fits as its limit is moved: limits under the '
+        'dashed line agree with the runs.'))
+  if len(it.forms):
+    out += ['<h3>Which form of law?</h3>', tables.forms(it.forms),
+            html_parts.small(
+                'Root mean square errors of the score: of configurations '
+                'left out in turn, and of the runs of most compute, left out '
+                'together. How well a law fits the runs it was fitted to '
+                'chooses nothing.')]
+  return out
+
+
+def during(it: analysis.Analysis) -> list[str]:
+  """Returns the figure of rank over training, troubled runs marked."""
+  events = it.diagnostics.events
+  marked = events[events['source'] == 'curve'] if len(events) else events
+  growth = [f'{wording.measured(one)}.' for one in it.claims
+            if one.key == 'growth']
+  return [html_parts.drawing(
+      lambda: figures.rank_steps(it.study.history, marked=marked),
+      'RankMe of the fixed monitor clips during training.'),
+          html_parts.listed(growth + wording.event_words(events))]
+
+
+def samples(sweep: records.Tables) -> list[str]:
+  """Returns RankMe of the further samples; nothing where there are none."""
+  names = records.samples(sweep.runs)
+  if not names:
+    return []
+  return [tables.samples(sweep.runs, names), html_parts.small(
+      'The last evaluation of each run: number of clips, RankMe with its 95 % '
+      'interval, and after the bar what endless data would give, where there '
+      f'are {tables.ENDLESS} clips or more per dimension. A sample of fewer '
+      'clips or recordings reads lower: compare the numbers after the bar.')]
+
+
+def data_size(it: analysis.Analysis) -> list[str]:
+  """Returns the figures of score and rank against hours and size."""
+  out = []
+  for x in ('hours_asked', 'params'):
+    for y in ('score', 'rank'):
+      out.append(html_parts.drawing(
+          lambda x=x, y=y: figures.against(
+              study.every(it.study), x=x, y=y),
+          f'{TITLES[y]} against {TITLES[x]}.'))
+  return [f'<div class="grid">{"".join(out)}</div>']
+
+
+def tasks(it: analysis.Analysis) -> list[str]:
+  """Returns the figure and table of every task; nothing without scores."""
+  table = it.study.tasks
+  if not len(table):
+    return []
+  last = table[table['step'] == table['steps']]
+  return [html_parts.drawing(lambda: figures.trained_untrained(last),
+                             'Every run on every task.'),
+          tables.tasks(it.tasks)]
+
+
+def predictors(it: analysis.Analysis) -> list[str]:
+  """Returns the predictors of the score on the same folds."""
+  if not len(it.predictors):
+    return [html_parts.small(EMPTY)]
+  return [tables.predictors(it.predictors), html_parts.listed(
+      wording.width_words(it.study.trained)), html_parts.small(
+          'Each predictor by a line in its logarithm over the trained runs, '
+          'every configuration left out in turn; root mean square error of '
+          'the score. "With those": beside width, parameters and the untrained '
+          "network's RankMe; partial: the correlation with the score given "
+          'those.')]
+
+
+def early(it: analysis.Analysis) -> list[str]:
+  """Returns whether RankMe measured early orders the final scores."""
+  soon = it.early
+  if soon.lacks:
+    return [html_parts.listed(wording.early_words(it))]
+  several = soon.runs['size'].nunique() > 1
+  plots = [html_parts.drawing(
+      lambda name=name: figures.early_final(
+          soon.runs, name, 'score', 'size' if several else None),
+      f'{name} of training against the final score, by size.')
+           for _, name in soon.rungs[:1] + soon.rungs[1:][-1:]]
+  return [
+      html_parts.listed(wording.early_words(it)),
+      f'<div class="grid">{"".join(plots)}</div>', tables.early(soon),
+      html_parts.small(
+          'p: of no order at all, adjusted for the rungs (Holm). In a size: '
+          'tau of pairs of one size only. Pairs: decided rightly. Regret: '
+          'the best final score less that of the run that looks best early; '
+          'a run drawn at random has '
+          f"{soon.agreement['random_regret'].iloc[0]:.3f}. RankMe better by: "
+          'its tau at that point (for what is known before training, at its '
+          'last) less that of the row; bootstrap over configurations.'),
+      '<h3>What stopping early would save</h3>', tables.halving(soon.halving),
+      html_parts.small(
+          'At every rung the worse half is stopped. Compute counts encoder '
+          'and decoder. Ties are broken against the chooser.')]
+
+
+def trouble(it: analysis.Analysis) -> list[str]:
+  """Returns outliers, bends and unstable runs."""
+  wrong = it.diagnostics
+  out = [html_parts.listed(wording.trouble_words(it))]
+  if it.fit:
+    beat = it.study.trained[it.study.trained['gain'] > 0]
+    out.append(html_parts.drawing(
+        lambda: figures.residuals(it.fit, 'rank', beat['size'].to_numpy(),
+                                  marked=wrong.outliers),
+        'Residuals of the law against RankMe, by size; ringed and named: '
+        'beyond chance.'))
+  if len(wrong.outliers):
+    out.append(tables.outliers(wrong.outliers))
+  if len(wrong.events):
+    out += ['<h3>By their curves and by the monitor</h3>',
+            tables.events(wrong.events)]
+  return out
+
+
+def fitted(it: analysis.Analysis) -> list[str]:
+  """Returns the checklist of the fit."""
+  if not it.fit:
+    return []
+  table = laws.checklist.fill(it.fit, wording.checklist(it))
+  return [tables.checklist(table), html_parts.small(
+      'The checklist of "(Mis)Fitting: A Survey of Scaling Laws", arXiv '
+      '2502.18969.')]
+
+
+def last_monitor(root: os.PathLike) -> dict | None:
+  """Returns a monitor record of the sweep, or None."""
+  for workdir in records.sweep_folders(root):
+    several = records.read(workdir, 'monitor')
+    if several:
+      return several[-1]
+  return None
+
+
+def page(root: os.PathLike, sweep: records.Tables, title: str) -> str:
+  """Returns the report as one HTML text."""
+  it = analysis.analyze(sweep)
+  parts = [(name, body) for name, body in sections(root, it, sweep)
+           if any(body)]
+  nav = ' '.join(f'<a href="#s{i}">{html.escape(name)}</a>'
+                 for i, (name, _) in enumerate(parts))
+  body = ''.join(f'<h2 id="s{i}">{html.escape(name)}</h2>{"".join(inside)}'
+                 for i, (name, inside) in enumerate(parts))
+  lead = ''.join(f'<p>{html.escape(text)}</p>'
+                 for text in wording.opening(it))
+  rows = html.escape(wording.rows_used(it)[0])
+  return ('<!doctype html><html lang="en"><meta charset="utf-8">'
+          '<meta name="viewport" content="width=device-width, '
+          'initial-scale=1"><meta name="color-scheme" content="light dark">'
+          f'<title>{html.escape(title)}</title>'
+          f'<style>{html_parts.STYLE}</style>'
+          f'<body><h1>{html.escape(title)}</h1>'
+          f'<div class="lead">{lead}</div><p class="small">{rows}</p>'
+          f'<nav>{nav}</nav>{body}'
+          f'<script>{html_parts.SCRIPT}</script></body></html>\n')
+
+
+def heading(root: os.PathLike) -> str:
+  """Returns the sweep's title, or the folder's name."""
+  path = root / 'sweep.json'
+  if not path.exists():
+    return root.name
+  return records.read_json(path).get('title', root.name)
+
+
+def write(root: os.PathLike) -> os.PathLike:
+  """Rebuilds <root>/report.html from the records; returns its path.
+
+  Raises:
+    FileNotFoundError: there are no runs under the root.
+    ValueError: there are runs, but none with a record yet.
+  """
+  root = files.path(root)
+  sweep = records.collect(root)
+  if 'rank' not in sweep.runs or sweep.runs['rank'].isna().all():
+    raise ValueError(f'{root}: no run has a record yet: expected '
+                     '<run_id>/records/*.json')
+  files.write_text(root / 'report.html', page(root, sweep, heading(root)))
+  return root / 'report.html'

@@ -1,0 +1,836 @@
+"""Every sentence that a report, a notebook or the README says of a sweep.
+
+The analysis returns numbers; what they mean in words is here and nowhere
+else. `claims` is the table of claims, `opening` the three sentences that open
+a report.
+"""
+
+from collections.abc import Iterable
+import math
+from typing import NamedTuple
+
+import pandas as pd
+
+from audiorank import analysis
+from audiorank.analysis import claims as numbers_of
+from audiorank.analysis import law as law_of
+from audiorank.analysis import slopes
+from audiorank.laws import early as ranking
+from audiorank.report.numbers import count
+from audiorank.report.numbers import interval
+from audiorank.report.numbers import number
+from audiorank.report.numbers import p_value
+from audiorank.report.numbers import percent
+from audiorank.report.numbers import short
+from audiorank.report.numbers import signed
+from audiorank.report.numbers import tenth
+from audiorank.report.numbers import two
+
+Claim, Rival, Needed = numbers_of.Claim, numbers_of.Rival, numbers_of.Needed
+
+TITLES = {
+    'one_slope': 'A doubling of RankMe is worth the same whatever is varied',
+    'within_width': 'At equal width, a higher RankMe goes with a higher score',
+    'rivals': 'RankMe predicts the score better than what is known without it',
+    'early': 'Early in training, RankMe orders the runs by their final score '
+             'better than what is known by then',
+    'slope': 'The score follows RankMe when only this varies: {}',
+    'law': 'Rank and score lie on one saturating power law with a limit',
+    'bound': 'Little data stops larger models from scoring higher',
+    'gain': 'Training lifts the score above the untrained network\'s',
+    'growth': 'RankMe grows in training',
+    'noise': 'Configurations differ by more than seeds do',
+    'samples': 'It does not matter which clips RankMe is measured on',
+    'objective': 'Encoders trained by another objective lie on the same line: '
+                 '{}'}
+# Fields of a table as people call them.
+CALLED = {'hours_asked': 'hours of audio', 'mask_ratio': 'masking rate',
+          'lr': 'learning rate', 'width': 'width', 'depth': 'depth',
+          'heads': 'heads', 'crop_seconds': 'crop length',
+          'batch': 'batch size', 'steps': 'training steps',
+          'category': 'sounds trained on', 'decoder_heads': 'decoder heads'}
+KNOBS = {'lr': 'learning rate', 'batch': 'batch', 'steps': 'steps'}
+# What happened to a run: by its curve, and by the monitor while it trained.
+EVENTS = {'collapse': 'RankMe collapsed', 'dip': 'RankMe fell by half and '
+          'came back', 'spike': 'the loss jumped', 'diverged': 'diverged'}
+ALARMS = {
+    'small_sample': 'fewer than 4 clips per dimension, so RankMe reads low',
+    'collapse': 'RankMe near 1',
+    'collapse_centred': 'all embeddings the same vector',
+    'sinking_centred_rank': 'centred RankMe sank three times in a row',
+    'centred_RankMe_sinks': 'centred RankMe sank three times in a row',
+    'valid_loss_not_finite': 'validation loss not finite',
+    'valid_loss_rise': 'validation loss rose by a fifth over its least',
+    'rank_jump': 'RankMe moved by more than a factor of 2 between '
+                 'evaluations'}
+NAMED = 6  # Runs that a sentence names; more are counted.
+WRONG = ('collapse', 'collapse_centred', 'dip', 'spike', 'diverged',
+         'valid_loss_not_finite', 'valid_loss_rise', 'rank_jump',
+         'instability')
+
+
+class Row(NamedTuple):
+  """A claim in words."""
+  claim: str
+  measured: str
+  beside: str
+  verdict: str
+  needed: str
+
+
+def claims(several: tuple[Claim, ...]) -> list[Row]:
+  """Returns every claim in words, in their order."""
+  return [Row(title(one), measured(one), beside(one), one.verdict,
+              needed(one)) for one in several]
+
+
+def frame(several: tuple[Claim, ...]) -> pd.DataFrame:
+  """Returns the claims as a table of texts."""
+  return pd.DataFrame(claims(several), columns=[
+      'claim', 'measured [95 %]', 'beside it', 'verdict',
+      'needed to decide'])
+
+
+def markdown(several: tuple[Claim, ...]) -> str:
+  """Returns the claims as the lines of a Markdown table."""
+  table = frame(several)
+  line = lambda cells: '| ' + ' | '.join(str(c) for c in cells) + ' |'
+  return '\n'.join([line(table.columns), '|' + '---|' * len(table.columns),
+                    *(line(row) for row in table.itertuples(index=False))])
+
+
+def plain(several: tuple[Claim, ...]) -> str:
+  """Returns the claims as text for a terminal."""
+  out = []
+  for one in several:
+    lines = [f'{one.verdict}: {title(one)}', f'  {measured(one)}']
+    lines += [f'  {text}' for text in (beside(one),) if text]
+    lines += [f'  to decide: {text}' for text in (needed(one),) if text]
+    out.append('\n'.join(lines))
+  return '\n'.join(out)
+
+
+def title(one: Claim) -> str:
+  """Returns what a claim says."""
+  return TITLES[one.key].format(called(one.family))
+
+
+def called(name: str) -> str:
+  """Returns what people call a field or a family."""
+  return CALLED.get(name, name.replace('_', ' '))
+
+
+def size(one: Claim) -> str:
+  """Returns on how much a claim rests."""
+  text = count(one.configurations, 'configuration')
+  if one.trainings != one.configurations:
+    text = f'{count(one.trainings, "training")} of {text}'
+  return text
+
+
+def measured(one: Claim) -> str:
+  """Returns what was measured for a claim."""
+  return MEASURED[one.key](one)
+
+
+def beside(one: Claim) -> str:
+  """Returns what stands beside RankMe for a claim."""
+  return BESIDE[one.key](one) if one.key in BESIDE else ''
+
+
+def slope_text(one: Claim) -> str:
+  """Returns a slope with its interval; no slope of a score exceeds 1."""
+  return (f'{signed(one.estimate)} {interval(one.low, one.high, 1.)} '
+          f'{one.unit}')
+
+
+def _one_slope(one: Claim) -> str:
+  if math.isnan(one.p):
+    return (f'{count(len(one.details["names"]), "thing")} varied one at a '
+            f'time; {size(one)}')
+  known = one.details
+  text = (f'slopes of {len(known["names"])} families vary with a standard '
+          f'deviation of {short(one.estimate)} '
+          f'[{short(one.low)}, {short(one.high)}] about '
+          f'{signed(known["common"])} {one.unit}; Cochran\'s Q = '
+          f'{known["q"]:.1f} on {known["free"]} degrees of freedom, '
+          f'p {p_value(one.p)}')
+  without = known['without']
+  if without:
+    text += (f'; without size Q = {without.q:.1f} on {without.free}, p '
+             f'{p_value(without.p)}, common slope {signed(without.common)}')
+  return text
+
+
+def _within_width(one: Claim) -> str:
+  if math.isnan(one.estimate):
+    return size(one)
+  return (f'{slope_text(one)}; {size(one)} at '
+          f'{count(one.details["groups"], "width")}; permutation p '
+          f'{p_value(one.details["permuted"])}')
+
+
+def _slope(one: Claim) -> str:
+  if one.needed and one.needed.kind == 'alone':
+    return f'{one.details["values"]} values, none compared'
+  if math.isnan(one.p):
+    return size(one)
+  known = one.details
+  text = f'{size(one)} in {count(known["groups"], "group")}'
+  if one.needed and one.needed.kind == 'moves':
+    return (f'{text}; RankMe differs by {tenth(2 ** known["spread"] - 1)} '
+            f'within groups, by {tenth(2 ** known["seeds"] - 1)} between '
+            f'seeds; a plain regression, not corrected for that, gives '
+            f'{signed(known["raw"])} '
+            f'{interval(known["raw_low"], known["raw_high"], 1.)}')
+  if math.isnan(one.estimate):
+    return text
+  return (f'{slope_text(one)}; {text}; p {p_value(known["adjusted"])} among '
+          'the families')
+
+
+def _rivals(one: Claim) -> str:
+  if math.isnan(one.estimate):
+    return size(one)
+  known = one.details
+  text = (f'error on configurations left out {short(one.estimate)} (their '
+          f'mean\'s {short(known["mean"])}), Spearman '
+          f'{two(known["spearman"])}; {size(one)}')
+  if math.isfinite(known['partial']):
+    text += (f'; given {listed(known["given"])} its partial correlation is '
+             f'{two(known["partial"])} '
+             f'{ends(known["partial_low"], known["partial_high"])}')
+  return text
+
+
+def _early(one: Claim) -> str:
+  if math.isnan(one.estimate):
+    return size(one)
+  known = one.details
+  text = (f'at {percent(known["share"])} of training '
+          f'{percent(known["pairs"])} of pairs in order, tau '
+          f'{two(one.estimate)} {ends(one.low, one.high)}')
+  if math.isfinite(known['within']):
+    text += f', among runs of one size {two(known["within"])}'
+  return f'{text}; {size(one)}'
+
+
+def _law(one: Claim) -> str:
+  if 'sd' not in one.details:
+    return (f'{one.trainings} of {count(one.details["trained"], "training")} '
+            'beat their untrained network')
+  known = one.details
+  return (f'{one.trainings} of {known["trained"]} trainings beat their '
+          f'untrained network; through them: {limit(one)}, exponent '
+          f'{exponent(known["b_low"], known["b_high"])}, residual sd '
+          f'{short(known["sd"])}; RankMe spans {known["span"]:.2f} decades')
+
+
+def limit(one: Claim) -> str:
+  """Returns what a law says of its limit, never above what a score can be."""
+  low, high, ceiling = one.low, one.high, one.details['ceiling']
+  below = math.isfinite(low) and low < ceiling
+  if high <= ceiling and below:
+    return f'limit between {short(low)} and {short(high)}'
+  return f'limit above {short(low)}, not bounded above' if below else (
+      'limit not bounded')
+
+
+def exponent(low: float, high: float) -> str:
+  """Returns the interval of an exponent in words."""
+  if high == math.inf:
+    return f'above {short(low)}'
+  return f'{short(low)} to {short(high)}'
+
+
+def _bound(one: Claim) -> str:
+  if math.isnan(one.estimate):
+    return size(one)
+  each = ', '.join(f'{hours:.2g} h {signed(slope)}' for hours, slope in
+                   zip(one.details['hours'], one.details['slopes']))
+  return (f'{one.unit}: {each}; most less least data {signed(one.estimate)} '
+          f'{interval(one.low, one.high, 1.)}; {size(one)}')
+
+
+def _gain(one: Claim) -> str:
+  if math.isnan(one.estimate):
+    return 'no untrained network'
+  known = one.details
+  return (f'{known["beat"]} of {count(one.trainings, "training")} score '
+          f'higher; mean difference {signed(one.estimate)} '
+          f'{interval(one.low, one.high, 1.)} over '
+          f'{count(known["baselines"], "untrained network")}')
+
+
+def _growth(one: Claim) -> str:
+  if math.isnan(one.estimate):
+    return 'no untrained network'
+  known = one.details
+  fell, rose, runs = known['valley']
+  below = one.trainings - known['above']
+  text = (f'RankMe ends below its untrained value in {below} of '
+          f'{count(one.trainings, "training")}: '
+          f'{span(known["untrained_low"], known["untrained_high"])} before '
+          f'training, {span(known["rank_low"], known["rank_high"])} after; '
+          f'mean change {change(one.estimate)}')
+  if math.isfinite(one.low):
+    text += f' [{change(one.low)}, {change(one.high)}]'
+  if runs:
+    text += (f'; it fell first in {fell} of {runs} and rose again by over '
+             f'5 % in {rose}')
+  return text
+
+
+def span(low: float, high: float) -> str:
+  """Returns a range of RankMe."""
+  return f'{low:.1f} to {high:.1f}' if low < high else f'{low:.1f}'
+
+
+def change(doublings: float) -> str:
+  """Returns a change of RankMe in per cent."""
+  return f'{100 * (2 ** doublings - 1):+.0f} %'.replace('-', '−')
+
+
+def _noise(one: Claim) -> str:
+  if math.isnan(one.estimate):
+    return f'no configuration was trained with two seeds; {size(one)}'
+  known = one.details
+  return (f'between {count(known["repeats"], "run")} that differ in seed or '
+          f'order of clips alone the score has a standard deviation of '
+          f'{short(one.estimate)} [{short(one.low)}, {short(one.high)}] and '
+          f'RankMe one of {percent(known["rank"])}; between '
+          f'{one.configurations} configurations the score has '
+          f'{short(known["between"])}; p {p_value(one.p)}')
+
+
+def _samples(one: Claim) -> str:
+  if math.isnan(one.estimate):
+    return size(one)
+  each = ', '.join(f'{rival.name} {short(rival.value)} (order '
+                   f'{two(one.details["order"][rival.name])})'
+                   for rival in one.rivals)
+  return (f'error on configurations left out by sample: whole corpus '
+          f'{short(one.estimate)}, {each}; order: rank correlation with the '
+          'whole corpus')
+
+
+def _objective(one: Claim) -> str:
+  known = one.details
+  text = (f'{count(one.configurations, "configuration")} at '
+          f'{count(known["sizes"], "size")}, RankMe '
+          f'{span(known["rank_low"], known["rank_high"])}')
+  if math.isnan(one.estimate):
+    return text
+  if math.isnan(one.low):
+    return (f'{signed(one.estimate)} of score from the line; {text}: a '
+            'single run does not show its own noise')
+  return (f'{signed(one.estimate)} {interval(one.low, one.high, 1.)} of score '
+          f'from the line through {known["line"]} configurations of these '
+          f'sizes; {text}, which differ by {short(known["spread"])} among '
+          f'themselves; p {p_value(one.p)}')
+
+
+MEASURED = {'one_slope': _one_slope, 'within_width': _within_width,
+            'slope': _slope, 'rivals': _rivals, 'early': _early, 'law': _law,
+            'bound': _bound, 'gain': _gain, 'growth': _growth,
+            'noise': _noise, 'samples': _samples, 'objective': _objective}
+
+
+def sentence(text: str) -> str:
+  """Returns a text with a capital letter."""
+  return text[:1].upper() + text[1:]
+
+
+def listed(names: Iterable[str], last: str = 'and') -> str:
+  """Returns 'a, b and c'."""
+  names = list(names)
+  if len(names) < 2:
+    return ''.join(names)
+  return f'{", ".join(names[:-1])} {last} {names[-1]}'
+
+
+def _beside_width(one: Claim) -> str:
+  if not one.rivals:
+    return ''
+  rival, = one.rivals
+  return (f'across sizes {signed(rival.value)} (permutation p '
+          f'{p_value(one.details["across_permuted"])}); difference '
+          f'{signed(rival.difference)} '
+          f'{interval(rival.low, rival.high, 1.)}')
+
+
+def _beside_rivals(one: Claim) -> str:
+  """Errors left out, width first, and which differ beyond chance."""
+  each = ', '.join(f'{rival.name} {short(rival.value)}'
+                   for rival in one.rivals)
+  return f'{each}; {differing(one.rivals)}' if each else ''
+
+
+def ends(low: float, high: float) -> str:
+  """Returns '[low, high]' with two decimals."""
+  if not (math.isfinite(low) and math.isfinite(high)):
+    return '[no interval]'
+  return f'[{two(low)}, {two(high)}]'
+
+
+def differing(rivals: tuple[Rival, ...]) -> str:
+  """Returns which rivals differ from RankMe beyond chance."""
+  better = [rival.name for rival in rivals if rival.decided < 0]
+  worse = [rival.name for rival in rivals if rival.decided > 0]
+  return (f'beyond chance better than RankMe: {listed(better) or "none"}, '
+          f'worse: {listed(worse) or "none"}')
+
+
+def _beside_early(one: Claim) -> str:
+  if not one.rivals:
+    return ''
+  each = ', '.join(f'{rival.name} {percent(one.details["rival_pairs"][rival.name])}'
+                   for rival in one.rivals)
+  first = one.rivals[0]
+  return (f'pairs in order by {each}; tau less that of {first.name} '
+          f'{two(first.difference)} {ends(first.low, first.high)}; '
+          f'{differing(one.rivals)}')
+
+
+def _beside_law(one: Claim) -> str:
+  if 'sd' not in one.details:
+    return ''
+  known = one.details
+  sure = 'less' if known['better_low'] > 0 else 'not less beyond chance'
+  return (f'left out, the law errs by {short(known["left_out"])}, the mean '
+          f'by {short(known["mean"])} ({sure})')
+
+
+def _beside_samples(one: Claim) -> str:
+  apart = [rival.name for rival in one.rivals if rival.decided]
+  return f'beyond chance different: {listed(apart) or "none"}'
+
+
+def _beside_objective(one: Claim) -> str:
+  if 'best' not in one.details:
+    return ''
+  return (f'its best score is {signed(one.details["best"])} from the main '
+          'objective\'s best')
+
+
+BESIDE = {'within_width': _beside_width, 'rivals': _beside_rivals,
+          'early': _beside_early, 'law': _beside_law,
+          'samples': _beside_samples, 'objective': _beside_objective}
+# What would decide a claim, by Needed.kind.
+NEEDED = {
+    'runs': lambda it: f'{it.amount:.0f} times as many runs, if the slope is '
+                       'what it looks like',
+    'range': lambda it: 'changes that move RankMe further: no number of runs '
+                        'within reason',
+    'moves': lambda it: 'changes that move RankMe by more than seeds do',
+    'alone': lambda it: f'a change of this alone: wherever it changes, so '
+                        f'does {listed(map(called, it.names))}',
+    'seeds': lambda it: 'the same configuration with several seeds',
+    'families': lambda it: 'two things varied, one at a time',
+    'slopes': lambda it: 'slopes that vary by less than half their mean, '
+                         'upper end included: more runs in every family',
+    'width': lambda it: 'two configurations of one width',
+    'configurations': lambda it: f'about {it.amount:.0f} configurations',
+    'baselines': lambda it: 'the scores of the untrained networks',
+    'more_baselines': lambda it: 'more sizes or seeds, each beside its '
+                                 'untrained network',
+    'beating': lambda it: f'{it.amount:.0f} more runs that beat their '
+                          'untrained network',
+    'decades': lambda it: f'RankMe over at least {it.amount:g} decades of '
+                          'runs that beat their untrained network',
+    'wider': lambda it: f'a wider range than these {it.amount:.1f} decades of '
+                        'RankMe',
+    'fit': lambda it: f'a fit: {it.names[0]}',
+    'order': lambda it: f'{it.amount:.0f} scored runs',
+    'evaluations': lambda it: 'an evaluation of RankMe early in training, at '
+                              'the same step of every run',
+    'scores': lambda it: 'scores that differ',
+    'grid': lambda it: 'three sizes or more at two amounts of data or more',
+    'line': lambda it: f'{it.amount:.0f} configurations of the main objective '
+                       'at these sizes',
+    'repeats': lambda it: 'several seeds at each size: with one run a size, '
+                          'noise and a difference between sizes cannot be '
+                          'told apart'}
+
+
+def needed(one: Claim) -> str:
+  """Returns what would decide a claim, '' where it is decided."""
+  return needed_text(one.needed) if one.needed else ''
+
+
+def needed_text(it: Needed) -> str:
+  """Returns what is needed, in words."""
+  return NEEDED[it.kind](it)
+
+
+def opening(it: analysis.Analysis) -> list[str]:
+  """Returns three sentences: what holds, what does not, what to do next."""
+  if not it.claims:
+    return ['No trained run is scored yet, so nothing can be said.',
+            'Nothing is refused either.',
+            'Next: run the same command again; it trains and scores what is '
+            'missing.']
+  holding = phrases(it, numbers_of.HOLDS)
+  failing = phrases(it, numbers_of.FAILS)
+  left = sum(one.verdict == numbers_of.INCONCLUSIVE for one in it.claims)
+  holds = 'These runs confirm none of the claims below.'
+  if holding:
+    holds = f'What holds: {"; ".join(holding)}.'
+  fails = 'They refute none'
+  if failing:
+    fails = f'What does not hold: that {"; that ".join(failing)}'
+  if left:
+    which = 'all' if left == len(it.claims) else f'{left} of the'
+    fails += f'; {which} {len(it.claims)} claims are inconclusive'
+  return [holds, f'{fails}.', f'What to do next: {next_step(it)}.']
+
+
+def phrases(it: analysis.Analysis, verdict: str, most: int = 3) -> list[str]:
+  """Returns the decided claims in a few words each, the main ones first."""
+  words = SHORT[verdict]
+  mine = [one for one in it.claims
+          if one.verdict == verdict and one.key in words]
+  out = []
+  names = [called(one.family) for one in mine if one.key == 'slope']
+  for one in mine:
+    if one.key == 'slope':
+      if names:
+        out.append(words['slope'].format(listed(names, 'or')))
+      names = []
+      continue
+    text = words[one.key]
+    out.append(text(one) if callable(text) else text)
+  return out[:most]
+
+
+def _width_better(one: Claim) -> str:
+  best = [rival for rival in one.rivals if rival.decided < 0][0]
+  return (f'RankMe at {percent(one.details["share"])} of training orders the '
+          f'runs better than what is known by then ({best.name} does better: '
+          f'tau {two(best.value)} against {two(one.estimate)})')
+
+
+def _unequal(one: Claim) -> str:
+  text = (f'a doubling of RankMe is worth the same whatever is varied (p '
+          f'{p_value(one.p)}')
+  without = one.details['without']
+  if without:
+    text += (f'; without size the common slope is {signed(without.common)} '
+             'of score per doubling')
+  return f'{text})'
+
+
+def _size_first(one: Claim) -> str:
+  return ('RankMe predicts the score better than '
+          + listed([rival.name for rival in one.rivals if rival.decided < 0]))
+
+
+SHORT = {
+    numbers_of.HOLDS: {
+        'one_slope': lambda one: f'a doubling of RankMe is worth '
+                                 f'{signed(one.details["common"])} of score '
+                                 'whatever is varied',
+        'within_width': lambda one: f'at equal width the score rises by '
+                                    f'{slope_text(one)}',
+        'rivals': 'RankMe predicts the score better than width, size and all '
+                  'else that is known without it',
+        'early': lambda one: f'at {percent(one.details["share"])} of training '
+                             'RankMe orders the runs better than width, size '
+                             'and loss do',
+        'slope': 'the score follows RankMe when {} alone varies',
+        'law': lambda one: f'the score saturates, {limit(one)}',
+        'gain': lambda one: f'training lifts the score by '
+                            f'{signed(one.estimate)} '
+                            f'{interval(one.low, one.high, 1.)}, in '
+                            f'{one.details["beat"]} of {one.trainings} '
+                            'trainings',
+        'growth': lambda one: f'RankMe grows in training by '
+                              f'{change(one.estimate)}',
+        'bound': 'little data stops larger models from scoring higher'},
+    numbers_of.FAILS: {
+        'one_slope': _unequal,
+        'within_width': lambda one: f'at equal width a higher RankMe goes '
+                                    f'with a higher score ({slope_text(one)})',
+        'rivals': _size_first,
+        'early': _width_better,
+        'slope': 'the score follows RankMe when {} alone varies (it falls)',
+        'growth': lambda one: f'RankMe grows in training (it ends below its '
+                              f'untrained value in '
+                              f'{one.trainings - one.details["above"]} of '
+                              f'{one.trainings} trainings)',
+        'gain': 'training lifts the score above the untrained network\'s',
+        'objective': lambda one: f'{called(one.family)} encoders lie on the '
+                                 'same line',
+        'bound': 'little data stops larger models from scoring higher'}}
+
+
+def next_step(it: analysis.Analysis) -> str:
+  """Returns what to do next, the most pressing thing first."""
+  by_key = {one.key: one for one in it.claims}
+  if by_key['gain'].needed and by_key['gain'].needed.kind == 'baselines':
+    return ('score the untrained networks (the same sweep command does it): '
+            'without them nothing shows that training helps')
+  if math.isnan(by_key['noise'].estimate):
+    return ('train one configuration with at least five seeds: without seeds '
+            'the noise of a difference is unknown')
+  if it.study.counts.configurations < law_of.FEWEST:
+    return (f'train more configurations: with {it.study.counts.configurations}'
+            f' no ranking of predictors can be told from chance; '
+            f'{ranking.ENOUGH} runs are a fair start')
+  early, width = by_key['early'], by_key['within_width']
+  worse = [rival.name for rival in early.rivals if rival.decided < 0]
+  refused = numbers_of.FAILS in (by_key['one_slope'].verdict, early.verdict)
+  if refused and width.verdict != numbers_of.HOLDS:
+    instead = f'compare runs by {worse[0]}' if worse else (
+        'compare runs by their scores')
+    more = needed(width)
+    return (f'{instead}, not by RankMe, and do not use RankMe to choose among '
+            'runs of equal width'
+            + (f'; to decide whether it tells anything there: {more}'
+               if more else ''))
+  if numbers_of.HOLDS in (by_key['rivals'].verdict, early.verdict):
+    return 'choose runs by RankMe and scale what raises it'
+  undecided = [one for one in (by_key['one_slope'], width, by_key['rivals'])
+               if one.needed]
+  if undecided:
+    return f'to decide the first claims: {needed(undecided[0])}'
+  return 'repeat the sweep on a wider range of sizes and data'
+
+
+def rows_used(it: analysis.Analysis) -> list[str]:
+  """Returns which rows the claims rest on."""
+  n = it.study.counts
+  trained, beat = len(it.study.trained), int((it.study.trained['gain'] > 0
+                                              ).sum()) if len(
+                                                  it.study.trained) else 0
+  out = [f'{count(n.rows, "trained run")}: {n.scored} scored on every task, '
+         f'{count(n.trainings, "different training")} of '
+         f'{count(n.configurations, "configuration")}. Rows with the same '
+         'configuration and seeds are one training. '
+         f'{count(n.untrained, "untrained network")}, {n.baselines} '
+         'different.']
+  if len(it.study.others):
+    out.append(f'{count(trained, "training")} share the main objective; the '
+               f'{len(it.study.others)} of other objectives are only compared '
+               'with its line.')
+  out.append('A law is drawn through the trainings that score higher than '
+             f'their own untrained network: {beat} of {trained}. Everything '
+             'else uses all of them.')
+  if trained < ranking.ENOUGH:
+    out.append(f'Exploratory: with fewer than {ranking.ENOUGH} trainings an '
+               'order of runs may be luck. Read the intervals, not the '
+               'values.')
+  return out
+
+
+def method() -> list[str]:
+  """Returns how the claims are decided."""
+  return [
+      'A slope is the score per doubling of RankMe among configurations that '
+      'are equal in all but what is named, each group with a level of its '
+      'own. It is corrected for the noise of RankMe between seeds and for the '
+      'correlation of that noise with the score\'s; an interval is unbounded '
+      'where RankMe moves no more than seeds move it.',
+      'One slope for all is tested by Cochran\'s Q, with the covariances of '
+      'slopes that share configurations. The noise is that of seeds and of '
+      'what configurations leave over about their lines.',
+      'Families of changes are judged together (Holm, 5 %), every other claim '
+      'at 5 % of its own. RankMe is better than its rivals only where the '
+      'paired interval says so against each; it is worse where one rival is '
+      'better at 5 % over all rivals.',
+      'An interval that holds 0 shows no difference. It does not show that '
+      'there is none.']
+
+
+def law_words(it: analysis.Analysis) -> list[str]:
+  """Returns what the law says, or why there is none."""
+  one = next((c for c in it.claims if c.key == 'law'), None)
+  if one is None:
+    return []
+  if it.fit is None:
+    return [f'No law is fitted. Needed: {needed_text(it.lacks)}.']
+  out = [f'Q = Q_inf − a R^−b: {measured(one)}. {sentence(beside(one))}.']
+  if it.study.bounded and one.high > one.details['ceiling']:
+    out.append('These runs do not say where the score saturates.')
+  if one.details['span'] < law_of.NARROW:
+    out.append(f'RankMe spans {one.details["span"]:.2f} decades; Q_inf is '
+               f'rarely identified below {law_of.NARROW}.')
+  if not math.isfinite(one.details['b_high']) or one.details['b_low'] <= 1e-3:
+    out.append('The exponent is not identified either: a straight line in '
+               'log RankMe describes these runs as well.')
+  return out
+
+
+def form_words(table: pd.DataFrame) -> list[str]:
+  """Returns which form of law predicts configurations left out best."""
+  known = table.dropna(subset=['loo']) if len(table) else table
+  if len(known) < 2:
+    return []
+  name = lambda row: f'{row["law"].replace("_", "-")} law'
+  best, second = known.iloc[0], known.iloc[1]
+  chosen = known.loc[known['aicc'].idxmin()]
+  text = (f'Of the {len(known)} forms compared the {name(best)} predicts '
+          f'configurations left out best (error {best["loo"]:.3g}; next the '
+          f'{name(second)}, {second["loo"]:.3g})')
+  if chosen['law'] != best['law']:
+    text += (f', while AICc prefers the {name(chosen)}: these runs do not '
+             'settle the form')
+  return [f'{text}.']
+
+
+def width_words(trained: pd.DataFrame) -> list[str]:
+  """Returns the rank correlations within widths."""
+  if not len(trained) or trained['width'].nunique() < 2:
+    return []
+  part = []
+  for width, rows in trained.groupby('width'):
+    if len(rows) >= 4 and rows['rank'].nunique() > 1 and (
+        rows['score'].nunique() > 1):
+      inside = ranking.spearman(rows['rank'], rows['score'])
+      part.append(f'{two(inside)} at width {width} ({len(rows)} trainings)')
+  if not part:
+    return []
+  return ['RankMe cannot exceed the width, so across widths it is confounded '
+          f'with size; within one width its rank correlation with the score '
+          f'is {", ".join(part)}.']
+
+
+def early_words(it: analysis.Analysis) -> list[str]:
+  """Returns whether early RankMe chooses the run."""
+  one = next((c for c in it.claims if c.key == 'early'), None)
+  if one is None or it.early.lacks:
+    return [f'Not judged. Needed: {needed_text(it.early.lacks)}.']
+  out = [f'{sentence(measured(one))} (a coin: 50 %).',
+         f'{sentence(beside(one))}.']
+  saved = it.early.halving.set_index('chooser')
+  mine = saved.loc[law_of.SUBJECT]
+  out.append(
+      f'Halving the runs by RankMe at {count(len(it.early.rungs), "rung")} '
+      f'saves {percent(mine["saved"])} of the compute and loses '
+      f'{mine["regret"]:.3f} of the best score; keeping as many at random '
+      f'loses {mine["random"]:.3f} on average, and by {choosers(saved)}.')
+  noise = next(c for c in it.claims if c.key == 'noise')
+  if math.isfinite(noise.estimate):
+    out.append('Two scores that differ by less than '
+               f'{short(1.96 * math.sqrt(2) * noise.estimate)} differ no more '
+               'than two seeds may: smaller regrets are not told apart.')
+  return out
+
+
+def choosers(saved: pd.DataFrame) -> str:
+  """Returns the regrets of the other choosers."""
+  return listed(f'{name} {row["regret"]:.3f}' for name, row in saved.iterrows()
+                if name != law_of.SUBJECT)
+
+
+def trouble_words(it: analysis.Analysis) -> list[str]:
+  """Returns what does not follow the law and which runs went wrong."""
+  wrong, out = it.diagnostics, []
+  if it.fit is not None:
+    out += outlier_words(wrong.outliers) + family_words(wrong.families)
+    runs, expected, p = wrong.signs
+    if math.isfinite(p):
+      end = ('the runs bend otherwise than the law' if p < .05 else
+             'no bend beyond the law\'s is seen')
+      out.append(f'Ordered by RankMe the residuals change sign {runs - 1} '
+                 f'times, {expected - 1:.0f} expected (p {p_value(p)}): '
+                 f'{end}.')
+    if len(wrong.bends):
+      prefers = 'is' if wrong.bends.attrs['broken'] else 'is not'
+      out.append(f'A broken power law of 1 − score {prefers} preferred to a '
+                 'straight one.')
+  return out + event_words(wrong.events)
+
+
+def outlier_words(table: pd.DataFrame) -> list[str]:
+  """Returns the runs that the law does not explain."""
+  if not len(table):
+    return ['No run lies off the law beyond chance (studentised residuals, '
+            '5 % over all runs).']
+  each = ', '.join(str(label) for label in table['label'])
+  return [f'Off the law beyond chance: {each}.']
+
+
+def family_words(table: pd.DataFrame) -> list[str]:
+  """Returns the sizes that stand apart from the law."""
+  apart = table[table['p'] < .05] if len(table) > 1 else table[:0]
+  if not len(apart):
+    return []
+  each = ', '.join(f'{row.family} ({signed(row.mean)})'
+                   for row in apart.itertuples())
+  return [f'Sizes that lie off the law as a whole: {each}. One law of RankMe '
+          'alone does not hold across sizes.']
+
+
+def event_words(events: pd.DataFrame) -> list[str]:
+  """Returns which runs went wrong, by curve or by the monitor's alarms."""
+  bad = events[events['kind'].isin(WRONG)] if len(events) else events
+  out = []
+  if not len(bad):
+    out.append('No run collapsed, dipped, jumped or diverged, by its curve or '
+               'by the monitor.')
+  for kind, rows in events.groupby('kind', sort=False) if len(events) else ():
+    rows = rows.drop_duplicates('run_id')
+    what = EVENTS.get(kind) or ALARMS.get(kind) or kind.replace('_', ' ')
+    which = f'{len(rows)} runs, listed in the table'
+    if len(rows) <= NAMED:
+      which = ', '.join(f'{row.name_} at step {row.step:g}' for row in
+                        rows.rename(columns={'name': 'name_'}).itertuples())
+    out.append(f'{sentence(what)}: {which}.')
+  return out
+
+
+def conventions(record: dict | None, it: analysis.Analysis) -> list[str]:
+  """Returns how rank and score were measured.
+
+  Args:
+    record: a monitor record of the sweep, or None.
+    it: the analysis.
+  """
+  out = []
+  if record:
+    out.append(
+        f'RankMe: {record["n"]} clips of {record["sources"]} recordings, '
+        f'uncentred singular values of the time mean of the '
+        f'{record["layer"]} layer, eps {record["rank"]["eps"]:g} added '
+        'outside the fraction; intervals by jackknife over blocks of '
+        'recordings.')
+  tasks = it.study.tasks
+  protocols = (sorted(tasks['protocol'].dropna().unique())
+               if len(tasks) and 'protocol' in tasks else [])
+  out.append('Score: unweighted mean over the scene tasks of each task\'s '
+             'first metric on its test split; predictor: '
+             f'{", ".join(protocols) or "none yet"}. Event tasks are listed '
+             'but not averaged.')
+  out.append('Compute counts encoder and decoder, forward and backward.')
+  return out + method()
+
+
+def checklist(it: analysis.Analysis) -> dict[str, str]:
+  """Returns the answers of laws.checklist that only the sweep knows."""
+  trained, tasks = it.study.trained, it.study.tasks
+
+  def tried(name, text):
+    values = sorted(trained[name].unique())
+    return f'{text} ' + ', '.join(f'{v:g}' for v in values)
+
+  behind = int((~(trained['gain'] > 0)).sum())
+  metrics = sorted(tasks['metric'].unique()) if len(tasks) else []
+  names = [name for name in KNOBS if name in trained]
+  knobs = ', '.join(tried(name, KNOBS[name]) for name in names)
+  same = all(trained.groupby('size')[name].agg(frozenset).nunique() == 1
+             for name in names)
+  also = 'the same for every size' if same else 'not the same for all sizes'
+  return {
+      'alternatives compared': ', '.join(it.forms['law']),
+      'hyperparameters per size': f'{knobs}; {also}',
+      'learning rate schedule': 'in config.json of each run',
+      'seeds per configuration': str(trained['seed'].nunique()),
+      'metric': 'mean over tasks'
+                + (f' of {", ".join(metrics)}' if metrics else ''),
+      'checkpoints used': 'the last of each run',
+      'how size is counted': 'encoder parameters; no size enters this law',
+      'how compute is counted': 'encoder and decoder, forward and backward; '
+                                'no compute enters this law',
+      'points left out': f'{behind} of {len(trained)} trainings, which do not '
+                         'beat their untrained network' if behind else 'none'}
