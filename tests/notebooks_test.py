@@ -90,8 +90,8 @@ def outputs(name, monkeypatch):
 @QUIET
 def test_figures_runs(monkeypatch):
   text, drawn = outputs('figures', monkeypatch)
-  assert drawn == 11
-  assert 'trained runs score higher than' in text
+  assert drawn == 12
+  assert 'What to do next: ' in text
 
 
 @QUIET
@@ -100,7 +100,7 @@ def test_the_write_up_is_drawn_from_its_records_alone(monkeypatch):
   kept = jupytext.read(FOLDER / 'small_study.ipynb')
   stored = [out for cell in kept.cells for out in cell.get('outputs', ())]
   assert drawn == sum('image/png' in out.get('data', {}) for out in stored)
-  assert 'trained runs and' in text
+  assert 'What does not hold: ' in text
   # What is said there is what comes out now.
   assert text == ''.join(out.get('text', '') for out in stored)
 

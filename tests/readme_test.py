@@ -158,6 +158,8 @@ def test_every_other_line_is_known(pytestconfig):
                  if w.startswith('--')), line
     elif words[0] == 'ruff':
       assert f'\n{line}\n' in ours
+    elif words[0] == 'mypy':  # Of .mypy.ini.
+      assert words == ['mypy']
     elif words[0] == '.ci/run':
       assert all(f' = {w} ]' in ours for w in words[1:]), line
     elif words[0] in ('jupytext', 'jupyter'):  # In tests/notebooks_test.py.

@@ -24,7 +24,8 @@ FLAT = .02  # Decades below which no law is tried.
 EQUIVALENT = .1  # Share of the error within which two samples are one.
 DRAWS = 2000
 SUBJECT = 'RankMe'
-WIDTH, PARAMS, UNTRAINED = 'width', 'parameters', "the untrained network's RankMe"
+WIDTH, PARAMS = 'width', 'parameters'
+UNTRAINED = "the untrained network's RankMe"
 # What is known before the first step, the width first.
 KNOWN = {'width': WIDTH, 'params': PARAMS, 'untrained_rank': UNTRAINED,
          'hours_asked': 'hours of audio', 'mask_ratio': 'masking rate'}

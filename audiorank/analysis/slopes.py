@@ -23,7 +23,6 @@ Shapes: N runs, K configurations, C of them in a family, G groups, F families.
 """
 
 import math
-from typing import Any
 from typing import NamedTuple
 
 import numpy as np

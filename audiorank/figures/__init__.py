@@ -2,8 +2,8 @@
 
 Every function draws into `ax` and returns it, or makes a figure of its own;
 `save` writes it as PNG and PDF. Colours are safe for the colour-blind (Okabe
-and Ito's for categories, part of viridis for sizes), logarithmic axes carry plain
-numbers, and no legend lies on the data. Nothing here touches pyplot or a
+and Ito's for categories, part of viridis for sizes), logarithmic axes carry
+plain numbers, and no legend lies on the data. Nothing here touches pyplot or a
 display. The runs table has one row per run and step; see `records`.
 """
 

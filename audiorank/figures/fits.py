@@ -60,8 +60,8 @@ def residuals(fit: laws.Fit, x: str | None = None, labels: Any = None,
       # Towards the middle, where there is room for the name.
       left = here[0] > math.sqrt(at.min() * at.max())
       ax.annotate(str(row['label']), here, (-8 if left else 8, 0),
-                  textcoords='offset points', fontsize=style.LEGEND, va='center',
-                  ha='right' if left else 'left')
+                  textcoords='offset points', fontsize=style.LEGEND,
+                  va='center', ha='right' if left else 'left')
   ax.axhline(0., color=style.INK, lw=.8)
   for k in (-2, 2):
     ax.axhline(k * fit.sd, color=style.GREY, lw=.8, ls='--')

@@ -84,7 +84,8 @@ polyline { fill: none; stroke: var(--blue); stroke-width: 1.8 }
 polyline.faint { stroke: var(--soft); stroke-width: 1; opacity: .7 }
 tr.own td { font-weight: 600 }
 figure { margin: 1rem 0 }
-.drawn svg { fill: currentColor; width: 100%; max-width: 38rem; height: auto; display: block }
+.drawn svg { fill: currentColor; width: 100%; max-width: 38rem;
+             height: auto; display: block }
 .drawn svg text { fill: currentColor; font-family: system-ui, sans-serif }
 figcaption, .small { font-size: .86rem; color: var(--soft) }
 .warn { border-left: 4px solid #d55e00; background: var(--warn);

@@ -14,11 +14,9 @@ import pandas as pd
 from audiorank import analysis
 from audiorank.analysis import claims as numbers_of
 from audiorank.analysis import law as law_of
-from audiorank.analysis import slopes
 from audiorank.laws import early as ranking
 from audiorank.report.numbers import count
 from audiorank.report.numbers import interval
-from audiorank.report.numbers import number
 from audiorank.report.numbers import p_value
 from audiorank.report.numbers import percent
 from audiorank.report.numbers import short
@@ -384,7 +382,8 @@ def differing(rivals: tuple[Rival, ...]) -> str:
 def _beside_early(one: Claim) -> str:
   if not one.rivals:
     return ''
-  each = ', '.join(f'{rival.name} {percent(one.details["rival_pairs"][rival.name])}'
+  share = one.details['rival_pairs']
+  each = ', '.join(f'{rival.name} {percent(share[rival.name])}'
                    for rival in one.rivals)
   first = one.rivals[0]
   return (f'pairs in order by {each}; tau less that of {first.name} '
