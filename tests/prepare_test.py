@@ -1,5 +1,6 @@
 """Preparing sound: what is kept, what is refused, and nothing stops it."""
 
+import contextlib
 import csv
 import fcntl
 import gzip
@@ -591,15 +592,28 @@ def start(folder, out):
       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+def sizes(folder):
+  """Every file below a folder that is being written, with its size."""
+  sizes = {}
+  for path in folder.rglob('*'):
+    with contextlib.suppress(FileNotFoundError):
+      sizes[path] = path.stat().st_size
+  return sizes
+
+
 def test_killed_at_any_moment_it_goes_on_to_the_same_end(many, tmp_path):
   folder, want = many
+  out = tmp_path / 'out'
   rng = random.Random(0)
   kills = 0
   while True:
-    job = start(folder, tmp_path / 'out')
-    patience = rng.uniform(.3, 1.2 + kills / 2) if kills < 5 else 300
+    before = sizes(out)
+    job = start(folder, out)
+    # Killed soon after it has written something new, wherever that is.
+    while kills < 3 and job.poll() is None and sizes(out) == before:
+      time.sleep(.005)
     try:
-      job.communicate(timeout=patience)
+      job.communicate(timeout=rng.uniform(0., .1) if kills < 3 else 300)
       break
     except subprocess.TimeoutExpired:
       workers = children(job.pid)

@@ -221,7 +221,7 @@ def test_hive_labels_are_the_order_and_the_share(monkeypatch):
 
 def test_long_tasks_are_made_only_by_name(tmp_path):
   assert not set(synth.LONG) & set(synth.TASKS)
-  root = synth.write_tasks(tmp_path, 0, (1, 1, 2), ['hive_order'], 1, False)
+  root = synth.write_tasks(tmp_path, 0, (2, 2, 2), ['hive_order'], 1, False)
   task = hear_tasks.load(root / 'hive_order-v1-full')
   assert task.sample_duration == 60. and task.labels == ('falling', 'rising')
   for path in task.paths['test']:
