@@ -1,4 +1,4 @@
-"""What most people want: load, embed, fit; see audiorank/__init__.py.
+"""The interface for most uses: load, embed, fit; see audiorank/__init__.py.
 
 Shapes: N clips, S samples, L tokens, D width.
 """
@@ -29,7 +29,8 @@ from audiorank.prepare import listing
 
 RATE = config_lib.RATE
 FILES = 256  # Files in memory at once.
-CHANNELS = 64  # Samples up to which a 'clip' is taken for channels.
+# An array (samples, channels) looks like many clips of so few samples.
+CHANNELS = 64
 
 Path = str | os.PathLike[str]
 Wave = npt.NDArray[Any]
@@ -37,26 +38,21 @@ Vectors = npt.NDArray[np.float32]
 
 
 class Model(NamedTuple):
-  """An encoder in memory.
-
-  config: frozen; config.model describes the encoder.
-  params: linen variables, numpy.
-  about: kind, checkpoint, step and a digest of the weights.
-  """
-  config: config_dict.FrozenConfigDict
-  params: dict[str, Any]
-  about: dict[str, Any]
+  """An encoder in memory."""
+  config: config_dict.FrozenConfigDict  # config.model describes the encoder.
+  params: dict[str, Any]  # Linen variables, numpy.
+  about: dict[str, Any]  # Kind, checkpoint, step and a digest of the weights.
 
   def embed(self, sounds: Path | Wave | Iterable[Path | Wave],
             rate: int = RATE, layer: int | str = 'final',
             batch: int = 64) -> Vectors:
-    """Returns z_ND: one embedding a clip, the time mean of its tokens.
+    """Returns z_ND: per clip, the mean of its tokens over time.
 
     Args:
       sounds: a sound file, a folder of them (searched to any depth, in the
         order of their names), one wave_S, waves wave_NS, or a list of files
         or waves of any lengths. Waves are mono, float in [-1, 1] or int16.
-      rate: of the waves, in Hz; files say their own.
+      rate: of the waves, in Hz. Files have their own.
       layer: 'final', or a block's index.
       batch: clips encoded at once.
 
@@ -64,6 +60,7 @@ class Model(NamedTuple):
       FileNotFoundError, ValueError: nothing to embed, a clip that is no
         sound, an unknown layer; names the file or the clip.
     """
+    # In parts, so that a large folder does not have to fit in memory.
     clips = listed(sounds)
     bar = progress.Bar(len(clips), 0, 'embedding')
     pieces = []
@@ -77,7 +74,7 @@ class Model(NamedTuple):
 
   def timestamps(self, sound: Path | Wave, rate: int = RATE,
                  layer: int | str = 'final') -> tuple[Vectors, Vectors]:
-    """Returns (z_LD, ms_L): an embedding every 40 ms and its centre in ms.
+    """Returns (z_LD, ms_L): one embedding per 40 ms and its centre in ms.
 
     Args:
       sound: a sound file or one wave_S.
@@ -89,16 +86,19 @@ class Model(NamedTuple):
     return z_BLD[0], np.array(ms_BL[0])
 
   def save_pretrained(self, folder: Path, decoder: bool = False) -> None:
-    """Writes model.safetensors, config.json, preprocessor_config.json and the
-    model card; `audiorank.load(folder)` reads them back.
+    """Writes the model in the layout of the Hugging Face hub, with a card.
+
+    The files are model.safetensors, config.json, preprocessor_config.json and
+    README.md. `audiorank.load(folder)` reads them back.
 
     Args:
-      folder: new, or one that was written so before.
-      decoder: also the decoder, to train on; the hub's users need the encoder.
+      folder: a new one, or one that this method wrote before.
+      decoder: also write the decoder, which only further training needs.
 
     Raises:
-      ValueError: the folder holds other files, or safetensors is missing.
+      ValueError: the folder has other files, or safetensors is not installed.
     """
+    # Imported here, because loading and embedding do not need it.
     from audiorank import export
     export.save_pretrained(folder, self.config, self.params, self.about,
                            decoder)
@@ -124,26 +124,29 @@ def load(source: Path, step: int | None = None) -> Model:
 def fit(data: Any, law: str = 'saturating',
         x: str | Sequence[str] | None = None, y: str | None = None,
         loss: str = 'ls', groups: Any = None) -> laws.Fit:
-  """Returns the law that fits best: a laws.Fit, with `ci` and `predict`.
+  """Fits a law; returns a laws.Fit, with `ci` and `predict`.
 
   Args:
     data: named columns (a DataFrame, a dictionary), a .csv or .parquet of
-      them, or a sweep's folder, whose law is drawn through the runs that beat
-      their untrained network.
+      them, or a sweep's folder. Of a sweep, the runs that beat their untrained
+      network are used.
     law: a form of audiorank/laws, such as 'saturating', 'power', 'separable'.
     x, y: columns; None takes the form's own, 'rank' and 'score' for
       'saturating'.
     loss: see laws.fit.
-    groups: what is independent: a column's name or a label a row.
+    groups: independent groups of rows for the intervals: a column's name, or a
+      label per row.
 
   Raises:
     FileNotFoundError, ValueError: no such file or law; columns that are
-      missing, constant or not numbers; a sweep that bears no law, and why.
+      missing, constant or not numbers; a sweep that allows no law, and why.
   """
   if isinstance(data, (str, os.PathLike)):
     if files.path(data).is_dir():
       data = beating(data)
-      groups = data['configuration'] if groups is None else groups
+      # Runs that differ by seed only are not independent.
+      if groups is None:
+        groups = data['configuration']
     else:
       data = table.read(data)
   return laws.fit(law, data, loss=loss, groups=groups, x=x, y=y)
@@ -170,7 +173,7 @@ def listed(sounds: Any) -> list[Any]:
   """Returns the argument of `Model.embed` as a list of files and waves.
 
   Raises:
-    ValueError: nothing to embed, or an array that is no list of mono waves.
+    ValueError: nothing to embed, or an array that is not of mono waves.
   """
   if isinstance(sounds, (str, os.PathLike)):
     path = files.path(sounds)
@@ -195,11 +198,12 @@ def listed(sounds: Any) -> list[Any]:
 
 
 def check_array(shape: tuple[int, ...]) -> None:
-  """Raises ValueError for an array that is no wave_S or wave_NS."""
+  """Raises ValueError unless a shape is that of a wave_S or wave_NS."""
   if len(shape) not in (1, 2):
     raise ValueError(f'waves of shape {shape}: expected (samples,) or '
                      '(clips, samples)')
-  # Sound files read as (samples, channels) would be very short clips.
+  # soundfile.read returns (samples, channels), which would silently be taken
+  # for many very short clips.
   if len(shape) == 2 and shape[1] <= CHANNELS < shape[0]:
     raise ValueError(f'waves of shape {shape}: {shape[0]} clips of {shape[1]} '
                      'samples; expected (clips, samples), of several channels '
@@ -207,10 +211,15 @@ def check_array(shape: tuple[int, ...]) -> None:
 
 
 def wave(clip: Any, rate: int, label: str) -> Wave:
-  """Returns wave_S at 16 kHz of a file or a wave.
+  """Returns wave_S at 16 kHz, of a file or a wave.
+
+  Args:
+    clip: a path or an array.
+    rate: of the array, in Hz.
+    label: what messages call the array.
 
   Raises:
-    ValueError: it is not one; names it.
+    ValueError: it is neither; names it.
   """
   if isinstance(clip, (str, os.PathLike)):
     return audio.read(clip)
@@ -223,11 +232,12 @@ def wave(clip: Any, rate: int, label: str) -> Wave:
                        'or int16')
     if not np.isfinite(wave_S).all():
       raise ValueError(f'{label}: NaN or infinity')
+    # int16 values that were cast to float have a peak of thousands.
     peak = float(np.abs(wave_S).max())
     if peak > audio.PEAK:
       raise ValueError(f'{label}: a peak of {peak:.3g}, expected floats in '
                        '[-1, 1] or int16')
-  # float32 for all: a batch has one type.
+  # float32 for all, because a batch has one type.
   wave_S = audio.to_float(wave_S)
   if rate == RATE:
     return wave_S

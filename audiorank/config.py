@@ -1,8 +1,8 @@
-"""What a run is: its identity, the fields of old runs, and derived sizes.
+"""The config of a run: its identity, the fields of old runs, derived sizes.
 
 A config is a ConfigDict with the fields of configs/base.py, or the same as
-JSON. Two configs with one `identity` are one run: they have one `run_id`, and
-so one folder. Whether a config can run at all: validate.py.
+JSON. Two configs with the same `identity` are the same run: they have the same
+`run_id` and so the same folder. validate.py checks whether a config can run.
 
 This module imports no other part of the library but files.py.
 """
@@ -21,18 +21,19 @@ from audiorank import files
 Config: TypeAlias = config_dict.ConfigDict | config_dict.FrozenConfigDict
 Tree = dict[str, Any]  # A config as JSON: dictionaries, lists, scalars.
 
-RATE = 16_000  # Samples a second of every wave that a model of ours takes.
-HOP = 160  # Samples between frames: 100 frames a second.
+RATE = 16_000  # Hz of every wave that our models take, as in Dasheng.
+HOP = 160  # Samples between frames: 100 frames per second.
 
-SCHEMA = 3  # Raised when the same config would mean another experiment.
-# Where files lie, what they are called and how a run is scored afterwards do
-# not change what is trained.
+SCHEMA = 3  # To be raised when the same config would mean another experiment.
+# Fields that do not change what is trained: where files are, how fast the
+# program runs, how often it saves, and how the run is scored afterwards.
 NOT_IDENTITY = ('experiment', 'eval', 'checkpoint', 'mesh', 'data.root',
                 'data.mixture', 'data.threads', 'data.resident', 'model.remat',
                 'model.unroll', 'train.call', 'train.log_every',
                 'monitor.batch', 'track')
-# Fields that were added later, with what they are in a run written before.
-# Such a run has no such field and keeps its run_id.
+# Fields that were added later, each with the value that reproduces the runs
+# from before. At that value a field does not enter the identity, so that old
+# runs keep their run_id.
 LATER: dict[str, Any] = {'train.skip': 0, 'train.call': 1, 'track': '',
          'data.mixture': '', 'data.gain_low': 0, 'data.gain_high': 0,
          'data.category': '', 'monitor.samples': '',
@@ -49,7 +50,7 @@ PARTS = ('model', 'mask', 'data', 'train', 'opt', 'monitor', 'checkpoint',
 
 
 def plain(value: Any, field: str = 'config') -> Any:
-  """Returns a config value as canonical JSON: 1.0 becomes 1.
+  """Returns a config value as canonical JSON, sorted, with 1.0 as 1.
 
   Args:
     value: a config, or any value in one.
@@ -58,6 +59,8 @@ def plain(value: Any, field: str = 'config') -> Any:
   Raises:
     ValueError: a value that JSON cannot hold; names the field.
   """
+  # YAML, flags and Python write the same number as 1 or 1.0; both must give
+  # one run_id.
   if isinstance(value, (config_dict.ConfigDict, Mapping)):
     items = value.items()
     return {k: plain(v, f'{field}.{k}') for k, v in sorted(items)}
@@ -66,13 +69,15 @@ def plain(value: Any, field: str = 'config') -> Any:
   if value is None or isinstance(value, (bool, str, int)):
     return value
   if isinstance(value, float) and math.isfinite(value):
-    return int(value) if value == int(value) else value
+    if value == int(value):
+      return int(value)
+    return value
   raise ValueError(f'{field}: {value!r} is not a finite number, a string, '
                    'a boolean or a list of them')
 
 
 def identity(config: Config | Tree) -> Tree:
-  """Returns the part of a config that makes a run the run it is."""
+  """Returns the part of a config that determines what is trained."""
   tree = plain(config)
   for field in NOT_IDENTITY:
     node, name = parent(tree, field)
@@ -85,7 +90,7 @@ def identity(config: Config | Tree) -> Tree:
 
 
 def run_id(config: Config | Tree) -> str:
-  """Returns a run's name; equal for configs of one identity."""
+  """Returns a run's name: a digest of its identity."""
   return files.digest({'schema': SCHEMA, **identity(config)})
 
 
@@ -113,8 +118,7 @@ def frozen(tree: Config | Tree) -> config_dict.FrozenConfigDict:
 
 
 def complete(tree: Tree) -> Tree:
-  """Returns a config tree with the fields that were added after it was
-  written."""
+  """Adds the fields of LATER that an old config tree lacks; returns it."""
   for field, value in LATER.items():
     node, name = parent(tree, field)
     node.setdefault(name, value)
@@ -122,7 +126,7 @@ def complete(tree: Tree) -> Tree:
 
 
 def parent(tree: Any, field: str) -> tuple[Any, str]:
-  """Returns (the part of a tree that holds a field, the field's last name)."""
+  """Returns (the part that contains a field, the field's last name)."""
   *parents, name = field.split('.')
   for part in parents:
     tree = tree[part]
@@ -144,7 +148,7 @@ def get(config: Any, field: str) -> Any:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-  """Returns '. Did you mean ...?' of the nearest of some names, or ''."""
+  """Returns '. Did you mean ...?' with the most similar known name, or ''."""
   for guess in difflib.get_close_matches(word, list(known), 1):
     return f'. Did you mean {guess}?'
   return ''
@@ -159,33 +163,36 @@ def names(text: str) -> list[str]:
 
 
 def crop_samples(seconds: float) -> int:
-  """Returns the samples of a crop of so many seconds."""
+  """Returns the number of samples of a crop."""
   return int(round(seconds * RATE))
 
 
 def patches(config: Config) -> int:
   """Returns L, the patches of a training crop."""
+  # One frame more than hops: windows are centred, the first one at sample 0.
   frames = 1 + crop_samples(config.data.crop_seconds) // HOP
   return frames // config.model.patch_frames
 
 
 def positions(model: Config) -> int:
-  """Returns how many patches a model has learned positions for."""
+  """Returns the number of patches that a model has position embeddings for."""
   return model.target_frames // model.patch_frames
 
 
 def visible(config: Config) -> int:
-  """Returns K, the patches of a training crop that the mask leaves."""
+  """Returns K, the patches of a training crop that stay visible."""
   return unmasked(patches(config), config.mask.ratio)
 
 
 def unmasked(tokens: int, ratio: float) -> int:
-  """Returns how many tokens a mask leaves: rounded down, in floating point."""
+  """Returns how many tokens stay visible at a masking ratio."""
+  # As the published code computes it, rounding errors included: 1 - .8 is less
+  # than .2, so that 50 tokens leave 9.
   return int(tokens * (1 - ratio))
 
 
 def size_name(width: int, depth: int) -> str:
-  """Returns what a model size is called, such as 'en128-12'."""
+  """Returns the name of a model size, such as 'en128-12'."""
   return f'en{width}-{depth}'
 
 
@@ -193,9 +200,9 @@ def mesh_sides(data: int, fsdp: int, devices: int) -> tuple[int, int]:
   """Returns the sides (data, fsdp) of a mesh over some devices.
 
   Args:
-    data: devices along 'data'; -1 takes what fsdp leaves.
+    data: devices along 'data'; -1 takes all that fsdp leaves.
     fsdp: devices along 'fsdp'.
-    devices: how many there are. None of them is opened.
+    devices: their number. None of them is opened.
 
   Raises:
     ValueError: the sides do not fit the number of devices.

@@ -1,8 +1,7 @@
-"""Sound files to waves: decoded, averaged to one channel, resampled, checked;
-and waves to files.
+"""Reads sound files as mono waves at one rate, and writes waves to files.
 
-Without jax, so that the processes that prepare a corpus start quickly;
-`audio` offers the same names.
+This module does not import jax, so that the processes that prepare a corpus
+start quickly. `audio` offers the same names.
 
 Shapes: C channels, S samples.
 """
@@ -26,21 +25,21 @@ from audiorank import files
 
 # Frames times channels decoded at a time: bounds the memory of `blocks`.
 BLOCK = 2**18
-# A float file may overshoot full scale a little (codecs, mastering); one that
-# reaches beyond this was written in another unit, and no scale is known.
+# A float file may exceed full scale a little (codecs, mastering). Beyond this
+# it was written in another unit, such as int16 values, and cannot be scaled.
 PEAK = 4.0
-# Below this nothing is left to hear, and a header of 1 Hz makes hours of a
-# second.
+# Lower rates carry no audible sound. And a damaged header that says 1 Hz would
+# turn a second into hours.
 LOWEST_RATE = 1000
-# What a decoder of these gives depends on where it began.
+# The samples that these decoders return depend on where decoding began.
 LOSSY = frozenset(('OGG', 'MP3', 'MPEG'))
 
 
 def read(path: Any, rate: int = config_lib.RATE) -> np.ndarray:
   """Reads a sound file as one mono wave.
 
-  Channels are averaged; other rates go through soxr's HQ resampler; what
-  overshoots full scale is clipped.
+  Channels are averaged, other rates are resampled with soxr (HQ), and values
+  beyond full scale are clipped.
 
   Args:
     path: a path (local, or a URL that etils.epath opens), an open binary file
@@ -57,34 +56,34 @@ def read(path: Any, rate: int = config_lib.RATE) -> np.ndarray:
       times full scale; the message begins with its name.
   """
   parts = list(blocks(path, rate))
-  wave_S = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-  if not wave_S.size:
+  if not parts:  # `blocks` yields no empty parts.
     raise ValueError(f'{name(path)}: empty: no samples')
-  return wave_S
+  return np.concatenate(parts)
 
 
 def blocks(path: Any, rate: int = config_lib.RATE,
            max_seconds: float = float('inf'), about: dict | None = None
            ) -> Iterator[np.ndarray]:
-  """Yields a file's mono wave in pieces whose concatenation `read` returns.
+  """Yields a file's mono wave in pieces; `read` returns their concatenation.
 
   Memory stays bounded whatever the length. Arguments and errors are those of
-  `read`, except that a file without samples yields nothing, and one longer
-  than `max_seconds` raises ValueError when they have been decoded: what headers
-  say of the length is not believed. After the name, each message gives the
-  reason up to its next colon: not a regular file, undecodable, cut off,
-  several parts, absurd rate, non-finite, wrong magnitude, too long.
+  `read`, with two exceptions. A file without samples yields nothing. One longer
+  than `max_seconds` raises ValueError after that many seconds: the length in
+  headers is not trusted. After the file's name, each message gives the reason
+  up to its next colon: not a regular file, undecodable, cut off, several parts,
+  absurd rate, non-finite, wrong magnitude, too long.
 
   Args:
     path, rate: as for `read`.
     max_seconds: longest sound that is read.
-    about: a dictionary that is given 'format', the format found; 'seconds',
-      how much has been decoded so far; 'rate', the file's own; 'lossy', whether
-      what a decoder gives depends on where it begins; 'mended', whether the
-      file was given another header to be read whole.
+    about: a dictionary to be filled with 'format', the detected format;
+      'seconds', decoded so far; 'rate', the file's own; 'lossy', whether the
+      samples depend on where decoding begins; 'mended', whether the header was
+      replaced so that the whole file could be read.
   """
   label = name(path)
-  about = {} if about is None else about
+  if about is None:  # Not `or`: the caller's dictionary is empty too.
+    about = {}
   with contextlib.ExitStack() as stack:
     source, file = _opened(path, label, stack)
     try:
@@ -108,7 +107,7 @@ def blocks(path: Any, rate: int = config_lib.RATE,
 
 def _opened(path: Any, label: str, stack: contextlib.ExitStack) -> tuple[
     Any, BinaryIO]:
-  """Returns what libsndfile is to open, and the same as an open file."""
+  """Returns (what libsndfile opens, the same as an open file)."""
   if isinstance(path, (bytes, bytearray, memoryview)):
     file = io.BytesIO(path)
     return file, file
@@ -127,6 +126,7 @@ def _opened(path: Any, label: str, stack: contextlib.ExitStack) -> tuple[
 
 
 def _decode(file, label, rate, max_seconds, sound, about):
+  """Yields the checked mono wave of an open SoundFile; see `blocks`."""
   if file.samplerate < LOWEST_RATE:
     raise ValueError(f'{label}: absurd rate: {file.samplerate} Hz, expected at '
                      f'least {LOWEST_RATE}')
@@ -134,8 +134,9 @@ def _decode(file, label, rate, max_seconds, sound, about):
   if file.samplerate != rate:
     resampler = soxr.ResampleStream(
         file.samplerate, rate, 1, dtype='float32', quality='HQ')
+  # A low rate grows when it is resampled, which BLOCK bounds as well.
   frames = max(1, BLOCK // max(file.channels, -(-rate // file.samplerate)))
-  done = 0
+  done = 0  # Frames decoded.
   while True:
     try:
       block_SC = file.read(frames, dtype='float32', always_2d=True)
@@ -154,6 +155,8 @@ def _decode(file, label, rate, max_seconds, sound, about):
     about['seconds'] = done / file.samplerate
     if done > max_seconds * file.samplerate:
       raise ValueError(f'{label}: too long: more than {max_seconds:g} s')
+    # libsndfile returns fewer frames only at the end. Then the container is
+    # asked whether that is where its header says it ends.
     last = len(block_SC) < frames
     if last:
       try:
@@ -176,7 +179,7 @@ def _undecodable(label, error):
 
 
 def name(path: Any) -> str:
-  """What to call an input of `read` in a message."""
+  """Returns how messages name an input of `read`."""
   if isinstance(path, (bytes, bytearray, memoryview)):
     return f'<{len(path)} bytes>'
   if hasattr(path, 'read'):
@@ -186,9 +189,7 @@ def name(path: Any) -> str:
 
 def write(path: str | os.PathLike, wave_S: np.ndarray, rate: int,
           form: str = 'WAV') -> None:
-  """Writes a wave as 16-bit sound file, whole or not at all.
-
-  It is encoded in memory first: libsndfile has other words for a full disk.
+  """Writes a wave as a 16-bit sound file, whole or not at all.
 
   Args:
     path: the file.
@@ -199,9 +200,10 @@ def write(path: str | os.PathLike, wave_S: np.ndarray, rate: int,
   Raises:
     OSError: it cannot be written; names the file and the cause.
   """
+  # Encoded in memory, because libsndfile reports a full disk in obscure words.
   data = io.BytesIO()
   soundfile.write(data, wave_S, rate, format=form, subtype='PCM_16')
-  # Nothing is synced: who makes sounds can make them again.
+  # Without fsync, which is slow: these sounds can be generated again.
   files.write_bytes(path, data.getvalue(), sync=False)
 
 

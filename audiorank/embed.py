@@ -1,18 +1,17 @@
 """(params, clips) -> embeddings: scenes, timestamps, any layer, any length.
 
-Clips of a few lengths get a program for each length. Clips of many lengths
-are filled up to a few sizes, eight an octave, and what was filled is masked:
-the embeddings are the same up to the rounding of float32, and thousands of
-lengths need some tens of programs.
+XLA compiles one program per shape. If clips have only a few lengths, each
+length gets a program. Otherwise clips are padded to a few sizes, eight per
+octave, and the padding is masked: thousands of lengths then need a few dozen
+programs, and embeddings are the same up to the rounding of float32.
 
-`clamp` says whose loudest value bounds the log-mel's range of 120 dB from
-below. 'clip', the default, takes each clip's own: a clip's embedding never
-depends on its batch-mates. 'batch' takes that of the whole batch, as the
-official Dasheng does, and is there for bit parity with it: a quiet clip is
-embedded differently beside a loud one, and so in batches of another size.
+`clamp` says whose loudest value the log-mel's range of 120 dB is measured
+from; see audio.log_mel. With 'clip', the default, an embedding never depends
+on the other clips of its batch. With 'batch' a quiet clip is embedded
+differently beside a loud one, and in batches of another size; it is only for
+exact parity with the official Dasheng.
 
-`views` embeds random crops of a clip with random tokens hidden, as training
-sees them.
+`views` embeds random crops of a clip with some tokens masked, as in training.
 
 Shapes: N clips, B batch, V views of a clip, S samples, T frames, L tokens, K
 visible ones, D width.
@@ -36,18 +35,16 @@ from audiorank import model
 from audiorank import sharding
 
 SHORTEST = 640  # Samples of one token, 40 ms: shorter clips are padded.
-LENGTHS = 4  # Up to so many different lengths each gets a program of its own.
+LENGTHS = 4  # Up to so many different lengths, each gets its own program.
 
 ModelConfig: TypeAlias = config_dict.FrozenConfigDict
 Params = Any  # Linen variables, of an MAE or of its encoder.
 
 
 def float32(config: ModelConfig) -> ModelConfig:
-  """Returns a model config that computes in float32, whatever it trained in.
-
-  Embeddings are compared with those of other models and machines, and their
-  small singular values count: bfloat16 would round them away.
-  """
+  """Returns a model config that computes in float32, whatever it trained in."""
+  # Embeddings are compared across models and machines, and RankMe depends on
+  # their small singular values, which bfloat16 would round away.
   return config_dict.FrozenConfigDict({**config.to_dict(), 'dtype': 'float32'})
 
 
@@ -58,13 +55,13 @@ def encoder(config: ModelConfig, kind: str, layer: int | str, clamp: str
 
   Args:
     config: frozen model config.
-    kind: 'scene' (time mean of tokens) or 'tokens'.
+    kind: 'scene' (mean of the tokens over time) or 'tokens'.
     layer: 'final' (after the last norm) or a block's index, from 0.
     clamp: see audio.log_mel.
   """
   config = float32(config)
 
-  def run(params, wave_BS):
+  def run(params: Params, wave_BS: jax.Array) -> jax.Array:
     wave_BS = audio.to_float(wave_BS)
     mel_BMT = audio.front(config, wave_BS, clamp)
     if layer == 'final':
@@ -72,7 +69,9 @@ def encoder(config: ModelConfig, kind: str, layer: int | str, clamp: str
     else:
       _, layers_NBLD = model.encode(config, params, mel_BMT, layers=True)
       z_BLD = layers_NBLD[layer]
-    return z_BLD.mean(1) if kind == 'scene' else z_BLD
+    if kind == 'scene':
+      return z_BLD.mean(1)
+    return z_BLD
 
   return jax.jit(run)
 
@@ -80,19 +79,21 @@ def encoder(config: ModelConfig, kind: str, layer: int | str, clamp: str
 @functools.lru_cache(maxsize=64)
 def filled_encoder(config: ModelConfig, kind: str, layer: int | str, clamp: str
                    ) -> Callable[[Params, Any, Any], jax.Array]:
-  """`encoder` for `filled` clips: (params, wave_BS, samples_B) -> z.
+  """`encoder` for `filled` clips: jitted (params, wave_BS, samples_B) -> z.
 
-  Tokens beyond a clip's own are meaningless.
+  Tokens beyond a clip's own length are meaningless.
   """
   config = float32(config)
 
-  def run(params, wave_BS, samples_B):
+  def run(params: Params, wave_BS: jax.Array, samples_B: jax.Array
+          ) -> jax.Array:
     wave_BS = audio.to_float(wave_BS)
     frames_B = 1 + samples_B // audio.HOP
     if config.front == 'log_mel':
       mel_BMT = filled_log_mel(wave_BS, frames_B, clamp)
     else:
-      # A picture ends in nothing, not in its own end reflected.
+      # `filled` reflected the clip's end, which only the windows of a log-mel
+      # need: the patches of a picture must end in zeros.
       own_BS = jnp.arange(wave_BS.shape[1])[None] < samples_B[:, None]
       mel_BMT = audio.front(config, jnp.where(own_BS, wave_BS, 0))
     valid_B = frames_B // config.patch_frames
@@ -103,6 +104,7 @@ def filled_encoder(config: ModelConfig, kind: str, layer: int | str, clamp: str
                            layers=True)[1][layer]
     if kind == 'tokens':
       return z_BLD
+    # The mean over a clip's own tokens.
     own_BL = jnp.arange(z_BLD.shape[1])[None] < valid_B[:, None]
     return (jnp.where(own_BL[:, :, None], z_BLD, 0).sum(1)
             / valid_B[:, None].astype(jnp.float32))
@@ -112,36 +114,47 @@ def filled_encoder(config: ModelConfig, kind: str, layer: int | str, clamp: str
 
 def filled_log_mel(wave_BS: jax.Array, frames_B: jax.Array, clamp: str
                    ) -> jax.Array:
-  """audio.log_mel, but what was filled up must not be the loudest."""
+  """Returns audio.log_mel of `filled` clips.
+
+  Args:
+    wave_BS: float32, padded.
+    frames_B: each clip's own frames.
+    clamp: see audio.log_mel.
+  """
   mel_BMT = 10 * jnp.log10(jnp.maximum(audio.mel_power(wave_BS), 1e-10))
+  # The padding must not be the loudest value, so it is -inf until the clamp.
   own_BT = jnp.arange(mel_BMT.shape[2])[None] < frames_B[:, None]
   mel_BMT = jnp.where(own_BT[:, None], mel_BMT, -jnp.inf)
-  axes = (1, 2) if clamp == 'clip' else None
+  axes = None
+  if clamp == 'clip':
+    axes = (1, 2)
   return jnp.maximum(
       mel_BMT, mel_BMT.max(axes, keepdims=True) - audio.TOP_DB)
 
 
 def size(samples: int) -> int:
-  """Returns the samples that a clip is filled up to: eight sizes an octave."""
-  # The front end reflects a clip's end, so that much is part of the clip.
+  """Returns how many samples a clip is padded to: eight sizes per octave."""
+  # `filled` appends half a window of reflected end, which must fit as well.
   tokens = -(-(max(samples, SHORTEST) + audio.N_FFT // 2) // SHORTEST)
+  # Up to 15 tokens in steps of 1, up to 31 in steps of 2, and so on.
   step = 2 ** max(0, tokens.bit_length() - 4)
   return SHORTEST * step * -(-tokens // step)
 
 
 def filled(waves: Sequence[np.ndarray] | np.ndarray, rows: int
            ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (wave_BS, samples_B): clips of any lengths in one array.
+  """Returns (wave_BS, samples_B): clips of any lengths in one padded array.
 
-  Each clip is followed by its own end reflected, which is what its last
-  windows see, and by silence.
+  Each clip is followed by its own end reflected, and then by silence.
 
   Args:
     waves: clips of one dtype.
-    rows: B; silent ones make up the number.
+    rows: B; silent clips make up the number.
   """
   lengths = [max(len(w), SHORTEST) for w in waves]
   wave_BS = np.zeros((rows, size(max(lengths))), np.asarray(waves[0]).dtype)
+  # The front end reflects the end of the array, not that of each clip. So the
+  # reflection that a clip's last windows need is written here.
   reach = audio.N_FFT // 2
   for row_S, wave_S, length in zip(wave_BS, waves, lengths):
     row_S[:len(wave_S)] = wave_S
@@ -161,11 +174,13 @@ def check_layer(config: Any, layer: int | str) -> None:
 
 def batches(waves: Sequence[np.ndarray] | np.ndarray, batch: int
             ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields (positions, wave_BS) of clips of one length, B = batch always.
+  """Yields (positions in waves, wave_BS), batch by batch, length by length.
 
-  The last batch of each length is filled with silence, so that one program
-  serves them all; its `positions` are shorter than B.
+  All batches have B = `batch` rows, so that one program per length is enough.
+  The last batch of a length is padded with silence: its `positions` are fewer.
   """
+  # The type is that of the waves: int16 is sent to the device as it is, in
+  # half the bytes, and becomes float32 there.
   lengths = np.array([len(w) for w in waves])
   for length in np.unique(lengths):
     index = np.flatnonzero(lengths == length)
@@ -181,7 +196,7 @@ def batches(waves: Sequence[np.ndarray] | np.ndarray, batch: int
 def scene(config: Any, params: Params, waves: Sequence[np.ndarray] | np.ndarray,
           batch: int = 64, layer: int | str = 'final', clamp: str = 'clip'
           ) -> np.ndarray:
-  """Returns z_ND float32: one embedding a clip, the time mean of its tokens.
+  """Returns z_ND float32: per clip, the mean of its tokens over time.
 
   With clamp='clip' an embedding never depends on the other clips.
 
@@ -205,11 +220,13 @@ def scene(config: Any, params: Params, waves: Sequence[np.ndarray] | np.ndarray,
   z_ND = np.zeros((len(waves), config.width), np.float32)
   lengths = np.array([len(w) for w in waves])
   batch = min(batch, len(waves))
+  # With clamp='batch', padding and the order of clips would change embeddings.
   if len(np.unique(lengths)) <= LENGTHS or clamp == 'batch':
     for index, wave_BS in batches(waves, batch):
       z_ND[index] = np.asarray(run(params, wave_BS))[:len(index)]
     return z_ND
   run_filled = filled_encoder(config, 'scene', layer, clamp)
+  # Sorted by length, so that clips of a batch need little padding.
   order = np.argsort(lengths, kind='stable')
   for start in range(0, len(order), batch):
     index = order[start:start + batch]
@@ -221,7 +238,7 @@ def scene(config: Any, params: Params, waves: Sequence[np.ndarray] | np.ndarray,
 def timestamps(config: Any, params: Params, waves: np.ndarray,
                layer: int | str = 'final', clamp: str = 'clip',
                fill: bool = False) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (z_BLD, ms_BL): an embedding every 40 ms and its centre in ms.
+  """Returns (z_BLD, ms_BL): one embedding per 40 ms and its centre in ms.
 
   Args:
     config: the run's config (or its `model` part).
@@ -229,9 +246,9 @@ def timestamps(config: Any, params: Params, waves: np.ndarray,
     waves: wave_BS, clips of one length.
     layer: 'final', or a block's index.
     clamp: see the module's docstring.
-    fill: fill clips up to one of a few sizes, and the batch to a power of
-      two, for calls with many shapes: few programs, the same numbers up to
-      rounding.
+    fill: pad clips to one of a few sizes, and the batch to a power of two.
+      Then calls with many shapes need few programs; the embeddings are the
+      same up to rounding.
 
   Returns:
     z_BLD: float32, L = (1 + S // 160) // 4 whatever `fill`, at least 1.
@@ -253,7 +270,7 @@ def timestamps(config: Any, params: Params, waves: np.ndarray,
     wave_BS = np.pad(wave_BS, ((0, 0), (0, max(0, SHORTEST - S))))
     z_BLD = np.asarray(
         encoder(config, 'tokens', layer, clamp)(params, wave_BS))
-  token = 10. * config.patch_frames
+  token = 10. * config.patch_frames  # Milliseconds: a frame is 10 ms.
   ms_L = (token * np.arange(z_BLD.shape[1]) + token / 2).astype(np.float32)
   return z_BLD, np.broadcast_to(ms_L, z_BLD.shape[:2])
 
@@ -262,11 +279,10 @@ def timestamps(config: Any, params: Params, waves: np.ndarray,
 def sharded_encoder(config: ModelConfig, layer: int | str,
                     mesh: jax.sharding.Mesh
                     ) -> Callable[[Params, Any], jax.Array]:
-  """Returns (params, wave_BS) -> z_BD, held whole by every device of a mesh.
-
-  In two programs: in one, XLA may gather the clips in place of the embeddings.
-  """
+  """Returns (params, wave_BS) -> z_BD, replicated on every device of a mesh."""
   run = encoder(config, 'scene', layer, 'clip')
+  # Two programs. In one, XLA may gather the clips instead of the embeddings,
+  # and then every device encodes all of them.
   gathered = jax.jit(lambda z: z, out_shardings=sharding.replicated(mesh))
   if mesh.size == 1:
     return run
@@ -276,7 +292,7 @@ def sharded_encoder(config: ModelConfig, layer: int | str,
 def sharded(config: ModelConfig, params: Params, wave_NS: np.ndarray,
             mesh: jax.sharding.Mesh, batch: int, layer: int | str = 'final',
             leave: Callable[[], bool] = lambda: False) -> np.ndarray | None:
-  """Returns z_ND, computed over a whole mesh and gathered to every host.
+  """Returns z_ND, computed over a whole mesh and copied to every host.
 
   Args:
     config: frozen model config.
@@ -285,13 +301,13 @@ def sharded(config: ModelConfig, params: Params, wave_NS: np.ndarray,
     mesh: over all devices.
     batch: clips encoded at once, over all devices.
     layer: 'final', or a block's index.
-    leave: polled with every batch; once True, None is returned.
+    leave: called before every batch; once it returns True, the result is None.
   """
   check_layer(config, layer)
   run = sharded_encoder(config, layer, mesh)
   N, S = wave_NS.shape
   mine = slice(None)
-  # Each process passes its own rows of every batch.
+  # Every process has all clips, and passes its own rows of each batch.
   if jax.process_count() > 1:
     share = batch // jax.process_count()
     mine = slice(jax.process_index() * share,
@@ -315,7 +331,7 @@ def masked_encoder(config: ModelConfig, ratio: float, group: int
   net = model.Encoder(config)
 
   @jax.jit
-  def run(params, wave_BS, key):
+  def run(params: Params, wave_BS: jax.Array, key: jax.Array) -> jax.Array:
     mel_BMT = audio.front(config, audio.to_float(wave_BS))
     variables = model.encoder_variables(params)
     patches_BLP = net.apply(variables, mel_BMT, method='patches')
@@ -328,17 +344,16 @@ def masked_encoder(config: ModelConfig, ratio: float, group: int
 
 def views(config: Any, params: Params, wave_NS: np.ndarray, count: int,
           samples: int, seed: int = 0, batch: int = 64) -> np.ndarray:
-  """Returns z_NVD float32: other crops and other masks of every clip.
+  """Returns z_NVD float32, the embeddings of V random views of every clip.
 
-  A view is a random crop of a clip, of whose tokens a random part is hidden
-  as in training.
+  A view is a random crop of a clip with some tokens masked, as in training.
 
   Args:
     config: the run's config.
     params: the linen variables.
     wave_NS: int16 clips, longer than a view.
     count: V, views of a clip.
-    samples: of a crop.
+    samples: length of a crop.
     seed: of crops and masks.
     batch: clips encoded at once.
 
@@ -356,6 +371,7 @@ def views(config: Any, params: Params, wave_NS: np.ndarray, count: int,
     raise ValueError(f'views of {L} patches do not go with mask.group '
                      f'{config.mask.group} and mask.ratio {config.mask.ratio}')
   run = masked_encoder(config.model, config.mask.ratio, config.mask.group)
+  # The crops come from numpy, so that they are the same on every platform.
   start_NV = np.random.default_rng(seed).integers(
       0, S - samples + 1, (N, count))
   z_NVD = np.zeros((N, count, config.model.width), np.float32)
@@ -367,6 +383,8 @@ def views(config: Any, params: Params, wave_NS: np.ndarray, count: int,
       for b, n in enumerate(rows):
         at = start_NV[n, view]
         wave_BS[b] = wave_NS[n, at:at + samples]
+      # One key per view and batch, so that results depend on `batch` and
+      # `seed` only, not on the order of calls.
       key = jax.random.fold_in(
           jax.random.fold_in(jax.random.key(seed), view), first)
       z_NVD[rows, view] = np.asarray(run(params, wave_BS, key))[:len(rows)]

@@ -1,7 +1,7 @@
-"""Embeddings on disk, looked up by what they depend on.
+"""A cache of embeddings on disk. The key is a digest of all they depend on.
 
   <root>/<encoder>/<task>-<digest>.npz    the arrays
-  <root>/<encoder>/<task>-<digest>.json   what they depend on, for people
+  <root>/<encoder>/<task>-<digest>.json   what they depend on, to be read
 
 `encoder` is a digest of the weights, layer, clamp and batch; the file's own
 digest adds the task's audio and the versions of the software. Everything here
@@ -20,41 +20,42 @@ import numpy as np
 
 from audiorank import files
 
-FORMAT = 1  # Raised when the same key would mean other numbers.
+FORMAT = 1  # To be raised when the same key would mean other numbers.
 
 Arrays = dict[str, Any]  # Name -> array.
 
 
 def default() -> str:
-  """Returns the folder of this user; AUDIORANK_CACHE moves it."""
+  """Returns this user's folder; see files.cache_folder."""
   return str(files.cache_folder('embeddings'))
 
 
 def versions() -> dict[str, str]:
-  """Returns what embeddings may differ by at equal weights and audio."""
+  """Returns the versions and the backend, which change the last digits."""
   out = {}
   for name in ('audiorank', 'jax', 'numpy'):
     try:
       out[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-      out[name] = 'not installed'  # Run from its folder.
+      out[name] = 'not installed'  # Run from its checkout.
   return {**out, 'backend': jax.default_backend()}
 
 
 def fetch(root: str, encoder: str, name: str, depends_on: Any,
           compute: Callable[[], Arrays]) -> tuple[Arrays, bool]:
-  """Returns (arrays, whether they were cached).
+  """Returns (arrays, whether they came from the cache).
 
   Args:
-    root: the cache's folder; '' computes.
-    encoder: digest of the encoder; '' computes.
+    root: the cache's folder; '' for no cache.
+    encoder: digest of the encoder; '' for no cache.
     name: of the task, for the file's name.
-    depends_on: JSON tree of what decides the arrays beside the encoder.
-    compute: returns the arrays; called where they are missing or damaged.
+    depends_on: JSON tree of what determines the arrays besides the encoder.
+    compute: returns the arrays; called if they are missing or damaged.
   """
+  # An encoder of unknown weights, such as a HEAR module, has no digest.
   if not (root and encoder):
     return compute(), False
-  # These keys are part of every digest: other names would empty the cache.
+  # These keys enter every digest: renaming one would empty the cache.
   about = {'format': FORMAT, 'encoder': encoder, 'made_of': depends_on,
            'versions': versions()}
   path = files.path(root) / encoder / f'{name}-{files.digest(about)}.npz'
@@ -70,7 +71,7 @@ def fetch(root: str, encoder: str, name: str, depends_on: Any,
 
 def read(path: pathlib.Path) -> Arrays:
   """Returns the arrays of a file of the cache."""
-  # Opened here: np.load would leave a damaged file open.
+  # Opened here, because np.load would leave a damaged file open.
   with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
     return dict(arrays)
 
@@ -82,9 +83,9 @@ def write(path: pathlib.Path, arrays: Arrays) -> None:
 
 
 def listing(root: files.Path) -> list[tuple[str, int]]:
-  """Returns [(path below root, bytes)] of what is cached, the oldest first.
+  """Returns [(path below root, bytes)] of the cached files, oldest first.
 
-  Files of others, whatever their names, are not listed.
+  Files that `fetch` did not write are not listed.
   """
   folder = files.path(root)
   cached = [p for p in folder.glob('*/*.npz') if is_own(p)]
@@ -94,6 +95,7 @@ def listing(root: files.Path) -> list[tuple[str, int]]:
 
 def is_own(path: pathlib.Path) -> bool:
   """Returns whether `fetch` wrote a file, by the digest in its name."""
+  # `clear` deletes what this accepts, so a name like ours is not enough.
   try:
     about = files.read_json(path.with_suffix('.json'))
   except (OSError, ValueError):
@@ -102,7 +104,7 @@ def is_own(path: pathlib.Path) -> bool:
 
 
 def clear(root: files.Path) -> int:
-  """Deletes what is cached and nothing else; returns how many files."""
+  """Deletes the cached files and nothing else; returns their number."""
   folder = files.path(root)
   cached = [folder / name for name, _ in listing(folder)]
   for path in cached:

@@ -1,15 +1,14 @@
-"""Files that runs, corpora, caches and reports leave: one way to read and
-write them.
+"""The one way to read and write files of runs, corpora, caches and reports.
 
-`path` turns what a user typed into a path and refuses URLs, so that no URL is
+`path` turns a user's text into a path and refuses URLs, so that no URL is
 ever taken for a folder. `replacing` writes a file whole or not at all; all
-other writers stand on it. A cache file is read with `read_cached` and written
+other writers use it. A cache file is read with `read_cached` and written
 with `write_cached`: a damaged one is computed again, and a cache that cannot be
 written costs time, never a result.
 
 Buckets: every path that a user gives passes through `path`. It returns a
-pathlib.Path today; an etils.epath.Path, which has the same methods, is to be
-returned for gs:// once `replacing`, `lock` and `walk` know objects.
+pathlib.Path today. For gs:// it could return an etils.epath.Path, which has the
+same methods, once `replacing`, `lock` and `walk` support objects.
 """
 
 from collections.abc import Callable
@@ -34,10 +33,11 @@ Path = str | os.PathLike[str]
 class LockHeld(Exception):
   """Another live process has the lock; the message says which."""
 
-# Two letters at least: one letter and a colon is a Windows drive.
+
+# At least two letters: one letter and a colon is a Windows drive.
 _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+):(/+)')
-_COUNTER = itertools.count()  # Of temporary names: threads never share one.
-# How a bucket of each kind is mounted.
+_COUNTER = itertools.count()  # For temporary names: threads never share one.
+# The tool that mounts a bucket of each kind, for error messages.
 _MOUNTS = {'gs': 'gcsfuse', 's3': 'mount-s3', 'az': 'blobfuse2'}
 
 
@@ -45,17 +45,20 @@ def path(name: Path, field: str = '') -> pathlib.Path:
   """Returns a local path; '~' is the user's home.
 
   Args:
-    name: what the user gave.
+    name: the user's text.
     field: the flag or config field that it came from, for the message.
 
   Raises:
     ValueError: a URL, or one that lost a slash (gs:/bucket); says what to do.
   """
   text = os.fspath(name)
-  label = f'{field} {text}' if field else text
+  label = text
+  if field:
+    label = f'{field} {text}'
   match = _SCHEME.match(text)
   if match and match[1].lower() == 'file':
     raise ValueError(f'{label}: expected a path without file://')
+  # os.path functions turn gs://bucket into gs:/bucket.
   if match and match[2] == '/':
     raise ValueError(f'{label}: a URL with one slash; expected a local folder, '
                      f'or ./{text} for a folder of that name')
@@ -83,7 +86,8 @@ def replacing(target: Path, sync: bool = True) -> Iterator[pathlib.Path]:
     OSError: it cannot be written; names the target.
   """
   target = path(target)
-  # Not the suffix of `target`: a half-written file must match no pattern.
+  # Hidden, and not with the suffix of `target`: a half-written file must match
+  # no pattern such as *.json.
   part = target.with_name(
       f'.{target.name}.{os.getpid()}-{next(_COUNTER)}.part')
   try:
@@ -94,7 +98,8 @@ def replacing(target: Path, sync: bool = True) -> Iterator[pathlib.Path]:
         os.fsync(file.fileno())
     os.replace(part, target)
   except OSError as error:
-    # The write itself does not say which file (a full disk): we do.
+    # A failed write (a full disk) does not name the file, or names the
+    # temporary one.
     if error.errno and error.filename in (None, str(part), part):
       raise type(error)(error.errno, error.strerror, str(target)) from error
     raise
@@ -121,12 +126,12 @@ def write_json(target: Path, tree: Any) -> None:
 
 
 def _finite(x: Any) -> Any:
-  """Returns a JSON tree with null for what is not finite, without numpy."""
+  """Returns a tree as JSON: no NaN, no infinity, no numpy scalars."""
   if isinstance(x, dict):
     return {k: _finite(v) for k, v in x.items()}
   if isinstance(x, (list, tuple)):
     return [_finite(v) for v in x]
-  if hasattr(x, 'item'):
+  if hasattr(x, 'item'):  # A scalar of numpy or jax.
     x = x.item()
   if isinstance(x, float) and not math.isfinite(x):
     return None
@@ -134,7 +139,11 @@ def _finite(x: Any) -> Any:
 
 
 def json_line(row: dict[str, Any]) -> str:
-  """Returns one line of JSON; NaN and infinity are refused."""
+  """Returns one line of JSON.
+
+  Raises:
+    ValueError: NaN or infinity.
+  """
   return json.dumps(row, sort_keys=True, allow_nan=False) + '\n'
 
 
@@ -152,7 +161,10 @@ def read_json(source: Path) -> Any:
 
 
 def read_lines(source: Path) -> list[Any]:
-  """Returns the rows of a file of JSON lines, up to a half-written one."""
+  """Returns the rows of a file of JSON lines, up to the first damaged one.
+
+  A process that was killed leaves half a line at the end.
+  """
   rows = []
   for text in path(source).read_text(encoding='utf-8').splitlines():
     try:
@@ -163,7 +175,9 @@ def read_lines(source: Path) -> list[Any]:
 
 
 def digest(tree: Any) -> str:
-  """Returns 12 hex digits of a JSON tree's canonical text."""
+  """Returns a digest of a JSON tree: 12 hex digits."""
+  # A canonical text: trees that are equal have equal digests. 48 bits: among a
+  # million runs, two share one with a probability of .002.
   text = json.dumps(tree, sort_keys=True, separators=(',', ':'),
                     allow_nan=False)
   return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -181,8 +195,10 @@ def walk(folder: Path) -> list[pathlib.Path]:
 
 
 def lock(file: IO[Any]) -> None:
-  """Locks an open file for this process, until it is closed or the process
-  ends, however it ends.
+  """Locks an open file for this process.
+
+  The kernel releases the lock when the file is closed or the process ends,
+  however it ends.
 
   Raises:
     BlockingIOError: another process has the lock.
@@ -194,38 +210,40 @@ def lock(file: IO[Any]) -> None:
 def cache_folder(kind: str) -> pathlib.Path:
   """Returns the folder of this user's cache for one kind of content.
 
-  ~/.cache/audiorank/<kind>; the environment's AUDIORANK_CACHE replaces
-  ~/.cache/audiorank. Everything in it may be deleted at any time.
+  It is ~/.cache/audiorank/<kind>; the environment variable AUDIORANK_CACHE
+  replaces ~/.cache/audiorank. Everything in it may be deleted at any time.
   """
   root = os.environ.get('AUDIORANK_CACHE') or '~/.cache/audiorank'
   return path(root, 'AUDIORANK_CACHE') / kind
 
 
 def read_cached(source: Path, read: Callable[[pathlib.Path], Any]) -> Any:
-  """Returns what `read` makes of a cache file; None: missing or damaged.
+  """Returns the content of a cache file, or None if missing or damaged.
 
   Args:
     source: the file, named by a digest of what its content depends on.
-    read: called with the path; any error it raises counts as damage.
+    read: called with the path, returns the content; any error counts as damage.
   """
   source = path(source)
   if not source.is_file():
     return None
   try:
     return read(source)
-  except Exception as error:  # Of any reader: zip, JSON, arrays.
+  # Readers of zip files, JSON and arrays each raise their own errors.
+  except Exception as error:
     logging.warning('%s: damaged (%s); computing it again', source, error)
     return None
 
 
 def write_cached(target: Path, write: Callable[[pathlib.Path], Any]) -> None:
-  """Writes a cache file whole; warns where that is not possible.
+  """Writes a cache file whole; only warns if that fails.
 
   Args:
     target: the file.
     write: called with the path to write to.
   """
   try:
+    # No sync, which is slow: after a power cut the content is computed again.
     with replacing(target, sync=False) as part:
       write(part)
   except OSError as error:

@@ -1,8 +1,8 @@
-"""Chips, and what a training step asks of them: FLOPs counted by hand.
+"""The table of chips, and the FLOPs of a training step, counted analytically.
 
-XLA's own count takes a scanned body once, so it cannot serve. A matrix product
-of n multiply-adds is 2 n FLOPs, and the backward pass costs twice the forward
-one. Norms and softmax are left out (below 1 % from width 128 on).
+XLA's own count cannot be used: it counts the body of a scan once. A matrix
+product of n multiply-adds is 2 n FLOPs, and the backward pass costs twice the
+forward pass. Norms and softmax are left out: below 1 % from width 128 on.
 """
 
 import math
@@ -13,20 +13,19 @@ GIB = 2 ** 30
 
 
 class Chip(NamedTuple):
-  """What a chip can do. Of those that no plan is made for, the peak alone."""
-  flops: float  # Of the matrix units in bfloat16, a second (T4: float16).
-  memory: float = 0.  # Bytes that programs may use, as the compiler says.
-  hbm: float = 0.  # Bytes a second between memory and cores.
-  link: float = 0.  # Bytes a second of one link, one way.
+  """The figures of a chip. Only TPUs, which launch/tpu plans for, have all."""
+  flops: float  # Peak bfloat16 FLOP/s of the matrix units (T4: float16).
+  memory: float = 0.  # Bytes available to programs, as the compiler reports.
+  hbm: float = 0.  # Bytes per second between memory and cores.
+  link: float = 0.  # Bytes per second of one link, in one direction.
   tile: int = 1  # Rows and columns of a matrix unit.
-  dims: int = 0  # Of its slices.
-  ring: int = 0  # An axis of a multiple of so many chips closes to a ring.
-  gke: str = ''  # Google's name of the machine that has it.
+  dims: int = 0  # Dimensions of the torus or grid of a slice.
+  ring: int = 0  # A side closes to a ring if it is a multiple of this.
+  gke: str = ''  # Google's name of the machine type.
 
 
-# The one table of chips, by the beginning of the name that jax gives a device
-# (a TPU has two: as it calls itself, and as people do). FLOP/s: the makers'
-# data sheets. TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, read in
+# The only table of chips. FLOP/s are from the makers' data sheets. Figures of
+# TPUs are from docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, read in
 # November 2026; a link's rate is the chip's bidirectional interconnect rate
 # over twice its ports.
 CHIPS = {
@@ -41,13 +40,15 @@ CHIPS = {
     'H200': Chip(989e12), 'H100': Chip(989e12), 'A100': Chip(312e12),
     'L4': Chip(121e12), 'T4': Chip(65e12)}
 TPUS = tuple(name for name, chip in CHIPS.items() if chip.gke)
+# The beginnings of jax's device_kind. Some TPUs have two: the name that the
+# runtime reports, and the product's.
 DEVICE_KINDS = {
     'TPU v4': 'v4', 'TPU v5 lite': 'v5e', 'TPU v5e': 'v5e', 'TPU v5': 'v5p',
     'TPU v5p': 'v5p', 'TPU v6 lite': 'v6e', 'TPU v6e': 'v6e',
     'NVIDIA H200': 'H200', 'NVIDIA H100': 'H100', 'NVIDIA A100': 'A100',
     'NVIDIA L4': 'L4', 'Tesla T4': 'T4'}
-# bfloat16 products that one float32 product takes of a TPU's matrix unit, at
-# the precision that the model asks for.
+# bfloat16 passes of a TPU's matrix unit for one product. At the model's
+# precision (HIGHEST), XLA computes a float32 product in six.
 PASSES = {'float32': 6, 'bfloat16': 1}
 
 
@@ -55,8 +56,8 @@ def peak(device_kind: str) -> float | None:
   """Returns a chip's FLOP/s in bfloat16 (float16 on T4), None if unknown.
 
   Args:
-    device_kind: as jax names it; the longest known beginning counts
-      ('NVIDIA H100 80GB HBM3').
+    device_kind: jax's name of the device, such as 'NVIDIA H100 80GB HBM3'. It
+      is matched by the longest known beginning.
   """
   known = [name for name in DEVICE_KINDS if device_kind.startswith(name)]
   if not known:
@@ -71,9 +72,10 @@ def parameters(tree: Any) -> int:
 
 
 def parameter_counts(params: Any) -> dict[str, int]:
-  """Returns {'encoder': its parameters, 'decoder': all that is not kept}.
+  """Returns the parameters of the encoder and, as 'decoder', of the rest.
 
-  Beside a decoder, or in its place, that may be a projection head.
+  The rest is what training throws away at the end: a decoder, a projection
+  head, or both.
   """
   encoder = parameters(params['encoder'])
   return {'encoder': encoder, 'decoder': parameters(params) - encoder}
@@ -81,22 +83,24 @@ def parameter_counts(params: Any) -> dict[str, int]:
 
 def block_macs(config: Any, tokens: int, width: int, depth: int, heads: int,
                tile: int = 1) -> int:
-  """Returns the multiply-adds of transformer blocks on a clip, forwards.
+  """Returns the forward multiply-adds of transformer blocks on one clip.
 
   Args:
     config: model config.
     tokens: of the clip.
     width, depth, heads: of the blocks.
-    tile: what the sides of a weight, and of a head, are rounded up to.
+    tile: the sides of weights and heads are rounded up to multiples of it.
   """
   wide, hidden = _up(width, tile), _up(config.mlp_ratio * width, tile)
+  # Per token: the qkv layer, the projection, and the two layers of the MLP.
   dense = wide * _up(3 * width, tile) + wide ** 2 + 2 * wide * hidden
+  # Per token: the scores, and their product with the values.
   attention = 2 * heads * _up(tokens, tile) * _up(width // heads, tile)
   return depth * tokens * (dense + attention)
 
 
 def encoder_macs(config: Any, tokens: int, tile: int = 1) -> int:
-  """Returns the multiply-adds of the encoder on a clip, forwards."""
+  """Returns the forward multiply-adds of the encoder on one clip."""
   c = config
   patches = tokens * _up(c.mels * c.patch_frames, tile) * _up(c.width, tile)
   return patches + block_macs(c, tokens, c.width, c.depth, c.heads, tile)
@@ -110,31 +114,35 @@ def step_flops(config: Any, L: int, K: int, values: int | None = None,
     config: model config.
     L: patches of a clip.
     K: visible patches.
-    values: predicted of each removed patch; None is all of its own.
-    tile: side of a matrix unit, whose unused rows and columns then count too:
-      a head 64 wide keeps a unit of 128 half busy. 1 rounds nothing.
+    values: number of values predicted per removed patch; None for all.
+    tile: side of a matrix unit, to count its unused rows and columns too: a
+      head of width 64 uses half of a unit of 128. 1 rounds nothing.
 
   Returns:
     {'encoder': ..., 'decoder': ..., 'total': ...}.
   """
   c, d = config, config.decoder
-  P = c.mels * c.patch_frames if values is None else values
+  P = values
+  if P is None:
+    P = c.mels * c.patch_frames
   width = _up(d.width, tile)
   encoder = encoder_macs(c, K, tile)
   decoder = (K * _up(c.width, tile) * width
              + block_macs(c, L, d.width, d.depth, d.heads, tile)
              + (L - K) * width * _up(P, tile))
+  # 2 FLOPs per multiply-add, and the backward pass costs twice the forward.
   return {'encoder': 6 * encoder, 'decoder': 6 * decoder,
           'total': 6 * (encoder + decoder)}
 
 
 def unit_flops(config: Any, L: int, K: int, frames: int, remat: str,
                tile: int) -> float:
-  """Returns what a TPU's matrix unit is busy with, in bfloat16 FLOPs.
+  """Returns the load of a TPU's matrix unit per clip, in bfloat16 FLOPs.
 
-  `step_flops` by whole tiles and passes, the blocks' forward pass again where
-  `remat` is 'full', the scores again in the backward pass of attention (whose
-  kernel does not keep them), and the front end, which is matrix products there.
+  It is `step_flops`, counted in whole tiles and in passes of bfloat16, plus:
+  the forward pass of the blocks where `remat` is 'full'; the scores, which
+  attention recomputes in its backward pass; and the front end, which consists
+  of matrix products on a TPU (see audio.mel_power).
 
   Args:
     config, L, K, tile: as in `step_flops`.
@@ -149,10 +157,12 @@ def unit_flops(config: Any, L: int, K: int, frames: int, remat: str,
       total += 2 * block_macs(c, tokens, width, depth, heads, tile)
     scores = heads * tokens * _up(tokens, tile) * _up(width // heads, tile)
     total += 2 * depth * scores
-  # 512 samples to 256 cosines and sines, their squares to mels; float32.
+  # Per frame: 512 samples to 256 cosines and 256 sines, then 256 powers to
+  # mels. The front end is float32 whatever the model's type.
   front = 2 * frames * (512 * 512 + 256 * _up(c.mels, tile))
   return PASSES[c.dtype] * total + PASSES['float32'] * front
 
 
 def _up(n, tile):
+  """Rounds n up to a multiple of tile."""
   return -(-n // tile) * tile

@@ -1,14 +1,14 @@
-"""Pictures as waves: what is not sound, through the same code.
+"""Pictures encoded as waves: another modality through the same code.
 
-A picture is cut in square patches, row by row of them; patch t, flattened, is
-the samples from 160 t of a 16-bit wave at 16 kHz, with silence up to the next.
-With `model.front = 'pixels'` (audio.pixels) the model is then shown the
-patches as they were, one a token, and a masked autoencoder of waves is one of
-pictures: corpus, tasks, training, RankMe, probes and laws need no change.
+A picture is cut into square patches, row by row. Patch t, flattened, becomes
+the samples from 160 t of a 16-bit wave at 16 kHz; silence follows up to the
+next. With `model.front = 'pixels'` (audio.pixels) the model's tokens are
+exactly these patches, so a masked autoencoder of waves is one of pictures.
+Corpus, tasks, training, RankMe, probes and laws need no change.
 
-The pictures that come along are scikit-learn's digits: 1,797 scans of 8 x 8
-pixels with 17 levels, from the UCI machine learning repository (E. Alpaydin
-and C. Kaynak, Optical Recognition of Handwritten Digits, 1998).
+The built-in pictures are scikit-learn's digits: 1,797 scans of 8 x 8 pixels
+with 17 levels, from the UCI machine learning repository (E. Alpaydin and
+C. Kaynak, Optical Recognition of Handwritten Digits, 1998).
 
 Shapes: N pictures, Y rows, X columns, T patches, P pixels of a patch, S
 samples.
@@ -27,27 +27,28 @@ from audiorank import decode
 from audiorank import prepare
 
 RATE = config_lib.RATE
-SIDE = 2  # Pixels of a side of a digit's patch.
-# In the order of the set.
+SIDE = 2  # Pixels along a side of a digit's patch.
+# (first, after the last) picture, in the order of the data set.
 SPLITS = {'train': (0, 1000), 'valid': (1000, 1297), 'test': (1297, 1797)}
-TURNS = 4  # Quarter turns of a digit that the second task tells apart.
+TURNS = 4  # Classes of the second task: quarter turns of a digit.
 
 
 def samples(patches: int, side: int) -> int:
-  """Returns the samples of a wave that carries so many patches."""
+  """Returns the samples of a wave that encodes so many patches."""
+  # No silence after the last patch.
   return (patches - 1) * audio.HOP + side * side
 
 
 def wave(picture_YX: np.ndarray, side: int) -> np.ndarray:
-  """Returns wave_S int16 that carries a picture.
+  """Returns wave_S int16 that encodes a picture.
 
   Args:
     picture_YX: from 0 (sample -32767) to 1 (32767).
     side: of a patch, in pixels.
 
   Raises:
-    ValueError: no picture of whole patches, patches of more than 160 pixels,
-      or values outside [0, 1].
+    ValueError: the picture is not of whole patches, patches have more than 160
+      pixels, or values are outside [0, 1].
   """
   picture_YX = np.asarray(picture_YX, np.float64)
   if picture_YX.ndim != 2 or 0 in picture_YX.shape or any(
@@ -57,9 +58,12 @@ def wave(picture_YX: np.ndarray, side: int) -> np.ndarray:
   if side * side > audio.HOP:
     raise ValueError(f'patches of {side * side} pixels: expected at most '
                      f'{audio.HOP}')
+  # Written so that NaN, for which comparisons are False, is refused too.
   if not (picture_YX.min() >= 0 and picture_YX.max() <= 1):
     raise ValueError(f'a picture from {picture_YX.min():g} to '
                      f'{picture_YX.max():g}: expected 0 to 1')
+  # [rows of patches, Y in a patch, columns of patches, X in a patch] becomes
+  # one row per patch.
   Y, X = picture_YX.shape
   patches_TP = picture_YX.reshape(Y // side, side, X // side, side).transpose(
       0, 2, 1, 3).reshape(-1, side * side)
@@ -72,13 +76,13 @@ def wave(picture_YX: np.ndarray, side: int) -> np.ndarray:
 
 def write_corpus(out: str | os.PathLike, pictures_NYX: np.ndarray, side: int,
                  about: dict) -> None:
-  """Writes pictures as a prepared corpus, each a recording of its own.
+  """Writes pictures as a prepared corpus, one recording per picture.
 
   Args:
     out: folder; see prepare.write.
     pictures_NYX: see `wave`.
     side: of a patch.
-    about: dictionary of scalars that says what the pictures are.
+    about: dictionary of scalars that describes the pictures.
   """
   prepare.write(out, (
       (f'{i:06d}.wav', f'{i:06d}', '', wave(picture_YX, side))
@@ -90,7 +94,7 @@ def write_task(folder: str | os.PathLike, name: str, splits: dict,
   """Writes a task of labelled pictures in HEAR's layout, whole or not at all.
 
   Args:
-    folder: of the task; one that is there is left as it is.
+    folder: of the task; an existing one is left as it is.
     name: of the task.
     splits: {'train' | 'valid' | 'test': (pictures_NYX, N labels)}.
     side: of a patch.
@@ -98,8 +102,10 @@ def write_task(folder: str | os.PathLike, name: str, splits: dict,
   folder = pathlib.Path(folder)
   if folder.exists():
     return
+  # Written beside, then renamed: a folder under this name is complete.
   part = folder.parent / f'.{folder.name}.{os.getpid()}'
   try:
+    # The clips and labels of every split.
     classes = set()
     for split, (pictures_NYX, labels) in splits.items():
       (part / str(RATE) / split).mkdir(parents=True)
@@ -112,6 +118,7 @@ def write_task(folder: str | os.PathLike, name: str, splits: dict,
         classes.add(label)
       (part / f'{split}.json').write_text(
           json.dumps(labels_of), encoding='utf-8')
+    # What hear.tasks.load reads besides: the classes and the task's settings.
     rows = ''.join(f'{i},{c}\n' for i, c in enumerate(sorted(classes)))
     (part / 'labelvocabulary.csv').write_text(f'idx,label\n{rows}',
                                               encoding='utf-8')
@@ -127,7 +134,7 @@ def write_task(folder: str | os.PathLike, name: str, splits: dict,
 
 
 def digits() -> tuple[np.ndarray, list[str]]:
-  """Returns (pictures_NYX in [0, 1], N labels) of the set.
+  """Returns (pictures_NYX in [0, 1], N labels) of scikit-learn's digits.
 
   Raises:
     ValueError: scikit-learn is not installed.
@@ -138,17 +145,19 @@ def digits() -> tuple[np.ndarray, list[str]]:
     raise ValueError("the digits need scikit-learn (pip install "
                      "'audiorank[images]')") from None
   digits_set = datasets.load_digits()
+  # Pixels are counts from 0 to 16.
   return digits_set.images / 16., [f'digit_{n}' for n in digits_set.target]
 
 
 def make(folder: str | os.PathLike) -> tuple[str, str]:
-  """Writes (or finishes) the digits; returns (corpus, tasks) paths.
+  """Writes the digits' corpus and tasks; returns the two folders' paths.
 
-  The corpus holds the pictures of the training split alone. Of the tasks
+  The corpus has the pictures of the training split only. There are two tasks:
   `digit` asks which digit it is, `turn` by how many quarters it was turned.
+  What is already there is kept.
 
   Args:
-    folder: where.
+    folder: where to write.
 
   Raises:
     ValueError: scikit-learn is not installed.
@@ -164,6 +173,7 @@ def make(folder: str | os.PathLike) -> tuple[str, str]:
   for split, (first, last) in SPLITS.items():
     part_NYX = pictures_NYX[first:last]
     digit[split] = part_NYX, labels[first:last]
+    # In turn rather than at random: classes are balanced in every split.
     quarters = [i % TURNS for i in range(len(part_NYX))]
     turn[split] = (np.stack([np.rot90(p, k) for p, k in zip(
         part_NYX, quarters)]), [f'turn_{k}' for k in quarters])

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, occasional lines in a log."""
 
 import sys
 import time
@@ -7,20 +7,22 @@ import tqdm
 
 
 class Bar:
-  """Counts steps; shows rate, time left and the latest note.
+  """Counts steps and shows the rate, the time left and the latest note.
 
   Args:
-    total: steps in all.
+    total: number of all steps.
     done: steps done before this process started.
     title: what is being done.
-    every: seconds between lines where standard error is no terminal.
+    every: seconds between lines if standard error is no terminal.
   """
 
   def __init__(self, total: int, done: int, title: str, every: float = 15.):
     self.total, self.first, self.at = total, done, done
     self.title, self.every = title, every
+    # Monotonic: the clock of the day may jump.
     self.start = self.printed = time.monotonic()
     self.text = ''
+    # On standard error, so that what a command prints can be piped.
     self.bar = None
     if sys.stderr.isatty():
       self.bar = tqdm.tqdm(total=total, initial=done, desc=title,
@@ -38,13 +40,16 @@ class Bar:
     if self.bar:
       self.bar.update(n)
       return
-    # A log file gets a line now and then.
+    # A bar would fill a log file, which gets a line every 15 seconds.
     now = time.monotonic()
     if now - self.printed <= self.every:
       return
     self.printed = now
+    # Steps of earlier processes do not count for the rate.
     rate = (self.at - self.first) / (now - self.start)
-    left = (self.total - self.at) / rate if rate else float('inf')
+    left = float('inf')
+    if rate:
+      left = (self.total - self.at) / rate
     print(f'{self.title}: {self.at}/{self.total}, {rate:.3g}/s, '
           f'{clock(left)} left, {self.text}', file=sys.stderr, flush=True)
 
@@ -55,21 +60,21 @@ class Bar:
 
 
 class Status:
-  """What a loop of work tells the process it runs in; here: nobody listens.
+  """How a loop of work informs the process that it runs in.
 
-  Each call says one thing, and only `busy` and `idle` may change what a
-  process does. `train.fit` and `evaluate.run` make them; `launch.worker`
-  listens.
+  `train.fit` and `evaluate.run` call these methods, and `launch.worker`
+  implements them; here they do nothing. `report` is for people. Only `busy`
+  and `idle` may change what a process does.
   """
 
   def report(self, doing: str, step: int | None = None,
              steps: int | None = None, force: bool = False) -> None:
-    """Says what is being done, for people.
+    """Reports what is being done, for people.
 
     Args:
       doing: such as 'training' or 'scoring esc50'.
-      step, steps: how far training is; None keeps what was said last.
-      force: a change that must not be passed over, however often it reports.
+      step, steps: how far training is; None keeps the last values.
+      force: show this report even if the last one is recent.
     """
 
   def busy(self) -> None:
@@ -81,6 +86,7 @@ class Status:
 
 def clock(seconds: float) -> str:
   """Returns seconds as 2:03, 1:02:03, '12 days' or '?'."""
+  # Infinity, at the beginning, and NaN are unknown.
   if not 0 <= seconds < 1e12:
     return '?'
   if seconds >= 2 * 86400:

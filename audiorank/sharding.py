@@ -1,8 +1,13 @@
-"""The device mesh, and where every array of a run lives on it.
+"""The device mesh, and how every array of a run is sharded over it.
 
-Axes: 'data' holds different clips and a full copy of the parameters, 'fsdp'
-holds different clips and a slice of the block kernels and of their moments.
+Both axes of the mesh split the clips of a batch. Along 'data' every device
+holds all parameters (data parallelism). Along 'fsdp' each holds a slice of the
+block kernels and of their moments (fully sharded data parallelism).
 """
+
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
@@ -10,17 +15,19 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
 
 
-def mesh(data, fsdp, devices=None):
-  """Returns a mesh of data x fsdp devices; data = -1 takes all there are.
+def mesh(data: int, fsdp: int, devices: Sequence[jax.Device] | None = None
+         ) -> jax.sharding.Mesh:
+  """Returns a mesh of data x fsdp devices.
 
   Args:
-    data, fsdp: sides of the mesh.
-    devices: which; None for this run's own.
+    data, fsdp: sides of the mesh. data = -1 takes all devices.
+    devices: which ones; None for all devices of this run.
 
   Raises:
     ValueError: the axes do not fit the number of devices.
   """
-  devices = jax.devices() if devices is None else devices
+  if devices is None:
+    devices = jax.devices()
   n = len(devices)
   if data == -1 and fsdp > 0 and n % fsdp == 0:
     data = n // fsdp
@@ -32,67 +39,79 @@ def mesh(data, fsdp, devices=None):
   try:
     return jax.make_mesh(sides, names, axis_types=kinds, devices=devices)
   except NotImplementedError:
-    # A torus with no side to match, as 8x8x16 has none for fsdp 4: one is cut.
+    # No side of a TPU's torus matches an axis of the mesh: 8x8x16 has none for
+    # fsdp 4. Then a side of the torus is split, which costs some bandwidth.
     return jax.sharding.Mesh(
         mesh_utils.create_device_mesh(sides, devices,
                                       allow_split_physical_axes=True),
         names, axis_types=kinds)
 
 
-def place(tree, on):
+def place(tree: Any, mesh: jax.sharding.Mesh) -> Any:
   """Returns the sharding of every leaf of a tree (parameters, moments, ...).
 
-  Block kernels are cut over 'fsdp' along their first divisible dimension;
-  all else is replicated: cutting embeddings and positions made XLA
-  rematerialise them on mixed meshes.
+  One rule for all: block kernels are split over 'fsdp' along their first
+  dimension that divides; everything else is replicated.
   """
-  def sharding(path, x):
-    return NamedSharding(on, cuts(path, x.shape, on.shape['fsdp'], 1))
+  # Embeddings and positions are small, and splitting them made XLA
+  # rematerialise them whole on meshes with both axes.
+  def sharding(path: Any, x: Any) -> NamedSharding:
+    return NamedSharding(mesh, cuts(path, x.shape, mesh.shape['fsdp'], 1))
 
   return jax.tree.map_with_path(sharding, tree)
 
 
-def cuts(path, shape, fsdp, first):
-  """Returns the PartitionSpec of one leaf, whose blocks' axes begin at
-  `first`."""
+def cuts(path: Sequence[Any], shape: tuple[int, ...], fsdp: int, first: int
+         ) -> P:
+  """Returns the PartitionSpec of one leaf.
+
+  Args:
+    path: of the leaf, as jax.tree.map_with_path gives it.
+    shape: of the leaf.
+    fsdp: size of that axis of the mesh.
+    first: the first dimension that may be split; 1 skips the axis over which
+      the blocks are stacked.
+  """
   names = [getattr(key, 'key', None) for key in path]
   if fsdp > 1 and 'blocks' in names and names[-1] == 'kernel':
-    # The first side that divides, a kernel's inputs: what is gathered lies in
-    # one piece, and a TPU sums and cuts in one go. Along the outputs of a qkv
-    # kernel, which are no power of two, it sums first and sends twice as much.
+    # The first dimension that divides, usually a kernel's inputs: the gathered
+    # slices are contiguous, and a TPU sums and scatters gradients in one
+    # operation. Along the outputs of a qkv kernel, which are no power of two,
+    # it sums first, and so sends twice as much.
     for i in range(first, len(shape)):
       if shape[i] % fsdp == 0:
-        return P(*['fsdp' if j == i else None for j in range(len(shape))])
+        return P(*[None] * i, 'fsdp', *[None] * (len(shape) - i - 1))
   return P()
 
 
-def cut():
-  """Returns whether the mesh that is set cuts kernels over devices."""
-  on = jax.sharding.get_abstract_mesh()
-  return not on.empty and on.shape.get('fsdp', 1) > 1
+def cut() -> bool:
+  """Returns whether the current mesh (jax.set_mesh) splits kernels."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return not mesh.empty and mesh.shape.get('fsdp', 1) > 1
 
 
-def whole(tree, dtype='float32'):
-  """Returns one block's variables, held whole by every device in a program.
+def whole(tree: Any, dtype: str = 'float32') -> Any:
+  """Gathers one block's variables, so that every device holds all of them.
 
-  Their gradients are cut again as they are summed. The tree itself where the
-  mesh that is set cuts nothing.
+  Their gradients are reduced and scattered. Where the current mesh splits
+  nothing, the tree itself is returned.
 
   Args:
-    tree: of one block.
+    tree: the variables of one block.
     dtype: what the block computes in. Kernels are cast before they are
       gathered, and their gradients after they are summed, so that bfloat16
-      sends half of what float32 does.
+      sends half as many bytes as float32.
   """
   if not cut():
     return tree
   fsdp = jax.sharding.get_abstract_mesh().shape['fsdp']
   constrain = jax.lax.with_sharding_constraint
 
-  def gather(path, x):
+  def gather(path: Any, x: jax.Array) -> jax.Array:
     spec = cuts((jax.tree_util.DictKey('blocks'), *path), x.shape, fsdp, 0)
     if spec == P():
       return x
+    # A custom gradient, because the derived one would cast before it sums.
     gathered = jax.custom_vjp(lambda x: constrain(x.astype(dtype), P()))
     gathered.defvjp(lambda x: (gathered(x), None),
                     lambda _, g: (constrain(g, spec).astype(x.dtype),))
@@ -101,17 +120,19 @@ def whole(tree, dtype='float32'):
   return jax.tree.map_with_path(gather, tree)
 
 
-def keeps(primitive, *_, **__):
-  """Policy of jax.checkpoint: keep all but what `whole` has gathered."""
+def keeps(primitive: Any, *_, **__) -> bool:
+  """Policy of jax.checkpoint: save all but what `whole` has gathered."""
   return primitive.name != 'sharding_constraint'
 
 
 def platform() -> str:
-  """Returns 'cpu', 'gpu' or 'tpu': where what is traced now will run.
+  """Returns 'cpu', 'gpu' or 'tpu': where the traced program will run.
 
-  The devices of the mesh that is set, which need not be this machine's (plans
-  are compiled for chips that are elsewhere), or the default device.
+  That is the platform of the current mesh, or of the default device if no
+  mesh is set.
   """
+  # The mesh's devices need not be this machine's: launch/tpu compiles for
+  # chips that are elsewhere, and sets an abstract mesh of them.
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty and mesh.abstract_device is not None:
     kind = mesh.abstract_device.device_kind
@@ -119,39 +140,40 @@ def platform() -> str:
       if kind.lower().startswith(name):
         return name
     return 'gpu'
-  device = jax.config.jax_default_device
+  device = jax.config.jax_default_device  # type: ignore[attr-defined]
   name = getattr(device, 'platform', device) or jax.default_backend()
   return {'cuda': 'gpu', 'rocm': 'gpu'}.get(name, name)
 
 
-def over_rows(function):
-  """Returns a function of arrays of rows, run by each device on its own rows.
+def over_rows(function: Callable) -> Callable:
+  """Returns a function of arrays of rows that each device runs on its own rows.
 
-  For what the partitioner cannot cut by itself, such as a kernel or a loop
-  over rows. Rows lie over every axis of the mesh that is set; where they do
-  not divide, and within a device's own part of a program, the function itself
-  is called.
+  It is for what XLA's partitioner cannot split, such as a kernel or a loop
+  over rows. Rows are split over every axis of the current mesh. Where their
+  number does not divide, `function` is called on the whole arrays.
   """
   mesh = jax.sharding.get_abstract_mesh()
+  # Manual: inside a shard_map, where arrays are a device's own already.
   if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
     return function
   spec = P(mesh.axis_names)
   mapped = jax.shard_map(function, in_specs=spec, out_specs=spec,
                          check_vma=False)
 
-  def run(*arrays):
-    divides = all(x.shape[0] % mesh.size == 0 for x in arrays)
-    return (mapped if divides else function)(*arrays)
+  def run(*arrays: jax.Array) -> Any:
+    if all(x.shape[0] % mesh.size == 0 for x in arrays):
+      return mapped(*arrays)
+    return function(*arrays)
 
   return run
 
 
-def over_runs(step, spread, shared):
-  """Returns a packed step whose runs lie over devices, each with its own.
+def over_runs(step: Callable, spread: NamedSharding, shared: bool) -> Callable:
+  """Returns a packed step in which each device computes its own runs.
 
   Args:
     step: (states, batches, hparams) -> (states, metrics) of K runs.
-    spread: the sharding of the runs' axis, of a mesh of that axis alone.
+    spread: the sharding of the runs' axis, on a mesh of that axis alone.
     shared: whether all runs have the same batch.
   """
   if spread.mesh.size == 1:
@@ -162,37 +184,39 @@ def over_runs(step, spread, shared):
       out_specs=spread.spec, check_vma=False)
 
 
-def rows(on):
+def rows(mesh: jax.sharding.Mesh) -> NamedSharding:
   """Returns the sharding of a batch: rows over every axis of the mesh."""
-  return NamedSharding(on, P(on.axis_names))
+  return NamedSharding(mesh, P(mesh.axis_names))
 
 
-def replicated(on):
-  """Returns the sharding of what every device holds whole."""
-  return NamedSharding(on, P())
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """Returns the sharding of an array that every device holds whole."""
+  return NamedSharding(mesh, P())
 
 
-def to_global(local, on, axis=0):
-  """Makes one global array of the rows that each process holds.
+def to_global(local: Any, mesh: jax.sharding.Mesh, axis: int = 0) -> jax.Array:
+  """Returns one global array of the rows of all processes.
 
   Args:
     local: this process's rows, a numpy array.
-    on: the mesh.
-    axis: where its rows lie.
+    mesh: the mesh of all processes.
+    axis: the axis of the rows.
   """
-  spec = P(*[None] * axis, on.axis_names)
+  spec = P(*[None] * axis, mesh.axis_names)
   return jax.make_array_from_process_local_data(
-      NamedSharding(on, spec), np.asarray(local))
+      NamedSharding(mesh, spec), np.asarray(local))
 
 
-def indivisible(field, batch, count, what='devices'):
-  """Returns why so many rows cannot lie over so many devices, or ''."""
+def indivisible(field: str, batch: int, count: int, what: str = 'devices'
+                ) -> str:
+  """Returns why a batch cannot be split over `count` devices, or ''."""
   if batch < 1 or batch % count:
     return f'{field} {batch} is not a multiple of {count} {what}'
   return ''
 
 
-def check_batch(batch, mesh, field='train.batch'):
+def check_batch(batch: int, mesh: jax.sharding.Mesh,
+                field: str = 'train.batch') -> None:
   """Raises ValueError unless `batch` rows divide over the mesh's devices."""
   reason = indivisible(field, batch, mesh.size)
   if reason:

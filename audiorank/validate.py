@@ -1,8 +1,8 @@
-"""Whether a config can run: every check, before anything is trained.
+"""Every check of a config, made before anything is trained.
 
-`fields` needs the config alone, `corpus` and `tasks` also read the folders that
+`fields` needs only the config; `corpus` and `tasks` also read the folders that
 it names. Commands call `run` for one config and `sweep` for many. Each raises
-for the first fault, in one line: the field, its value, what is expected.
+for the first fault, with one line: the field, its value, and what is expected.
 """
 
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ Config: TypeAlias = config_lib.Config
 
 # Whole numbers, with their bounds.
 WHOLE = {
-    'seed': '>= 0, < 4294967296',
+    'seed': '>= 0, < 4294967296',  # jax.random.key takes 32 bits.
     'model.width': '>= 1', 'model.depth': '>= 1', 'model.heads': '>= 1',
     'model.mels': '>= 1', 'model.patch_frames': '>= 1',
     'model.target_frames': '>= 1', 'model.unroll': '>= 0',
@@ -42,15 +42,15 @@ WHOLE = {
     'train.steps': '>= 0', 'train.batch': '>= 1', 'train.log_every': '>= 1',
     'train.call': '>= 1', 'train.skip': '>= 0', 'opt.warmup': '>= 0',
     'monitor.clips': '>= 2', 'monitor.seed': '>= 0',
-    'monitor.readings': '>= 2',  # The untrained network and the end.
+    'monitor.readings': '>= 2',  # At least before training and after it.
     'monitor.every': '>= 0', 'monitor.first': '>= 1', 'monitor.batch': '>= 1',
     'monitor.valid_clips': '>= 0', 'checkpoint.every': '>= 1',
     'checkpoint.keep': '>= 1',
-    'eval.grid_points': '>= 1, <= 16',  # All that HEAR's grid has.
+    'eval.grid_points': '>= 1, <= 16',  # The size of HEAR's whole grid.
     'eval.hidden': '>= 1', 'eval.max_epochs': '>= 1', 'eval.batch': '>= 1',
     'eval.seed': '>= 0, < 4294967296',
 }
-# Any finite number, with its bounds.
+# Finite numbers, with their bounds.
 REAL = {
     'model.mlp_ratio': '> 0', 'mask.ratio': '> 0, < 1',
     'data.hours': '>= 0',
@@ -61,17 +61,18 @@ REAL = {
     'opt.weight_decay': '>= 0', 'opt.clip': '>= 0',
     'monitor.crop_seconds': '> 0',
 }
+# True or False, not 1 or 0: a run's name depends on the value.
 SWITCHES = ('data.resident', 'train.calibrate')
 OPERATORS = {'>=': (operator.ge, 'at least'), '>': (operator.gt, 'more than'),
              '<=': (operator.le, 'at most'), '<': (operator.lt, 'less than')}
 
 
 def run(config: Config, devices: int = 1) -> None:
-  """Raises where one run could not be trained and scored.
+  """Raises unless a run can be trained and scored.
 
   Args:
     config: with the fields of configs/base.py, its corpus and tasks named.
-    devices: those the run gets; they need not be of this machine.
+    devices: number of devices of the run, which may be on other machines.
 
   Raises:
     ValueError, FileNotFoundError: the first fault, in one line.
@@ -82,17 +83,17 @@ def run(config: Config, devices: int = 1) -> None:
 
 
 def sweep(configs: Iterable[Config], devices: int = 1) -> None:
-  """Raises where a run of a sweep could not be trained and scored.
-
-  What many runs share, their corpus and their tasks, is read once.
+  """Raises unless every run of a sweep can be trained and scored.
 
   Args:
     configs: of the runs.
-    devices: those that each run gets.
+    devices: number of devices of each run.
 
   Raises:
     ValueError, FileNotFoundError: the first fault, in one line.
   """
+  # Reading a corpus takes seconds, and hundreds of runs share one: it is read
+  # once for all configs that agree in the parts that its check depends on.
   read = set()
   for config in configs:
     fields(config, devices)
@@ -105,19 +106,21 @@ def sweep(configs: Iterable[Config], devices: int = 1) -> None:
 
 
 def fields(config: Config, devices: int = 1) -> None:
-  """Raises for a value that cannot be meant, or that does not fit another.
+  """Raises for impossible values, and for values that contradict each other.
 
-  Reads no file and opens no device.
+  It reads no file and opens no device.
 
   Args:
     config: with the fields of configs/base.py.
-    devices: those the run gets.
+    devices: number of devices of the run.
 
   Raises:
     ValueError: names the field, its value and what is expected.
   """
+  # Each field by itself.
   for field, bounds in WHOLE.items():
     value = config_lib.get(config, field)
+    # In Python, True is an int.
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or not within(value, bounds):
       raise ValueError(f'{field} {value!r}: expected a whole number of '
@@ -135,13 +138,14 @@ def fields(config: Config, devices: int = 1) -> None:
   for field, choices in (
       ('objective', objectives.OBJECTIVES), ('model.front', audio.FRONTS),
       ('model.dtype', ('float32', 'bfloat16')),
-      # Runs of earlier versions have True and False.
+      # Old runs have True and False.
       ('model.remat', (*model.REMAT, True, False)),
       ('eval.protocol', probe.PROTOCOLS)):
     value = config_lib.get(config, field)
     if value not in choices:
       raise ValueError(f'{field} {value!r}: expected one of '
                        f'{", ".join(map(str, choices))}')
+  # Fields that must fit one another, and lists of names.
   shapes(config)
   schedule(config)
   batches(config, devices)
@@ -151,7 +155,7 @@ def fields(config: Config, devices: int = 1) -> None:
 
 
 def within(value: float, bounds: str) -> bool:
-  """Returns whether a number keeps bounds such as '>= 0, < 1'."""
+  """Returns whether a number satisfies bounds such as '>= 0, < 1'."""
   pairs = (bound.split() for bound in bounds.split(', '))
   return all(OPERATORS[sign][0](value, float(limit)) for sign, limit in pairs)
 
@@ -163,12 +167,13 @@ def in_words(bounds: str) -> str:
 
 
 def shapes(config: Config) -> None:
-  """Raises for sizes of the model, the crop and the mask that do not fit."""
+  """Raises if the sizes of the model, the crop and the mask do not fit."""
   m, L = config.model, config_lib.patches(config)
   for field, part in (('model', m), ('model.decoder', m.decoder)):
     if part.width % part.heads:
       raise ValueError(f'{field}.width {part.width} is not a multiple of '
                        f'{field}.heads {part.heads}')
+  # A log-mel has 64 mels. A column of pixels is the samples of one hop.
   rows = {'log_mel': 64, 'pixels': audio.HOP}[m.front]
   if m.mels > rows:
     raise ValueError(f'model.mels {m.mels}: model.front {m.front} gives at '
@@ -186,21 +191,21 @@ def shapes(config: Config) -> None:
   if not 0 < K < L:
     raise ValueError(f'mask.ratio {config.mask.ratio} keeps {K} of {L} '
                      'patches: expected some kept and some removed')
-  # An objective knows what its own part of the config may hold.
+  # Each objective checks its own part of the config.
   objectives.check(config, L)
 
 
 def schedule(config: Config) -> None:
-  """Raises for a warm-up that does not end before training does."""
+  """Raises if the warm-up does not end before training does."""
   steps, warmup = config.train.steps, config.opt.warmup
-  # An untrained run takes no step: its schedule is read by nobody.
+  # An untrained baseline has 0 steps and uses no schedule.
   if steps and warmup >= steps:
     raise ValueError(f'opt.warmup {warmup}: expected less than train.steps '
                      f'{steps}')
 
 
 def batches(config: Config, devices: int) -> None:
-  """Raises for batches that do not divide over the devices of the mesh."""
+  """Raises if a batch cannot be split evenly over the devices of the mesh."""
   data, fsdp = config_lib.mesh_sides(config.mesh.data, config.mesh.fsdp,
                                      devices)
   for field in ('train.batch', 'monitor.batch'):
@@ -208,6 +213,7 @@ def batches(config: Config, devices: int) -> None:
     if batch % (data * fsdp):
       raise ValueError(f'{field} {batch} is not a multiple of {data * fsdp} '
                        'devices')
+  # The validation loss is computed in batches of the training size.
   if config.monitor.valid_clips % config.train.batch:
     raise ValueError(
         f'monitor.valid_clips {config.monitor.valid_clips}: expected a '
@@ -215,7 +221,7 @@ def batches(config: Config, devices: int) -> None:
 
 
 def corpus(config: Config) -> None:
-  """Raises for a corpus that lacks what a config asks of it.
+  """Raises if the corpus lacks what a config needs.
 
   Raises:
     FileNotFoundError: no corpus at data.root.
@@ -233,21 +239,21 @@ def corpus(config: Config) -> None:
 
 
 def tasks(config: Config) -> None:
-  """Raises for tasks that could not be scored.
+  """Raises if a task cannot be scored.
 
-  Every label, the name of every clip and every measure is looked at; no clip
-  is opened.
+  It checks every label, the name of every clip and every measure, and opens no
+  clip.
 
   Raises:
-    FileNotFoundError: no task folder, or a clip that is missing.
-    ValueError: a task that is not named right, or a damaged one.
+    FileNotFoundError: no task folder, or a missing clip.
+    ValueError: an unknown or damaged task.
   """
   for folder in evaluate.task_folders(config):
     task(folder)
 
 
 def task(folder: files.Path, rate: int = config_lib.RATE) -> Any:
-  """Returns a task whose clips are all there and whose measures are known.
+  """Returns a task, after checking that it has all clips and known measures.
 
   Args:
     folder: of the task.
@@ -257,7 +263,9 @@ def task(folder: files.Path, rate: int = config_lib.RATE) -> Any:
     FileNotFoundError, ValueError: as `tasks`.
   """
   loaded = task_folders.load(folder, evaluate.clip_rate(folder, rate))
-  known = scores.SCENE if loaded.embedding_type == 'scene' else scores.EVENT
+  known = scores.EVENT
+  if loaded.embedding_type == 'scene':
+    known = scores.SCENE
   for measure in loaded.evaluation:
     if measure not in known:
       raise ValueError(f'{folder}: evaluation: no measure {measure!r}: '

@@ -88,8 +88,9 @@ def test_a_mesh_starts_where_one_device_does(config, first):
 def test_moments_lie_where_their_parameters_do(config):
   shapes, placed, *_ = train_state.programs(config, sharding.mesh(4, 2))
   specs = jax.tree.map(lambda s: s.spec, placed)
-  assert specs.opt_state.mu == specs.params
-  assert specs.opt_state.nu == specs.params
+  adam = train_state.adam_state(specs.opt_state)
+  assert adam.mu == specs.params
+  assert adam.nu == specs.params
   assert len(jax.tree.leaves(placed)) == len(jax.tree.leaves(shapes))
   blocks = specs.params['encoder']['blocks']
   assert blocks['fc1']['kernel'] == P(None, 'fsdp', None)

@@ -1,18 +1,18 @@
-"""What a sound file promises, so that what was decoded can be compared.
+"""Checks whether a sound file is whole, from the headers of its container.
 
-A decoder that stops early does not say so: libsndfile reads half of a
+A decoder does not report that it stopped early. libsndfile reads half of a
 download, or 5 of the 20 seconds of an MP3 without a frame count, and ends as
-if that were all. `inspect` therefore walks the container itself (its chunks,
-pages or frames, by their headers) and either returns how the file can be
-decoded whole, or raises with the reason why it cannot:
+if that were all. So `inspect` walks the container itself (chunks, pages or
+frames, by their headers). It returns how to decode the whole file, or raises
+with the reason why that is impossible:
 
-  cut off        bytes, pages or frames that the file promises are not there
-  several parts  another file, or more sound than it promises, follows its end
-  undecodable    something that is known to be no sound for libsndfile
+  cut off        bytes, pages or frames are missing that headers announce
+  several parts  another file, or more sound than announced, follows the end
+  undecodable    a format that libsndfile cannot read
 
-Some files are whole but written by recorders that could not seek back to
-their header: they are given a corrected header here, over the bytes as they
-are (`View`), which is what libsndfile is then shown.
+Some files are whole, but their recorder could not seek back to write the
+length into the header. For these libsndfile reads a `View`: the same bytes
+with a corrected header.
 """
 
 from collections.abc import Callable
@@ -29,8 +29,10 @@ from audiorank.containers.views import View
 
 __all__ = ['check', 'inspect', 'Sound', 'View']
 
-MOST_FRAMES = 2**60  # libsndfile counts more where it does not know.
+MOST_FRAMES = 2**60  # libsndfile reports more where the length is unknown.
 
+# (offset, first bytes, name): sound that libsndfile cannot read, and files
+# that are no sound at all.
 FOREIGN = (
     (4, b'ftyp', 'an MP4 or M4A file'), (0, b'\x1aE\xdf\xa3', 'Matroska, WebM'),
     (0, b'\x30\x26\xb2\x75', 'WMA or ASF'), (0, b'#!AMR', 'AMR'),
@@ -44,6 +46,7 @@ NOT_SOUND = (
 
 
 def _refuse_foreign(head: bytes) -> None:
+  """Raises ValueError if the first bytes belong to a format of the tables."""
   for at, magic, name in FOREIGN:
     if head[at:at + len(magic)] == magic:
       raise ValueError(f'undecodable: {name}, which libsndfile cannot read; '
@@ -57,19 +60,21 @@ def _refuse_foreign(head: bytes) -> None:
 
 
 def inspect(file: BinaryIO) -> Sound:
-  """Returns how to decode a sound file whole.
+  """Returns how to decode the whole of a sound file.
 
   Args:
-    file: open for reading, seekable; where it stands afterwards is undefined.
+    file: open for reading, seekable; its position afterwards is undefined.
 
   Raises:
-    ValueError: it is not whole, or known not to be readable; the message is a
-      reason, a colon and the detail.
+    ValueError: it is not whole, or of a format that cannot be read. The message
+      is a reason, a colon and the detail.
   """
   size = file.seek(0, io.SEEK_END)
-  _refuse_foreign(views.read_at(file, 0, 64))  # Some of them begin with zeros.
+  # Before zeros are skipped: some of these formats begin with zeros.
+  _refuse_foreign(views.read_at(file, 0, 64))
   begin = _first_byte(file, size)
   first = begin
+  # Taggers write ID3 before any format, not only before MP3.
   while tag := mpeg.id3_length(views.read_at(file, first, 10)):
     first += tag
   head = views.read_at(file, first, 64)
@@ -80,27 +85,31 @@ def inspect(file: BinaryIO) -> Sound:
     sound, first = mpeg.inspect(file, begin, first, size), begin
   else:
     _refuse_foreign(head)
-    # A format without a promise, or none: libsndfile will tell.
+    # A format without a length, or no sound: libsndfile decides.
     return Sound('')
+  # libsndfile detects formats by the file's first bytes, so it must not see
+  # what comes before them.
   if first and sound.file is None:
     sound = sound._replace(file=View(file, [(first, size)], views.name(file)))
   return sound
 
 
 def check(sound: Sound, decoded: int, expected: int, rate: int) -> None:
-  """Compares what was decoded with what was promised.
+  """Compares the number of decoded frames with the announced number.
 
   Args:
-    sound: of `inspect`.
-    decoded: sample frames that came.
+    sound: the result of `inspect`.
+    decoded: number of sample frames that were decoded.
     expected: libsndfile's own count of them.
     rate: sample frames per second.
 
   Raises:
-    ValueError: fewer came.
+    ValueError: fewer were decoded.
   """
-  promised = expected if sound.frames is None else sound.frames
-  if promised > MOST_FRAMES:  # libsndfile's word for unknown.
+  promised = sound.frames
+  if promised is None:
+    promised = expected
+  if promised > MOST_FRAMES:
     return
   if decoded < promised - sound.slack:
     raise ValueError(f'cut off: {decoded / rate:.3f} of {promised / rate:.3f} '
@@ -108,7 +117,7 @@ def check(sound: Sound, decoded: int, expected: int, rate: int) -> None:
 
 
 def _walker(head: bytes) -> Callable[[BinaryIO, int, int], Sound] | None:
-  """Returns the function for a file of these first bytes, or None."""
+  """Returns the function that inspects a file of these first bytes, or None."""
   if head[:4] in (b'RIFF', b'RIFX', b'RF64', b'BW64') and head[8:12] == b'WAVE':
     return chunks.riff
   if head[:4] == b'FORM' and head[8:12] in (b'AIFF', b'AIFC', b'8SVX',
@@ -120,7 +129,7 @@ def _walker(head: bytes) -> Callable[[BinaryIO, int, int], Sound] | None:
 
 
 def _first_byte(file: BinaryIO, size: int) -> int:
-  """Returns where the file begins behind zeros."""
+  """Returns the position of the first byte that is not zero."""
   for offset in range(0, size, views.WINDOW):
     data = views.read_at(file, offset, views.WINDOW)
     rest = data.lstrip(b'\0')

@@ -1,8 +1,9 @@
-"""Ogg: every page of the stream, and the mark on its last one.
+"""Ogg: checks every page of the stream, and the mark of its last page.
 
 Sources: RFC 3533 (Ogg), RFC 7845 (Opus).
 """
 
+from collections.abc import Iterator
 import struct
 from typing import BinaryIO
 from typing import NamedTuple
@@ -12,33 +13,38 @@ from audiorank.containers.views import read_at
 from audiorank.containers.views import Sound
 from audiorank.containers.views import TAIL_BYTES
 
+# First bytes of a stream -> codec.
 _OGG = {b'\x01vorbis': 'vorbis', b'OpusHead': 'opus', b'Speex   ': 'speex',
         b'\x7fFLAC': 'flac in ogg'}
 
 
 class Page(NamedTuple):
-  """begin, end: bytes.  flags: 1 goes on, 2 first, 4 last.
-
-  granule: samples up to its end.  serial: of its stream.
-  """
-  begin: int
-  end: int
-  flags: int
-  granule: int
-  serial: int
-  sequence: int
+  """The header of a page."""
+  begin: int  # First byte.
+  end: int  # First byte after it.
+  flags: int  # 1: continues a packet. 2: first page, 4: last page of a stream.
+  granule: int  # Samples up to its end.
+  serial: int  # Number of its stream.
+  sequence: int  # Number of the page in its stream.
 
 
-def pages(file: BinaryIO, begin: int, size: int):
+def pages(file: BinaryIO, begin: int, size: int) -> Iterator[Page]:
   """Yields the Pages of a file.
 
+  Args:
+    file: open.
+    begin: first byte of the first page.
+    size: of the file.
+
   Raises:
-    ValueError: a page that is not whole, or bytes that are none.
+    ValueError: a page that is not whole, or bytes that are no page.
   """
   at = begin
   while at < size:
+    # A header: 27 bytes, then the sizes of up to 255 segments, a byte each.
     head = read_at(file, at, 27 + 255)
     if head[:4] != b'OggS':
+      # Zeros, a short tail, or an ID3v1 tag may follow the last page.
       if not head.strip(b'\0') and not read_at(
           file, at, size - at).strip(b'\0'):
         return
@@ -56,8 +62,20 @@ def pages(file: BinaryIO, begin: int, size: int):
 
 
 def inspect(file: BinaryIO, begin: int, size: int) -> Sound:
+  """Returns how to decode an Ogg file; see `containers.inspect`.
+
+  Args:
+    file: open.
+    begin: first byte of the first page.
+    size: of the file.
+
+  Raises:
+    ValueError: not whole, or of several parts.
+  """
   form, serial, last, bodies, next_page = 'ogg', None, None, False, None
   for page in pages(file, begin, size):
+    # The first pages of all streams come before any other page. So one that
+    # comes later begins another file, which decoders would ignore.
     if page.flags & 2:
       if bodies:
         raise ValueError('several parts: another Ogg stream begins at byte '

@@ -1,9 +1,9 @@
-"""Which process works on a run: one live process at a time, whatever dies.
+"""The lock of a run's folder: one live process at a time works on a run.
 
-The kernel holds the lock (flock), so it ends with the process that has it,
-however that ends, and no clock is trusted. The file is called LEASE; its text,
-JSON, says who has the run and what is being done: for people, for the sweep's
-table, and for whoever takes the run over from a process that died.
+It is a flock of the kernel, so it ends with its process, however that ends, and
+depends on no clock. The file is called LEASE. Its text, JSON, says which
+process has the run and what it does: for people, for the sweep's table, and
+for the next process after one that died.
 """
 
 import contextlib
@@ -18,18 +18,19 @@ from typing import Any
 
 from audiorank import files
 
-NAME = 'LEASE'  # Older versions lock a file of this name too.
+# The name of older versions: they and this one must exclude each other.
+NAME = 'LEASE'
 LockHeld = files.LockHeld
 
 
 class Lock:
   """Locks a run's folder until it is released or the process ends.
 
-  `deaths` counts the processes that died here one after the other, none of
-  which had come further than the one before.
+  `deaths` counts the processes in a row that died without getting further than
+  the one before. A sweep gives up on a run by it.
 
   Args:
-    workdir: the run's folder; created where it is missing.
+    workdir: the run's folder; created if missing.
 
   Raises:
     LockHeld: another process has the lock; the message says which.
@@ -52,12 +53,15 @@ class Lock:
       self.file.close()
       raise OSError(f'{self.path}: cannot be locked ({error.strerror}): '
                     'expected a file system with locks') from None
-    # A process that ended by itself has left the file empty.
+    # The report of a process that died. One that ended by itself has emptied
+    # the file.
     before = read(folder)
     self.deaths, self.reached = 0, -1
     if before.get('pid'):
       self.deaths = before.get('deaths', 0)
       self.reached = before.get('reached', -1)
+      # A death on another machine is not counted: the machine may have been
+      # taken away (preempted), which is no fault of the run.
       if before.get('machine') == machine():
         self._count_death(before.get('step', 0))
     self._reported = 0.  # When the file was last written.
@@ -65,15 +69,19 @@ class Lock:
     self.report('starting', force=True)
 
   def _count_death(self, step: int) -> None:
-    """Counts a process that died here, from 1 where it had come further.
+    """Counts a death; the count restarts if the process had got further.
 
-    One that died on another machine is not counted: the machine may have been
-    taken away, which is no fault of the run.
+    Args:
+      step: the last step that the process reported.
     """
-    records = self.path.parent / 'records'
-    written = len(os.listdir(records)) if records.is_dir() else 0
+    # Scoring takes no steps, but it writes records.
+    records, written = self.path.parent / 'records', 0
+    if records.is_dir():
+      written = len(os.listdir(records))
     reached = step + written
-    self.deaths = 1 if reached > self.reached else self.deaths + 1
+    if reached > self.reached:
+      self.deaths = 0
+    self.deaths += 1
     self.reached = max(reached, self.reached)
 
   def report(self, doing: str, step: int | None = None,
@@ -96,27 +104,26 @@ class Lock:
         'pid': os.getpid(), 'doing': doing, 'step': self._step[0],
         'steps': self._step[1], 'deaths': self.deaths,
         'reached': self.reached})
-    # A full disk must not end a run for the sake of the sweep's table. Not
-    # buffered: what waited in a buffer would be written, and fail, again.
+    # A full disk must not end a run because of this report. The write is not
+    # buffered: a buffer would be written again later, and fail again.
     with contextlib.suppress(OSError):
       os.ftruncate(self.file.fileno(), 0)
       os.write(self.file.fileno(), text.encode())
 
   def release(self) -> None:
-    """Unlocks the run; a second call does nothing.
-
-    The file stays: were it removed, two processes could each lock a file of
-    that name.
-    """
+    """Unlocks the run; a second call does nothing."""
     if self.file.closed:
       return
+    # The file is emptied, not removed: after a removal, two processes could
+    # each lock a file of that name, one of them already removed.
     self.file.truncate(0)
     self.file.close()
 
 
 @functools.cache
 def machine() -> str:
-  """Returns what names this machine since it was started."""
+  """Returns the name of this machine and of its last boot."""
+  # After a reboot, a death before it is not counted against the run.
   try:
     boot = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
   except OSError:
@@ -125,7 +132,7 @@ def machine() -> str:
 
 
 def read(workdir: files.Path) -> dict[str, Any]:
-  """Returns what the process that has the run last reported, or {}."""
+  """Returns the last report of the process that has the run, or {}."""
   try:
     return json.loads((pathlib.Path(workdir) / NAME).read_text('utf-8'))
   except (OSError, ValueError):
@@ -136,7 +143,7 @@ def alive(workdir: files.Path) -> bool:
   """Returns whether a live process has the run locked."""
   try:
     with open(pathlib.Path(workdir) / NAME, encoding='utf-8') as file:
-      # Shared: two that look at once do not see each other.
+      # A shared lock: two processes that ask at once do not see each other.
       fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
   except FileNotFoundError:
     return False

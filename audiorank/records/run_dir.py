@@ -1,4 +1,12 @@
-"""One run on disk: its config, its records, its state."""
+"""The folder of one run: its config, its records, its state.
+
+  config.json                 the config
+  records/<kind>-<step>.json  one result each
+  metrics.jsonl               rows of training metrics
+  checkpoints/                see checkpoint.py
+  LEASE                       the lock, see lock.py
+  TRAINED, DONE, FAILED       an empty file or a message: the state
+"""
 
 import pathlib
 from typing import Any
@@ -9,7 +17,7 @@ from audiorank import config as config_lib
 from audiorank import files
 from audiorank.records import lock as lock_lib
 
-# Fields of records and rows that depend on the machine and the hour.
+# Fields of records and rows that differ between two runs of the same config.
 TIMES = ('seconds', 'started', 'host', 'rate', 'waiting', 'clips_per_second',
          'tflops', 'encoder_tflops', 'mfu', 'memory')
 
@@ -17,13 +25,13 @@ TIMES = ('seconds', 'started', 'host', 'rate', 'waiting', 'clips_per_second',
 def open_run(workdir: files.Path, config: Any) -> None:
   """Creates or checks a run's folder.
 
-  A folder of the same run by other settings is taken over: its config.json
-  is rewritten, and DONE becomes TRAINED if they are of the evaluation, so that
-  what is missing is scored and nothing trained again.
+  If the folder has the same run with other settings, its config.json is
+  rewritten. If the settings are those of the evaluation, DONE becomes TRAINED:
+  then missing tasks are scored and nothing is trained again.
 
   Raises:
     ValueError: the folder belongs to another run; names both.
-    LockHeld: a live process works on it by other settings.
+    LockHeld: a live process works on it with other settings.
   """
   folder = files.path(workdir)
   target = folder / 'config.json'
@@ -31,6 +39,7 @@ def open_run(workdir: files.Path, config: Any) -> None:
   if not target.exists():
     files.write_json(target, ours)
     return
+  # Paths and settings may differ; what is trained may not.
   theirs = config_tree(folder)
   there, here = config_lib.run_id(theirs), config_lib.run_id(ours)
   if there != here:
@@ -41,8 +50,8 @@ def open_run(workdir: files.Path, config: Any) -> None:
         'expected the same config or an empty folder')
   if config_lib.complete(theirs) == ours:
     return
-  # A worker reads its config once: it would mark the run as done by settings
-  # that the folder no longer names.
+  # Under the lock: a worker reads its config once, and would mark the run as
+  # DONE under settings that it did not use.
   lock = lock_lib.Lock(folder)
   try:
     if theirs['eval'] != ours['eval'] and (folder / 'DONE').exists():
@@ -65,8 +74,8 @@ def config_tree(workdir: files.Path) -> config_lib.Tree:
   """Returns the config of a run's folder as it was written.
 
   Raises:
-    FileNotFoundError: there is none; names it.
-    ValueError: it is no config; says which part is missing.
+    FileNotFoundError: the folder has no config; names the file.
+    ValueError: the file is no config; names the missing part.
   """
   source = files.path(workdir) / 'config.json'
   if not source.is_file():
@@ -80,13 +89,14 @@ def config_tree(workdir: files.Path) -> config_lib.Tree:
 
 
 def path(workdir: files.Path, kind: str, step: int) -> pathlib.Path:
-  """Returns where the record of (kind, step) lies."""
+  """Returns the path of the record of (kind, step)."""
+  # Padded, so that names sort like steps.
   return pathlib.Path(workdir) / 'records' / f'{kind}-{step:08d}.json'
 
 
 def write(workdir: files.Path, kind: str, step: int, fields: dict[str, Any]
           ) -> None:
-  """Writes one result; the same (kind, step) again replaces it."""
+  """Writes one result; it replaces an earlier one of the same (kind, step)."""
   files.write_json(path(workdir, kind, step),
                    {'kind': kind, 'step': step, **fields})
 
@@ -108,14 +118,15 @@ def read(workdir: files.Path, kind: str | None = None
 
 
 def cut_metrics(workdir: files.Path, step: int) -> None:
-  """Drops the rows of metrics.jsonl past a step, and a half-written one.
+  """Drops the rows of metrics.jsonl after a step, and a half-written one.
 
-  The step's own evaluation (a row with a rank) is dropped as well: the run
-  comes to it again.
+  The step's own evaluation, a row with a rank, is dropped as well.
   """
   target = pathlib.Path(workdir) / 'metrics.jsonl'
   if not target.exists():
     return
+  # A run that resumes at a step saves, then evaluates, then goes on. So it
+  # writes the evaluation of that step and all later rows again.
   rows = [row for row in files.read_lines(target) if row['step'] < step or
           row['step'] == step and 'rank' not in row]
   files.write_text(target, ''.join(map(files.json_line, rows)))
@@ -127,7 +138,7 @@ def state(workdir: files.Path) -> str:
   for name in ('DONE', 'FAILED', 'TRAINED'):
     if (folder / name).exists():
       return name.lower()
-  # A lock that was released is an empty file.
+  # A released lock leaves an empty file, which reads as {}.
   if (folder / 'checkpoints').exists() or lock_lib.read(folder):
     return 'started'
   return 'new'
