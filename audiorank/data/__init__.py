@@ -1,12 +1,13 @@
-"""The clip stream: a pure function of (seed, step, process).
+"""The stream of training clips: a pure function of (seed, step, process).
 
 A corpus is what `prepare` wrote: records of at most some 30 s of sound, each
-with the recording it was cut from. Every choice made here (which
-recordings, in which order, where to crop) comes from hashes or from the raw
-bits of a counter-based generator, whose streams numpy guarantees to keep;
-`Generator.permutation` and its kin may change between releases.
+with the name of the recording that it was cut from.
 """
 
+# Every random choice of this package (which recordings, in which order, where
+# to crop) comes from hashes or from the raw bits of a counter-based generator.
+# numpy guarantees these streams; Generator.permutation and the like may change
+# between releases, and would change old runs with them.
 from audiorank.data.clips import clip_names
 from audiorank.data.clips import clips_in
 from audiorank.data.clips import sample

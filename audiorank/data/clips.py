@@ -1,11 +1,12 @@
-"""Which clips: batch t of the endless stream, or a fixed sample.
+"""Chooses clips: batch t of the endless stream, or a fixed sample.
 
-An epoch takes every unit of a corpus once: a record counts as many units as
-it needs clips to be covered. Their order is that of random numbers, one a
-unit, from a counter-based generator. Of a large corpus it is never sorted as
-a whole: the units of the next ranks are those whose numbers lie in a narrow
-range, and one pass over the numbers finds them (`_Epoch`). The order is the
-same, bit for bit, as if all had been sorted.
+A record consists of as many units as clips are needed to cover it, and an
+epoch takes every unit of a corpus once. Each unit gets a random number from a
+counter-based generator, and units are taken in the order of these numbers.
+
+A large corpus has too many units to sort them all. The units of the next ranks
+are those whose numbers lie in a narrow range, which one pass over the numbers
+finds (`_Epoch`). The order is the same, bit for bit, as if all were sorted.
 
 Shapes: B clips of a batch, N clips, R records, S samples, U units.
 """
@@ -30,6 +31,7 @@ from audiorank.data.folder import Corpus
 WINDOW = 2**19
 CHUNK = 2**20  # Random numbers drawn at a time.
 
+# step -> (record_B, start_B); see `schedule`.
 Schedule = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 
@@ -37,31 +39,33 @@ def stream(corpus: Corpus, batch: int, samples: int, seed: int,
            first_step: int = 0, process_index: int = 0,
            process_count: int = 1, threads: int = 4,
            resident: bool = False) -> Iterator[np.ndarray]:
-  """An endless iterator of this host's rows of each global batch.
+  """Returns an endless iterator of this process's rows of each global batch.
 
-  Batch t holds the same clips with the same crops in the same order whatever
-  the number of processes: process i has rows i*batch/process_count onwards. A
-  record counts as many clips as it needs to be covered, ceil(length/samples),
-  each with a crop of its own at random; each epoch takes every such unit once,
-  in an order of its own; shorter records are padded with zeros at their end.
+  Batch t has the same clips, crops and order for any number of processes.
+  Process i gets rows i * batch / process_count onwards.
+
+  A record gives ceil(length / samples) clips per epoch, each with its own
+  random crop. Every epoch has its own order. Records shorter than a clip are
+  padded with zeros at the end.
 
   Args:
-    corpus: a Corpus; of a mixture, each corpus has its share of the clips.
+    corpus: a Corpus. In a mixture, each corpus has its share of the clips.
     batch: clips of the global batch.
     samples: of a clip.
     seed: of the order and the crops.
     first_step: the batch to begin with.
-    process_index, process_count: which host of how many.
-    threads: batches read at the same time, and held in memory.
-    resident: keep all samples in memory, two bytes each; the batches are the
-      same bit for bit.
+    process_index, process_count: this process, and the number of processes.
+    threads: batches that are read at the same time and kept in memory.
+    resident: keep all samples in memory, two bytes each. The batches are the
+      same, bit for bit.
 
   Returns:
     iterator of wave_BS, int16, B = batch / process_count.
 
   Raises:
-    ValueError: a batch that the processes do not divide, a corpus without
-      records, sizes that are not positive; while iterating, a damaged shard.
+    ValueError: a batch that is not a multiple of process_count, a corpus
+      without records, sizes that are not positive; while iterating, a damaged
+      shard.
   """
   if batch < 1 or samples < 1 or first_step < 0 or threads < 1:
     raise ValueError(f'batch {batch}, samples {samples}, threads {threads}, '
@@ -74,6 +78,8 @@ def stream(corpus: Corpus, batch: int, samples: int, seed: int,
   rows = batch // process_count
   batches = Batches(corpus, batch, samples, seed, slice(
       process_index * rows, (process_index + 1) * rows), resident)
+  # Random access by step makes resuming exact without a saved iterator: a run
+  # that continues at step t begins with batch t.
   grain = _grain()
   ahead = grain.MapDataset.source(batches)[first_step:].to_iter_dataset(
       grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
@@ -81,9 +87,9 @@ def stream(corpus: Corpus, batch: int, samples: int, seed: int,
 
 
 def _grain() -> Any:
-  """Returns the package, imported without its word on jaxlib's profiler: a
-  warning at every start below jaxlib 0.11, on worker processes not used here.
-  """
+  """Returns the package grain, imported without its warning."""
+  # Below jaxlib 0.11 it warns that worker processes lack a profiler. Only
+  # threads are used here.
   before = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   try:
@@ -94,20 +100,22 @@ def _grain() -> Any:
 
 
 class Batches:
-  """Grain's random access to a host's rows of every global batch."""
+  """Random access by step to a process's rows of every global batch."""
 
   def __init__(self, corpus: Corpus, batch: int, samples: int, seed: int,
                rows: slice, resident: bool):
-    """Args: as of `stream`; rows: of the batch that are this host's."""
+    """Args: as of `stream`; rows: those of the batch that this process has."""
     self._samples, self._rows = samples, rows
-    # By the numbers of the whole corpus where there need not be a list of the
-    # records meant.
+    # Records are addressed by their number in the whole corpus, which needs no
+    # list of the selected records. Only resident samples are stored densely.
     self._clips = _schedule(corpus, batch, samples, seed, dense=resident)
-    self._read = (folder.reader(corpus, resident) if resident else
-                  folder.row_reader(corpus))
+    if resident:
+      self._read = folder.reader(corpus, resident)
+    else:
+      self._read = folder.row_reader(corpus)
 
   def __len__(self) -> int:
-    return 2**40
+    return 2**40  # Grain wants a length; the stream is endless.
 
   def __getitem__(self, step: int) -> np.ndarray:
     record_B, start_B = (a[self._rows] for a in self._clips(int(step)))
@@ -120,16 +128,16 @@ class Batches:
 
 
 def schedule(corpus: Corpus, batch: int, samples: int, seed: int) -> Schedule:
-  """Returns which clips every global batch holds, without reading any.
+  """Returns which clips every global batch contains, without reading any.
 
   Args:
     corpus, batch, samples, seed: as for `stream`.
 
   Returns:
-    a function step -> (record_B, start_B), both int64: clip b of that step is
+    a function step -> (record_B, start_B), both int64. Clip b of that step is
     samples start_B[b] to start_B[b] + samples of record record_B[b], a row of
-    corpus.records; a record that ends before is padded with zeros. It may be
-    called from several threads.
+    corpus.records. A record that ends before is padded with zeros. Several
+    threads may call it.
 
   Raises:
     ValueError: a corpus without records.
@@ -139,18 +147,28 @@ def schedule(corpus: Corpus, batch: int, samples: int, seed: int) -> Schedule:
 
 def _schedule(corpus: Corpus, batch: int, samples: int, seed: int,
               dense: bool) -> Schedule:
-  """As `schedule`; dense=False: by records' numbers in the whole corpus."""
+  """Returns `schedule`.
+
+  Args:
+    corpus, batch, samples, seed: as for `schedule`.
+    dense: whether records are numbered within the selection, as the rows of
+      corpus.records, or else within the whole corpus.
+  """
   if not len(corpus):
     raise ValueError(f'the corpus {corpus.root} has no records to stream')
-  at = _mixed_order(corpus, samples, seed) if corpus.mixed else (
-      _Order(corpus, samples, f'epoch:{seed}').at)
+  if corpus.mixed:
+    at = _mixed_order(corpus, samples, seed)
+  else:
+    at = _Order(corpus, samples, f'epoch:{seed}').at
 
-  def clips(step):
+  def clips(step: int) -> tuple[np.ndarray, np.ndarray]:
     record_B, row_B = at(step * batch + np.arange(batch))
     length_B = np.asarray(corpus.index.samples_R[row_B], np.int64)
     spare_B = np.maximum(length_B - samples, 0)
     start_B = _below(_bits(f'crop:{seed}:{step}', batch), spare_B + 1)
-    return (record_B if dense else row_B), start_B
+    if dense:
+      return record_B, start_B
+    return row_B, start_B
   return clips
 
 
@@ -158,14 +176,13 @@ def _mixed_order(corpus: Corpus, samples: int, seed: int) -> Callable:
   """Returns a function clip_B -> (record_B, row_B) of a mixture."""
   parts = mixture.parts(corpus)
   before = np.cumsum([0] + [len(part) for part in parts])
-  # A corpus of which nothing is meant leaves its share to the others.
-  weights = np.array([w if len(p) else 0.
-                      for w, p in zip(corpus.weights, parts)])
+  # If nothing of a corpus is selected, the others get its share.
+  weights = np.array(corpus.weights) * [len(part) > 0 for part in parts]
   places = mixture.places(tuple(weights / weights.sum()), seed)
   orders = {k: _Order(part, samples, f'epoch:{seed}:{k}')
             for k, part in enumerate(parts) if len(part)}
 
-  def at(clip_B):
+  def at(clip_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     which_B, index_B = places(clip_B)
     record_B, row_B = np.empty((2, len(clip_B)), np.int64)
     for k, order in orders.items():
@@ -184,12 +201,19 @@ class _Order:
     units = self._units = Units(corpus, samples)
     self._epoch = functools.lru_cache(maxsize=2)(
         lambda number: _Epoch(f'{name}:{number}', units.count))
-    # Threads that ask for the same epoch wait for one of them to make it.
+    # One thread computes an epoch; others that ask for it wait.
     self._lock = threading.Lock()
 
   def at(self, place_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (row of corpus.records, number in the whole corpus) of places
-    in the stream, which ascend; all int64."""
+    """Returns the records of some places in the stream, int64.
+
+    Args:
+      place_B: ascending numbers of clips, from 0.
+
+    Returns:
+      their rows of corpus.records, and their numbers in the whole corpus.
+    """
+    # A batch may extend over several epochs of a small corpus.
     count = self._units.count
     unit_B = np.empty(len(place_B), np.int64)
     for number in range(place_B[0] // count, place_B[-1] // count + 1):
@@ -201,16 +225,14 @@ class _Order:
 
 
 class Units:
-  """The units of a corpus: how many, and of which record each is.
-
-  count: of all units.
-  """
+  """The units of a corpus: their number `count`, and the record of each."""
 
   def __init__(self, corpus: Corpus, samples: int):
     self._corpus, self._samples = corpus, samples
     self._block = functools.lru_cache(maxsize=4096)(self._read_block)
     units, records = [], []
-    # Sums over blocks of a few records; within one they are counted anew.
+    # Only sums over blocks of FINE records are kept in memory. Inside a block
+    # units are counted again when they are looked up.
     for row_N, samples_N in corpus.columns('samples_R'):
       total = len(corpus.index.samples_R)
       begin = len(units) * index_lib.ROWS
@@ -223,26 +245,30 @@ class Units:
     self.count = int(self._unit_ends[-1])
 
   def _units(self, samples_N: np.ndarray) -> np.ndarray:
+    """Returns the units of records: lengths over clips, rounded up."""
     return -(-samples_N.astype(np.int64) // self._samples)
 
   def records(self, unit_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns (row of corpus.records, number in the whole corpus), int64."""
     record_B, row_B = np.empty((2, len(unit_B)), np.int64)
+    # Units are grouped by block, so that each block is read once.
     block_B = np.searchsorted(self._unit_ends, unit_B, 'right')
     order = np.argsort(block_B, kind='stable')
     edges = np.flatnonzero(np.diff(block_B[order])) + 1
     for group in np.split(order, edges):
       block = int(block_B[group[0]])
       row_N, ends_N = self._block(block)
-      before = block - 1
-      first = self._unit_ends[before] if block else 0
-      place = np.searchsorted(ends_N, unit_B[group] - first, 'right')
+      first_unit = first_record = 0
+      if block:
+        first_unit = self._unit_ends[block - 1]
+        first_record = self._record_ends[block - 1]
+      place = np.searchsorted(ends_N, unit_B[group] - first_unit, 'right')
       row_B[group] = row_N[place]
-      record_B[group] = place + (self._record_ends[before] if block else 0)
+      record_B[group] = place + first_record
     return record_B, row_B
 
   def _read_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the records meant of a block, and where their units end."""
+    """Returns the selected records of a block, and where their units end."""
     begin = block * folder.FINE
     end = min(begin + folder.FINE, len(self._corpus.index.samples_R))
     row_N = np.flatnonzero(self._corpus.mask(begin, end)) + begin
@@ -250,9 +276,9 @@ class Units:
 
 
 class _Epoch:
-  """The order of an epoch's units: that of their random numbers.
+  """The units of an epoch in the order of their random numbers.
 
-  A window of ranks is sorted at a time.
+  One window of ranks is sorted at a time and kept.
   """
 
   def __init__(self, name: str, count: int):
@@ -260,7 +286,7 @@ class _Epoch:
     self._begin, self._order = 0, np.zeros(0, np.int64)
 
   def at(self, rank_B: np.ndarray) -> np.ndarray:
-    """Returns the units of these ranks, which ascend."""
+    """Returns the units of some ranks, which must ascend."""
     unit_B, done = np.empty(len(rank_B), np.int64), 0
     while done < len(rank_B):
       if not self._begin <= rank_B[done] < self._begin + len(self._order):
@@ -271,17 +297,19 @@ class _Epoch:
     return unit_B
 
   def _sort(self, rank: int) -> None:
-    """Sorts the window of ranks that holds one."""
+    """Sorts a window of ranks that contains `rank`."""
     if self._count <= 2 * WINDOW:
       self._order = np.argsort(_bits(self._name, self._count), kind='stable')
       self._begin = 0
       return
-    # Of `count` uniform numbers those below a share q of all values are about
-    # q count, give or take a few square roots; of a window that the ranks
-    # asked for fall out of, as it may be at its edges, another is made.
+    # The range of numbers in which the ranks lie. Of n uniform numbers, n q are
+    # below the quantile q, with a standard deviation of at most sqrt(n) / 2. So
+    # 8 sqrt(n) is a margin of 16 standard deviations.
     spread = 8 * np.sqrt(self._count)
     low = max(0., (rank - spread) / self._count)
     high = min(1., (rank + WINDOW + spread) / self._count)
+    # One pass over all numbers, which are drawn again: they take less time than
+    # memory. `below` becomes the rank of the first number inside the range.
     below, units, numbers = 0, [], []
     first = np.uint64(int(low * 2.**64))
     last = np.uint64(min(int(high * 2.**64), 2**64 - 1))
@@ -291,16 +319,18 @@ class _Epoch:
       inside = np.flatnonzero((bits_U >= first) & (bits_U <= last))
       units.append(inside + begin)
       numbers.append(bits_U[inside])
-    units, numbers = np.concatenate(units), np.concatenate(numbers)
-    order = np.argsort(numbers, kind='stable')
+    order = np.argsort(np.concatenate(numbers), kind='stable')
     if not below <= rank < below + len(order):
       raise RuntimeError(f'rank {rank} of {self._count} is not in its window')
-    self._begin, self._order = below, units[order]
+    self._begin, self._order = below, np.concatenate(units)[order]
+
+
+# --- Fixed samples ---
 
 
 def clip_names(corpus: Corpus, batch: int, samples: int, seed: int,
                step: int) -> list[str]:
-  """Names the clips of global batch `step` as 'file@first second'."""
+  """Returns the names of the clips of a global batch: 'file@first second'."""
   row_B, start_B = _schedule(corpus, batch, samples, seed, dense=False)(step)
   index = corpus.index
   return [f'{index.file[row]}@{(index.start_R[row] + start) / corpus.rate:.2f}s'
@@ -308,32 +338,32 @@ def clip_names(corpus: Corpus, batch: int, samples: int, seed: int,
 
 
 def clips_in(corpus: Corpus, samples: int) -> int:
-  """How many clips of so many samples `sample` can take from a corpus."""
+  """Returns how many clips of a length `sample` can take from a corpus."""
   return sum(int(_slots(samples_N, samples).sum())
              for _, samples_N in corpus.columns('samples_R'))
 
 
 def _slots(samples_N: np.ndarray, samples: int) -> np.ndarray:
-  """Clips of each record that do not overlap: a short one is padded."""
+  """Returns how many clips without overlap each record has, at least one."""
   return np.maximum(samples_N.astype(np.int64) // samples, 1)
 
 
 def sample(corpus: Corpus, clips: int, samples: int,
            seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """A fixed sample of clips that do not overlap, spread over the recordings.
+  """Returns a fixed sample of clips without overlap.
 
   Every recording gives one clip before any gives a second.
 
   Args:
     corpus: a Corpus.
-    clips: how many.
+    clips: N, the number of clips.
     samples: of a clip.
-    seed: which.
+    seed: of the choice.
 
   Returns:
-    wave_NS: int16; shorter records are padded with zeros at their end.
-    source_N: int64 number of the recording, from a hash of its name: the same
-      in every subset of the corpus.
+    wave_NS: int16. Shorter records are padded with zeros at the end.
+    source_N: int64, a number per recording from a hash of its name, so that it
+      is the same in every subset of the corpus.
 
   Raises:
     ValueError: more clips than the corpus has.
@@ -346,7 +376,7 @@ def sample(corpus: Corpus, clips: int, samples: int,
   row_N, start_N, code_N = _spread(corpus, clips, samples, seed)
   read = folder.row_reader(corpus)
   wave_NS = np.zeros((clips, samples), np.int16)
-  # In the order of the shards, so that a record is read from disk once.
+  # In the order of the shards, so that each record is read from disk once.
   for n in np.argsort(row_N, kind='stable'):
     wave_S = read(row_N[n], start_N[n], samples)
     wave_NS[n, :len(wave_S)] = wave_S
@@ -360,7 +390,8 @@ def _spread(corpus: Corpus, clips: int, samples: int, seed: int) -> tuple[
   """Returns (row_N, start_N, code_N) of the clips of `sample`."""
   index = corpus.index
   chosen_G = _recordings(corpus, clips, samples, seed)
-  # The slots of the recordings that take part, with a random number each.
+  # All slots (possible clips) of the recordings that take part, each with a
+  # random number.
   rows, slots, bits, records = [], [], [], []
   unit = record = 0
   for row_N, samples_N, source_N in corpus.columns('samples_R', 'source_R'):
@@ -377,7 +408,8 @@ def _spread(corpus: Corpus, clips: int, samples: int, seed: int) -> tuple[
     unit, record = unit + len(mine_U), record + len(row_N)
   row_U, slot_U, bits_U, record_U = map(np.concatenate,
                                         (rows, slots, bits, records))
-  # Shuffled within each recording, then the first of each, the second, ...
+  # Slots are shuffled within each recording. Then the first slot of every
+  # recording is taken, then the second of every one, and so on.
   code_U = np.asarray(index.source_R[row_U], np.int64)
   by_source_U = np.lexsort((bits_U, code_U))
   code_V = code_U[by_source_U]
@@ -385,7 +417,8 @@ def _spread(corpus: Corpus, clips: int, samples: int, seed: int) -> tuple[
   rank_V = _ranks(corpus, code_V, seed)
   chosen_N = by_source_U[np.lexsort((rank_V, turn_V))[:clips]]
   row_N = row_U[chosen_N]
-  # One shift per record, or its clips would overlap.
+  # A random shift, so that clips do not always begin where the record does.
+  # One per record: with one per clip, clips would overlap.
   length_N = np.asarray(index.samples_R[row_N], np.int64)
   spare_N = np.maximum(length_N - _slots(length_N, samples) * samples, 0)
   shift_N = _below(_bits_at(f'shift:{seed}', record_U[chosen_N]), spare_N + 1)
@@ -396,8 +429,8 @@ def _recordings(corpus: Corpus, clips: int, samples: int,
                 seed: int) -> np.ndarray:
   """Returns which recordings can be in a sample, bool_G.
 
-  Where there are more of them than clips, those of the first keys: each gives
-  one. Else all are.
+  If there are more recordings than clips, these are the first ones by key, and
+  each gives one clip. Otherwise all recordings can be.
   """
   index = corpus.index
   present_G = np.zeros(len(index.sources), bool)
@@ -408,6 +441,8 @@ def _recordings(corpus: Corpus, clips: int, samples: int,
   keys_G = index_lib.keys(index, 'sample', seed)
   code_G = np.flatnonzero(present_G)
   key_G = keys_G[code_G]
+  # Keys may be equal, so that some more recordings than clips are chosen;
+  # `_ranks` orders them by the whole hash.
   limit = np.partition(key_G, clips - 1)[clips - 1]
   chosen_G = np.zeros(len(present_G), bool)
   chosen_G[code_G[key_G <= limit]] = True
@@ -415,7 +450,7 @@ def _recordings(corpus: Corpus, clips: int, samples: int,
 
 
 def _ranks(corpus: Corpus, code_V: np.ndarray, seed: int) -> np.ndarray:
-  """Returns each recording's place in the seeded order of those present."""
+  """Returns each recording's rank in the seeded order of recordings."""
   codes = np.unique(code_V)
   keys_G = index_lib.keys(corpus.index, 'sample', seed)
   ordered = selection.in_order(corpus.index, codes, keys_G, f'sample:{seed}:')
@@ -424,17 +459,21 @@ def _ranks(corpus: Corpus, code_V: np.ndarray, seed: int) -> np.ndarray:
   return rank[np.searchsorted(codes, code_V)]
 
 
+# --- Random numbers ---
+
+
 def _bits(name: str, count: int, begin: int = 0) -> np.ndarray:
-  """Returns numbers begin to begin + count of a stream of raw bits, uint64."""
+  """Returns `count` uint64 numbers of a named random stream from `begin` on."""
   key = np.frombuffer(hashlib.sha256(name.encode()).digest()[:16], '<u8')
-  # The generator's counter stands for four numbers.
+  # Philox makes four numbers per value of its counter, so that advancing to
+  # any place is immediate.
   generator = np.random.Philox(key=key).advance(begin // 4)
   skip = begin % 4
   return generator.random_raw(count + skip)[skip:]
 
 
 def _bits_at(name: str, place_N: np.ndarray) -> np.ndarray:
-  """Returns single numbers of `_bits`, at places in any order."""
+  """Returns single numbers of `_bits`, for places in any order."""
   bits_N = np.empty(len(place_N), np.uint64)
   for chunk in np.unique(place_N // CHUNK).tolist():
     here_N = place_N // CHUNK == chunk
@@ -446,5 +485,6 @@ def _bits_at(name: str, place_N: np.ndarray) -> np.ndarray:
 
 def _below(bits_B: np.ndarray, limit_B: np.ndarray) -> np.ndarray:
   """Maps raw bits to integers in [0, limit)."""
+  # The upper 53 bits, a float64's precision, as numpy's random() does it.
   unit_B = (bits_B >> np.uint64(11)) * 2.0**-53
   return (unit_B * limit_B).astype(np.int64)

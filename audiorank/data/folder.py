@@ -1,4 +1,4 @@
-"""A prepared corpus, opened: its records and how to read them.
+"""An open corpus: its records, selections of them, and how to read them.
 
 Shapes: R records of the corpus, N of a selection, S samples.
 """
@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import threading
+from typing import Any
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
   import pandas as pd
 
 FORMATS = (1, 2)
-# Files held open: the usual limit of open files is 1024.
+# Most files open at a time; the usual limit of a process is 1024.
 OPEN = 512
 # Rows of a block in which single records are looked up.
 FINE = 1024
-# A manifest beside an index is compared with its checksum up to this size.
+# A manifest beside an index is checked against its checksum up to this size.
+# Reading a larger one at every start would take seconds to minutes.
 CHECKED = 2**26
 
 Reader = Callable[[int, int, int], np.ndarray]
@@ -38,48 +40,41 @@ Reader = Callable[[int, int, int], np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-  """A corpus, or a selection of its records, in the corpus's order.
-
-  root: the folder.
-  index: of all its records.
-  bits: which of them are meant, a bit each (np.packbits, little); None: all.
-  count: how many.
-  hours: how long.
-  rate: samples per second.
-  sha256: of the manifest and the selection.
-  store: how records are stored, see prepare.shards.STORES.
-  audio: where files lie that are read in place, or ''.
-  mixed, weights: the corpora of a mixture, and their shares of the clips.
-  """
-  root: str
-  index: index_lib.Index
+  """A corpus, or a selection of its records, in the corpus's order."""
+  root: str  # The folder.
+  index: index_lib.Index  # Of all its records.
+  # Which of them are selected, one bit each (np.packbits, little); None: all.
   bits: np.ndarray | None
-  count: int
-  hours: float
-  rate: int
-  sha256: str
-  store: str
-  audio: str
-  mixed: tuple['Corpus', ...] = ()
-  weights: tuple[float, ...] = ()
+  count: int  # Number of selected records.
+  hours: float  # Their length.
+  rate: int  # Samples per second.
+  sha256: str  # Of the manifest and the selection.
+  store: str  # How records are stored; see prepare.shards.STORES.
+  audio: str  # Folder of sound files that are read in place, or ''.
+  mixed: tuple['Corpus', ...] = ()  # The corpora of a mixture,
+  weights: tuple[float, ...] = ()  # and their shares of the clips.
 
   def __len__(self) -> int:
     return self.count
 
   @functools.cached_property
   def records(self) -> 'pd.DataFrame':
-    """A row per record: record, shard, position, source, file, start, samples,
-    sha256, category. It is built here: of millions of records use the index.
+    """A DataFrame with one row per selected record.
+
+    Columns: record, shard, position, source, file, start, samples, sha256,
+    category. With millions of records use `index` instead: this is a copy.
     """
     import pandas as pd
     index, row_N = self.index, self.rows()
-    texts = lambda column, code_N: pd.Categorical.from_codes(
-        code_N, pd.Index(list(column), dtype=str))
+    if len(set(index.shards)) == len(index.shards):
+      shards = pd.Categorical.from_codes(
+          index.shard_R[row_N], pd.Index(list(index.shards), dtype=str))
+    else:
+      # Corpora of a mixture may have shards of the same name, which a
+      # Categorical does not allow.
+      shards = [index.shards[i] for i in index.shard_R[row_N]]
     return pd.DataFrame({
-        'record': row_N,
-        'shard': (texts(index.shards, index.shard_R[row_N])
-                  if len(set(index.shards)) == len(index.shards) else
-                  [index.shards[i] for i in index.shard_R[row_N]]),
+        'record': row_N, 'shard': shards,
         'position': np.asarray(index.position_R[row_N], np.int64),
         'source': pd.array([index.sources[i] for i in index.source_R[row_N]],
                            dtype=str),
@@ -92,29 +87,33 @@ class Corpus:
                               index.category_R[row_N]], dtype=str)})
 
   def mask(self, begin: int, end: int) -> np.ndarray:
-    """Returns which of the corpus's records begin to end - 1 are meant.
+    """Returns which of the corpus's records begin to end - 1 are selected.
 
-    `begin` is a multiple of 8.
+    Args:
+      begin: a multiple of 8.
+      end: of the range.
     """
     if self.bits is None:
       return np.ones(end - begin, bool)
+    # Bits of whole bytes; the last one may have bits beyond the end.
     packed = self.bits[begin // 8:-(-end // 8)]
     return np.unpackbits(packed, count=end - begin,
                          bitorder='little').view(bool)
 
   def blocks(self) -> Iterator[np.ndarray]:
-    """Yields the numbers of the records meant, row_N, some at a time."""
+    """Yields the numbers of the selected records, row_N, block by block."""
     total, rows = len(self.index.samples_R), index_lib.ROWS
     for begin in range(0, total, rows):
       row_N = np.flatnonzero(self.mask(begin, min(begin + rows, total)))
       yield row_N + begin
 
   def columns(self, *names: str) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yields (row_N, a column of the index_N ...) of the records meant, some at
-    a time: no more of a column is in memory.
+    """Yields (row_N, column_N, ...) of the selected records, block by block.
+
+    Only one block of a column is in memory at a time.
 
     Args:
-      *names: of fields of Index.
+      *names: of columns, fields of Index.
     """
     arrays = [getattr(self.index, name) for name in names]
     for row_N in self.blocks():
@@ -122,11 +121,11 @@ class Corpus:
       index_lib.release(*arrays)
 
   def rows(self) -> np.ndarray:
-    """Returns the numbers of all records meant, row_N int64."""
+    """Returns the numbers of all selected records, row_N int64."""
     return np.concatenate([np.zeros(0, np.int64), *self.blocks()])
 
   def lengths(self) -> np.ndarray:
-    """Returns the samples of all records meant, length_N int64."""
+    """Returns the lengths of all selected records in samples, int64."""
     return np.concatenate([np.zeros(0, np.int64), *(
         samples_N for _, samples_N in self.columns('samples_R'))])
 
@@ -134,9 +133,12 @@ class Corpus:
 def load_one(root: str | os.PathLike) -> Corpus:
   """Opens the folder that `prepare` wrote.
 
+  Args:
+    root: the folder.
+
   Raises:
     FileNotFoundError: no folder, no complete corpus in it, or a shard missing.
-    ValueError: a manifest or a format that is not what corpus.json says.
+    ValueError: a manifest or a format that contradicts corpus.json.
   """
   root = files.path(root)
   about = _described(root)
@@ -144,34 +146,38 @@ def load_one(root: str | os.PathLike) -> Corpus:
   if index is None and about['format'] > 1:
     raise ValueError(f'{root / "index"}: no index of this corpus; run prepare '
                      'again')
+  # Format 1 had no index: its manifest is read instead.
   manifest = root / 'manifest.csv'
   if index is None or manifest.stat().st_size <= CHECKED:
     _check_manifest(manifest, about['sha256'])
   if index is None:
     index = _of_manifest(manifest)
-  store = about.get('store', 'int16')
+  # A missing shard is reported now, not in the middle of training.
+  store = about.get('store', 'int16')  # The only one of format 1.
   if store != 'none':
     for shard in index.shards:
       if not (root / 'shards' / shard).exists():
         raise FileNotFoundError(f'{root / "shards" / shard}: no such shard, '
                                 'though the manifest names it')
-  audio = _audio(root, about, index) if store == 'none' else ''
+  audio = ''
+  if store == 'none':
+    audio = _audio(root, about, index)
   whole = Corpus(os.fspath(root), index, None, len(index.samples_R), 0.,
                  about['rate'], about['sha256'], store, audio)
   return dataclasses.replace(whole, hours=hours(whole))
 
 
 def _described(root: pathlib.Path) -> dict:
-  """Returns corpus.json, checked."""
+  """Returns the tree of corpus.json, checked."""
   path = root / 'corpus.json'
+  if not root.exists():
+    raise FileNotFoundError(f'{root}: no such folder')
   if not path.exists():
-    if not root.exists():
-      raise FileNotFoundError(f'{root}: no such folder')
-    raise FileNotFoundError(
-        f'{path}: no such file; ' + (
-            'the corpus is not complete, run prepare again'
-            if (root / 'plan.json').exists() else
-            f'{root} was not made by prepare'))
+    # `prepare` writes the plan first and corpus.json last.
+    reason = f'{root} was not made by prepare'
+    if (root / 'plan.json').exists():
+      reason = 'the corpus is not complete, run prepare again'
+    raise FileNotFoundError(f'{path}: no such file; {reason}')
   try:
     about = json.loads(path.read_text(encoding='utf-8'))
     form, rate, sha256 = about['format'], about['rate'], about['sha256']
@@ -187,7 +193,11 @@ def _described(root: pathlib.Path) -> dict:
 
 
 def _audio(root: pathlib.Path, about: dict, index: index_lib.Index) -> str:
-  """Returns the folder that records are read from in place."""
+  """Returns the folder of the sound files that are read in place.
+
+  Raises:
+    FileNotFoundError: its first file is missing, so the folder was moved.
+  """
   audio = os.path.normpath(root / str(about.get('audio', '')))
   first = _path(audio, index.shards[0])
   if not os.path.exists(first):
@@ -198,19 +208,17 @@ def _audio(root: pathlib.Path, about: dict, index: index_lib.Index) -> str:
 
 
 def _check_manifest(path: pathlib.Path, expected: str) -> None:
-  digest = hashlib.sha256()
-  with open(path, 'rb') as file:
-    while data := file.read(2**20):
-      digest.update(data)
-  if digest.hexdigest() != expected:
-    raise ValueError(f'{path}: sha256 {digest.hexdigest()[:12]}..., '
+  """Raises ValueError unless a manifest has the checksum of corpus.json."""
+  digest = files.sha256(path)
+  if digest != expected:
+    raise ValueError(f'{path}: sha256 {digest[:12]}..., '
                      f'corpus.json says {expected[:12]}...')
 
 
 def _of_manifest(path: pathlib.Path) -> index_lib.Index:
-  """Returns the index of a corpus written before there was one on disk."""
+  """Returns the index of a corpus that was written without one."""
   import pandas as pd
-  # Names may hold a carriage return, which is not the end of a line.
+  # File names may contain a carriage return, which does not end a line here.
   table = pd.read_csv(io.BytesIO(path.read_bytes()), dtype={
       'record': np.int64, 'shard': 'category', 'position': np.int64,
       'source': str, 'file': str, 'start': np.int64, 'samples': np.int64,
@@ -229,7 +237,7 @@ def _of_manifest(path: pathlib.Path) -> index_lib.Index:
 
 
 def hours(corpus: Corpus) -> float:
-  """Returns how long the records meant are."""
+  """Returns the length of the selected records in hours."""
   samples = sum(int(samples_N.sum(dtype=np.int64))
                 for _, samples_N in corpus.columns('samples_R'))
   return samples / corpus.rate / 3600
@@ -240,25 +248,26 @@ def select(corpus: Corpus, mask_of: Callable[..., np.ndarray],
   """Returns a selection of a corpus.
 
   Args:
-    corpus: a Corpus.
-    mask_of: called with row_N, numbers of records meant, in ascending blocks,
-      and the columns asked for; returns which of them to keep.
+    corpus: a Corpus, or itself a selection.
+    mask_of: called block by block with the ascending numbers of selected
+      records, row_N, and with the columns; returns which of them to keep.
     *names: of columns, fields of Index.
   """
+  # A bit per record: a selection of 33 million takes 4 MB.
   total = len(corpus.index.samples_R)
   bits, count, samples = np.zeros(-(-total // 8), np.uint8), 0, 0
   digest = hashlib.sha256(corpus.sha256.encode())
   for block, (row_N, samples_N, *more) in enumerate(
       corpus.columns('samples_R', *names)):
     keep_N = mask_of(row_N, *more)
-    kept_N = row_N[keep_N]
+    chosen_N = row_N[keep_N]
     begin = block * index_lib.ROWS
     mask = np.zeros(min(index_lib.ROWS, total - begin), bool)
-    mask[kept_N - begin] = True
+    mask[chosen_N - begin] = True
     packed = np.packbits(mask, bitorder='little')
     bits[begin // 8:begin // 8 + len(packed)] = packed
-    digest.update(kept_N.astype('<i8').tobytes())
-    count += len(kept_N)
+    digest.update(chosen_N.astype('<i8').tobytes())
+    count += len(chosen_N)
     samples += int(samples_N[keep_N].sum(dtype=np.int64))
   return dataclasses.replace(
       corpus, bits=bits, count=count, hours=samples / corpus.rate / 3600,
@@ -266,7 +275,10 @@ def select(corpus: Corpus, mask_of: Callable[..., np.ndarray],
 
 
 def verify(corpus: Corpus) -> list[str]:
-  """Reads every record; returns the names of those not as first written."""
+  """Reads every record; returns the names of those that were changed.
+
+  A record that cannot be read counts as changed.
+  """
   read, index, bad = row_reader(corpus), corpus.index, []
   for row_N in corpus.blocks():
     for row in row_N.tolist():
@@ -282,37 +294,39 @@ def verify(corpus: Corpus) -> list[str]:
 
 
 def reader(corpus: Corpus, resident: bool) -> Reader:
-  """A function (record, start, samples) -> wave_S of int16.
+  """Returns a function (record, start, samples) -> wave_S int16.
 
-  `record` is a row of corpus.records. It may be called from several threads.
-  A damaged shard raises ValueError.
+  `record` is a row of corpus.records. Several threads may call the function.
+  It raises ValueError for a damaged shard.
 
   Args:
     corpus: a Corpus.
-    resident: keep all samples in memory.
+    resident: read all samples now and keep them in memory.
   """
   read, row_N = row_reader(corpus), corpus.rows()
   if not resident:
     return lambda record, start, samples: read(row_N[record], start, samples)
+  # One array for all samples, filled by many threads: reading waits for disks.
   length_N = corpus.lengths()
   begin_N = np.cumsum(length_N) - length_N
   all_S = np.empty(length_N.sum(), np.int16)
 
-  def fetch(record):
+  def fetch(record: int) -> None:
     all_S[begin_N[record]:][:length_N[record]] = read(
         row_N[record], 0, length_N[record])
   with concurrent.futures.ThreadPoolExecutor() as pool:
+    # The loop raises what a thread has raised.
     for _ in pool.map(fetch, range(len(length_N))):
       pass
 
-  def from_memory(record, start, samples):
+  def from_memory(record: int, start: int, samples: int) -> np.ndarray:
     end = min(start + samples, length_N[record])
     return all_S[begin_N[record] + start:begin_N[record] + end]
   return from_memory
 
 
 def row_reader(corpus: Corpus) -> Reader:
-  """As `reader`, by the number of a record in the whole corpus."""
+  """Returns `reader` for the numbers of records in the whole corpus."""
   if corpus.mixed:
     return _from_mixed(corpus)
   if corpus.store == 'int16':
@@ -321,29 +335,32 @@ def row_reader(corpus: Corpus) -> Reader:
 
 
 def _from_mixed(corpus: Corpus) -> Reader:
+  """Reads from the corpora of a mixture, whose records follow each other."""
   readers = [row_reader(part) for part in corpus.mixed]
-  ends = np.cumsum([len(part.index.samples_R) for part in corpus.mixed])
+  ends = np.cumsum([0] + [len(part.index.samples_R) for part in corpus.mixed])
 
-  def read(row, start, samples):
-    part = int(np.searchsorted(ends, row, 'right'))
-    return readers[part](int(row) - int(ends[part - 1] if part else 0), start,
-                         samples)
+  def read(row: int, start: int, samples: int) -> np.ndarray:
+    part = int(np.searchsorted(ends, row, 'right')) - 1
+    return readers[part](int(row) - int(ends[part]), start, samples)
   return read
 
 
 def _from_array_records(corpus: Corpus) -> Reader:
+  """Reads int16 samples from ArrayRecord shards."""
   from array_record.python import array_record_module
   index, folder = corpus.index, pathlib.Path(corpus.root) / 'shards'
   lock = threading.Lock()
 
   @functools.lru_cache(OPEN)
-  def opened(code):
+  def opened(code: int) -> Any:
+    # No read-ahead: the next record is anywhere.
     return array_record_module.ArrayRecordReader(
         os.fspath(folder / index.shards[code]), 'readahead_buffer_size:0')
 
-  def read(row, start, samples):
+  def read(row: int, start: int, samples: int) -> np.ndarray:
     length = int(index.samples_R[row])
     try:
+      # A cache is not enough: two threads could open one shard twice.
       with lock:
         shard = opened(int(index.shard_R[row]))
       [data] = shard.read([int(index.position_R[row])])
@@ -357,16 +374,21 @@ def _from_array_records(corpus: Corpus) -> Reader:
 
 
 def _from_sound_files(corpus: Corpus) -> Reader:
-  """Reads FLAC or Opus records of tars, and files where they lie."""
-  index = corpus.index
-  folder = (corpus.audio if corpus.store == 'none' else
-            os.path.join(corpus.root, 'shards'))
+  """Reads FLAC or Opus records from tars, or sound files in place."""
+  index, in_place = corpus.index, corpus.store == 'none'
+  folder = os.path.join(corpus.root, 'shards')
+  if in_place:
+    folder = corpus.audio
   opened = functools.lru_cache(OPEN)(
       lambda code: stored.Handle(_path(folder, index.shards[code])))
 
-  def read(row, start, samples):
+  def read(row: int, start: int, samples: int) -> np.ndarray:
     length, inner = int(index.samples_R[row]), index.inner[row]
-    begin = int(index.start_R[row]) if corpus.store == 'none' else 0
+    # A record in a tar is a sound file of its own. In place, it is a part of a
+    # recording.
+    begin = 0
+    if in_place:
+      begin = int(index.start_R[row])
     try:
       address = stored.Address(
           index.file[row], int(index.position_R[row]),
@@ -382,12 +404,14 @@ def _from_sound_files(corpus: Corpus) -> Reader:
 
 
 def _path(folder: str, shard: str) -> str:
-  # Of a corpus of one archive or file, '' is that file itself.
-  return os.path.join(folder, shard) if shard else folder
+  """Returns the path of a shard of a folder."""
+  if not shard:  # The corpus is one archive or file, and `folder` is that.
+    return folder
+  return os.path.join(folder, shard)
 
 
 def where(corpus: Corpus, row: int) -> str:
-  """Returns what to call a record in a message."""
+  """Returns how messages name a record, by its number in the whole corpus."""
   index, row = corpus.index, int(row)
   shard = index.shards[int(index.shard_R[row])]
   folder = corpus.audio or f'{corpus.root}/shards'

@@ -1,14 +1,14 @@
-"""What records a corpus has: columns on disk, read where they are needed.
+"""The table of a corpus's records: columns on disk, mapped into memory.
 
-A corpus of the paper's size has 33 million records. Their columns lie in a
-folder of binary files that are mapped into memory, so that opening it costs
-nothing, the processes of a machine share what they read, and a pass over a
-column needs no more memory than a block of it. A corpus without such a folder
-(written before there was one) gives the same Index from its manifest.csv.
+A corpus of the paper's size has 33 million records. Because the columns are
+mapped, opening one costs nothing, the processes of a machine share what they
+read, and a pass over a column needs no more memory than one block of it. For a
+corpus without such a folder (format 1), data/folder.py builds the same Index
+from manifest.csv.
 
-  index.json       counts, types, the checksum of the manifest that it is of
+  index.json       counts, types, the checksum of the manifest
   samples.bin ...  one little-endian column each
-  file.bin, file.ends.bin ...   texts, joined, and where each ends
+  file.bin, file.ends.bin ...   texts, joined, and the end of each
   keys/            hashes of the recordings' names, by purpose and seed
 
 Shapes: R records, G recordings (sources).
@@ -33,9 +33,11 @@ VERSION = 1
 COLUMNS = {'samples': '<i4', 'start': '<i8', 'shard': '<i4', 'position': '<i8',
            'source': '<i4', 'category': '<i4'}
 TEXTS = ('file', 'inner', 'shards', 'sources', 'categories')
-ROWS = 2**20  # Of a block in a pass over a column.
-# From so many recordings on, hashes of their names are kept on disk.
+ROWS = 2**20  # Rows of a block in a pass over a column.
+# From so many recordings on, hashes of their names are stored on disk:
+# computing them takes about a microsecond each.
 KEPT_KEYS = 200_000
+# What orders are used for; see `keys`.
 PURPOSES = ('split', 'subset', 'sample')
 
 
@@ -49,14 +51,20 @@ class Texts(Sequence):
     return len(self._ends)
 
   def __getitem__(self, index: int) -> str:
-    begin = int(self._ends[index - 1]) if index else 0
-    return bytes(self._blob[begin:int(self._ends[index])]).decode()
+    return bytes(
+        self._blob[self._begin(index):int(self._ends[index])]).decode()
+
+  def _begin(self, index: int) -> int:
+    """Returns where the bytes of a text begin."""
+    if not index:
+      return 0
+    return int(self._ends[index - 1])
 
   def blocks(self) -> Iterator[list[bytes]]:
-    """Yields the texts, encoded, some at a time."""
+    """Yields the encoded texts, block by block."""
     for begin in range(0, len(self), ROWS):
       ends = self._ends[begin:begin + ROWS].tolist()
-      first = int(self._ends[begin - 1]) if begin else 0
+      first = self._begin(begin)
       blob = bytes(self._blob[first:ends[-1]])
       yield [blob[a - first:b - first] for a, b in zip([first, *ends], ends)]
 
@@ -65,47 +73,37 @@ class Listed(list):
   """Texts in memory, with the interface of Texts."""
 
   def blocks(self) -> Iterator[list[bytes]]:
-    """Yields the texts, encoded, some at a time."""
+    """Yields the encoded texts, block by block."""
     for begin in range(0, len(self), ROWS):
       yield [text.encode() for text in self[begin:begin + ROWS]]
 
 
 class Index(NamedTuple):
-  """The columns of a corpus; arrays may be mapped from disk.
-
-  samples_R, start_R: length of a record, and its first sample in its file.
-  shard_R, position_R: which of `shards` holds it, and where: the number of a
-    record in an ArrayRecord file, else a byte.
-  bytes_R: bytes there; None in ArrayRecord files.
-  source_R, category_R: which of `sources` (sorted) and `categories`.
-  sha256_RB: of its samples, 32 bytes.
-  inner: see stored.Address; None in ArrayRecord files.
-  folder: of the index on disk, or None.
-  parts: the indexes that a mixture is joined of.
-  """
-  samples_R: np.ndarray
-  start_R: np.ndarray
-  shard_R: np.ndarray
+  """The columns of a corpus; arrays may be mapped from disk."""
+  samples_R: np.ndarray  # Length of a record.
+  start_R: np.ndarray  # Its first sample in its sound file.
+  shard_R: np.ndarray  # Which of `shards` contains it,
+  # and its place there: its number in an ArrayRecord file, else its first byte.
   position_R: np.ndarray
-  bytes_R: np.ndarray | None
-  source_R: np.ndarray
-  category_R: np.ndarray
-  sha256_RB: np.ndarray
-  file: Sequence[str]
-  inner: Sequence[str] | None
+  bytes_R: np.ndarray | None  # Its bytes there; None in ArrayRecord files.
+  source_R: np.ndarray  # Its recording, a row of `sources`.
+  category_R: np.ndarray  # Its category, a row of `categories`.
+  sha256_RB: np.ndarray  # Of its samples, 32 bytes.
+  file: Sequence[str]  # Name of its sound file.
+  inner: Sequence[str] | None  # See stored.Address; None in ArrayRecord files.
   shards: Sequence[str]
-  sources: Sequence[str]
+  sources: Sequence[str]  # Sorted.
   categories: Sequence[str]
-  folder: pathlib.Path | None
-  parts: tuple = ()
+  folder: pathlib.Path | None  # Of the index on disk.
+  parts: tuple = ()  # The indexes that a mixture is joined from.
 
 
 def load(folder: pathlib.Path, sha256: str) -> Index | None:
-  """Returns the index in a folder, or None where there is none of this corpus.
+  """Returns the index in a folder, or None if it has none of this corpus.
 
   Args:
     folder: of the index.
-    sha256: of the manifest that it has to be of.
+    sha256: checksum of the corpus's manifest.
 
   Raises:
     ValueError: it is of this corpus, but damaged.
@@ -121,6 +119,8 @@ def load(folder: pathlib.Path, sha256: str) -> Index | None:
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f'{path}: not an index ({type(error).__name__} {error}); '
                      'remove the folder, prepare writes it again') from error
+  # A copy that broke off is noticed here; checksums of whole columns would take
+  # too long.
   for name, size in sizes.items():
     file = folder / name
     if not file.is_file() or file.stat().st_size != size:
@@ -128,12 +128,13 @@ def load(folder: pathlib.Path, sha256: str) -> Index | None:
                        'remove the folder, prepare writes it again')
   column = lambda name, kind: _mapped(folder / f'{name}.bin', kind)
   texts = lambda name: Texts(column(name, 'u1'), column(f'{name}.ends', '<i8'))
-  placed = 'inner.bin' in sizes
+  lengths, inner = None, None
+  if 'inner.bin' in sizes:
+    lengths, inner = column('bytes', '<i8'), texts('inner')
   index = Index(
       **{f'{n}_R': column(n, kind) for n, kind in COLUMNS.items()},
-      bytes_R=column('bytes', '<i8') if placed else None,
-      sha256_RB=column('sha256', 'u1').reshape(-1, 32),
-      file=texts('file'), inner=texts('inner') if placed else None,
+      bytes_R=lengths, sha256_RB=column('sha256', 'u1').reshape(-1, 32),
+      file=texts('file'), inner=inner,
       shards=texts('shards'), sources=texts('sources'),
       categories=Listed(texts('categories')), folder=folder)
   if len(index.samples_R) != rows:
@@ -143,7 +144,8 @@ def load(folder: pathlib.Path, sha256: str) -> Index | None:
 
 
 def _mapped(path: pathlib.Path, kind: str) -> np.ndarray:
-  if not path.stat().st_size:
+  """Returns a file of numbers as an array mapped into memory."""
+  if not path.stat().st_size:  # An empty file cannot be mapped.
     return np.zeros(0, kind)
   with open(path, 'rb') as file:
     return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ),
@@ -151,37 +153,47 @@ def _mapped(path: pathlib.Path, kind: str) -> np.ndarray:
 
 
 def release(*columns: np.ndarray) -> None:
-  """Gives back the memory that a pass over mapped columns has filled.
+  """Frees the memory that a pass over mapped columns has filled.
 
-  What was read stays in the system's cache of files, for all processes.
+  What was read stays in the system's file cache, for all processes.
   """
   for column in columns:
-    if hasattr(column, 'parts'):
+    if hasattr(column, 'parts'):  # mixture.Joined.
       release(*column.parts)
       continue
+    # np.frombuffer keeps the mapping behind a memoryview.
     owner = column.base
-    owner = owner.obj if isinstance(owner, memoryview) else owner
+    if isinstance(owner, memoryview):
+      owner = owner.obj
     if isinstance(owner, mmap.mmap) and hasattr(mmap, 'MADV_DONTNEED'):
       owner.madvise(mmap.MADV_DONTNEED)
+
+
+# --- Writing ---
 
 
 class Writer:
   """Writes an index record by record; a context manager.
 
-  Nothing of it is found by `load` before `finish` has been called.
+  `load` finds no index before `finish` has been called.
   """
 
   def __init__(self, folder: str | os.PathLike):
     self.folder = pathlib.Path(folder)
     self.sources = self._count = 0
+    # Rows that have not been written yet: numbers and texts by column.
     self._numbers = {n: array.array({'<i4': 'i', '<i8': 'q'}[kind])
                      for n, kind in COLUMNS.items()}
     self._numbers['bytes'] = array.array('q')
     self._texts = {name: bytearray() for name in ('file', 'inner', 'shards')}
     self._ends = {name: array.array('q') for name in self._texts}
     self._sizes = dict.fromkeys(self._texts, 0)
+    # Whether records have bytes and a place, as all but ArrayRecord's have.
     self._hashes, self._placed, self._shard = bytearray(), False, None
-    self._shards, self._codes, self._categories = 0, {}, {}
+    # Text -> code, in the order of appearance.
+    self._shards = 0
+    self._codes: dict[str, int] = {}
+    self._categories: dict[str, int] = {}
     self._files: dict[str, Any] = {}
 
   def __enter__(self) -> 'Writer':
@@ -195,7 +207,7 @@ class Writer:
 
   def add(self, record: dict) -> None:
     """Adds a record: a dictionary with the columns of the manifest."""
-    if record['shard'] != self._shard:
+    if record['shard'] != self._shard:  # Records come shard by shard.
       self._shard = record['shard']
       self._text('shards', self._shard)
       self._shards += 1
@@ -215,16 +227,19 @@ class Writer:
       values['bytes'].append(record['bytes'])
       self._text('inner', record['inner'])
     self._count += 1
+    # Memory stays bounded, whatever the number of records.
     if self._count % 2**16 == 0:
       self._flush()
 
   def _text(self, name: str, text: str) -> None:
+    """Adds a text to a column."""
     data = text.encode()
     self._texts[name] += data
     self._sizes[name] += len(data)
     self._ends[name].append(self._sizes[name])
 
   def _flush(self) -> None:
+    """Writes the rows that are in memory."""
     for name, values in self._numbers.items():
       self._write(name, values)
       del values[:]
@@ -236,6 +251,7 @@ class Writer:
     del self._hashes[:]
 
   def _write(self, name: str, data: Any) -> None:
+    """Appends to the file of a column."""
     if name not in self._files:
       self._files[name] = open(self.folder / f'{name}.bin', 'wb')
     self._files[name].write(data)
@@ -248,7 +264,7 @@ class Writer:
       rate: samples per second.
 
     Returns:
-      how many records are copies of another, sample by sample.
+      the number of records whose samples are a copy of another record's.
     """
     self._flush()
     names = sorted(self._codes)
@@ -260,27 +276,37 @@ class Writer:
       os.fsync(file.fileno())
       file.close()
     _renumber(self.folder / 'source.bin', self._codes, names)
+    # Records of ArrayRecord files have a number there, and no bytes.
     if not self._placed:
       for name in ('bytes', 'inner', 'inner.ends'):
         (self.folder / f'{name}.bin').unlink()
     seal(self.folder, sha256, rate)
+    # The first 8 of 32 bytes tell different hashes apart well enough.
     heads_R = _mapped(self.folder / 'sha256.bin', '<u8')[::4]
     return self._count - len(np.unique(heads_R))
 
 
 def _renumber(path: pathlib.Path, codes: dict, names: list[str]) -> None:
-  """Replaces codes in the order of appearance by places among sorted names."""
-  place_G = np.empty(len(names), '<i4')
-  for place, name in enumerate(names):
-    place_G[codes[name]] = place
-  code_R = np.memmap(path, '<i4', 'r+') if codes else np.zeros(0, '<i4')
+  """Replaces codes in the order of appearance by ranks among sorted names.
+
+  Args:
+    path: of the column.
+    codes: name -> code in the column.
+    names: the sorted names.
+  """
+  if not codes:
+    return
+  rank_G = np.empty(len(names), '<i4')
+  for rank, name in enumerate(names):
+    rank_G[codes[name]] = rank
+  code_R = np.memmap(path, '<i4', 'r+')
   for begin in range(0, len(code_R), ROWS):
-    code_R[begin:begin + ROWS] = place_G[code_R[begin:begin + ROWS]]
-  if codes:
-    code_R.flush()
+    code_R[begin:begin + ROWS] = rank_G[code_R[begin:begin + ROWS]]
+  code_R.flush()
 
 
 def _save_texts(folder: pathlib.Path, name: str, texts: list[str]) -> None:
+  """Writes a column of texts."""
   data = [text.encode() for text in texts]
   (folder / f'{name}.bin').write_bytes(b''.join(data))
   np.cumsum([len(d) for d in data], dtype='<i8').tofile(
@@ -288,13 +314,15 @@ def _save_texts(folder: pathlib.Path, name: str, texts: list[str]) -> None:
 
 
 def seal(folder: pathlib.Path, sha256: str, rate: int) -> None:
-  """Writes index.json over the columns of a folder, and their hashes."""
+  """Writes index.json for the columns in a folder, and the recordings' keys."""
+  # Summed as int64: 2^31 samples are only 37 hours.
   samples_R = _mapped(folder / 'samples.bin', '<i4')
   total = sum(int(samples_R[i:i + ROWS].sum(dtype=np.int64))
               for i in range(0, len(samples_R), ROWS))
   sizes = {p.name: p.stat().st_size for p in sorted(folder.glob('*.bin'))}
   about = {'version': VERSION, 'records': len(samples_R), 'samples': total,
            'rate': rate, 'sha256': sha256, 'sizes': sizes}
+  # Last of all files: an index is complete when it has this one.
   files.write_text(folder / 'index.json', json.dumps(about, indent=1))
   index = load(folder, sha256)
   if len(index.sources) >= KEPT_KEYS:
@@ -302,23 +330,27 @@ def seal(folder: pathlib.Path, sha256: str, rate: int) -> None:
       keys(index, purpose, 0)
 
 
-def keys(index: Index, purpose: str, seed: int) -> np.ndarray:
-  """Returns keys_G, uint64: what orders the recordings for a purpose.
+# --- Orders of recordings ---
 
-  The first eight bytes of the SHA-256 of 'purpose:seed:name'. Of many
-  recordings they are kept beside the index, or in the user's cache.
+
+def keys(index: Index, purpose: str, seed: int) -> np.ndarray:
+  """Returns keys_G, uint64: the recordings' order is that of their keys.
+
+  A key is the first eight bytes of the SHA-256 of 'purpose:seed:name'. Those
+  of many recordings are stored beside the index, or in the user's cache.
 
   Args:
     index: an Index.
-    purpose: what the order is for.
+    purpose: one of PURPOSES.
     seed: of the order.
   """
-  if index.parts:
+  if index.parts:  # A mixture: the order depends on names, not on the corpus.
     return np.concatenate([keys(p, purpose, seed) for p in index.parts])
   if len(index.sources) < KEPT_KEYS or index.folder is None:
     return _hashed(index.sources, f'{purpose}:{seed}:')
   name = f'{purpose}-{seed}.bin'
   size = 8 * len(index.sources)
+  # Read where they are; computed and written once, where that is possible.
   folders = [index.folder / 'keys', _cache(index.folder)]
   for folder in folders:
     path = folder / name
@@ -331,11 +363,12 @@ def keys(index: Index, purpose: str, seed: int) -> np.ndarray:
         keys_G.tofile(part)
       break
     except OSError:
-      continue  # A corpus may lie where only its owner writes.
+      continue  # Only its owner may write into a shared corpus.
   return keys_G
 
 
 def _cache(folder: pathlib.Path) -> pathlib.Path:
+  """Returns the cache's folder for an index, by a digest of its content."""
   about = (folder / 'index.json').read_bytes()
   return (files.cache_folder('index')
           / hashlib.sha256(about).hexdigest()[:16])
@@ -343,8 +376,9 @@ def _cache(folder: pathlib.Path) -> pathlib.Path:
 
 def _hashed(texts: Any, prefix: str) -> np.ndarray:
   """Returns the first 8 bytes of the SHA-256 of every text, as numbers."""
+  # The state after the prefix is copied for every text.
   begun = hashlib.sha256(prefix.encode())
-  parts = []
+  parts = [np.zeros(0, np.uint64)]
   for block in texts.blocks():
     digests = []
     for text in block:
@@ -352,4 +386,4 @@ def _hashed(texts: Any, prefix: str) -> np.ndarray:
       digest.update(text)
       digests.append(digest.digest()[:8])
     parts.append(np.frombuffer(b''.join(digests), '>u8').astype(np.uint64))
-  return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+  return np.concatenate(parts)

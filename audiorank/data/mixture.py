@@ -1,9 +1,9 @@
-"""Several corpora as one, each with a share of the clips of a batch.
+"""Several corpora as one, each with a share of the training clips.
 
-The joint corpus has the records of all, one corpus after the other; splits,
-subsets, categories and samples are made of it as of any other. Weights matter
-to the stream alone: they are the shares of the clips that come from each,
-however many hours it has.
+The joint corpus has the records of all, one corpus after the other. Splits,
+subsets, categories and samples work as for any corpus. The weights only affect
+the stream: they are the shares of the clips that come from each corpus, however
+many hours it has.
 
 Shapes: K corpora, L clips of a period, B clips.
 """
@@ -22,8 +22,10 @@ from audiorank import files
 from audiorank.data import folder
 from audiorank.data import index as index_lib
 
-PERIOD = 2**16  # Clips in which every corpus has its exact share.
-LEAST = 1e-3  # Share of the least of them.
+PERIOD = 2**16  # Clips of the stream in which each share is exact.
+# The smallest share. A period has a whole number of clips of each corpus: here
+# 65 or 66, so that rounding changes no share by more than 1.5 %.
+LEAST = 1e-3
 
 
 def parse(text: str) -> list[tuple[str, float]]:
@@ -49,7 +51,7 @@ def parse(text: str) -> list[tuple[str, float]]:
 
 
 def absolute(text: str) -> str:
-  """Returns a mixture with absolute paths, as a run's folder keeps it."""
+  """Returns a mixture with absolute paths, for a run's config.json."""
   return ','.join(f'{os.path.abspath(files.path(root, "data.mixture"))}='
                   f'{weight:g}' for root, weight in parse(text))
 
@@ -59,13 +61,13 @@ def load(root: str | os.PathLike, mixture: str = '') -> folder.Corpus:
 
   Args:
     root: the folder.
-    mixture: further ones, each with its weight beside the 1 of `root`, such as
-      '/data/music=.5,/data/birds=2'; '' for none.
+    mixture: further corpora with their weights, such as
+      '/data/music=.5,/data/birds=2'; '' for none. The weight of `root` is 1.
 
   Raises:
     FileNotFoundError: no folder, no complete corpus in it, or a shard missing.
-    ValueError: a manifest or a format that is not what corpus.json says; a
-      mixture that is none.
+    ValueError: a manifest or a format that contradicts corpus.json; a mixture
+      that cannot be read.
   """
   others = parse(mixture)
   first = folder.load_one(root)
@@ -84,7 +86,7 @@ def join(corpora: list[folder.Corpus],
     weights: a positive number each.
 
   Raises:
-    ValueError: corpora of several rates, or a share too small to be kept.
+    ValueError: corpora of different rates, or a share below LEAST.
   """
   for corpus, weight in zip(corpora, weights, strict=True):
     if corpus.rate != corpora[0].rate:
@@ -94,6 +96,7 @@ def join(corpora: list[folder.Corpus],
       raise ValueError(f'{corpus.root}: a weight of {weight:g} of '
                        f'{sum(weights):g} in all: expected at least {LEAST:g} '
                        'of it')
+  # Shares count, not weights: 1 and 2 are the same mixture as 2 and 4.
   total = sum(weights)
   digest = hashlib.sha256()
   for corpus, weight in zip(corpora, weights):
@@ -108,7 +111,10 @@ def join(corpora: list[folder.Corpus],
 
 
 def _joined(parts: list[index_lib.Index]) -> index_lib.Index:
-  """Returns the columns of several indexes, one behind the other."""
+  """Returns the columns of several indexes, one after the other."""
+  # Codes of a corpus point into its own texts. Those of shards and recordings
+  # are shifted, so that equal names in two corpora stay different recordings.
+  # Equal categories become one.
   column = lambda name, **how: Joined([getattr(p, name) for p in parts], **how)
   texts = lambda name: JoinedTexts([getattr(p, name) for p in parts])
   categories = list(dict.fromkeys(c for p in parts for c in p.categories))
@@ -129,71 +135,71 @@ def _joined(parts: list[index_lib.Index]) -> index_lib.Index:
 
 
 class Joined:
-  """Columns one behind the other, read like one array."""
+  """Columns one after the other, indexed like one array, without a copy."""
 
   def __init__(self, parts: list, add: list | None = None,
                codes: list | None = None):
     """Args:
       parts: arrays.
-      add: numbers added to the values of each.
-      codes: arrays that the values of each are looked up in.
+      add: a number per part that is added to its values.
+      codes: an array per part in which its values are looked up.
     """
     self.parts, self._add, self._codes = parts, add, codes
-    self._ends = np.cumsum([len(p) for p in parts])
+    self._begins = np.cumsum([0] + [len(p) for p in parts])
 
   def __len__(self) -> int:
-    return int(self._ends[-1])
+    return int(self._begins[-1])
 
   def _of(self, part: int, inner: Any) -> np.ndarray:
+    """Returns values of one part, translated."""
     values = self.parts[part][inner]
     if self._codes is not None:
       return self._codes[part][values]
-    return values if self._add is None else values + self._add[part]
+    if self._add is not None:
+      return values + self._add[part]
+    return values
 
   def __getitem__(self, where: Any) -> Any:
+    # A number, a slice or an array of numbers, as for a numpy array.
     if isinstance(where, slice):
       where = np.arange(*where.indices(len(self)))
     where = np.asarray(where)
     if where.ndim == 0:
-      part = int(np.searchsorted(self._ends, where, 'right'))
-      return self._of(part, int(where) - self._begin(part))
-    part_N = np.searchsorted(self._ends, where, 'right')
+      part = int(np.searchsorted(self._begins, where, 'right')) - 1
+      return self._of(part, int(where) - int(self._begins[part]))
+    part_N = np.searchsorted(self._begins, where, 'right') - 1
     out = None
     for part in range(len(self.parts)):
       here_N = part_N == part
-      values = self._of(part, where[here_N] - self._begin(part))
+      values = self._of(part, where[here_N] - int(self._begins[part]))
       if out is None:
         out = np.empty((len(where), *values.shape[1:]), values.dtype)
       out[here_N] = values
     return out
 
-  def _begin(self, part: int) -> int:
-    return int(self._ends[part - 1]) if part else 0
-
 
 class JoinedTexts(Sequence):
-  """Texts one behind the other."""
+  """Texts of several corpora, one corpus after the other."""
 
   def __init__(self, parts: list):
     self._parts = parts
-    self._ends = np.cumsum([len(p) for p in parts])
+    self._begins = np.cumsum([0] + [len(p) for p in parts])
 
   def __len__(self) -> int:
-    return int(self._ends[-1])
+    return int(self._begins[-1])
 
   def __getitem__(self, where: int) -> str:
-    part = int(np.searchsorted(self._ends, where, 'right'))
-    return self._parts[part][int(where) - (
-        int(self._ends[part - 1]) if part else 0)]
+    part = int(np.searchsorted(self._begins, where, 'right')) - 1
+    return self._parts[part][int(where) - int(self._begins[part])]
 
   def blocks(self) -> Iterator[list[bytes]]:
-    """Yields the texts, encoded, some at a time."""
+    """Yields the encoded texts, block by block."""
     for part in self._parts:
       yield from part.blocks()
 
 
 def parts(corpus: folder.Corpus) -> list[folder.Corpus]:
-  """Returns the records meant of each corpus of a mixture, as selections."""
+  """Returns the selected records of each corpus of a mixture, as selections."""
   out, begin = [], 0
   for part in corpus.mixed:
     end = begin + len(part.index.samples_R)
@@ -205,15 +211,17 @@ def parts(corpus: folder.Corpus) -> list[folder.Corpus]:
 
 def places(weights: tuple[float, ...], seed: int) -> Callable[
     [np.ndarray], tuple[np.ndarray, np.ndarray]]:
-  """Returns a function clip_B -> (which corpus_B, which clip of it_B).
+  """Returns a function clip_B -> (number of the corpus_B, clip of it_B).
 
-  Every PERIOD clips of the endless stream hold the exact share of each corpus,
-  in an order of their own; so the function needs no earlier clip.
+  Every PERIOD clips of the endless stream contain the exact share of each
+  corpus, in their own random order. So the function depends on no earlier clip.
 
   Args:
     weights: of K corpora, which sum to 1; 0 leaves one out.
     seed: of the order.
   """
+  # Whole numbers of clips that sum to PERIOD: rounded down, and the largest
+  # remainders get one more.
   exact_K = np.array(weights) * PERIOD
   count_K = np.floor(exact_K).astype(np.int64)
   missing = PERIOD - int(count_K.sum())
@@ -221,16 +229,17 @@ def places(weights: tuple[float, ...], seed: int) -> Callable[
   corpus_L = np.repeat(np.arange(len(weights)), count_K)
 
   @functools.lru_cache(maxsize=2)
-  def period(number):
+  def period(number: int) -> tuple[np.ndarray, np.ndarray]:
     key = hashlib.sha256(f'mixture:{seed}:{number}'.encode()).digest()[:16]
     bits_L = np.random.Philox(key=np.frombuffer(key, '<u8')).random_raw(PERIOD)
     which_L = corpus_L[np.argsort(bits_L, kind='stable')]
+    # How many clips of the same corpus come before, within the period.
     rank_L = np.empty(PERIOD, np.int64)
     for k, count in enumerate(count_K.tolist()):
       rank_L[which_L == k] = np.arange(count)
     return which_L, rank_L
 
-  def at(clip_B):
+  def at(clip_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     which_B, index_B = np.empty((2, len(clip_B)), np.int64)
     for number in range(clip_B[0] // PERIOD, clip_B[-1] // PERIOD + 1):
       here_B = clip_B // PERIOD == number

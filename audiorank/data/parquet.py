@@ -1,12 +1,14 @@
-"""One sound out of a parquet file, without reading its row group.
+"""Reads one sound out of a parquet file, without reading its row group.
 
-Hugging Face data sets hold sound files as bytes in a column of structures
-{bytes, path}. pyarrow reads a row group at least, some hundred clips, for
-every clip of a random order. Here the pages of the column are walked once by
-their headers (`sounds`); a value is then found by its page and its row in it
-(`Place`), and as the bytes of the file that it takes to read it alone
-(`Span`): itself where pages are not compressed; the blocks of 64 KB around it
-where they are by snappy, which compresses block by block; else its page.
+Hugging Face data sets store sound files as bytes in a column of structures
+{bytes, path}. pyarrow reads at least a row group, some hundred clips, for every
+clip of a random order. So this module reads the format itself.
+
+`sounds` walks the pages of the column once, by their headers, and finds the
+page and the row of every value (`Place`). `locate` finds the bytes that are
+needed to read one value alone (`Span`). Without compression they are the value
+itself. With snappy, which compresses block by block, they are the blocks of
+64 KB around it. Otherwise they are its page.
 
 Sources: the Parquet format (parquet.thrift, Encodings.md, of apache/
 parquet-format), with headers in Thrift's compact protocol; snappy's
@@ -16,33 +18,32 @@ format_description.txt.
 from collections.abc import Iterator
 import os
 import struct
+from typing import Any
 from typing import BinaryIO
 from typing import NamedTuple
 
+# Numbers of the format: encodings of values, and types of pages.
 PLAIN, DICTIONARY = (0,), (2, 8)
 DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_V2 = 0, 2, 3
+# Limits, so that a damaged file cannot ask for all memory.
 LONGEST_HEADER = 2**16
 LARGEST_PAGE = 2**31
-SPAN = 'span'  # Begins the text of one.
+SPAN = 'span'  # The text of a Span begins with it.
 SNAPPY_BLOCK = 2**16
-BLOCKS = 'SNAPPY_BLOCKS'  # Codec of some blocks without a page's length.
+# Our name for snappy's blocks without the length that a snappy stream begins
+# with.
+BLOCKS = 'SNAPPY_BLOCKS'
 
 
 class Place(NamedTuple):
-  """Where one value lies.
-
-  offset, size: of its page in the file, its header included.
-  index: its row in the page.
-  codec: of the pages.  levels: 1 where values may be null, 2 in a structure.
-  dictionary, dictionary_size: of the dictionary's page, or 0.
-  """
-  offset: int
-  size: int
-  index: int
-  codec: str
-  levels: int
-  dictionary: int
-  dictionary_size: int
+  """The place of one value: its page and its row."""
+  offset: int  # First byte of the page, which begins with its header.
+  size: int  # Bytes of the page.
+  index: int  # Row in the page.
+  codec: str  # Compression of the pages.
+  levels: int  # 1 where values may be null, 2 in a structure.
+  dictionary: int  # First byte of the dictionary's page, or 0,
+  dictionary_size: int  # and its bytes.
 
   def text(self) -> str:
     """Returns all but the offset as text, for a manifest."""
@@ -51,24 +52,19 @@ class Place(NamedTuple):
 
 
 def place(offset: int, text: str) -> Place:
-  """Returns the Place of an offset and `Place.text`."""
+  """Returns the Place of an offset and a `Place.text`."""
   size, index, codec, *rest = text.split(':')
   return Place(offset, int(size), int(index), codec, *map(int, rest))
 
 
 class Span(NamedTuple):
-  """The bytes that hold one value.
-
-  offset, size: in the file.  codec: of these bytes.
-  raw: how many they are when decompressed.
-  begin, length: of the value in these.
-  """
-  offset: int
-  size: int
-  codec: str
-  raw: int
-  begin: int
-  length: int
+  """The bytes that are needed to read one value."""
+  offset: int  # First byte in the file.
+  size: int  # Bytes in the file.
+  codec: str  # Their compression.
+  raw: int  # Bytes when decompressed.
+  begin: int  # First byte of the value among these.
+  length: int  # Bytes of the value.
 
   def text(self) -> str:
     """Returns all but offset and size as text, for a manifest."""
@@ -76,29 +72,25 @@ class Span(NamedTuple):
 
 
 class _Page(NamedTuple):
-  """A page, read: its values' bytes, and where these lie in the file.
-
-  offset, packed: of the bytes as they are in the file.  body: decompressed.
-  header: of the page.  levels: what stands before the values in a page of the
-  second version.
-  """
-  offset: int
-  packed: bytes
+  """A page in memory."""
+  offset: int  # First byte of the values in the file.
+  packed: bytes  # The values as they are in the file.
   codec: str
-  body: memoryview
+  body: memoryview  # The values, decompressed.
   header: dict
-  levels: bytes
+  levels: bytes  # What precedes the values in a page of version 2.
 
 
 def sounds(path: str) -> Iterator[tuple[str, Place]]:
-  """Yields (name or '', Place) of every row that should hold sound.
+  """Yields (name or '', Place) of the sound file in every row.
 
   Args:
     path: of a parquet file.
 
   Raises:
-    KeyError: it has no column that would hold sound files.
-    ValueError: it is damaged, or written in a way that is not read here.
+    KeyError: it has no column of sound files.
+    ValueError: it is damaged, or uses a part of the format that this module
+      does not read.
   """
   import pyarrow
   from pyarrow import parquet
@@ -108,7 +100,7 @@ def sounds(path: str) -> Iterator[tuple[str, Place]]:
       column = _column(file)
       levels = file.schema.column(column).max_definition_level
       if file.schema.column(column).max_repetition_level:
-        raise ValueError('a list of sounds a row')
+        raise ValueError('a list of sounds per row')
       names = _names(file, column)
       for group in range(about.num_row_groups):
         chunk = about.row_group(group).column(column)
@@ -120,14 +112,17 @@ def sounds(path: str) -> Iterator[tuple[str, Place]]:
         if count != rows:
           raise ValueError(f'{count} of {rows} rows in row group {group}')
   except (pyarrow.ArrowException, OSError, struct.error, IndexError) as error:
-    raise ValueError(f'{error}'.splitlines()[0] if str(error) else
-                     type(error).__name__) from error
+    # pyarrow's messages have several lines; some errors have no message.
+    first, *_ = [*str(error).splitlines(), type(error).__name__]
+    raise ValueError(first) from error
 
 
-def _column(file) -> int:
-  """Returns the leaf column of sound files."""
+def _column(file: Any) -> int:
+  """Returns the number of the leaf column of sound files."""
   leaves = {file.schema.column(i).path: i for i in range(
       len(file.schema)) if file.schema.column(i).physical_type == 'BYTE_ARRAY'}
+  # Hugging Face's structure first, then usual names of plain columns; those
+  # that begin with 'audio' before all others.
   likely = [p for p in leaves if p.endswith('.bytes')] + [
       p for p in ('audio', 'flac', 'wav', 'mp3', 'ogg', 'opus', 'bytes',
                   'content') if p in leaves]
@@ -137,11 +132,12 @@ def _column(file) -> int:
   return leaves[likely[0]]
 
 
-def _names(file, column: int) -> Iterator[str]:
-  """Yields the names beside the sounds, where there are any."""
+def _names(file: Any, column: int) -> Iterator[str]:
+  """Yields the names in the column beside the sounds, if there is one."""
   path = file.schema.column(column).path
-  beside = (path.removesuffix('.bytes') + '.path' if path.endswith('.bytes')
-            else 'path')
+  beside = 'path'
+  if path.endswith('.bytes'):
+    beside = path.removesuffix('.bytes') + '.path'
   if beside not in [file.schema.column(i).path
                     for i in range(len(file.schema))]:
     return
@@ -153,8 +149,16 @@ def _names(file, column: int) -> Iterator[str]:
       yield value or ''
 
 
-def _pages(path: str, chunk, levels: int, rows: int) -> Iterator[Place]:
-  """Yields the Place of each row of a column chunk."""
+def _pages(path: str, chunk: Any, levels: int, rows: int) -> Iterator[Place]:
+  """Yields the Place of each row of a column chunk.
+
+  Args:
+    path: of the file.
+    chunk: pyarrow's description of the chunk.
+    levels: see Place.
+    rows: of the row group.
+  """
+  # The dictionary's page comes first, but its offset is optional.
   begin = chunk.data_page_offset
   if chunk.has_dictionary_page and chunk.dictionary_page_offset:
     begin = min(begin, chunk.dictionary_page_offset)
@@ -164,6 +168,9 @@ def _pages(path: str, chunk, levels: int, rows: int) -> Iterator[Place]:
     raise ValueError('cut off')
   with open(path, 'rb') as file:
     while at < end and done < rows:
+      # Fields of a page's header by their numbers in parquet.thrift. 1: type.
+      # 3: compressed bytes. 5, 8: the header of a data page of version 1 or 2,
+      # whose field 1 is its number of values.
       header, length = _header(file, at)
       size = length + header.get(3, 0)
       if header.get(3, -1) < 0 or at + size > end:
@@ -179,15 +186,16 @@ def _pages(path: str, chunk, levels: int, rows: int) -> Iterator[Place]:
 
 
 def read(file: BinaryIO, where: Place, last: dict) -> bytes | None:
-  """Returns the bytes of one value, None where it is null.
+  """Returns the bytes of one value, or None for null.
 
   Args:
-    file: the parquet file, open.
-    where: of `sounds`.
-    last: an empty dictionary at first; keeps the last page read.
+    file: the open parquet file.
+    where: a Place from `sounds`.
+    last: an empty dictionary at first, in which the last page is kept: the next
+      value is often in the same page.
 
   Raises:
-    ValueError: the page is not what it was, or written in another way.
+    ValueError: the page was changed, or its encoding is not supported.
   """
   value = _value(file, where, last)
   if value is None:
@@ -197,7 +205,7 @@ def read(file: BinaryIO, where: Place, last: dict) -> bytes | None:
 
 
 def locate(file: BinaryIO, where: Place, last: dict) -> Span:
-  """Returns the Span of a value that is not null; arguments as of `read`."""
+  """Returns the Span of a value that is not null; arguments as for `read`."""
   page, begin, length = _value(file, where, last)
   if page.codec == 'UNCOMPRESSED':
     return Span(page.offset + begin, length, page.codec, length, 0, length)
@@ -205,6 +213,7 @@ def locate(file: BinaryIO, where: Place, last: dict) -> Span:
                length)
   if page.codec != 'SNAPPY':
     return whole
+  # The blocks of a page are found once for all its values.
   if last.get('blocks_of') != page.offset:
     last['blocks'], last['blocks_of'] = _snappy_blocks(page), page.offset
   blocks = last['blocks']
@@ -217,7 +226,16 @@ def locate(file: BinaryIO, where: Place, last: dict) -> Span:
 
 
 def read_span(file: BinaryIO, offset: int, size: int, text: str) -> bytes:
-  """Returns the value of a Span, given as its `text`."""
+  """Returns the value of a Span.
+
+  Args:
+    file: the open parquet file.
+    offset, size: of the Span.
+    text: its `Span.text`.
+
+  Raises:
+    ValueError: the file is too short, or the bytes cannot be decompressed.
+  """
   _, codec, raw, begin, length = text.split(':')
   file.seek(offset)
   data = file.read(size)
@@ -229,7 +247,11 @@ def read_span(file: BinaryIO, offset: int, size: int, text: str) -> bytes:
   return bytes(body[int(begin):int(begin) + int(length)])
 
 
+# --- Snappy ---
+
+
 def _snappy_length(length: int) -> bytes:
+  """Returns the beginning of a snappy stream of so many raw bytes."""
   out = bytearray()
   while length > 127:
     out.append(length & 127 | 128)
@@ -238,15 +260,18 @@ def _snappy_length(length: int) -> bytes:
 
 
 def _snappy_blocks(page: _Page) -> list[int]:
-  """Returns where each block of a page begins in its packed bytes, and its end.
+  """Returns the beginnings of a page's blocks in its packed bytes, and the end.
 
-  Empty where copies reach beyond a block, as no usual writer has them.
+  It is empty if a copy refers to bytes outside its block, so that blocks cannot
+  be read alone. No usual writer does that.
   """
   data, (_, at) = page.packed, _varint(page.packed, 0)
-  done, blocks = 0, []
+  done, blocks = 0, []  # `done` counts raw bytes.
   while at < len(data):
     if done % SNAPPY_BLOCK == 0:
       blocks.append(at)
+    # Elements by the lowest bits of a tag. 0: bytes that follow. 1 to 3: a copy
+    # of earlier bytes, at a distance of 11, 16 or 32 bits.
     tag, at, back = data[at], at + 1, 0
     if tag & 3 == 0:
       length = (tag >> 2) + 1
@@ -259,7 +284,7 @@ def _snappy_blocks(page: _Page) -> list[int]:
       length, back = (tag >> 2 & 7) + 4, tag >> 5 << 8 | data[at]
       at += 1
     else:
-      width = 2 if tag & 3 == 2 else 4
+      width = {2: 2, 3: 4}[tag & 3]
       length = (tag >> 2) + 1
       back = int.from_bytes(data[at:at + width], 'little')
       at += width
@@ -267,21 +292,33 @@ def _snappy_blocks(page: _Page) -> list[int]:
     if back > inside or inside + length > SNAPPY_BLOCK:
       return []
     done += length
-  return [*blocks, len(data)] if done == len(page.body) else []
+  if done != len(page.body):
+    return []
+  return [*blocks, len(data)]
+
+
+# --- Pages ---
 
 
 def _value(file: BinaryIO, where: Place, last: dict) -> tuple[
     _Page, int, int] | None:
-  """Returns (page, begin, length) of a value, None where it is null."""
+  """Returns (page, begin, length) of a value, or None for null.
+
+  Args:
+    file, where, last: as for `read`.
+  """
   if last.get('page') != where.offset:
+    # A dictionary serves all pages of a chunk.
     if where.dictionary and last.get('dictionary') != where.dictionary:
       page = _page(file, where.dictionary, where.dictionary_size, where.codec)
       last['values'] = [(page, *v) for v in _plain(
           page.body, 0, page.header.get(7, {}).get(1, 0))]
       last['dictionary'] = where.dictionary
     page = _page(file, where.offset, where.size, where.codec)
-    last['rows'] = _rows(page, where.levels,
-                         last['values'] if where.dictionary else None)
+    dictionary = None
+    if where.dictionary:
+      dictionary = last['values']
+    last['rows'] = _rows(page, where.levels, dictionary)
     last['page'] = where.offset
   rows = last['rows']
   if where.index >= len(rows):
@@ -290,6 +327,7 @@ def _value(file: BinaryIO, where: Place, last: dict) -> tuple[
 
 
 def _page(file: BinaryIO, offset: int, size: int, codec: str) -> _Page:
+  """Reads a page."""
   header, length = _header(file, offset)
   file.seek(offset + length)
   data, levels = file.read(size - length), b''
@@ -298,7 +336,8 @@ def _page(file: BinaryIO, offset: int, size: int, codec: str) -> _Page:
   raw = header.get(2, 0)
   if header.get(1) == DATA_PAGE_V2:
     about = header.get(8, {})
-    plain = about.get(5, 0) + about.get(6, 0)  # Levels are not compressed.
+    # Levels come first. They are not compressed, and so not part of the body.
+    plain = about.get(5, 0) + about.get(6, 0)
     levels, data = data[:plain], data[plain:]
     length, raw = length + plain, raw - plain
     if not about.get(7, True):
@@ -308,6 +347,7 @@ def _page(file: BinaryIO, offset: int, size: int, codec: str) -> _Page:
 
 
 def _decompressed(body: bytes, size: int, codec: str) -> bytes:
+  """Returns the `size` raw bytes of a page."""
   if codec == 'UNCOMPRESSED':
     return body
   if not 0 <= size <= LARGEST_PAGE:
@@ -321,13 +361,14 @@ def _decompressed(body: bytes, size: int, codec: str) -> bytes:
 
 
 def _rows(page: _Page, most: int, dictionary: list | None) -> list:
-  """Returns (page, begin, length) of the rows of a data page, None for nulls.
+  """Returns (page, begin, length) of each row of a data page, None for nulls.
 
   Args:
     page: the page.
-    most: the level of a value that is there.
+    most: the level of a value that is not null.
     dictionary: the values of the dictionary, likewise.
   """
+  # The levels of all rows, which say whether a row has a value.
   body, at = page.body, 0
   if page.header.get(1) == DATA_PAGE_V2:
     about = page.header[8]
@@ -342,19 +383,26 @@ def _rows(page: _Page, most: int, dictionary: list | None) -> list:
       at = 4 + length
       levels = _hybrid(body[4:at], most, count)
   present = sum(level == most for level in levels)
+  # The values: nulls take no space.
   if encoding in PLAIN:
     values = ((page, *value) for value in _plain(body, at, present))
   elif encoding in DICTIONARY and dictionary is not None:
-    width = body[at] if present else 0
+    width = 0
+    if present:
+      width = body[at]
     values = (dictionary[i] for i in _hybrid(
         body[at + 1:], (1 << width) - 1, present))
   else:
     raise ValueError(f'encoding {encoding} of parquet, which is not read here')
-  return [next(values) if level == most else None for level in levels]
+  rows: list = [None] * len(levels)
+  for i, level in enumerate(levels):
+    if level == most:
+      rows[i] = next(values)
+  return rows
 
 
 def _plain(body: memoryview, at: int, count: int) -> Iterator[tuple[int, int]]:
-  """Yields (begin, length) of values one behind the other."""
+  """Yields (begin, length) of values that follow each other."""
   for _ in range(count):
     length, = struct.unpack_from('<I', body, at)
     if at + 4 + length > len(body):
@@ -364,20 +412,26 @@ def _plain(body: memoryview, at: int, count: int) -> Iterator[tuple[int, int]]:
 
 
 def _hybrid(body: memoryview, most: int, count: int) -> list[int]:
-  """Returns numbers coded in runs and in packed bits (RLE hybrid)."""
+  """Returns numbers coded in runs and in packed bits (RLE hybrid).
+
+  Args:
+    body: the coded bytes.
+    most: the largest number, which gives the width in bits.
+    count: how many numbers.
+  """
   width, out, at = most.bit_length(), [], 0
   size = (width + 7) // 8
   if not width:
     return [0] * count
   while len(out) < count:
     head, at = _varint(body, at)
-    if head & 1:
+    if head & 1:  # Groups of 8 numbers, packed.
       length = (head >> 1) * width
       packed = int.from_bytes(body[at:at + length], 'little')
       take = min((head >> 1) * 8, count - len(out))
       out += [packed >> (i * width) & ((1 << width) - 1) for i in range(take)]
       at += length
-    else:
+    else:  # One number, repeated.
       value = int.from_bytes(body[at:at + size], 'little')
       if not head:
         raise ValueError('an empty run')
@@ -387,6 +441,7 @@ def _hybrid(body: memoryview, most: int, count: int) -> list[int]:
 
 
 def _varint(data: memoryview | bytes, at: int) -> tuple[int, int]:
+  """Returns (a number in groups of 7 bits, the byte after it)."""
   value, shift = 0, 0
   while True:
     byte = data[at]
@@ -395,6 +450,9 @@ def _varint(data: memoryview | bytes, at: int) -> tuple[int, int]:
       return value, at
     if shift > 63:
       raise ValueError('a number of more than 64 bits')
+
+
+# --- Headers, in Thrift's compact protocol ---
 
 
 def _header(file: BinaryIO, at: int) -> tuple[dict, int]:
@@ -408,7 +466,13 @@ def _header(file: BinaryIO, at: int) -> tuple[dict, int]:
 
 
 def _structure(data: bytes, at: int, depth: int) -> tuple[dict, int]:
-  """Reads a structure of Thrift's compact protocol."""
+  """Reads a structure; returns ({number of field: value}, the byte after it).
+
+  Args:
+    data: the bytes.
+    at: first byte of the structure.
+    depth: how many structures it is in.
+  """
   fields, field = {}, 0
   if depth > 8:
     raise ValueError('a header nested too deep')
@@ -417,6 +481,8 @@ def _structure(data: bytes, at: int, depth: int) -> tuple[dict, int]:
     at += 1
     if head == 0:
       return fields, at
+    # The number of a field: the difference to the last one or, if that does not
+    # fit into 4 bits, a number in zigzag code (0, -1, 1, -2, ...).
     if head >> 4:
       field += head >> 4
     else:
@@ -426,19 +492,20 @@ def _structure(data: bytes, at: int, depth: int) -> tuple[dict, int]:
 
 
 def _field(data: bytes, at: int, kind: int, depth: int) -> tuple:
-  if kind in (1, 2):
+  """Reads a field of a type; returns (its value, the byte after it)."""
+  if kind in (1, 2):  # True, False: the type is the value.
     return kind == 1, at
-  if kind == 3:
+  if kind == 3:  # A byte.
     return data[at], at + 1
-  if kind in (4, 5, 6):
+  if kind in (4, 5, 6):  # An integer of 16, 32 or 64 bits.
     number, at = _varint(data, at)
     return number >> 1 ^ -(number & 1), at
-  if kind == 7:
+  if kind == 7:  # A float, which no header here needs.
     return None, at + 8
-  if kind == 8:
+  if kind == 8:  # Bytes.
     length, at = _varint(data, at)
     return data[at:at + length], at + length
-  if kind in (9, 10):
+  if kind in (9, 10):  # A list or a set.
     head = data[at]
     count, at = head >> 4, at + 1
     if count == 15:

@@ -1,10 +1,10 @@
-"""Samples of a record out of whatever holds it: a sound file, tar, parquet.
+"""Reads samples of a record from a sound file, a tar or a parquet file.
 
-A record is a piece of a sound file: from sample `begin` of it, at the rate of
-the corpus. What is read for a crop of it does not depend on the crop: formats
-that seek exactly (FLAC, WAV, ...) are read from the crop on; those whose
-decoders need what came before (Opus, Vorbis, MP3) from the record's beginning;
-and what has to be resampled is, record by record, always as a whole.
+A record is a part of a sound file, from sample `begin` on, at the rate of the
+corpus. Its samples must not depend on which crop is read. Formats that seek
+exactly (FLAC, WAV, ...) are read from the crop on. Those whose decoders depend
+on earlier samples (Opus, Vorbis, MP3) are read from the record's beginning. A
+record at another rate is always resampled as a whole.
 
 Shapes: C channels, S samples.
 """
@@ -24,41 +24,42 @@ from audiorank import containers
 from audiorank import decode
 from audiorank.data import parquet
 
-# Beside what is resampled, at its own rate: longer than soxr's filter.
+# Samples that are resampled on both sides of a record: longer than soxr's
+# filter, so that the record's own samples do not depend on the edges.
 MARGIN = 8192
-# A file of at most so many bytes a sample wanted is read at once.
+# A file of at most so many bytes per wanted sample is read at once.
 WHOLE = 4
 BUFFER = 2**14  # Bytes read ahead in other files.
-MEND = 'mend'  # Of an address: the file needs a header of containers.inspect.
+# In an address: the file needs the corrected header of containers.inspect.
+MEND = 'mend'
 
 
 class Address(NamedTuple):
-  """Where a sound file lies.
-
-  path: what to call it.  offset, size: of its bytes there; a size of
-    0 is all there are.  inner: MEND or '', and of parquet the place in it.
-  """
-  path: str
-  offset: int
-  size: int
-  inner: str
+  """The place of a sound file within another file."""
+  path: str  # Its name, for messages.
+  offset: int  # First byte.
+  size: int  # Bytes; 0 for all up to the end.
+  inner: str  # MEND or '', and for parquet the place in it.
 
 
 class Handle:
-  """An open file that threads share, closed when nobody holds it."""
+  """An open file that threads share. It is closed with its last reference."""
 
   def __init__(self, path: str):
     self.fd = os.open(path, os.O_RDONLY)
     self.size = os.fstat(self.fd).st_size
 
   def __del__(self, close=os.close):
-    # Not there where it could not be opened; os may be gone at the very end.
-    if hasattr(self, 'fd'):
+    # At the interpreter's end the module os may be gone, hence the argument.
+    if hasattr(self, 'fd'):  # Not if the file could not be opened.
       close(self.fd)
 
 
 class Region(io.RawIOBase):
-  """Some bytes of a file, read in place, as a file of their own."""
+  """A range of bytes of a file, as a file. It does not move a shared position.
+
+  libsndfile cannot report an error of reading, so `failed` keeps it.
+  """
 
   def __init__(self, handle: Handle, name: str, begin: int, size: int):
     super().__init__()
@@ -78,12 +79,11 @@ class Region(io.RawIOBase):
   def tell(self) -> int:
     return self._at
 
-  def readinto(self, buffer) -> int:
+  def readinto(self, buffer: Any) -> int:
     want = max(0, min(len(buffer), self._size - self._at))
     try:
       count = os.preadv(self._handle.fd, [memoryview(buffer)[:want]],
                         self._begin + self._at)
-    # libsndfile cannot hear of it: the caller looks at `failed`.
     except OSError as error:
       self.failed = error.strerror
       return 0
@@ -92,17 +92,17 @@ class Region(io.RawIOBase):
 
 
 def opened(handle: Handle, address: Address, last: dict) -> Any:
-  """Returns a sound file within an open one, as a file.
+  """Returns a sound file within an open file, as a file.
 
   Args:
-    handle: the file of address.path.
-    address: which bytes of it.
-    last: a dictionary of this file's, empty at first; see parquet.read.
+    handle: the open file.
+    address: the sound file's place in it.
+    last: a dictionary per open file, empty at first; see parquet.read.
 
   Raises:
     ValueError: there is none.
   """
-  if ':' in address.inner:
+  if ':' in address.inner:  # A place in a parquet file.
     whole = Region(handle, address.path, 0, handle.size)
     try:
       if address.inner.startswith(parquet.SPAN):
@@ -123,7 +123,11 @@ def opened(handle: Handle, address: Address, last: dict) -> Any:
 
 
 def span(handle: Handle, address: Address, last: dict) -> parquet.Span:
-  """Returns the bytes of parquet that hold a sound file, to be read alone."""
+  """Returns which bytes of a parquet file contain a sound file.
+
+  Args:
+    handle, address, last: as for `opened`.
+  """
   return parquet.locate(
       Region(handle, address.path, 0, handle.size),
       parquet.place(address.offset, address.inner), last)
@@ -134,11 +138,11 @@ def piece(source: Any, begin: int, length: int, start: int, samples: int,
   """Returns samples of a record, wave_S int16.
 
   Args:
-    source: a sound file, open, or its path as bytes.
+    source: an open sound file, or its path as bytes.
     begin: first sample of the record in it, at `rate`.
     length: samples of the record.
-    start: first sample wanted, in the record.
-    samples: how many at the most.
+    start: first wanted sample of the record.
+    samples: number of wanted samples; fewer at the record's end.
     rate: samples per second.
 
   Raises:
@@ -165,13 +169,15 @@ def piece(source: Any, begin: int, length: int, start: int, samples: int,
 
 
 def _seek(file: soundfile.SoundFile, frame: int) -> None:
-  # libsndfile decodes to find a place, even the one where it is.
+  """Goes to a frame of a file that has just been opened."""
+  # libsndfile decodes to find a frame, even the first one.
   if frame:
     file.seek(frame)
 
 
 def _mono(file: soundfile.SoundFile, frames: int) -> np.ndarray:
-  """Returns the next samples, int16, rounded as `prepare` does."""
+  """Returns the next samples, int16, rounded as in `prepare`."""
+  # The usual case needs no conversion.
   if file.channels == 1 and file.subtype == 'PCM_16':
     return file.read(frames, dtype='int16')
   wave_SC = file.read(frames, dtype='float32', always_2d=True)
@@ -180,8 +186,15 @@ def _mono(file: soundfile.SoundFile, frames: int) -> np.ndarray:
 
 def _resampled(file: soundfile.SoundFile, begin: int, length: int,
                rate: int) -> np.ndarray:
-  """Returns a record that is stored at another rate, int16."""
-  # A window that begins where a sample of either rate does.
+  """Returns a record that is stored at another rate, int16.
+
+  Args:
+    file: open.
+    begin, length: of the record, in samples at `rate`.
+    rate: samples per second wanted.
+  """
+  # The window begins where a sample of one rate coincides with one of the
+  # other, so that the resampler's phase is the same for every record.
   step = math.gcd(file.samplerate, rate)
   own, ours = file.samplerate // step, rate // step
   first = max(0, begin // ours - MARGIN // own - 1)
@@ -194,22 +207,25 @@ def _resampled(file: soundfile.SoundFile, begin: int, length: int,
 
 
 def buffered(source: Any, samples: int) -> Any:
-  """Returns a sound file that is quick to read for so many samples.
+  """Returns a sound file with a buffer, for reading some samples of it.
 
-  Many small reads of a Region are slow: a short file is read at once, of a
-  longer one a little more than libsndfile asks for.
+  Args:
+    source: an open file.
+    samples: number of wanted samples.
   """
+  # libsndfile reads in small pieces, each of which is a system call. So a short
+  # file is read at once, and of a longer one more than is asked for.
   if not isinstance(source, Region):
     return source
   size = source.seek(0, io.SEEK_END)
   source.seek(0)
   if size <= WHOLE * samples:
-    return io.BytesIO(source.read(size))  # At once, not block by block.
+    return io.BytesIO(source.read(size))
   return io.BufferedReader(source, BUFFER)
 
 
 def mended(source: Any) -> Any:
-  """Returns a sound file as libsndfile can read it whole."""
+  """Returns a sound file with the header that libsndfile needs."""
   sound = containers.inspect(source)
   if sound.file is not None:
     return sound.file
