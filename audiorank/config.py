@@ -7,10 +7,13 @@ JSON. Two configs with the same `identity` are the same run: they have the same
 This module imports no other part of the library but files.py.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 import difflib
 import math
+import os
+import posixpath
 from typing import Any
 from typing import TypeAlias
 
@@ -37,7 +40,7 @@ NOT_IDENTITY = ('experiment', 'eval', 'checkpoint', 'mesh', 'data.root',
 LATER: dict[str, Any] = {'train.skip': 0, 'train.call': 1, 'track': '',
          'data.mixture': '', 'data.gain_low': 0, 'data.gain_high': 0,
          'data.category': '', 'monitor.samples': '',
-         'model.front': 'log_mel',
+         'model.front': 'log_mel', 'eval.sha256': '',
          'contrastive': {'share': .5, 'hidden': 512, 'width': 128,
                          'temperature': .1},
          'latent': {'decay': .999}}
@@ -83,6 +86,8 @@ def identity(config: Config | Tree) -> Tree:
     node, name = parent(tree, field)
     node.pop(name, None)
   for field, value in LATER.items():
+    if field.split('.')[0] not in tree:
+      continue
     node, name = parent(tree, field)
     if name in node and node[name] == value:
       node.pop(name)
@@ -157,6 +162,79 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def names(text: str) -> list[str]:
   """Returns the names in a comma-separated field, each once, in order."""
   return list(dict.fromkeys(n.strip() for n in text.split(',') if n.strip()))
+
+
+# --- Where files lie ---
+
+
+def portable(tree: Tree, root: files.Path, strict: bool = True) -> Tree:
+  """Returns a config tree that names its files relative to a folder.
+
+  A folder can then be moved, copied or mounted with what lies beside it. What
+  lies on another bucket keeps its URL.
+
+  Args:
+    tree: absolute paths and URLs.
+    root: the folder that holds the run's folder.
+    strict: refuse files on a disk of a run on a bucket; else they are left
+      unnamed.
+
+  Raises:
+    ValueError: such files, where `strict`; names the field.
+  """
+  base = files.absolute(root)
+
+  def name(field, place):
+    if not files.is_on_bucket(place):
+      if files.is_on_bucket(base) and not strict:
+        return ''
+      if files.is_on_bucket(base):
+        raise ValueError(
+            f'{field} {place}: a local folder, but the run is on {base}: '
+            'expected a folder on a bucket (gcloud storage cp -r copies it)')
+      return os.path.relpath(place, base)
+    bucket, _, key = place.removeprefix('gs://').partition('/')
+    ours, _, folder = base.removeprefix('gs://').partition('/')
+    if not files.is_on_bucket(base) or bucket != ours:
+      return place
+    return posixpath.relpath(f'/{key}', f'/{folder}')
+
+  return _with_places(tree, name)
+
+
+def located(tree: Tree, root: files.Path,
+            places: Mapping[str, str] | None = None) -> Tree:
+  """Returns a config tree with absolute paths: undoes `portable`.
+
+  Args:
+    tree: a config tree; what it names absolutely, as older versions did, stays.
+    root: the folder that holds the run's folder.
+    places: {field: path} of what lies elsewhere now.
+  """
+  base = files.absolute(root)
+
+  def name(field, place):
+    if places and places.get(field):
+      return files.absolute(places[field], field)
+    if files.is_on_bucket(place) or os.path.isabs(place):
+      return place
+    return files.absolute(f'{base}/{place}')
+
+  return _with_places(tree, name)
+
+
+def _with_places(tree: Tree, name: Callable[[str, str], str]) -> Tree:
+  """Returns a tree whose folders are named by a function of (field, place)."""
+  tree = {**tree, 'data': dict(tree['data']), 'eval': dict(tree['eval'])}
+  for part, field in (('data', 'root'), ('eval', 'tasks')):
+    if tree[part].get(field):
+      tree[part][field] = name(f'{part}.{field}', tree[part][field])
+  shares = [share.rpartition('=') for share in
+            tree['data'].get('mixture', '').split(',') if share]
+  named = [(name('data.mixture', place), weight) for place, _, weight in shares]
+  tree['data']['mixture'] = ','.join(
+      f'{place}={weight}' for place, weight in named if place)
+  return tree
 
 
 # --- Derived sizes ---

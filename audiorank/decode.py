@@ -14,7 +14,6 @@ import stat
 from typing import Any
 from typing import BinaryIO
 
-from etils import epath
 import numpy as np
 import soundfile
 import soxr
@@ -42,7 +41,7 @@ def read(path: Any, rate: int = config_lib.RATE) -> np.ndarray:
   beyond full scale are clipped.
 
   Args:
-    path: a path (local, or a URL that etils.epath opens), an open binary file
+    path: a path (local, or gs://), an open binary file
       object, or the file's bytes.
     rate: samples per second wanted.
 
@@ -115,7 +114,7 @@ def _opened(path: Any, label: str, stack: contextlib.ExitStack) -> tuple[
     return path, path
   path = os.fspath(path)
   if '://' in path:
-    file = io.BytesIO(epath.Path(path).read_bytes())
+    file = io.BytesIO(files.path(path).read_bytes())
     return file, file
   if not os.path.exists(path):
     raise FileNotFoundError(f'{label}: no such file')

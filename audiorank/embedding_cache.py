@@ -12,7 +12,6 @@ from collections.abc import Callable
 import importlib.metadata
 import json
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -89,7 +88,7 @@ def listing(root: files.Path) -> list[tuple[str, int]]:
   """
   folder = files.path(root)
   cached = [p for p in folder.glob('*/*.npz') if is_own(p)]
-  cached.sort(key=lambda p: p.stat().st_mtime)
+  cached.sort(key=lambda p: p.stat().st_mtime_ns)
   return [(str(p.relative_to(folder)), p.stat().st_size) for p in cached]
 
 
@@ -111,6 +110,6 @@ def clear(root: files.Path) -> int:
     path.unlink(missing_ok=True)
     path.with_suffix('.json').unlink(missing_ok=True)
   for parent in {path.parent for path in cached}:
-    if not any(parent.iterdir()):
-      shutil.rmtree(parent)
+    if not files.names(parent):
+      files.remove(parent)
   return len(cached)

@@ -46,6 +46,25 @@ def task_folders(config: config_lib.Config) -> list[pathlib.Path]:
                        'eval.names')
 
 
+def checked_folders(config: config_lib.Config) -> list[pathlib.Path]:
+  """Returns `task_folders`, which must be those that a run's config means.
+
+  Raises:
+    FileNotFoundError, ValueError: no tasks there, or others.
+  """
+  try:
+    folders = task_folders(config)
+  except FileNotFoundError as error:
+    raise FileNotFoundError(f'{error} (moved? --tasks=FOLDER says where they '
+                            'are now)') from None
+  wanted = config.eval.sha256
+  if wanted and tasks.checksum(folders) != wanted:
+    raise ValueError(f'eval.tasks {config.eval.tasks}: other tasks than this '
+                     f'run is to be scored on (checksum {wanted}): run '
+                     'launch.sweep with these tasks to take them instead')
+  return folders
+
+
 def named_folders(root: files.Path, names: Sequence[str],
                   field: str) -> list[pathlib.Path]:
   """Returns the task folders of these names, of no name all.
@@ -142,9 +161,10 @@ def contents(task: tasks.Task) -> dict[str, Any]:
   The fingerprint reads only a part of each clip; a cache must not be wrong
   when another part changes, so that the times of the last change count too.
   """
-  touched = files.digest([[str(p.relative_to(task.folder)),
-                           p.stat().st_mtime_ns]
-                          for paths in task.paths.values() for p in paths])
+  stats = files.stats(task.folder)
+  names = [str(p.relative_to(task.folder))
+           for paths in task.paths.values() for p in paths]
+  touched = files.digest([[name, stats[name][1]] for name in names])
   return {'task': staged.fingerprint(task.folder), 'rate': task.rate,
           'touched': touched}
 
@@ -211,8 +231,9 @@ def feature_score(name: str, folder: files.Path,
     return record
   with contextlib.ExitStack() as stack:
     try:
-      path.parent.mkdir(parents=True, exist_ok=True)
-      lock = stack.enter_context(open(path.with_suffix('.lock'), 'a'))
+      ours = files.local_cache('scores') / f'{path.stem}.lock'
+      ours.parent.mkdir(parents=True, exist_ok=True)
+      lock = stack.enter_context(open(ours, 'a'))
       files.lock(lock)
     except BlockingIOError:
       return None
@@ -241,8 +262,8 @@ def run(workdir: files.Path, config: config_lib.Config,
   Returns:
     whether every task has its record.
   """
-  workdir = files.path(workdir)
-  folders, settings = task_folders(config), protocol(config)
+  workdir, settings = files.path(workdir), protocol(config)
+  folders = checked_folders(config)
   if step is None:
     step = checkpoint.steps(workdir / 'checkpoints')[-1]
   jobs = [(f'hear.{folder.name}', folder, '') for folder in folders]

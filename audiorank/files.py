@@ -1,17 +1,16 @@
-"""The one way to read and write files of runs, corpora, caches and reports.
+"""The one way to read and write files of runs, corpora, caches and reports, on
+disks and on buckets.
 
-`path` turns a user's text into a path and refuses URLs, so that no URL is
-ever taken for a folder. `replacing` writes a file whole or not at all; all
-other writers use it. A cache file is read with `read_cached` and written
-with `write_cached`: a damaged one is computed again, and a cache that cannot be
-written costs time, never a result.
-
-Buckets: every path that a user gives passes through `path`. It returns a
-pathlib.Path today. For gs:// it could return an etils.epath.Path, which has the
-same methods, once `replacing`, `lock` and `walk` support objects.
+`path` turns a user's text into a path: a pathlib.Path, or for gs:// a
+bucket.Path, which has the methods of pathlib.Path that this project uses. Any
+other URL is refused, so that no URL is ever taken for a folder. `replacing`
+writes a file whole or not at all; all other writers use it. A cache file is
+read with `read_cached` and written with `write_cached`: a damaged one is
+computed again, and a cache that cannot be written costs time, never a result.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 import contextlib
 import fcntl
@@ -22,6 +21,9 @@ import math
 import os
 import pathlib
 import re
+import shutil
+import tempfile
+import time
 from typing import Any
 from typing import IO
 
@@ -34,27 +36,38 @@ class LockHeld(Exception):
   """Another live process has the lock; the message says which."""
 
 
+class Changed(Exception):
+  """An object is of another generation than a write was to replace."""
+
+
 # At least two letters: one letter and a colon is a Windows drive.
 _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+):(/+)')
+_BUCKET = re.compile(r'gs://[A-Za-z0-9][A-Za-z0-9._-]+(/|$)')
 _COUNTER = itertools.count()  # For temporary names: threads never share one.
 # The tool that mounts a bucket of each kind, for error messages.
-_MOUNTS = {'gs': 'gcsfuse', 's3': 'mount-s3', 'az': 'blobfuse2'}
+_MOUNTS = {'s3': 'mount-s3', 'az': 'blobfuse2'}
+HOLD = 30.  # Seconds for which lines for a bucket are held back.
+SPACING = 1.  # Seconds between two writes of an object.
+# Folders on buckets that are leased, and what stops a process whose lease may
+# be another's.
+_guards: dict[str, Callable[[], None]] = {}
 
 
 def path(name: Path, field: str = '') -> pathlib.Path:
-  """Returns a local path; '~' is the user's home.
+  """Returns a local path ('~' is the user's home), or one on a bucket.
 
   Args:
     name: the user's text.
     field: the flag or config field that it came from, for the message.
 
   Raises:
-    ValueError: a URL, or one that lost a slash (gs:/bucket); says what to do.
+    ValueError: a URL other than gs://BUCKET/..., or one that lost a slash
+      (gs:/bucket); says what to do. gs:// without the package gcsfs.
   """
   text = os.fspath(name)
-  label = text
-  if field:
-    label = f'{field} {text}'
+  label = f'{field} {text}'.strip()
+  if _BUCKET.match(text):
+    return _on_bucket(text)
   match = _SCHEME.match(text)
   if match and match[1].lower() == 'file':
     raise ValueError(f'{label}: expected a path without file://')
@@ -62,23 +75,64 @@ def path(name: Path, field: str = '') -> pathlib.Path:
   if match and match[2] == '/':
     raise ValueError(f'{label}: a URL with one slash; expected a local folder, '
                      f'or ./{text} for a folder of that name')
+  if match and match[1].lower() == 'gs':
+    raise ValueError(f'{label}: expected gs://BUCKET/FOLDER')
   if match:
     tool = _MOUNTS.get(match[1].lower(), 'rclone')
-    raise ValueError(f'{label}: expected a local folder: mount the bucket '
-                     f'(such as with {tool}) and give the folder where it is '
-                     'mounted')
+    raise ValueError(f'{label}: expected a local folder or gs://: mount the '
+                     f'bucket (such as with {tool}) and give the folder where '
+                     'it is mounted')
   return pathlib.Path(text).expanduser()
+
+
+def _on_bucket(text: str) -> Any:
+  """Returns the bucket.Path of a gs:// URL."""
+  # gcsfs takes a second to import: only where there is a bucket.
+  from audiorank import bucket
+  bucket.check_installed()
+  return bucket.Path(text)
+
+
+def is_on_bucket(name: Path) -> bool:
+  """Returns whether a path is a gs:// URL."""
+  return os.fspath(name).startswith('gs://')
+
+
+def on_disk(name: Path, field: str = '') -> pathlib.Path:
+  """Returns `path` of what has to lie on a disk.
+
+  Raises:
+    ValueError: a URL; says what to do.
+  """
+  target = path(name, field)
+  if is_on_bucket(target):
+    raise ValueError(f'{field} {name}'.strip() + ': expected a local folder: '
+                     'copy it (gcloud storage cp -r), or mount the bucket '
+                     '(such as with gcsfuse)')
+  return target
+
+
+def absolute(name: Path, field: str = '') -> str:
+  """Returns an absolute path without '..', or a URL, as text.
+
+  Raises:
+    ValueError: as `path`.
+  """
+  target = path(name, field)
+  if is_on_bucket(target):
+    return os.fspath(target.resolve())
+  return os.path.abspath(target)
 
 
 @contextlib.contextmanager
 def replacing(target: Path, sync: bool = True) -> Iterator[pathlib.Path]:
-  """Yields a path to write; the file written there becomes `target`.
+  """Yields a local path to write; the file written there becomes `target`.
 
   The file appears under its name whole or not at all. Missing parent folders
   are created.
 
   Args:
-    target: the file to create or replace.
+    target: the file or object to create or replace.
     sync: wait until the bytes are on disk, so that the file survives a power
       cut. False where it can be computed again.
 
@@ -86,6 +140,14 @@ def replacing(target: Path, sync: bool = True) -> Iterator[pathlib.Path]:
     OSError: it cannot be written; names the target.
   """
   target = path(target)
+  if is_on_bucket(target):
+    from audiorank import bucket
+    with tempfile.TemporaryDirectory() as folder:
+      part = pathlib.Path(folder) / target.name
+      yield part
+      check_guards(target)
+      bucket.upload(part, target)
+    return
   # Hidden, and not with the suffix of `target`: a half-written file must match
   # no pattern such as *.json.
   part = target.with_name(
@@ -110,6 +172,11 @@ def replacing(target: Path, sync: bool = True) -> Iterator[pathlib.Path]:
 
 def write_bytes(target: Path, data: bytes, sync: bool = True) -> None:
   """Writes a file whole or not at all; see `replacing`."""
+  target = path(target)
+  if is_on_bucket(target):
+    check_guards(target)
+    target.write_bytes(data)
+    return
   with replacing(target, sync) as part:
     part.write_bytes(data)
 
@@ -119,10 +186,60 @@ def write_text(target: Path, text: str, sync: bool = True) -> None:
   write_bytes(target, text.encode('utf-8'), sync)
 
 
+def update_json(target: Path, change: Callable[[Any], Any]) -> Any:
+  """Changes a JSON file that others change at the same time; returns it.
+
+  Args:
+    target: the file or object.
+    change: called with what is there, None where nothing is; returns what is
+      to be there. Called again where another process was faster.
+  """
+  target = path(target)
+  if not is_on_bucket(target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.with_name(f'.{target.stem}.lock'), 'a',
+              encoding='utf-8') as file:
+      fcntl.flock(file, fcntl.LOCK_EX)
+      tree = change(read_json(target) if target.exists() else None)
+      write_json(target, tree)
+    return tree
+  from audiorank import bucket
+  store = bucket.Leased(target)
+  while True:
+    data, generation = store.read()
+    tree = change(json.loads(data) if data else None)
+    try:
+      store.write(json_text(tree).encode(), generation)
+      return tree
+    except Changed:
+      continue
+
+
+def guard(folder: Path, check: Callable[[], None] | None) -> None:
+  """Has `check` called before anything is written below a folder on a bucket;
+  None ends that."""
+  if check is None:
+    _guards.pop(os.fspath(folder), None)
+  else:
+    _guards[os.fspath(folder)] = check
+
+
+def check_guards(target: Path) -> None:
+  """Stops a process that is about to write what is another's by now."""
+  for folder, check in list(_guards.items()):
+    if os.fspath(target).startswith(f'{folder}/'):
+      check()
+
+
 def write_json(target: Path, tree: Any) -> None:
   """Writes JSON whole or not at all; NaN and infinity become null."""
-  write_text(target, json.dumps(_finite(tree), indent=1, sort_keys=True,
-                                allow_nan=False) + '\n')
+  write_text(target, json_text(tree))
+
+
+def json_text(tree: Any) -> str:
+  """Returns a tree as `write_json` writes it."""
+  return json.dumps(_finite(tree), indent=1, sort_keys=True,
+                    allow_nan=False) + '\n'
 
 
 def _finite(x: Any) -> Any:
@@ -154,8 +271,17 @@ def read_json(source: Path) -> Any:
     FileNotFoundError: there is no such file.
     ValueError: the file is not JSON; names it.
   """
+  return parse_json(path(source).read_bytes(), source)
+
+
+def parse_json(data: bytes, source: Path) -> Any:
+  """Returns the tree of a JSON file's bytes.
+
+  Raises:
+    ValueError: they are not JSON; names the file.
+  """
   try:
-    return json.loads(path(source).read_text(encoding='utf-8'))
+    return json.loads(data.decode('utf-8'))
   except ValueError as error:
     raise ValueError(f'{source}: not a JSON file ({error})') from None
 
@@ -174,6 +300,52 @@ def read_lines(source: Path) -> list[Any]:
   return rows
 
 
+class Lines:
+  """Text that is added to a file.
+
+  On a disk it is written at once. An object on a bucket cannot be added to: it
+  is written again, at most every HOLD seconds and when `store` asks for it.
+
+  Args:
+    target: the file; what it holds stays.
+  """
+
+  def __init__(self, target: Path):
+    self._target = path(target)
+    if is_on_bucket(self._target):
+      from audiorank import bucket
+      data, _ = bucket.Leased(self._target).read()
+      self._text, self._stored = data.decode('utf-8'), time.monotonic()
+      self._waiting = False
+    else:
+      self._file = open(self._target, 'a', encoding='utf-8')
+
+  def add(self, text: str) -> None:
+    """Adds some text."""
+    if not is_on_bucket(self._target):
+      self._file.write(text)
+      self._file.flush()
+      return
+    self._text += text
+    self._waiting = True
+    if time.monotonic() - self._stored > HOLD:
+      self.store()
+
+  def store(self) -> None:
+    """Writes what waits."""
+    if not is_on_bucket(self._target) or not self._waiting:
+      return
+    # A store takes one write of an object a second.
+    time.sleep(max(0., SPACING - (time.monotonic() - self._stored)))
+    write_text(self._target, self._text)
+    self._waiting, self._stored = False, time.monotonic()
+
+  def close(self) -> None:
+    """Ends it; what waits is not written."""
+    if not is_on_bucket(self._target):
+      self._file.close()
+
+
 def digest(tree: Any) -> str:
   """Returns a digest of a JSON tree: 12 hex digits."""
   # A canonical text: trees that are equal have equal digests. 48 bits: among a
@@ -185,13 +357,180 @@ def digest(tree: Any) -> str:
 
 def sha256(source: Path) -> str:
   """Returns the sha256 of a file's bytes."""
-  with open(source, 'rb') as file:
+  with path(source).open('rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def walk(folder: Path) -> list[pathlib.Path]:
   """Returns every file under a folder, at any depth, sorted."""
-  return sorted(p for p in path(folder).rglob('*') if p.is_file())
+  folder = path(folder)
+  if is_on_bucket(folder):
+    from audiorank import bucket
+    return sorted(folder / name for name in bucket.listing(folder))
+  return sorted(p for p in folder.rglob('*') if p.is_file())
+
+
+def stats(folder: Path) -> dict[str, tuple[int, int]]:
+  """Returns {name below a folder: (bytes, version)} of all files in it.
+
+  The version is another after each change: the time of the last one, or on a
+  bucket the generation.
+  """
+  folder = path(folder)
+  if is_on_bucket(folder):
+    from audiorank import bucket
+    return {name: (about.size, about.generation)
+            for name, about in bucket.listing(folder).items()}
+  out = {}
+
+  def add(place, prefix):
+    with os.scandir(place) as entries:
+      for entry in entries:
+        if entry.is_dir():
+          add(entry.path, f'{prefix}{entry.name}/')
+        else:
+          about = entry.stat()
+          out[prefix + entry.name] = about.st_size, about.st_mtime_ns
+
+  if folder.is_dir():
+    add(folder, '')
+  return out
+
+
+def names(folder: Path) -> set[str]:
+  """Returns the names of what lies directly in a folder; none where there is
+  no such folder."""
+  folder = path(folder)
+  if is_on_bucket(folder):
+    from audiorank import bucket
+    objects, folders = bucket.entries(folder)
+    return {*objects, *folders}
+  try:
+    return set(os.listdir(folder))
+  except (FileNotFoundError, NotADirectoryError):
+    return set()
+
+
+def mapped(function: Callable[[Any], Any], inputs: Iterable[Any],
+           place: Path) -> list[Any]:
+  """Returns the function of every input; many are called at once where the
+  files that it reads lie on a bucket.
+
+  Args:
+    function: reads files.
+    inputs: its arguments.
+    place: where they lie.
+  """
+  if is_on_bucket(place):
+    from audiorank import bucket
+    return bucket.in_parallel(function, inputs)
+  return [function(value) for value in inputs]
+
+
+def read_many(sources: Iterable[Path]) -> list[bytes]:
+  """Returns the bytes of files that lie together."""
+  sources = [path(source) for source in sources]
+  return mapped(lambda source: source.read_bytes(), sources,
+                next(iter(sources), ''))
+
+
+def read_part(source: Path, begin: int, end: int) -> bytes:
+  """Returns the bytes of a file from begin to end - 1."""
+  source = path(source)
+  if is_on_bucket(source):
+    from audiorank import bucket
+    return bucket.read_part(source, begin, end)
+  with open(source, 'rb') as file:
+    file.seek(begin)
+    return file.read(end - begin)
+
+
+def remove(folder: Path) -> None:
+  """Deletes a folder with all below it; nothing where it is not there."""
+  folder = path(folder)
+  if is_on_bucket(folder):
+    folder.rmtree(missing_ok=True)
+  else:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def move(source: Path, target: Path) -> None:
+  """Moves a file or a folder to where nothing is."""
+  source, target = path(source), path(target)
+  if is_on_bucket(source):
+    source.replace(target)
+  else:
+    shutil.move(source, target)
+
+
+@contextlib.contextmanager
+def local(source: Path) -> Iterator[pathlib.Path]:
+  """Yields a local path of a file: itself, or a copy of an object that is
+  deleted afterwards.
+
+  Raises:
+    FileNotFoundError: no such object.
+  """
+  source = path(source)
+  if not is_on_bucket(source):
+    yield source
+    return
+  from audiorank import bucket
+  with tempfile.TemporaryDirectory() as folder:
+    copy = pathlib.Path(folder) / source.name
+    bucket.download(source, copy)
+    try:
+      yield copy
+    except (ValueError, OSError) as error:
+      # Messages name what the user knows.
+      error.args = tuple(
+          arg.replace(str(copy), str(source)) if isinstance(arg, str) else arg
+          for arg in error.args)
+      raise
+
+
+def fetch(folder: Path, target: Path) -> None:
+  """Copies what lies below a folder on a bucket into a local one, but for what
+  is there already."""
+  from audiorank import bucket
+  folder, target = path(folder), pathlib.Path(target)
+
+  def get(item):
+    name, about = item
+    copy = target / name
+    # Of large files the size must do: the checksum would read all of it.
+    if copy.is_file() and copy.stat().st_size == about.size and (
+        about.size > 2**20 or bucket.file_crc32c(copy) == about.crc32c):
+      return
+    with replacing(copy, sync=False) as part:
+      bucket.download(folder / name, part)
+
+  bucket.in_parallel(get, bucket.listing(folder).items())
+
+
+def send(source: Path, folder: Path, last: str = '') -> None:
+  """Copies a local folder onto a bucket, but for what is there already.
+
+  Args:
+    source: a local folder.
+    folder: on a bucket.
+    last: name of the file that says that the folder is whole.
+  """
+  from audiorank import bucket
+  source, folder = pathlib.Path(source), path(folder)
+  stored = bucket.listing(folder)
+  # Half-written files begin with a dot, and so do locks.
+  every = [str(p.relative_to(source)) for p in walk(source)
+           if not p.name.startswith('.')]
+
+  def put(name):
+    there = stored.get(name)
+    if there is None or there.crc32c != bucket.file_crc32c(source / name):
+      bucket.upload(source / name, folder / name)
+
+  bucket.in_parallel(put, [name for name in every if name != last])
+  if last in every:
+    put(last)
 
 
 def lock(file: IO[Any]) -> None:
@@ -210,11 +549,32 @@ def lock(file: IO[Any]) -> None:
 def cache_folder(kind: str) -> pathlib.Path:
   """Returns the folder of this user's cache for one kind of content.
 
-  It is ~/.cache/audiorank/<kind>; the environment variable AUDIORANK_CACHE
-  replaces ~/.cache/audiorank. Everything in it may be deleted at any time.
+  ~/.cache/audiorank/<kind>; the environment's AUDIORANK_CACHE replaces
+  ~/.cache/audiorank, and may be gs://. Everything in it may be deleted at any
+  time.
   """
   root = os.environ.get('AUDIORANK_CACHE') or '~/.cache/audiorank'
   return path(root, 'AUDIORANK_CACHE') / kind
+
+
+def local_cache(kind: str) -> pathlib.Path:
+  """Returns `cache_folder` where that is on a disk, else a folder of this
+  machine: for what is opened in place."""
+  folder = cache_folder(kind)
+  if is_on_bucket(folder):
+    user = os.getuid() if hasattr(os, 'getuid') else 0
+    folder = pathlib.Path(tempfile.gettempdir(), f'audiorank-{user}', kind)
+  return folder
+
+
+def staging(folder: Path) -> pathlib.Path:
+  """Returns the local folder in which what goes onto a bucket is made."""
+  return local_cache('staging') / digest(absolute(folder))
+
+
+def beside(folder: Path) -> pathlib.Path:
+  """Returns a folder on a disk: itself, or `staging` of one on a bucket."""
+  return staging(folder) if is_on_bucket(folder) else path(folder)
 
 
 def read_cached(source: Path, read: Callable[[pathlib.Path], Any]) -> Any:
@@ -222,15 +582,15 @@ def read_cached(source: Path, read: Callable[[pathlib.Path], Any]) -> Any:
 
   Args:
     source: the file, named by a digest of what its content depends on.
-    read: called with the path, returns the content; any error counts as damage.
+    read: called with a local path; any error it raises counts as damage.
   """
   source = path(source)
-  if not source.is_file():
-    return None
   try:
-    return read(source)
-  # Readers of zip files, JSON and arrays each raise their own errors.
-  except Exception as error:
+    if not source.is_file():
+      return None
+    with local(source) as copy:
+      return read(copy)
+  except Exception as error:  # Of any reader: zip, JSON, arrays.
     logging.warning('%s: damaged (%s); computing it again', source, error)
     return None
 

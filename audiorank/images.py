@@ -16,7 +16,6 @@ samples.
 
 import json
 import os
-import pathlib
 import shutil
 
 import numpy as np
@@ -24,6 +23,7 @@ import numpy as np
 from audiorank import audio
 from audiorank import config as config_lib
 from audiorank import decode
+from audiorank import files
 from audiorank import prepare
 
 RATE = config_lib.RATE
@@ -99,7 +99,7 @@ def write_task(folder: str | os.PathLike, name: str, splits: dict,
     splits: {'train' | 'valid' | 'test': (pictures_NYX, N labels)}.
     side: of a patch.
   """
-  folder = pathlib.Path(folder)
+  folder = files.on_disk(folder)
   if folder.exists():
     return
   # Written beside, then renamed: a folder under this name is complete.
@@ -162,7 +162,7 @@ def make(folder: str | os.PathLike) -> tuple[str, str]:
   Raises:
     ValueError: scikit-learn is not installed.
   """
-  folder = pathlib.Path(folder)
+  folder = files.on_disk(folder)
   pictures_NYX, labels = digits()
   first, last = SPLITS['train']
   write_corpus(folder / 'corpus', pictures_NYX[first:last], SIDE,

@@ -79,7 +79,7 @@ class MetricWriter:
     self._pending: tuple[int, Callable[[], Numbers], Numbers] | None = None
     self._latest: Row = {}
     if main:
-      self._file = open(workdir / 'metrics.jsonl', 'a', encoding='utf-8')
+      self._lines = files.Lines(workdir / 'metrics.jsonl')
       self._trackers = MultiTracker(workdir, config, step)
 
   def add_step(self, step: int, fetch: Callable[[], Numbers],
@@ -110,6 +110,11 @@ class MetricWriter:
       self._check_finite(self._unchecked[-1][0])
     return row
 
+  def store(self) -> None:
+    """Makes sure that every row so far outlives this process."""
+    if self.main:
+      self._lines.store()
+
   def add_evaluation(self, step: int, fields: Mapping[str, Any]) -> None:
     """Writes the row of an evaluation, of its record."""
     self._write_row({
@@ -120,7 +125,8 @@ class MetricWriter:
   def close(self) -> None:
     """Ends the file and the trackers."""
     if self.main:
-      self._file.close()
+      self._lines.store()
+      self._lines.close()
       self._trackers.finish(self._latest)
 
   def _write_pending(self):
@@ -138,8 +144,7 @@ class MetricWriter:
   def _write_row(self, row):
     if not self.main:
       return
-    self._file.write(files.json_line(row))
-    self._file.flush()
+    self._lines.add(files.json_line(row))
     self._latest.update(row)
     self._trackers.log(
         row['step'], {k: v for k, v in row.items() if k != 'step'})
@@ -198,7 +203,7 @@ def is_finite(numbers: Numbers) -> bool:
 
 def skipped_steps(workdir: str | os.PathLike[str]) -> list[int]:
   """Returns the steps of metrics.jsonl whose updates were left out."""
-  path = pathlib.Path(workdir) / 'metrics.jsonl'
+  path = files.path(workdir) / 'metrics.jsonl'
   if not path.exists():
     return []
   return [row['step'] for row in files.read_lines(path) if 'why' in row]
@@ -378,10 +383,13 @@ class MultiTracker:
                step: int):
     self._open: dict[str, Tracker] = {}
     self._failures: dict[str, int] = {}
+    # Trackers write to disks: their files are sent to a bucket at the end.
+    self._workdir = self._folder = files.path(workdir)
+    if files.is_on_bucket(workdir):
+      self._folder = files.staging(workdir) / self._workdir.name
     for name in tracker_names(config):
       self._failures[name] = 0
-      tracker = self._call(name, TRACKERS[name], pathlib.Path(workdir), config,
-                           step)
+      tracker = self._call(name, TRACKERS[name], self._folder, config, step)
       if tracker is not None:
         self._open[name] = tracker
 
@@ -397,6 +405,8 @@ class MultiTracker:
     for name, tracker in self._open.items():
       self._call(name, tracker.summary, finite_numbers(row))
       self._call(name, tracker.finish)
+      if self._folder != self._workdir:
+        self._call(name, files.send, self._folder, self._workdir)
     self._open = {}
 
   def _call(self, name, function, *arguments):

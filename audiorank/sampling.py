@@ -64,7 +64,11 @@ def parts(config: Config) -> Parts:
       further sample that is not there; names the field.
   """
   part = config.data
-  corpus = data.load(part.root, part.mixture)
+  try:
+    corpus = data.load(part.root, part.mixture)
+  except FileNotFoundError as error:
+    raise FileNotFoundError(f'{error} (moved? --corpus=FOLDER says where the '
+                            'corpus is now)') from None
   if part.sha256 and corpus.sha256 != part.sha256:
     raise ValueError(f'data.root {part.root}: manifest {corpus.sha256[:12]}, '
                      f'but this run was made for {part.sha256[:12]}')

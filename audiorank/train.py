@@ -272,7 +272,7 @@ class Outputs:
 
 def _fit(workdirs, configs, stop, status):
   """`fit`; returns the Runs and the stepper, which has their states."""
-  workdirs, first = [pathlib.Path(w) for w in workdirs], configs[0]
+  workdirs, first = [files.path(w) for w in workdirs], configs[0]
   status = status or progress.Status()
   mesh = sharding.mesh(first.mesh.data, first.mesh.fsdp)
   if len(configs) > 1:
@@ -473,6 +473,7 @@ def save(runs: Sequence[Run], stepper: Alone | Packed, bar: progress.Bar,
   """Checks every step so far, and saves where all were finite."""
   each(runs, lambda _, run: show_loss(bar, run.writer.flush()))
   for k, run in live(runs):
+    run.writer.store()
     checkpoint.save(run.manager, stepper.state(k), run.config, force)
 
 

@@ -187,6 +187,7 @@ def evaluation():
   part = config_dict.ConfigDict()
   part.tasks = ''  # Folder of HEAR task folders; '' is the synthetic ones.
   part.names = ''  # Comma-separated folder names; '' takes every one.
+  part.sha256 = ''  # Checksum of what describes them; the sweep fills it in.
   part.protocol = 'hear'  # Predictor: see audiorank/hear/README.md.
   part.grid_points = 8  # Of HEAR's 16 hyper-parameter settings.
   part.hidden = 1024  # Units of a hidden layer.

@@ -11,17 +11,20 @@ from collections.abc import Mapping
 import contextlib
 import os
 import pathlib
+import time
 from typing import Any
 from typing import NamedTuple
 import zlib
 
 from audiorank import checkpoint
 from audiorank import files
+from audiorank import lease
 from audiorank import records
 from audiorank.records import lock as lock_lib
 from launch import cli
 
 ROLES = ('train', 'score')
+WAIT = 5.  # Seconds between looks at leases that may end.
 DEATHS = 5  # Deaths without progress after which a run is given up.
 EVALUATION = .1  # Share of a run's work that follows its last step.
 # FLOPs that the front end takes a second of audio: most of the work of the
@@ -110,7 +113,7 @@ class Board:
     Raises:
       FileNotFoundError: there is no sweep.
     """
-    self.root = os.fspath(root)
+    self.root = files.path(root)
     self.only = only if only is None else frozenset(only)
     self.entries: dict[str, Entry] = {}
     self.states: dict[str, str] = {}
@@ -126,24 +129,33 @@ class Board:
   def look(self) -> None:
     """Reads what has changed since the last look."""
     self._read_index()
+    state_of = self._state
+    if files.is_on_bucket(self.root):
+      state_of = self._states_on_bucket().get
     for run_id, state in self.states.items():
       if state not in ('done', 'failed'):
-        self.states[run_id] = self._state(run_id)
+        self.states[run_id] = state_of(run_id) or 'new'
     self._steps, self.holders = {}, set()
-    for run_id, state in self.states.items():
-      if state in ('started', 'trained'):
-        holder = lock_lib.read(os.path.join(self.root, run_id))
-        self._steps[run_id] = holder.get('step', 0)
-        if holder.get('machine') == lock_lib.machine():
-          self.holders.add(holder['pid'])
+    busy = [run_id for run_id, state in self.states.items()
+            if state in ('started', 'trained')]
+    leases = files.mapped(lock_lib.read, map(self.folder, busy), self.root)
+    for run_id, holder in zip(busy, leases):
+      self._steps[run_id] = holder.get('step', 0)
+      if holder.get('machine') == lease.machine():
+        self.holders.add(holder['pid'])
+
+  def folder(self, run_id: str) -> pathlib.Path:
+    """Returns the folder of a run."""
+    return self.root / run_id
 
   def _read_index(self) -> None:
     """Reads the runs; another command may have added some."""
-    path = os.path.join(self.root, 'sweep.json')
-    if not os.path.exists(path):
+    path = self.root / 'sweep.json'
+    try:
+      written = path.stat().st_mtime_ns
+    except FileNotFoundError:
       self._add({f.name: None for f in records.run_folders(self.root)})
       return
-    written = os.stat(path).st_mtime_ns
     if written != self._written:
       self._written = written
       runs = files.read_json(path)['runs']
@@ -157,7 +169,7 @@ class Board:
           self.only is None or run_id in self.only):
         continue
       if about is None:
-        config = records.load_config(os.path.join(self.root, run_id))
+        config = records.load_config(self.folder(run_id))
         self.entries[run_id] = entry(config)
       else:
         self.entries[run_id] = Entry(**about)
@@ -180,6 +192,17 @@ class Board:
       self._untouched.add(run_id)
       return 'new'
     return records.state(folder)
+
+  def _states_on_bucket(self) -> dict[str, str]:
+    """Returns {run_id: state} of the runs that somebody has had, of one
+    listing."""
+    out: dict[str, str] = {}
+    # The last of these that a run has is its state.
+    for name, state in (('LEASE', 'started'), ('TRAINED', 'trained'),
+                        ('FAILED', 'failed'), ('DONE', 'done')):
+      for path in self.root.glob(f'*/{name}'):
+        out[path.parent.name] = state
+    return out
 
   def progress(self) -> Progress:
     """Returns how far the sweep was at the last look."""
@@ -208,6 +231,16 @@ class Board:
     if 'score' in roles:
       wanted.add('trained')
     return [run_id for run_id, state in self.states.items() if state in wanted]
+
+
+def await_leases(board: Board, roles: Collection[str]) -> bool:
+  """Waits where it is not known yet whether the holder of a run that is left
+  still lives, as on a bucket for a while; returns whether that was so."""
+  if not files.is_on_bucket(board.root) or not any(files.mapped(
+      lock_lib.undecided, map(board.folder, board.left(roles)), board.root)):
+    return False
+  time.sleep(WAIT)
+  return True
 
 
 def claim(board: Board, roles: Collection[str], last: Entry | None = None,
@@ -257,8 +290,7 @@ def _joins(board: Board, run_id: str, first: Entry) -> bool:
       or board.entries[run_id].group != first.group):
     return False
   # Its workers died more than once: it may be the cause, and goes on alone.
-  workdir = os.path.join(board.root, run_id)
-  return not lock_lib.read(workdir).get('deaths')
+  return not lock_lib.read(board.folder(run_id)).get('deaths')
 
 
 def in_order(board: Board, ids: list[str], last: Entry | None,
@@ -287,7 +319,7 @@ def in_order(board: Board, ids: list[str], last: Entry | None,
 
 def _take(board: Board, run_id: str, roles: Collection[str]) -> Claim | None:
   """Returns the Claim of a run, or None where it cannot be had."""
-  workdir = pathlib.Path(board.root, run_id)
+  workdir = board.folder(run_id)
   try:
     lock = lock_lib.Lock(workdir)
   except lock_lib.LockHeld:

@@ -31,6 +31,7 @@ from typing import Any
 
 from absl import flags
 
+from audiorank import files
 from launch import cli
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None,
@@ -186,7 +187,7 @@ def check() -> None:
     raise ValueError(f'--views={_VIEWS.value}: expected at least 2, or 0')
   if _VIEWS.value and (_MODULE.value or not _CORPUS.value
                        or not _CHECKPOINT.value
-                       or pathlib.Path(_CHECKPOINT.value).is_file()):
+                       or files.path(_CHECKPOINT.value).is_file()):
     raise ValueError('--views needs the masks and the seed of a run of ours '
                      'and clips: expected --checkpoint=RUN and --corpus')
   if _MODULE.value and (_STEP.value is not None or _LAYER.value != 'final'
@@ -250,12 +251,12 @@ def list_cache(cache: str) -> None:
 
 def embeddings_record() -> dict[str, Any]:
   """Prints and returns the rank of a file of embeddings."""
-  from audiorank.rankme import files
-  rank = files.file_rank(_EMBEDDINGS.value, _ARRAY.value, _GROUPS.value)
+  from audiorank.rankme import files as embeddings
+  rank = embeddings.file_rank(_EMBEDDINGS.value, _ARRAY.value, _GROUPS.value)
   print('\n'.join(rank_lines(rank)))
   return {'rank': rank, 'embeddings': {
       'file': _EMBEDDINGS.value, 'array': _ARRAY.value,
-      'groups': _GROUPS.value, 'seen': files.fingerprint(_EMBEDDINGS.value)}}
+      'groups': _GROUPS.value, 'seen': embeddings.fingerprint(_EMBEDDINGS.value)}}
 
 
 def corpus_record(model: Any, cache: str) -> dict[str, Any]:

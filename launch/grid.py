@@ -6,7 +6,6 @@ No device is opened here: the launcher must leave them to its workers.
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
-import fcntl
 import inspect
 import os
 import pathlib
@@ -19,6 +18,7 @@ from audiorank import evaluate
 from audiorank import files
 from audiorank import records
 from audiorank import validate
+from audiorank.hear import tasks as task_lib
 from audiorank.records import lock as lock_lib
 from launch import claims
 from launch import cli
@@ -75,11 +75,12 @@ def resolve(configs: dict[str, Any],
   from audiorank import data
   first = next(iter(configs.values()))
   if not first.data.root:
-    corpus, tasks = dataset(first)
+    corpus, folder = dataset(first)
     for config in configs.values():
       config.data.root = corpus
-      config.eval.tasks = config.eval.tasks or tasks
+      config.eval.tasks = config.eval.tasks or folder
   checksums: dict[tuple[str, str], str] = {}
+  described: dict[tuple[str, str], str] = {}
   for config in configs.values():
     source = config.data.root, config.data.mixture
     if source not in checksums:
@@ -87,8 +88,12 @@ def resolve(configs: dict[str, Any],
     config.data.sha256 = checksums[source]
     config.data.mixture = data.mixture.absolute(config.data.mixture)
     for part, field in (('data', 'root'), ('eval', 'tasks')):
-      folder = files.path(config[part][field], f'{part}.{field}')
-      config[part][field] = os.path.abspath(folder)
+      config[part][field] = files.absolute(config[part][field],
+                                           f'{part}.{field}')
+    which = config.eval.tasks, config.eval.names
+    if which not in described:
+      described[which] = task_lib.checksum(evaluate.task_folders(config))
+    config.eval.sha256 = described[which]
 
 
 def runs(configs: dict[str, Any]) -> dict[str, tuple[Any, claims.Entry]]:
@@ -116,7 +121,8 @@ def open_run(workdir: pathlib.Path, config: Any) -> None:
     records.open_run(workdir, config)
   except lock_lib.LockHeld:
     theirs = records.load_config(workdir)
-    if records.plain(theirs.eval) != records.plain(config.eval):
+    if not records.same_evaluation(records.plain(theirs.eval),
+                                   records.plain(config.eval)):
       raise
 
 
@@ -127,24 +133,20 @@ def write_index(root: pathlib.Path, title: str, experiment: str,
   Two commands that add to one root at the same time both find their runs in
   it afterwards.
   """
-  path = root / 'sweep.json'
-  before: dict[str, Any] = {}
-  with open(root / '.sweep.lock', 'a', encoding='utf-8') as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    if path.exists():
-      before = files.read_json(path)
+  def added(before: dict[str, Any] | None) -> dict[str, Any]:
+    before = before or {}
     entries = before.get('runs', {})
     if isinstance(entries, list):  # As older versions wrote it.
       entries = {run_id: claims.entry(records.load_config(root / run_id))
                  ._asdict() for run_id in entries
                  if (root / run_id / 'config.json').exists()}
-    entries.update({run_id: entry._asdict()
-                    for run_id, (_, entry) in runs.items()})
+    entries = entries | {run_id: entry._asdict()
+                         for run_id, (_, entry) in runs.items()}
     experiments = {**before.get('experiments', {}), experiment: title}
-    files.write_json(path, {
-        'title': before.get('title', title), 'experiments': experiments,
-        'runs': entries})
-  return sorted(entries)
+    return {'title': before.get('title', title), 'experiments': experiments,
+            'runs': entries}
+
+  return sorted(files.update_json(root / 'sweep.json', added)['runs'])
 
 
 def check(configs: Mapping[str, Any],

@@ -37,7 +37,7 @@ class Meter:
   """
 
   def __init__(self, root: str | os.PathLike[str]):
-    self.root = pathlib.Path(root)
+    self.root = files.path(root)
     self.began = self.printed = time.monotonic()
     self.first: float | None = None  # Share that was done at the beginning.
     self.failed: set[str] = set()
@@ -93,7 +93,7 @@ def status(root: str | os.PathLike[str]) -> str:
   folders = records.sweep_folders(files.path(root, '--root'))
   if not folders:
     raise FileNotFoundError(f'{root}: no runs: expected the --root of a sweep')
-  rows = [status_row(workdir) for workdir in folders]
+  rows = files.mapped(status_row, folders, folders[0])
   counts: dict[str, int] = {}
   for row in rows:
     counts[row['state']] = counts.get(row['state'], 0) + 1

@@ -182,13 +182,13 @@ def write(root: pathlib.Path, module: ModuleType, configs: dict[str, Any],
       root / 'world', config))
   runs = grid.runs(configs)
   grid.check_corpus(config for config, _ in runs.values())
-  known = {run_id for run_id in runs if (root / run_id).is_dir()}
-  for run_id, (config, _) in runs.items():
-    grid.open_run(root / run_id, config)
+  known = files.names(root) & set(runs)
+  files.mapped(lambda run_id: grid.open_run(root / run_id, runs[run_id][0]),
+               runs, root)
   experiment = next(iter(configs.values())).experiment
   names = grid.write_index(root, title(module, root), experiment, runs)
   again, diverged = claims.reopen(root, runs)
-  states = [records.state(root / run_id) for run_id in known]
+  states = files.mapped(records.state, [root / name for name in known], root)
   parts = [f'{len(runs) - len(known)} new', f'{len(known)} known',
            f'{states.count("done")} done before']
   if again:
@@ -196,10 +196,11 @@ def write(root: pathlib.Path, module: ModuleType, configs: dict[str, Any],
   if diverged:
     parts.append(f'{diverged} diverged before (retry tries them again)')
   print(f'{len(runs)} runs: {", ".join(parts)}; {where}; {root}', flush=True)
-  others = [run_id for run_id in names if run_id not in runs and
-            records.state(root / run_id) not in ('done', 'failed')]
-  if others:
-    print(f'{len(others)} unfinished runs of earlier commands are left as they '
+  others = files.mapped(records.state, [
+      root / name for name in names if name not in runs], root)
+  unfinished = sum(state not in ('done', 'failed') for state in others)
+  if unfinished:
+    print(f'{unfinished} unfinished runs of earlier commands are left as they '
           'are', flush=True)
   return list(runs)
 
@@ -209,7 +210,7 @@ def title(module: ModuleType, root: pathlib.Path) -> str:
   text = (module.__doc__ or root.name).strip().splitlines()[0]
   corpus = cli.overrides('config').get('data.root')
   if corpus:
-    text = f'{text.split(":")[0]} on {pathlib.Path(corpus).resolve().name}'
+    text = f'{text.split(":")[0]} on {files.path(corpus).resolve().name}'
   return text
 
 
@@ -223,8 +224,9 @@ def run(module: ModuleType, environ: Mapping[str, str]) -> None:
   root.mkdir(parents=True, exist_ok=True)
   ids = write(root, module, configs, where)
   board = claims.Board(root, ids)
-  listing = root / 'logs' / f'{os.getpid()}.runs'
-  listing.parent.mkdir(exist_ok=True)
+  logs = files.beside(root) / 'logs'
+  logs.mkdir(parents=True, exist_ok=True)
+  listing = logs / f'{os.getpid()}.runs'
   listing.write_text('\n'.join(ids), encoding='utf-8')
   meter = overview.Meter(root)
   arguments = [f'--root={root}', f'--runs={listing}', f'--pack={_PACK.value}',
@@ -237,6 +239,8 @@ def run(module: ModuleType, environ: Mapping[str, str]) -> None:
     sys.exit(cli.AGAIN)
   finally:
     listing.unlink(missing_ok=True)
+    if files.is_on_bucket(root):
+      files.send(logs, root / 'logs')
   meter.close()
   finish(root, board, unfinished, began)
 

@@ -21,14 +21,30 @@ def dataset(folder: str | os.PathLike[str], config: Any) -> tuple[str, str]:
   Raises:
     ValueError: pictures, without the package that has them.
   """
+  world, name = config.data.world, 'digits'
+  if config.model.front != 'pixels':
+    name = files.digest(records.plain(world))
+  folder = files.path(folder) / name
+  there = str(folder / 'corpus'), str(folder / 'tasks')
+  if files.is_on_bucket(folder) and (folder / 'corpus/corpus.json').exists():
+    return there
+  here = files.beside(folder)
   if config.model.front == 'pixels':
-    return images.make(pathlib.Path(folder) / 'digits')
-  world = config.data.world
-  folder = pathlib.Path(folder) / files.digest(records.plain(world))
+    images.make(here)
+  else:
+    write_sounds(here, world)
+  if files.is_on_bucket(folder):
+    # The corpus last: where it is whole, all is.
+    files.send(here / 'tasks', folder / 'tasks')
+    files.send(here / 'corpus', folder / 'corpus', last='corpus.json')
+  return there
+
+
+def write_sounds(folder: pathlib.Path, world: Any) -> None:
+  """Writes (or finishes) the corpus and the tasks of config.data.world."""
   synth.write_audio(folder / 'audio', world.hours, world.seed)
   prepare.run(folder / 'audio', folder / 'corpus')
   synth.write_tasks(
       folder, world.seed,
       clips_per_task=(world.train_clips, world.valid_clips, world.test_clips),
       names=[name for name in world.tasks.split(',') if name] or None)
-  return str(folder / 'corpus'), str(folder / 'tasks')

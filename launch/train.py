@@ -65,17 +65,19 @@ def checked(config: Any) -> Any:
   import jax
 
   from audiorank import data
+  from audiorank import evaluate
   from audiorank import validate
+  from audiorank.hear import tasks
   for field in ('data.root', 'eval.tasks'):
     part, name = field.split('.')
     if not config[part][name]:
       raise ValueError(f'{field} is empty: expected --config.{field}=FOLDER '
                        '(launch.sweep writes the synthetic dataset)')
-    folder = files.path(config[part][name], field)
-    config[part][name] = os.path.abspath(folder)
+    config[part][name] = files.absolute(config[part][name], field)
   config.data.mixture = data.mixture.absolute(config.data.mixture)
   config.data.sha256 = data.load(
       config.data.root, config.data.mixture).sha256
+  config.eval.sha256 = tasks.checksum(evaluate.task_folders(config))
   validate.run(config, jax.device_count())
   return config
 
@@ -181,7 +183,7 @@ def main(argv: list[str]) -> None:
     if jax.process_index():  # The first writes the records.
       sys.exit(follow(workdir, config, stop))
   try:
-    lock = lock_lib.Lock(workdir)
+    lock = lock_lib.Lock(workdir, wait=True)
   except lock_lib.LockHeld as error:
     print(error, file=sys.stderr)
     sys.exit(cli.AGAIN)

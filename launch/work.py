@@ -203,6 +203,8 @@ class Worker:
       runs = claims.claim(self.board, self.roles, self.last, self.size,
                           self.tried, name)
       if not runs:
+        if claims.await_leases(self.board, self.roles):
+          continue
         return 0
       self.last = runs[0].entry
       self.status.claimed = [run.lock for run in runs]

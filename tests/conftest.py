@@ -91,3 +91,23 @@ def tasks(tmp_path_factory):
   synth.write_tasks(folder, 0, clips_per_task=(24, 12, 12),
                     names=['texture', 'timbre'], workers=1, progress=False)
   return folder / 'tasks'
+
+
+@pytest.fixture(scope='session')
+def bucket_server():
+  """The URL of a fake Google Cloud Storage with a bucket called `bucket`.
+
+  From here on every gs:// client of this process and its children uses it.
+  """
+  from tests import bucket_server as server
+  with server.running() as url, pytest.MonkeyPatch.context() as patch:
+    for name, value in server.environment(url).items():
+      patch.setenv(name, value)
+    yield url
+
+
+@pytest.fixture
+def bucket(bucket_server, request):
+  """The URL of a folder of the fake bucket for one test alone."""
+  del bucket_server
+  return f'gs://bucket/{request.node.name}'.replace('[', '-').replace(']', '')

@@ -12,7 +12,7 @@ from audiorank import files
 
 
 @pytest.mark.parametrize('name, word', [
-    ('gs://bucket/runs', 'gcsfuse'), ('s3://bucket/runs', 'mount-s3'),
+    ('gs://', 'gs://BUCKET/FOLDER'), ('s3://bucket/runs', 'mount-s3'),
     ('https://host/corpus', 'rclone'), ('hdfs://a', 'rclone'),
     ('gs:/bucket/runs', 'one slash'), ('s3:/bucket', 'one slash'),
     ('file:///data', 'without file://')])
@@ -159,7 +159,7 @@ def entrances():
       'collect': records.collect, 'report': report.write}
 
 
-@pytest.mark.parametrize('name', ['gs://bucket/x', 's3://bucket/x', 'gs:/x'])
+@pytest.mark.parametrize('name', ['s3://bucket/x', 'gs:/x'])
 def test_what_takes_a_path_refuses_a_url(name, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for entrance, function in entrances().items():

@@ -27,7 +27,7 @@ def sweep(tmp_path):
         running = holder
       else:
         # As a kill leaves it: the text stays, the lock is gone.
-        holder.file.close()
+        holder._claim._file.close()
   yield tmp_path
   running.release()
 

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from audiorank import files
+from audiorank import lease
 from audiorank import records
 from audiorank.records import lock as lock_lib
 from launch import claims
@@ -443,7 +444,7 @@ def test_deaths_in_a_row_are_counted_until_a_run_comes_further(tmp_path):
     holder = lock_lib.Lock(tmp_path)
     deaths.append(holder.deaths)
     holder.report('training', step, 9, force=True)
-    holder.file.close()  # As a kill leaves it: the text stays.
+    holder._claim._file.close()  # As a kill leaves it: the text stays.
   assert deaths == [0, 1, 2, 3, 1, 2]
   lock_lib.Lock(tmp_path).release()
   holder = lock_lib.Lock(tmp_path)
@@ -452,9 +453,9 @@ def test_deaths_in_a_row_are_counted_until_a_run_comes_further(tmp_path):
 
 
 def test_a_machine_that_was_lost_is_no_fault_of_the_run(tmp_path, monkeypatch):
-  monkeypatch.setattr(lock_lib, 'machine', lambda: 'another')
+  monkeypatch.setattr(lease, 'machine', lambda: 'another')
   for _ in range(3):
-    lock_lib.Lock(tmp_path).file.close()
+    lock_lib.Lock(tmp_path)._claim._file.close()
   monkeypatch.undo()
   holder = lock_lib.Lock(tmp_path)
   assert holder.deaths == 2  # Counted there, but not the last, from here.
@@ -486,5 +487,5 @@ def test_scorers_wait_for_runs_that_are_trained_elsewhere(tmp_path):
   assert local.awaited(board, ['train'], set())
   assert not local.awaited(board, ['train'], {'r'})
   holder.report('training', 3, 9, force=True)
-  holder.file.close()
+  holder._claim._file.close()
   assert not local.awaited(board, ['score'], set())

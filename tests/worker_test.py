@@ -321,7 +321,7 @@ def test_a_run_on_which_workers_die_is_given_up(shapes, tmp_path):
   run_id = next(iter(board.states))
   for _ in range(claims.DEATHS):
     (run,) = claims.claim(board, claims.ROLES)
-    run.lock.file.close()  # As a kill leaves it.
+    run.lock._claim._file.close()  # As a kill leaves it.
   assert claims.claim(board, claims.ROLES) == []
   assert records.state(tmp_path / run_id) == 'failed'
   error = records.read_json(tmp_path / run_id / 'FAILED')['error']

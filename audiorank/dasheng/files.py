@@ -34,7 +34,8 @@ def load(path: files.Path, config: Any = None
     raise ValueError(f'{source}: expected a file {", ".join(readers)}')
   if not source.is_file():
     raise FileNotFoundError(f'{source}: no such file')
-  state = readers[source.suffix](source)
+  with files.local(source) as copy:
+    state = readers[source.suffix](copy)
   try:
     return weights.from_state_dict(state, config)
   except ValueError as error:

@@ -142,21 +142,25 @@ def load_one(root: str | os.PathLike) -> Corpus:
   """
   root = files.path(root)
   about = _described(root)
-  index = index_lib.load(root / 'index', about['sha256'])
+  index = index_lib.load(_index_folder(root, about['sha256']),
+                         about['sha256'])
   if index is None and about['format'] > 1:
     raise ValueError(f'{root / "index"}: no index of this corpus; run prepare '
                      'again')
   # Format 1 had no index: its manifest is read instead.
   manifest = root / 'manifest.csv'
-  if index is None or manifest.stat().st_size <= CHECKED:
+  # What the index was copied with is checked already.
+  if index is None or not files.is_on_bucket(root) and (
+      manifest.stat().st_size <= CHECKED):
     _check_manifest(manifest, about['sha256'])
   if index is None:
     index = _of_manifest(manifest)
   # A missing shard is reported now, not in the middle of training.
   store = about.get('store', 'int16')  # The only one of format 1.
   if store != 'none':
+    there = files.names(root / 'shards')
     for shard in index.shards:
-      if not (root / 'shards' / shard).exists():
+      if shard not in there:
         raise FileNotFoundError(f'{root / "shards" / shard}: no such shard, '
                                 'though the manifest names it')
   audio = ''
@@ -165,6 +169,19 @@ def load_one(root: str | os.PathLike) -> Corpus:
   whole = Corpus(os.fspath(root), index, None, len(index.samples_R), 0.,
                  about['rate'], about['sha256'], store, audio)
   return dataclasses.replace(whole, hours=hours(whole))
+
+
+def _index_folder(root: pathlib.Path, sha256: str) -> pathlib.Path:
+  """Returns the folder of a corpus's index on a disk: it is mapped from there.
+
+  That of a corpus on a bucket is copied into the user's cache.
+  """
+  folder = root / 'index'
+  if not files.is_on_bucket(root):
+    return folder
+  copy = files.local_cache('index') / sha256[:16]
+  files.fetch(folder, copy)
+  return copy
 
 
 def _described(root: pathlib.Path) -> dict:
@@ -198,9 +215,9 @@ def _audio(root: pathlib.Path, about: dict, index: index_lib.Index) -> str:
   Raises:
     FileNotFoundError: its first file is missing, so the folder was moved.
   """
-  audio = os.path.normpath(root / str(about.get('audio', '')))
+  audio = files.absolute(root / str(about.get('audio', '')))
   first = _path(audio, index.shards[0])
-  if not os.path.exists(first):
+  if not files.path(first).exists():
     raise FileNotFoundError(
         f'{first}: no such file, though {root} was made of it; put the '
         f"folder where its files lie as 'audio' into {root / 'corpus.json'}")
@@ -348,7 +365,7 @@ def _from_mixed(corpus: Corpus) -> Reader:
 def _from_array_records(corpus: Corpus) -> Reader:
   """Reads int16 samples from ArrayRecord shards."""
   from array_record.python import array_record_module
-  index, folder = corpus.index, pathlib.Path(corpus.root) / 'shards'
+  index, folder = corpus.index, files.path(corpus.root) / 'shards'
   lock = threading.Lock()
 
   @functools.lru_cache(OPEN)
@@ -363,7 +380,11 @@ def _from_array_records(corpus: Corpus) -> Reader:
       # A cache is not enough: two threads could open one shard twice.
       with lock:
         shard = opened(int(index.shard_R[row]))
-      [data] = shard.read([int(index.position_R[row])])
+      position = int(index.position_R[row])
+      # The reader takes a missing file for an empty one.
+      if position >= shard.num_records():
+        raise ValueError(f'{shard.num_records()} records in the shard')
+      [data] = shard.read([position])
     except (RuntimeError, ValueError, IndexError) as error:
       raise ValueError(f'{where(corpus, row)}: {error}') from error
     if len(data) != 2 * length:

@@ -52,7 +52,7 @@ def parse(text: str) -> list[tuple[str, float]]:
 
 def absolute(text: str) -> str:
   """Returns a mixture with absolute paths, for a run's config.json."""
-  return ','.join(f'{os.path.abspath(files.path(root, "data.mixture"))}='
+  return ','.join(f'{files.absolute(root, "data.mixture")}='
                   f'{weight:g}' for root, weight in parse(text))
 
 

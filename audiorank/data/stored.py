@@ -22,6 +22,7 @@ import soxr
 
 from audiorank import containers
 from audiorank import decode
+from audiorank import files
 from audiorank.data import parquet
 
 # Samples that are resampled on both sides of a record: longer than soxr's
@@ -30,6 +31,7 @@ MARGIN = 8192
 # A file of at most so many bytes per wanted sample is read at once.
 WHOLE = 4
 BUFFER = 2**14  # Bytes read ahead in other files.
+AT_ONCE = 2**23  # Bytes up to which a sound on a bucket is read at once.
 # In an address: the file needs the corrected header of containers.inspect.
 MEND = 'mend'
 
@@ -43,11 +45,29 @@ class Address(NamedTuple):
 
 
 class Handle:
-  """An open file that threads share. It is closed with its last reference."""
+  """An open file that threads share. It is closed with its last reference.
+
+  Attributes:
+    size: its bytes.
+    remote: whether it is an object on a bucket, where each read is a request.
+  """
 
   def __init__(self, path: str):
-    self.fd = os.open(path, os.O_RDONLY)
-    self.size = os.fstat(self.fd).st_size
+    self.remote = files.is_on_bucket(path)
+    if self.remote:
+      self._object = files.path(path)
+      self.size = self._object.stat().st_size
+    else:
+      self.fd = os.open(path, os.O_RDONLY)
+      self.size = os.fstat(self.fd).st_size
+
+  def read_into(self, buffer: memoryview, begin: int) -> int:
+    """Fills a buffer with the bytes from `begin` on; returns how many."""
+    if not self.remote:
+      return os.preadv(self.fd, [buffer], begin)
+    data = files.read_part(self._object, begin, begin + len(buffer))
+    buffer[:len(data)] = data
+    return len(data)
 
   def __del__(self, close=os.close):
     # At the interpreter's end the module os may be gone, hence the argument.
@@ -82,10 +102,11 @@ class Region(io.RawIOBase):
   def readinto(self, buffer: Any) -> int:
     want = max(0, min(len(buffer), self._size - self._at))
     try:
-      count = os.preadv(self._handle.fd, [memoryview(buffer)[:want]],
-                        self._begin + self._at)
+      count = self._handle.read_into(memoryview(buffer)[:want],
+                                     self._begin + self._at)
+    # libsndfile cannot hear of it: the caller looks at `failed`.
     except OSError as error:
-      self.failed = error.strerror
+      self.failed = error.strerror or str(error)
       return 0
     self._at += count
     return count
@@ -119,7 +140,13 @@ def opened(handle: Handle, address: Address, last: dict) -> Any:
       raise ValueError('unreadable: no bytes in this row')
     return io.BytesIO(data)
   size = address.size or handle.size - address.offset
-  return Region(handle, address.path, address.offset, size)
+  region = Region(handle, address.path, address.offset, size)
+  if handle.remote and size <= AT_ONCE:
+    data = region.read()
+    if region.failed:
+      raise ValueError(f'unreadable: {region.failed}')
+    return io.BytesIO(data)
+  return region
 
 
 def span(handle: Handle, address: Address, last: dict) -> parquet.Span:

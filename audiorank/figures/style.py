@@ -18,6 +18,8 @@ from matplotlib import ticker
 import numpy as np
 import pandas as pd
 
+from audiorank import files
+
 Axes = mpl_axes.Axes
 
 # A figure as wide as a phone's page: there its letters keep their size.
@@ -55,12 +57,12 @@ def save(ax: Axes, stem: str | os.PathLike[str],
          formats: Sequence[str] = ('png', 'pdf'),
          dpi: int = 150) -> list[pathlib.Path]:
   """Writes the figure of an Axes as <stem>.<format>; returns the paths."""
-  stem = pathlib.Path(stem)
-  stem.parent.mkdir(parents=True, exist_ok=True)
+  stem = files.path(stem)
   paths = []
   for kind in formats:
     paths.append(stem.with_name(f'{stem.name}.{kind}'))
-    ax.figure.savefig(paths[-1], dpi=dpi)
+    with files.replacing(paths[-1], sync=False) as part:
+      ax.figure.savefig(part, dpi=dpi, format=kind)
   return paths
 
 

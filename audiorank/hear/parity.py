@@ -24,6 +24,7 @@ from absl import flags
 import jax
 import numpy as np
 
+from audiorank import files
 from audiorank.hear import probe
 from audiorank.hear import scores
 from audiorank.hear import tasks
@@ -44,13 +45,14 @@ def load(folder: str | os.PathLike[str]
   Raises FileNotFoundError or ValueError naming what is missing or does not
   fit.
   """
-  folder = pathlib.Path(folder)
+  folder = files.path(folder)
   task = tasks.load(folder, with_audio=False)
   embeddings = {}
   for split in task.splits:
     shape = json.loads(
         (folder / f'{split}.embedding-dimensions.json').read_text())
-    z_ND = np.fromfile(folder / f'{split}.embeddings.npy', '<f4')
+    z_ND = np.frombuffer(
+        (folder / f'{split}.embeddings.npy').read_bytes(), '<f4')
     if z_ND.size != math.prod(shape):
       raise ValueError(f'{folder / split}.embeddings.npy: {z_ND.size} numbers, '
                        f'expected {shape}')

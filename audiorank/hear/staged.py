@@ -50,12 +50,17 @@ def fingerprint(folder: files.Path) -> str:
     for described in (*sorted(folder.glob('*.json')),
                       *sorted(folder.glob('*.csv'))):
       digest.update(described.name.encode() + described.read_bytes())
-    for clip in sorted(folder.glob('*/*/*')):
-      size = clip.stat().st_size
-      with open(clip, 'rb') as file:
-        file.seek(max(0, size // 2 - 2048))
-        digest.update(f'{clip.relative_to(folder)} {size}\n'.encode()
-                      + file.read(4096))
+    sizes = {name: size for name, (size, _) in files.stats(folder).items()
+             if name.count('/') == 2}
+    clips = sorted(sizes, key=pathlib.PurePosixPath)
+
+    def middle(name):
+      begin = max(0, sizes[name] // 2 - 2048)
+      end = min(begin + 4096, sizes[name])
+      return files.read_part(folder / name, begin, end)
+
+    for name, part in zip(clips, files.mapped(middle, clips, folder)):
+      digest.update(f'{name} {sizes[name]}\n'.encode() + part)
     return digest.hexdigest()[:12]
 
   return _remembered(
@@ -171,35 +176,24 @@ def from_json(folder: pathlib.Path, tree: dict[str, Any]) -> tasks.Task:
 
 def listing(folder: pathlib.Path) -> str:
   """Returns a digest of a folder's files: names, sizes, last changes."""
-  rows = []
-
-  def add(path, prefix):
-    with os.scandir(path) as entries:
-      for entry in entries:
-        if entry.is_dir():
-          add(entry.path, f'{prefix}{entry.name}/')
-        else:
-          about = entry.stat()
-          rows.append([prefix + entry.name, about.st_size, about.st_mtime_ns])
-
-  if folder.is_dir():
-    add(folder, '')
+  rows = [[name, *about] for name, about in files.stats(folder).items()]
   return files.digest([FORMAT, sorted(rows)])
 
 
 def _path(folder: pathlib.Path, suffix: str) -> pathlib.Path:
   """Returns where something of a task as it is now is kept."""
   name = f'{folder.resolve().name}-{listing(folder)}{suffix}'
-  return files.cache_folder('tasks') / name
+  return files.local_cache('tasks') / name
 
 
 def _fits(task: tasks.Task, path: pathlib.Path) -> bool:
   """Returns whether the disk has room for the samples of a task."""
-  size = 0
+  size, stats = 0, files.stats(task.folder)
   for paths in task.paths.values():
     for clip in paths:
       raw = clip.suffix == '.wav'
-      size += clip.stat().st_size * (1 if raw else EXPANDS)
+      size += stats[str(clip.relative_to(task.folder))][0] * (
+          1 if raw else EXPANDS)
   folder = path.parent
   while not folder.is_dir():
     folder = folder.parent

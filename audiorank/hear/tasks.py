@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import csv
+import hashlib
+import io
 import json
-import os
 import pathlib
 import random
 from typing import Any
@@ -33,6 +34,7 @@ SPLIT_MODES = ('trainvaltest', 'presplit_kfold', 'new_split_kfold')
 # A clip that the split file calls x.wav may also lie there losslessly or
 # lossily compressed under the same stem; WAV wins where both are present.
 SUFFIXES = ('.wav', '.flac', '.ogg', '.opus')
+BLOCK = 64  # Clips on a bucket that are read at once.
 # An event is on at its end time too: hear-eval-kit closes the half-open
 # interval [start, end) by this many milliseconds.
 END_SLACK_MS = 1e-4
@@ -171,15 +173,30 @@ def find(root: files.Path) -> list[pathlib.Path]:
       f'{root}: no task here, expected folders with a {METADATA}')
 
 
+def checksum(folders: Iterable[files.Path]) -> str:
+  """Returns 12 hex digits of what describes some tasks: their names, labels,
+  splits and measures. No clip is opened."""
+  described = []
+  for folder in map(files.path, folders):
+    names = sorted(name for name in files.names(folder)
+                   if name.endswith(('.json', '.csv')))
+    contents = files.read_many(folder / name for name in names)
+    described.append([folder.resolve().name, [
+        [name, hashlib.sha256(data).hexdigest()]
+        for name, data in zip(names, contents)]])
+  return files.digest(sorted(described))
+
+
 def audio(task: Task, split: str) -> Iterator[tuple[str, np.ndarray]]:
   """Iterates over (file, wave_S) of a split, in the order of `task.files`.
 
   wave_S is float32 in [-1, 1]. Raises ValueError for a clip that is not mono
   at the task's rate or is empty.
   """
-  for name, path in zip(task.files[split], task.paths[split]):
+  for name, path, source in zip(task.files[split], task.paths[split],
+                                _sources(task.paths[split])):
     try:
-      wave_S, rate = soundfile.read(path, dtype='float32')
+      wave_S, rate = soundfile.read(source, dtype='float32')
     except soundfile.LibsndfileError as error:
       raise ValueError(f'{path}: not readable as audio ({error})') from error
     if rate != task.rate or wave_S.ndim != 1 or not wave_S.size:
@@ -188,6 +205,17 @@ def audio(task: Task, split: str) -> Iterator[tuple[str, np.ndarray]]:
           f'{path}: {rate} Hz, {channels} channels, {len(wave_S)} samples; '
           f'expected mono at {task.rate} Hz, not empty')
     yield name, wave_S
+
+
+def _sources(paths: Sequence[pathlib.Path]) -> Iterator[Any]:
+  """Yields what libsndfile opens of each path: itself, or the bytes of an
+  object, of which many are read at once."""
+  for begin in range(0, len(paths), BLOCK):
+    block = paths[begin:begin + BLOCK]
+    if files.is_on_bucket(block[0]):
+      yield from map(io.BytesIO, files.read_many(block))
+    else:
+      yield from block
 
 
 def frame_targets(events: Iterable[Mapping[str, Any]], labels: Sequence[str],
@@ -331,7 +359,7 @@ def _events(described, name, entries, labels):
 def _paths(folder, names, described):
   if not folder.is_dir():
     raise FileNotFoundError(f'{folder}: no such folder of clips')
-  present = set(os.listdir(folder))
+  present = files.names(folder)
   out = []
   for name in names:
     stem = name.removesuffix('.wav')

@@ -1,12 +1,13 @@
 """Columns of anybody's table, checked, with errors that name the culprit."""
 
 import os
-import pathlib
 from typing import Any
 
 from absl import logging
 import numpy as np
 import pandas as pd
+
+from audiorank import files
 
 # Squares of larger numbers, or of smaller than its inverse, leave float64.
 LARGE = 1e50
@@ -22,14 +23,15 @@ def read(path: str | os.PathLike[str]) -> pd.DataFrame:
   Raises:
     FileNotFoundError, ValueError: no such file, or not a table.
   """
-  path = pathlib.Path(path)
+  path = files.path(path)
   if not path.is_file():
     raise FileNotFoundError(f'{path}: no such file')
   try:
-    if path.suffix == '.parquet':
-      data = pd.read_parquet(path)
-    else:
-      data = pd.read_csv(path, skipinitialspace=True)
+    with files.local(path) as copy:
+      if path.suffix == '.parquet':
+        data = pd.read_parquet(copy)
+      else:
+        data = pd.read_csv(copy, skipinitialspace=True)
   except Exception as error:  # Each parser has its own.
     raise ValueError(f'{path}: not a table ({error})') from None
   data = data.rename(columns=lambda name: str(name).strip())

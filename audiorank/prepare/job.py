@@ -53,7 +53,7 @@ def run(audio: str | os.PathLike, out: str | os.PathLike,
   Args:
     audio: a folder (any depth; tars and parquet in it are read too), a tar,
       which may be compressed, or a parquet file.
-    out: folder to write; new, empty, or begun by the same call.
+    out: folder to write, or gs://; new, empty, or begun by the same call.
     workers: processes; None means one per core that may be used.
     piece_seconds: longest record; longer files are cut in equal parts.
     max_hours: longer files are refused.
@@ -79,7 +79,8 @@ def run(audio: str | os.PathLike, out: str | os.PathLike,
       belongs to something else, or holds the input; a table that is none.
     OSError: `out` cannot be written.
   """
-  audio, out = files.path(audio), files.path(out)
+  audio, target = files.on_disk(audio, 'audio'), files.path(out)
+  out = _begin(target, store)
   _check(audio, out, workers, piece_seconds, max_hours, timeout, store)
   workers = workers or _cores()
   settings = {'rate': RATE, 'piece_seconds': float(piece_seconds),
@@ -109,17 +110,43 @@ def run(audio: str | os.PathLike, out: str | os.PathLike,
                              'files': len(entries), **settings})
     jobs = _jobs(out, entries, {**settings, 'audio': str(audio.absolute())})
     _make(out, jobs, workers, timeout)
-    about = {
-        'settings': settings, 'ignored': sum(passed.kinds.values()),
-        'ignored_kinds': dict(passed.kinds.most_common()),
-        'suspects': passed.suspects, 'suspects_count': passed.count[0],
-        'sources_from': sources}
+    about = _about(settings, passed, sources)
     if store == 'none':
       about['audio'] = os.path.relpath(audio.absolute(), out.absolute())
     described = shards.finish(out, [job['shard'] for job in jobs], RATE, about,
                               store)
     archives.remove_unpacked(len(packed), out / 'unpacked')
+    if files.is_on_bucket(target):
+      files.send(out, target, last='corpus.json')
   return described
+
+
+def _about(settings: dict, passed: listing.Passed, sources: dict) -> dict:
+  """Returns what corpus.json says beside the records."""
+  return {
+      'settings': settings, 'ignored': sum(passed.kinds.values()),
+      'ignored_kinds': dict(passed.kinds.most_common()),
+      'suspects': passed.suspects, 'suspects_count': passed.count[0],
+      'sources_from': sources}
+
+
+def _begin(target: pathlib.Path, store: str) -> pathlib.Path:
+  """Returns the local folder that a corpus is written to: of one on a bucket,
+  a folder of the user's cache, which gets the plan that is there."""
+  out = files.beside(target)
+  if not files.is_on_bucket(target):
+    return out
+  if store == 'none':
+    raise ValueError(f'{target}: expected another store than none: the sounds '
+                     'are not on the bucket')
+  there = files.names(target)
+  if 'plan.json' in there:
+    plan = target / 'plan.json'
+    files.write_bytes(out / 'plan.json', plan.read_bytes())
+  elif there:
+    raise ValueError(f'{target}: not empty ({min(there)}, ...) and not begun '
+                     'by prepare')
+  return out
 
 
 def _check(audio: pathlib.Path, out: pathlib.Path, workers: int | None,
@@ -228,7 +255,8 @@ def write(out: str | os.PathLike, clips: Iterable, about: dict,
   """Writes waves made by a program as a prepared corpus.
 
   Args:
-    out: folder to write; new, empty, or made by a call with the same `about`.
+    out: local folder to write; new, empty, or made by a call with the same
+      `about`.
     clips: iterable of `job.Clip`s, or tuples like it: file, source, category,
       wave_S (float32 in [-1, 1] or int16, at 16 kHz).
     about: dictionary of scalars that says how they were made; a complete
@@ -243,7 +271,7 @@ def write(out: str | os.PathLike, clips: Iterable, about: dict,
     ValueError: no clips, or an `out` that belongs to something else.
     OSError: `out` cannot be written.
   """
-  out = files.path(out)
+  out = files.on_disk(out)
   piece = round(piece_seconds * RATE)
   with _locked(out):
     _check_plan(out, 'a program', {'about': about,

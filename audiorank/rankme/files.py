@@ -21,6 +21,7 @@ from absl import logging
 import jax.numpy as jnp
 import numpy as np
 
+from audiorank import files
 from audiorank.rankme import gram
 from audiorank.rankme import interval
 from audiorank.rankme import record
@@ -53,7 +54,7 @@ def open_table(path: str | os.PathLike[str], name: str = '') -> Table:
     ValueError: another kind of file, a damaged one, no such array, several
       and no name, another shape. Names the file.
   """
-  path = pathlib.Path(path)
+  path = files.on_disk(path)
   readers = {'.npy': _npy, '.npz': _npz, '.parquet': _parquet,
              '.safetensors': _safetensors}
   if path.suffix not in readers:
@@ -245,15 +246,13 @@ def _parquet(path, name):
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
   """Returns 12 hex digits of a file's size, beginning and end, or ''."""
-  path = pathlib.Path(path)
+  path = files.path(path)
   if not path.is_file():
     return ''
   size, part = path.stat().st_size, 1 << 20
-  with open(path, 'rb') as file:
-    digest = hashlib.sha256(f'{size}\n'.encode() + file.read(part))
-    file.seek(max(0, size - part))
-    digest.update(file.read(part))
-  return digest.hexdigest()[:12]
+  first = files.read_part(path, 0, min(part, size))
+  last = files.read_part(path, max(0, size - part), size)
+  return hashlib.sha256(f'{size}\n'.encode() + first + last).hexdigest()[:12]
 
 
 def _group_ids(path, table, name):
@@ -309,6 +308,12 @@ def file_rank(path: str | os.PathLike[str], array: str = '',
     FileNotFoundError, ValueError: as `open_table`; fewer than two rows;
       numbers that are not finite.
   """
+  with files.local(path) as copy:
+    return _local_rank(copy, array, groups)
+
+
+def _local_rank(path: pathlib.Path, array: str, groups: str) -> record.Fields:
+  """`file_rank` of a file on a disk."""
   table = open_table(path, array)
   n, width = table.shape
   if n < 2:

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import zipfile
 import zlib
 
-from etils import epath
 import numpy as np
 from numpy import typing as npt
 
+from audiorank import files
 from audiorank.rankme import gram
 from audiorank.rankme import layout
 
@@ -129,8 +129,8 @@ def total(state: State) -> tuple[int, layout.Floats, layout.Floats]:
 
 
 def save(state: State, path: str | os.PathLike[str]) -> None:
-  """Writes a state as .npz; path may be of any kind that etils.epath opens."""
-  with epath.Path(path).open('wb') as file:
+  """Writes a state as .npz, to a local path or gs://."""
+  with files.replacing(path) as part, open(part, 'wb') as file:
     np.savez(file, **state._asdict())
 
 
@@ -141,7 +141,7 @@ def restore(path: str | os.PathLike[str]) -> State:
     FileNotFoundError: no such file.
     ValueError: a file of other contents.
   """
-  with epath.Path(path).open('rb') as file:
+  with files.path(path).open('rb') as file:
     try:
       archive = np.load(file, allow_pickle=False)
       arrays = {name: archive[name] for name in archive.files}

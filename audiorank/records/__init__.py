@@ -26,6 +26,7 @@ from audiorank.records.run_dir import load_config
 from audiorank.records.run_dir import open_run
 from audiorank.records.run_dir import path
 from audiorank.records.run_dir import read
+from audiorank.records.run_dir import same_evaluation
 from audiorank.records.run_dir import state
 from audiorank.records.run_dir import TIMES
 from audiorank.records.run_dir import write

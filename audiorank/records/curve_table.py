@@ -1,7 +1,5 @@
 """The training curves of a sweep as one table, from every metrics.jsonl."""
 
-import pathlib
-
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -37,7 +35,7 @@ def gather(folders):
   Raises:
     ValueError: a file that is not JSON lines; names it.
   """
-  pieces = [whole_lines(f) for f in folders]
+  pieces = files.mapped(whole_lines, folders, next(iter(folders), ''))
   names = np.array([f.name for f in folders])
   counts = [data.count(b'\n') for data in pieces]
   if not sum(counts):
@@ -66,7 +64,7 @@ def gather(folders):
 
 def write(root, folders):
   """Writes <root>/curves.parquet, whole or not at all."""
-  with files.replacing(pathlib.Path(root) / NAME, sync=False) as part:
+  with files.replacing(files.path(root) / NAME, sync=False) as part:
     parquet.write_table(gather(folders), part)
 
 
@@ -76,7 +74,8 @@ def curves(root):
   Raises:
     FileNotFoundError: they are not there.
   """
-  path = pathlib.Path(root) / NAME
+  path = files.path(root) / NAME
   if not path.is_file():
     raise FileNotFoundError(f'{path}: no such file: run records.collect first')
-  return pd.read_parquet(path)
+  with files.local(path) as copy:
+    return pd.read_parquet(copy)

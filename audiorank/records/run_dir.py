@@ -8,6 +8,7 @@
   TRAINED, DONE, FAILED       an empty file or a message: the state
 """
 
+from collections.abc import Mapping
 import pathlib
 from typing import Any
 
@@ -29,18 +30,25 @@ def open_run(workdir: files.Path, config: Any) -> None:
   rewritten. If the settings are those of the evaluation, DONE becomes TRAINED:
   then missing tasks are scored and nothing is trained again.
 
+  Args:
+    workdir: the folder.
+    config: of the run; its files are named absolutely here, and relative to
+      the folder's parent in config.json.
+
   Raises:
-    ValueError: the folder belongs to another run; names both.
+    ValueError: the folder belongs to another run; names both. Or the run is
+      on a bucket and its files are not.
     LockHeld: a live process works on it with other settings.
   """
   folder = files.path(workdir)
   target = folder / 'config.json'
   ours = config_lib.plain(config)
-  if not target.exists():
-    files.write_json(target, ours)
+  written = config_lib.portable(ours, folder.parent)
+  try:
+    theirs = config_tree(folder)
+  except FileNotFoundError:
+    files.write_json(target, written)
     return
-  # Paths and settings may differ; what is trained may not.
-  theirs = config_tree(folder)
   there, here = config_lib.run_id(theirs), config_lib.run_id(ours)
   if there != here:
     field = config_lib.difference(config_lib.identity(theirs),
@@ -48,26 +56,49 @@ def open_run(workdir: files.Path, config: Any) -> None:
     raise ValueError(
         f'{folder}: holds run {there}, this config is run {here} ({field}): '
         'expected the same config or an empty folder')
-  if config_lib.complete(theirs) == ours:
+  theirs = config_lib.located(config_lib.complete(theirs), folder.parent)
+  ours = config_lib.complete(config_lib.located(written, folder.parent))
+  if theirs == ours:
     return
   # Under the lock: a worker reads its config once, and would mark the run as
   # DONE under settings that it did not use.
   lock = lock_lib.Lock(folder)
   try:
-    if theirs['eval'] != ours['eval'] and (folder / 'DONE').exists():
-      (folder / 'DONE').replace(folder / 'TRAINED')
-    files.write_json(target, ours)
+    done = folder / 'DONE'
+    if not same_evaluation(theirs['eval'], ours['eval']) and done.exists():
+      done.replace(folder / 'TRAINED')
+    files.write_json(target, written)
   finally:
     lock.release()
 
 
-def load_config(workdir: files.Path) -> config_dict.FrozenConfigDict:
-  """Returns the frozen config of a run's folder.
+def same_evaluation(theirs: config_lib.Tree, ours: config_lib.Tree) -> bool:
+  """Returns whether two eval parts score alike: tasks of one checksum are the
+  same wherever they lie. Older versions wrote none."""
+  leave = {'sha256'}
+  if theirs.get('sha256') and ours.get('sha256'):
+    if theirs['sha256'] != ours['sha256']:
+      return False
+    leave.add('tasks')
+  return all(theirs.get(name) == ours.get(name)
+             for name in {*theirs, *ours} - leave)
+
+
+def load_config(workdir: files.Path, places: Mapping[str, str] | None = None
+                ) -> config_dict.FrozenConfigDict:
+  """Returns the frozen config of a run's folder, files named absolutely.
+
+  Args:
+    workdir: the folder.
+    places: {field: path} of files that lie elsewhere now: 'data.root',
+      'eval.tasks'.
 
   Raises:
     FileNotFoundError, ValueError: as `config_tree`.
   """
-  return config_lib.frozen(config_lib.complete(config_tree(workdir)))
+  tree = config_lib.complete(config_tree(workdir))
+  return config_lib.frozen(config_lib.located(
+      tree, files.path(workdir).parent, places))
 
 
 def config_tree(workdir: files.Path) -> config_lib.Tree:
@@ -78,10 +109,11 @@ def config_tree(workdir: files.Path) -> config_lib.Tree:
     ValueError: the file is no config; names the missing part.
   """
   source = files.path(workdir) / 'config.json'
-  if not source.is_file():
+  try:
+    tree = files.read_json(source)
+  except (FileNotFoundError, NotADirectoryError):
     raise FileNotFoundError(f'{source}: no such file: expected the folder of a '
-                            'run')
-  tree = files.read_json(source)
+                            'run') from None
   for part in config_lib.PARTS:
     if not isinstance(tree, dict) or not isinstance(tree.get(part), dict):
       raise ValueError(f'{source}: not the config of a run: no {part!r} in it')
@@ -91,7 +123,7 @@ def config_tree(workdir: files.Path) -> config_lib.Tree:
 def path(workdir: files.Path, kind: str, step: int) -> pathlib.Path:
   """Returns the path of the record of (kind, step)."""
   # Padded, so that names sort like steps.
-  return pathlib.Path(workdir) / 'records' / f'{kind}-{step:08d}.json'
+  return files.path(workdir) / 'records' / f'{kind}-{step:08d}.json'
 
 
 def write(workdir: files.Path, kind: str, step: int, fields: dict[str, Any]
@@ -112,9 +144,12 @@ def read(workdir: files.Path, kind: str | None = None
   Raises:
     ValueError: a record that is not JSON; names it.
   """
-  folder = pathlib.Path(workdir) / 'records'
-  records = [files.read_json(p) for p in sorted(folder.glob('*.json'))]
-  return [r for r in records if kind is None or r['kind'] == kind]
+  folder = files.path(workdir) / 'records'
+  sources = [folder / name for name in sorted(files.names(folder))
+             if name.endswith('.json') and not name.startswith('.')
+             and (kind is None or name.startswith(f'{kind}-'))]
+  return [files.parse_json(data, source)
+          for source, data in zip(sources, files.read_many(sources))]
 
 
 def cut_metrics(workdir: files.Path, step: int) -> None:
@@ -122,7 +157,7 @@ def cut_metrics(workdir: files.Path, step: int) -> None:
 
   The step's own evaluation, a row with a rank, is dropped as well.
   """
-  target = pathlib.Path(workdir) / 'metrics.jsonl'
+  target = files.path(workdir) / 'metrics.jsonl'
   if not target.exists():
     return
   # A run that resumes at a step saves, then evaluates, then goes on. So it
@@ -134,11 +169,12 @@ def cut_metrics(workdir: files.Path, step: int) -> None:
 
 def state(workdir: files.Path) -> str:
   """Returns 'done', 'failed', 'trained' (not scored), 'started' or 'new'."""
-  folder = pathlib.Path(workdir)
+  folder = files.path(workdir)
+  there = files.names(folder)
   for name in ('DONE', 'FAILED', 'TRAINED'):
-    if (folder / name).exists():
+    if name in there:
       return name.lower()
   # A released lock leaves an empty file, which reads as {}.
-  if (folder / 'checkpoints').exists() or lock_lib.read(folder):
+  if 'checkpoints' in there or ('LEASE' in there and lock_lib.read(folder)):
     return 'started'
   return 'new'

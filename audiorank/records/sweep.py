@@ -294,7 +294,7 @@ def tables(root: files.Path) -> Tables:
   Raises:
     ValueError: a record or config that is damaged; names the folder.
   """
-  read = [read_run(workdir) for workdir in sweep_folders(root)]
+  read = files.mapped(read_run, sweep_folders(root), root)
   name_baselines(read)
   scored = score_table.newest([s for one in read for s in one.scores])
   score_table.add_features(scored, [f for one in read for f in one.features])
@@ -343,11 +343,16 @@ def collect(root: files.Path) -> Tables:
     raise FileNotFoundError(f'{root}: no runs: expected <run_id>/config.json '
                             'in it')
   result = tables(root)
-  for name, table in result._asdict().items():
-    with files.replacing(root / f'{name}.parquet', sync=False) as part:
-      table.to_parquet(part)
+  write_tables(result, root)
   curve_table.write(root, sweep_folders(root))
   return result
+
+
+def write_tables(result: Tables, folder: pathlib.Path) -> None:
+  """Writes each of the Tables as <folder>/<name>.parquet."""
+  for name, table in result._asdict().items():
+    with files.replacing(folder / f'{name}.parquet', sync=False) as part:
+      table.to_parquet(part)
 
 
 def publish(root: files.Path, folder: files.Path) -> None:
@@ -363,10 +368,10 @@ def publish(root: files.Path, folder: files.Path) -> None:
   folder = files.path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   result = collect(root)
-  for name, table in result._asdict().items():
-    table.to_parquet(folder / f'{name}.parquet')
+  write_tables(result, folder)
   config = run_dir.config_tree(sweep_folders(root)[0])
-  scored_by = {k: v for k, v in config['eval'].items() if k != 'tasks'}
+  scored_by = {k: v for k, v in config['eval'].items()
+               if k not in ('tasks', 'sha256')}
   names = sorted(set(result.tasks['task'])) if len(result.tasks) else []
   files.write_json(folder / 'about.json', {
       'versions': {'python': platform.python_version(), **{
@@ -380,24 +385,26 @@ def load(root: files.Path) -> Tables:
   """Returns the Tables that `collect` wrote.
 
   Args:
-    root: a sweep's folder, records.SAMPLE, or a URL under which the three
-      files lie.
+    root: a sweep's folder, records.SAMPLE, or a URL (https:// as well) under
+      which the three files lie.
 
   Raises:
     FileNotFoundError: they are not there.
     ValueError: a URL that gives no tables.
   """
-  if '://' in str(root):
+  if '://' in str(root) and not files.is_on_bucket(root):
     try:
       return Tables(*(pd.read_parquet(f'{str(root).rstrip("/")}/{name}.parquet')
                       for name in Tables._fields))
     except Exception as error:  # Of the network, a server or the file.
       reason = ' '.join(str(error).split())[:200] or type(error).__name__
       raise ValueError(f'{root}: no tables there: {reason}') from None
-  root = pathlib.Path(root)
+  root, out = files.path(root), []
   for name in Tables._fields:
-    if not (root / f'{name}.parquet').is_file():
-      raise FileNotFoundError(f'{root}/{name}.parquet: no such file: run '
-                              'records.collect first')
-  return Tables(*(pd.read_parquet(root / f'{name}.parquet')
-                  for name in Tables._fields))
+    path = root / f'{name}.parquet'
+    if not path.is_file():
+      raise FileNotFoundError(f'{path}: no such file: run records.collect '
+                              'first')
+    with files.local(path) as copy:
+      out.append(pd.read_parquet(copy))
+  return Tables(*out)

@@ -132,7 +132,7 @@ def write_audio(out: str | os.PathLike, hours: float, seed: int,
   if isinstance(hours, bool) or not isinstance(hours, (int, float)) or not (
       0 < hours < float('inf')):
     raise ValueError(f'hours: found {hours!r}, expected a positive number')
-  out = pathlib.Path(out)
+  out = files.on_disk(out)
   marker = _read_marker(out, {'world': VERSION, 'kind': 'audio', 'seed': seed})
   wanted = count(hours, seed)
   have = marker.get('recordings', 0)
@@ -235,7 +235,7 @@ def write_tasks(out: str | os.PathLike, seed: int,
       set(names) - set(tasks_lib.EVERY)):
     raise ValueError(f'names: found {names!r}, expected a list of some of '
                      f'{", ".join(tasks_lib.EVERY)}')
-  root = pathlib.Path(out) / 'tasks'
+  root = files.on_disk(out) / 'tasks'
   clips = dict(zip(tasks_lib.SPLITS, clips_per_task))
   asked = {'world': VERSION, 'kind': 'task', 'seed': seed, 'clips': clips}
   folders = {name: root / f'{name}-v{VERSION}-full' for name in names}

@@ -17,12 +17,14 @@ import sys
 import time
 from typing import IO
 
+from audiorank import files
 from audiorank.records import lock as lock_lib
 from launch import claims
 from launch import cli
 from launch import devices as machine
 
 LOOK = 1.  # Seconds between looks at the run folders.
+LOOK_ON_BUCKET = 5.  # Each costs some requests.
 MAIN = pathlib.Path(__file__).parents[1] / '__main__.py'
 # glibc gives large arrays back to the kernel when they are freed, and XLA
 # takes them anew at every step: on a CPU that is a sixth of a large step. Here
@@ -103,7 +105,7 @@ class Place:
     elif code != cli.AGAIN:
       # A run counts the deaths of those who had it; see claims.
       had_a_run = any(
-          lock_lib.read(os.path.join(board.root, run_id)).get('pid') == pid
+          lock_lib.read(board.folder(run_id)).get('pid') == pid
           for run_id in board.left(('train', 'score')))
       self.deaths = 0 if had_a_run else self.deaths + 1
       if self.deaths == claims.DEATHS:
@@ -148,18 +150,19 @@ def run(board: claims.Board, arguments: Sequence[str],
     OSError: no worker can work here; says why.
     KeyboardInterrupt: after the workers were asked to save and have left.
   """
-  logs = pathlib.Path(board.root) / 'logs'
+  logs = files.beside(board.root) / 'logs'
   logs.mkdir(parents=True, exist_ok=True)
   host = socket.gethostname()
   places = [Place(slot, logs / f'{host}-{slot.name}.txt') for slot in slots]
   # Runs that were free when a worker found nothing that it could do.
   left_over: set[str] = set()
-  looked = -LOOK
+  wait = LOOK_ON_BUCKET if files.is_on_bucket(board.root) else LOOK
+  looked = -wait
   try:
     while True:
       ended = [place for place in places
                if place.process and place.process.poll() is not None]
-      if ended or time.monotonic() - looked > LOOK:
+      if ended or time.monotonic() - looked > wait:
         board.look()
         looked = time.monotonic()
         for place in ended:
@@ -189,7 +192,7 @@ def awaited(board: claims.Board, roles: Collection[str],
   if ready != set(board.left(roles)):
     return True
   return 'train' not in roles and any(
-      lock_lib.alive(os.path.join(board.root, run_id))
+      lock_lib.alive(board.folder(run_id))
       for run_id, state in board.states.items() if state == 'started')
 
 
@@ -207,7 +210,7 @@ def free(board: claims.Board, roles: Collection[str]) -> list[str]:
   """Returns the runs left to do that no live process of this machine has."""
   return [run_id for run_id in board.left(roles)
           if board.states[run_id] == 'new'
-          or not lock_lib.alive(os.path.join(board.root, run_id))]
+          or not lock_lib.alive(board.folder(run_id))]
 
 
 def stop(processes: Sequence[subprocess.Popen], patience: float = 60.) -> None:

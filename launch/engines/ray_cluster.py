@@ -25,6 +25,7 @@ import time
 from typing import Any
 from typing import NamedTuple
 
+from audiorank import files
 from launch import claims
 from launch import cli
 from launch import devices
@@ -91,7 +92,9 @@ def worker(command: Sequence[str], logs: str, threads: int,
   if coordinator:
     env['AUDIORANK_DISTRIBUTED'] = f'{coordinator},{rank()}'
   name = f'{socket.gethostname()}-ray-{os.getpid()}.txt'
-  with open(pathlib.Path(logs) / name, 'ab') as log:
+  folder = pathlib.Path(logs)
+  folder.mkdir(parents=True, exist_ok=True)
+  with open(folder / name, 'ab') as log:
     process = subprocess.Popen(
         local.command(*command), env=env, stdout=log, stderr=log,
         stdin=subprocess.DEVNULL, start_new_session=True)
@@ -140,7 +143,7 @@ def start(board: claims.Board, arguments: Sequence[str], run_id: str,
     OSError: the hosts of a slice cannot run what they are given.
   """
   import ray
-  logs = str(pathlib.Path(board.root).absolute() / 'logs')
+  logs = str(files.beside(board.root).absolute() / 'logs')
   command = ['worker', *arguments]
   if not needs.topology:
     task = ray.remote(num_cpus=needs.cores, num_gpus=needs.gpus,
@@ -164,7 +167,7 @@ def start(board: claims.Board, arguments: Sequence[str], run_id: str,
     if len(hosts) > 1:
       _, address, port = hosts[0]
       coordinator = f'{address}:{port},{len(hosts)}'
-      workdir = pathlib.Path(board.root).absolute() / run_id
+      workdir = board.folder(run_id).absolute()
       command = ['train', f'--workdir={workdir}']
     tasks = on_slice(worker, command, logs, needs.cores, coordinator)
     return Started(tasks, reserved, run_id if coordinator else '')
@@ -300,7 +303,6 @@ def run(board: claims.Board, arguments: Sequence[str],
     KeyboardInterrupt: after the workers were asked to save and have left.
   """
   import ray
-  (pathlib.Path(board.root) / 'logs').mkdir(parents=True, exist_ok=True)
   running: list[Started] = []
   ended: dict[Any, float] = {}  # When each task had ended.
   left_over: set[str] = set()
@@ -381,7 +383,7 @@ def settle(board: claims.Board, started: Started, hung: int,
   elif 0 < code < 128 and started.run_id:
     # Written by launch.train, unless it could not begin.
     if board.states[started.run_id] != 'failed':
-      claims.fail(pathlib.Path(board.root, started.run_id),
+      claims.fail(board.folder(started.run_id),
                   OSError(f'launch.train ended with exit code {code}'))
       board.states[started.run_id] = 'failed'
   elif code != 0:
