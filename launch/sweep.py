@@ -148,11 +148,8 @@ def engine(configs: Mapping[str, Any], environ: Mapping[str, str]
   """
   if _ENGINE.value == 'local':
     here = place(configs, environ)
-    flops = max(claims.entry(config).work / (config.train.steps + 200)
-                for config in configs.values())
     run = functools.partial(
-        local.run, slots=here.slots, locks=here.locks, environ=environ,
-        large=flops >= local.LARGE)
+        local.run, slots=here.slots, locks=here.locks, environ=environ)
     return run, here.text
   from launch.engines import ray_cluster
   needs = ray_cluster.needs(_CORES.value, _GPUS.value, _SLICE.value)

@@ -27,12 +27,9 @@ LOOK = 1.  # Seconds between looks at the run folders.
 LOOK_ON_BUCKET = 5.  # Each costs some requests.
 MAIN = pathlib.Path(__file__).parents[1] / '__main__.py'
 # glibc gives large arrays back to the kernel when they are freed, and XLA
-# takes them anew at every step: on a CPU that is a sixth of a large step. Here
-# they stay with the process, which then holds up to twice the memory. Steps of
-# fewer FLOPs lose a seventh to the one heap that this takes.
-LARGE = 1e10
-TUNABLES = ('glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:'
-            f'glibc.malloc.trim_threshold={2 ** 62}')
+# takes them anew at every step: on a CPU a quarter of a large step goes into
+# pages of 4 KiB. With huge pages there is nearly nothing to do.
+TUNABLES = 'glibc.malloc.hugetlb=1'
 
 
 def command(name: str, *arguments: object) -> list[str]:
@@ -41,19 +38,18 @@ def command(name: str, *arguments: object) -> list[str]:
   return [sys.executable, '-P', str(MAIN), name, *map(str, arguments)]
 
 
-def environment(slot: machine.Slot, environ: Mapping[str, str],
-                large: bool = False) -> dict[str, str]:
+def environment(slot: machine.Slot,
+                environ: Mapping[str, str]) -> dict[str, str]:
   """Returns the environment of a slot's worker.
 
   Args:
     slot: its devices and cores.
     environ: the launcher's own, as it was started with.
-    large: whether a step is so large that memory is better kept.
   """
   out: dict[str, str | None] = {
       **environ, 'AUDIORANK_PARENT': str(os.getpid()), 'PYTHONUNBUFFERED': '1',
       'TF_CPP_MIN_LOG_LEVEL': '2', **slot.environment}
-  if large and not slot.ids:
+  if not slot.ids:
     out.setdefault('GLIBC_TUNABLES', TUNABLES)
   return {name: value for name, value in out.items() if value is not None}
 
@@ -129,8 +125,7 @@ def run(board: claims.Board, arguments: Sequence[str],
         show: Callable[[claims.Board], None] = lambda board: None, *,
         slots: Sequence[machine.Slot],
         environ: Mapping[str, str] = os.environ,
-        locks: Sequence[IO[str]] = (), large: bool = False,
-        poll: float = .2) -> list[str]:
+        locks: Sequence[IO[str]] = (), poll: float = .2) -> list[str]:
   """Has workers do the runs of a board; returns those that nobody could do.
 
   Runs that failed are not among them: their folders say why.
@@ -143,7 +138,6 @@ def run(board: claims.Board, arguments: Sequence[str],
     slots: a worker runs in each.
     environ: the environment that workers start from.
     locks: of the devices; workers inherit them.
-    large: see `environment`.
     poll: seconds between looks at the workers.
 
   Raises:
@@ -171,7 +165,7 @@ def run(board: claims.Board, arguments: Sequence[str],
         ready = set(free(board, roles))
         for place in vacant(places, board, len(ready - left_over)):
           place.start([*arguments, f'--workers={len(places)}'],
-                      environment(place.slot, environ, large), locks)
+                      environment(place.slot, environ), locks)
         show(board)
         if not any(place.process for place in places) and not awaited(
             board, roles, ready):
