@@ -18,10 +18,10 @@ from typing import Any
 from absl import logging
 import jax
 from jax.experimental import multihost_utils
-import jax.numpy as jnp
 import numpy as np
 from numpy import typing as npt
 
+from audiorank import audio
 from audiorank import config as config_lib
 from audiorank import embed
 from audiorank import files
@@ -84,7 +84,7 @@ def loss_program(config: Config) -> Callable[..., jax.Array]:
 def _loss_program(config, objective):
   @jax.jit
   def valid_loss(variables, wave_BS):
-    wave_BS = wave_BS.astype(jnp.float32) / 32768
+    wave_BS = audio.to_float(wave_BS)
     return objective(config, variables, wave_BS, jax.random.key(0),
                      train=False)[0]
 
@@ -133,9 +133,9 @@ def evaluate(config: Config, state: train_state.TrainState,
         return None
       per_sample.append({'sample': name, **fields})
     fields = {**per_layer[0], 'layers': per_layer[1:], 'samples': per_sample}
-    if len(samples.valid_NS):
-      fields['valid_loss'] = valid_loss(config, variables, samples.valid_NS,
-                                        mesh)
+    if len(samples.valid):
+      fields['valid_loss'] = valid_loss(config, variables,
+                                        samples.valid.wave_NS, mesh)
   return {**fields, 'memory': metrics.peak_memory(),
           'seconds': time.monotonic() - start}
 

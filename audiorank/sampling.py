@@ -9,6 +9,8 @@ Shapes: N clips, S samples.
 """
 
 from collections.abc import Iterator
+import dataclasses
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +18,8 @@ from numpy import typing as npt
 
 from audiorank import config as config_lib
 from audiorank import data
+from audiorank import files
+from audiorank.data import mixture as mixture_lib
 
 Config = config_lib.Config
 
@@ -39,21 +43,33 @@ class Parts(NamedTuple):
   valid: data.Corpus
 
 
-class Sample(NamedTuple):
-  """Clips of one length.  wave_NS: int16.  source_N: their recordings."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+  """Clips of one length.
+
+  wave_NS: int16, mapped from disk.  source_N: the recordings of the clips.
+  """
   wave_NS: npt.NDArray[np.int16]
   source_N: npt.NDArray[np.int64]
+
+  def __len__(self) -> int:
+    return len(self.wave_NS)
+
+
+EMPTY = Sample(np.zeros((0, 1), np.int16), np.zeros(0, np.int64))
 
 
 class Samples(NamedTuple):
   """What a run reads.
 
-  subset: the corpus that it trains on.  monitor: the clips of RankMe.
-  valid_NS: int16 held-out clips of the validation loss; none where it is off.
+  usable: all that may be trained on.  subset: what is.
+  monitor: the clips of RankMe.
+  valid: the held-out clips of the validation loss; EMPTY where it is off.
   """
+  usable: data.Corpus
   subset: data.Corpus
   monitor: Sample
-  valid_NS: npt.NDArray[np.int16]
+  valid: Sample
 
 
 def parts(config: Config) -> Parts:
@@ -65,29 +81,58 @@ def parts(config: Config) -> Parts:
   """
   part = config.data
   try:
-    corpus = data.load(part.root, part.mixture)
+    corpus, usable, held_out = _split(
+        part.root, part.mixture, _stamps(part.root, part.mixture),
+        part.valid_fraction, part.subset_seed)
   except FileNotFoundError as error:
     raise FileNotFoundError(f'{error} (moved? --corpus=FOLDER says where the '
                             'corpus is now)') from None
   if part.sha256 and corpus.sha256 != part.sha256:
     raise ValueError(f'data.root {part.root}: manifest {corpus.sha256[:12]}, '
                      f'but this run was made for {part.sha256[:12]}')
+  # An untrained network has nothing to train on: the hours need not be there.
+  hours = part.hours if config.train.steps else 0
   names = data.categories(corpus, part.category, 'data.category')
-  usable, held_out = data.split(corpus, part.valid_fraction, part.subset_seed)
-  subset, valid = usable, held_out
   if names:
     for corpus_part, what in ((usable, 'to train on'), (held_out, 'held out')):
       if not data.has_categories(corpus_part, names):
         raise ValueError(
             f'data.category {part.category}: no recording {what} of '
             f'{part.root} at data.valid_fraction {part.valid_fraction:g}')
-    subset = data.of_categories(usable, names)
-    valid = data.of_categories(held_out, names)
-  if part.hours and config.train.steps:
-    subset = data.subset(subset, part.hours, part.subset_seed)
+  subset, valid = _choose(usable, held_out, tuple(names), hours,
+                          part.subset_seed)
   chosen = Parts(usable, subset, held_out, valid)
   check_lengths(config, chosen)
   return chosen
+
+
+def _stamps(root: str, mixture: str) -> tuple[float, ...]:
+  """Returns when corpora were written: another one may lie there by now."""
+  roots = [root, *(other for other, _ in mixture_lib.parse(mixture))]
+  paths = [files.path(root) / 'corpus.json' for root in roots]
+  return tuple(p.stat().st_mtime_ns if p.is_file() else 0. for p in paths)
+
+
+# A selection is a pass over columns of all records, which of the largest
+# corpora takes seconds. The runs of a worker differ in few of them.
+@functools.lru_cache(4)
+def _split(root, mixture, stamps, valid_fraction, seed):
+  """Returns (corpus, usable part, held-out part)."""
+  del stamps
+  corpus = data.load(root, mixture)
+  return corpus, *data.split(corpus, valid_fraction, seed)
+
+
+@functools.lru_cache(64)
+def _choose(usable, held_out, categories, hours, seed):
+  """Returns (what is trained on, what is held out of its categories)."""
+  subset, valid = usable, held_out
+  if categories:
+    subset = data.of_categories(usable, categories)
+    valid = data.of_categories(held_out, categories)
+  if hours:
+    subset = data.subset(subset, hours, seed)
+  return subset, valid
 
 
 def check_lengths(config: Config, chosen: Parts) -> None:
@@ -112,15 +157,49 @@ def check_lengths(config: Config, chosen: Parts) -> None:
 def samples(config: Config) -> Samples:
   """Returns the Samples of a config; raises as `parts`."""
   chosen, monitor = parts(config), config.monitor
-  sample = Sample(*data.sample(
+  sample = _read_once(
       chosen.usable, monitor.clips,
-      config_lib.crop_samples(monitor.crop_seconds), monitor.seed))
-  valid_NS = np.zeros((0, 1), np.int16)
+      config_lib.crop_samples(monitor.crop_seconds), monitor.seed)
+  valid = EMPTY
   if monitor.valid_clips and len(chosen.valid):
-    valid_NS, _ = data.sample(
+    valid = _read_once(
         chosen.valid, monitor.valid_clips,
         config_lib.crop_samples(config.data.crop_seconds), monitor.seed)
-  return Samples(chosen.subset, sample, valid_NS)
+  return Samples(chosen.usable, chosen.subset, sample, valid)
+
+
+def read(corpus: data.Corpus, clips: int, length: int, seed: int) -> Sample:
+  """Returns the Sample that `data.sample` reads, mapped from the cache.
+
+  At full scale it is some gigabytes, of which the processes of a machine share
+  one copy. `length` is in samples.
+  """
+  folder = files.local_cache('samples')
+  name = files.digest({'corpus': corpus.sha256, 'clips': clips,
+                       'length': length, 'seed': seed})
+  wave_path, source_path = folder / f'{name}.npy', folder / f'{name}-source.npy'
+
+  def mapped(path):
+    return Sample(np.load(path, mmap_mode='r'), np.load(source_path))
+
+  sample = files.read_cached(wave_path, mapped)
+  if sample is not None:
+    return sample
+  wave_NS, source_N = data.sample(corpus, clips, length, seed)
+  for path, array in ((source_path, source_N), (wave_path, wave_NS)):
+    files.write_cached(path, functools.partial(save, array))
+  # Where nothing can be cached, this process has a copy of its own.
+  return files.read_cached(wave_path, mapped) or Sample(wave_NS, source_N)
+
+
+# The clips of RankMe and those of the loss, for the runs of this process.
+_read_once = functools.lru_cache(2)(read)
+
+
+def save(array: npt.NDArray, path: files.Path) -> None:
+  """Writes an array to a path, whatever its ending."""
+  with open(path, 'wb') as file:
+    np.save(file, array)
 
 
 def names(config: Config) -> list[str]:
@@ -163,4 +242,4 @@ def further(config: Config) -> Iterator[tuple[str, Sample]]:
   length = config_lib.crop_samples(monitor.crop_seconds)
   for name, corpus in further_parts(config, chosen):
     clips = min(monitor.clips, data.clips_in(corpus, length))
-    yield name, Sample(*data.sample(corpus, clips, length, monitor.seed))
+    yield name, read(corpus, clips, length, monitor.seed)

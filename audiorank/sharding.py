@@ -172,16 +172,22 @@ def over_runs(step: Callable, spread: NamedSharding, shared: bool) -> Callable:
   """Returns a packed step in which each device computes its own runs.
 
   Args:
-    step: (states, batches, hparams) -> (states, metrics) of K runs.
+    step: (states, batches, hparams, *whole) -> (states, metrics) of K runs.
+      What is whole, every run uses: the devices have a copy each.
     spread: the sharding of the runs' axis, on a mesh of that axis alone.
     shared: whether all runs have the same batch.
   """
   if spread.mesh.size == 1:
     return step
-  return jax.shard_map(
-      step, mesh=spread.mesh,
-      in_specs=(spread.spec, P() if shared else spread.spec, spread.spec),
-      out_specs=spread.spec, check_vma=False)
+  batch_spec = P() if shared else spread.spec
+
+  def run(states, batches, hparams, *whole):
+    in_specs = spread.spec, batch_spec, spread.spec, *[P()] * len(whole)
+    return jax.shard_map(
+        step, mesh=spread.mesh, in_specs=in_specs, out_specs=spread.spec,
+        check_vma=False)(states, batches, hparams, *whole)
+
+  return run
 
 
 def rows(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -172,7 +172,8 @@ class Alone:
     self._hparams = train_state.make_hparams(run.config)
     self.feed = feed.Feed(
         [run.config], [run.samples], step,
-        lambda rows, axis: sharding.to_global(rows, mesh, axis))
+        lambda rows, axis: sharding.to_global(rows, mesh, axis),
+        sharding.replicated(mesh))
 
   def step(self, batches: Any, count: int) -> dict[str, jax.Array]:
     """Takes `count` steps; returns {name: scalar, or vector_C}."""
@@ -180,7 +181,8 @@ class Alone:
     if count > 1:
       program = self._programs.steps
     with jax.set_mesh(self.mesh):
-      self._state, numbers = program(self._state, batches, self._hparams)
+      self._state, numbers = program(self._state, batches, self._hparams,
+                                     self.feed.audio_RW)
     return numbers
 
   def state(self, index: int) -> train_state.TrainState:
@@ -218,7 +220,7 @@ class Packed:
     self._states = stack([jax.device_get(state) for state in states])
     self._hparams = stack([train_state.make_hparams(r.config) for r in runs])
     self.feed = feed.Feed([r.config for r in runs], [r.samples for r in runs],
-                          step, self._place)
+                          step, self._place, NamedSharding(sweep, P()))
     self._sweep = sweep
     self._programs = train_state.packed_programs(
         runs[0].config, spread, self.feed.shared)
@@ -232,7 +234,8 @@ class Packed:
     program = self._programs.step
     if count > 1:
       program = self._programs.steps
-    self._states, numbers = program(self._states, batches, self._hparams)
+    self._states, numbers = program(self._states, batches, self._hparams,
+                                    self.feed.audio_RW)
     return numbers
 
   def state(self, index: int) -> train_state.TrainState:
@@ -384,9 +387,15 @@ def first_state(config: Config, manager: ocp.CheckpointManager,
     if state is None:
       state = programs.init(train_state.make_hparams(config))
       if config.train.calibrate:
-        state = train_state.calibrate_batch_norm(
-            config, state, samples.monitor.wave_NS)
+        state = train_state.with_statistics(state, *mel_statistics(
+            config.model.front, config.model.mels, samples.monitor))
   return state
+
+
+@functools.lru_cache(4)
+def mel_statistics(front, mels, sample):
+  """`train_state.mel_statistics`, once for all runs of a sample."""
+  return train_state.mel_statistics(front, mels, sample.wave_NS)
 
 
 def train_loop(runs: Sequence[Run], stepper: Alone | Packed, step: int,

@@ -28,6 +28,7 @@ from audiorank import config as config_lib
 from audiorank import embed
 from audiorank import objectives
 from audiorank import sharding
+from audiorank.data import resident
 
 Config = config_lib.Config
 
@@ -192,9 +193,11 @@ class Programs(NamedTuple):
   shapes: TrainState of jax.ShapeDtypeStruct.
   shardings: TrainState of the shardings.
   init: (hparams) -> state.
-  step: (state, wave_BS int16, hparams) -> (state, metrics).
-  steps: (state, wave_CBS int16, hparams) -> (state, metrics_C): C steps, one
-    after the other, in one program.
+  step: (state, batch, hparams, audio_RW) -> (state, metrics). The batch is
+    wave_BS int16, without audio_RW, or clip_B3 of audio_RW; see
+    data/resident.py.
+  steps: the same with a first axis C of batch and metrics: C steps, one after
+    the other, in one program.
   """
   shapes: TrainState
   shardings: TrainState
@@ -241,9 +244,9 @@ def make_step(config: Config, shardings: TrainState) -> Callable[..., Any]:
 
 def scan_steps(step: Callable[..., Any]) -> Callable[..., Any]:
   """Returns a function that takes a step on each of several batches."""
-  def steps(state, batches, hparams):
-    return jax.lax.scan(lambda s, batch: step(s, batch, hparams), state,
-                        batches)
+  def steps(state, batches, hparams, audio_RW=None):
+    return jax.lax.scan(lambda s, batch: step(s, batch, hparams, audio_RW),
+                        state, batches)
 
   return steps
 
@@ -251,9 +254,10 @@ def scan_steps(step: Callable[..., Any]) -> Callable[..., Any]:
 class PackedPrograms(NamedTuple):
   """The compiled steps of K runs.
 
-  step: (states, batch, hparams_K) -> (states, metrics_K); the batch is
-    wave_BS int16 where all runs share it, wave_KBS otherwise.
-  steps: the same with a first axis C of batches and metrics.
+  step: (states, batch, hparams_K, audio_RW) -> (states, metrics_K). The batch
+    is that of one run (see Programs) where all share it; otherwise it has a
+    first axis K.
+  steps: the same with a first axis C of batch and metrics.
   """
   step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
   steps: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
@@ -275,9 +279,13 @@ def packed_programs(config: Config, spread: jax.sharding.NamedSharding,
 @functools.lru_cache(SHAPES)
 def _packed_programs(config, objective, spread, shared):
   del objective  # As in `_programs`.
-  step = sharding.over_runs(
-      jax.vmap(train_step(config), (0, None if shared else 0, 0)), spread,
-      shared)
+  batch_axis = None if shared else 0
+  over_runs = sharding.over_runs(
+      jax.vmap(train_step(config), (0, batch_axis, 0, None)), spread, shared)
+
+  def step(states, batch, hparams, audio_RW=None):
+    return over_runs(states, batch, hparams, audio_RW)
+
   spread_CK = jax.sharding.NamedSharding(
       spread.mesh, jax.sharding.PartitionSpec(None, *spread.spec))
   return PackedPrograms(
@@ -287,17 +295,21 @@ def _packed_programs(config, objective, spread, shared):
 
 
 def train_step(config: Config) -> Callable[..., Any]:
-  """Returns (state, wave_BS int16, hparams) -> (state, metrics), to be jitted.
+  """Returns the step of a config, to be jitted; see `Programs.step`.
 
   Args:
     config: a static config, or one that has all its fields.
   """
   objective = objectives.named(config.objective)
+  samples = config_lib.crop_samples(config.data.crop_seconds)
 
-  def step(state, wave_BS, hparams):
+  def step(state, batch, hparams, audio_RW=None):
     mask_key = jax.random.fold_in(jax.random.key(hparams.seed), 1)
     key = jax.random.fold_in(mask_key, state.step)
-    wave_BS = wave_BS.astype(jnp.float32) / 32768
+    wave_BS = batch
+    if audio_RW is not None:
+      wave_BS = resident.gather(audio_RW, batch, samples)
+    wave_BS = audio.to_float(wave_BS)
     gain = config.data.gain_low, config.data.gain_high
     if any(gain):
       wave_BS = audio.random_gain(jax.random.fold_in(key, 1), wave_BS, *gain)
@@ -333,7 +345,29 @@ def calibrate_batch_norm(config: Config, state: TrainState,
   Dasheng starts them at 0 and 1 and needs hundreds of steps to find them;
   until then an untrained encoder sees raw decibels.
   """
-  moments = _moments(config_lib.frozen(config.model))
+  return with_statistics(
+      state, *mel_statistics(config.model.front, config.model.mels, wave_NS))
+
+
+def with_statistics(state: TrainState, mean_M: npt.NDArray[np.float32],
+                    var_M: npt.NDArray[np.float32]) -> TrainState:
+  """Returns the state with other statistics of the encoder's BatchNorm."""
+  placed = jax.tree.map(
+      lambda new, old: jax.device_put(new, old.sharding),
+      {'norm_mel': {'mean': mean_M, 'var': var_M}},
+      state.batch_stats['encoder'])
+  return state.replace(batch_stats={**state.batch_stats, 'encoder': placed})
+
+
+def mel_statistics(front: str, mels: int, wave_NS: npt.NDArray[np.int16]
+                   ) -> tuple[npt.NDArray[np.float32], ...]:
+  """Returns mean and variance over clips and time, float32 each.
+
+  Args:
+    front, mels: of the model's config; nothing else of a model matters.
+    wave_NS: of which the first CALIBRATION_CLIPS are taken.
+  """
+  moments = _moments(front, mels)
   total_M, square_M, n = 0., 0., 0
   for index, wave_BS in embed.batches(
       wave_NS[:CALIBRATION_CLIPS], min(256, len(wave_NS))):
@@ -344,20 +378,17 @@ def calibrate_batch_norm(config: Config, state: TrainState,
     n += len(index) * (1 + wave_BS.shape[1] // config_lib.HOP)
   mean_M = total_M / n
   var_M = np.maximum(square_M / n - mean_M ** 2, 1e-3)
-  stats = {'norm_mel': {
-      'mean': mean_M.astype(np.float32), 'var': var_M.astype(np.float32)}}
-  placed = jax.tree.map(
-      lambda new, old: jax.device_put(new, old.sharding),
-      stats, state.batch_stats['encoder'])
-  return state.replace(batch_stats={**state.batch_stats, 'encoder': placed})
+  return mean_M.astype(np.float32), var_M.astype(np.float32)
 
 
 @functools.lru_cache(SHAPES)
-def _moments(model_config):
+def _moments(front, mels):
   """Returns the jitted wave_BS int16 -> sums over time (of dB, of dB^2)."""
+  model_config = config_dict.FrozenConfigDict({'front': front, 'mels': mels})
+
   @jax.jit
   def moments(wave_BS):
-    mel_BMT = audio.front(model_config, wave_BS.astype(jnp.float32) / 32768)
+    mel_BMT = audio.front(model_config, audio.to_float(wave_BS))
     sums = mel_BMT.sum(2), jnp.square(mel_BMT).sum(2)
     if jax.sharding.get_abstract_mesh().empty:
       return sums

@@ -258,12 +258,17 @@ class Worker:
 
     Where the device or its runtime is to blame, the process ends.
     """
+    from audiorank import feed
     group = runs[0].entry.group
     if out_of_memory(error):
       if len(runs) > 1:
         self.limits[group] = half = (len(runs) + 1) // 2
         print(f'{len(runs)} runs in one program need more memory than there '
               f'is: {half} are tried', file=sys.stderr, flush=True)
+      elif feed.read_from_disk():
+        print(f'{runs[0].workdir.name} needs more memory than the corpus on '
+              'the device leaves: clips are read from disk from now on',
+              file=sys.stderr, flush=True)
       else:
         self.fail(runs[0], ValueError(
             f'out of memory: train.batch {runs[0].config.train.batch} of '
@@ -308,10 +313,12 @@ def packed(config: Any) -> int:
   """Returns how many runs of a config may begin in one program here.
 
   None beside it on a CPU, whose cores are busy with one. On accelerators as
-  many as fit by an estimate of their memory; `Worker.recover` halves it where
-  that was too many.
+  many as fit by an estimate of their memory beside a corpus; `Worker.recover`
+  halves it where that was too many.
   """
   import jax
+
+  from audiorank import feed
   if jax.default_backend() == 'cpu':
     return 1
   devices = jax.local_devices()
@@ -319,7 +326,7 @@ def packed(config: Any) -> int:
   limit = stats.get('bytes_limit')
   if not limit:
     return PACKED * len(devices)
-  fit = int(.8 * limit / grid.device_bytes(config))
+  fit = int((.8 - feed.DEVICE_SHARE) * limit / grid.device_bytes(config))
   return len(devices) * max(1, min(fit, MOST_PACKED))
 
 

@@ -42,9 +42,14 @@ def kinds(wave_NS):
   return {CATEGORIES[int(peak) // 1000 - 1] for peak in wave_NS.max(1)}
 
 
+def assert_same(ours, theirs):
+  np.testing.assert_array_equal(ours.wave_NS, theirs.wave_NS)
+  np.testing.assert_array_equal(ours.source_N, theirs.source_N)
+
+
 def test_a_subset_by_category_holds_no_other(corpus):
-  subset, _, valid_NS = sampling.samples(
-      config(corpus, **{'data.category': 'speech'}))
+  samples = sampling.samples(config(corpus, **{'data.category': 'speech'}))
+  subset, valid_NS = samples.subset, samples.valid.wave_NS
   assert set(subset.records['category']) == {'speech'}
   assert kinds(valid_NS) == {'speech'}
   stream = data.stream(subset, batch=8, samples=8000, seed=0)
@@ -71,29 +76,82 @@ def test_what_rank_is_read_on_does_not_hang_on_what_is_trained_on(corpus):
   for changes in ({'data.category': 'rain'},
                   {'data.category': 'bird', 'monitor.samples': 'valid,rain'}):
     other = config(corpus, **changes)
-    for a, b in zip(sampling.samples(plain).monitor,
-                    sampling.samples(other).monitor, strict=True):
-      np.testing.assert_array_equal(a, b)
+    assert_same(sampling.samples(plain).monitor,
+                sampling.samples(other).monitor)
   both = [dict(sampling.further(config(corpus, **{
       'data.category': category, 'monitor.samples': 'valid,rain'})))
           for category in ('', 'bird')]
   for name in ('valid', 'rain'):
-    for a, b in zip(both[0][name], both[1][name], strict=True):
-      np.testing.assert_array_equal(a, b)
-  assert kinds(both[0]['rain'][0]) == {'rain'}
+    assert_same(both[0][name], both[1][name])
+  assert kinds(both[0]['rain'].wave_NS) == {'rain'}
   main_N = sampling.samples(plain).monitor.source_N
   # Recordings held out are in no other sample.
-  assert not set(both[0]['valid'][1]) & set(main_N)
-  assert set(both[0]['rain'][1]) <= set(main_N)
+  assert not set(both[0]['valid'].source_N) & set(main_N)
+  assert set(both[0]['rain'].source_N) <= set(main_N)
+
+
+def test_a_sample_is_read_once_by_a_machine_and_its_processes(
+    corpus, tmp_path, monkeypatch):
+  """It is mapped from a file: processes share its memory."""
+  monkeypatch.setenv('AUDIORANK_CACHE', str(tmp_path))
+  usable = sampling.parts(config(corpus)).usable
+  first = sampling.read(usable, 20, 8000, 0)
+  plain = data.sample(usable, 20, 8000, 0)
+  np.testing.assert_array_equal(first.wave_NS, plain[0])
+  np.testing.assert_array_equal(first.source_N, plain[1])
+  assert isinstance(first.wave_NS, np.memmap)
+  with monkeypatch.context() as patch:
+    patch.setattr(data, 'sample', None)
+    assert_same(sampling.read(usable, 20, 8000, 0), first)
+  ours = sampling.samples(config(corpus))
+  theirs = sampling.samples(config(corpus, seed=4))
+  assert ours.monitor is theirs.monitor and ours.valid is theirs.valid
+  assert ours.usable is theirs.usable
+
+
+@pytest.mark.parametrize('harm', ['cut', 'no sources', 'no room'])
+def test_a_damaged_sample_is_read_again(corpus, tmp_path, monkeypatch, harm):
+  folder = tmp_path / 'cache'
+  monkeypatch.setenv('AUDIORANK_CACHE', str(folder))
+  usable = sampling.parts(config(corpus)).usable
+  first = data.sample(usable, 20, 8000, 0)
+  if harm == 'no room':
+    folder.write_text('')  # A file where the cache's folder should be.
+  else:
+    sampling.read(usable, 20, 8000, 0)
+    waves, sources = sorted((folder / 'samples').glob('*'),
+                            key=lambda path: '-source' in path.name)
+    if harm == 'cut':
+      waves.write_bytes(waves.read_bytes()[:-100])
+    else:
+      sources.unlink()
+  again = sampling.read(usable, 20, 8000, 0)
+  np.testing.assert_array_equal(again.wave_NS, first[0])
+  np.testing.assert_array_equal(again.source_N, first[1])
+
+
+def test_a_corpus_that_is_written_anew_is_read_anew(tmp_path):
+  noise_S = np.random.default_rng(0).integers(-9, 9, 9000).astype(np.int16)
+  for count in (3, 4):
+    prepare.write(tmp_path / f'{count}', [
+        (f'{i}.wav', f'{i}', '', noise_S) for i in range(count)],
+                  {'made by': 'a test'})
+  root = tmp_path / 'corpus'
+  (tmp_path / '3').rename(root)
+  changes = {'monitor.clips': 2, 'monitor.valid_clips': 0}
+  assert len(sampling.parts(config(root, **changes)).usable) == 2
+  root.rename(tmp_path / 'old')
+  (tmp_path / '4').rename(root)
+  assert len(sampling.parts(config(root, **changes)).usable) == 3
 
 
 def test_a_sample_takes_what_there_is(corpus):
-  (_, (wave_NS, source_N)), = sampling.further(config(
+  (_, sample), = sampling.further(config(
       corpus, **{'monitor.samples': 'speech', 'monitor.clips': 90}))
   usable = sampling.parts(config(corpus)).usable
   speech = usable.records[usable.records['category'] == 'speech']
-  assert len(wave_NS) == 4 * len(speech) < 90
-  assert len(set(source_N)) == len(speech)
+  assert len(sample) == 4 * len(speech) < 90
+  assert len(set(sample.source_N)) == len(speech)
 
 
 @pytest.mark.parametrize('changes, text', [
@@ -158,7 +216,7 @@ def test_samples_are_read_first_and_last_and_end_in_the_tables(
   assert row['rank_bird'] == last['rank']['value']
   assert row['rank_bird_low'] == last['rank']['low'] < row['rank_bird_high']
   assert row['clips_bird'] == last['n'] == len(next(iter(sampling.further(
-      config(corpus, **{'monitor.samples': 'bird'}))))[1][0])
+      config(corpus, **{'monitor.samples': 'bird'}))))[1])
   assert last['rank']['curve'][-1] == [last['n'], pytest.approx(
       last['rank']['value'])]
   assert last['rank_center']['value'] == row['rank_center_bird']
@@ -167,7 +225,7 @@ def test_samples_are_read_first_and_last_and_end_in_the_tables(
 def test_devices_do_not_change_what_is_read(corpus):
   c = config(corpus, **{'monitor.samples': 'valid,speech',
                         'train.steps': 0})
-  samples = sampling.samples(c)._replace(valid_NS=np.zeros((0, 1), np.int16))
+  samples = sampling.samples(c)._replace(valid=sampling.EMPTY)
   found = []
   for n in (1, 8):
     on = sharding.mesh(n, 1)

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from audiorank import checkpoint
+from audiorank import feed
 from audiorank import records
+from audiorank.data import resident
 from audiorank.records import lock as lock_lib
 from launch import claims
 from launch import cli
@@ -240,6 +242,24 @@ def test_a_run_that_fits_nowhere_fails_and_says_so(
   assert error.startswith('out of memory: train.batch 8')
 
 
+def test_a_run_that_does_not_fit_beside_the_corpus_reads_from_disk(
+    shapes, tmp_path, monkeypatch):
+  """It is tried again without the corpus on the device, then has failed."""
+  key = 'a corpus', 'a sharding'
+  monkeypatch.setitem(resident._LOADED, key, None)
+  monkeypatch.setattr(feed, '_FROM_DISK', [])
+
+  def full(runs):
+    if resident._LOADED:
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+
+  groups = fake(monkeypatch, full)
+  board = sweep(tmp_path, shapes[:1])
+  assert done(board) == 0 and states(board) == ['done'] and len(groups) == 2
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert not feed.fits(True, 0)
+
+
 def test_an_error_in_company_is_charged_to_the_run_that_has_it(
     shapes, tmp_path, monkeypatch):
   bad = records.run_id(shapes[1])
@@ -309,7 +329,7 @@ def test_accelerators_pack_what_their_memory_holds_and_a_cpu_nothing(
 
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   need = grid.device_bytes(shapes[0])
-  for limit, fit in ((10 * need, 8), (1e12, work.MOST_PACKED), (need, 1),
+  for limit, fit in ((10 * need, 5), (1e12, work.MOST_PACKED), (need, 1),
                      (None, work.PACKED)):
     monkeypatch.setattr(jax, 'local_devices',
                         lambda limit=limit: [Device(limit)] * 2)
@@ -442,14 +462,14 @@ def test_memory_does_not_grow_over_two_hundred_runs(corpus, tasks, tmp_path):
   sizes = {}
   while process.poll() is None:
     number = len(list((tmp_path / 'runs').glob('*/DONE')))
-    sizes[number] = resident(process.pid) or sizes.get(number)
+    sizes[number] = memory_pages(process.pid) or sizes.get(number)
     time.sleep(.2)
   assert process.returncode == 0 and max(sizes) >= 195
   middle = max(size for number, size in sizes.items() if number <= 60)
   assert max(sizes.values()) < 1.1 * middle, sizes
 
 
-def resident(pid):
+def memory_pages(pid):
   """Returns the pages of memory that a process holds; 0 when it is gone."""
   try:
     return int(pathlib.Path(f'/proc/{pid}/statm').read_text().split()[1])
