@@ -245,7 +245,8 @@ def await_leases(board: Board, roles: Collection[str]) -> bool:
 
 def claim(board: Board, roles: Collection[str], last: Entry | None = None,
           size: Callable[[Any], int] = lambda config: 1,
-          skip: Collection[str] = (), worker: str = '') -> list[Claim]:
+          skip: Collection[str] = (), worker: str = '',
+          places: Mapping[str, str] | None = None) -> list[Claim]:
   """Takes the run whose turn it is, and those to train in one program with it.
 
   Args:
@@ -256,6 +257,7 @@ def claim(board: Board, roles: Collection[str], last: Entry | None = None,
     size: config -> how many runs may share a program here.
     skip: runs not to be taken.
     worker: its name: workers begin at different runs of a shape.
+    places: {field: folder} of a corpus or tasks that have moved.
 
   Returns:
     Claims, whose locks the caller releases; none where nothing is left, or
@@ -264,7 +266,7 @@ def claim(board: Board, roles: Collection[str], last: Entry | None = None,
   board.look()
   ids = [run_id for run_id in board.left(roles) if run_id not in skip]
   for run_id in in_order(board, ids, last, worker):
-    first = _take(board, run_id, roles)
+    first = _take(board, run_id, roles, places)
     if first is None:
       continue
     most = 1
@@ -277,7 +279,7 @@ def claim(board: Board, roles: Collection[str], last: Entry | None = None,
       if len(claims) == most:
         break
       if other != run_id and _joins(board, other, first.entry):
-        more = _take(board, other, roles)
+        more = _take(board, other, roles, places)
         if more is not None:
           claims.append(more)
     return at_one_step(claims)
@@ -317,7 +319,8 @@ def in_order(board: Board, ids: list[str], last: Entry | None,
   return sorted(ids, key=key)
 
 
-def _take(board: Board, run_id: str, roles: Collection[str]) -> Claim | None:
+def _take(board: Board, run_id: str, roles: Collection[str],
+          places: Mapping[str, str] | None) -> Claim | None:
   """Returns the Claim of a run, or None where it cannot be had."""
   workdir = board.folder(run_id)
   try:
@@ -332,7 +335,7 @@ def _take(board: Board, run_id: str, roles: Collection[str]) -> Claim | None:
   try:
     if lock.deaths >= DEATHS:
       raise ValueError(f'its workers died {lock.deaths} times without progress')
-    config = records.load_config(workdir)
+    config = records.load_config(workdir, places)
   except (ValueError, OSError) as error:
     fail(workdir, error)
     board.states[run_id] = 'failed'

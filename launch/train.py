@@ -174,7 +174,8 @@ def main(argv: list[str]) -> None:
   workdir = files.path(_WORKDIR.value, '--workdir')
   if _CONFIG.value is not None:
     records.open_run(workdir, checked(_CONFIG.value))
-  config = laid_out(records.load_config(workdir), _MESH.value, _REMAT.value)
+  config = laid_out(records.load_config(workdir, work.places()),
+                    _MESH.value, _REMAT.value)
   if records.state(workdir) == 'done':
     return
   cli.compile_cache()

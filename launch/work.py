@@ -20,6 +20,7 @@ import traceback
 from typing import Any
 from typing import NoReturn
 
+from absl import flags
 from absl import logging
 
 from audiorank import files
@@ -29,6 +30,11 @@ from audiorank.records import lock as lock_lib
 from launch import claims
 from launch import cli
 from launch import grid
+
+_CORPUS = flags.DEFINE_string(
+    'corpus', '', "Where the runs' corpus is now, if it has moved.")
+_TASKS = flags.DEFINE_string(
+    'tasks', '', "Where the runs' tasks are now, if they have moved.")
 
 # Runs of a program to begin with on each accelerator, where its memory does
 # not say how many fit.
@@ -109,6 +115,11 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     if os.getppid() != int(parent):
       sys.exit(cli.AGAIN)
+
+
+def places() -> dict[str, str]:
+  """Returns {field: folder} of what --corpus and --tasks say has moved."""
+  return {'data.root': _CORPUS.value, 'eval.tasks': _TASKS.value}
 
 
 def train(runs: Sequence[claims.Claim], stop: Callable[[int], bool],
@@ -201,7 +212,7 @@ class Worker:
     name = f'{socket.gethostname()} {os.getpid()}'
     while not self.status.asked:
       runs = claims.claim(self.board, self.roles, self.last, self.size,
-                          self.tried, name)
+                          self.tried, name, places())
       if not runs:
         if claims.await_leases(self.board, self.roles):
           continue

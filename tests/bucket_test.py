@@ -1,71 +1,387 @@
-"""Sweeps, corpora and reports on gs://, against a fake server."""
+"""Files, runs and sweeps on gs://, against a fake server."""
 
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
+import audiorank
+from audiorank import checkpoint
+from audiorank import data
+from audiorank import evaluate
 from audiorank import files
+from audiorank import prepare
 from audiorank import records
+from audiorank import train
+from audiorank.data import folder as corpus_reader
+from audiorank.records import lock as lock_lib
 from tests import processes
+from tests import tiny
 
-POINTS = '''"""One point."""
+SETTINGS = {'opt.lr': 1e-3, 'eval.batch': 12, 'eval.protocol': 'logistic'}
+POINTS = f'''"""Two points."""
 from tests import tiny
 
 def get_config(point='1e-3'):
-  return tiny.config('', **{
-      'opt.lr': float(point), 'train.steps': 6, 'train.log_every': 2,
-      'eval.batch': 12, 'eval.protocol': 'logistic'})
+  return tiny.config('', **{SETTINGS!r} | {{
+      'opt.lr': float(point), 'train.steps': 60, 'checkpoint.every': 10}})
 
 def points():
-  return ['1e-3']
+  return ['1e-3', '2e-3']
 '''
 
 
-@pytest.fixture(scope='module')
-def env(bucket_server, tmp_path_factory):
-  return processes.environment(tmp_path_factory.mktemp('compiled'))
+# --- Objects ---
+
+
+def test_a_file_is_written_whole_and_its_generation_changes(bucket):
+  target = files.path(f'{bucket}/a/one.json')
+  assert not target.exists() and files.names(f'{bucket}/a') == set()
+  files.write_json(target, {'x': 1})
+  first = target.stat()
+  files.write_json(target, {'x': 2})
+  assert files.read_json(target) == {'x': 2}
+  assert target.stat().st_mtime_ns != first.st_mtime_ns
+  assert files.names(f'{bucket}/a') == {'one.json'}
+  assert files.walk(bucket) == [target]
+  with pytest.raises(RuntimeError), files.replacing(target) as part:
+    part.write_text('half')
+    raise RuntimeError
+  assert files.read_json(target) == {'x': 2}
+  files.move(f'{bucket}/a', f'{bucket}/b')
+  files.remove(f'{bucket}/c')
+  assert files.walk(bucket) == [files.path(f'{bucket}/b/one.json')]
+  files.remove(bucket)
+  assert files.walk(bucket) == []
+
+
+def test_two_that_change_a_file_both_do(bucket):
+  target, calls = f'{bucket}/x.json', []
+
+  def add(tree):
+    calls.append(tree)
+    if len(calls) == 1:  # Another process is faster.
+      files.write_json(target, {'theirs': 1})
+    return {**(tree or {}), 'ours': 1}
+
+  assert files.update_json(target, add) == {'theirs': 1, 'ours': 1}
+  assert files.read_json(target) == {'theirs': 1, 'ours': 1}
+
+
+def test_rows_are_held_back_and_stored_on_demand(bucket):
+  lines = files.Lines(f'{bucket}/rows')
+  for i in range(3):
+    lines.add(f'{i}\n')
+  assert not files.path(f'{bucket}/rows').exists()
+  lines.store()
+  assert files.path(f'{bucket}/rows').read_text() == '0\n1\n2\n'
+  again = files.Lines(f'{bucket}/rows')
+  again.add('3\n')
+  again.store()
+  assert files.read_lines(f'{bucket}/rows') == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize('name', ['gs://nobody/x', 'gs://nobody/a/b.json'])
+def test_a_bucket_that_is_not_there_is_one_line(bucket_server, name):
+  with pytest.raises(FileNotFoundError, match='no such bucket'):
+    files.write_text(name, 'x')
+  with pytest.raises(FileNotFoundError, match='no such object'):
+    files.read_json(name)
+
+
+def test_folders_are_sent_and_fetched_whole(bucket, tmp_path):
+  (tmp_path / 'in/sub').mkdir(parents=True)
+  (tmp_path / 'in/a').write_bytes(b'a' * 2**21)
+  (tmp_path / 'in/sub/b').write_text('b')
+  (tmp_path / 'in/.lock').write_text('')
+  files.send(tmp_path / 'in', bucket, last='a')
+  files.fetch(bucket, tmp_path / 'out')
+  assert (tmp_path / 'out/a').read_bytes() == b'a' * 2**21
+  assert (tmp_path / 'out/sub/b').read_text() == 'b'
+  assert not (tmp_path / 'out/.lock').exists()
+
+
+# --- Locks ---
+
+
+def test_a_run_on_a_bucket_has_one_owner(bucket):
+  lock = lock_lib.Lock(bucket)
+  assert lock_lib.read(bucket)['pid'] == os.getpid()
+  assert lock_lib.alive(bucket)
+  with pytest.raises(lock_lib.LockHeld, match=f'process {os.getpid()}'):
+    lock_lib.Lock(bucket)
+  lock.release()
+  assert lock_lib.read(bucket) == {} and not lock_lib.alive(bucket)
+  lock_lib.Lock(bucket).release()
+
+
+HOLDER = '''
+import sys, time
+from audiorank import files
+from audiorank.records import lock
+holder = lock.Lock(sys.argv[1])
+holder.report('training', 7, 9, force=True)
+print('ready', flush=True)
+for i in range(600):
+  time.sleep(.05)
+  files.write_text(sys.argv[1] + '/seen', str(i))
+'''
+
+
+@contextlib.contextmanager
+def holder(folder, seconds):
+  """Yields a process that has a run's lock and writes beside it."""
+  with subprocess.Popen(
+      [sys.executable, '-c', HOLDER, folder], stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE, text=True, cwd=processes.ROOT,
+      env={**processes.environment('/tmp'),
+           'AUDIORANK_LEASE_SECONDS': str(seconds)}) as process:
+    try:
+      assert process.stdout.readline() == 'ready\n', process.stderr.read()
+      yield process
+    finally:
+      process.kill()
+
+
+def test_who_loses_a_run_stops_with_42_and_writes_no_more(
+    bucket, monkeypatch):
+  monkeypatch.setenv('AUDIORANK_LEASE_SECONDS', '3')
+  with holder(bucket, 3) as process:
+    process.send_signal(signal.SIGSTOP)  # As a machine that is paused.
+    # A live process of this machine: its lease ends by its term alone.
+    lock = lock_lib.Lock(bucket, wait=True)
+    files.write_text(f'{bucket}/seen', 'ours')
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(20) == 42
+    assert 'stopping' in process.stderr.read()
+  assert files.path(f'{bucket}/seen').read_text() == 'ours'
+  assert lock_lib.read(bucket)['pid'] == os.getpid()
+  lock.release()
+
+
+def test_a_killed_owner_of_this_machine_is_replaced_at_once(bucket):
+  with holder(bucket, 90) as process:
+    process.kill()
+    process.wait()
+  began = time.monotonic()
+  lock = lock_lib.Lock(bucket)
+  assert lock.deaths == 1 and time.monotonic() - began < 10
+  lock.release()
+
+
+# --- Corpora and runs ---
 
 
 @pytest.fixture(scope='module')
-def server(env):
-  process = processes.Server(env)
+def moved(bucket_server, corpus, tasks):
+  """URLs of the corpus and the tasks on the bucket."""
+  prepare.run(corpus.parent / 'audio', 'gs://bucket/data/corpus', workers=1)
+  files.send(tasks, 'gs://bucket/data/tasks')
+  return 'gs://bucket/data/corpus', 'gs://bucket/data/tasks'
+
+
+def test_a_corpus_on_a_bucket_is_the_one_on_the_disk(moved, corpus):
+  here, there = data.load(corpus), data.load(moved[0])
+  assert here.sha256 == there.sha256
+  for row in range(3):
+    np.testing.assert_array_equal(*(
+        corpus_reader.row_reader(one)(row, 100, 900) for one in (here, there)))
+  with pytest.raises(ValueError, match='not begun by prepare'):
+    prepare.run(corpus.parent / 'audio', moved[1], workers=1)
+  # The same again is done at once.
+  prepare.run(corpus.parent / 'audio', moved[0], workers=1)
+
+
+def run(root, corpus, tasks):
+  """Trains and scores a tiny run below a root; returns its folder."""
+  config = tiny.config(corpus, **SETTINGS, **{'eval.tasks': str(tasks)})
+  config.data.sha256 = data.load(config.data.root).sha256
+  workdir = files.path(root) / records.run_id(config)
+  records.open_run(workdir, config)
+  lock = lock_lib.Lock(workdir)
+  config = records.load_config(workdir)
+  train.fit([workdir], [config])
+  evaluate.run(workdir, config)
+  lock.release()
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def runs(moved, corpus, tasks, tmp_path_factory):
+  """The folders of one run, on a disk and on the bucket."""
+  return (run(tmp_path_factory.mktemp('runs'), corpus, tasks),
+          run('gs://bucket/runs', *moved))
+
+
+def test_a_run_on_a_bucket_is_the_one_on_a_disk(runs):
+  here, there = runs
+  assert here.name == there.name
+  processes.check_same(here, there)
+  assert [row['step'] for row in files.read_lines(there / 'metrics.jsonl')] == [
+      row['step'] for row in files.read_lines(here / 'metrics.jsonl')]
+
+
+def test_a_model_is_loaded_from_a_bucket(runs):
+  waves = np.random.default_rng(0).standard_normal((2, 16000)) * .1
+  here, there = (audiorank.load(run).embed(list(waves)) for run in runs)
+  np.testing.assert_array_equal(here, there)
+
+
+def test_no_absolute_path_is_in_a_runs_config(runs, moved, tmp_path):
+  here, there = runs
+  text = (there / 'config.json').read_text()
+  assert 'gs://' not in text and '../data/corpus' in text
+  tree = json.loads((here / 'config.json').read_text())
+  assert not os.path.isabs(tree['data']['root'])
+  config = records.load_config(there)
+  assert (config.data.root, config.eval.tasks) == moved
+  # A copy of the bucket on a disk runs as it is.
+  files.fetch('gs://bucket', tmp_path)
+  copy = tmp_path / 'runs' / there.name
+  config = records.load_config(copy)
+  assert config.data.root == str(tmp_path / 'data/corpus')
+  assert data.load(config.data.root).sha256 == config.data.sha256
+  processes.check_same(copy, here)
+  config = records.load_config(copy, {'data.root': '/elsewhere'})
+  assert config.data.root == '/elsewhere'
+
+
+def test_a_run_of_an_older_version_is_taken_as_it_is(runs, tmp_path, corpus):
+  folder = tmp_path / runs[0].name
+  shutil.copytree(runs[0], folder)
+  tree = json.loads((folder / 'config.json').read_text())
+  tree['data']['root'] = str(corpus)
+  del tree['eval']['sha256']
+  files.write_json(folder / 'config.json', tree)
+  config = records.load_config(folder)
+  assert config.data.root == str(corpus)
+  assert evaluate.run(folder, config)
+
+
+def flip(url, name):
+  """Changes a byte of an object."""
+  target = files.path(f'{url}/{name}')
+  raw = bytearray(target.read_bytes())
+  raw[len(raw) // 2] ^= 1
+  target.write_bytes(bytes(raw))
+
+
+def test_a_flipped_byte_of_a_checkpoint_is_seen(runs, bucket):
+  for path in files.walk(runs[1]):
+    files.write_bytes(f'{bucket}/{path.relative_to(runs[1])}',
+                      path.read_bytes())
+  steps = checkpoint.steps(f'{bucket}/checkpoints')
+  assert checkpoint.fsck(bucket) == [(step, '') for step in steps]
+  last = max(files.walk(f'{bucket}/checkpoints/{steps[-1]}/params'),
+             key=lambda path: path.stat().st_size)
+  flip(bucket, last.relative_to(files.path(bucket)))
+  assert 'params' in checkpoint.fsck(bucket)[-1][1]
+  assert checkpoint.newest(f'{bucket}/checkpoints') == steps[-2]
+
+
+def test_a_shard_that_is_lost_or_changed_is_an_error(moved, bucket):
+  for path in files.walk(moved[0]):
+    files.write_bytes(
+        f'{bucket}/{path.relative_to(files.path(moved[0]))}',
+        path.read_bytes())
+  shard = next(iter(files.names(f'{bucket}/shards') - {
+      n for n in files.names(f'{bucket}/shards') if n.endswith('json')}))
+  corpus = data.load(bucket)
+  files.path(f'{bucket}/shards/{shard}').unlink()
+  with pytest.raises(FileNotFoundError, match='no such shard'):
+    data.load(bucket)
+  with pytest.raises(ValueError, match='0 records'):
+    corpus_reader.row_reader(corpus)(0, 0, 100)
+
+
+# --- Commands ---
+
+
+@pytest.fixture(scope='module')
+def server(bucket_server, tmp_path_factory):
+  process = processes.Server({
+      **processes.environment(tmp_path_factory.mktemp('compiled')),
+      'AUDIORANK_LEASE_SECONDS': '6'})
   yield process
   process.close()
 
 
-def final(root):
-  """Returns {run: (parameters, records without times)} of a sweep."""
-  return {workdir.name: processes.final(workdir)
-          for workdir in records.run_folders(root)}
-
-
 @pytest.fixture(scope='module')
-def swept(server, corpus, tasks, tmp_path_factory):
-  """Roots of one sweep, on a disk and on the bucket."""
+def swept(server, moved, corpus, tasks, tmp_path_factory):
+  """(flags of a sweep on the bucket, root of the same on a disk)."""
   folder = tmp_path_factory.mktemp('points')
-  (folder / 'one.py').write_text(POINTS)
-  audio = corpus.parent / 'audio'
-  done = server.run(folder, 'prepare', f'--audio={audio}', '--workers=1',
-                    '--out=gs://bucket/corpus')
+  (folder / 'two.py').write_text(POINTS)
+
+  def words(corpus, tasks):
+    return [f'--config={folder}/two.py', f'--config.data.root={corpus}',
+            f'--config.eval.tasks={tasks}', '--workers=1']
+
+  done = server.run(folder, 'sweep', *words(corpus, tasks),
+                    f'--root={folder}/runs')
   assert done.returncode == 0, done.stderr
-  files.send(tasks, 'gs://bucket/tasks')
-  for root, data, scored in (
-      (str(folder / 'runs'), corpus, tasks),
-      ('gs://bucket/runs', 'gs://bucket/corpus', 'gs://bucket/tasks')):
-    done = server.run(
-        folder, 'sweep', f'--config={folder}/one.py', f'--root={root}',
-        f'--config.data.root={data}', f'--config.eval.tasks={scored}',
-        '--workers=1')
-    assert done.returncode == 0, done.stderr + done.stdout
-    assert done.stdout.splitlines()[-1] == f'{root}/report.html'
-  return files.path(folder / 'runs'), files.path('gs://bucket/runs')
+  return words(*moved), folder / 'runs'
+
+
+def check_sweep(root, local):
+  """Asserts that a sweep ended in the numbers of one on a disk."""
+  names = [path.name for path in records.run_folders(local)]
+  assert [path.name for path in records.run_folders(root)] == names
+  for name in names:
+    assert records.state(f'{root}/{name}') == 'done'
+    processes.check_same(files.path(f'{root}/{name}'), local / name)
 
 
 @pytest.mark.slow
-def test_a_sweep_on_a_bucket_is_that_on_a_disk(swept):
-  local, remote = map(final, swept)
-  assert set(local) == set(remote) and len(local) == 2
-  for name in local:
-    for a, b in zip(local[name][0], remote[name][0], strict=True):
-      np.testing.assert_array_equal(a, b)
-    assert local[name][1] == remote[name][1]
+def test_a_sweep_by_two_launchers_and_its_report(
+    server, swept, bucket, tmp_path):
+  words, local = swept
+  sweeps = [server.start([tmp_path / f'{i}.txt'] * 2, 'sweep', *words,
+                         f'--root={bucket}') for i in range(2)]
+  for i, sweep in enumerate(sweeps):
+    assert sweep.wait(400) == 0, (tmp_path / f'{i}.txt').read_text()
+  check_sweep(bucket, local)
+  for path in records.run_folders(bucket):
+    steps = [row['step'] for row in files.read_lines(path / 'metrics.jsonl')
+             if 'rank' in row]
+    assert len(steps) == len(set(steps))  # No run was trained twice.
+  for name, *flags in (('report', f'--workdir={bucket}'),
+                       ('sweep', 'status', f'--root={bucket}'),
+                       ('evaluate', f'--checkpoint={path}',
+                        '--corpus=gs://bucket/data/corpus', '--clips=40',
+                        '--seconds=1', f'--out={bucket}/evaluations')):
+    done = server.run(tmp_path, name, *flags)
+    assert done.returncode == 0, done.stderr
+  assert records.load(bucket).runs.shape == records.load(local).runs.shape
+  assert 'report.html' in files.names(bucket)
+
+
+@pytest.mark.slow
+def test_killed_at_many_moments_a_sweep_ends_in_the_same_numbers(
+    server, swept, bucket, tmp_path):
+  words, local = swept
+  rng, log = np.random.default_rng(0), tmp_path / 'log.txt'
+  for i in range(20):
+    sweep = server.start([log] * 2, 'sweep', *words, f'--root={bucket}')
+    try:
+      sweep.wait(rng.uniform(1, 12))
+      break
+    except subprocess.TimeoutExpired:
+      victims = [*processes.descendants(sweep.pid), sweep.pid]
+      for pid in (victims if i % 2 else victims[:1]):
+        try:
+          os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+          pass
+      sweep.kill()
+      sweep.wait()
+      processes.check_nobody_left(bucket, 60)
+  done = server.run(tmp_path, 'sweep', *words, f'--root={bucket}')
+  assert done.returncode == 0, done.stderr
+  check_sweep(bucket, local)
