@@ -201,7 +201,8 @@ def test_a_corpus_on_a_bucket_is_the_one_on_the_disk(moved, corpus):
 
 def run(root, corpus, tasks):
   """Trains and scores a tiny run below a root; returns its folder."""
-  config = tiny.config(corpus, **SETTINGS, **{'eval.tasks': str(tasks)})
+  config = tiny.config(corpus, **SETTINGS, **{
+      'eval.tasks': str(tasks), 'eval.names': 'timbre-v1-full'})
   config.data.sha256 = data.load(config.data.root).sha256
   workdir = files.path(root) / records.run_id(config)
   records.open_run(workdir, config)
@@ -214,7 +215,12 @@ def run(root, corpus, tasks):
 
 
 @pytest.fixture(scope='module')
-def runs(moved, corpus, tasks, tmp_path_factory):
+def compiled(tmp_path_factory):
+  yield from tiny.compiled_once(tmp_path_factory.mktemp('programs'))
+
+
+@pytest.fixture(scope='module')
+def runs(compiled, moved, corpus, tasks, tmp_path_factory):
   """The folders of one run, on a disk and on the bucket."""
   return (run(tmp_path_factory.mktemp('runs'), corpus, tasks),
           run('gs://bucket/runs', *moved))
