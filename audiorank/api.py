@@ -162,7 +162,7 @@ def beating(root: Path) -> pd.DataFrame:
   if not records.run_folders(root):
     raise FileNotFoundError(f'{root}: no runs: expected <run_id>/config.json '
                             'in it')
-  beat = study.beating(study.read(records.tables(root)).trained)
+  beat = study.above_baseline(study.read(records.tables(root)).trained)
   if not len(beat):
     raise ValueError(f'{root}: no run beats its untrained network, so there '
                      'is no law to fit')

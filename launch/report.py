@@ -3,11 +3,14 @@
   python -m launch.report --workdir=runs/quickstart
   python -m launch.report --workdir=runs/quickstart --publish=tables
   python -m launch.report --table=runs.parquet      a sweep's claims and law
+  python -m launch.report --table=runs.parquet --markdown --slopes=slopes.png
   python -m launch.report --table=runs.csv --law=saturating --x=rank --y=score
   python -m launch.report --table=runs.csv --law=separable --x=params,hours
       --y=valid_loss --loss=log_huber --budgets=1e15,1e16
       --flops_per=3600 --amount=10
 """
+
+from typing import Any
 
 from absl import flags
 
@@ -37,10 +40,20 @@ _GROUPS = flags.DEFINE_string('groups', None, 'Column of what is independent.')
 _FIGURE = flags.DEFINE_string('figure', None, 'Image of the fit, .png or '
                               '.pdf; of several inputs, predicted against '
                               'observed.')
+_MARKDOWN = flags.DEFINE_boolean(
+    'markdown', False, 'Print the claims of a sweep\'s table as a Markdown '
+    'table, and nothing else.')
+_SLOPES = flags.DEFINE_string(
+    'slopes', None, 'Image of what a doubling of RankMe is worth in a sweep\'s '
+    'table, .png or .pdf.')
 
 
-def frontier(fit):
-  """Returns the best size and amount of data at the budgets asked, as text."""
+def frontier(fit: Any) -> str:
+  """Returns the best size and amount of data at the budgets asked, as text.
+
+  Args:
+    fit: a laws.Fit of two inputs.
+  """
   from audiorank import laws
   budgets = laws.table.numbers('--budgets', _BUDGETS.value)
   optimal = laws.scaling.frontier(
@@ -56,40 +69,83 @@ def frontier(fit):
   return '\n'.join(lines)
 
 
-def is_sweep(data):
+def is_sweep(data: Any) -> bool:
   """Returns whether a table is a sweep's own, with its untrained networks."""
   return {'run_id', 'untrained', 'rank', 'score', 'objective'} <= set(data)
 
 
-def claims(data):
-  """Prints the claims of a sweep's runs; returns the rows of its law.
+def analyzed(data: Any) -> Any:
+  """Returns the analysis of a sweep's runs: the report's own.
 
-  They are the report's: different trainings of the main objective that beat
-  their untrained network.
+  Args:
+    data: the table of runs. Those of evaluations and tasks are read beside it.
   """
   import pandas as pd
 
   from audiorank import analysis
   from audiorank import files
   from audiorank import records
-  from audiorank.analysis import study
-  from audiorank.report import wording
   path, none = files.path(_TABLE.value), pd.DataFrame()
   tables = records.Tables(data, none, none)
   if path.name == 'runs.parquet' and (
       path.parent / 'history.parquet').is_file():
     tables = records.load(path.parent)
-  it = analysis.analyze(tables)
+  return analysis.analyze(tables)
+
+
+def print_claims(it: Any) -> None:
+  """Prints the claims of an analysis and draws their slopes where asked."""
+  from audiorank import figures
+  from audiorank.report import wording
+  if _SLOPES.value:
+    draw = figures.slopes(it.claims).figure
+    draw.savefig(_SLOPES.value, dpi=150)
+  if _MARKDOWN.value:
+    print(wording.markdown(it.claims))
+    return
   print('\n'.join(wording.opening(it)), '\n')
   print(wording.plain(it.claims), '\n')
   print('\n'.join(wording.rows_used(it)), '\n')
   if it.lacks:
-    raise ValueError(f'{_TABLE.value}: no law is fitted; needed: '
-                     f'{wording.needed_text(it.lacks)}')
-  return study.beating(it.study.trained)
+    print(f'No law is fitted. Needed: {wording.needed_text(it.lacks)}.')
 
 
-def main(argv):
+def print_law(data: Any, groups: str | None) -> None:
+  """Fits a law to a table and prints all that was asked of it.
+
+  Args:
+    data: the table.
+    groups: column of what is independent, or None.
+  """
+  from audiorank import laws
+  columns = dict(loss=_LOSS.value, groups=groups, x=_X.value, y=_Y.value)
+  fit = laws.fit(_LAW.value, data, **columns)
+  print(fit.report())
+  if _COMPARE.value:
+    print('\nerrors on rows (groups) left out, the best first:')
+    table = laws.compare([_LAW.value, *_COMPARE.value], data, **columns)
+    print(table.drop(columns='formula').to_string(index=False))
+  if _BUDGETS.value:
+    print('\n' + frontier(fit))
+  if _AMOUNT.value is not None:
+    bound = laws.scaling.data_bound(fit, _AMOUNT.value)
+    size = f'unknown size: {bound.refused}'
+    if not bound.refused:
+      size = f'{bound.size:.4g} ({bound.low:.4g} to {bound.high:.4g})'
+    print(f'\n{_AMOUNT.value:g} {fit.x[1]} feed a {fit.x[0]} of {size}')
+  print('\nchecklist: what a reader must be told (arXiv 2502.18969)')
+  print(laws.checklist.words(laws.checklist.fill(fit)))
+  if _FIGURE.value:
+    from audiorank import figures
+    draw = figures.predicted_actual
+    if len(fit.x) == 1:
+      draw = figures.law
+    draw(fit).figure.savefig(_FIGURE.value, dpi=150, bbox_inches='tight')
+    print(_FIGURE.value)
+
+
+def main(argv: list[str]) -> None:
+  """Rebuilds a report, or prints what a table shows."""
   del argv
   if bool(_WORKDIR.value) == bool(_TABLE.value):
     raise ValueError('expected --workdir or --table')
@@ -103,32 +159,19 @@ def main(argv):
     return
   from audiorank import laws
   data, groups = laws.table.read(_TABLE.value), _GROUPS.value or None
-  if is_sweep(data):
-    data = claims(data)
-    groups = groups or 'configuration'
-  fit = laws.fit(_LAW.value, data, loss=_LOSS.value, groups=groups,
-                 x=_X.value, y=_Y.value)
-  print(fit.report())
-  if _COMPARE.value:
-    print('\nerrors on rows (groups) left out, the best first:')
-    table = laws.compare([_LAW.value, *_COMPARE.value], data,
-                         loss=_LOSS.value, groups=groups, x=_X.value,
-                         y=_Y.value)
-    print(table.drop(columns='formula').to_string(index=False))
-  if _BUDGETS.value:
-    print('\n' + frontier(fit))
-  if _AMOUNT.value is not None:
-    bound = laws.scaling.data_bound(fit, _AMOUNT.value)
-    print(f'\n{_AMOUNT.value:g} {fit.x[1]} feed a {fit.x[0]} of ' + (
-        f'{bound.size:.4g} ({bound.low:.4g} to {bound.high:.4g})'
-        if not bound.refused else f'unknown size: {bound.refused}'))
-  print('\nchecklist: what a reader must be told (arXiv 2502.18969)')
-  print(laws.checklist.words(laws.checklist.fill(fit)))
-  if _FIGURE.value:
-    from audiorank import figures
-    draw = figures.law if len(fit.x) == 1 else figures.predicted_actual
-    draw(fit).figure.savefig(_FIGURE.value, dpi=150, bbox_inches='tight')
-    print(_FIGURE.value)
+  if not is_sweep(data):
+    if _MARKDOWN.value or _SLOPES.value:
+      raise ValueError(f'{_TABLE.value}: no sweep\'s table: --markdown and '
+                       '--slopes need run_id, untrained, rank, score and '
+                       'objective')
+    print_law(data, groups)
+    return
+  from audiorank.analysis import study
+  it = analyzed(data)
+  print_claims(it)
+  if (it.fit or _X.value) and not _MARKDOWN.value:
+    print_law(study.above_baseline(it.study.trained),
+              groups or 'configuration')
 
 
 if __name__ == '__main__':

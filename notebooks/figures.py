@@ -130,8 +130,8 @@ it.predictors.round(3)
 print('\n'.join(f'- {sentence}' for sentence in
                 wording.law_words(it) + wording.trouble_words(it)))
 if it.fit:
-  beat = study.beating(it.study.trained)
+  above = study.above_baseline(it.study.trained)
   display.display(figures.residuals(
-      it.fit, 'rank', beat['size'].to_numpy(),
+      it.fit, 'rank', above['size'].to_numpy(),
       marked=it.diagnostics.outliers).figure)
   display.display(figures.profile(it.fit).figure)

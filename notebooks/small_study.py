@@ -160,7 +160,7 @@ if it.early.rungs:
 for sentence in wording.trouble_words(it):
   print(f'- {sentence}')
 if it.fit:
-  beat = study.beating(it.study.trained)
+  above = study.above_baseline(it.study.trained)
   display.display(figures.residuals(
-      it.fit, 'rank', beat['size'].to_numpy(),
+      it.fit, 'rank', above['size'].to_numpy(),
       marked=it.diagnostics.outliers).figure)

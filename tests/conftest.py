@@ -68,6 +68,14 @@ def shared():
 
 
 @pytest.fixture(scope='session')
+def sample_analysis():
+  """What the packaged sample shows: half a minute of compilation, once."""
+  from audiorank import analysis
+  from audiorank import records
+  return analysis.analyze(records.load(records.SAMPLE))
+
+
+@pytest.fixture(scope='session')
 def corpus(tmp_path_factory):
   """A minute of noise bursts and tones, prepared."""
   folder = tmp_path_factory.mktemp('corpus')

@@ -153,7 +153,9 @@ def test_against(runs, x, y):
   _clear(ax)
   levels = [line for line in ax.lines if line.get_linestyle() == '--']
   # Three sizes: three levels, or three points where size is the axis.
-  drawn = levels if x != 'params' else levels[0].get_xdata()
+  drawn = levels
+  if x == 'params':
+    drawn = ax.collections[-1].get_offsets()
   assert len(drawn) == 3
   assert '(log scale)' in ax.get_xlabel()
 

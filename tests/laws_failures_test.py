@@ -93,6 +93,16 @@ def test_holm_passes_over_what_was_not_tested():
   assert np.isnan(failures.holm(np.array([np.nan]))).all()
 
 
+def test_holm_with_weights_is_the_papers_second_procedure():
+  """Smallest p / weight first, each times the weights left over its own."""
+  p, weight = np.array([.04, .01, .03]), np.array([3., 1., 2.])
+  # Order .01 (6 / 1), .04 (5 / 3), .03 (2 / 2), none below the one before.
+  np.testing.assert_allclose(failures.holm(p, weight),
+                             [.04 * 5 / 3, .06, .04 * 5 / 3])
+  np.testing.assert_allclose(failures.holm(p, np.full(3, 7.)),
+                             failures.holm(p))
+
+
 def test_outliers_are_named():
   assert not len(failures.outliers(_fit()))
   fit = _fit(odd=7)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+from absl.testing import flagsaver
 from matplotlib import image
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from audiorank.rankme import record
 from audiorank.report import curves
 from audiorank.report import tables
 from audiorank.report import wording
+from launch import report as launch_report
 
 STEPS = 1000
 
@@ -345,19 +347,28 @@ def test_endless_rank_is_told_of_enough_clips_alone():
   assert tables.endless({**row, 'rank_value_inf': 64.1}, 'rank', 512) == '–'
 
 
-def test_one_table_and_one_sweep_give_the_same_claims(tmp_path):
+def command(capsys, **values):
+  """Runs launch.report with some flags; returns what it prints."""
+  with flagsaver.flagsaver(**values):
+    launch_report.main(['report'])
+  return capsys.readouterr().out
+
+
+def test_one_table_and_one_sweep_give_the_same_claims(
+    tmp_path, capsys, sample_analysis):
   """launch.report --table on a sweep's runs: its claims and its law."""
-  made = records.load(records.SAMPLE)
+  it, made = sample_analysis, records.load(records.SAMPLE)
   for name, table in made._asdict().items():
     table.to_parquet(tmp_path / f'{name}.parquet')
-  done = subprocess.run(
-      [sys.executable, '-m', 'launch.report',
-       f'--table={tmp_path}/runs.parquet'], capture_output=True, text=True,
-      cwd=pathlib.Path(__file__).resolve().parents[1])
-  assert done.returncode == 0, done.stderr
-  it = analysis.analyze(made)
-  assert wording.plain(it.claims) in done.stdout
-  assert f'{it.fit.n} points' in done.stdout
+  table = str(tmp_path / 'runs.parquet')
+  printed = command(capsys, table=table)
+  assert wording.plain(it.claims) in printed
+  assert f'{it.fit.n} points' in printed
+  printed = command(capsys, table=table, markdown=True,
+                    slopes=str(tmp_path / 'slopes.png'))
+  assert printed == wording.markdown(it.claims) + '\n'
+  # As wide as a phone: 750 pixels of 5 inches, letters of 10 points.
+  assert pixels(tmp_path / 'slopes.png').shape[1] == 750
 
 
 BAD = """
@@ -369,7 +380,7 @@ for case in json.loads(sys.argv[1]):
   err = io.StringIO()
   flags.FLAGS.unparse_flags()
   sys.argv = ['report', '--law=saturating', '--x=r', '--y=q', '--loss=ls',
-              '--groups=', *case]
+              '--groups=', '--nomarkdown', *case]
   with contextlib.redirect_stderr(err), contextlib.redirect_stdout(
       io.StringIO()):
     try:
@@ -414,6 +425,7 @@ def test_bad_tables_are_one_line(tmp_path):
       'not.parquet: not a table': [f'--table={tmp_path}/not.parquet'],
       'none.csv: no such file': [f'--table={tmp_path}/none.csv'],
       'expected --workdir or --table': [table, f'--workdir={tmp_path}'],
+      't.csv: no sweep\'s table': [table, '--markdown'],
   }
   done = subprocess.run(
       [sys.executable, '-c', BAD, json.dumps(list(cases.values()))],
@@ -426,7 +438,7 @@ def test_bad_tables_are_one_line(tmp_path):
     assert words in said and said.count('\n') == 1, (case, said)
 
 
-def test_a_table_of_sizes_and_data_is_answered(tmp_path):
+def test_a_table_of_sizes_and_data_is_answered(tmp_path, capsys):
   """Headers with blanks, a frontier and a bound, from the command line."""
   n, d = (a.ravel() for a in np.meshgrid(np.geomspace(1e7, 1e10, 5),
                                          np.geomspace(1e9, 1e12, 5)))
@@ -435,21 +447,17 @@ def test_a_table_of_sizes_and_data_is_answered(tmp_path):
   path.write_text('N , D, loss\n' + '\n'.join(
       f'{a!r}, {b!r}, {c!r}' for a, b, c in zip(
           n.tolist(), d.tolist(), loss.tolist())))
-  done = subprocess.run(
-      [sys.executable, '-m', 'launch.report', f'--table={path}',
-       '--law=separable', '--loss=log_ls', '--compare=smooth_min',
-       '--budgets=1e20,1e21,1e22', '--amount=1e10'],
-      capture_output=True, text=True,
-      cwd=pathlib.Path(__file__).resolve().parents[1])
-  assert done.returncode == 0, done.stderr
+  printed = command(
+      capsys, table=str(path), law='separable', loss='log_ls',
+      compare=['smooth_min'], budgets=['1e20', '1e21', '1e22'], amount=1e10)
   # G (C / 6)^(beta / (alpha + beta)), Hoffmann et al., appendix A.
   G = (.35 * 480 / (.37 * 2100)) ** (1 / .72)
-  row = next(line.split() for line in done.stdout.splitlines()
+  row = next(line.split() for line in printed.splitlines()
              if line.split()[:1] == ['1e+21'])
   np.testing.assert_allclose(float(row[1]), G * (1e21 / 6) ** (.37 / .72),
                              rtol=2e-3)
-  assert 'N grow as C^0.514' in done.stdout
-  assert '1e+10 D feed a N of' in done.stdout
-  lines = done.stdout.splitlines()
+  assert 'N grow as C^0.514' in printed
+  assert '1e+10 D feed a N of' in printed
+  lines = printed.splitlines()
   at = next(i for i, line in enumerate(lines) if 'left out, the best' in line)
   assert lines[at + 2].split()[0] == 'separable'

@@ -115,9 +115,15 @@ def against(rivals: tuple[Rival, ...]) -> str:
 
 
 def more_runs(value: float, low: float, high: float) -> Needed:
-  """Returns how many times as many runs would bring an interval off 0."""
+  """Returns how many times as many runs would bring an interval off 0.
+
+  At least twice as many: an interval off 0 is inconclusive where it is one of
+  several that are judged together.
+  """
   reach = max(high - value, value - low)
   if not math.isfinite(reach) or not value:
     return Needed('range')
   times = (reach / value) ** 2
-  return Needed('runs', math.ceil(times)) if times <= MOST else Needed('range')
+  if times > MOST:
+    return Needed('range')
+  return Needed('runs', max(math.ceil(times), 2))

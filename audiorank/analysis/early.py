@@ -112,7 +112,7 @@ def columns(rows: study.Study) -> tuple[pd.DataFrame, list[tuple[float, str]],
     beside[name] = []
     loss = at_rung(trained, history, share, 'valid_loss')
     if loss is not None:
-      other = f'less validation loss at {100 * loss[1]:.0f} %'
+      other = f'lower validation loss at {100 * loss[1]:.0f} %'
       table[other] = -loss[0]
       beside[name].append(other)
     probe = at_rung(trained, probes, share, 'score')

@@ -17,6 +17,9 @@ from audiorank.laws import failures
 
 PER_DOUBLING = 'score per doubling of RankMe'
 WITHIN = 'at equal width'
+# What may explain the score within a family, beside RankMe.
+EXPLAIN = {'RankMe': 'x', 'width': 'width', 'validation loss': 'valid_loss'}
+TINY = 1e-12  # The least weight of a family.
 EVEN = .5  # Slopes count as one if they vary by less than this of the mean.
 
 
@@ -92,53 +95,86 @@ def moves(table: pd.DataFrame, it: slopes.Comparison,
 def of_slopes(factors: Factors) -> list[claims.Claim]:
   """Returns a claim a family: the score follows RankMe when it varies.
 
-  The verdicts hold for all families together (Holm). A family in which RankMe
-  moves no more than between seeds is not tested; one that finds nothing to
-  compare says with which other fields it always varies.
+  The verdicts hold for all families together, by `adjusted`. A family in
+  which RankMe moves no more than between seeds is not tested; one that finds
+  nothing to compare says with which other fields it always varies.
   """
   names = [name for name in factors.live if name != WITHIN]
-  out = []
-  known = {name: factors.slope(name) for name in names} if (
-      factors.them is not None) else {}
-  tested = [name for name in known if name not in factors.flat]
-  p_F = failures.holm(np.array([known[name].p for name in tested]))
-  for name in names:
-    it = factors.live[name]
-    counts = counted(factors, it)
-    if name not in known:
-      out.append(claims.claim(
-          'slope', PER_DOUBLING, family=name, counts=counts,
-          needed=claims.Needed('seeds'), groups=len(set(it.group_C))))
-      continue
-    one = known[name]
-    raw = raw_slope(factors, name)
-    details = dict(
-        groups=one.groups, spread=one.spread, reliability=one.reliability,
-        raw=raw[0], raw_low=raw[1], raw_high=raw[2],
-        permuted=slopes.permuted(factors.table, it),
-        explained=explained(factors.table, it, 'x'))
-    if name in factors.flat:
-      out.append(claims.claim(
-          'slope', PER_DOUBLING, one.value, one.low, one.high, one.p,
-          needed=claims.Needed('moves', one.spread), family=name,
-          counts=counts, seeds=factors.noise.log2_rank, **details))
-      continue
-    adjusted = float(p_F[tested.index(name)])
-    verdict = claims.INCONCLUSIVE
-    if adjusted < claims.LEVEL:
-      verdict = claims.HOLDS if one.value > 0 else claims.FAILS
-    out.append(claims.claim(
-        'slope', PER_DOUBLING, one.value, one.low, one.high, one.p, verdict,
-        claims.more_runs(one.value, one.low, one.high), name, counts,
-        adjusted=adjusted, **details))
-  for name in factors.absent:
-    others = slopes.apart_from(factors.table, factors.rows.fields,
-                               slopes.vary_of(name))
-    out.append(claims.claim(
+  if factors.them is None:
+    out = [claims.claim(
         'slope', PER_DOUBLING, family=name,
-        needed=claims.Needed('alone', names=others),
-        values=values(factors.table, name)))
+        counts=counted(factors, factors.live[name]),
+        needed=claims.Needed('seeds'),
+        groups=len(set(factors.live[name].group_C))) for name in names]
+  else:
+    known = {name: factors.slope(name) for name in names}
+    p_of = adjusted(factors, known)
+    out = [of_slope(factors, name, known[name], p_of.get(name, math.nan))
+           for name in names]
+  return out + [of_absent(factors, name) for name in factors.absent]
+
+
+def adjusted(factors: Factors,
+             known: dict[str, slopes.Slope]) -> dict[str, float]:
+  """Returns the p of the families in which RankMe moves, for their number.
+
+  By Holm's method, each family by the precision of its slope that RankMe
+  alone promises: the root of how far it moves beyond the noise of seeds.
+  Shapes of one size are a closer look at size: they count where size does.
+  """
+  tested = [name for name in known
+            if name in factors.families and name not in factors.flat]
+  moved_F = np.array([factors.them.m_F[factors.place(name)]
+                      for name in tested])
+  p_F = failures.holm(np.array([known[name].p for name in tested]),
+                      np.sqrt(np.maximum(moved_F, TINY)))
+  out = dict(zip(tested, map(float, p_F)))
+  if slopes.SHAPE in known and slopes.SHAPE not in factors.flat:
+    out[slopes.SHAPE] = max(known[slopes.SHAPE].p,
+                            out.get(slopes.SIZE, 0.))
   return out
+
+
+def of_slope(factors: Factors, name: str, one: slopes.Slope,
+             p: float) -> claims.Claim:
+  """Returns the claim of one family.
+
+  Args:
+    factors: the comparisons.
+    name: of the family.
+    one: its Slope.
+    p: of no slope, adjusted for the number of families.
+  """
+  it = factors.live[name]
+  counts = counted(factors, it)
+  raw, raw_low, raw_high = raw_slope(factors, name)
+  details = dict(
+      groups=one.groups, spread=one.spread, reliability=one.reliability,
+      raw=raw, raw_low=raw_low, raw_high=raw_high,
+      permuted=slopes.permuted(factors.table, it),
+      explained={text: explained(factors.table, it, column)
+                 for text, column in EXPLAIN.items()})
+  if name in factors.flat:
+    return claims.claim(
+        'slope', PER_DOUBLING, one.value, one.low, one.high, one.p,
+        needed=claims.Needed('moves', one.spread), family=name,
+        counts=counts, seeds=factors.noise.log2_rank, **details)
+  verdict = claims.INCONCLUSIVE
+  if p < claims.LEVEL:
+    verdict = claims.HOLDS if one.value > 0 else claims.FAILS
+  return claims.claim(
+      'slope', PER_DOUBLING, one.value, one.low, one.high, one.p, verdict,
+      claims.more_runs(one.value, one.low, one.high), name, counts,
+      adjusted=p, **details)
+
+
+def of_absent(factors: Factors, name: str) -> claims.Claim:
+  """Returns the claim of a family that has nothing to compare."""
+  others = slopes.apart_from(factors.table, factors.rows.fields,
+                             slopes.vary_of(name))
+  return claims.claim('slope', PER_DOUBLING, family=name,
+                      needed=claims.Needed('alone', names=others),
+                      values=values(factors.table, name))
 
 
 def values(table: pd.DataFrame, family: str) -> int:
@@ -164,6 +200,8 @@ def explained(table: pd.DataFrame, it: slopes.Comparison,
               name: str) -> float:
   """Returns the share of the score's variance within groups that a line in a
   column explains; NaN where either is constant or missing."""
+  if name not in table:
+    return math.nan
   n_C, _, y_C = slopes.centered(table, it)
   n_C, v_C, _ = slopes.centered(table.assign(x=table[name]), it)
   below = np.sum(n_C * v_C ** 2) * np.sum(n_C * y_C ** 2)
@@ -195,6 +233,8 @@ def of_one_slope(factors: Factors) -> claims.Claim:
   rest = [f for f, name in zip(which, names) if name != slopes.SIZE]
   without = (slopes.one_slope(factors.them, rest)
              if slopes.SIZE in names and len(rest) > 1 else None)
+  size = (factors.slope(slopes.SIZE).value if slopes.SIZE in names
+          else math.nan)
   verdict = claims.INCONCLUSIVE
   if test.p < claims.LEVEL:
     verdict = claims.FAILS
@@ -204,7 +244,8 @@ def of_one_slope(factors: Factors) -> claims.Claim:
       'one_slope', PER_DOUBLING, test.between, test.between_low,
       test.between_high, test.p, verdict,
       claims.Needed('slopes', EVEN), counts=counts, q=test.q, free=test.free,
-      common=test.common, names=tuple(names), without=without)
+      common=test.common, names=tuple(names), without=without,
+      size=size)
 
 
 def total(factors: Factors) -> tuple[int, int, int]:

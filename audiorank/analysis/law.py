@@ -1,8 +1,8 @@
 """Rank and score: the law between them, and what predicts the score as well.
 
-A law is drawn only through runs that beat their untrained baseline: a run
-that does not has not learned what the tasks ask, and a curve through it would
-describe the random features of a log-mel.
+A law is drawn only through runs that score above their untrained baseline: a
+run that does not has not learned what the tasks ask, and a curve through it
+would describe the random features of a log-mel.
 
 Shapes: N runs.
 """
@@ -45,17 +45,17 @@ FORMS = ('saturating', 'log_linear', 'exponential', 'sigmoid',
 
 def fit(trained: pd.DataFrame) -> tuple[laws.Fit | None, claims.Needed | None]:
   """Returns (the law, None), or (None, what it lacks)."""
-  beat = study.beating(trained)
+  rows = study.above_baseline(trained)
   if not len(trained) or trained['gain'].isna().all():
     return None, claims.Needed('baselines')
-  if len(beat) < LEAST:
-    return None, claims.Needed('beating', LEAST - len(beat))
-  if np.ptp(np.log10(beat['rank'].astype(float))) < FLAT:
+  if len(rows) < LEAST:
+    return None, claims.Needed('above', LEAST - len(rows))
+  if np.ptp(np.log10(rows['rank'].astype(float))) < FLAT:
     return None, claims.Needed('range', NARROW)
   try:
-    return laws.fit('saturating', {'rank': beat['rank'].to_numpy(float),
-                                   'score': beat['score'].to_numpy(float)},
-                    groups=beat['configuration'].to_numpy()), None
+    return laws.fit('saturating', {'rank': rows['rank'].to_numpy(float),
+                                   'score': rows['score'].to_numpy(float)},
+                    groups=rows['configuration'].to_numpy()), None
   except ValueError as error:
     return None, claims.Needed('fit', names=(str(error),))
 
@@ -64,14 +64,14 @@ def forms(trained: pd.DataFrame, law: laws.Fit | None) -> pd.DataFrame:
   """Returns laws.compare of the forms of a law from rank to score."""
   if law is None:
     return pd.DataFrame()
-  beat = study.beating(trained)
+  rows = study.above_baseline(trained)
   # The largest runs are those of the most compute, where it is known.
   by = next((name for name in ('flops', 'params')
-             if name in beat and beat[name].notna().all()
-             and beat[name].nunique() > 1), None)
+             if name in rows and rows[name].notna().all()
+             and rows[name].nunique() > 1), None)
   names = ['rank', 'score'] + ([by] if by else [])
-  return laws.compare(FORMS, beat[names].astype(float), by=by,
-                      groups=beat['configuration'].to_numpy())
+  return laws.compare(FORMS, rows[names].astype(float), by=by,
+                      groups=rows['configuration'].to_numpy())
 
 
 def of_law(rows: study.Study, law: laws.Fit | None,
@@ -83,7 +83,7 @@ def of_law(rows: study.Study, law: laws.Fit | None,
   interval. It is not refused: too narrow a range bounds nothing.
   """
   trained = rows.trained
-  counts = counted(study.beating(trained))
+  counts = counted(study.above_baseline(trained))
   if law is None:
     return claims.claim('law', 'score', counts=counts, needed=lacks,
                         trained=len(trained))
@@ -232,7 +232,8 @@ def of_samples(rows: study.Study, table: pd.DataFrame) -> claims.Claim | None:
   on; None where it was measured on one sample.
 
   It holds where all errors left out agree within EQUIVALENT of the main
-  sample's, by their 95 % intervals.
+  sample's, by their 95 % intervals, and fails where one lies beyond that, by
+  an interval corrected for their number.
   """
   names = records.samples(rows.trained)
   if not names:
@@ -247,17 +248,20 @@ def of_samples(rows: study.Study, table: pd.DataFrame) -> claims.Claim | None:
   corrected = predictors(rows.trained, 1 - claims.LEVEL / len(mine)
                          ).set_index('predictor')
   own = known.loc[SUBJECT, 'loo']
-  rivals, order = [], {}
+  margin = EQUIVALENT * own
+  rivals, order, apart = [], {}, False
   for name in mine:
     text = f'{SUBJECT} of {name}'
     rivals.append(beside(name, known.loc[text], own, corrected.loc[text],
                          counts[1]))
+    wide = beside(name, corrected.loc[text], own, corrected.loc[text],
+                  counts[1])
+    apart |= wide.low > margin or wide.high < -margin
     order[name] = laws.early.spearman(
         rows.trained['rank'].to_numpy(float),
         rows.trained[f'rank_{name}'].to_numpy(float))
-  margin = EQUIVALENT * own
   verdict = claims.INCONCLUSIVE
-  if any(rival.decided for rival in rivals):
+  if apart and counts[1] >= FEWEST:
     verdict = claims.FAILS
   elif counts[1] >= FEWEST and all(
       -margin < rival.low and rival.high < margin for rival in rivals):
@@ -265,4 +269,4 @@ def of_samples(rows: study.Study, table: pd.DataFrame) -> claims.Claim | None:
   return claims.claim(
       'samples', unit, own, verdict=verdict,
       needed=claims.Needed('configurations', 2 * counts[1]), counts=counts,
-      rivals=tuple(rivals), order=order)
+      rivals=tuple(rivals), order=order, margin=margin)

@@ -138,14 +138,18 @@ def configurations(trained: pd.DataFrame,
                    fields: tuple[str, ...]) -> pd.DataFrame:
   """Returns a row a configuration: fields, and means over its seeds.
 
-  Columns: `fields`, params, x (log2 RankMe), y (score), n (runs).
+  Columns: `fields`, params, x (log2 RankMe), y (score), n (runs), and
+  valid_loss where every run has one.
   """
   x_N, y_N = _values(trained)
   rows = trained.assign(x=x_N, y=y_N)
   first = [name for name in (*fields, 'params') if name in rows]
+  means = {'x': ('x', 'mean'), 'y': ('y', 'mean'), 'n': ('x', 'size')}
+  if 'valid_loss' in rows and rows['valid_loss'].notna().all():
+    means['valid_loss'] = ('valid_loss', 'mean')
   return rows.groupby('configuration').agg(
-      **{name: (name, 'first') for name in first}, x=('x', 'mean'),
-      y=('y', 'mean'), n=('x', 'size')).reset_index(drop=True)
+      **{name: (name, 'first') for name in first}, **means
+  ).reset_index(drop=True)
 
 
 def compare(table: pd.DataFrame, fields: tuple[str, ...],

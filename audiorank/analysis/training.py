@@ -16,6 +16,8 @@ from audiorank.analysis import slopes
 from audiorank.analysis import study
 from audiorank.laws import failures
 
+# What the table of tasks has of every score, where it is known.
+BESIDE = ('test_clips', 'chance', 'log_mel', 'mfcc', 'score_low', 'score_high')
 BENDS = 9  # Different ranks below which a broken law is not tried.
 
 
@@ -41,15 +43,15 @@ def diagnose(rows: study.Study, law: laws.Fit | None) -> Diagnostics:
   seen = events(rows)
   if law is None:
     return Diagnostics(none, none, None, none, seen)
-  beat = study.beating(rows.trained)
+  above = study.above_baseline(rows.trained)
   bends = none
-  error = (1. if rows.bounded else math.inf) - beat['score'].to_numpy(float)
-  if rows.bounded and (error > 0).all() and beat['rank'].nunique() >= BENDS:
+  error = (1. if rows.bounded else math.inf) - above['score'].to_numpy(float)
+  if rows.bounded and (error > 0).all() and above['rank'].nunique() >= BENDS:
     bends = failures.bends(
-        {'rank': beat['rank'].to_numpy(float), 'error': error}, 'rank',
-        'error', groups=beat['configuration'].to_numpy())
-  return Diagnostics(failures.outliers(law, beat['name'], beat['size']),
-                     failures.families(law, beat['size']),
+        {'rank': above['rank'].to_numpy(float), 'error': error}, 'rank',
+        'error', groups=above['configuration'].to_numpy())
+  return Diagnostics(failures.outliers(law, above['name'], above['size']),
+                     failures.families(law, above['size']),
                      failures.runs_test(law), bends, seen)
 
 
@@ -93,8 +95,18 @@ def by_baseline(trained: pd.DataFrame,
   middle, free = float(mean_G.mean()), len(mean_G) - 1
   se = float(mean_G.std(ddof=1)) / math.sqrt(len(mean_G))
   reach = float(special.stdtrit(free, .975)) * se
-  p = 2 * special.stdtr(free, -abs(middle) / se) if se else math.nan
+  p = 2 * special.stdtr(free, -abs(middle) / se) if se else 0.
   return middle, middle - reach, middle + reach, float(p)
+
+
+def decided(low: float, high: float, p: float) -> str:
+  """Returns the verdict on a positive effect of training.
+
+  The two claims about it, on score and RankMe, share the level.
+  """
+  if not p < claims.LEVEL / 2:
+    return claims.INCONCLUSIVE
+  return claims.sign(low, high)
 
 
 def networks(trained: pd.DataFrame) -> np.ndarray:
@@ -113,9 +125,10 @@ def of_gain(rows: study.Study) -> claims.Claim:
                         needed=claims.Needed('baselines'))
   mean, low, high, p = by_baseline(known, known['gain'])
   return claims.claim(
-      'gain', 'score', mean, low, high, p, claims.sign(low, high),
+      'gain', 'score', mean, low, high, p, decided(low, high, p),
       claims.Needed('more_baselines'), counts=counts,
-      beat=int((known['gain'] > 0).sum()),
+      above=int((known['gain'] > 0).sum()),
+      beat=study.beating(known),
       baselines=len(set(networks(known))),
       unknown=len(rows.trained) - len(known))
 
@@ -136,7 +149,7 @@ def of_rank(rows: study.Study) -> claims.Claim:
                         needed=claims.Needed('baselines'))
   mean, low, high, p = by_baseline(known, change)
   return claims.claim(
-      'growth', unit, mean, low, high, p, claims.sign(low, high),
+      'growth', unit, mean, low, high, p, decided(low, high, p),
       claims.Needed('more_baselines'), counts=counts,
       above=int((change > 0).sum()),
       rank_low=float(known['rank'].min()), rank_high=float(known['rank'].max()),
@@ -162,12 +175,13 @@ def valley(history: pd.DataFrame) -> tuple[int, int, int]:
 def tasks(rows: study.Study) -> pd.DataFrame:
   """Returns a row a task: what training does to it, and RankMe with it.
 
-  Columns: metric, clips and chance (where known), untrained and trained
-  (means), trained_low and trained_high (mean interval of a run's score over
-  its test clips, where known), gain (over each run's own untrained network),
-  beat (share of runs with a gain), mel_mean and mfcc (baselines, where
-  known), best, spearman (of score with RankMe), doubling (score
-  per doubling of RankMe among runs of one size).
+  Columns: metric, test_clips and chance (where known), log_mel and mfcc
+  (features without a network, where known), untrained and trained (means),
+  score_low and score_high (mean interval of a run's score, where known), gain
+  (mean, over each run's own untrained network), above (share of runs with a
+  gain), beat and below (shares whose paired interval excludes 0, where
+  known), best, spearman (of score with RankMe), doubling (score per doubling
+  of RankMe among runs of one size).
   """
   if not len(rows.tasks):
     return pd.DataFrame()
@@ -184,15 +198,19 @@ def tasks(rows: study.Study) -> pd.DataFrame:
     untrained = part[part['untrained']]['score'].astype(float)
     row = {'metric': part['metric'].iloc[0], 'untrained': untrained.mean(),
            'trained': y_N.mean(), 'gain': gain_N.mean(),
-           'beat': (gain_N > 0).mean() if len(gain_N) else math.nan,
+           'above': (gain_N > 0).mean() if len(gain_N) else math.nan,
            'best': y_N.max(), 'spearman': math.nan, 'doubling': math.nan}
     row.update(related(x_N.to_numpy()[known], y_N.to_numpy()[known],
                        mine['size'].to_numpy()[known]))
     trained = part[~part['untrained']]
-    for name in ('clips', 'chance', 'mel_mean', 'mfcc', 'score_low',
-                 'score_high'):
+    for name in BESIDE:
       if name in trained and trained[name].notna().any():
         row[name] = float(trained[name].astype(float).mean())
+    if 'gain_low' in trained and trained['gain_low'].notna().any():
+      own = trained[trained['run_id'].isin(mine['run_id'])
+                    & trained['gain_low'].notna()]
+      row['beat'] = float((own['gain_low'] > 0).mean())
+      row['below'] = float((own['gain_high'] < 0).mean())
     out[task] = row
   return pd.DataFrame(out).T.infer_objects()
 

@@ -34,8 +34,9 @@ def slopes(claims: Iterable[Any],
   rows = [one for one in claims
           if one.key in ('slope', 'within_width') and not math.isnan(one.p)]
   if not rows:
-    raise ValueError('nothing to draw: no two configurations differ in one '
-                     'thing, or none was repeated')
+    raise ValueError(f'{style.NOTHING}a slope needs configurations that '
+                     'differ in one thing alone, and one that was trained '
+                     'with several seeds')
   rows.sort(key=lambda one: (one.key == 'within_width'))
   ax = ax or style.axes((5., .36 * len(rows) + 1.7))
   reach = _reach(rows)
@@ -67,7 +68,7 @@ def slopes(claims: Iterable[Any],
       f'{name(one)} ({one.configurations})' for one in rows])
   ax.set_ylim(len(rows) - .4, -.6)
   ax.set_xlim(-1.06 * reach, 1.06 * reach)
-  ax.set_xlabel('score per doubling of RankMe, 95 %')
+  ax.set_xlabel('score per doubling of RankMe (95 % interval)')
   style.above(ax, handles, 2)
   return ax
 

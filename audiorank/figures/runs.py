@@ -14,7 +14,7 @@ from audiorank.figures import style
 SAME = ('params', 'mask_ratio', 'lr', 'hours', 'seed', 'width', 'depth')
 SAME_OF_SIZE = ('hours', 'mask_ratio', 'lr', 'seed')
 # Baselines of a task that need no network, where they were scored.
-BASELINES = {'chance': 'chance', 'mel_mean': 'mean log-mel',
+BASELINES = {'chance': 'chance', 'log_mel': 'mean log-mel',
              'mfcc': 'mean MFCC'}
 
 
@@ -126,9 +126,6 @@ def against(runs: pd.DataFrame, x: str = 'hours', y: str = 'score',
     handles.append(style.line('equal in all else', lw=.7, alpha=.6))
   if len(untrained) and x in ('params', 'width', 'depth'):
     handles += _hollow(ax, untrained, x, y)
-    level = untrained.groupby(x)[y].mean()
-    ax.plot(level.index, level, color=style.GREY, ls='--', lw=1, zorder=1)
-    handles.append(style.line('untrained, mean', ls='--', lw=1))
   elif len(untrained):
     _levels(ax, trained, untrained, y)
     handles.append(style.line('untrained, by size', ls='--', lw=1))

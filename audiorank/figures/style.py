@@ -24,6 +24,7 @@ Axes = mpl_axes.Axes
 
 # A figure as wide as a phone's page: there its letters keep their size.
 SIZE = (5., 3.9)
+NOTHING = 'nothing to draw: '  # How a figure says that it has no data.
 LETTERS = 10  # Points.
 LEGEND = 9  # Points of a legend's letters.
 INK = 'black'  # On a page it becomes the page's own ink.
@@ -194,4 +195,4 @@ def need(table: pd.DataFrame, *names: str) -> None:
     raise ValueError(f'no column {", ".join(map(repr, missing))} to draw: the '
                      f'table has {", ".join(map(str, table.columns))}')
   if not len(table):
-    raise ValueError('nothing to draw: the table has no rows')
+    raise ValueError(f'{NOTHING}the table has no rows')

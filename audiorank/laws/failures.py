@@ -74,16 +74,24 @@ def studentised(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
   return t_N, leverage_N
 
 
-def holm(p_N: np.ndarray) -> np.ndarray:
+def holm(p_N: np.ndarray, weight_N: np.ndarray | None = None) -> np.ndarray:
   """p values adjusted for their number by Holm's method, (N,).
 
   NaN stays NaN and does not count.
+
+  Args:
+    p_N: p values.
+    weight_N: how much of the level each may use, up to a factor; None for as
+      much each. They must not depend on what is tested (Holm 1979, section 4).
   """
   p_N = np.asarray(p_N, float)
+  weight_N = np.ones(len(p_N)) if weight_N is None else np.asarray(
+      weight_N, float)
   adjusted_N = np.full(len(p_N), np.nan)
   rows = np.flatnonzero(~np.isnan(p_N))
-  rows = rows[np.argsort(p_N[rows])]
-  stair = np.maximum.accumulate(p_N[rows] * np.arange(len(rows), 0, -1))
+  rows = rows[np.argsort(p_N[rows] / weight_N[rows], kind='stable')]
+  left = np.cumsum(weight_N[rows][::-1])[::-1]
+  stair = np.maximum.accumulate(p_N[rows] * left / weight_N[rows])
   adjusted_N[rows] = np.minimum(stair, 1.)
   return adjusted_N
 

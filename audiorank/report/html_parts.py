@@ -46,18 +46,18 @@ ul { padding-left: 1.2rem } li { margin: .25rem 0 }
         background-size: 2.5rem 100%, 2.5rem 100%, .8rem 100%, .8rem 100%;
         background-attachment: local, local, scroll, scroll }
 table { border-collapse: collapse; font-size: .84rem;
-        font-variant-numeric: tabular-nums }
+        font-variant-numeric: tabular-nums; overflow-wrap: normal }
 th, td { padding: .28rem .5rem; text-align: right; white-space: nowrap;
          border-bottom: 1px solid var(--line) }
 th { font-weight: 600; color: var(--soft); white-space: normal;
      vertical-align: bottom }
-td[data-label=what] { text-align: left; white-space: normal;
-                      min-width: 9rem }
-th:first-child, td:first-child { text-align: left }
+td[data-label=what], td[data-label=formula] { text-align: left }
+td[data-label=what] { white-space: normal; min-width: 9rem }
+th[data-label=what], th[data-label=formula], th:first-child, td:first-child {
+  text-align: left }
 table.text th, table.text td { text-align: left; white-space: normal;
                                vertical-align: top }
 table.text td:first-child { white-space: nowrap }
-table.claims td { overflow-wrap: normal }
 table.claims th { white-space: nowrap }
 table.claims td:first-child { white-space: normal; font-weight: 600;
                               min-width: 11rem }
@@ -96,6 +96,9 @@ figcaption, .small { font-size: .86rem; color: var(--soft) }
 @media (max-width: 40rem) {
   body { margin-top: 1rem; padding: 0 .8rem }
   nav a { display: inline-block }
+  table:not(.claims) td:first-child, table:not(.claims) th:first-child {
+    position: sticky; left: 0; background: var(--page); white-space: normal;
+    min-width: 7.5rem; max-width: 9rem; overflow-wrap: anywhere }
   table.claims thead { display: none }
   table.claims tr, table.claims td { display: block; border: 0 }
   table.claims tr { border-bottom: 1px solid var(--line); padding: .5rem 0 }
@@ -151,6 +154,9 @@ show(location.hash.slice(1));
 # Colours of a figure that follow the page, light or dark.
 FOLLOW = {'#000000': 'currentColor', '#ffffff': 'var(--page)',
           style.GREY: 'var(--soft)', style.PALETTE[0].lower(): 'var(--blue)'}
+# Blanks at which no line ends: '5 %', 'p = .04', 'p &lt; .001'.
+GLUE = re.compile(r'(?<=\d) (?=%)|(?<=\bp) (?=(?:=|&lt;) )|'
+                  r'(?<=p [=<]) (?=\.)|(?<=&lt;) (?=\.)')
 HEAVY = 300_000  # Characters of an SVG beyond which its data become pixels.
 
 
@@ -162,13 +168,13 @@ def drawing(draw: Callable[[], style.Axes], caption: str) -> str:
   try:
     ax = draw()
   except ValueError as error:
-    return small(f'Not drawn: {error}.')
+    return small(f'Not drawn: {str(error).removeprefix(style.NOTHING)}.')
   code = svg(ax)
   if len(code) > HEAVY:
     for artist in [*ax.lines, *ax.collections]:
       artist.set_rasterized(True)
     code = svg(ax)
-  text = html.escape(caption)
+  text = escaped(caption)
   code = code.replace('<svg ', f'<svg role="img" aria-label="{text}" ', 1)
   return (f'<figure class="drawn">{code}<figcaption>{text}</figcaption>'
           '</figure>')
@@ -210,7 +216,8 @@ def rows(table: pd.DataFrame, classes: Sequence[str] | None = None,
   """
   if not len(table):
     return ''
-  head = ''.join(f'<th>{html.escape(str(c))}</th>' for c in table.columns)
+  head = ''.join(f'<th data-label="{html.escape(str(column))}">'
+                 f'{escaped(column)}</th>' for column in table.columns)
   body = []
   for i, (_, row) in enumerate(table.iterrows()):
     cells = ''.join(cell(str(column), value, column == link)
@@ -224,20 +231,25 @@ def rows(table: pd.DataFrame, classes: Sequence[str] | None = None,
 
 def cell(column: str, value: object, is_run: bool) -> str:
   """Returns a table's cell; a run's id is a link to its account."""
-  text = html.escape(str(value))
+  text = escaped(value)
   if is_run:
     text = f'<a href="#run-{text}">{text}</a>'
   mark = ' class="verdict"' if column == 'verdict' else ''
   return f'<td data-label="{html.escape(column)}"{mark}>{text}</td>'
 
 
+def escaped(text: object) -> str:
+  """Returns text as HTML; a number stays on the line of its sign."""
+  return GLUE.sub('\N{NO-BREAK SPACE}', html.escape(str(text)))
+
+
 def small(text: str) -> str:
   """Returns a paragraph of small print."""
-  return f'<p class="small">{html.escape(text)}</p>'
+  return f'<p class="small">{escaped(text)}</p>'
 
 
 def listed(words: Sequence[str]) -> str:
   """Returns sentences as a list, nothing for none."""
   if not words:
     return ''
-  return f'<ul>{"".join(f"<li>{html.escape(w)}</li>" for w in words)}</ul>'
+  return f'<ul>{"".join(f"<li>{escaped(word)}</li>" for word in words)}</ul>'

@@ -40,8 +40,9 @@ def sections(root: os.PathLike, it: analysis.Analysis,
       ('RankMe by sample', samples(sweep)),
       ('Where the law fails, and unstable runs', trouble(it)),
       ('Runs', [tables.runs(it, sweep.runs), html_parts.small(
-          'Grey: untrained. Red: does not beat its untrained network. A '
-          'click on a heading sorts, one on a run shows its curves.')]),
+          'Grey: untrained. Red: scores no higher than its untrained '
+          'network. A click on a heading sorts, one on a run shows its '
+          'curves.')]),
       ('Run by run', curves.runs(root, sweep)),
       ('How it was measured and judged', [html_parts.listed(
           wording.rows_used(it) + wording.conventions(last_monitor(root), it)
@@ -68,7 +69,8 @@ def claims(it: analysis.Analysis) -> list[str]:
 
 def rank_score(it: analysis.Analysis) -> list[str]:
   """Returns the figure of the law, its limit, and the forms compared."""
-  line = ('The line is fitted to the runs that beat their untrained network.'
+  line = ('The line is fitted to the runs that score above their untrained '
+          'network.'
           if it.fit else 'No law is fitted.')
   out = [html_parts.drawing(
       lambda: figures.rank_score(study.every(it.study), it.fit),
@@ -183,9 +185,9 @@ def trouble(it: analysis.Analysis) -> list[str]:
   wrong = it.diagnostics
   out = [html_parts.listed(wording.trouble_words(it))]
   if it.fit:
-    beat = it.study.trained[it.study.trained['gain'] > 0]
+    above = study.above_baseline(it.study.trained)
     out.append(html_parts.drawing(
-        lambda: figures.residuals(it.fit, 'rank', beat['size'].to_numpy(),
+        lambda: figures.residuals(it.fit, 'rank', above['size'].to_numpy(),
                                   marked=wrong.outliers),
         'Residuals of the law against RankMe, by size; ringed and named: '
         'beyond chance.'))
@@ -225,9 +227,9 @@ def page(root: os.PathLike, sweep: records.Tables, title: str) -> str:
                  for i, (name, _) in enumerate(parts))
   body = ''.join(f'<h2 id="s{i}">{html.escape(name)}</h2>{"".join(inside)}'
                  for i, (name, inside) in enumerate(parts))
-  lead = ''.join(f'<p>{html.escape(text)}</p>'
+  lead = ''.join(f'<p>{html_parts.escaped(text)}</p>'
                  for text in wording.opening(it))
-  rows = html.escape(wording.rows_used(it)[0])
+  rows = html_parts.escaped(wording.rows_used(it)[0])
   return ('<!doctype html><html lang="en"><meta charset="utf-8">'
           '<meta name="viewport" content="width=device-width, '
           'initial-scale=1"><meta name="color-scheme" content="light dark">'

@@ -54,10 +54,10 @@ def endless(row: Any, name: str, clips: float) -> str:
 def runs(it: analysis.Analysis, table: pd.DataFrame) -> str:
   """Returns the table of every run, the untrained ones among them."""
   both = pd.concat([it.study.trained, it.study.others])
-  gain = dict(zip(both['run_id'], both['gain']))
+  gains = {row['run_id']: row for _, row in both.iterrows()}
   shown, classes = [], []
   for _, row in ordered(table).iterrows():
-    mine = gain.get(row['run_id'], math.nan)
+    own = gains.get(row['run_id'], {})
     cells = {'run': row['run_id'], 'size': row['size']}
     if row['untrained']:
       cells.update(hours=numbers.DASH, mask=numbers.DASH, steps='untrained')
@@ -68,10 +68,10 @@ def runs(it: analysis.Analysis, table: pd.DataFrame) -> str:
         'RankMe': rank(row, 'rank'), 'centred': rank(row, 'rank_center'),
         'valid loss': numbers.number(row.get('valid_loss')),
         'score': score(row),
-        'over untrained': numbers.number(mine, '{:+.3f}'),
+        'over untrained': gain(own),
         'state': row['state']})
     shown.append(cells)
-    behind = 'behind' if mine <= 0 else ''
+    behind = 'behind' if own.get('gain', math.nan) <= 0 else ''
     classes.append('off' if row['untrained'] else behind)
   return html_parts.rows(pd.DataFrame(shown), classes, 'sorted', link='run')
 
@@ -83,6 +83,13 @@ def score(row: Any) -> str:
   if low is None or high is None or not math.isfinite(low + high):
     return text
   return f'{text} [{low:.3f}, {high:.3f}]'
+
+
+def gain(row: Any) -> str:
+  """Returns a gain over the untrained network, with its paired interval."""
+  text = numbers.number(row.get('gain'), '{:+.3f}')
+  ends = numbers.between(row.get('gain_low'), row.get('gain_high'), '{:+.3f}')
+  return text if ends == numbers.DASH else f'{text} {ends}'
 
 
 def samples(table: pd.DataFrame, names: list[str]) -> str:
@@ -118,9 +125,9 @@ def tasks(table: pd.DataFrame) -> str:
   shown = []
   for task, row in table.iterrows():
     cells = {'task': task, 'metric': row['metric']}
-    if 'clips' in row:
-      cells['test clips'] = numbers.number(row['clips'], '{:.0f}')
-    for name, text in (('chance', 'chance'), ('mel_mean', 'mean log-mel'),
+    if 'test_clips' in row:
+      cells['test clips'] = numbers.number(row['test_clips'], '{:.0f}')
+    for name, text in (('chance', 'chance'), ('log_mel', 'mean log-mel'),
                        ('mfcc', 'mean MFCC')):
       if name in row:
         cells[text] = numbers.number(row[name])
@@ -128,12 +135,21 @@ def tasks(table: pd.DataFrame) -> str:
         'untrained, mean': numbers.number(row['untrained']),
         'trained, mean': trained(row),
         'over untrained': numbers.number(row['gain'], '{:+.3f}'),
-        'runs above': numbers.percent(row['beat']),
+        'runs above': numbers.percent(row['above']),
+        **by_interval(row),
         'best': numbers.number(row['best']),
         'Spearman with RankMe': numbers.number(row['spearman'], '{:+.2f}'),
         'per doubling, in a size': numbers.number(row['doubling'], '{:+.3f}')})
     shown.append(cells)
   return html_parts.rows(pd.DataFrame(shown))
+
+
+def by_interval(row: Any) -> dict[str, str]:
+  """Returns how many runs are above and below by their paired intervals."""
+  if 'beat' not in row or not math.isfinite(row['beat']):
+    return {}
+  return {'above by interval': numbers.percent(row['beat']),
+          'below by interval': numbers.percent(row['below'])}
 
 
 def trained(row: Any) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 from audiorank import analysis
 from audiorank.analysis import claims as numbers_of
 from audiorank.analysis import law as law_of
+from audiorank.analysis import study
 from audiorank.laws import early as ranking
 from audiorank.report.numbers import count
 from audiorank.report.numbers import interval
@@ -187,6 +188,18 @@ def _slope(one: Claim) -> str:
           'the families')
 
 
+def _beside_slope(one: Claim) -> str:
+  """What explains the score's variance within groups, RankMe first."""
+  if 'explained' not in one.details:
+    return ''
+  each = ', '.join(f'{name} {percent(share)}' for name, share in
+                   one.details['explained'].items() if math.isfinite(share))
+  if not each:
+    return ''
+  return (f'of the variance within groups a line explains: {each}; '
+          f'permutation p {p_value(one.details["permuted"])}')
+
+
 def _rivals(one: Claim) -> str:
   if math.isnan(one.estimate):
     return size(one)
@@ -216,9 +229,9 @@ def _early(one: Claim) -> str:
 def _law(one: Claim) -> str:
   if 'sd' not in one.details:
     return (f'{one.trainings} of {count(one.details["trained"], "training")} '
-            'beat their untrained network')
+            'score above their untrained network')
   known = one.details
-  return (f'{one.trainings} of {known["trained"]} trainings beat their '
+  return (f'{one.trainings} of {known["trained"]} trainings score above their '
           f'untrained network; through them: {limit(one)}, exponent '
           f'{exponent(known["b_low"], known["b_high"])}, residual sd '
           f'{short(known["sd"])}; RankMe spans {known["span"]:.2f} decades')
@@ -254,10 +267,18 @@ def _gain(one: Claim) -> str:
   if math.isnan(one.estimate):
     return 'no untrained network'
   known = one.details
-  return (f'{known["beat"]} of {count(one.trainings, "training")} score '
-          f'higher; mean difference {signed(one.estimate)} '
-          f'{interval(one.low, one.high, 1.)} over '
+  return (f'{known["above"]} of {count(one.trainings, "training")} score '
+          f'higher{beyond(known["beat"])}; mean difference '
+          f'{signed(one.estimate)} {interval(one.low, one.high, 1.)} over '
           f'{count(known["baselines"], "untrained network")}')
+
+
+def beyond(beat: int | None) -> str:
+  """Returns how many of some trainings beat their untrained network."""
+  if beat is None:
+    return ''
+  return (f', {beat} by the 95 % interval of the difference, paired over test '
+          'clips')
 
 
 def _growth(one: Claim) -> str:
@@ -383,7 +404,7 @@ def _beside_early(one: Claim) -> str:
   if not one.rivals:
     return ''
   share = one.details['rival_pairs']
-  each = ', '.join(f'{rival.name} {percent(share[rival.name])}'
+  each = ', '.join(f'{rival.name} ({percent(share[rival.name])})'
                    for rival in one.rivals)
   first = one.rivals[0]
   return (f'pairs in order by {each}; tau less that of {first.name} '
@@ -401,8 +422,13 @@ def _beside_law(one: Claim) -> str:
 
 
 def _beside_samples(one: Claim) -> str:
-  apart = [rival.name for rival in one.rivals if rival.decided]
-  return f'beyond chance different: {listed(apart) or "none"}'
+  if not one.rivals:
+    return ''
+  ratio = lambda gap: f'{100 * gap / one.estimate:+.0f} %'.replace('-', '−')
+  each = ', '.join(f'{rival.name} [{ratio(rival.low)}, '
+                   f'{ratio(rival.high)}]' for rival in one.rivals
+                   if math.isfinite(rival.low + rival.high))
+  return each and f'error beside the whole corpus\'s: {each}'
 
 
 def _beside_objective(one: Claim) -> str:
@@ -412,7 +438,8 @@ def _beside_objective(one: Claim) -> str:
           'objective\'s best')
 
 
-BESIDE = {'within_width': _beside_width, 'rivals': _beside_rivals,
+BESIDE = {'within_width': _beside_width, 'slope': _beside_slope,
+          'rivals': _beside_rivals,
           'early': _beside_early, 'law': _beside_law,
           'samples': _beside_samples, 'objective': _beside_objective}
 # What would decide a claim, by Needed.kind.
@@ -433,10 +460,10 @@ NEEDED = {
     'baselines': lambda it: 'the scores of the untrained networks',
     'more_baselines': lambda it: 'more sizes or seeds, each beside its '
                                  'untrained network',
-    'beating': lambda it: f'{it.amount:.0f} more runs that beat their '
-                          'untrained network',
+    'above': lambda it: f'{it.amount:.0f} more runs that score above their '
+                        'untrained network',
     'decades': lambda it: f'RankMe over at least {it.amount:g} decades of '
-                          'runs that beat their untrained network',
+                          'runs that score above their untrained network',
     'wider': lambda it: f'a wider range than these {it.amount:.1f} decades of '
                         'RankMe',
     'fit': lambda it: f'a fit: {it.names[0]}',
@@ -504,19 +531,21 @@ def phrases(it: analysis.Analysis, verdict: str, most: int = 3) -> list[str]:
 
 def _width_better(one: Claim) -> str:
   best = [rival for rival in one.rivals if rival.decided < 0][0]
+  pairs = one.details['rival_pairs'][best.name]
   return (f'RankMe at {percent(one.details["share"])} of training orders the '
-          f'runs better than what is known by then ({best.name} does better: '
-          f'tau {two(best.value)} against {two(one.estimate)})')
+          f'runs by their final score better than {best.name} does '
+          f'({percent(one.details["pairs"])} of pairs in order against '
+          f'{percent(pairs)})')
 
 
 def _unequal(one: Claim) -> str:
-  text = (f'a doubling of RankMe is worth the same whatever is varied (p '
-          f'{p_value(one.p)}')
-  without = one.details['without']
-  if without:
-    text += (f'; without size the common slope is {signed(without.common)} '
-             'of score per doubling')
-  return f'{text})'
+  text = 'a doubling of RankMe is worth the same score whatever is varied'
+  size_slope, without = one.details['size'], one.details['without']
+  if without is None or math.isnan(size_slope):
+    return f'{text} (p {p_value(one.p)})'
+  return (f'{text} ({signed(size_slope)} where size varies, '
+          f'{signed(without.common)} where anything else does, p '
+          f'{p_value(one.p)})')
 
 
 def _size_first(one: Claim) -> str:
@@ -541,7 +570,7 @@ SHORT = {
         'gain': lambda one: f'training lifts the score by '
                             f'{signed(one.estimate)} '
                             f'{interval(one.low, one.high, 1.)}, in '
-                            f'{one.details["beat"]} of {one.trainings} '
+                            f'{one.details["above"]} of {one.trainings} '
                             'trainings',
         'growth': lambda one: f'RankMe grows in training by '
                               f'{change(one.estimate)}',
@@ -599,9 +628,10 @@ def next_step(it: analysis.Analysis) -> str:
 def rows_used(it: analysis.Analysis) -> list[str]:
   """Returns which rows the claims rest on."""
   n = it.study.counts
-  trained, beat = len(it.study.trained), int((it.study.trained['gain'] > 0
-                                              ).sum()) if len(
-                                                  it.study.trained) else 0
+  rows = it.study.trained
+  trained, above, beat = len(rows), 0, None
+  if trained:
+    above, beat = int((rows['gain'] > 0).sum()), study.beating(rows)
   out = [f'{count(n.rows, "trained run")}: {n.scored} scored on every task, '
          f'{count(n.trainings, "different training")} of '
          f'{count(n.configurations, "configuration")}. Rows with the same '
@@ -613,8 +643,8 @@ def rows_used(it: analysis.Analysis) -> list[str]:
                f'{len(it.study.others)} of other objectives are only compared '
                'with its line.')
   out.append('A law is drawn through the trainings that score higher than '
-             f'their own untrained network: {beat} of {trained}. Everything '
-             'else uses all of them.')
+             f'their own untrained network: {above} of {trained}'
+             f'{beyond(beat)}. Everything else uses all of them.')
   if trained < ranking.ENOUGH:
     out.append(f'Exploratory: with fewer than {ranking.ENOUGH} trainings an '
                'order of runs may be luck. Read the intervals, not the '
@@ -633,10 +663,13 @@ def method() -> list[str]:
       'One slope for all is tested by Cochran\'s Q, with the covariances of '
       'slopes that share configurations. The noise is that of seeds and of '
       'what configurations leave over about their lines.',
-      'Families of changes are judged together (Holm, 5 %), every other claim '
-      'at 5 % of its own. RankMe is better than its rivals only where the '
-      'paired interval says so against each; it is worse where one rival is '
-      'better at 5 % over all rivals.',
+      'Families of changes are judged together at 5 %, by Holm\'s method; a '
+      'family in which RankMe moves further gets more of the level. Shapes of '
+      'one size count only where size does. The two claims about training '
+      'share 5 %, every other claim has 5 % of its own.',
+      'RankMe is better than its rivals only where the paired interval says '
+      'so against each; it is worse where one rival is better at 5 % over all '
+      'rivals.',
       'An interval that holds 0 shows no difference. It does not show that '
       'there is none.']
 
@@ -832,4 +865,5 @@ def checklist(it: analysis.Analysis) -> dict[str, str]:
       'how compute is counted': 'encoder and decoder, forward and backward; '
                                 'no compute enters this law',
       'points left out': f'{behind} of {len(trained)} trainings, which do not '
-                         'beat their untrained network' if behind else 'none'}
+                         'score above their untrained network' if behind
+                         else 'none'}
