@@ -65,7 +65,8 @@ display.Markdown(wording.markdown(it.claims))
 # %% [markdown]
 # ## Rank and score
 #
-# The law is drawn through the runs that beat their own untrained network.
+# The law is drawn through the runs that score above their own untrained
+# network.
 
 # %%
 rows = study.every(it.study)

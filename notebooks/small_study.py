@@ -101,7 +101,8 @@ print('\n'.join(f'- {sentence}' for sentence in wording.method()))
 # %% [markdown]
 # ## Rank and score
 #
-# Open: untrained networks. A law is drawn through the runs that beat their own.
+# Open: untrained networks. A law is drawn through the runs that score above
+# their own.
 
 # %%
 print('\n'.join(f'- {sentence}' for sentence in

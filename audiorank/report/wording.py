@@ -116,6 +116,9 @@ def title(one: Claim) -> str:
 
 def called(name: str) -> str:
   """Returns what people call a field or a family."""
+  # A field of the configuration keeps its own name: data.valid_fraction.
+  if '.' in name:
+    return name
   return CALLED.get(name, name.replace('_', ' '))
 
 
