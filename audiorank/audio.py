@@ -26,7 +26,7 @@ from audiorank.decode import to_int16 as to_int16
 N_FFT = 512  # Samples of a window, 32 ms at 16 kHz.
 HOP = config_lib.HOP  # Samples between frames, 10 ms.
 TOP_DB = 120.  # A log-mel is clamped to this range below its loudest value.
-FRONTS = ('log_mel', 'pixels')  # Values of the config's model.front.
+FRONTS = ('log_mel', 'pixels')  # Values of the config's model.frontend.
 
 
 def hann() -> np.ndarray:
@@ -148,7 +148,7 @@ def front(config: Any, wave_BS: jax.Array, clamp: str = 'clip') -> jax.Array:
     wave_BS: float32 in [-1, 1].
     clamp: see `log_mel`; not used for pixels.
   """
-  if config.front == 'log_mel':
+  if config.frontend == 'log_mel':
     return log_mel(wave_BS, clamp)
   return pixels(wave_BS, config.mels)
 

@@ -23,13 +23,13 @@ OBJECTIVE_PARTS = ('contrastive', 'latent')
 # What an untrained baseline has in place of the run's own values: anything
 # valid will do, as long as it is the same for every run.
 DECODER = {'width': 32, 'depth': 1, 'heads': 1}
-MASK = {'ratio': .75, 'group': 1}
-TRAIN = {'steps': 0, 'skip': 0}
-OPT = {'lr': 3e-4, 'warmup': 0, 'final': .1, 'b1': .9, 'b2': .999,
+MASK = {'ratio': .75, 'group_size': 1}
+TRAIN = {'steps': 0, 'max_skipped_steps': 0}
+OPT = {'lr': 3e-4, 'warmup': 0, 'final_lr_ratio': .1, 'b1': .9, 'b2': .999,
        'weight_decay': .01, 'clip': 0}
-DATA = {'category': '', 'hours': 0, 'seed': 0}
+DATA = {'category': [], 'hours': 0, 'seed': 0}
 # An untrained network is read once, and its validation loss says nothing.
-MONITOR = {'readings': 2, 'every': 0, 'first': 1, 'valid_clips': 0}
+MONITOR = {'num_evals': 2, 'eval_every': 0, 'first_eval': 1, 'valid_clips': 0}
 
 
 def untrained(config: Any) -> config_dict.FrozenConfigDict:
@@ -87,7 +87,7 @@ def training(config: Any) -> dict[str, Any]:
     tree['data'].pop('world', None)
   # BatchNorm starts at the statistics of the clips RankMe is measured on.
   monitor = tree.pop('monitor')
-  if tree['train']['calibrate']:
+  if tree['train']['calibrate_batch_norm']:
     tree['monitor'] = {name: monitor[name]
                        for name in ('clips', 'crop_seconds', 'seed')}
   return tree
@@ -111,6 +111,7 @@ def columns(config: Any) -> dict[str, str]:
   """
   text = json.dumps(configuration(config), sort_keys=True,
                     separators=(',', ':'))
-  return {'training_key': files.digest(training(config)),
-          'config_key': files.digest(configuration(config)),
+  return {'training_key': files.digest(config_lib.hashed(training(config))),
+          'config_key': files.digest(
+              config_lib.hashed(configuration(config))),
           'config': text, 'baseline': untrained_id(config)}

@@ -10,6 +10,7 @@ This module imports no other part of the library but files.py.
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
+import copy
 import difflib
 import math
 import os
@@ -31,19 +32,40 @@ SCHEMA = 3  # To be raised when the same config would mean another experiment.
 # Fields that do not change what is trained: where files are, how fast the
 # program runs, how often it saves, and how the run is scored afterwards.
 NOT_IDENTITY = ('experiment', 'eval', 'checkpoint', 'mesh', 'data.root',
-                'data.mixture', 'data.threads', 'data.resident', 'model.remat',
-                'model.unroll', 'train.call', 'train.log_every',
-                'monitor.batch', 'track')
+                'data.mixture', 'data.threads', 'data.in_memory', 'model.remat',
+                'model.unroll', 'train.steps_per_call', 'train.log_every',
+                'monitor.batch', 'trackers')
 # Fields that were added later, each with the value that reproduces the runs
 # from before. At that value a field does not enter the identity, so that old
 # runs keep their run_id.
-LATER: dict[str, Any] = {'train.skip': 0, 'train.call': 1, 'track': '',
-         'data.mixture': '', 'data.gain_low': 0, 'data.gain_high': 0,
-         'data.category': '', 'monitor.samples': '',
-         'model.front': 'log_mel', 'eval.sha256': '',
-         'contrastive': {'share': .5, 'hidden': 512, 'width': 128,
-                         'temperature': .1},
-         'latent': {'decay': .999}}
+LATER: dict[str, Any] = {
+    'train.max_skipped_steps': 0, 'train.steps_per_call': 1, 'trackers': [],
+    'data.mixture': [], 'data.gain_low': 0, 'data.gain_high': 0,
+    'data.category': [], 'monitor.samples': [], 'model.frontend': 'log_mel',
+    'eval.sha256': '',
+    'contrastive': {'share': .5, 'hidden': 512, 'width': 128,
+                    'temperature': .1},
+    'latent': {'decay': .999}}
+# Fields that had another name in runs from before: {old: new}. A run_id is
+# the digest of the old names, so that old runs keep theirs.
+RENAMED = {
+    'track': 'trackers', 'model.front': 'model.frontend',
+    'mask.group': 'mask.group_size', 'data.resident': 'data.in_memory',
+    'train.calibrate': 'train.calibrate_batch_norm',
+    'train.call': 'train.steps_per_call',
+    'train.skip': 'train.max_skipped_steps',
+    'opt.final': 'opt.final_lr_ratio',
+    'monitor.readings': 'monitor.num_evals',
+    'monitor.every': 'monitor.eval_every',
+    'monitor.first': 'monitor.first_eval',
+    'checkpoint.every': 'checkpoint.save_every',
+    'checkpoint.keep': 'checkpoint.keep_every',
+    'eval.names': 'eval.task_names'}
+# Fields that are lists. In runs from before, and in the digest, they are
+# text with commas. Those of INTEGERS are numbers.
+LISTS = ('trackers', 'data.mixture', 'data.category', 'data.world.tasks',
+         'monitor.layers', 'monitor.samples', 'eval.task_names')
+INTEGERS = ('monitor.layers',)
 # The parts that every config has.
 PARTS = ('model', 'mask', 'data', 'train', 'opt', 'monitor', 'checkpoint',
          'eval', 'mesh')
@@ -81,7 +103,7 @@ def plain(value: Any, field: str = 'config') -> Any:
 
 def identity(config: Config | Tree) -> Tree:
   """Returns the part of a config that determines what is trained."""
-  tree = plain(config)
+  tree = complete(plain(config))
   for field in NOT_IDENTITY:
     node, name = parent(tree, field)
     node.pop(name, None)
@@ -96,7 +118,22 @@ def identity(config: Config | Tree) -> Tree:
 
 def run_id(config: Config | Tree) -> str:
   """Returns a run's name: a digest of its identity."""
-  return files.digest({'schema': SCHEMA, **identity(config)})
+  return files.digest({'schema': SCHEMA, **hashed(identity(config))})
+
+
+def hashed(tree: Tree) -> Tree:
+  """Returns a config tree, or a part of one, as it enters a digest.
+
+  Fields have the names, and lists the text, of the first runs.
+  """
+  tree = plain(tree)
+  for field in LISTS:
+    if has(tree, field):
+      node, name = parent(tree, field)
+      node[name] = ','.join(map(str, node[name]))
+  for old, new in RENAMED.items():
+    move(tree, new, old)
+  return tree
 
 
 def difference(theirs: Tree, ours: Tree, prefix: str = '') -> str:
@@ -119,15 +156,67 @@ def frozen(tree: Config | Tree) -> config_dict.FrozenConfigDict:
   """Returns a FrozenConfigDict (hashable) of a JSON tree or a config."""
   if isinstance(tree, config_dict.ConfigDict):
     tree = tree.to_dict()
-  return config_dict.FrozenConfigDict(tree)
+  return config_dict.FrozenConfigDict(_with_tuples(tree))
+
+
+def _with_tuples(value: Any) -> Any:
+  """Returns a tree with tuples for lists, as configs/base.py has them."""
+  # A FrozenConfigDict with a list is not equal to the same with a tuple.
+  if isinstance(value, Mapping):
+    return {k: _with_tuples(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple)):
+    return tuple(_with_tuples(v) for v in value)
+  return value
 
 
 def complete(tree: Tree) -> Tree:
-  """Adds the fields of LATER that an old config tree lacks; returns it."""
+  """Returns a config tree, as it may be in an old run, with today's fields.
+
+  Changes the tree: renames what is in RENAMED, splits the text of LISTS, adds
+  what is in LATER.
+  """
+  for old, new in RENAMED.items():
+    move(tree, old, new)
+  for field in LISTS:
+    if has(tree, field):
+      node, name = parent(tree, field)
+      if isinstance(node[name], str):
+        node[name] = split(field, node[name])
   for field, value in LATER.items():
-    node, name = parent(tree, field)
-    node.setdefault(name, value)
+    if has(tree, field.rpartition('.')[0]):
+      node, name = parent(tree, field)
+      node.setdefault(name, copy.deepcopy(value))
   return tree
+
+
+def split(field: str, text: str) -> list[Any]:
+  """Returns the items of a list field that is written with commas.
+
+  Of INTEGERS, what is no number stays text, for validate.py to refuse.
+  """
+  items = [item.strip() for item in text.split(',') if item.strip()]
+  if field not in INTEGERS:
+    return list(dict.fromkeys(items))
+  return [int(item) if item.isdecimal() else item for item in items]
+
+
+def has(tree: Tree, field: str) -> bool:
+  """Returns whether a config tree has a field; '' is the tree itself."""
+  node: Any = tree
+  for name in filter(None, field.split('.')):
+    if not isinstance(node, dict) or name not in node:
+      return False
+    node = node[name]
+  return True
+
+
+def move(tree: Tree, field: str, to: str) -> None:
+  """Moves the value of a field, where there is one, to another name."""
+  if has(tree, field):
+    node, name = parent(tree, field)
+    value = node.pop(name)
+    node, name = parent(tree, to)
+    node[name] = value
 
 
 def parent(tree: Any, field: str) -> tuple[Any, str]:
@@ -157,11 +246,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
   for guess in difflib.get_close_matches(word, list(known), 1):
     return f'. Did you mean {guess}?'
   return ''
-
-
-def names(text: str) -> list[str]:
-  """Returns the names in a comma-separated field, each once, in order."""
-  return list(dict.fromkeys(n.strip() for n in text.split(',') if n.strip()))
 
 
 # --- Where files lie ---
@@ -225,15 +309,14 @@ def located(tree: Tree, root: files.Path,
 
 def _with_places(tree: Tree, name: Callable[[str, str], str]) -> Tree:
   """Returns a tree whose folders are named by a function of (field, place)."""
-  tree = {**tree, 'data': dict(tree['data']), 'eval': dict(tree['eval'])}
+  tree = complete(copy.deepcopy(tree))
   for part, field in (('data', 'root'), ('eval', 'tasks')):
     if tree[part].get(field):
       tree[part][field] = name(f'{part}.{field}', tree[part][field])
-  shares = [share.rpartition('=') for share in
-            tree['data'].get('mixture', '').split(',') if share]
+  shares = [share.rpartition('=') for share in tree['data']['mixture']]
   named = [(name('data.mixture', place), weight) for place, _, weight in shares]
-  tree['data']['mixture'] = ','.join(
-      f'{place}={weight}' for place, weight in named if place)
+  tree['data']['mixture'] = [
+      f'{place}={weight}' for place, weight in named if place]
   return tree
 
 

@@ -89,7 +89,7 @@ def filled_encoder(config: ModelConfig, kind: str, layer: int | str, clamp: str
           ) -> jax.Array:
     wave_BS = audio.to_float(wave_BS)
     frames_B = 1 + samples_B // audio.HOP
-    if config.front == 'log_mel':
+    if config.frontend == 'log_mel':
       mel_BMT = filled_log_mel(wave_BS, frames_B, clamp)
     else:
       # `filled` reflected the clip's end, which only the windows of a log-mel
@@ -367,10 +367,11 @@ def views(config: Any, params: Params, wave_NS: np.ndarray, count: int,
     raise ValueError(f'views of {samples} samples of clips of {S}: expected '
                      'longer clips')
   K = config_lib.unmasked(L, config.mask.ratio)
-  if L % config.mask.group or not 0 < K < L:
-    raise ValueError(f'views of {L} patches do not go with mask.group '
-                     f'{config.mask.group} and mask.ratio {config.mask.ratio}')
-  run = masked_encoder(config.model, config.mask.ratio, config.mask.group)
+  if L % config.mask.group_size or not 0 < K < L:
+    raise ValueError(f'views of {L} patches do not go with mask.group_size '
+                     f'{config.mask.group_size} and mask.ratio '
+                     f'{config.mask.ratio}')
+  run = masked_encoder(config.model, config.mask.ratio, config.mask.group_size)
   # The crops come from numpy, so that they are the same on every platform.
   start_NV = np.random.default_rng(seed).integers(
       0, S - samples + 1, (N, count))

@@ -47,13 +47,15 @@ Fields = dict[str, Any]  # Of a record.
 def eval_steps(config: Config) -> list[int]:
   """Returns the steps at which a run is evaluated, ascending.
 
-  Step 0, the last, `monitor.readings - 2` between them at equal ratios from
-  `monitor.first`, and every multiple of `monitor.every`.
+  Step 0, the last, `monitor.num_evals - 2` between them at equal ratios from
+  `monitor.first_eval`, and every multiple of `monitor.eval_every`.
   """
   last, monitor = config.train.steps, config.monitor
-  between = np.geomspace(min(monitor.first, max(last, 1)), max(last, 1),
-                         monitor.readings - 1)[:-1]
-  fixed = range(monitor.every, last, monitor.every) if monitor.every else ()
+  between = np.geomspace(min(monitor.first_eval, max(last, 1)), max(last, 1),
+                         monitor.num_evals - 1)[:-1]
+  fixed: Iterable[int] = ()
+  if monitor.eval_every:
+    fixed = range(monitor.eval_every, last, monitor.eval_every)
   return sorted({0, last, *fixed, *(
       int(round(x)) for x in between if x < last)})
 
@@ -64,13 +66,11 @@ def layers(config: Config) -> list[int]:
   Raises:
     ValueError: not the numbers of blocks; names the field.
   """
-  text = config.monitor.layers
-  parts = [part.strip() for part in text.split(',') if part.strip()]
-  if not all(part.isdigit() and int(part) < config.model.depth
-             for part in parts):
-    raise ValueError(f'monitor.layers {text!r}: expected numbers of blocks, '
-                     f'0 to {config.model.depth - 1}, between commas')
-  return [int(part) for part in parts]
+  for layer in config.monitor.layers:
+    if layer not in range(config.model.depth):
+      raise ValueError(f'monitor.layers {layer!r}: expected numbers of blocks, '
+                       f'0 to {config.model.depth - 1}')
+  return list(config.monitor.layers)
 
 
 def loss_program(config: Config) -> Callable[..., jax.Array]:

@@ -42,8 +42,8 @@ def task_folders(config: config_lib.Config) -> list[pathlib.Path]:
   Raises:
     FileNotFoundError, ValueError: no tasks there, or not the named ones.
   """
-  return named_folders(config.eval.tasks, config_lib.names(config.eval.names),
-                       'eval.names')
+  return named_folders(config.eval.tasks, config.eval.task_names,
+                       'eval.task_names')
 
 
 def checked_folders(config: config_lib.Config) -> list[pathlib.Path]:
@@ -437,12 +437,12 @@ def untrained(config: config_lib.Config,
               wave_NS: np.ndarray) -> dict[str, Any]:
   """Returns the linen variables that a run of `config` would start from.
 
-  Where train.calibrate is set its BatchNorm statistics are those of
+  Where train.calibrate_batch_norm is set its BatchNorm statistics are those of
   `wave_NS`: the run's own are of other clips, and stand in its step 0.
   """
   state = jax.jit(lambda key: train_state.init(config, key))(
       jax.random.key(config.seed))
-  if config.train.calibrate:
+  if config.train.calibrate_batch_norm:
     state = train_state.calibrate_batch_norm(config, state, wave_NS)
   return {'params': state.params, 'batch_stats': state.batch_stats}
 
@@ -471,7 +471,7 @@ def view_fields(config: config_lib.Config, params: dict[str, Any],
   """
   samples = min(config_lib.crop_samples(config.data.crop_seconds),
                 wave_NS.shape[1] * 3 // 4)
-  group = config.mask.group * config.model.patch_frames * audio.HOP
+  group = config.mask.group_size * config.model.patch_frames * audio.HOP
   samples = samples // group * group
   z_NVD = embed.views(config, params, wave_NS, views, samples, seed, batch)
   few_NS = wave_NS[:tokens]

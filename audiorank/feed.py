@@ -158,7 +158,7 @@ def stream_audio(config: Config, subset: data.Corpus, step: int,
       samples=config_lib.crop_samples(config.data.crop_seconds),
       seed=config.data.seed, first_step=step,
       process_index=jax.process_index(), process_count=jax.process_count(),
-      threads=threads, resident=config.data.resident)
+      threads=threads, resident=config.data.in_memory)
 
 
 def stream_places(config: Config, subset: data.Corpus, step: int,

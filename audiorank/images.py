@@ -2,7 +2,7 @@
 
 A picture is cut into square patches, row by row. Patch t, flattened, becomes
 the samples from 160 t of a 16-bit wave at 16 kHz; silence follows up to the
-next. With `model.front = 'pixels'` (audio.pixels) the model's tokens are
+next. With `model.frontend = 'pixels'` (audio.pixels) the model's tokens are
 exactly these patches, so a masked autoencoder of waves is one of pictures.
 Corpus, tasks, training, RankMe, probes and laws need no change.
 

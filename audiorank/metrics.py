@@ -161,7 +161,7 @@ class MetricWriter:
       return
     # What is not finite stays so, unless its update was left out: the latest
     # step then vouches for those before it, and they need not be fetched.
-    if not self.config.train.skip and is_finite(steps[-1][1]()):
+    if not self.config.train.max_skipped_steps and is_finite(steps[-1][1]()):
       return
     for step, fetch in steps:
       numbers = fetch()
@@ -176,9 +176,9 @@ class MetricWriter:
         seed=self.config.data.seed, step=step - 1)
     why = (f"loss {numbers['loss']} at step {step}, gradient norm "
            f"{numbers['grad_norm']}, parameter norm {numbers['param_norm']}")
-    most = self.config.train.skip
+    most = self.config.train.max_skipped_steps
     if not numbers.get('skipped') or len(self.skipped) >= most:
-      limit = f'; train.skip {most} are used up' if most else ''
+      limit = f'; train.max_skipped_steps {most} are used up' if most else ''
       raise Diverged(
           f"{why}, clips {', '.join(names[:4])} ...{limit}",
           {'step': step, 'last_good_step': step - 1, 'clips': names,
@@ -278,7 +278,7 @@ class Throughput:
       self._warned = True
       logging.warning(
           '%s: waited for input %.0f %% of the time up to step %d; raise '
-          'data.threads, or keep the audio in memory by data.resident',
+          'data.threads, or keep the audio in memory by data.in_memory',
           self._name, 100 * share, step)
 
 
@@ -356,12 +356,11 @@ def tracker_names(config: Config) -> list[str]:
   Raises:
     ValueError: one that is not known; names those there are.
   """
-  names = [name for name in config.track.split(',') if name]
-  for name in names:
+  for name in config.trackers:
     if name not in TRACKERS:
-      raise ValueError(f'track {name!r}: expected some of '
-                       f'{", ".join(TRACKERS)}, separated by commas')
-  return names
+      raise ValueError(f'trackers {name!r}: expected some of '
+                       f'{", ".join(TRACKERS)}')
+  return list(config.trackers)
 
 
 def finite_numbers(row: Mapping[str, Any]) -> dict[str, float]:

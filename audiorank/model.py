@@ -88,8 +88,8 @@ def mask_from_noise(noise_BG: jax.Array, L: int, ratio: float, group: int
   """
   B, G = noise_BG.shape
   if G * group != L:
-    raise ValueError(f'{L} patches are not a multiple of mask.group {group}: '
-                     'change the crop length or the group')
+    raise ValueError(f'{L} patches are not a multiple of mask.group_size '
+                     f'{group}: change the crop length or the group')
   # Sorting keeps K the same for every clip, so shapes stay static under jit.
   # K need not be a multiple of the group: then one group is split.
   order_BG = jnp.argsort(noise_BG, axis=1)

@@ -61,7 +61,7 @@ def masked_autoencoding(config, variables, wave_BS, key, train=True,
   B, _, T = mel_BMT.shape
   L = T // c.patch_frames
   keep_BK, drop_BR = model.random_mask(
-      key, B, L, config.mask.ratio, config.mask.group)
+      key, B, L, config.mask.ratio, config.mask.group_size)
   pred_BRP, updates = model.MAE(c).apply(
       variables, mel_BMT, keep_BK, drop_BR, train=train,
       mutable=['batch_stats'])
@@ -161,7 +161,7 @@ def latent_prediction(config, variables, wave_BS, key, train=True):
   mel_BMT = audio.log_mel(wave_BS, clamp='clip')
   B, _, T = mel_BMT.shape
   keep_BK, drop_BR = model.random_mask(
-      key, B, T // c.patch_frames, config.mask.ratio, config.mask.group)
+      key, B, T // c.patch_frames, config.mask.ratio, config.mask.group_size)
   pred_BRD, updates = model.MAE(c, c.width).apply(
       {'params': variables['params'], 'batch_stats': {'encoder': stats}},
       mel_BMT, keep_BK, drop_BR, train=train, mutable=['batch_stats'])
@@ -182,8 +182,8 @@ def mae_variables(config, key, L, values=None):
   """Returns an MAE's variables; see model.MAE."""
   c = config.model
   keep_BK, drop_BR = model.mask_from_noise(
-      jnp.zeros((1, L // config.mask.group)), L, config.mask.ratio,
-      config.mask.group)
+      jnp.zeros((1, L // config.mask.group_size)), L, config.mask.ratio,
+      config.mask.group_size)
   mel_BMT = jnp.zeros((1, c.mels, L * c.patch_frames))
   return model.MAE(c, values).init(key, mel_BMT, keep_BK, drop_BR)
 

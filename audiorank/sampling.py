@@ -97,7 +97,7 @@ def parts(config: Config) -> Parts:
     for corpus_part, what in ((usable, 'to train on'), (held_out, 'held out')):
       if not data.has_categories(corpus_part, names):
         raise ValueError(
-            f'data.category {part.category}: no recording {what} of '
+            f'data.category {", ".join(names)}: no recording {what} of '
             f'{part.root} at data.valid_fraction {part.valid_fraction:g}')
   subset, valid = _choose(usable, held_out, tuple(names), hours,
                           part.subset_seed)
@@ -208,11 +208,10 @@ def names(config: Config) -> list[str]:
   Raises:
     ValueError: a name that would make two columns of one name.
   """
-  text = config.monitor.samples
-  out = config_lib.names(text)
+  out = list(dict.fromkeys(config.monitor.samples))
   for name in out:
     if name in RESERVED or name.startswith(('center_', 'layer_')):
-      raise ValueError(f'monitor.samples {text!r}: rank_{name} is the column '
+      raise ValueError(f'monitor.samples {name!r}: rank_{name} is the column '
                        'of something else: expected another name of category')
   return out
 
@@ -226,7 +225,7 @@ def further_parts(config: Config,
     elif name == TRAINED:
       yield name, chosen.subset
     else:
-      data.categories(chosen.usable, name, 'monitor.samples')
+      data.categories(chosen.usable, [name], 'monitor.samples')
       yield name, data.of_categories(chosen.usable, [name])
 
 

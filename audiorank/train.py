@@ -44,7 +44,7 @@ Config = config_lib.Config
 # What runs of one program may differ in: arguments of the program, and which
 # clips a run trains on. All else must be equal.
 VARIES = ('experiment', 'seed', 'train.init_scale', 'opt.lr', 'opt.warmup',
-          'opt.final', 'opt.weight_decay', 'opt.clip', 'data.seed',
+          'opt.final_lr_ratio', 'opt.weight_decay', 'opt.clip', 'data.seed',
           'data.hours', 'data.category')
 
 Diverged = metrics.Diverged
@@ -338,7 +338,7 @@ def open_runs(stack: contextlib.ExitStack, workdirs: Sequence[pathlib.Path],
   for workdir, folder, config, sample in zip(
       workdirs, folders, configs, samples):
     manager = stack.enter_context(checkpoint.open_manager(
-        folder, config.checkpoint.every, config.checkpoint.keep))
+        folder, config.checkpoint.save_every, config.checkpoint.keep_every))
     state = first_state(config, manager, folder, sample, mesh)
     step = int(state.step)
     checkpoint.seal(folder)
@@ -386,9 +386,9 @@ def first_state(config: Config, manager: ocp.CheckpointManager,
                                programs.shardings)
     if state is None:
       state = programs.init(train_state.make_hparams(config))
-      if config.train.calibrate:
+      if config.train.calibrate_batch_norm:
         state = train_state.with_statistics(state, *mel_statistics(
-            config.model.front, config.model.mels, samples.monitor))
+            config.model.frontend, config.model.mels, samples.monitor))
   return state
 
 
@@ -409,7 +409,7 @@ def train_loop(runs: Sequence[Run], stepper: Alone | Packed, step: int,
   # comes to the same numbers.
   while live(runs):
     left = False
-    if step == last or step % config.checkpoint.every == 0:
+    if step == last or step % config.checkpoint.save_every == 0:
       with timer.pause():
         save(runs, stepper, bar, force=step == last)
       unsealed = True
@@ -448,13 +448,16 @@ def train_loop(runs: Sequence[Run], stepper: Alone | Packed, step: int,
 
 def call_length(config: Config, step: int,
                 eval_steps: set[int]) -> int:
-  """Returns the steps of the next call: train.call, or 1 where something is to
-  be done within so many."""
-  train, every = config.train, config.checkpoint.every
+  """Returns the steps of the next call.
+
+  That is train.steps_per_call, or 1 where an evaluation or a save falls
+  between.
+  """
+  train, every = config.train, config.checkpoint.save_every
   undisturbed = min(
       train.steps - step, train.log_every - step % train.log_every,
       every - step % every, *(s - step for s in eval_steps if s > step))
-  return train.call if train.call <= undisturbed else 1
+  return train.steps_per_call if train.steps_per_call <= undisturbed else 1
 
 
 def diverged(runs: Sequence[Run]) -> dict[pathlib.Path, Diverged]:

@@ -68,7 +68,7 @@ class Hparams:
   lr: Any
   warmup: Any
   steps: Any
-  final: Any
+  final_lr_ratio: Any
   weight_decay: Any
   clip: Any
 
@@ -78,7 +78,7 @@ def make_hparams(config: Config) -> Hparams:
   opt = config.opt
   return Hparams(np.uint32(config.seed), *(np.float32(x) for x in (
       config.train.init_scale, opt.lr, opt.warmup, config.train.steps,
-      opt.final, opt.weight_decay, opt.clip)))
+      opt.final_lr_ratio, opt.weight_decay, opt.clip)))
 
 
 def hparams_shapes() -> Hparams:
@@ -91,9 +91,11 @@ def hparams_shapes() -> Hparams:
 # What a program takes as an argument, or what the loop and the evaluation
 # alone read. An objective reads none of it.
 NOT_COMPILED = (
-    'experiment', 'seed', 'track', 'monitor', 'checkpoint', 'eval', 'mesh',
-    'train.steps', 'train.init_scale', 'train.calibrate', 'train.log_every',
-    'train.call', 'opt.lr', 'opt.warmup', 'opt.final', 'opt.weight_decay',
+    'experiment', 'seed', 'trackers', 'monitor', 'checkpoint', 'eval', 'mesh',
+    'train.steps', 'train.init_scale', 'train.calibrate_batch_norm',
+    'train.log_every',
+    'train.steps_per_call', 'opt.lr', 'opt.warmup', 'opt.final_lr_ratio',
+    'opt.weight_decay',
     'opt.clip')
 
 
@@ -115,7 +117,7 @@ def learning_rate(step: jax.Array, hparams: Hparams) -> jax.Array:
   warm = hparams.lr * step / jnp.maximum(hparams.warmup, 1)
   past = (step - hparams.warmup) / jnp.maximum(
       hparams.steps - hparams.warmup, 1)
-  end = hparams.final * hparams.lr
+  end = hparams.final_lr_ratio * hparams.lr
   cosine = end + (hparams.lr - end) * .5 * (1 + jnp.cos(jnp.pi * past))
   return jnp.where(step < hparams.warmup, warm, cosine)
 
@@ -326,7 +328,7 @@ def train_step(config: Config) -> Callable[..., Any]:
         grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new = TrainState(state.step + 1, params, stats, opt_state)
-    if config.train.skip:
+    if config.train.max_skipped_steps:
       good = jnp.isfinite(loss) & jnp.isfinite(norm)
       new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new,
                          state.replace(step=new.step))

@@ -34,18 +34,20 @@ WHOLE = {
     'model.mels': '>= 1', 'model.patch_frames': '>= 1',
     'model.target_frames': '>= 1', 'model.unroll': '>= 0',
     'model.decoder.width': '>= 1', 'model.decoder.depth': '>= 1',
-    'model.decoder.heads': '>= 1', 'mask.group': '>= 1',
+    'model.decoder.heads': '>= 1', 'mask.group_size': '>= 1',
     'data.seed': '>= 0, < 4294967296', 'data.subset_seed': '>= 0',
     'data.threads': '>= 1',
     'data.world.seed': '>= 0', 'data.world.train_clips': '>= 1',
     'data.world.valid_clips': '>= 1', 'data.world.test_clips': '>= 1',
     'train.steps': '>= 0', 'train.batch': '>= 1', 'train.log_every': '>= 1',
-    'train.call': '>= 1', 'train.skip': '>= 0', 'opt.warmup': '>= 0',
+    'train.steps_per_call': '>= 1', 'train.max_skipped_steps': '>= 0',
+    'opt.warmup': '>= 0',
     'monitor.clips': '>= 2', 'monitor.seed': '>= 0',
-    'monitor.readings': '>= 2',  # At least before training and after it.
-    'monitor.every': '>= 0', 'monitor.first': '>= 1', 'monitor.batch': '>= 1',
-    'monitor.valid_clips': '>= 0', 'checkpoint.every': '>= 1',
-    'checkpoint.keep': '>= 1',
+    'monitor.num_evals': '>= 2',  # At least before training and after it.
+    'monitor.eval_every': '>= 0', 'monitor.first_eval': '>= 1',
+    'monitor.batch': '>= 1',
+    'monitor.valid_clips': '>= 0', 'checkpoint.save_every': '>= 1',
+    'checkpoint.keep_every': '>= 1',
     'eval.grid_points': '>= 1, <= 16',  # The size of HEAR's whole grid.
     'eval.hidden': '>= 1', 'eval.max_epochs': '>= 1', 'eval.batch': '>= 1',
     'eval.seed': '>= 0, < 4294967296',
@@ -57,12 +59,17 @@ REAL = {
     'data.gain_low': '>= -60, <= 60', 'data.gain_high': '>= -60, <= 60',
     'data.valid_fraction': '> 0, < 1', 'data.crop_seconds': '> 0',
     'data.world.hours': '> 0', 'train.init_scale': '> 0', 'opt.lr': '> 0',
-    'opt.final': '>= 0, <= 1', 'opt.b1': '>= 0, < 1', 'opt.b2': '>= 0, < 1',
+    'opt.final_lr_ratio': '>= 0, <= 1', 'opt.b1': '>= 0, < 1',
+    'opt.b2': '>= 0, < 1',
     'opt.weight_decay': '>= 0', 'opt.clip': '>= 0',
     'monitor.crop_seconds': '> 0',
 }
 # True or False, not 1 or 0: a run's name depends on the value.
-SWITCHES = ('data.resident', 'train.calibrate')
+ITEMS = {int: 'whole numbers', str: 'strings'}
+SWITCHES = ('data.in_memory', 'train.calibrate_batch_norm')
+# Lists of one type; what else they may hold, the checks of their users say.
+LISTS = {field: int if field in config_lib.INTEGERS else str
+         for field in config_lib.LISTS}
 OPERATORS = {'>=': (operator.ge, 'at least'), '>': (operator.gt, 'more than'),
              '<=': (operator.le, 'at most'), '<': (operator.lt, 'less than')}
 
@@ -135,8 +142,14 @@ def fields(config: Config, devices: int = 1) -> None:
     value = config_lib.get(config, field)
     if not isinstance(value, bool):
       raise ValueError(f'{field} {value!r}: expected True or False')
+  for field, kind in LISTS.items():
+    value = config_lib.get(config, field)
+    if not isinstance(value, (tuple, list)) or not all(
+        type(item) is kind for item in value):
+      raise ValueError(f'{field} {value!r}: expected a tuple of '
+                       f'{ITEMS[kind]}')
   for field, choices in (
-      ('objective', objectives.OBJECTIVES), ('model.front', audio.FRONTS),
+      ('objective', objectives.OBJECTIVES), ('model.frontend', audio.FRONTS),
       ('model.dtype', ('float32', 'bfloat16')),
       # Old runs have True and False.
       ('model.remat', (*model.REMAT, True, False)),
@@ -174,19 +187,19 @@ def shapes(config: Config) -> None:
       raise ValueError(f'{field}.width {part.width} is not a multiple of '
                        f'{field}.heads {part.heads}')
   # A log-mel has 64 mels. A column of pixels is the samples of one hop.
-  rows = {'log_mel': 64, 'pixels': audio.HOP}[m.front]
+  rows = {'log_mel': 64, 'pixels': audio.HOP}[m.frontend]
   if m.mels > rows:
-    raise ValueError(f'model.mels {m.mels}: model.front {m.front} gives at '
-                     f'most {rows} rows')
+    raise ValueError(f'model.mels {m.mels}: model.frontend {m.frontend} gives '
+                     f'at most {rows} rows')
   if L > config_lib.positions(m):
     raise ValueError(
         f'data.crop_seconds {config.data.crop_seconds} is {L} patches, but '
         f'model.target_frames {m.target_frames} gives '
         f'{config_lib.positions(m)} positions')
-  if L % config.mask.group:
+  if L % config.mask.group_size:
     raise ValueError(f'data.crop_seconds {config.data.crop_seconds} is {L} '
-                     f'patches, not a multiple of mask.group '
-                     f'{config.mask.group}')
+                     f'patches, not a multiple of mask.group_size '
+                     f'{config.mask.group_size}')
   K = config_lib.visible(config)
   if not 0 < K < L:
     raise ValueError(f'mask.ratio {config.mask.ratio} keeps {K} of {L} '

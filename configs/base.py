@@ -34,7 +34,7 @@ def get_config(point='en768-12'):
   config = config_dict.ConfigDict()
   config.experiment = 'base'  # Shown in tables; no part of a run's identity.
   config.seed = 0  # Initialisation and masks.
-  config.track = ''  # Trackers beside metrics.jsonl: tensorboard,wandb,trackio.
+  config.trackers = ()  # Beside metrics.jsonl: tensorboard, wandb, trackio.
   config.objective = 'mae'  # What is minimised: see audiorank/objectives.py.
   config.model = model()
   config.mask = mask()
@@ -60,7 +60,7 @@ def model():
   part.depth = 12  # Blocks.
   part.heads = 12  # Attention heads.
   part.mlp_ratio = 4  # Hidden width of a block's MLP over D.
-  part.front = 'log_mel'  # Front end; 'pixels': see audiorank/images.py.
+  part.frontend = 'log_mel'  # Or 'pixels': see audiorank/images.py.
   part.mels = 64  # Mel bins, 0-8000 Hz, HTK scale; rows of a picture.
   part.patch_frames = 4  # Frames (10 ms each) of a patch: 40 ms tokens.
   part.target_frames = 1008  # Frames with a learned position (10.08 s).
@@ -78,7 +78,7 @@ def mask():
   """Which tokens the encoder does not see."""
   part = config_dict.ConfigDict()
   part.ratio = .75  # Share of tokens removed.
-  part.group = 2  # Neighbouring tokens removed together.
+  part.group_size = 2  # Neighbouring tokens removed together.
   return part
 
 
@@ -104,9 +104,9 @@ def data():
   part = config_dict.ConfigDict()
   part.root = ''  # A prepared corpus; '' is the synthetic dataset.
   # Further corpora, each with its share of the clips beside the 1 of the root.
-  part.mixture = ''  # Such as '/data/music=.5,/data/birds=2'.
+  part.mixture = ()  # Such as ('/data/music=.5', '/data/birds=2').
   part.sha256 = ''  # Checksum of manifests and shares; the sweep fills it in.
-  part.category = ''  # Comma-separated categories trained on; '' is every one.
+  part.category = ()  # Categories trained on; () is every one.
   part.hours = 0.  # Hours of training audio; 0 takes all there are.
   part.valid_fraction = .05  # Sources held out of training, for valid_loss.
   part.seed = 0  # Order of clips and their crops.
@@ -119,15 +119,15 @@ def data():
   part.threads = 4  # Reading threads of each process.
   # Keep all audio in the host's memory. Accelerators keep it in theirs in any
   # case if it fits into a quarter (feed.py).
-  part.resident = False
+  part.in_memory = False
   part.world = world = config_dict.ConfigDict()  # Of the synthetic dataset:
   world.seed = 0  # Another seed makes other sounds.
   world.hours = 1.  # Pretraining audio written.
   world.train_clips = 400  # Labelled clips of each task's splits.
   world.valid_clips = 150  # The split that chooses the predictor's settings.
   world.test_clips = 400  # The split that is scored.
-  # Comma-separated names of its tasks; '' makes all but the long ones.
-  world.tasks = ''  # See audiorank/synth/tasks.py.
+  # Names of its tasks; () is all but the long ones.
+  world.tasks = ()  # See audiorank/synth/tasks.py.
   return part
 
 
@@ -137,10 +137,12 @@ def train():
   part.steps = 1_500_000  # 0 makes the untrained baseline.
   part.batch = 256  # Clips of a step, over all devices.
   part.init_scale = 1.  # Factor on every initial weight matrix.
-  part.calibrate = True  # Start BatchNorm at the monitor clips' statistics.
+  # Start at the statistics of the monitor's clips, not at 0 and 1:
+  part.calibrate_batch_norm = True  # The input's BatchNorm.
   part.log_every = 100  # Steps between rows of metrics.jsonl.
-  part.call = 1  # Steps of one program: more where starting it takes long.
-  part.skip = 0  # Steps not finite that may be left out; 0 fails at the first.
+  part.steps_per_call = 1  # More where starting a program takes long.
+  # Steps may be left out if their loss or gradient is not finite:
+  part.max_skipped_steps = 0  # So many; 0 fails at the first.
   return part
 
 
@@ -149,7 +151,7 @@ def opt():
   part = config_dict.ConfigDict()
   part.lr = 3e-4  # Peak learning rate.
   part.warmup = 45_000  # Steps of linear warm-up from 0.
-  part.final = .1  # Last learning rate over the peak: cosine decay.
+  part.final_lr_ratio = .1  # Last learning rate over the peak: cosine decay.
   part.b1 = .9  # Decay of Adam's first moment.
   part.b2 = .999  # Decay of its second moment.
   part.weight_decay = .01  # Decoupled, on every parameter, as in Dasheng.
@@ -163,14 +165,14 @@ def monitor():
   part.clips = 30_000  # Clips of RankMe's fixed sample (paper: 30k).
   part.crop_seconds = 10.  # Their length.
   part.seed = 0  # Which clips.
-  part.readings = 12  # Evaluations: step 0, the rest log-spaced to the end.
-  part.every = 0  # Steps between further evaluations; 0 adds none.
-  part.first = 1_000  # The first after step 0, if there are more than 2.
-  part.layers = ''  # Blocks measured beside the final layer, such as '0,5,11'.
+  part.num_evals = 12  # Step 0, the rest log-spaced to the end.
+  part.eval_every = 0  # Steps between further evaluations; 0 adds none.
+  part.first_eval = 1_000  # The first after step 0, if there are more than 2.
+  part.layers = ()  # Blocks measured beside the final layer, such as (0, 5).
   # Further samples RankMe is measured on, at the first evaluation and the
-  # last: comma-separated categories, 'valid' (the held-out recordings) and
-  # 'train' (what this very run trains on).
-  part.samples = ''  # Such as 'valid,speech'.
+  # last: categories, 'valid' (the held-out recordings) and 'train' (what this
+  # very run trains on).
+  part.samples = ()  # Such as ('valid', 'speech').
   part.batch = 256  # Clips embedded at once.
   part.valid_clips = 1_024  # Held-out clips of valid_loss; a multiple of batch.
   return part
@@ -179,8 +181,8 @@ def monitor():
 def checkpoint():
   """What is saved, and what stays."""
   part = config_dict.ConfigDict()
-  part.every = 5_000  # Steps between saves.
-  part.keep = 50_000  # Steps whose checkpoints stay for good.
+  part.save_every = 5_000  # Steps between saves.
+  part.keep_every = 50_000  # Steps whose checkpoints stay for good.
   return part
 
 
@@ -188,7 +190,7 @@ def evaluation():
   """The tasks a run is scored on, and how."""
   part = config_dict.ConfigDict()
   part.tasks = ''  # Folder of HEAR task folders; '' is the synthetic ones.
-  part.names = ''  # Comma-separated folder names; '' takes every one.
+  part.task_names = ()  # Names of its folders; () takes every one.
   part.sha256 = ''  # Checksum of what describes them; the sweep fills it in.
   part.protocol = 'hear'  # Predictor: see audiorank/hear/README.md.
   part.grid_points = 8  # Of HEAR's 16 hyper-parameter settings.

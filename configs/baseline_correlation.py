@@ -20,7 +20,7 @@ def get_config(point='small/'):
   scale, _ = scales.read(point)
   c = scales.recipe(scale)
   c.experiment = 'baseline_correlation'
-  c.monitor.every = max(1, c.train.steps // 10)
+  c.monitor.eval_every = max(1, c.train.steps // 10)
   return c
 
 

@@ -41,7 +41,7 @@ def get_config(point='small/size=en32-4,flops=3e+11'):
   c.train.steps = max(4, round(
       float(values['flops']) / FLOPS[scale][size] / c.train.batch))
   c.opt.warmup = max(1, c.train.steps // 30)
-  c.monitor.update({'every': 0, 'first': max(1, c.train.steps // 50)})
+  c.monitor.update({'eval_every': 0, 'first_eval': max(1, c.train.steps // 50)})
   return c
 
 

@@ -28,9 +28,10 @@ def get_config(point='small/category=speech,mask=0.75'):
   scale, values = scales.read(point)
   c = scales.recipe(scale)
   c.experiment = 'distribution_shift'
-  c.data.category = '' if values['category'] == ALL else values['category']
+  if values['category'] != ALL:
+    c.data.category = (values['category'],)
   c.mask.ratio = float(values['mask'])
-  c.monitor.samples = ','.join(('valid', *CATEGORIES[scale]))
+  c.monitor.samples = ('valid', *CATEGORIES[scale])
   # Every category has as many hours to train on, and clips held out.
   if scale == 'small':
     c.data.world.hours = 4.

@@ -32,9 +32,9 @@ def get_config(point='small/size=en32-4,lr=0.003'):
   if scale == 'paper':
     c.train.steps = 700_000
     c.opt.warmup = 21_000
-    c.monitor.every = 50_000
+    c.monitor.eval_every = 50_000
   else:
-    c.monitor.every = max(1, c.train.steps // 14)
+    c.monitor.eval_every = max(1, c.train.steps // 14)
   return c
 
 

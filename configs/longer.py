@@ -19,12 +19,13 @@ def get_config(point='en64-4'):
   c = quickstart.get_config(f'{point},h=0,mask=0.75')
   c.experiment = 'longer'
   c.data.world.update({
-      'hours': 4., 'tasks': 'event_count,pitch,scene,temporal_order,'
-                            'temporal_rhythm,texture,timbre'})
+      'hours': 4., 'tasks': (
+          'event_count', 'pitch', 'scene', 'temporal_order',
+          'temporal_rhythm', 'texture', 'timbre')})
   c.train.update({'steps': 12_000, 'batch': 32, 'log_every': 500})
   c.opt.update({'lr': 2e-3, 'warmup': 500})
-  c.monitor.update({'readings': 10, 'clips': 2_000})
-  c.checkpoint.update({'every': 5_000, 'keep': 5_000})
+  c.monitor.update({'num_evals': 10, 'clips': 2_000})
+  c.checkpoint.update({'save_every': 5_000, 'keep_every': 5_000})
   return c
 
 

@@ -21,13 +21,13 @@ def get_config(point='en16-2,h=0.1'):
   c.experiment = 'minute'
   c.data.world.update({
       'hours': .15, 'train_clips': 120, 'valid_clips': 40, 'test_clips': 120,
-      'tasks': 'temporal_rhythm'})
+      'tasks': ('temporal_rhythm',)})
   c.data.valid_fraction = .2
   c.train.update({'steps': 200, 'log_every': 20})
   c.opt.warmup = 20
-  c.monitor.update({'clips': 256, 'readings': 4, 'first': 20, 'batch': 64,
+  c.monitor.update({'clips': 256, 'num_evals': 4, 'first_eval': 20, 'batch': 64,
                     'valid_clips': 32})
-  c.checkpoint.every = 200
+  c.checkpoint.save_every = 200
   return c
 
 

@@ -5,7 +5,7 @@
 
 Question: is the relation of RankMe to score one of masked autoencoders, or of
 sound? 1,797 scans of digits (scikit-learn must be installed; 1,000 of them are
-trained on) become waves that carry their pixels, and model.front = 'pixels'
+trained on) become waves that carry their pixels, and model.frontend = 'pixels'
 turns them back into 16 patches: see audiorank/images.py, which writes any
 other pictures too. The tasks are which digit, and which way up. Embeddings of
 another model and of whatever else need no training:
@@ -31,15 +31,15 @@ def get_config(point='small/size=en32-4,mask=0.75'):
   c.experiment = 'other_modality'
   # A patch of four pixels has hardly a mean and variance of its own.
   c.objective = 'mae_batch'
-  c.model.update({'front': 'pixels', 'mels': PIXELS, 'patch_frames': 1,
+  c.model.update({'frontend': 'pixels', 'mels': PIXELS, 'patch_frames': 1,
                   'target_frames': PATCHES})
-  c.mask.update({'ratio': float(values['mask']), 'group': 1})
+  c.mask.update({'ratio': float(values['mask']), 'group_size': 1})
   seconds = ((PATCHES - 1) * 160 + PIXELS) / 16_000
   # Pictures are few and short: all of them, one each.
   c.data.update({'crop_seconds': seconds, 'hours': 0.})
   c.monitor.update({'crop_seconds': seconds, 'valid_clips': 32})
   if scale == 'paper':
-    c.data.resident = True
+    c.data.in_memory = True
     c.train.batch = 32
     c.monitor.update({'clips': 900, 'batch': 256})
   if scale == 'small':

@@ -31,16 +31,16 @@ def get_config(point='en32-2,h=0.5,mask=0.75'):
   c.model.decoder.update({'width': 32, 'depth': 1, 'heads': 2})
   c.data.world.update({
       'hours': .6, 'train_clips': 300, 'valid_clips': 100, 'test_clips': 400,
-      'tasks': 'scene,temporal_order,temporal_rhythm'})
+      'tasks': ('scene', 'temporal_order', 'temporal_rhythm')})
   c.data.hours = float(hours.removeprefix('h='))
   c.data.crop_seconds = 1.03
-  c.data.resident = True
+  c.data.in_memory = True
   c.mask.ratio = float(mask.removeprefix('mask='))
   c.train.update({'steps': 2000, 'batch': 16, 'log_every': 100})
   c.opt.update({'lr': 3e-3, 'warmup': 100, 'b2': .95, 'clip': 1.})
-  c.monitor.update({'clips': 1000, 'crop_seconds': 1.03, 'readings': 7,
-                    'first': 50, 'batch': 100, 'valid_clips': 96})
-  c.checkpoint.update({'every': 1000, 'keep': 100_000})
+  c.monitor.update({'clips': 1000, 'crop_seconds': 1.03, 'num_evals': 7,
+                    'first_eval': 50, 'batch': 100, 'valid_clips': 96})
+  c.checkpoint.update({'save_every': 1000, 'keep_every': 100_000})
   c.eval.update({'protocol': 'logistic', 'batch': 100})
   return c
 

@@ -35,7 +35,7 @@ def get_config(point='small/hours=0.5,mask=0.75,sample=0'):
   c.data.hours = float(values['hours'])
   c.mask.ratio = float(values['mask'])
   c.monitor.seed = int(values['sample'])
-  c.monitor.samples = ','.join(('train', 'valid', *CATEGORIES[scale]))
+  c.monitor.samples = ('train', 'valid', *CATEGORIES[scale])
   # So that as many clips are held out as RankMe wants.
   if scale == 'small':
     c.data.valid_fraction = .15

@@ -17,7 +17,7 @@ from configs import base
 SCALES = ('paper', 'small', 'smoke')
 REFERENCE = {'paper': 'en128-12', 'small': 'en32-4', 'smoke': 'en16-1'}
 # Tasks of the embedded world that a mean spectrum does not solve.
-TASKS = 'scene,temporal_order,temporal_rhythm,texture'
+TASKS = ('scene', 'temporal_order', 'temporal_rhythm', 'texture')
 
 
 def read(point):
@@ -51,31 +51,32 @@ def recipe(scale, size=''):
     c.data.hours = 500.
     c.train.update({'steps': 50_000, 'batch': 256})
     c.opt.warmup = 1_500
-    c.monitor.every = 5_000
-    c.checkpoint.update({'every': 5_000, 'keep': 50_000})
+    c.monitor.eval_every = 5_000
+    c.checkpoint.update({'save_every': 5_000, 'keep_every': 50_000})
     return c
   c.model.target_frames = 208
   c.model.decoder.update({'width': 32, 'depth': 1, 'heads': 2})
   c.data.world.update({
       'hours': 2., 'train_clips': 300, 'valid_clips': 100, 'test_clips': 400,
       'tasks': TASKS})
-  c.data.update({'hours': .5, 'crop_seconds': 2.07, 'resident': True,
+  c.data.update({'hours': .5, 'crop_seconds': 2.07, 'in_memory': True,
                  'threads': 1})
   c.train.update({'steps': 4_000, 'batch': 16, 'log_every': 100})
   c.opt.update({'lr': 3e-3, 'warmup': 200, 'b2': .95, 'clip': 1.})
-  c.monitor.update({'clips': 1_000, 'crop_seconds': 2.07, 'readings': 9,
-                    'first': 50, 'batch': 100, 'valid_clips': 96})
-  c.checkpoint.update({'every': 1_000, 'keep': 1_000})
+  c.monitor.update({'clips': 1_000, 'crop_seconds': 2.07, 'num_evals': 9,
+                    'first_eval': 50, 'batch': 100, 'valid_clips': 96})
+  c.checkpoint.update({'save_every': 1_000, 'keep_every': 1_000})
   c.eval.update({'protocol': 'logistic', 'batch': 100})
   if scale == 'smoke':
     c.data.world.update({'hours': .2, 'train_clips': 24, 'valid_clips': 12,
-                         'test_clips': 24, 'tasks': 'temporal_order,texture'})
+                         'test_clips': 24,
+                         'tasks': ('temporal_order', 'texture')})
     c.data.update({'hours': .02, 'valid_fraction': .3})
     c.train.update({'steps': 8, 'log_every': 2})
     c.opt.warmup = 2
-    c.monitor.update({'clips': 80, 'readings': 4, 'first': 2, 'batch': 40,
+    c.monitor.update({'clips': 80, 'num_evals': 4, 'first_eval': 2, 'batch': 40,
                       'valid_clips': 16})
-    c.checkpoint.update({'every': 4, 'keep': 4})
+    c.checkpoint.update({'save_every': 4, 'keep_every': 4})
   return c
 
 

@@ -37,14 +37,15 @@ def get_config(point='small/crop=2.07,mask=0.75'):
   c.model.target_frames = frames - frames % c.model.patch_frames
   c.mask.ratio = float(values['mask'])
   c.eval.batch = 20  # A minute each.
-  c.data.world.tasks = (
-      'scene,temporal_rhythm,sound_events,hive_order,hive_share')
+  c.data.world.tasks = ('scene', 'temporal_rhythm', 'sound_events',
+                        'hive_order', 'hive_share')
   if scale == 'small':
     c.data.world.update({'train_clips': 120, 'valid_clips': 40,
                          'test_clips': 160})
   if scale == 'smoke':
     c.data.world.update({'train_clips': 12, 'valid_clips': 6,
-                         'test_clips': 12, 'tasks': 'sound_events,hive_order'})
+                         'test_clips': 12,
+                         'tasks': ('sound_events', 'hive_order')})
   return c
 
 

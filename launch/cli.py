@@ -19,6 +19,7 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
+from audiorank import config as config_lib
 from audiorank import files
 from audiorank.config import nearest
 
@@ -91,7 +92,10 @@ def _parse(words: bool, argv: list[str]) -> list[str]:
 
 
 def with_config_file(argv: list[str]) -> list[str]:
-  """Returns the words of a command, --config=NAME as the file it names.
+  """Returns the words of a command as ml_collections reads them.
+
+  --config=NAME becomes the file it names; a list field may be written with
+  commas, --config.eval.task_names=pitch,scene, as well as a Python tuple.
 
   Raises:
     ValueError: there is no such file; names the nearest.
@@ -103,8 +107,24 @@ def with_config_file(argv: list[str]) -> list[str]:
       word = f'--config={config_file(value)}'
     elif out and out[-1] in ('--config', '-config'):
       word = config_file(word)
+    elif equals and field_of(name) in config_lib.LISTS:
+      word = f'{name}={as_tuple(field_of(name), value)}'
+    elif out and field_of(out[-1]) in config_lib.LISTS:
+      word = as_tuple(field_of(out[-1]), word)
     out.append(word)
   return out
+
+
+def field_of(flag: str) -> str:
+  """Returns the field of a flag such as --config.opt.lr."""
+  return flag.lstrip('-').removeprefix('config.')
+
+
+def as_tuple(field: str, text: str) -> str:
+  """Returns the text of a Python tuple for text with commas."""
+  if text.startswith('('):
+    return text
+  return repr(tuple(config_lib.split(field, text)))
 
 
 def config_file(value: str) -> str:
@@ -167,6 +187,10 @@ def unknown_field(error: Exception, argv: list[str]) -> str:
   fields = [word.split('=')[0] for word in argv
             if text and text[0] in word.split('=')[0].split('.')]
   guess = ''
+  for field in fields:
+    old = field_of(field)
+    if old in config_lib.RENAMED:
+      return f'{field}: no such field: it is now {config_lib.RENAMED[old]}'
   if text[1:4] == ['Did', 'you', 'mean']:
     guess = f' Did you mean {text[4]}?'
   return f'{(fields or text[:1] or [str(error)])[0]}: no such field.{guess}'

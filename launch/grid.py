@@ -266,7 +266,9 @@ def host_bytes(config: Any) -> float:
   monitor = config.monitor
   clips = 2 * config_lib.RATE * (monitor.clips * monitor.crop_seconds
                         + monitor.valid_clips * config.data.crop_seconds)
-  corpus = 2 * config_lib.RATE * 3600 * config.data.hours * config.data.resident
+  corpus = 0.
+  if config.data.in_memory:
+    corpus = 2 * config_lib.RATE * 3600 * config.data.hours
   return PROCESS_BYTES + clips + corpus + device_bytes(config, cpu=True)
 
 

@@ -4,10 +4,10 @@ import os
 import pathlib
 from typing import Any
 
+from audiorank import config as config_lib
 from audiorank import files
 from audiorank import images
 from audiorank import prepare
-from audiorank import records
 from audiorank import synth
 
 
@@ -22,14 +22,15 @@ def dataset(folder: str | os.PathLike[str], config: Any) -> tuple[str, str]:
     ValueError: pictures, without the package that has them.
   """
   world, name = config.data.world, 'digits'
-  if config.model.front != 'pixels':
-    name = files.digest(records.plain(world))
+  if config.model.frontend != 'pixels':
+    name = files.digest(
+        config_lib.hashed(config_lib.plain(config))['data']['world'])
   folder = files.path(folder) / name
   there = str(folder / 'corpus'), str(folder / 'tasks')
   if files.is_on_bucket(folder) and (folder / 'corpus/corpus.json').exists():
     return there
   here = files.beside(folder)
-  if config.model.front == 'pixels':
+  if config.model.frontend == 'pixels':
     images.make(here)
   else:
     write_sounds(here, world)
@@ -47,4 +48,4 @@ def write_sounds(folder: pathlib.Path, world: Any) -> None:
   synth.write_tasks(
       folder, world.seed,
       clips_per_task=(world.train_clips, world.valid_clips, world.test_clips),
-      names=[name for name in world.tasks.split(',') if name] or None)
+      names=list(world.tasks) or None)

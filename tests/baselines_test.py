@@ -15,14 +15,15 @@ from tests import tiny
 
 # What does not change a network before its first step.
 RESET = {'objective': 'latent', 'model.decoder.width': 64,
-         'model.decoder.heads': 4, 'mask.ratio': .5, 'mask.group': 1,
-         'data.seed': 3, 'data.hours': 2., 'data.category': 'speech',
+         'model.decoder.heads': 4, 'mask.ratio': .5, 'mask.group_size': 1,
+         'data.seed': 3, 'data.hours': 2., 'data.category': ('speech',),
          'data.crop_seconds': .64, 'train.steps': 50, 'train.batch': 4,
-         'opt.lr': 1., 'opt.warmup': 1, 'monitor.readings': 5,
+         'opt.lr': 1., 'opt.warmup': 1, 'monitor.num_evals': 5,
          'monitor.valid_clips': 0, 'contrastive.width': 8}
 # What does.
 OWN = {'seed': 1, 'model.width': 64, 'model.depth': 3, 'model.heads': 2,
-       'model.mlp_ratio': 2, 'train.init_scale': 2., 'train.calibrate': False,
+       'model.mlp_ratio': 2, 'train.init_scale': 2.,
+       'train.calibrate_batch_norm': False,
        'monitor.clips': 40, 'monitor.seed': 1, 'data.sha256': 'x',
        'data.valid_fraction': .3, 'data.subset_seed': 1}
 
@@ -86,7 +87,7 @@ def test_another_objective_keeps_what_it_may_initialise_with():
 
 def test_keys_tell_trainings_from_measurements_and_seeds():
   keys = baselines.columns(tiny.config('corpus'))
-  for field, value in {'monitor.readings': 5, 'monitor.layers': '0',
+  for field, value in {'monitor.num_evals': 5, 'monitor.layers': (0,),
                        'monitor.valid_clips': 0, 'eval.protocol': 'hear',
                        'latent.decay': .5}.items():
     assert baselines.columns(changed(field, value))['training_key'] == (

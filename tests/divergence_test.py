@@ -57,7 +57,7 @@ def same(ours, theirs):
 
 def test_a_bad_batch_moves_nothing_but_the_step(corpus, odd):
   config = records.frozen(tiny.config(
-      corpus, **{'objective': 'odd', 'train.skip': 1}))
+      corpus, **{'objective': 'odd', 'train.max_skipped_steps': 1}))
   on = sharding.mesh(2, 1)
   wave_BS = sharding.to_global(np.random.default_rng(0).integers(
       -8000, 8000, (8, config_lib.crop_samples(.5)), np.int16), on)
@@ -80,7 +80,7 @@ def test_a_bad_batch_moves_nothing_but_the_step(corpus, odd):
 def test_a_skipped_step_is_recorded_once_whatever_stops_the_run(
     corpus, odd, tmp_path):
   def run(name, *stops):
-    config = opened(tmp_path / name, corpus, **{'train.skip': 1})
+    config = opened(tmp_path / name, corpus, **{'train.max_skipped_steps': 1})
     for at in stops:
       with pytest.raises(train.Preempted):
         train.run(tmp_path / name, config, stop=lambda step: step == at)
@@ -102,8 +102,9 @@ def test_a_skipped_step_is_recorded_once_whatever_stops_the_run(
 
 def test_more_than_allowed_is_a_failure(corpus, odd, tmp_path, monkeypatch):
   monkeypatch.setattr(sys.modules[__name__], 'BAD', (2, 3, 5))
-  config = opened(tmp_path, corpus, **{'train.skip': 2})
-  with pytest.raises(train.Diverged, match='train.skip 2 are used up') as e:
+  config = opened(tmp_path, corpus, **{'train.max_skipped_steps': 2})
+  with pytest.raises(train.Diverged,
+                     match='train.max_skipped_steps 2 are used up') as e:
     train.run(tmp_path, config)
   assert e.value.about['step'] == 5
 
@@ -130,5 +131,5 @@ def test_the_field_off_leaves_the_names_of_runs_as_they_were(corpus):
   named = records.run_id(config)
   assert records.run_id({**config, 'train': {
       k: v for k, v in config['train'].items() if k != 'skip'}}) == named
-  config['train']['skip'] = 1
+  config['train']['max_skipped_steps'] = 1
   assert records.run_id(config) != named

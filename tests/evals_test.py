@@ -25,15 +25,15 @@ def embeddings(n=512, width=32, mean=0., seed=0):
 
 
 def test_evaluations_start_untrained_end_last_and_keep_their_ratio():
-  c = config(train_steps=2000, monitor_first=50, monitor_readings=7,
-             monitor_every=0)
+  c = config(train_steps=2000, monitor_first_eval=50, monitor_num_evals=7,
+             monitor_eval_every=0)
   steps = evals.eval_steps(c)
   assert steps[:2] == [0, 50] and steps[-1] == 2000 and len(steps) == 7
   ratios = np.array(steps[2:]) / np.array(steps[1:-1])
   np.testing.assert_allclose(ratios, ratios[0], rtol=.02)
-  c.monitor.every = 900
+  c.monitor.eval_every = 900
   assert {900, 1800} <= set(evals.eval_steps(c))
-  c.monitor.update({'readings': 2, 'every': 0})
+  c.monitor.update({'num_evals': 2, 'eval_every': 0})
   assert evals.eval_steps(c) == [0, 2000]
   c.train.steps = 0
   assert evals.eval_steps(c) == [0]
@@ -94,7 +94,7 @@ def test_the_valley_of_early_training_is_no_alarm():
 
 
 def test_layers_are_numbers_of_blocks():
-  assert evals.layers(config(monitor_layers='0, 1')) == [0, 1]
-  for bad in ('2', 'x', '-1'):
+  assert evals.layers(config(monitor_layers=(0, 1))) == [0, 1]
+  for bad in ((2,), ('x',), (-1,)):
     with pytest.raises(ValueError, match='monitor.layers'):
       evals.layers(config(monitor_layers=bad))

@@ -38,8 +38,9 @@ def points():
 def config(corpus, tasks, changes=()):
   """Returns a config of STEPS steps, its checkpoints all kept."""
   return tiny.config(corpus, **{
-      'train.steps': STEPS, 'train.log_every': 20, 'monitor.first': 60,
-      'checkpoint.every': 40, 'checkpoint.keep': 40, 'eval.batch': 12,
+      'train.steps': STEPS, 'train.log_every': 20, 'monitor.first_eval': 60,
+      'checkpoint.save_every': 40, 'checkpoint.keep_every': 40,
+      'eval.batch': 12,
       'eval.tasks': str(tasks), 'eval.protocol': 'logistic', **dict(changes)})
 
 
@@ -268,7 +269,7 @@ def test_two_launchers_of_four_devices_do_sixty_four_points_once(
   env = {**env, 'JAX_NUM_CPU_DEVICES': '4'}
   points = [f'{i + 1}e-5' for i in range(64)]
   more = ('--workers=1', '--pack=8', '--config.train.steps=20',
-          '--config.eval.names=timbre-v1-full')
+          '--config.eval.task_names=timbre-v1-full')
   both = [sweep(env, tmp_path, points, corpus, tasks, *more)
           for _ in range(2)]
   runs = tmp_path / 'runs'

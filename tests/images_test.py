@@ -129,13 +129,16 @@ def test_what_is_no_picture_is_refused(picture, text):
 def test_large_patches_and_foreign_fronts_are_refused(tmp_path):
   with pytest.raises(ValueError, match='patches of 196 pixels: expected at'):
     images.wave(np.zeros((14, 14)), 14)
-  with pytest.raises(ValueError, match="model.front 'cepstrum': expected one"):
-    train.check(config(**{'model.front': 'cepstrum'}), sharding.mesh(1, 1))
-  with pytest.raises(ValueError, match='model.mels 200: model.front pixels'):
+  with pytest.raises(ValueError,
+                     match="model.frontend 'cepstrum': expected one"):
+    train.check(config(**{'model.frontend': 'cepstrum'}), sharding.mesh(1, 1))
+  with pytest.raises(ValueError, match='model.mels 200: model.frontend pixels'):
     train.check(config(**{'model.mels': 200}), sharding.mesh(1, 1))
-  with pytest.raises(ValueError, match="model.front 'pixels': expected 'log"):
+  with pytest.raises(ValueError,
+                     match="model.frontend 'pixels': expected 'log"):
     onnx.save(tmp_path / 'm.onnx', config(), {})
-  with pytest.raises(ValueError, match="model.front 'pixels': expected 'log"):
+  with pytest.raises(ValueError,
+                     match="model.frontend 'pixels': expected 'log"):
     pretrained.save_pretrained(tmp_path / 'm', config(), {})
 
 

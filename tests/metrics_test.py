@@ -55,7 +55,7 @@ def test_waiting_is_warned_of_once(clock, caplog):
   messages = [r.getMessage() for r in caplog.records]
   assert messages == [
       'a: waited for input 60 % of the time up to step 4; raise '
-      'data.threads, or keep the audio in memory by data.resident']
+      'data.threads, or keep the audio in memory by data.in_memory']
 
 
 def test_chips_are_known_by_their_names():
@@ -81,8 +81,8 @@ def needs(name):
                             reason=f'{name} is not installed')
 
 
-def opened(folder, corpus, track):
-  records.open_run(folder, tiny.config(corpus, track=track))
+def opened(folder, corpus, *names):
+  records.open_run(folder, tiny.config(corpus, trackers=names))
   return records.load_config(folder)
 
 
@@ -100,7 +100,7 @@ def test_a_tracker_that_fails_in_every_call_stops_nothing(
           lambda step, row: calls.append((step, row)),
           lambda row: calls.append(row), lambda: calls.append('end'))})
   with caplog.at_level(logging.WARNING, 'absl'):
-    train.run(tmp_path, opened(tmp_path, corpus, 'unborn,broken,whole'))
+    train.run(tmp_path, opened(tmp_path, corpus, 'unborn', 'broken', 'whole'))
   rows = [json.loads(x) for x in
           (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   assert [s for s, _ in calls[:-2]] == [r['step'] for r in rows]
@@ -123,7 +123,7 @@ def test_a_tracker_that_goes_on_failing_is_dropped(
 
   monkeypatch.setattr(metrics, 'TRACKERS', {
       'odd': lambda *_: metrics.Tracker(log, broken, broken)})
-  config = records.frozen(tiny.config(corpus, track='odd'))
+  config = records.frozen(tiny.config(corpus, trackers=('odd',)))
   multi = metrics.MultiTracker(tmp_path, config, 0)
   for step in range(50):
     multi.log(step, {'loss': 1.})
@@ -131,12 +131,12 @@ def test_a_tracker_that_goes_on_failing_is_dropped(
 
 
 def test_an_unknown_tracker_is_refused_by_name(corpus, tmp_path):
-  with pytest.raises(ValueError, match="track 'wnadb': expected some of"):
+  with pytest.raises(ValueError, match="trackers 'wnadb': expected some of"):
     train.run(tmp_path, opened(tmp_path, corpus, 'wnadb'))
 
 
 def test_trackers_are_no_part_of_a_run_s_identity(corpus):
-  assert records.run_id(tiny.config(corpus, track='wandb')) == (
+  assert records.run_id(tiny.config(corpus, trackers=('wandb',))) == (
       records.run_id(tiny.config(corpus)))
 
 

@@ -23,8 +23,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def config_of(corpus, tasks):
   return tiny.config(corpus, **{
-      'train.steps': 30, 'monitor.first': 4, 'checkpoint.every': 10,
-      'checkpoint.keep': 1000, 'mesh.data': -1, 'eval.tasks': str(tasks),
+      'train.steps': 30, 'monitor.first_eval': 4, 'checkpoint.save_every': 10,
+      'checkpoint.keep_every': 1000, 'mesh.data': -1, 'eval.tasks': str(tasks),
       'eval.protocol': 'logistic', 'eval.batch': 12})
 
 

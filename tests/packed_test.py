@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings('ignore')
 # Three that share their batches, and three that have their own.
 POINTS = [{}, {'seed': 3, 'opt.lr': 3e-3}, {'train.init_scale': .5},
           {'data.seed': 1}, {'data.hours': 15 / 3600},
-          {'data.category': 'high', 'opt.warmup': 1}]
+          {'data.category': ('high',), 'opt.warmup': 1}]
 SHARED, OWN = (0, 1, 2), (1, 3, 4, 5)
 
 
@@ -79,7 +79,8 @@ def check_close(workdirs, points, alone):
                          ids=['shared batches', 'own batches'])
 def test_packed_runs_are_the_runs_alone(corpus, alone, tmp_path, points, call):
   """Three runs on one device, and four on the four that divide eight."""
-  workdirs, configs = opened(tmp_path, corpus, points, **{'train.call': call})
+  workdirs, configs = opened(tmp_path, corpus, points,
+                             **{'train.steps_per_call': call})
   polled = []
   assert not train.fit(workdirs, configs,
                        stop=lambda step: bool(polled.append(step)))

@@ -23,7 +23,7 @@ def config_of(dtype, size='en32-2'):
   c.model.decoder.update({'width': 16, 'depth': 1, 'heads': 2})
   c.model.dtype = dtype
   c.data.crop_seconds = S / 16_000
-  c.mask.group = 1
+  c.mask.group_size = 1
   c.train.update({'steps': 400, 'batch': B})
   c.opt.update({'lr': 3e-3, 'warmup': 10, 'b2': .95, 'clip': 1.})
   c.mesh.data = 1

@@ -33,9 +33,9 @@ def get_config(point='1'):
   c.data.update({'crop_seconds': .5, 'valid_fraction': .2, 'threads': 1})
   c.train.update({'steps': %d, 'batch': 8, 'log_every': 20})
   c.opt.update({'lr': 1e-3 * int(point), 'warmup': 2})
-  c.monitor.update({'clips': 48, 'crop_seconds': .5, 'readings': 2,
-                    'first': 5, 'batch': 8, 'valid_clips': 8})
-  c.checkpoint.update({'every': 50, 'keep': 100_000})
+  c.monitor.update({'clips': 48, 'crop_seconds': .5, 'num_evals': 2,
+                    'first_eval': 5, 'batch': 8, 'valid_clips': 8})
+  c.checkpoint.update({'save_every': 50, 'keep_every': 100_000})
   c.eval.update({'protocol': 'logistic', 'batch': 12})
   return c
 

@@ -69,6 +69,7 @@ def commands():
 PARSE = """
 import importlib, json, sys
 from absl import flags
+from launch import cli
 cases = json.loads(sys.argv[1])
 sys.argv = ['x']
 module = importlib.import_module(cases[0][1][0])
@@ -83,7 +84,7 @@ for page, (name, *args) in cases:
   for field in [f for f in flags.FLAGS if f.startswith('config.')]:
     delattr(flags.FLAGS, field)
   try:
-    sys.argv = [name, *args]
+    sys.argv = cli.with_config_file([name, *args])
     left = flags.FLAGS(sys.argv)[1:]
     if set(left) - set(words):
       raise ValueError(f'{left}: expected words of {list(words)}')

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from audiorank import config as config_lib
 from audiorank import records
 from configs import base
 
@@ -12,15 +13,31 @@ from configs import base
 def test_one_and_one_point_zero_are_one_run():
   a = records.plain(base.get_config('en128-12'))
   b = base.get_config('en128-12').to_dict()
-  b['mask']['group'] = 2.0
+  b['mask']['group_size'] = 2.0
   b['opt']['lr'] = float(b['opt']['lr'])
   assert records.run_id(a) == records.run_id(b)
+
+
+def test_runs_with_the_old_names_of_fields_keep_their_ids():
+  config = base.get_config('en128-12')
+  config.update_from_flattened_dict({
+      'trackers': ('wandb',), 'data.category': ('speech', 'music'),
+      'monitor.layers': (0, 5), 'monitor.samples': ('valid',),
+      'train.max_skipped_steps': 2, 'model.frontend': 'pixels'})
+  old = config_lib.hashed(records.plain(config))
+  assert (old['track'], old['data']['category'], old['monitor']['layers']) == (
+      'wandb', 'speech,music', '0,5')
+  assert set(old['train']) >= {'skip', 'call', 'calibrate'}
+  assert records.run_id(old) == records.run_id(config)
+  assert config_lib.complete(old) == records.plain(config)
+  # The digest of a config of the first version.
+  assert records.run_id(base.get_config('en768-12')) == '5c2f7318a177'
 
 
 def test_identity_ignores_where_and_how_scored_but_not_what_is_trained():
   a = base.get_config('en128-12')
   for field, value in {'data.root': '/elsewhere', 'eval.tasks': 't',
-                       'experiment': 'other', 'checkpoint.every': 7,
+                       'experiment': 'other', 'checkpoint.save_every': 7,
                        'eval.grid_points': 1, 'mesh.fsdp': 4}.items():
     b = base.get_config('en128-12')
     b.update_from_flattened_dict({field: value})
@@ -74,7 +91,7 @@ def test_other_evaluation_settings_reopen_a_done_run(tmp_path):
 def test_a_folder_from_before_a_field_was_is_as_it_was(tmp_path):
   config = base.get_config('en128-12')
   tree = records.plain(config)
-  del tree['train']['call'], tree['latent']
+  del tree['train']['steps_per_call'], tree['latent']
   records.write_json(tmp_path / 'config.json', tree)
   records.write_json(tmp_path / 'DONE', {})
   records.open_run(tmp_path, config)

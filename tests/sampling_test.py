@@ -48,14 +48,14 @@ def assert_same(ours, theirs):
 
 
 def test_a_subset_by_category_holds_no_other(corpus):
-  samples = sampling.samples(config(corpus, **{'data.category': 'speech'}))
+  samples = sampling.samples(config(corpus, **{'data.category': ('speech',)}))
   subset, valid_NS = samples.subset, samples.valid.wave_NS
   assert set(subset.records['category']) == {'speech'}
   assert kinds(valid_NS) == {'speech'}
   stream = data.stream(subset, batch=8, samples=8000, seed=0)
   for _ in range(4):
     assert kinds(next(stream)) == {'speech'}
-  both = sampling.parts(config(corpus, **{'data.category': 'speech, bird'}))
+  both = sampling.parts(config(corpus, **{'data.category': ('speech', 'bird')}))
   assert set(both.subset.records['category']) == {'speech', 'bird'}
   whole = sampling.parts(config(corpus))
   assert set(both.subset.records['file']) == set(
@@ -64,7 +64,7 @@ def test_a_subset_by_category_holds_no_other(corpus):
 
 def test_hours_are_of_the_categories_and_nested(corpus):
   least, more = (sampling.parts(config(corpus, **{
-      'data.category': 'rain', 'data.hours': n * 2 / 3600})).subset
+      'data.category': ('rain',), 'data.hours': n * 2 / 3600})).subset
                  for n in (3, 6))
   assert len(least.records) == 3 and len(more.records) == 6
   assert set(least.records['file']) < set(more.records['file'])
@@ -73,14 +73,15 @@ def test_hours_are_of_the_categories_and_nested(corpus):
 
 def test_what_rank_is_read_on_does_not_hang_on_what_is_trained_on(corpus):
   plain = config(corpus)
-  for changes in ({'data.category': 'rain'},
-                  {'data.category': 'bird', 'monitor.samples': 'valid,rain'}):
+  for changes in ({'data.category': ('rain',)},
+                  {'data.category': ('bird',), 'monitor.samples': ('valid',
+                                                                   'rain')}):
     other = config(corpus, **changes)
     assert_same(sampling.samples(plain).monitor,
                 sampling.samples(other).monitor)
   both = [dict(sampling.further(config(corpus, **{
-      'data.category': category, 'monitor.samples': 'valid,rain'})))
-          for category in ('', 'bird')]
+      'data.category': category, 'monitor.samples': ('valid', 'rain')})))
+          for category in ((), ('bird',))]
   for name in ('valid', 'rain'):
     assert_same(both[0][name], both[1][name])
   assert kinds(both[0]['rain'].wave_NS) == {'rain'}
@@ -147,7 +148,7 @@ def test_a_corpus_that_is_written_anew_is_read_anew(tmp_path):
 
 def test_a_sample_takes_what_there_is(corpus):
   (_, sample), = sampling.further(config(
-      corpus, **{'monitor.samples': 'speech', 'monitor.clips': 90}))
+      corpus, **{'monitor.samples': ('speech',), 'monitor.clips': 90}))
   usable = sampling.parts(config(corpus)).usable
   speech = usable.records[usable.records['category'] == 'speech']
   assert len(sample) == 4 * len(speech) < 90
@@ -155,13 +156,15 @@ def test_a_sample_takes_what_there_is(corpus):
 
 
 @pytest.mark.parametrize('changes, text', [
-    ({'data.category': 'spech'},
+    ({'data.category': ('spech',)},
      "data.category: no category 'spech' in .*: there are bird, rain, speech"),
-    ({'monitor.samples': 'valid,dog'}, "monitor.samples: no category 'dog'"),
-    ({'monitor.samples': 'low'}, "monitor.samples 'low': rank_low is the col"),
-    ({'data.category': 'rain', 'data.valid_fraction': .01},
+    ({'monitor.samples': ('valid', 'dog')},
+     "monitor.samples: no category 'dog'"),
+    ({'monitor.samples': ('low',)},
+     "monitor.samples 'low': rank_low is the col"),
+    ({'data.category': ('rain',), 'data.valid_fraction': .01},
      'data.category rain: no recording held out'),
-    ({'data.category': 'rain', 'data.hours': .01}, '0.01 hours asked for'),
+    ({'data.category': ('rain',), 'data.hours': .01}, '0.01 hours asked for'),
     ({'monitor.valid_clips': 400, 'train.batch': 8},
      'monitor.valid_clips 400: 48 clips of 0.5 s are held out')])
 def test_what_is_not_there_is_named(corpus, tmp_path, changes, text):
@@ -177,7 +180,7 @@ def test_a_corpus_without_categories_says_so(tmp_path):
   prepare.write(tmp_path / 'c', [(f'{i}.wav', f'{i}', '', noise_S)
                                  for i in range(3)], {'made by': 'a test'})
   with pytest.raises(ValueError, match='it has none'):
-    sampling.parts(config(tmp_path / 'c', **{'data.category': 'speech'}))
+    sampling.parts(config(tmp_path / 'c', **{'data.category': ('speech',)}))
 
 
 def test_old_runs_keep_their_names_and_get_the_fields(corpus, tmp_path):
@@ -186,9 +189,9 @@ def test_old_runs_keep_their_names_and_get_the_fields(corpus, tmp_path):
   del old['data']['category'], old['monitor']['samples']
   assert records.run_id(old) == records.run_id(new)
   records.write_json(tmp_path / 'config.json', old)
-  assert records.load_config(tmp_path).monitor.samples == ''
+  assert records.load_config(tmp_path).monitor.samples == ()
   for field in ('data.category', 'monitor.samples'):
-    assert records.run_id(tiny.config(corpus, **{field: 'rain'})) != (
+    assert records.run_id(tiny.config(corpus, **{field: ('rain',)})) != (
         records.run_id(new))
 
 
@@ -196,9 +199,9 @@ def test_old_runs_keep_their_names_and_get_the_fields(corpus, tmp_path):
 @pytest.mark.filterwarnings('ignore')
 def test_samples_are_read_first_and_last_and_end_in_the_tables(
     corpus, tmp_path):
-  asked = config(corpus, **{'data.category': 'rain',
-                            'monitor.samples': 'valid,bird'})
-  plain = config(corpus, **{'data.category': 'rain'})
+  asked = config(corpus, **{'data.category': ('rain',),
+                            'monitor.samples': ('valid', 'bird')})
+  plain = config(corpus, **{'data.category': ('rain',)})
   for name, c in (('a', asked), ('b', plain)):
     records.open_run(tmp_path / name, c)
     train.run(tmp_path / name, c)
@@ -216,14 +219,14 @@ def test_samples_are_read_first_and_last_and_end_in_the_tables(
   assert row['rank_bird'] == last['rank']['value']
   assert row['rank_bird_low'] == last['rank']['low'] < row['rank_bird_high']
   assert row['clips_bird'] == last['n'] == len(next(iter(sampling.further(
-      config(corpus, **{'monitor.samples': 'bird'}))))[1])
+      config(corpus, **{'monitor.samples': ('bird',)}))))[1])
   assert last['rank']['curve'][-1] == [last['n'], pytest.approx(
       last['rank']['value'])]
   assert last['rank_center']['value'] == row['rank_center_bird']
 
 
 def test_devices_do_not_change_what_is_read(corpus):
-  c = config(corpus, **{'monitor.samples': 'valid,speech',
+  c = config(corpus, **{'monitor.samples': ('valid', 'speech'),
                         'train.steps': 0})
   samples = sampling.samples(c)._replace(valid=sampling.EMPTY)
   found = []

@@ -34,8 +34,10 @@ from tests import tiny
 def get_config(point='1e-3'):
   return tiny.config('', **{
       'opt.lr': float(point), 'train.steps': 120, 'train.log_every': 5,
-      'monitor.first': 5, 'monitor.readings': 4, 'checkpoint.every': 20,
-      'checkpoint.keep': 1000, 'eval.batch': 12, 'eval.protocol': 'logistic'})
+      'monitor.first_eval': 5, 'monitor.num_evals': 4,
+      'checkpoint.save_every': 20,
+      'checkpoint.keep_every': 1000, 'eval.batch': 12,
+      'eval.protocol': 'logistic'})
 
 def points():
   return ['1e-3', '2e-3']
@@ -198,7 +200,7 @@ def test_shipped_quickstart_runs_end_to_end(env, tmp_path):
       'data.world.valid_clips': 8, 'data.world.test_clips': 16,
       'data.valid_fraction': .3, 'data.hours': .03, 'train.steps': 3,
       'opt.warmup': 1, 'monitor.clips': 80, 'monitor.batch': 20,
-      'monitor.valid_clips': 16, 'monitor.readings': 2}
+      'monitor.valid_clips': 16, 'monitor.num_evals': 2}
   done = run(env, 'sweep', '--config=configs/quickstart.py',
              f'--root={tmp_path}',
              *(f'--config.{k}={v}' for k, v in small.items()), timeout=580)
@@ -220,7 +222,7 @@ def test_shipped_minute_runs_on_the_synthetic_dataset(env, tmp_path):
       'data.world.valid_clips': 8, 'data.world.test_clips': 16,
       'data.valid_fraction': .3, 'data.hours': .01, 'train.steps': 3,
       'opt.warmup': 1, 'monitor.clips': 40, 'monitor.batch': 20,
-      'monitor.valid_clips': 16, 'monitor.readings': 2}
+      'monitor.valid_clips': 16, 'monitor.num_evals': 2}
   main = processes.ROOT / 'launch' / '__main__.py'
   done = subprocess.run(
       [sys.executable, '-P', main, 'sweep', '--config=minute', '--root=runs',
@@ -245,6 +247,7 @@ GPUS = {devices.PRETENDED: 'gpu:2:16'}
 
 @pytest.mark.parametrize('arguments, text, more', [
     (['--config.data.rooot=x'], 'rooot', {}),
+    (['--config.train.call=2'], 'is now train.steps_per_call', {}),
     (['--config.data.root=/none', '--config.eval.tasks={tasks}'], '/none', {}),
     (['--config.train.steps=many'], 'train.steps', {}),
     (['--config.data.root={empty}', '--config.eval.tasks={tasks}'],
@@ -255,7 +258,7 @@ GPUS = {devices.PRETENDED: 'gpu:2:16'}
     (['--config.data.root={corpus}', '--config.eval.tasks={tasks}',
       '--config.mesh.data=1', '--config.mesh.fsdp=3'], 'mesh.fsdp 3', {}),
     (['--config.data.root={corpus}', '--config.eval.tasks={tasks}',
-      '--config.eval.names=timber-v1-full'], 'mean timbre-v1-full?', {}),
+      '--config.eval.task_names=timber-v1-full'], 'mean timbre-v1-full?', {}),
     # Before sounds are rendered for a config without a corpus:
     (['--config.eval.tasks=/nowhere'], '/nowhere', {}),
     (['--config.eval.protocol=linear'], "eval.protocol 'linear'", {}),

@@ -26,9 +26,9 @@ def config(corpus, **changes):
   c.data.update({'root': str(corpus), 'valid_fraction': .2, 'threads': 1})
   c.train.update({'steps': 6, 'batch': 8, 'log_every': 2})
   c.opt.update({'lr': 1e-3, 'warmup': 2})
-  c.monitor.update({'clips': 48, 'crop_seconds': .5, 'readings': 3,
-                    'first': 2, 'batch': 8, 'valid_clips': 8})
-  c.checkpoint.update({'every': 2, 'keep': 100})
+  c.monitor.update({'clips': 48, 'crop_seconds': .5, 'num_evals': 3,
+                    'first_eval': 2, 'batch': 8, 'valid_clips': 8})
+  c.checkpoint.update({'save_every': 2, 'keep_every': 100})
   c.mesh.data = 1
   c.update_from_flattened_dict(changes)
   return c

@@ -63,13 +63,13 @@ def test_several_steps_of_a_call_are_those_steps(corpus, tmp_path):
   """Readings, saves and rows in between cut the calls short."""
   def change(c):
     c.train.update({'steps': 20, 'log_every': 8})
-    c.checkpoint.every = 10
+    c.checkpoint.save_every = 10
 
   one = tiny.config(corpus)
   change(one)
   several = tiny.config(corpus)
   change(several)
-  several.train.call = 4
+  several.train.steps_per_call = 4
   assert records.run_id(one) == records.run_id(several)
   called = []
   states = [train.run(tmp_path / name, opened(tmp_path / name, c),
@@ -181,7 +181,7 @@ def test_calibration_whitens_the_mel(corpus):
 
 def test_schedule_warms_up_and_ends_where_it_should():
   c = base.get_config('en32-2')
-  c.train.steps, c.opt.warmup, c.opt.lr, c.opt.final = 100, 10, 1., .1
+  c.train.steps, c.opt.warmup, c.opt.lr, c.opt.final_lr_ratio = 100, 10, 1., .1
   h = train_state.make_hparams(c)
   rate = lambda s: float(train_state.learning_rate(np.float32(s), h))
   assert rate(0) == 0 and rate(5) == .5
@@ -192,7 +192,7 @@ def test_schedule_warms_up_and_ends_where_it_should():
 @pytest.mark.parametrize('changes, text', [
     ({'train.batch': 7, 'mesh.data': 8}, 'train.batch 7 is not a multiple'),
     ({'mask.ratio': .99}, 'mask.ratio 0.99 keeps 0 of 12'),
-    ({'mask.group': 5}, 'not a multiple of mask.group 5'),
+    ({'mask.group_size': 5}, 'not a multiple of mask.group_size 5'),
     ({'data.crop_seconds': 2.}, 'gives 26 positions'),
     ({'model.heads': 5}, 'model.width 32 is not a multiple'),
     ({'opt.warmup': 6}, 'opt.warmup 6: expected less'),
@@ -246,4 +246,4 @@ def test_a_run_is_scored_once_and_again_only_if_the_protocol_moves(
   assert row['untrained'] and row['score'] == record['result']['score']
   with pytest.raises(ValueError, match="no task 'none' .* texture"):
     evaluate.task_folders(records.frozen(tiny.config(corpus, **{
-        'eval.tasks': str(tmp_path / 'tasks'), 'eval.names': 'none'})))
+        'eval.tasks': str(tmp_path / 'tasks'), 'eval.task_names': ('none',)})))

@@ -55,7 +55,7 @@ def sweep(root, configs):
 
 def small(corpus, tasks, **changes):
   return tiny.config(corpus, **{
-      'eval.tasks': str(tasks), 'eval.names': 'timbre-v1-full',
+      'eval.tasks': str(tasks), 'eval.task_names': ('timbre-v1-full',),
       'eval.protocol': 'logistic', 'eval.batch': 12, **changes})
 
 
@@ -156,7 +156,7 @@ def test_another_task_is_scored_and_nothing_trained(
   board = sweep(tmp_path, [first])
   assert done(board) == 0
   second = first.copy_and_resolve_references()
-  second.eval.names = 'texture-v1-full'
+  second.eval.task_names = ('texture-v1-full',)
   board = sweep(tmp_path, [second])
   assert states(board) == ['trained']
   trained = os.stat(tmp_path / records.run_id(first) / 'TRAINED')
@@ -453,7 +453,7 @@ def test_memory_does_not_grow_over_two_hundred_runs(corpus, tasks, tmp_path):
       small(corpus, tasks, **{'seed': seed, 'train.batch': batch,
                               'train.steps': 2, 'opt.warmup': 1,
                               'monitor.valid_clips': 16,
-                              'monitor.readings': 2})
+                              'monitor.num_evals': 2})
       for seed in range(100) for batch in (8, 16)])
   env = processes.environment(tmp_path / 'cache')
   process = subprocess.Popen(

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from audiorank import config as config_lib
 from audiorank import records
 
 # Columns that describe a configuration, by the config's own fields.
@@ -152,7 +153,10 @@ def with_fields(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
 
 def further_fields(runs: pd.DataFrame) -> pd.DataFrame:
   """Returns the fields of `config` that vary and have no column yet."""
-  trees = [flat(json.loads(text)) if text else {} for text in runs['config']]
+  trees = []
+  for text in runs['config']:
+    tree = json.loads(text) if text else {}
+    trees.append(flat(config_lib.complete(tree)))
   covered = {*COLUMNS.values(), *SEEDS.values()}
   names = sorted({name for tree in trees for name in tree
                   if name not in covered and (

@@ -24,7 +24,7 @@ FIXED: dict[str, Any] = {
     'block_type': 'Block', 'attention_type': 'Attention',
     'patch_size': [64, 4], 'patch_stride': [64, 4]}
 # Fields of a config of ours that no shape shows, with their defaults.
-FREE = {'heads': None, 'front': 'log_mel', 'dtype': 'float32',
+FREE = {'heads': None, 'frontend': 'log_mel', 'dtype': 'float32',
         'remat': 'auto', 'unroll': 0}
 SIZES = ('width', 'depth', 'mlp_ratio', 'mels', 'patch_frames',
          'target_frames')

@@ -28,16 +28,14 @@ PERIOD = 2**16  # Clips of the stream in which each share is exact.
 LEAST = 1e-3
 
 
-def parse(text: str) -> list[tuple[str, float]]:
-  """Returns (folder, weight) of 'FOLDER=WEIGHT,FOLDER=WEIGHT'.
+def parse(parts: Sequence[str]) -> list[tuple[str, float]]:
+  """Returns (folder, weight) of each 'FOLDER=WEIGHT'.
 
   Raises:
     ValueError: a part without a folder or with a weight that is not positive.
   """
   out = []
-  for part in (p.strip() for p in text.split(',')):
-    if not part:
-      continue
+  for part in parts:
     root, _, weight = part.rpartition('=')
     try:
       value = float(weight)
@@ -50,19 +48,19 @@ def parse(text: str) -> list[tuple[str, float]]:
   return out
 
 
-def absolute(text: str) -> str:
+def absolute(parts: Sequence[str]) -> tuple[str, ...]:
   """Returns a mixture with absolute paths, for a run's config.json."""
-  return ','.join(f'{files.absolute(root, "data.mixture")}='
-                  f'{weight:g}' for root, weight in parse(text))
+  return tuple(f'{files.absolute(root, "data.mixture")}={weight:g}'
+               for root, weight in parse(parts))
 
 
-def load(root: str | os.PathLike, mixture: str = '') -> folder.Corpus:
+def load(root: str | os.PathLike, mixture: Sequence[str] = ()) -> folder.Corpus:
   """Opens a corpus that `prepare` wrote, or several as one.
 
   Args:
     root: the folder.
     mixture: further corpora with their weights, such as
-      '/data/music=.5,/data/birds=2'; '' for none. The weight of `root` is 1.
+      ('/data/music=.5', '/data/birds=2'). The weight of `root` is 1.
 
   Raises:
     FileNotFoundError: no folder, no complete corpus in it, or a shard missing.

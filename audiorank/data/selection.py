@@ -9,6 +9,7 @@ Shapes: N records of a selection, G recordings, C candidates.
 """
 
 from collections.abc import Iterable
+from collections.abc import Sequence
 import hashlib
 import math
 
@@ -255,18 +256,18 @@ def _take(code_C: np.ndarray, length_G: np.ndarray, room: float,
   return room
 
 
-def categories(corpus: Corpus, text: str, field: str) -> list[str]:
-  """Returns the categories in a comma-separated list.
+def categories(corpus: Corpus, names: Sequence[str],
+               field: str) -> list[str]:
+  """Returns some categories, each once; raises if one is not there.
 
   Args:
     corpus: a Corpus.
-    text: comma-separated categories of its manifest.
-    field: the config field that the text is from, for the message.
+    names: categories of its manifest.
+    field: the config field that they are from, for the message.
 
   Raises:
     ValueError: a category that the corpus does not have; names those it has.
   """
-  names = [part.strip() for part in text.split(',') if part.strip()]
   if not names:
     return []
   have = sorted(present(corpus) - {''})  # '' is a record without a category.

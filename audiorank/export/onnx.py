@@ -84,8 +84,9 @@ def save(path: files.Path, config: Any, params: Any, seconds: float = 10.
     ValueError: a clip too short or too long; jax2onnx is missing.
   """
   c = getattr(config, 'model', config)
-  if c.front != 'log_mel':
-    raise ValueError(f"{path}: model.front {c.front!r}: expected 'log_mel'")
+  if c.frontend != 'log_mel':
+    raise ValueError(
+        f"{path}: model.frontend {c.frontend!r}: expected 'log_mel'")
   samples = config_lib.crop_samples(seconds)
   tokens = (1 + samples // audio.HOP) // c.patch_frames
   if samples < embed.SHORTEST or tokens > config_lib.positions(c):

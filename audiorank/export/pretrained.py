@@ -58,9 +58,9 @@ def save_pretrained(folder: files.Path, config: Any, params: Params,
     ValueError: the folder holds something else, arrays that do not fit the
       config, or safetensors is missing.
   """
-  kind = getattr(config, 'model', config).front
+  kind = getattr(config, 'model', config).frontend
   if kind != 'log_mel':
-    raise ValueError(f"{folder}: model.front {kind!r}: expected 'log_mel', "
+    raise ValueError(f"{folder}: model.frontend {kind!r}: expected 'log_mel', "
                      'all that Dasheng has')
   try:
     import safetensors.numpy
@@ -88,7 +88,7 @@ def save_pretrained(folder: files.Path, config: Any, params: Params,
   tree = config_lib.plain(config)
   for part, field in PLACES:
     if field in tree.get(part, {}):
-      tree[part][field] = ''
+      tree[part][field] = type(tree[part][field])()
   if 'model' not in tree:
     tree = {'model': tree}
   files.write_json(folder / CONFIG, {
@@ -175,6 +175,7 @@ def of_files(weights: pathlib.Path, fields: dict[str, Any]
     return dasheng.load(weights, fields.get('encoder_kwargs', fields))
   if not isinstance(ours, dict) or not isinstance(ours.get('model'), dict):
     raise ValueError(f'{weights.parent / CONFIG}: audiorank.model is missing')
+  ours = config_lib.complete(ours)
   config, params = dasheng.load(weights, ours['model'])
   tree = {**ours, 'model': config.model.to_dict()}
   return config_lib.frozen(tree), params

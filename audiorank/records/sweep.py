@@ -83,7 +83,7 @@ def run_columns(workdir: pathlib.Path, config: Mapping[str, Any],
       'order': ordered_by['seed'],
       'crop_seconds': float(config['data']['crop_seconds']),
       'objective': config['objective'],
-      'category': config['data']['category'] or 'all',
+      'category': ','.join(config['data']['category']) or 'all',
       'hours_asked': float(config['data']['hours']),
       'config_key': keys['config_key'], 'training_key': keys['training_key'],
       'baseline': keys['baseline'], 'params': None, 'hours': None}

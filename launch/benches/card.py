@@ -31,13 +31,14 @@ def get_config(point='0'):
   c.model.decoder.update({{'width': 64, 'depth': 2, 'heads': 2}})
   c.model.target_frames = 208
   c.data.update({{'root': '{corpus}', 'crop_seconds': {crop},
-                 'valid_fraction': .2, 'resident': True}})
-  c.mask.group = 1
+                 'valid_fraction': .2, 'in_memory': True}})
+  c.mask.group_size = 1
   c.train.update({{'steps': {steps}, 'batch': {batch}, 'log_every': 10}})
   c.opt.warmup = 5
-  c.monitor.update({{'clips': 64, 'crop_seconds': {crop}, 'readings': 2,
-                    'first': {steps}, 'batch': 64, 'valid_clips': {batch}}})
-  c.checkpoint.update({{'every': {steps}, 'keep': 10**6}})
+  c.monitor.update({{'clips': 64, 'crop_seconds': {crop}, 'num_evals': 2,
+                    'first_eval': {steps}, 'batch': 64,
+                    'valid_clips': {batch}}})
+  c.checkpoint.update({{'save_every': {steps}, 'keep_every': 10**6}})
   c.eval.update({{'tasks': '{tasks}', 'protocol': 'logistic'}})
   return c
 

@@ -83,7 +83,7 @@ def waiting(what, folder, steps):
   c.data.update({'root': str(folder / 'corpus'), 'threads': 1})
   c.train.update({'steps': steps, 'batch': 8, 'log_every': 4})
   c.opt.warmup = 2
-  c.monitor.update({'clips': 16, 'readings': 2, 'batch': 8, 'valid_clips': 0})
+  c.monitor.update({'clips': 16, 'num_evals': 2, 'batch': 8, 'valid_clips': 0})
   records.open_run(folder / 'run', c)
   train.run(folder / 'run', records.load_config(folder / 'run'))
   lines = [json.loads(line) for line in

@@ -48,7 +48,7 @@ def spec(name: str, config: Any, data: int, fsdp: int) -> dict[str, Any]:
             'seconds': config.monitor.crop_seconds}
   # The ratio of masking changes no parameter.
   ratio = config.mask.ratio if name != 'init' else .5
-  out['mask'] = {'ratio': ratio, 'group': config.mask.group}
+  out['mask'] = {'ratio': ratio, 'group': config.mask.group_size}
   out['seconds'] = config.data.crop_seconds
   if config.objective in objectives.PARTS:  # Variables of its own.
     out['objective'] = config.objective
