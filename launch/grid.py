@@ -90,7 +90,7 @@ def resolve(configs: dict[str, Any],
     for part, field in (('data', 'root'), ('eval', 'tasks')):
       config[part][field] = files.absolute(config[part][field],
                                            f'{part}.{field}')
-    which = config.eval.tasks, config.eval.names
+    which = config.eval.tasks, config.eval.task_names
     if which not in described:
       described[which] = task_lib.checksum(evaluate.task_folders(config))
     config.eval.sha256 = described[which]

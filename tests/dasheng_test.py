@@ -102,7 +102,7 @@ def test_sizes_come_from_the_shapes(official):
   assert config.model.to_dict() == {
       'width': 128, 'depth': 2, 'heads': 4, 'mlp_ratio': 4, 'mels': 64,
       'patch_frames': 4, 'target_frames': 200, 'dtype': 'float32',
-      'front': 'log_mel', 'remat': 'auto', 'unroll': 0,
+      'frontend': 'log_mel', 'remat': 'auto', 'unroll': 0,
       'decoder': {'width': 64, 'depth': 1, 'heads': 4}}
 
 
