@@ -114,7 +114,7 @@ def resident_corpus(config: Config, samples: Sequence[sampling.Samples],
   if shared:
     candidates.append(samples[0].subset)
   for corpus in candidates:
-    if fits(config.data.resident, resident.size(corpus)):
+    if fits(config.data.in_memory, resident.size(corpus)):
       return corpus
   return None
 
@@ -126,7 +126,7 @@ def fits(wanted: bool, size: int) -> bool:
   memory either way, only if the config asks for it.
 
   Args:
-    wanted: data.resident.
+    wanted: data.in_memory.
     size: bytes of the corpus.
   """
   if jax.default_backend() == 'cpu':

@@ -348,7 +348,7 @@ def calibrate_batch_norm(config: Config, state: TrainState,
   until then an untrained encoder sees raw decibels.
   """
   return with_statistics(
-      state, *mel_statistics(config.model.front, config.model.mels, wave_NS))
+      state, *mel_statistics(config.model.frontend, config.model.mels, wave_NS))
 
 
 def with_statistics(state: TrainState, mean_M: npt.NDArray[np.float32],
@@ -361,15 +361,15 @@ def with_statistics(state: TrainState, mean_M: npt.NDArray[np.float32],
   return state.replace(batch_stats={**state.batch_stats, 'encoder': placed})
 
 
-def mel_statistics(front: str, mels: int, wave_NS: npt.NDArray[np.int16]
+def mel_statistics(frontend: str, mels: int, wave_NS: npt.NDArray[np.int16]
                    ) -> tuple[npt.NDArray[np.float32], ...]:
   """Returns mean and variance over clips and time, float32 each.
 
   Args:
-    front, mels: of the model's config; nothing else of a model matters.
+    frontend, mels: of the model's config; nothing else of a model matters.
     wave_NS: of which the first CALIBRATION_CLIPS are taken.
   """
-  moments = _moments(front, mels)
+  moments = _moments(frontend, mels)
   total_M, square_M, n = 0., 0., 0
   for index, wave_BS in embed.batches(
       wave_NS[:CALIBRATION_CLIPS], min(256, len(wave_NS))):
@@ -384,9 +384,10 @@ def mel_statistics(front: str, mels: int, wave_NS: npt.NDArray[np.int16]
 
 
 @functools.lru_cache(SHAPES)
-def _moments(front, mels):
+def _moments(frontend, mels):
   """Returns the jitted wave_BS int16 -> sums over time (of dB, of dB^2)."""
-  model_config = config_dict.FrozenConfigDict({'front': front, 'mels': mels})
+  model_config = config_dict.FrozenConfigDict(
+      {'frontend': frontend, 'mels': mels})
 
   @jax.jit
   def moments(wave_BS):

@@ -117,9 +117,8 @@ def data():
   part.gain_low = 0.  # In dB.
   part.gain_high = 0.  # In dB.
   part.threads = 4  # Reading threads of each process.
-  # Keep all audio in the host's memory. Accelerators keep it in theirs in any
-  # case if it fits into a quarter (feed.py).
-  part.in_memory = False
+  # Accelerators keep the audio in their own memory where it fits (feed.py).
+  part.in_memory = False  # Keep it in the host's memory, whatever its size.
   part.world = world = config_dict.ConfigDict()  # Of the synthetic dataset:
   world.seed = 0  # Another seed makes other sounds.
   world.hours = 1.  # Pretraining audio written.

@@ -202,7 +202,7 @@ def test_a_corpus_on_a_bucket_is_the_one_on_the_disk(moved, corpus):
 def run(root, corpus, tasks):
   """Trains and scores a tiny run below a root; returns its folder."""
   config = tiny.config(corpus, **SETTINGS, **{
-      'eval.tasks': str(tasks), 'eval.names': 'timbre-v1-full'})
+      'eval.tasks': str(tasks), 'eval.task_names': ('timbre-v1-full',)})
   config.data.sha256 = data.load(config.data.root).sha256
   workdir = files.path(root) / records.run_id(config)
   records.open_run(workdir, config)

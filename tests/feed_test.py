@@ -69,26 +69,26 @@ def gather(audio_RW, batch):
 
 
 @pytest.mark.parametrize('changes', [
-    [{}], [{'data.hours': 10 / 3600}], [{'data.category': 'high'}],
-    [{'mixture': True}], [{'mixture': True, 'data.category': 'low'}],
+    [{}], [{'data.hours': 10 / 3600}], [{'data.category': ('high',)}],
+    [{'mixture': True}], [{'mixture': True, 'data.category': ('low',)}],
     [{}, {'seed': 1}], [{}, {'data.seed': 1}, {}, {'data.hours': 7 / 3600},
-                        {'data.category': 'low'}]],
+                        {'data.category': ('low',)}]],
     ids=['alone', 'hours', 'category', 'mixture', 'category of a mixture',
          'packed, shared', 'packed, own'])
 def test_batches_on_the_device_are_those_of_the_stream(folders, changes):
-  mixture = f'{folders[1]}=.7'
+  mixture = (f'{folders[1]}=.7',)
   changes = [{'data.mixture' if name == 'mixture' else name:
               mixture if name == 'mixture' else value
               for name, value in run.items()} for run in changes]
   from_disk, on_device = (batches([
-      config(folders, **{'data.resident': wanted}, **run) for run in changes])
+      config(folders, **{'data.in_memory': wanted}, **run) for run in changes])
                           for wanted in (False, True))
   assert from_disk.any() and from_disk.dtype == np.int16
   np.testing.assert_array_equal(from_disk, on_device)
 
 
 def test_a_resumed_run_has_the_batches_that_follow(folders):
-  c = config(folders, **{'data.resident': True})
+  c = config(folders, **{'data.in_memory': True})
   whole = batches([c], count=1)
   np.testing.assert_array_equal(whole[4:],
                                 batches([c], count=1, calls=5, first_step=4))
@@ -135,9 +135,9 @@ def test_packed_runs_share_one_corpus(folders):
   """Of other hours, categories and orders, and the run that comes next."""
   whole = sharding.replicated(sharding.mesh(1, 1))
   audio = []
-  for changes in ([{}, {'data.hours': 7 / 3600}], [{'data.category': 'low'}],
+  for changes in ([{}, {'data.hours': 7 / 3600}], [{'data.category': ('low',)}],
                   [{'data.seed': 1}, {'seed': 1}]):
-    configs = [records.frozen(config(folders, **{'data.resident': True, **c}))
+    configs = [records.frozen(config(folders, **{'data.in_memory': True, **c}))
                for c in changes]
     audio.append(feed.Feed(configs, [sampling.samples(c) for c in configs], 0,
                            lambda rows, axis: rows, whole).audio_RW)
@@ -169,12 +169,12 @@ def trained(folder, folders, points, **changes):
   for name, point in points.items():
     workdirs.append(folder / name)
     records.open_run(workdirs[-1], config(folders, **{
-        'train.call': 2, 'data.gain_low': -3., 'data.gain_high': 3.,
+        'train.steps_per_call': 2, 'data.gain_low': -3., 'data.gain_high': 3.,
         'train.steps': 4, 'checkpoint.every': 4, 'train.log_every': 2,
-        'train.calibrate': False, 'monitor.readings': 2,
+        'train.calibrate_batch_norm': False, 'monitor.num_evals': 2,
         'monitor.valid_clips': 0, **point, **changes}))
     configs.append(records.load_config(workdirs[-1]))
-  if changes['data.resident']:
+  if changes['data.in_memory']:
     with pytest.raises(train.Preempted):
       train.fit(workdirs, configs, stop=lambda step: step == 2)
   assert not train.fit(workdirs, configs)
@@ -185,14 +185,14 @@ def trained(folder, folders, points, **changes):
 @pytest.mark.parametrize('points, devices', [
     ({'a': {}}, 8),
     ({'a': {}, 'b': {'data.seed': 1}, 'c': {'data.hours': 7 / 3600},
-      'd': {'data.category': 'low'}}, 1)], ids=['over a mesh', 'packed'])
+      'd': {'data.category': ('low',)}}, 1)], ids=['over a mesh', 'packed'])
 def test_runs_on_the_device_are_those_of_the_stream(
     folders, tmp_path, points, devices):
   """Bit for bit, resumed on the way and with several steps a call."""
   runs = [trained(tmp_path / str(wanted), folders, points, **{
-      'data.resident': wanted, 'mesh.data': devices})
+      'data.in_memory': wanted, 'mesh.data': devices})
           for wanted in (False, True)]
   assert config_lib.run_id(config(folders)) == config_lib.run_id(
-      config(folders, **{'data.resident': True}))
+      config(folders, **{'data.in_memory': True}))
   for a, b in zip(*runs, strict=True):
     np.testing.assert_array_equal(a, b)
