@@ -12,7 +12,6 @@ other codes from 1 to 41 an error that running again would meet again; 128 and
 above killed, or the device failed: run me again.
 """
 
-import pathlib
 import sys
 
 from absl import flags
@@ -46,7 +45,7 @@ def main(argv: list[str]) -> None:
   work.open_device()
   only = None
   if _RUNS.value:
-    only = pathlib.Path(_RUNS.value).read_text(encoding='utf-8').split()
+    only = files.path(_RUNS.value, '--runs').read_text(encoding='utf-8').split()
   board = claims.Board(files.path(_ROOT.value, '--root'), only)
   sys.exit(work.Worker(board, _ROLES.value, _PACK.value, _WORKERS.value,
                        status).run())

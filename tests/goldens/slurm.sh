@@ -1,7 +1,7 @@
 #!/bin/bash
 #SBATCH --job-name=sweep
 #SBATCH --partition=gpu
-#SBATCH --array=0-1
+#SBATCH --array=0-1%100
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task=8
 #SBATCH --gres=gpu:1
