@@ -22,6 +22,7 @@ from audiorank import records
 from audiorank import train
 from audiorank.data import folder as corpus_reader
 from audiorank.records import lock as lock_lib
+from tests import fake_gcs
 from tests import processes
 from tests import tiny
 
@@ -391,3 +392,23 @@ def test_killed_at_many_moments_a_sweep_ends_in_the_same_numbers(
   done = server.run(tmp_path, 'sweep', *words, f'--root={bucket}')
   assert done.returncode == 0, done.stderr
   check_sweep(bucket, local)
+
+
+@pytest.mark.slow
+def test_two_processes_are_a_slice_and_their_cache_is_on_the_bucket(
+    server, moved, corpus, tasks, bucket, tmp_path):
+  config = tiny.config(moved[0], **SETTINGS, **{
+      'eval.tasks': moved[1], 'eval.names': 'timbre-v1-full', 'mesh.data': 2})
+  config.data.sha256 = data.load(config.data.root).sha256
+  workdir = files.path(f'{bucket}/{records.run_id(config)}')
+  records.open_run(workdir, config)
+  port = fake_gcs.free_port()
+  hosts = [server.start(
+      [tmp_path / f'{i}.txt'] * 2, 'train', f'--workdir={workdir}',
+      AUDIORANK_DISTRIBUTED=f'localhost:{port},2,{i}',
+      AUDIORANK_CACHE=f'{bucket}/cache') for i in range(2)]
+  for i, host in enumerate(hosts):
+    assert host.wait(300) == 0, (tmp_path / f'{i}.txt').read_text()
+  assert records.state(workdir) == 'done'
+  assert checkpoint.fsck(workdir)[-1] == (6, '')
+  assert files.names(f'{bucket}/cache/compiled')

@@ -107,9 +107,9 @@ def bucket_server():
 
   From here on every gs:// client of this process and its children uses it.
   """
-  from tests import bucket_server as server
-  with server.running() as url, pytest.MonkeyPatch.context() as patch:
-    for name, value in server.environment(url).items():
+  from tests import fake_gcs
+  with fake_gcs.running() as url, pytest.MonkeyPatch.context() as patch:
+    for name, value in fake_gcs.environment(url).items():
       patch.setenv(name, value)
     yield url
 

@@ -107,7 +107,7 @@ def test_what_a_host_can_hold_is_told_by_its_memory(tmp_path):
   folders = sorted(tmp_path.iterdir())
   # 17 GB of parameters and moments, over the fewest chips that hold them.
   assert emit.own_slices(folders, slices.parse('v5e:4x4')) == {
-      'en1536-40': layouts.Layout(2, 'auto', 256)}
+      'en1536-40': layouts.Layout(2, 'dots', 256)}
   with pytest.raises(ValueError, match='en1536-40: v5e:1x1 does not hold it'):
     emit.own_slices(folders[1:], slices.parse('v5e:1x1'))
 
