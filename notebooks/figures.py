@@ -30,7 +30,7 @@ import sys
 if importlib.util.find_spec('audiorank') is None:
   subprocess.run([
       sys.executable, '-m', 'pip', 'install', '-q',
-      'audiorank @ git+https://github.com/audiorank/audiorank'], check=True)
+      'audiorank[bucket] @ git+https://github.com/audiorank/audiorank'], check=True)
 
 # %%
 # @markdown A sweep's folder or a URL that holds `runs.parquet`,
