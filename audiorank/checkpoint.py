@@ -19,6 +19,7 @@ import pathlib
 import re
 import sys
 from typing import Any
+import warnings
 
 from absl import logging
 import jax
@@ -42,10 +43,15 @@ A, cm = ocp.args, ocp.checkpoint_managers
 PathLike = str | os.PathLike[str]
 
 
-def open_manager(folder: PathLike, every: int,
-                 keep: int) -> ocp.CheckpointManager:
-  """Returns an orbax manager: the last two steps and every `keep`th stay."""
-  return ocp.CheckpointManager(
+@contextlib.contextmanager
+def open_manager(folder: PathLike, every: int, keep: int
+                 ) -> Iterator[ocp.CheckpointManager]:
+  """Opens an orbax manager: the last two steps and every `keep`th stay.
+
+  Raises:
+    OSError: on closing it, a checkpoint cannot be written; names the folder.
+  """
+  manager = ocp.CheckpointManager(
       files.path(folder).absolute(),
       options=ocp.CheckpointManagerOptions(
           save_decision_policy=cm.AnySavePolicy([
@@ -53,6 +59,12 @@ def open_manager(folder: PathLike, every: int,
               cm.PreemptionCheckpointingPolicy()]),
           preservation_policy=cm.AnyPreservationPolicy(
               [cm.LatestN(2), cm.EveryNSteps(keep)])))
+  try:
+    yield manager
+  finally:
+    # It waits for the last save, and raises its error.
+    with one_error(manager):
+      manager.close()
 
 
 def save(manager: ocp.CheckpointManager, state: train_state.TrainState,
@@ -67,6 +79,7 @@ def save(manager: ocp.CheckpointManager, state: train_state.TrainState,
   if step in manager.all_steps():
     return False
   files.check_guards(manager.directory)
+  check_there(manager)
   with one_error(manager):
     return manager.save(step, force=force, args=A.Composite(
         params=A.StandardSave({'params': state.params,
@@ -79,6 +92,18 @@ def save(manager: ocp.CheckpointManager, state: train_state.TrainState,
 def root_of(manager: ocp.CheckpointManager) -> pathlib.Path:
   """Returns the folder that holds the folder of a manager's run."""
   return files.path(manager.directory).parent.parent
+
+
+def check_there(manager: ocp.CheckpointManager) -> None:
+  """Raises OSError if the folder of a run that trains is no longer there.
+
+  Orbax and records would create it again, with a part of the run in it.
+  """
+  folder = files.path(manager.directory).parent
+  # What lies on a bucket is not moved: asking costs a request.
+  if not files.is_on_bucket(folder) and not (folder / 'config.json').is_file():
+    raise OSError(f'{folder}: moved or deleted while the run trained: run it '
+                  'again where it is now')
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
@@ -97,6 +122,7 @@ def one_error(manager: ocp.CheckpointManager) -> Iterator[None]:
   try:
     yield
   except (ValueError, RuntimeError, OSError) as error:
+    check_there(manager)
     # Its own message is of lines full of paths; the system's number is in it.
     number = re.search(r"os_error_code='(\d+)'", str(error))
     reason = os.strerror(int(number[1])) if number else str(error)
@@ -111,6 +137,10 @@ def abstract(tree: Any, shardings: Any) -> Any:
       tree, shardings)
 
 
+class NotVerified(UserWarning):
+  """A checkpoint without checksums is used: a flipped bit goes unnoticed."""
+
+
 def restore(manager: ocp.CheckpointManager, folder: PathLike,
             shapes: train_state.TrainState,
             shardings: train_state.TrainState
@@ -123,9 +153,9 @@ def restore(manager: ocp.CheckpointManager, folder: PathLike,
     shapes: a train state of shapes.
     shardings: its shardings.
 
-  A damaged or unsealed step is moved to <folder>/../damaged/<step> with a
-  warning and the step before it is tried. Of several processes the first
-  judges, and all restore what it found whole.
+  A damaged step is moved to <folder>/../damaged/<step> with a warning, and the
+  step before it is tried. Of several processes the first one decides which
+  step is whole, and all restore that one.
   """
   while True:
     step = newest(folder) if not jax.process_index() else None
@@ -219,21 +249,36 @@ def seal(folder: PathLike) -> None:
   folder = files.path(folder)
   committed, named = set(map(str, steps(folder))), sealed(folder)
   for step in sorted(committed - named):
-    files.write_json(folder / f'{step}{SEAL}', file_digests(folder / step))
+    files.write_json(checksums(folder, step), file_digests(folder / step))
   for step in named - committed:
-    (folder / f'{step}{SEAL}').unlink(missing_ok=True)
+    if step.isdigit():  # Another program's ._10.sha256.json stays.
+      checksums(folder, step).unlink(missing_ok=True)
+
+
+def checksums(folder: PathLike, step: int | str) -> pathlib.Path:
+  """Returns the file with a step's checksums, whether it exists or not."""
+  return files.path(folder) / f'{step}{SEAL}'
+
+
+def unsealed(folder: PathLike) -> list[int]:
+  """Returns the committed steps that have no checksums, ascending."""
+  named = sealed(folder)
+  return [step for step in steps(folder) if str(step) not in named]
 
 
 def verify(folder: PathLike, step: int) -> str:
-  """Returns what is wrong with a step, or '' when its files are whole.
+  """Returns what is wrong with a step, or '' if all its files are whole.
 
-  A step without checksums counts as whole here: orbax committed it, and its
-  checksums may have been left behind when it was copied. `restore`, which can
-  go back, does not trust it.
+  A step without checksums counts as whole, with the warning NotVerified: orbax
+  committed it, but its process may have died before the checksums were
+  written, or they were not copied with it. Files that orbax did not write
+  (.DS_Store, .nfs...) are no part of a checkpoint; they are only logged.
   """
   folder = files.path(folder)
-  path = folder / f'{step}{SEAL}'
+  path = checksums(folder, step)
   if not path.exists():
+    warnings.warn(f'{folder / str(step)}: no {path.name} beside it, so damage '
+                  'would go unnoticed', NotVerified, stacklevel=2)
     return ''
   try:
     expected = files.read_json(path)
@@ -242,27 +287,43 @@ def verify(folder: PathLike, step: int) -> str:
   if not isinstance(expected, dict):
     return f'{path.name} is damaged'
   actual = file_digests(folder / str(step), expected)
-  for name in sorted(set(expected) | set(actual)):
+  for name in sorted(expected):
     if name not in actual:
       return f'{name} is missing'
-    if expected.get(name) != actual[name]:
+    if expected[name] != actual[name]:
       return f'{name} is not what was written'
+  for name in sorted(set(actual) - set(expected)):
+    logging.warning('%s/%d: %s is no part of the checkpoint', folder, step,
+                    name)
   return ''
 
 
 def newest(folder: PathLike) -> int | None:
-  """Returns the newest step that is sealed and whole, or None; those after it
-  are put aside."""
-  named = sealed(folder)
+  """Returns the newest step that is whole, or None; puts later ones aside.
+
+  A step without checksums is whole if it can be read.
+  """
   for step in reversed(steps(folder)):
-    fault = 'its writer died before it was verified'
-    if str(step) in named:
-      fault = verify(folder, step)
+    fault = verify(folder, step)
+    if not fault and not checksums(folder, step).exists():
+      fault = unreadable(files.path(folder).absolute() / str(step))
     if not fault:
       commit(folder, step)
       return step
     put_aside(folder, step, fault)
   return None
+
+
+def unreadable(step_folder: pathlib.Path) -> str:
+  """Returns why a step cannot be read, or '' if it can."""
+  try:
+    for item in ('params', 'opt_state'):
+      arrays(step_folder / item)
+    config_lib.complete(files.read_json(step_folder / 'config' / 'metadata'))
+  # Orbax and its storage raise errors of many kinds for damaged files.
+  except Exception as error:
+    return f'no checksums, and it cannot be read: {type(error).__name__}'
+  return ''
 
 
 def commit(folder: PathLike, step: int) -> None:
@@ -282,7 +343,7 @@ def rewind(folder: PathLike, step: int) -> None:
   for later in steps(folder):
     if later > step:
       files.remove(folder / str(later))
-      (folder / f'{later}{SEAL}').unlink(missing_ok=True)
+      checksums(folder, later).unlink(missing_ok=True)
 
 
 def put_aside(folder: PathLike, step: int, fault: str) -> None:
@@ -294,7 +355,7 @@ def put_aside(folder: PathLike, step: int, fault: str) -> None:
   aside.mkdir(exist_ok=True)
   files.remove(aside / str(step))
   files.move(folder / str(step), aside / str(step))
-  (folder / f'{step}{SEAL}').unlink(missing_ok=True)
+  checksums(folder, step).unlink(missing_ok=True)
 
 
 def arrays(item: pathlib.Path) -> Any:
@@ -348,13 +409,19 @@ def load(path: PathLike, step: int | None = None
     step: which step; None takes the newest that is whole.
 
   Returns:
-    the frozen config the run was made with, and the linen variables
+    the frozen config that the run was trained with, and the linen variables
     {'params', 'batch_stats'} as numpy arrays.
 
   Raises:
     FileNotFoundError: no checkpoint, or not that step; names those there are.
     ValueError: the checkpoint is damaged; names the file.
   """
+  return read(*choose(path, step))
+
+
+def choose(path: PathLike, step: int | None = None
+           ) -> tuple[pathlib.Path, int]:
+  """Returns (checkpoint folder, step) that `load` reads; see there."""
   folder, only = find(path)
   step = only if step is None else step
   candidates = steps(folder)[::-1]
@@ -363,19 +430,23 @@ def load(path: PathLike, step: int | None = None
       raise FileNotFoundError(
           f'{folder}: no step {step}; there are {candidates[::-1]}')
     candidates = [step]
-  fault = ''
   for number in candidates:
     fault = verify(folder, number)
-    if fault:
-      logging.warning('checkpoint %s/%d: %s', folder, number, fault)
-      continue
-    tree = config_lib.complete(files.read_json(
-        folder / str(number) / 'config' / 'metadata'))
-    config = config_lib.frozen(config_lib.located(tree, folder.parent.parent))
-    with contextlib.suppress(OSError):  # Whoever reads may not write.
-      commit(folder, number)
-    return config, arrays(folder.absolute() / str(number) / 'params')
+    if not fault:
+      return folder, number
+    logging.warning('checkpoint %s/%d: %s', folder, number, fault)
   raise ValueError(f'{folder}/{candidates[-1]}: damaged checkpoint: {fault}')
+
+
+def read(folder: pathlib.Path, step: int
+         ) -> tuple[config_dict.FrozenConfigDict, Any]:
+  """Returns (config, params) of a step as `load`, without verifying it."""
+  tree = config_lib.complete(files.read_json(
+      folder / str(step) / 'config' / 'metadata'))
+  config = config_lib.frozen(config_lib.located(tree, folder.parent.parent))
+  with contextlib.suppress(OSError):  # Whoever reads may not write.
+    commit(folder, step)
+  return config, arrays(folder.absolute() / str(step) / 'params')
 
 
 def fsck(path: PathLike) -> list[tuple[int, str]]:
@@ -390,8 +461,8 @@ def fsck(path: PathLike) -> list[tuple[int, str]]:
   folder, only = find(path)
   faults = []
   for step in steps(folder) if only is None else [only]:
-    fault = 'no checksums: its writer died before it was verified'
-    if (folder / f'{step}{SEAL}').exists():
+    fault = 'no checksums, so damage would go unnoticed'
+    if checksums(folder, step).exists():
       fault = verify(folder, step)
     faults.append((step, fault))
   return faults

@@ -176,14 +176,15 @@ def weights(path: files.Path, step: int | None = None
   Returns:
     config: frozen; config.model describes the encoder.
     params: linen variables, numpy.
-    about: kind, checkpoint, step (None outside runs) and weights, a digest of
-      the model's config and every array of its encoder.
+    about: kind, checkpoint, step (None outside runs), weights, a digest of
+      the model's config and every array of its encoder, and verified, whether
+      a run's checkpoint has checksums (None outside runs).
 
   Raises:
     FileNotFoundError: nothing there.
     ValueError: damaged or foreign weights, or the hub cannot be reached.
   """
-  kind, file = 'dasheng', files.path(path)
+  kind, file, verified = 'dasheng', files.path(path), None
   if not file.exists() and HUB.fullmatch(str(path)):
     kind, folder = 'hub', from_hub(str(path))
     config, params = pretrained.load_pretrained(folder)
@@ -193,16 +194,16 @@ def weights(path: files.Path, step: int | None = None
   elif file.suffix in SUFFIXES:
     config, params = dasheng.load(file)
   else:
-    kind, (folder, only) = 'audiorank', checkpoint.find(path)
-    step = only if step is None else step
-    config, params = checkpoint.load(path, step)
-    if step is None:
-      step = checkpoint.steps(folder)[-1]
+    # The newest step may be damaged, so that an older one is read.
+    kind, (folder, step) = 'audiorank', checkpoint.choose(path, step)
+    verified = checkpoint.checksums(folder, step).exists()
+    config, params = checkpoint.read(folder, step)
   if kind != 'audiorank' and step is not None:
     raise ValueError(f'{path}: step {step} asked for, but only the folder of a '
                      'run has steps')
   return config, params, {'kind': kind, 'checkpoint': str(path), 'step': step,
-                          'weights': digest(config, params)}
+                          'weights': digest(config, params),
+                          'verified': verified}
 
 
 def digest(config: config_lib.Config, params: Any) -> str:

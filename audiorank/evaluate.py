@@ -286,6 +286,8 @@ def run(workdir: files.Path, config: config_lib.Config,
         encoder = encoders.of_params(config, params, config.eval.batch)
       record = score(encoder, folder, settings)
     if record:
+      record['verified'] = checkpoint.checksums(
+          workdir / 'checkpoints', step).exists()
       records.write(workdir, kind, step, record)
   return True
 
@@ -329,6 +331,9 @@ def identity(record: Mapping[str, Any]) -> dict[str, Any]:
                   'settings': value['result']['settings']}
     elif key == 'rank':
       out[key] = sorted(value)
+    elif key == 'encoder':
+      # Checksums that were lost or restored make it no other evaluation.
+      out[key] = {k: v for k, v in value.items() if k != 'verified'}
     else:
       out[key] = value
   return out

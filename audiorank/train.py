@@ -339,6 +339,7 @@ def open_runs(stack: contextlib.ExitStack, workdirs: Sequence[pathlib.Path],
       workdirs, folders, configs, samples):
     manager = stack.enter_context(checkpoint.open_manager(
         folder, config.checkpoint.save_every, config.checkpoint.keep_every))
+    unverified = checkpoint.unsealed(folder)
     state = first_state(config, manager, folder, sample, mesh)
     step = int(state.step)
     checkpoint.seal(folder)
@@ -346,12 +347,28 @@ def open_runs(stack: contextlib.ExitStack, workdirs: Sequence[pathlib.Path],
       records.cut_metrics(workdir, step)
       records.write(workdir, 'run', 0, {
           **describe(config, sample.subset, state),
-          'skipped': metrics.skipped_steps(workdir)})
+          'skipped': metrics.skipped_steps(workdir),
+          'unverified': unverified_steps(workdir, unverified)})
     writer = stack.enter_context(contextlib.closing(metrics.MetricWriter(
         workdir, config, sample.subset, step, main)))
     runs.append(Run(workdir, config, sample, manager, writer))
     states.append(state)
   return runs, states
+
+
+def unverified_steps(workdir: pathlib.Path, new: Sequence[int]) -> list[int]:
+  """Returns the steps of a run that went without checksums for a time.
+
+  Args:
+    workdir: the run's folder; its record names those of earlier starts.
+    new: steps that have none now.
+  """
+  try:
+    earlier = files.read_json(records.path(workdir, 'run', 0))['unverified']
+    return sorted({*earlier, *new})
+  # No record yet, a damaged one, or one of an older version.
+  except (OSError, ValueError, KeyError, TypeError):
+    return list(new)
 
 
 def common_step(folders: Sequence[pathlib.Path]) -> int:
@@ -503,6 +520,7 @@ def evaluate(runs: Sequence[Run], stepper: Alone | Packed, step: int,
   # Of several processes none can leave an evaluation that the others share.
   interruptible = jax.process_count() == 1
   for k, run in live(runs):
+    checkpoint.check_there(run.manager)
     fields = evals.evaluate_once(
         run.workdir, run.config, stepper.state(k), step, run.samples,
         stepper.mesh, lambda: interruptible and stop(step))

@@ -364,6 +364,8 @@ def fail(workdir: pathlib.Path, error: Exception,
          about: dict[str, Any] | None = None) -> None:
   """Marks a run as failed, where the disk has room for that."""
   text = str(error).strip() or repr(error)
+  if not (workdir / 'config.json').is_file():
+    return  # The folder was moved or deleted; it is not created again.
   with contextlib.suppress(OSError):
     files.write_json(workdir / 'FAILED', {'error': text, **(about or {})})
 

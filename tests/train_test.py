@@ -1,5 +1,6 @@
 """Training: exact resume, devices, calibration, what bad configs get."""
 
+import contextlib
 import json
 
 import jax
@@ -17,6 +18,7 @@ from audiorank import synth
 from audiorank import train
 from audiorank import train_state
 from configs import base
+from launch import claims
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning:orbax')
@@ -108,6 +110,45 @@ def test_a_damaged_checkpoint_costs_one_step_back_and_nothing_else(
   for a, b in zip(leaves(whole), leaves(again), strict=True):
     np.testing.assert_array_equal(a, b)
   assert (tmp_path / 'damaged' / str(newest)).is_dir()
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('at', [1, 3])
+def test_a_run_whose_folder_is_moved_ends_and_leaves_nothing_behind(
+    corpus, tmp_path, at):
+  """Between two saves, and beside one."""
+  config = opened(tmp_path / 'run', tiny.config(corpus))
+
+  def stop(step):
+    if step == at:
+      (tmp_path / 'run').rename(tmp_path / 'moved')
+    return False
+
+  with pytest.raises(OSError, match='/run: moved or deleted while the run'):
+    train.run(tmp_path / 'run', config, stop=stop)
+  claims.fail(tmp_path / 'run', OSError('moved'))
+  # Orbax may have begun a save there.
+  left = {path.name for path in (tmp_path / 'run').glob('*')}
+  assert left <= {'checkpoints'}
+  train.run(tmp_path / 'moved', config)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_resuming_without_checksums_is_warned_of_and_recorded(
+    corpus, tmp_path):
+  config = opened(tmp_path, tiny.config(corpus))
+  with pytest.raises(train.Preempted):
+    train.run(tmp_path, config, stop=lambda step: step == 4)
+  checkpoint.checksums(tmp_path / 'checkpoints', 4).unlink()
+  polled = []
+  for _ in range(2):  # Later starts keep it.
+    with pytest.warns(checkpoint.NotVerified) if not polled else (
+        contextlib.nullcontext()):
+      train.run(tmp_path, config,
+                stop=lambda step: bool(polled.append(step)))
+    assert records.read(tmp_path, 'run')[0]['unverified'] == [4]
+  assert min(polled) == 4
+  assert not (tmp_path / 'damaged').exists()
 
 
 @pytest.mark.filterwarnings('ignore')

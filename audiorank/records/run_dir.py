@@ -20,7 +20,7 @@ from audiorank.records import lock as lock_lib
 
 # Fields of records and rows that differ between two runs of the same config.
 TIMES = ('seconds', 'started', 'host', 'rate', 'waiting', 'clips_per_second',
-         'tflops', 'encoder_tflops', 'mfu', 'memory')
+         'tflops', 'encoder_tflops', 'mfu', 'memory', 'unverified', 'verified')
 
 
 def open_run(workdir: files.Path, config: Any) -> None:
