@@ -97,7 +97,9 @@ def sign(low: float, high: float) -> str:
   """Returns the verdict on a positive effect from its interval."""
   if low > 0:
     return HOLDS
-  return FAILS if high < 0 else INCONCLUSIVE
+  if high < 0:
+    return FAILS
+  return INCONCLUSIVE
 
 
 def against(rivals: tuple[Rival, ...]) -> str:

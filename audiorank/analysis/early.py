@@ -45,13 +45,22 @@ def nothing(lacks: claims.Needed) -> Early:
   return Early(none, [], none, none, lacks)
 
 
-def nearest(rows: pd.DataFrame, share: float):
-  """Returns the index of the evaluation at a share of training, or None."""
+def nearest(rows: pd.DataFrame | None, share: float) -> int | None:
+  """Returns the index of the evaluation at a share of training, or None.
+
+  Args:
+    rows: evaluations of one run, or None where there are none.
+    share: of its steps.
+  """
+  if rows is None:
+    return None
   rows = rows[(rows['step'] > 0) & (rows['step'] < rows['steps'])]
   if not len(rows):
     return None
   away = np.abs(np.log(rows['step'] / (share * rows['steps'])))
-  return away.idxmin() if away.min() <= math.log(NEAR) else None
+  if away.min() > math.log(NEAR):
+    return None
+  return away.idxmin()
 
 
 def scored(tasks: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
@@ -79,8 +88,7 @@ def at_rung(trained: pd.DataFrame, rows: pd.DataFrame, share: float,
   if not len(rows) or column not in rows:
     return None
   by_run = dict(tuple(rows.groupby('run_id')))
-  places = [nearest(by_run[run], share) if run in by_run else None
-            for run in trained['run_id']]
+  places = [nearest(by_run.get(run), share) for run in trained['run_id']]
   if any(place is None for place in places):
     return None
   here = rows.loc[places]
@@ -139,11 +147,15 @@ def predict(rows: study.Study) -> Early:
     return nothing(claims.Needed('evaluations'))
   if np.ptp(table['score']) == 0:
     return nothing(claims.Needed('scores'))
-  strata = 'size' if table['size'].nunique() > 1 else None
+  strata = None
+  if table['size'].nunique() > 1:
+    strata = 'size'
   parts = []
   for share, name in rungs:
-    # What is known beforehand is compared with the last RankMe only.
-    more = beside[name] + (known if name == rungs[-1][1] else [])
+    more = list(beside[name])
+    if name == rungs[-1][1]:
+      # What is known beforehand is compared with the last RankMe only.
+      more += known
     part = laws.early.predict(table, name, 'score', strata, 'configuration',
                               more, draws=law.DRAWS)
     parts.append(part.assign(share=share))

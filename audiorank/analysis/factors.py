@@ -205,7 +205,9 @@ def explained(table: pd.DataFrame, it: slopes.Comparison,
   n_C, _, y_C = slopes.centered(table, it)
   n_C, v_C, _ = slopes.centered(table.assign(x=table[name]), it)
   below = np.sum(n_C * v_C ** 2) * np.sum(n_C * y_C ** 2)
-  return float(np.sum(n_C * v_C * y_C) ** 2 / below) if below > 0 else math.nan
+  if below <= 0:
+    return math.nan
+  return float(np.sum(n_C * v_C * y_C) ** 2 / below)
 
 
 def counted(factors: Factors,
@@ -224,17 +226,20 @@ def of_one_slope(factors: Factors) -> claims.Claim:
   """
   names = list(factors.families)
   counts = total(factors)
-  if factors.them is None or len(names) < 2:
-    needed = 'families' if len(names) < 2 else 'seeds'
-    return claims.claim('one_slope', PER_DOUBLING, counts=counts,
-                        needed=claims.Needed(needed), names=tuple(names))
+  none = claims.claim('one_slope', PER_DOUBLING, counts=counts,
+                      names=tuple(names))
+  if len(names) < 2:
+    return none._replace(needed=claims.Needed('families'))
+  if factors.them is None:
+    return none._replace(needed=claims.Needed('seeds'))
   which = [factors.place(name) for name in names]
   test = slopes.one_slope(factors.them, which)
   rest = [f for f, name in zip(which, names) if name != slopes.SIZE]
-  without = (slopes.one_slope(factors.them, rest)
-             if slopes.SIZE in names and len(rest) > 1 else None)
-  size = (factors.slope(slopes.SIZE).value if slopes.SIZE in names
-          else math.nan)
+  without, size = None, math.nan
+  if slopes.SIZE in names:
+    size = factors.slope(slopes.SIZE).value
+    if len(rest) > 1:
+      without = slopes.one_slope(factors.them, rest)
   verdict = claims.INCONCLUSIVE
   if test.p < claims.LEVEL:
     verdict = claims.FAILS
@@ -261,10 +266,11 @@ def of_width(factors: Factors) -> claims.Claim:
   slope across sizes, all else equal: the paired difference says how much of
   RankMe's worth is the width's.
   """
-  if factors.them is None or WITHIN not in factors.live:
-    kind = 'width' if WITHIN not in factors.live else 'seeds'
-    return claims.claim('within_width', PER_DOUBLING, counts=total(factors),
-                        needed=claims.Needed(kind))
+  none = claims.claim('within_width', PER_DOUBLING, counts=total(factors))
+  if WITHIN not in factors.live:
+    return none._replace(needed=claims.Needed('width'))
+  if factors.them is None:
+    return none._replace(needed=claims.Needed('seeds'))
   it, one = factors.live[WITHIN], factors.slope(WITHIN)
   rivals = ()
   across_p = math.nan
@@ -272,7 +278,7 @@ def of_width(factors: Factors) -> claims.Claim:
     across = factors.slope(slopes.SIZE)
     gap, low, high, _ = slopes.difference(
         factors.them, factors.place(WITHIN), factors.place(slopes.SIZE))
-    decided = int(np.sign(gap)) if low > 0 or high < 0 else 0
+    decided = int(low > 0) - int(high < 0)
     rivals = (claims.Rival(slopes.SIZE, across.value, gap, low, high,
                            decided),)
     across_p = slopes.permuted(factors.table, factors.families[slopes.SIZE])
@@ -298,7 +304,9 @@ def of_noise(factors: Factors) -> claims.Claim:
   n_K, y_K = table['n'].to_numpy(float), table['y'].to_numpy(float)
   around = np.sum(n_K * (y_K - np.average(y_K, weights=n_K)) ** 2)
   free = len(table) - 1
-  ratio = around / free / floor.score ** 2 if floor.score else math.inf
+  ratio = math.inf  # Seeds that give one score to the last digit.
+  if floor.score:
+    ratio = around / free / floor.score ** 2
   p = float(special.fdtrc(free, floor.free, ratio))
   verdict = claims.INCONCLUSIVE
   if p < claims.LEVEL / 2:  # One-sided, as each end of an interval is.
@@ -316,7 +324,9 @@ def of_noise(factors: Factors) -> claims.Claim:
 def correlation(floor: slopes.Noise) -> float:
   """Returns the correlation of score and log RankMe between seeds."""
   below = floor.score * floor.log2_rank
-  return floor.covariance / below if below else math.nan
+  if not below:
+    return math.nan
+  return floor.covariance / below
 
 
 def of_bound(factors: Factors) -> claims.Claim:
@@ -375,8 +385,9 @@ def size_grid(table: pd.DataFrame,
   all else equal; of several such grids the largest."""
   vary = (*slopes.FAMILIES[slopes.SIZE], 'hours_asked')
   same = [name for name in fields if name not in vary]
-  groups = (table.groupby(same, dropna=False, observed=True).indices.values()
-            if same else [np.arange(len(table))])
+  groups = [np.arange(len(table))]
+  if same:
+    groups = table.groupby(same, dropna=False, observed=True).indices.values()
   best: dict[float, np.ndarray] = {}
   for at_C in groups:
     rows = table.iloc[at_C]

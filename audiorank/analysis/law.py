@@ -69,7 +69,7 @@ def forms(trained: pd.DataFrame, law: laws.Fit | None) -> pd.DataFrame:
   by = next((name for name in ('flops', 'params')
              if name in rows and rows[name].notna().all()
              and rows[name].nunique() > 1), None)
-  names = ['rank', 'score'] + ([by] if by else [])
+  names = [name for name in ('rank', 'score', by) if name]
   return laws.compare(FORMS, rows[names].astype(float), by=by,
                       groups=rows['configuration'].to_numpy())
 
@@ -102,7 +102,9 @@ def of_law(rows: study.Study, law: laws.Fit | None,
   needed = claims.Needed('decades', NARROW)
   if span >= NARROW:
     needed = claims.Needed('wider', span)
-  limit = law.params['Q_inf'] if bounded else math.nan
+  limit = math.nan
+  if bounded:
+    limit = law.params['Q_inf']
   return claims.claim(
       'law', 'score', limit, low, high, math.nan, verdict, needed,
       counts=counts, trained=len(trained), b_low=b_low, b_high=b_high,
@@ -177,7 +179,7 @@ def decided(low: float, high: float, configurations: int) -> int:
   rests on too few configurations for a bootstrap."""
   if configurations < FEWEST or not low * high > 0:
     return 0
-  return 1 if low > 0 else -1
+  return int(np.sign(low))
 
 
 def beside(name: str, row: pd.Series, own: float, wide: pd.Series,
@@ -239,12 +241,14 @@ def of_samples(rows: study.Study, table: pd.DataFrame) -> claims.Claim | None:
   if not names:
     return None
   unit, counts = 'root mean square error of the score', counted(rows.trained)
-  known = table.set_index('predictor') if len(table) else table
-  mine = [name for name in names
-          if len(table) and f'{SUBJECT} of {name}' in known.index]
+  none = claims.claim('samples', unit, counts=counts,
+                      needed=claims.Needed('configurations', 4))
+  if not len(table):
+    return none
+  known = table.set_index('predictor')
+  mine = [name for name in names if f'{SUBJECT} of {name}' in known.index]
   if not mine:
-    return claims.claim('samples', unit, counts=counts,
-                        needed=claims.Needed('configurations', 4))
+    return none
   corrected = predictors(rows.trained, 1 - claims.LEVEL / len(mine)
                          ).set_index('predictor')
   own = known.loc[SUBJECT, 'loo']

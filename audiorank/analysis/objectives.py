@@ -86,7 +86,7 @@ def of_objectives(rows: study.Study,
     counts = (len(others), int(others['configuration'].nunique()),
               len(others))
     x_M, y_M = means(others)
-    x_N, y_N = means(near) if len(near) else (np.zeros(0), np.zeros(0))
+    x_N, y_N = means(near)
     details = dict(rank_low=float(others['rank'].min()),
                    rank_high=float(others['rank'].max()),
                    sizes=int(others['size'].nunique()), line=len(x_N))

@@ -158,8 +158,10 @@ def compare(table: pd.DataFrame, fields: tuple[str, ...],
   same = [name for name in fields if name not in vary]
   if not len(table):
     return Comparison(np.zeros(0, int), np.zeros(0, int))
-  group_K = (table.groupby(same, dropna=False, observed=True).ngroup()
-             if same else pd.Series(0, table.index)).to_numpy()
+  group_K = np.zeros(len(table), int)
+  if same:
+    group_K = table.groupby(same, dropna=False,
+                            observed=True).ngroup().to_numpy()
   size_K = np.bincount(group_K)[group_K]
   at_C = np.flatnonzero(size_K > 1)
   return Comparison(at_C, group_K[at_C])
@@ -328,7 +330,8 @@ def moments(table: pd.DataFrame, several: list[Comparison], floor: Noise,
     pool: what the noise is taken from; None for `several`.
   """
   n_K, y_K = table['n'].to_numpy(float), table['y'].to_numpy(float)
-  pool = several if pool is None else pool
+  if pool is None:
+    pool = several
   run, between, t_free = _pooled(table, pool, floor)
   if t_free < LEAST_FREE:
     return None
@@ -366,7 +369,9 @@ def _pooled(table: pd.DataFrame, pool: list[Comparison],
                 np.zeros((len(table), len(table))))
   left = float(y_K @ left_KK @ y_K)
   # About a line of slope b a run's variance is v - 2 b c + b^2 t^2: back to v.
-  for it in pool if floor.free else ():
+  for it in pool:
+    if not floor.free:
+      break
     n_C, x_C, y_C = centered(table, it)
     b = np.sum(n_C * x_C * y_C) / np.sum(n_C * x_C ** 2)
     left += max(it.free - 1, 0) * b * (
@@ -376,7 +381,9 @@ def _pooled(table: pd.DataFrame, pool: list[Comparison],
   # varies like (Satterthwaite 1946).
   per_KK = left_KK / n_K
   mean, square = np.trace(per_KK), np.trace(per_KK @ per_KK)
-  free = mean ** 2 / square if square > 1e-12 else 0.
+  free = 0.
+  if square > 1e-12:
+    free = mean ** 2 / square
   if free and not floor.free:
     return left / mean, 0., free
   if not free:
@@ -396,7 +403,9 @@ def slope(them: Moments, f: int, table: pd.DataFrame,
   # The variance of T is quadratic in the slope: three points tell it.
   v0, v1, v2 = (them.covariance(b)[f, f] for b in (-1., 0., 1.))
   p2, p1, p0 = (v0 + v2) / 2 - v1, (v2 - v0) / 2, v1
-  p = 2 * special.stdtr(free, -abs(a) / math.sqrt(p0)) if p0 else 0.
+  p = 0.
+  if p0:
+    p = 2 * special.stdtr(free, -abs(a) / math.sqrt(p0))
   A = m ** 2 - reach ** 2 * p2
   B = -2 * a * m - reach ** 2 * p1
   C = a ** 2 - reach ** 2 * p0
@@ -432,7 +441,9 @@ def one_slope(them: Moments, which: list[int]) -> OneSlope:
   near = optimize.minimize_scalar(
       q, bounds=(best - span / 50, best + span / 50), method='bounded')
   value, k = float(near.fun), len(pick)
-  p = special.fdtrc(k - 1, free, value / (k - 1)) if k > 1 else math.nan
+  p = math.nan
+  if k > 1:
+    p = special.fdtrc(k - 1, free, value / (k - 1))
   return OneSlope(value, k - 1, float(p), float(near.x),
                   *_between(them, pick, float(near.x)))
 
@@ -497,5 +508,7 @@ def difference(them: Moments, f: int, g: int) -> tuple[float, float, float,
   se = math.sqrt(max(var, 0.))
   reach = special.stdtrit(free, .975) * se
   gap = float(b_f - b_g)
-  p = float(2 * special.stdtr(free, -abs(gap) / se)) if se else math.nan
+  p = math.nan
+  if se:
+    p = float(2 * special.stdtr(free, -abs(gap) / se))
   return gap, gap - reach, gap + reach, p

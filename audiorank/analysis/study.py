@@ -98,21 +98,21 @@ def read(tables: records.Tables) -> Study:
     scored = runs['score'].notna()
   untrained = runs[scored & runs['untrained']]
   every = runs[scored & ~runs['untrained']]
-  kept = without_repeats(every, tables.history, fields)
-  kept = with_baselines(kept, runs, untrained)
-  kept = kept.assign(configuration=numbers(kept, fields))
-  is_main = np.zeros(len(kept), bool)
-  if len(kept):
-    is_main = (kept['objective'] == kept['objective'].mode().iloc[0]).to_numpy()
-  trained = kept[is_main].reset_index(drop=True)
+  once = without_repeats(every, tables.history, fields)
+  once = with_baselines(once, runs, untrained)
+  once = once.assign(configuration=numbers(once, fields))
+  is_main = np.zeros(len(once), bool)
+  if len(once):
+    is_main = (once['objective'] == once['objective'].mode().iloc[0]).to_numpy()
+  trained = once[is_main].reset_index(drop=True)
   counts = Counts(
-      int((~runs['untrained']).sum()), len(every), len(kept),
-      kept['configuration'].nunique(), int(runs['untrained'].sum()),
+      int((~runs['untrained']).sum()), len(every), len(once),
+      once['configuration'].nunique(), int(runs['untrained'].sum()),
       len(distinct(runs[runs['untrained']])))
-  history = only(tables.history, set(kept['run_id']))
-  tasks = only(tables.tasks, set(kept['run_id']) | set(untrained['run_id']))
+  history = only(tables.history, set(once['run_id']))
+  tasks = only(tables.tasks, set(once['run_id']) | set(untrained['run_id']))
   bounded = not (len(tasks) and (tasks['metric'] == 'd_prime').any())
-  return Study(trained, kept[~is_main].reset_index(drop=True),
+  return Study(trained, once[~is_main].reset_index(drop=True),
                untrained.reset_index(drop=True), history, tasks, fields,
                counts, bounded)
 
@@ -153,10 +153,9 @@ def with_fields(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
 
 def further_fields(runs: pd.DataFrame) -> pd.DataFrame:
   """Returns the fields of `config` that vary and have no column yet."""
-  trees = []
-  for text in runs['config']:
-    tree = json.loads(text) if text else {}
-    trees.append(flat(config_lib.complete(tree)))
+  # Fields that a config of an older version lacks get their values.
+  trees = [flat(config_lib.complete(json.loads(text or '{}')))
+           for text in runs['config']]
   covered = {*COLUMNS.values(), *SEEDS.values()}
   names = sorted({name for tree in trees for name in tree
                   if name not in covered and (
@@ -212,8 +211,9 @@ def without_repeats(rows: pd.DataFrame, history: pd.DataFrame,
     same = ['training_key']
   if not len(rows) or not same:
     return rows.reset_index(drop=True)
-  read_times = (history['run_id'].value_counts() if len(history) else
-                pd.Series(dtype=int))
+  read_times = pd.Series(dtype=int)
+  if len(history):
+    read_times = history['run_id'].value_counts()
   order = rows['run_id'].map(read_times).fillna(0).sort_values(
       ascending=False, kind='stable').index
   return rows.loc[order].drop_duplicates(same).sort_index().reset_index(
@@ -224,7 +224,9 @@ def distinct(untrained: pd.DataFrame) -> pd.DataFrame:
   """Returns the untrained networks that differ in size, seed or result."""
   what = [name for name in ('width', 'depth', 'heads', 'seed', 'rank', 'score')
           if name in untrained]
-  return untrained.drop_duplicates(what) if what else untrained
+  if not what:
+    return untrained
+  return untrained.drop_duplicates(what)
 
 
 def with_baselines(rows: pd.DataFrame, runs: pd.DataFrame,
@@ -263,7 +265,9 @@ def matching(row: pd.Series, untrained: pd.DataFrame) -> str | None:
       here = here[here[name] == row[name]]
   if 'experiment' in here and (here['experiment'] == row['experiment']).any():
     here = here[here['experiment'] == row['experiment']]
-  return here['run_id'].iloc[0] if len(here) else None
+  if not len(here):
+    return None
+  return here['run_id'].iloc[0]
 
 
 def alarms(history: pd.DataFrame) -> list[dict[str, Any]]:
@@ -276,8 +280,10 @@ def alarms(history: pd.DataFrame) -> list[dict[str, Any]]:
     return out
   for row in history.sort_values('step').itertuples():
     text = row.alarms or '[]'
-    several = json.loads(text) if text.startswith('[') else [
-        {'kind': kind_of(words)} for words in SENTENCE.split(text)]
+    if text.startswith('['):
+      several = json.loads(text)
+    else:
+      several = [{'kind': kind_of(words)} for words in SENTENCE.split(text)]
     for alarm in several:
       out.append({'value': None, 'threshold': None, 'step': row.step, **alarm,
                   'run_id': row.run_id})

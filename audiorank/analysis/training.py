@@ -40,9 +40,9 @@ class Diagnostics(NamedTuple):
 def diagnose(rows: study.Study, law: laws.Fit | None) -> Diagnostics:
   """Returns the Diagnostics of a study."""
   none = pd.DataFrame()
-  seen = events(rows)
+  wrong = events(rows)
   if law is None:
-    return Diagnostics(none, none, None, none, seen)
+    return Diagnostics(none, none, None, none, wrong)
   above = study.above_baseline(rows.trained)
   bends = none
   error = (1. if rows.bounded else math.inf) - above['score'].to_numpy(float)
@@ -52,7 +52,7 @@ def diagnose(rows: study.Study, law: laws.Fit | None) -> Diagnostics:
         'error', groups=above['configuration'].to_numpy())
   return Diagnostics(failures.outliers(law, above['name'], above['size']),
                      failures.families(law, above['size']),
-                     failures.runs_test(law), bends, seen)
+                     failures.runs_test(law), bends, wrong)
 
 
 def events(rows: study.Study) -> pd.DataFrame:
@@ -90,12 +90,15 @@ def by_baseline(trained: pd.DataFrame,
   each = table.groupby(['network', 'configuration'])['value'].mean()
   mean_G = each.groupby('network').mean().to_numpy()
   if len(mean_G) <= slopes.LEAST_FREE:
-    middle = float(mean_G.mean()) if len(mean_G) else math.nan
+    # The mean of none is NaN.
+    middle = float(pd.Series(mean_G).mean())
     return middle, math.nan, math.nan, math.nan
   middle, free = float(mean_G.mean()), len(mean_G) - 1
   se = float(mean_G.std(ddof=1)) / math.sqrt(len(mean_G))
   reach = float(special.stdtrit(free, .975)) * se
-  p = 2 * special.stdtr(free, -abs(middle) / se) if se else 0.
+  p = 0.
+  if se:
+    p = 2 * special.stdtr(free, -abs(middle) / se)
   return middle, middle - reach, middle + reach, float(p)
 
 
@@ -198,7 +201,7 @@ def tasks(rows: study.Study) -> pd.DataFrame:
     untrained = part[part['untrained']]['score'].astype(float)
     row = {'metric': part['metric'].iloc[0], 'untrained': untrained.mean(),
            'trained': y_N.mean(), 'gain': gain_N.mean(),
-           'above': (gain_N > 0).mean() if len(gain_N) else math.nan,
+           'above': (gain_N > 0).astype(float).mean(),
            'best': y_N.max(), 'spearman': math.nan, 'doubling': math.nan}
     row.update(related(x_N.to_numpy()[known], y_N.to_numpy()[known],
                        mine['size'].to_numpy()[known]))

@@ -44,8 +44,12 @@ def residuals(fit: laws.Fit, x: str | None = None, labels: Any = None,
       ringed and named.
   """
   ax = ax or style.axes()
-  at = fit.fitted if x is None else np.asarray(fit.data[x], float)
-  names = np.full(len(at), '') if labels is None else np.asarray(labels)
+  at = fit.fitted
+  if x is not None:
+    at = np.asarray(fit.data[x], float)
+  names = np.full(len(at), '')
+  if labels is not None:
+    names = np.asarray(labels)
   kinds = style.ordered(set(names.tolist()))
   for i, kind in enumerate(kinds):
     here = names == kind
@@ -58,10 +62,11 @@ def residuals(fit: laws.Fit, x: str | None = None, labels: Any = None,
       ax.scatter(*here, s=120, facecolors='none', edgecolors=style.INK, lw=1.1,
                  zorder=4)
       # Towards the middle, where there is room for the name.
-      left = here[0] > math.sqrt(at.min() * at.max())
-      ax.annotate(str(row['label']), here, (-8 if left else 8, 0),
-                  textcoords='offset points', fontsize=style.LEGEND,
-                  va='center', ha='right' if left else 'left')
+      shift, side = 8, 'left'
+      if here[0] > math.sqrt(at.min() * at.max()):
+        shift, side = -8, 'right'
+      ax.annotate(str(row['label']), here, (shift, 0), va='center', ha=side,
+                  textcoords='offset points', fontsize=style.LEGEND)
   ax.axhline(0., color=style.INK, lw=.8)
   for k in (-2, 2):
     ax.axhline(k * fit.sd, color=style.GREY, lw=.8, ls='--')
@@ -103,8 +108,9 @@ def profile(fit: laws.Fit, name: str = 'Q_inf', ax: style.Axes | None = None,
                   alpha=.12, lw=0)
   words = f'{name}: {low:.3g} to {high:.3g}'
   if not math.isfinite(low + high):
-    side = 'above' if high == math.inf else 'below'
-    words = f'{name} unbounded {side}'
+    words = f'{name} unbounded below'
+    if high == math.inf:
+      words = f'{name} unbounded above'
   handles = [style.line(f'threshold, {confidence:.0%}', ls='--', lw=.8),
              style.line(f'profile; {words}', style.PALETTE[0], lw=1.4)]
   ax.set_yticks([0., 1.], ['0', f'{confidence:.0%}'])
@@ -129,7 +135,9 @@ def _places(fit: laws.Fit, name: str, low: float, high: float) -> np.ndarray:
     if low == -math.inf:
       best = max(best, y_N.min() - reach)
   if not math.isfinite(high):
-    below = best - low if math.isfinite(low) else 0.
+    below = 0.
+    if math.isfinite(low):
+      below = best - low
     high = best + max(3 * below, np.ptp(y_N))
   if not math.isfinite(low):
     low = best - (high - best)
@@ -195,22 +203,21 @@ def predicted_actual(fit: laws.Fit, out: Any = None,
   """
   ax = ax or style.axes()
   y_N, used = fit.problem.y_N, fit.problem.w_N > 0
-  groups = [(y_N[used], fit.fitted[used], True, 'fitted')]
+  groups = [(y_N[used], fit.fitted[used], 'fitted', style.PALETTE[0],
+             style.PALETTE[0])]
   late_y, late_f = y_N[~used], fit.fitted[~used]
   if out is not None:
     late_y = np.append(late_y, np.asarray(out[fit.y], float))
     late_f = np.append(late_f, fit.predict(out))
-  groups.append((late_y, late_f, False, 'held out'))
+  groups.append((late_y, late_f, 'held out', style.PALETTE[1], 'none'))
   handles = []
-  for y, f, filled, text in groups:
+  for y, f, text, color, face in groups:
     if not len(y):
       continue
-    color = style.PALETTE[0] if filled else style.PALETTE[1]
-    ax.scatter(f, y, s=30, zorder=3, edgecolors=color,
-               facecolors=color if filled else 'none')
+    ax.scatter(f, y, s=30, zorder=3, edgecolors=color, facecolors=face)
     error = np.median(np.abs(f / y - 1))
     handles.append(style.marker('o', f'{text}: median error {error:.1%}',
-                                filled, color))
+                                face != 'none', color))
   ends = np.array([min(y_N.min(), fit.fitted.min()),
                    max(y_N.max(), fit.fitted.max())])
   ax.plot(ends, ends, color=style.INK, lw=.8)
@@ -235,7 +242,9 @@ def pairs(draws: pd.DataFrame, names: Any = None) -> np.ndarray:
   Returns:
     An array of Axes, as many rows and columns as there are parameters.
   """
-  names = list(draws.columns if names is None else names)
+  if names is None:
+    names = draws.columns
+  names = list(names)
   P = len(names)
   side = max(4.5, 1.5 * P)
   fig = figure.Figure(figsize=(side, side), layout='constrained')

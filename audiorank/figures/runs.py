@@ -82,7 +82,9 @@ def _scatter(ax: style.Axes, table: pd.DataFrame, x: str, y: str,
     kinds = []  # More rates than markers: no marker stands for two.
   handles = []
   for i, mask in enumerate(kinds or [np.nan]):
-    here = (masks == mask).to_numpy() if kinds else np.full(len(table), True)
+    here, text = np.full(len(table), True), 'trained'
+    if kinds:
+      here, text = (masks == mask).to_numpy(), f'mask {mask:g}'
     shape = style.MARKERS[i]
     if bars and {f'{x}_low', f'{x}_high'} <= set(table.columns):
       part = table[here]
@@ -90,8 +92,7 @@ def _scatter(ax: style.Axes, table: pd.DataFrame, x: str, y: str,
                 lw=1, zorder=2)
     ax.scatter(table[x][here], table[y][here], c=rgba[here], marker=shape,
                s=38, zorder=3, edgecolors=style.INK, linewidths=.5)
-    handles.append(style.marker(
-        shape, f'mask {mask:g}' if kinds else 'trained'))
+    handles.append(style.marker(shape, text))
   return handles
 
 
@@ -137,10 +138,14 @@ def against(runs: pd.DataFrame, x: str = 'hours', y: str = 'score',
 
 def _join(ax: style.Axes, trained: pd.DataFrame, x: str, y: str) -> bool:
   """Joins runs that differ in x alone; returns whether there are any."""
-  names = SAME_OF_SIZE if x in ('flops', 'params') else SAME
+  names = SAME
+  if x in ('flops', 'params'):
+    names = SAME_OF_SIZE
   same = [name for name in names if name in trained and name != x]
   joined = False
-  for _, part in trained.groupby(same, dropna=False) if same else ():
+  if not same:
+    return joined
+  for _, part in trained.groupby(same, dropna=False):
     part = part.sort_values(x)
     if part[x].nunique() > 1:
       joined = True

@@ -75,7 +75,9 @@ def plain(value: float, _: Any = None) -> str:
   for power, letter in ((12, 'T'), (9, 'G'), (6, 'M'), (3, 'k')):
     if max(10 ** power, 1e4) <= size < 10 ** (power + 3):
       return f'{value / 10 ** power:.3g}{letter}'
-  return f'{value:.4g}' if 1e-4 <= size < 1e5 else f'{value:.2g}'
+  if 1e-4 <= size < 1e5:
+    return f'{value:.4g}'
+  return f'{value:.2g}'
 
 
 def label(name: str) -> str:
@@ -104,7 +106,9 @@ def _subs(decades: float) -> tuple[float, ...]:
     return (1., 1.5, 2., 3., 4., 6.)
   if decades < 2.2:
     return (1., 2., 5.)
-  return (1., 3.) if decades < 3.5 else (1.,)
+  if decades < 3.5:
+    return (1., 3.)
+  return (1.,)
 
 
 def around(ax: Axes, values: np.ndarray, margin: float = .08) -> None:
@@ -120,8 +124,9 @@ def around(ax: Axes, values: np.ndarray, margin: float = .08) -> None:
 
 def ordered(kinds: Iterable[Any]) -> list[Any]:
   """Returns families in the order people count: en32 before en128."""
-  return sorted(kinds, key=lambda kind: (len(kind), kind) if isinstance(
-      kind, str) else (0, kind))
+  # Names by length first; numbers have none.
+  return sorted(kinds, key=lambda kind: (isinstance(kind, str) and len(kind),
+                                         kind))
 
 
 def above(ax: Axes, handles: Sequence[Any], columns: int = 3) -> None:
@@ -147,8 +152,11 @@ def look(i: int) -> tuple[str, str]:
 def marker(shape: str, text: str, filled: bool = True,
            color: str = GREY) -> lines.Line2D:
   """Returns a legend entry of one marker."""
+  face = 'none'
+  if filled:
+    face = color
   return lines.Line2D([], [], ls='', marker=shape, color=color, label=text,
-                      mfc=color if filled else 'none', ms=6)
+                      mfc=face, ms=6)
 
 
 def line(text: str, color: str = GREY, **keywords: Any) -> lines.Line2D:

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-from matplotlib import cm
-from matplotlib import colors
 import numpy as np
 import pandas as pd
 
@@ -27,10 +25,13 @@ def rank_steps(history: pd.DataFrame, ax: style.Axes | None = None,
   style.need(history, 'run_id', 'step', 'rank')
   history = history.dropna(subset=['rank']).sort_values('step')
   positive = history['step'][history['step'] > 0]
-  start = positive.min() / 2 if len(positive) else 1.
+  start = 1.
+  if len(positive):
+    start = positive.min() / 2
   runs = [(run, rows) for run, rows in history.groupby('run_id', sort=False)]
-  sizes = np.array([rows['params'].iloc[0] if 'params' in rows else 1.
-                    for _, rows in runs], float)
+  sizes = np.ones(len(runs))
+  if 'params' in history:
+    sizes = np.array([rows['params'].iloc[0] for _, rows in runs], float)
   has_band = {'rank_low', 'rank_high'} <= set(history.columns)
   for (_, rows), color in zip(runs, style.size_colors(ax, sizes)):
     x = rows['step'].clip(lower=start)
@@ -45,8 +46,10 @@ def rank_steps(history: pd.DataFrame, ax: style.Axes | None = None,
   style.log_axis(ax.xaxis, 'step')
   style.around(ax, history['rank'].to_numpy(float))
   ax.set_ylabel(style.label('rank'))
-  handles = [style.line('a run, 95 % band' if has_band else 'a run',
-                        marker='.')]
+  text = 'a run'
+  if has_band:
+    text = 'a run, 95 % band'
+  handles = [style.line(text, marker='.')]
   if marked is not None:
     handles += _mark(ax, history, marked, start)
   if (history['step'] == 0).any():
@@ -84,15 +87,14 @@ def spectra(singular: Mapping[str, np.ndarray],
   if not singular:
     raise ValueError('nothing to draw: no spectrum was given')
   ax = ax or style.axes()
-  several = len(singular) > len(style.PALETTE)
-  scale = cm.ScalarMappable(colors.Normalize(0, max(len(singular) - 1, 1)),
-                            style.SIZES)
+  shade = style.PALETTE
+  if len(singular) > len(shade):
+    shade = style.SIZES(np.linspace(0, 1, len(singular)))
   for i, (name, s_K) in enumerate(singular.items()):
     s_K = np.asarray(s_K, float)
     s_K = s_K[s_K > 0] / s_K.sum()
     ax.plot(np.arange(1, len(s_K) + 1), s_K, lw=1.3, label=str(name),
-            color=scale.to_rgba(i) if several else style.PALETTE[i],
-            ls='--' if 'untrained' in str(name) else '-')
+            color=shade[i], ls='--' if 'untrained' in str(name) else '-')
   style.log_axis(ax.xaxis)
   style.log_axis(ax.yaxis)
   ax.set_xlabel('component (log scale)')
@@ -115,18 +117,19 @@ def early_final(table: pd.DataFrame, early: str, final: str = 'score',
     ax: Axes to draw in, or None.
   """
   ax = ax or style.axes()
-  style.need(table, early, final, *([family] if family else []))
+  style.need(table, *filter(None, (early, final, family)))
   table = table.dropna(subset=[early, final])
-  kinds = style.ordered(table[family].dropna().unique()) if family else ['']
+  parts = [('', table)]
+  if family:
+    parts = [(kind, table[table[family] == kind]) for kind in
+             style.ordered(table[family].dropna().unique())]
   handles = []
-  for i, kind in enumerate(kinds):
-    part = table[table[family] == kind] if family else table
+  for i, (kind, part) in enumerate(parts):
     color, shape = style.look(i)
     ax.scatter(part[early], part[final], color=color, marker=shape, s=36,
                edgecolors='white', linewidths=.5, zorder=3)
     if family:
-      text = f'{kind:g}' if isinstance(kind, (int, float)) else str(kind)
-      handles.append(style.marker(shape, text, color=color))
+      handles.append(style.marker(shape, str(kind), color=color))
   if (table[early] > 0).all() and 'rank' in early.lower():
     style.log_axis(ax.xaxis, early)
   else:

@@ -100,8 +100,11 @@ def chart(title: str, lines: list[Line], log_x: bool = False,
   marks = []
   for value, at in scale_x[1]:
     px = LEFT + at * (WIDE - LEFT - 8)
-    side = 'end' if at == 1 else 'middle'
-    value = '0' if has_zero and not at else value
+    side = 'middle'
+    if at == 1:
+      side = 'end'
+    if has_zero and not at:
+      value = '0'
     marks.append(f'<text x="{px:.0f}" y="{HIGH - 12}" text-anchor="{side}">'
                  f'{value}</text>')
   for value, at in scale_y[1]:
@@ -143,14 +146,15 @@ def thinned(lines: list[Line], log_x: bool,
 def axis(values: np.ndarray, log: bool
          ) -> tuple[Callable[[Any], np.ndarray], list[tuple[str, float]]]:
   """Returns (value -> 0..1, [(text, place)]) of an axis."""
-  link = np.log10 if log else (lambda v: v)
+  link, back = (lambda v: v), (lambda v: v)
+  if log:
+    link, back = np.log10, (lambda v: 10 ** v)
   low, high = float(link(values.min())), float(link(values.max()))
   if high - low < 1e-12:
     low, high = low - .5, high + .5
   place = lambda v: (link(np.asarray(v, float)) - low) / (high - low)
   ticks = []
   for share in (0., .5, 1.):
-    value = low + share * (high - low)
-    value = 10 ** value if log else value
+    value = back(low + share * (high - low))
     ticks.append((style.plain(float(f'{value:.3g}')), share))
   return place, ticks

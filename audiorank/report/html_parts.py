@@ -222,11 +222,14 @@ def rows(table: pd.DataFrame, classes: Sequence[str] | None = None,
   for i, (_, row) in enumerate(table.iterrows()):
     cells = ''.join(cell(str(column), value, column == link)
                     for column, value in row.items())
-    mark = f' class="{classes[i]}"' if classes and classes[i] else ''
-    body.append(f'<tr{mark}>{cells}</tr>')
-  mark = f' class="{kind}"' if kind else ''
-  return (f'<div class="wide" tabindex="0"><table{mark}><thead><tr>{head}'
-          f'</tr></thead><tbody>{"".join(body)}</tbody></table></div>')
+    body.append(f'<tr{of_class(classes and classes[i])}>{cells}</tr>')
+  return (f'<div class="wide" tabindex="0"><table{of_class(kind)}><thead><tr>'
+          f'{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>')
+
+
+def of_class(name: str | None) -> str:
+  """Returns the attribute that gives an element its class, or ''."""
+  return f' class="{name}"' if name else ''
 
 
 def cell(column: str, value: object, is_run: bool) -> str:
@@ -234,7 +237,7 @@ def cell(column: str, value: object, is_run: bool) -> str:
   text = escaped(value)
   if is_run:
     text = f'<a href="#run-{text}">{text}</a>'
-  mark = ' class="verdict"' if column == 'verdict' else ''
+  mark = of_class(column == 'verdict' and column)
   return f'<td data-label="{html.escape(column)}"{mark}>{text}</td>'
 
 

@@ -29,23 +29,36 @@ def signed(value: float) -> str:
   """Returns three decimals with a sign: +.012, −.108."""
   if not math.isfinite(value):
     return DASH
-  text = f'{abs(value):.3f}' if abs(value) < 10 else f'{abs(value):.3g}'
-  sign = '−' if value < 0 and float(text) else '+'
-  return sign + (text[1:] if text.startswith('0.') else text)
+  if abs(value) < 10:
+    return with_sign(value, f'{abs(value):.3f}')
+  return with_sign(value, f'{abs(value):.3g}')
+
+
+def with_sign(value: float, text: str) -> str:
+  """Returns the text of a size with a sign, + for what rounds to 0.
+
+  Args:
+    value: the number.
+    text: its absolute value.
+  """
+  sign = '+'
+  if value < 0 and float(text):
+    sign = '−'
+  if text.startswith('0.'):
+    text = text.removeprefix('0')
+  return sign + text
 
 
 def two(value: float) -> str:
   """Returns two decimals with a sign: +.37, −1.20."""
   if not math.isfinite(value):
     return DASH
-  text = f'{abs(value):.2f}'
-  sign = '−' if value < 0 and float(text) else '+'
-  return sign + (text[1:] if text.startswith('0.') else text)
+  return with_sign(value, f'{abs(value):.2f}')
 
 
 def tenth(value: float) -> str:
   """Returns a fraction as per cent with one decimal."""
-  return DASH if not math.isfinite(value) else f'{100 * value:.1f} %'
+  return number(100 * value, '{:.1f} %')
 
 
 def interval(low: float, high: float, most: float = math.inf) -> str:
@@ -79,7 +92,7 @@ def between(low: float, high: float, form: str = '{:+.2f}') -> str:
 
 def percent(value: float) -> str:
   """Returns a fraction as whole per cent."""
-  return DASH if not math.isfinite(value) else f'{100 * value:.0f} %'
+  return number(100 * value, '{:.0f} %')
 
 
 def p_value(p: float) -> str:
@@ -88,8 +101,9 @@ def p_value(p: float) -> str:
     return DASH
   if p < .001:
     return '< .001'
-  return f'= {p:.3f}'.replace('0.', '.') if p < .1 else (
-      f'= {p:.2f}'.replace('0.', '.', 1))
+  if p < .1:
+    return f'= {p:.3f}'.replace('0.', '.')
+  return f'= {p:.2f}'.replace('0.', '.', 1)
 
 
 def deviations(value: float) -> str:
@@ -103,4 +117,6 @@ def deviations(value: float) -> str:
 
 def count(n: int, noun: str) -> str:
   """Returns '1 run', '3 runs'."""
-  return f'{n} {noun}' if n == 1 else f'{n} {noun}s'
+  if n == 1:
+    return f'{n} {noun}'
+  return f'{n} {noun}s'

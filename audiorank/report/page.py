@@ -64,14 +64,15 @@ def slopes(it: analysis.Analysis) -> list[str]:
 
 def claims(it: analysis.Analysis) -> list[str]:
   """Returns the table of claims."""
-  return [tables.claims(it.claims)] if it.claims else []
+  return [tables.claims(it.claims)]
 
 
 def rank_score(it: analysis.Analysis) -> list[str]:
   """Returns the figure of the law, its limit, and the forms compared."""
-  line = ('The line is fitted to the runs that score above their untrained '
-          'network.'
-          if it.fit else 'No law is fitted.')
+  line = 'No law is fitted.'
+  if it.fit:
+    line = ('The line is fitted to the runs that score above their untrained '
+            'network.')
   out = [html_parts.drawing(
       lambda: figures.rank_score(study.every(it.study), it.fit),
       f'RankMe against score, 95 % intervals of RankMe. {line}'),
@@ -95,7 +96,7 @@ def rank_score(it: analysis.Analysis) -> list[str]:
 def during(it: analysis.Analysis) -> list[str]:
   """Returns the figure of rank over training, troubled runs marked."""
   events = it.diagnostics.events
-  marked = events[events['source'] == 'curve'] if len(events) else events
+  marked = events[events['source'] == 'curve']
   growth = [f'{wording.measured(one)}.' for one in it.claims
             if one.key == 'growth']
   return [html_parts.drawing(
@@ -157,10 +158,12 @@ def early(it: analysis.Analysis) -> list[str]:
   soon = it.early
   if soon.lacks:
     return [html_parts.listed(wording.early_words(it))]
-  several = soon.runs['size'].nunique() > 1
+  family = None
+  if soon.runs['size'].nunique() > 1:
+    family = 'size'
   plots = [html_parts.drawing(
       lambda name=name: figures.early_final(
-          soon.runs, name, 'score', 'size' if several else None),
+          soon.runs, name, 'score', family),
       f'{name} of training against the final score, by size.')
            for _, name in soon.rungs[:1] + soon.rungs[1:][-1:]]
   return [

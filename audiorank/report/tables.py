@@ -1,5 +1,6 @@
 """The tables of the page: frames of numbers as frames of texts."""
 
+from collections.abc import Iterable
 import math
 from typing import Any
 
@@ -71,8 +72,12 @@ def runs(it: analysis.Analysis, table: pd.DataFrame) -> str:
         'over untrained': gain(own),
         'state': row['state']})
     shown.append(cells)
-    behind = 'behind' if own.get('gain', math.nan) <= 0 else ''
-    classes.append('off' if row['untrained'] else behind)
+    kind = ''
+    if row['untrained']:
+      kind = 'off'
+    elif own.get('gain', math.nan) <= 0:
+      kind = 'behind'
+    classes.append(kind)
   return html_parts.rows(pd.DataFrame(shown), classes, 'sorted', link='run')
 
 
@@ -89,7 +94,9 @@ def gain(row: Any) -> str:
   """Returns a gain over the untrained network, with its paired interval."""
   text = numbers.number(row.get('gain'), '{:+.3f}')
   ends = numbers.between(row.get('gain_low'), row.get('gain_high'), '{:+.3f}')
-  return text if ends == numbers.DASH else f'{text} {ends}'
+  if ends == numbers.DASH:
+    return text
+  return f'{text} {ends}'
 
 
 def samples(table: pd.DataFrame, names: list[str]) -> str:
@@ -162,9 +169,9 @@ def trained(row: Any) -> str:
 
 def predictors(table: pd.DataFrame) -> str:
   """Returns the predictors of the score, the best left out first."""
-  given = wording.listed(name for name in law.GIVEN
-                         if name in set(table['predictor']))
-  called = {'(mean)': 'their mean', '(given alone)': f'{given}, together'}
+  together = wording.listed(name for name in law.GIVEN
+                            if name in set(table['predictor']))
+  called = {'(mean)': 'their mean', '(given alone)': f'{together}, together'}
   return html_parts.rows(pd.DataFrame([{
       'predictor': called.get(row['predictor'], row['predictor']),
       'error left out': numbers.number(row['loo']),
@@ -172,8 +179,8 @@ def predictors(table: pd.DataFrame) -> str:
       'Spearman': numbers.number(row['spearman'], '{:+.2f}'),
       'partial': numbers.number(row['partial'], '{:+.2f}'),
       '95 %': numbers.between(row['partial_low'], row['partial_high'])}
-      for _, row in table.iterrows()]), [
-          'own' if name == law.SUBJECT else '' for name in table['predictor']])
+      for _, row in table.iterrows()]),
+                         own_rows(table['predictor'], {law.SUBJECT}))
 
 
 def forms(table: pd.DataFrame) -> str:
@@ -187,17 +194,20 @@ def forms(table: pd.DataFrame) -> str:
       for _, row in table.iterrows()])
   # A column of nothing says nothing.
   shown = shown[[name for name in shown if (shown[name] != '').any()]]
-  return html_parts.rows(shown, ['own' if name == 'saturating' else ''
-                                 for name in table['law']])
+  return html_parts.rows(shown, own_rows(table['law'], {'saturating'}))
+
+
+def own_rows(names: Iterable[str], own: set[str]) -> list[str]:
+  """Returns the class of every row: 'own' for those of RankMe itself."""
+  return ['own' if name in own else '' for name in names]
 
 
 def early(soon: analysis.early.Early) -> str:
   """Returns every early number against the final score."""
-  shown, classes, own = [], [], {name for _, name in soon.rungs}
+  shown, own = [], {name for _, name in soon.rungs}
   for _, row in soon.agreement.iterrows():
-    mine = row['early'] in own
     better = numbers.DASH
-    if not mine:
+    if row['early'] not in own:
       ends = numbers.between(row['difference_low'], row['difference_high'])
       better = f"{numbers.number(row['difference'], '{:+.2f}')} {ends}"
     ends = numbers.between(row['tau_low'], row['tau_high'])
@@ -210,8 +220,8 @@ def early(soon: analysis.early.Early) -> str:
         'pairs': numbers.percent(row['pairs']),
         'regret': numbers.number(row['regret']),
         'RankMe better by': better})
-    classes.append('own' if mine else '')
-  return html_parts.rows(pd.DataFrame(shown), classes)
+  return html_parts.rows(pd.DataFrame(shown),
+                         own_rows(soon.agreement['early'], own))
 
 
 def halving(table: pd.DataFrame) -> str:
@@ -221,8 +231,8 @@ def halving(table: pd.DataFrame) -> str:
       'compute saved': numbers.percent(row['saved']),
       'runs finished': row['kept'], 'regret': numbers.number(row['regret']),
       'as many at random': numbers.number(row['random'])}
-      for _, row in table.iterrows()]), [
-          'own' if name == law.SUBJECT else '' for name in table['chooser']])
+      for _, row in table.iterrows()]),
+                         own_rows(table['chooser'], {law.SUBJECT}))
 
 
 def outliers(table: pd.DataFrame) -> str:
@@ -251,7 +261,9 @@ def events(table: pd.DataFrame) -> str:
 
 def _float(value: Any) -> float:
   """Returns a number, NaN where there is none."""
-  return math.nan if value is None else float(np.float64(value))
+  if value is None:
+    return math.nan
+  return float(np.float64(value))
 
 
 def checklist(table: pd.DataFrame) -> str:

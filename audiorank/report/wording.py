@@ -137,7 +137,10 @@ def measured(one: Claim) -> str:
 
 def beside(one: Claim) -> str:
   """Returns what stands beside RankMe for a claim."""
-  return BESIDE[one.key](one) if one.key in BESIDE else ''
+  words = BESIDE.get(one.key)
+  if words is None:
+    return ''
+  return words(one)
 
 
 def slope_text(one: Claim) -> str:
@@ -246,8 +249,9 @@ def limit(one: Claim) -> str:
   below = math.isfinite(low) and low < ceiling
   if high <= ceiling and below:
     return f'limit between {short(low)} and {short(high)}'
-  return f'limit above {short(low)}, not bounded above' if below else (
-      'limit not bounded')
+  if below:
+    return f'limit above {short(low)}, not bounded above'
+  return 'limit not bounded'
 
 
 def exponent(low: float, high: float) -> str:
@@ -305,7 +309,9 @@ def _growth(one: Claim) -> str:
 
 def span(low: float, high: float) -> str:
   """Returns a range of RankMe."""
-  return f'{low:.1f} to {high:.1f}' if low < high else f'{low:.1f}'
+  if low == high:
+    return f'{low:.1f}'
+  return f'{low:.1f} to {high:.1f}'
 
 
 def change(doublings: float) -> str:
@@ -385,7 +391,9 @@ def _beside_rivals(one: Claim) -> str:
   """Errors left out, width first, and which differ beyond chance."""
   each = ', '.join(f'{rival.name} {short(rival.value)}'
                    for rival in one.rivals)
-  return f'{each}; {differing(one.rivals)}' if each else ''
+  if not each:
+    return ''
+  return f'{each}; {differing(one.rivals)}'
 
 
 def ends(low: float, high: float) -> str:
@@ -419,7 +427,9 @@ def _beside_law(one: Claim) -> str:
   if 'sd' not in one.details:
     return ''
   known = one.details
-  sure = 'less' if known['better_low'] > 0 else 'not less beyond chance'
+  sure = 'not less beyond chance'
+  if known['better_low'] > 0:
+    sure = 'less'
   return (f'left out, the law errs by {short(known["left_out"])}, the mean '
           f'by {short(known["mean"])} ({sure})')
 
@@ -484,7 +494,9 @@ NEEDED = {
 
 def needed(one: Claim) -> str:
   """Returns what would decide a claim, '' where it is decided."""
-  return needed_text(one.needed) if one.needed else ''
+  if one.needed is None:
+    return ''
+  return needed_text(one.needed)
 
 
 def needed_text(it: Needed) -> str:
@@ -509,7 +521,9 @@ def opening(it: analysis.Analysis) -> list[str]:
   if failing:
     fails = f'What does not hold: that {"; that ".join(failing)}'
   if left:
-    which = 'all' if left == len(it.claims) else f'{left} of the'
+    which = f'{left} of the'
+    if left == len(it.claims):
+      which = 'all'
     fails += f'; {which} {len(it.claims)} claims are inconclusive'
   return [holds, f'{fails}.', f'What to do next: {next_step(it)}.']
 
@@ -612,13 +626,12 @@ def next_step(it: analysis.Analysis) -> str:
   worse = [rival.name for rival in early.rivals if rival.decided < 0]
   refused = numbers_of.FAILS in (by_key['one_slope'].verdict, early.verdict)
   if refused and width.verdict != numbers_of.HOLDS:
-    instead = f'compare runs by {worse[0]}' if worse else (
-        'compare runs by their scores')
-    more = needed(width)
-    return (f'{instead}, not by RankMe, and do not use RankMe to choose among '
-            'runs of equal width'
-            + (f'; to decide whether it tells anything there: {more}'
-               if more else ''))
+    instead = next(iter(worse), 'their scores')
+    text = (f'compare runs by {instead}, not by RankMe, and do not use RankMe '
+            'to choose among runs of equal width')
+    if width.needed:
+      text += f'; to decide whether it tells anything there: {needed(width)}'
+    return text
   if numbers_of.HOLDS in (by_key['rivals'].verdict, early.verdict):
     return 'choose runs by RankMe and scale what raises it'
   undecided = [one for one in (by_key['one_slope'], width, by_key['rivals'])
@@ -698,7 +711,9 @@ def law_words(it: analysis.Analysis) -> list[str]:
 
 def form_words(table: pd.DataFrame) -> list[str]:
   """Returns which form of law predicts configurations left out best."""
-  known = table.dropna(subset=['loo']) if len(table) else table
+  if not len(table):
+    return []
+  known = table.dropna(subset=['loo'])
   if len(known) < 2:
     return []
   name = lambda row: f'{row["law"].replace("_", "-")} law'
@@ -719,7 +734,7 @@ def width_words(trained: pd.DataFrame) -> list[str]:
     return []
   part = []
   for width, rows in trained.groupby('width'):
-    if len(rows) >= 4 and rows['rank'].nunique() > 1 and (
+    if len(rows) >= law_of.FEWEST and rows['rank'].nunique() > 1 and (
         rows['score'].nunique() > 1):
       inside = ranking.spearman(rows['rank'], rows['score'])
       part.append(f'{two(inside)} at width {width} ({len(rows)} trainings)')
@@ -765,13 +780,16 @@ def trouble_words(it: analysis.Analysis) -> list[str]:
     out += outlier_words(wrong.outliers) + family_words(wrong.families)
     runs, expected, p = wrong.signs
     if math.isfinite(p):
-      end = ('the runs bend otherwise than the law' if p < .05 else
-             'no bend beyond the law\'s is seen')
+      end = 'no bend beyond the law\'s is seen'
+      if p < .05:
+        end = 'the runs bend otherwise than the law'
       out.append(f'Ordered by RankMe the residuals change sign {runs - 1} '
                  f'times, {expected - 1:.0f} expected (p {p_value(p)}): '
                  f'{end}.')
     if len(wrong.bends):
-      prefers = 'is' if wrong.bends.attrs['broken'] else 'is not'
+      prefers = 'is not'
+      if wrong.bends.attrs['broken']:
+        prefers = 'is'
       out.append(f'A broken power law of 1 − score {prefers} preferred to a '
                  'straight one.')
   return out + event_words(wrong.events)
@@ -788,7 +806,9 @@ def outlier_words(table: pd.DataFrame) -> list[str]:
 
 def family_words(table: pd.DataFrame) -> list[str]:
   """Returns the sizes that stand apart from the law."""
-  apart = table[table['p'] < .05] if len(table) > 1 else table[:0]
+  if len(table) < 2:
+    return []
+  apart = table[table['p'] < .05]
   if not len(apart):
     return []
   each = ', '.join(f'{row.family} ({signed(row.mean)})'
@@ -799,15 +819,14 @@ def family_words(table: pd.DataFrame) -> list[str]:
 
 def event_words(events: pd.DataFrame) -> list[str]:
   """Returns which runs went wrong, by curve or by the monitor's alarms."""
-  bad = events[events['kind'].isin(WRONG)] if len(events) else events
   out = []
-  if not len(bad):
+  if not events['kind'].isin(WRONG).any():
     out.append('No run collapsed, dipped, jumped or diverged, by its curve or '
                'by the monitor.')
-  for kind, rows in events.groupby('kind', sort=False) if len(events) else ():
+  for kind, rows in events.groupby('kind', sort=False):
     rows = rows.drop_duplicates('run_id')
     what = EVENTS.get(kind) or ALARMS.get(kind) or kind.replace('_', ' ')
-    which = f'{len(rows)} runs, listed in the table'
+    which = f'{len(rows)} runs'
     if len(rows) <= NAMED:
       which = ', '.join(f'{row.name_} at step {row.step:g}' for row in
                         rows.rename(columns={'name': 'name_'}).itertuples())
@@ -831,8 +850,9 @@ def conventions(record: dict | None, it: analysis.Analysis) -> list[str]:
         'outside the fraction; intervals by jackknife over blocks of '
         'recordings.')
   tasks = it.study.tasks
-  protocols = (sorted(tasks['protocol'].dropna().unique())
-               if len(tasks) and 'protocol' in tasks else [])
+  protocols = []
+  if 'protocol' in tasks:
+    protocols = sorted(tasks['protocol'].dropna().unique())
   out.append('Score: unweighted mean over the scene tasks of each task\'s '
              'first metric on its test split; predictor: '
              f'{", ".join(protocols) or "none yet"}. Event tasks are listed '
@@ -850,23 +870,29 @@ def checklist(it: analysis.Analysis) -> dict[str, str]:
     return f'{text} ' + ', '.join(f'{v:g}' for v in values)
 
   behind = int((~(trained['gain'] > 0)).sum())
-  metrics = sorted(tasks['metric'].unique()) if len(tasks) else []
+  metrics = []
+  if len(tasks):
+    metrics = sorted(tasks['metric'].unique())
   names = [name for name in KNOBS if name in trained]
   knobs = ', '.join(tried(name, KNOBS[name]) for name in names)
   same = all(trained.groupby('size')[name].agg(frozenset).nunique() == 1
              for name in names)
-  also = 'the same for every size' if same else 'not the same for all sizes'
+  also = 'not the same for all sizes'
+  if same:
+    also = 'the same for every size'
+  left_out = 'none'
+  if behind:
+    left_out = (f'{behind} of {len(trained)} trainings, which do not score '
+                'above their untrained network')
   return {
       'alternatives compared': ', '.join(it.forms['law']),
       'hyperparameters per size': f'{knobs}; {also}',
       'learning rate schedule': 'in config.json of each run',
       'seeds per configuration': str(trained['seed'].nunique()),
       'metric': 'mean over tasks'
-                + (f' of {", ".join(metrics)}' if metrics else ''),
+                + f' of {", ".join(metrics)}' * bool(metrics),
       'checkpoints used': 'the last of each run',
       'how size is counted': 'encoder parameters; no size enters this law',
       'how compute is counted': 'encoder and decoder, forward and backward; '
                                 'no compute enters this law',
-      'points left out': f'{behind} of {len(trained)} trainings, which do not '
-                         'score above their untrained network' if behind
-                         else 'none'}
+      'points left out': left_out}
