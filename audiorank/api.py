@@ -128,7 +128,7 @@ def fit(data: Any, law: str = 'saturating',
 
   Args:
     data: named columns (a DataFrame, a dictionary), a .csv or .parquet of
-      them, or a sweep's folder. Of a sweep, the runs that beat their untrained
+      them, or a sweep's folder. Of a sweep, the runs above their untrained
       network are used.
     law: a form of audiorank/laws, such as 'saturating', 'power', 'separable'.
     x, y: columns; None takes the form's own, 'rank' and 'score' for
@@ -153,7 +153,7 @@ def fit(data: Any, law: str = 'saturating',
 
 
 def beating(root: Path) -> pd.DataFrame:
-  """Returns the runs of a sweep that beat their untrained network.
+  """Returns the runs of a sweep that score above their untrained network.
 
   Raises:
     FileNotFoundError: there are no runs under the root.
@@ -164,8 +164,8 @@ def beating(root: Path) -> pd.DataFrame:
                             'in it')
   beat = study.above_baseline(study.read(records.tables(root)).trained)
   if not len(beat):
-    raise ValueError(f'{root}: no run beats its untrained network, so there '
-                     'is no law to fit')
+    raise ValueError(f'{root}: no run scores above its untrained network, so '
+                     'there is no law to fit')
   return beat
 
 

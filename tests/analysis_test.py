@@ -44,12 +44,9 @@ def rows(tables):
 
 
 @pytest.fixture(scope='module')
-def judged(rows):
+def judged(study_claims):
   """The study's claims by (key, family)."""
-  fit, lacks = law.fit(rows.trained)
-  several = analysis.claims_of(rows, fit, lacks, law.predictors(rows.trained),
-                               early.predict(rows))
-  return {(one.key, one.family): one for one in several}
+  return {(one.key, one.family): one for one in study_claims}
 
 
 @pytest.fixture(scope='module')
@@ -336,6 +333,12 @@ def learned(rows):
 
 @pytest.mark.slow
 def test_400_studies_without_an_effect(design, monkeypatch):
+  """Decided wrongly: 'gain' 15 times, 'one_slope' and 'bound' 13, 'size' 11,
+  'early' 9, 'within_width' 8, 'rivals' 7, 'latent' 6, all others at most 5.
+
+  At 5 % each a claim would fail this half of the time: families share a level
+  (Holm), and so do the two claims about training.
+  """
   monkeypatch.setattr(law, 'DRAWS', 1000)
   monkeypatch.setattr(early, 'RUNGS', (.5,))
   out = verdicts(design, design.none(), 400, more=learned)
@@ -347,7 +350,10 @@ def test_400_studies_without_an_effect(design, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize('lack', [0., SCORE])
 def test_400_studies_where_something_else_moves_the_score(design, lack):
-  """One slope for all of .06: it is not refused; slopes cover it."""
+  """One slope for all of .06: it is not refused; slopes cover it.
+
+  Refused 11 times without, and intervals hold it in 95.2 to 98.5 %.
+  """
   rng, wrong, covered = np.random.default_rng(1), 0, {}
   for _ in range(400):
     it = factors.compare(design.draw(rng, .06 * design.mean, lack))
@@ -363,6 +369,8 @@ def test_400_studies_where_something_else_moves_the_score(design, lack):
 
 @pytest.mark.slow
 def test_400_studies_with_known_effects(design):
+  """The slope by hours is found 330 times, 82.5 %; one slope is refused 383
+  times where it is .09 by size alone."""
   out = verdicts(design, design.by_hours(.06), 400, seed=2)
   assert out['slope', 'hours of audio'].count(claims.HOLDS) >= .8 * 400
   out = verdicts(design, design.by_size(.09), 400, seed=3)

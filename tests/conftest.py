@@ -16,6 +16,8 @@ jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 flags.FLAGS.mark_as_parsed()
+STUDY = (pathlib.Path(__file__).resolve().parents[1] / 'notebooks' / 'results'
+         / 'small_study')
 
 
 def pytest_addoption(parser):
@@ -73,6 +75,20 @@ def sample_analysis():
   from audiorank import analysis
   from audiorank import records
   return analysis.analyze(records.load(records.SAMPLE))
+
+
+@pytest.fixture(scope='session')
+def study_claims():
+  """The claims of the shipped study, without the figures' fits."""
+  from audiorank import analysis
+  from audiorank import records
+  from audiorank.analysis import early
+  from audiorank.analysis import law
+  from audiorank.analysis import study
+  rows = study.read(records.load(STUDY))
+  fit, lacks = law.fit(rows.trained)
+  return analysis.claims_of(rows, fit, lacks, law.predictors(rows.trained),
+                            early.predict(rows))
 
 
 @pytest.fixture(scope='session')

@@ -354,6 +354,6 @@ def test_slopes_show_every_family_and_arrows_beyond_the_axis():
   low, high = ax.get_xlim()
   assert -2 < low < -.17 and .11 < high < 2
   assert {'holds', 'inconclusive', 'nothing bounds it',
-          'one slope for all'} == set(_legend(ax))
+          'one slope for all, p < .001'} == set(_legend(ax))
   with pytest.raises(ValueError, match='nothing to draw'):
     figures.slopes([several[0]])

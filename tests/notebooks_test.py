@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from audiorank.report import wording
+
 jupytext = pytest.importorskip('jupytext')
 nbclient = pytest.importorskip('nbclient')
 pytest.importorskip('ipykernel')
@@ -103,6 +105,13 @@ def test_the_write_up_is_drawn_from_its_records_alone(monkeypatch):
   assert 'What does not hold: ' in text
   # What is said there is what comes out now.
   assert text == ''.join(out.get('text', '') for out in stored)
+
+
+def test_the_table_of_claims_is_that_of_the_records(study_claims):
+  """By the line of notebooks/README.md, word for word."""
+  page = (FOLDER / 'README.md').read_text(encoding='utf-8')
+  table = page.split('<!-- claims -->\n')[1].split('\n<!-- /claims -->')[0]
+  assert table == wording.markdown(study_claims)
 
 
 @QUIET

@@ -70,6 +70,7 @@ def claims_of(rows: study.Study, fit: laws.Fit | None, lacks: Needed | None,
   """
   if not len(rows.trained):
     return ()
+  # The claim of the title first, then what a user decides by.
   compared = factors.compare(rows)
   out = [factors.of_one_slope(compared), factors.of_width(compared),
          law.of_rivals(rows, table), early.of_early(rows, soon),

@@ -86,6 +86,7 @@ def claim(key: str, unit: str = '', estimate: float = math.nan,
     **details: further numbers.
   """
   if verdict != INCONCLUSIVE:
+    # Nothing is needed to decide what is decided.
     needed = None
   rows, kinds, trainings = counts
   return Claim(key, family, float(estimate), float(low), float(high), unit,
@@ -122,6 +123,7 @@ def more_runs(value: float, low: float, high: float) -> Needed:
   At least twice as many: an interval off 0 is inconclusive where it is one of
   several that are judged together.
   """
+  # Noise falls with the root of the runs, so their number with its square.
   reach = max(high - value, value - low)
   if not math.isfinite(reach) or not value:
     return Needed('range')

@@ -57,6 +57,7 @@ def nearest(rows: pd.DataFrame | None, share: float) -> int | None:
   rows = rows[(rows['step'] > 0) & (rows['step'] < rows['steps'])]
   if not len(rows):
     return None
+  # Evaluations are spaced by factors, so near is near in the logarithm.
   away = np.abs(np.log(rows['step'] / (share * rows['steps'])))
   if away.min() > math.log(NEAR):
     return None
@@ -90,6 +91,7 @@ def at_rung(trained: pd.DataFrame, rows: pd.DataFrame, share: float,
   by_run = dict(tuple(rows.groupby('run_id')))
   places = [nearest(by_run.get(run), share) for run in trained['run_id']]
   if any(place is None for place in places):
+    # An order of some of the runs is not compared with one of all.
     return None
   here = rows.loc[places]
   values = here[column].to_numpy(float)
@@ -114,6 +116,7 @@ def columns(rows: study.Study) -> tuple[pd.DataFrame, list[tuple[float, str]],
       continue
     name = f'RankMe at {100 * ranks[1]:.0f} %'
     if name in table:
+      # Few evaluations: two rungs meet the same one.
       continue
     table[name] = ranks[0]
     rungs.append((ranks[1], name))
@@ -121,7 +124,7 @@ def columns(rows: study.Study) -> tuple[pd.DataFrame, list[tuple[float, str]],
     loss = at_rung(trained, history, share, 'valid_loss')
     if loss is not None:
       other = f'lower validation loss at {100 * loss[1]:.0f} %'
-      table[other] = -loss[0]
+      table[other] = -loss[0]  # The larger the better, as of all columns.
       beside[name].append(other)
     probe = at_rung(trained, probes, share, 'score')
     if probe is not None:
@@ -185,6 +188,7 @@ def halvings(table: pd.DataFrame, trained: pd.DataFrame,
             if 'validation loss' in other]
   if len(losses) == len(rungs):
     choosers['validation loss'] = losses
+  # What is known beforehand chooses the same runs at every rung.
   choosers.update({name: [name] * len(rungs) for name in known})
   rows = []
   for name, names in choosers.items():
@@ -222,6 +226,7 @@ def of_early(rows: study.Study, soon: Early) -> claims.Claim:
         other, row['tau'], row['difference'], row['difference_low'],
         row['difference_high'], law.decided(low, high, counts[1])))
   verdict = claims.against(tuple(rivals))
+  # Better than rivals that order nothing is not yet an order.
   if verdict == claims.HOLDS and not own['tau_low'] > 0:
     verdict = claims.INCONCLUSIVE
   return claims.claim(

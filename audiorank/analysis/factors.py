@@ -56,6 +56,7 @@ def compare(rows: study.Study) -> Factors:
   """Returns the comparisons that a study allows."""
   noise = slopes.noise(rows.trained)
   table = slopes.configurations(rows.trained, rows.fields)
+  # A family counts where RankMe differs within its groups at all.
   every = slopes.families(table, rows.fields)
   families = {name: it for name, it in every.items() if spread(table, it)}
   live = dict(families)
@@ -88,6 +89,7 @@ def moves(table: pd.DataFrame, it: slopes.Comparison,
   """
   if not noise.free or not noise.log2_rank:
     return True
+  # Variance of means of n runs times n is that of a run.
   ratio = spread(table, it) / it.free / noise.log2_rank ** 2
   return bool(special.fdtrc(it.free, noise.free, ratio) < claims.LEVEL)
 
@@ -283,6 +285,8 @@ def of_width(factors: Factors) -> claims.Claim:
                            decided),)
     across_p = slopes.permuted(factors.table, factors.families[slopes.SIZE])
   permuted = slopes.permuted(factors.table, it)
+  # Configurations of one width differ in many things, so the t test alone,
+  # whose noise is that of controlled comparisons, could be too sure.
   verdict = claims.INCONCLUSIVE
   if permuted < claims.LEVEL:
     verdict = claims.sign(one.low, one.high)
@@ -345,6 +349,7 @@ def of_bound(factors: Factors) -> claims.Claim:
   grid = size_grid(table, fields)
   if len(grid) < 2:
     return none
+  # Variance of a configuration's mean score: its own, and its runs'.
   v_K = factors.them.between + factors.them.run / factors.them.n_K
   hours, slope_G, var_G, left, expected, free = [], [], [], 0., 0., 0
   for amount, at_C in sorted(grid.items()):
@@ -364,6 +369,7 @@ def of_bound(factors: Factors) -> claims.Claim:
   # Scores that bend more than seeds tell widen the interval.
   if special.fdtrc(free, t_free, left / expected) < claims.LEVEL:
     scale, t_free = left / expected, free
+  # The amounts are sorted: the last is the most data.
   gap = slope_G[-1] - slope_G[0]
   reach = float(special.stdtrit(t_free, .975)) * math.sqrt(
       scale * (var_G[-1] + var_G[0]))
@@ -393,6 +399,7 @@ def size_grid(table: pd.DataFrame,
     rows = table.iloc[at_C]
     grid = {}
     for amount, part in rows.groupby('hours_asked'):
+      # Two sizes make a line through anything.
       if part['params'].nunique() > 2:
         grid[float(amount)] = part.index.to_numpy()
     if len(grid) > len(best):

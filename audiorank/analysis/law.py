@@ -89,11 +89,13 @@ def of_law(rows: study.Study, law: laws.Fit | None,
                         trained=len(trained))
   low, high = law.ci('Q_inf')
   b_low, b_high = law.ci('b')
+  # Configurations are left out whole: seeds of one know each other's score.
   e_N = laws.leave_one_out(law)
   plain_N = left_out_mean(law.problem.y_N, law.group_N)
   gap, gap_low, gap_high = paired(plain_N, e_N, law.group_N)
   ceiling = 1. if rows.bounded else math.inf
   bounded = high < ceiling and math.isfinite(low)
+  # An exponent of 0 is a straight line in log RankMe, which has no limit.
   curved = math.isfinite(b_high) and b_low > 1e-3
   verdict = claims.INCONCLUSIVE
   if bounded and curved and gap_low > 0:
@@ -126,6 +128,7 @@ def left_out_mean(y_N: np.ndarray, group_N: np.ndarray) -> np.ndarray:
   """Returns each value less the mean of the other groups, (N,)."""
   y_N = np.asarray(y_N, float)
   total, size = np.bincount(group_N, y_N), np.bincount(group_N)
+  # One group alone has no others: its own mean less nothing.
   others_G = (y_N.sum() - total) / np.maximum(len(y_N) - size, 1)
   return y_N - others_G[group_N]
 
@@ -136,7 +139,7 @@ def paired(worse_N: np.ndarray, own_N: np.ndarray, group_N: np.ndarray,
   interval by a bootstrap over groups."""
   gap_G = np.bincount(group_N, worse_N ** 2 - own_N ** 2)
   size_G = np.bincount(group_N).astype(float)
-  rng = np.random.default_rng(0)
+  rng = np.random.default_rng(0)  # The same tables, the same interval.
   live = np.flatnonzero(size_G)
   times_SG = rng.multinomial(len(live), np.full(len(live), 1 / len(live)),
                              DRAWS)
@@ -193,6 +196,7 @@ def beside(name: str, row: pd.Series, own: float, wide: pd.Series,
     wide: of `predictors`, with intervals corrected for the rivals' number.
     configurations: how many.
   """
+  # Gaps are in mean squares; people read root mean squares.
   root = lambda gap: float(np.sqrt(np.maximum(own ** 2 + gap, 0.))) - own
   return claims.Rival(
       name, float(row['loo']), root(row['worse']), root(row['worse_low']),

@@ -48,12 +48,14 @@ def offset(x_N: np.ndarray, y_N: np.ndarray, x_M: np.ndarray,
   N, M = len(x_N), len(x_M)
   value = float(away_M.mean())
   if M < 2:
+    # How far one run scatters cannot be seen.
     return Offset(value, math.nan, math.nan, math.nan, math.nan)
   left = float(np.sum((y_N - slope * x_N - level) ** 2)) / (N - 2)
   about = float(np.sum((x_N - x_N.mean()) ** 2))
   of_line = left * (1 / N + (x_M.mean() - x_N.mean()) ** 2 / about)
   spread = float(away_M.std(ddof=1))
   own, free = spread ** 2, M - 1
+  # Few runs may lie close together by luck; seeds say how close is luck.
   if noise.free and noise.score ** 2 > own:
     own = noise.score ** 2
   variance = own / M + of_line
@@ -82,6 +84,7 @@ def of_objectives(rows: study.Study,
   """
   out = []
   for name, others in rows.others.groupby('objective'):
+    # Of these sizes alone: elsewhere the line is another one.
     near = rows.trained[rows.trained['size'].isin(set(others['size']))]
     counts = (len(others), int(others['configuration'].nunique()),
               len(others))

@@ -115,6 +115,7 @@ class OneSlope(NamedTuple):
 def noise(trained: pd.DataFrame) -> Noise:
   """Returns the Noise of runs that differ in seed or order of clips alone."""
   x_N, y_N = _values(trained)
+  # Sums of squares and of products about the means of each configuration.
   total, free, runs = np.zeros(3), 0, 0
   for rows in trained.groupby('configuration').indices.values():
     if len(rows) > 1:
@@ -183,6 +184,7 @@ def families(table: pd.DataFrame,
   """
   varied = [name for name in fields if table[name].nunique(dropna=False) > 1]
   out: dict[str, Comparison] = {}
+  # Objectives have claims of their own.
   named = {'objective'}
   for family, vary in FAMILIES.items():
     mine = [name for name in vary if name in varied]
@@ -216,6 +218,7 @@ def equal_size(table: pd.DataFrame, fields: tuple[str, ...]) -> Comparison:
   for group in np.unique(here.group_C):
     at_C = here.at_C[here.group_C == group]
     for center in at_C:
+      # Sizes within a factor of EQUAL of this one.
       near_C = at_C[np.abs(np.log(size_K[at_C] / size_K[center]))
                     < math.log(EQUAL)]
       if len(near_C) > max(len(best.at_C), 2):
@@ -233,6 +236,7 @@ def apart_from(table: pd.DataFrame, fields: tuple[str, ...],
                       if name in table], 1)
   fewest = tuple(others)
   for k in range(len(table)):
+    # Every pair in which the family differs also differs in something else.
     differs_K = (code_KV != code_KV[k]).any(1)
     for row in code_KM[differs_K] != code_KM[k]:
       if row.sum() < len(fewest):
@@ -272,6 +276,7 @@ class Moments(NamedTuple):
     own, cross, rank = self.run, 0., 0.
     if self.noise.free:
       cross, rank = self.noise.covariance, self.noise.log2_rank ** 2
+    # About a line of that slope the noise of rank is noise of the score.
     run = max(own - 2 * slope * cross + slope ** 2 * rank, 0.)
     shared = cross - slope * rank
     v_K = self.between + run / self.n_K
@@ -308,6 +313,7 @@ def _leftover(table: pd.DataFrame, it: Comparison) -> np.ndarray:
     hat_CC[np.ix_(here, here)] = n_C[here] / n_C[here].sum()
   if np.sum(n_C * x_C ** 2):
     hat_CC += np.outer(x_C, n_C * x_C) / np.sum(n_C * x_C ** 2)
+  # Levels and slope are projected out; what is left over is noise.
   rest_CC = np.eye(C) - hat_CC
   out_KK = np.zeros((K, K))
   out_KK[np.ix_(it.at_C, it.at_C)] = rest_CC.T @ np.diag(n_C) @ rest_CC
@@ -400,7 +406,8 @@ def slope(them: Moments, f: int, table: pd.DataFrame,
   """Returns the Slope of one of the comparisons of Moments."""
   a, m, free = them.a_F[f], them.m_F[f], them.t_free_F[f]
   reach = special.stdtrit(free, .975)
-  # The variance of T is quadratic in the slope: three points tell it.
+  # The variance of T is quadratic in the slope: three points give it. All
+  # slopes b with T(b)^2 <= reach^2 var T(b) solve A b^2 + B b + C <= 0.
   v0, v1, v2 = (them.covariance(b)[f, f] for b in (-1., 0., 1.))
   p2, p1, p0 = (v0 + v2) / 2 - v1, (v2 - v0) / 2, v1
   p = 0.
@@ -410,6 +417,7 @@ def slope(them: Moments, f: int, table: pd.DataFrame,
   B = -2 * a * m - reach ** 2 * p1
   C = a ** 2 - reach ** 2 * p0
   root = B ** 2 - 4 * A * C
+  # Where A <= 0 no slope is far enough off to be excluded.
   low, high = -math.inf, math.inf
   if A > 0 and m > 0 and root >= 0:
     low, high = ((-B + sign * math.sqrt(root)) / (2 * A) for sign in (-1, 1))
@@ -436,6 +444,7 @@ def one_slope(them: Moments, which: list[int]) -> OneSlope:
   start = float(np.average(them.a_F[pick] / np.where(
       them.m_F[pick] == 0, np.inf, them.m_F[pick]), weights=se_F ** -2.))
   span = REACH * float(se_F.min())
+  # Q may have several minima; the best of a grid is refined.
   grid = np.linspace(start - span, start + span, 201)
   best = grid[int(np.argmin([q(b) for b in grid]))]
   near = optimize.minimize_scalar(
@@ -474,6 +483,7 @@ def _between(them: Moments, pick: np.ndarray, common: float):
       high *= 2
     return float(optimize.brentq(lambda tau: q(tau) - limit, 0., high))
 
+  # Q of k families is F distributed where the noise is estimated.
   crit = lambda share: (k - 1) * special.fdtri(k - 1, free, share)
   return where(k - 1.), where(crit(.975)), where(crit(.025))
 

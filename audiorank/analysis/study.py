@@ -96,6 +96,7 @@ def read(tables: records.Tables) -> Study:
         runs['scored_tasks'] == runs['scored_tasks'].max())
   elif 'score' in runs:
     scored = runs['score'].notna()
+  # A mean over fewer tasks than others is another score.
   untrained = runs[scored & runs['untrained']]
   every = runs[scored & ~runs['untrained']]
   once = without_repeats(every, tables.history, fields)
@@ -111,6 +112,7 @@ def read(tables: records.Tables) -> Study:
       len(distinct(runs[runs['untrained']])))
   history = only(tables.history, set(once['run_id']))
   tasks = only(tables.tasks, set(once['run_id']) | set(untrained['run_id']))
+  # d' is the only measure above 1.
   bounded = not (len(tasks) and (tasks['metric'] == 'd_prime').any())
   return Study(trained, once[~is_main].reset_index(drop=True),
                untrained.reset_index(drop=True), history, tasks, fields,
@@ -187,6 +189,7 @@ def asked(hours: pd.Series) -> pd.Series:
   a little more than what was asked: near ones were asked for as one amount.
   """
   known = np.sort(hours.dropna().unique().astype(float))
+  # From the smallest on: the first of a run of near values names them all.
   label, labels = None, {}
   for value in known:
     if label is None or value > label * SAME_HOURS:
@@ -207,6 +210,7 @@ def without_repeats(rows: pd.DataFrame, history: pd.DataFrame,
                     fields: tuple[str, ...]) -> pd.DataFrame:
   """Returns one row a training, in the order of the table."""
   same = [*fields, *(name for name in SEEDS if name in rows)]
+  # The key is a hash of all that training reads.
   if 'training_key' in rows and rows['training_key'].notna().all():
     same = ['training_key']
   if not len(rows) or not same:
@@ -214,6 +218,7 @@ def without_repeats(rows: pd.DataFrame, history: pd.DataFrame,
   read_times = pd.Series(dtype=int)
   if len(history):
     read_times = history['run_id'].value_counts()
+  # Of equal trainings the one with the most evaluations stands for all.
   order = rows['run_id'].map(read_times).fillna(0).sort_values(
       ascending=False, kind='stable').index
   return rows.loc[order].drop_duplicates(same).sort_index().reset_index(
@@ -263,6 +268,7 @@ def matching(row: pd.Series, untrained: pd.DataFrame) -> str | None:
   for name in ('width', 'depth', 'heads', 'seed', 'crop_seconds'):
     if name in untrained and name in row:
       here = here[here[name] == row[name]]
+  # Experiments may evaluate on clips of their own.
   if 'experiment' in here and (here['experiment'] == row['experiment']).any():
     here = here[here['experiment'] == row['experiment']]
   if not len(here):

@@ -45,6 +45,7 @@ def diagnose(rows: study.Study, law: laws.Fit | None) -> Diagnostics:
     return Diagnostics(none, none, None, none, wrong)
   above = study.above_baseline(rows.trained)
   bends = none
+  # A broken power law is one of an error that falls to 0.
   error = (1. if rows.bounded else math.inf) - above['score'].to_numpy(float)
   if rows.bounded and (error > 0).all() and above['rank'].nunique() >= BENDS:
     bends = failures.bends(
@@ -65,6 +66,7 @@ def events(rows: study.Study) -> pd.DataFrame:
     for row in failures.unstable(rows.history).itertuples():
       out.append((row.run_id, names[row.run_id], row.kind, row.step, 1,
                   row.value, row.before, 'curve'))
+    # An alarm that rings at every evaluation is one event.
     first = {}
     for alarm in study.alarms(rows.history):
       key = alarm['run_id'], alarm['kind']
@@ -87,6 +89,7 @@ def by_baseline(trained: pd.DataFrame,
   """
   table = trained.assign(value=value, network=networks(trained)).dropna(
       subset=['value'])
+  # First over seeds, then over configurations, so that none counts twice.
   each = table.groupby(['network', 'configuration'])['value'].mean()
   mean_G = each.groupby('network').mean().to_numpy()
   if len(mean_G) <= slopes.LEAST_FREE:
@@ -171,6 +174,7 @@ def valley(history: pd.DataFrame) -> tuple[int, int, int]:
       if len(rank) > 2:
         runs += 1
         fell += int(rank[1] < rank[0])
+        # 5 % is more than what seeds move RankMe by.
         rose += int(rank[1] < rank[0] and rank[-1] > 1.05 * rank.min())
   return fell, rose, runs
 

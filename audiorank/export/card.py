@@ -186,12 +186,12 @@ def prediction(workdir, step, made):
   y, low, high = (float(v[0]) for v in fit.predict(
       {'rank': [float(row['rank'])]}, band='new'))
   words = [
-      f"From RankMe {row['rank']:.2f} and the {fit.n} other runs that beat "
-      f'their untrained network: mean score {y:.3f}, 95 % {low:.3f} to '
+      f"From RankMe {row['rank']:.2f} and the {fit.n} other runs that score "
+      f'above their untrained network: mean score {y:.3f}, 95 % {low:.3f} to '
       f"{high:.3f}. Observed: {row['score']:.3f}."]
   if not own['gain'].iloc[0] > 0:
-    words.append('This run does not beat its untrained network, so the law '
-                 'was not drawn for it.')
+    words.append('This run scores no higher than its untrained network, so '
+                 'the law was not drawn for it.')
   if not math.isfinite(fit.ci('Q_inf')[1]):
     words.append('Those runs do not bound Q_inf: the law says nothing of '
                  'larger models.')

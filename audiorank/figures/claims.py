@@ -42,6 +42,7 @@ def slopes(claims: Iterable[Any],
   reach = _reach(rows)
   for place, one in enumerate(rows):
     color, shape = COLORS[one.verdict], SHAPES[one.verdict]
+    # What leaves the axis ends in an arrow.
     low, high = max(one.low, -reach), min(one.high, reach)
     ax.plot([low, high], [place, place], color=color, lw=2)
     for end, limit, arrow in ((one.low, -reach, '<'), (one.high, reach, '>')):
@@ -60,8 +61,8 @@ def slopes(claims: Iterable[Any],
   if common:
     value = common[0].details['common']
     ax.axvline(value, color=style.PALETTE[0], lw=1.2, ls='--')
-    handles.append(style.line('one slope for all', style.PALETTE[0], ls='--',
-                              lw=1.2))
+    handles.append(style.line(f'one slope for all, {chance(common[0].p)}',
+                              style.PALETTE[0], ls='--', lw=1.2))
   if rows[-1].key == 'within_width' and len(rows) > 1:
     ax.axhline(len(rows) - 1.5, color=style.GREY, lw=.6)
   ax.set_yticks(range(len(rows)), [
@@ -71,6 +72,13 @@ def slopes(claims: Iterable[Any],
   ax.set_xlabel('score per doubling of RankMe (95 % interval)')
   style.above(ax, handles, 2)
   return ax
+
+
+def chance(p: float) -> str:
+  """Returns the p value of the common test of all slopes."""
+  if p < .001:
+    return 'p < .001'
+  return f'p = {p:.3f}'
 
 
 def name(one: Any) -> str:

@@ -134,7 +134,7 @@ def thinned(lines: list[Line], log_x: bool,
     if log_x and (x > 0).any() and (x <= 0).any():
       x, has_zero = np.where(x > 0, x, x[x > 0].min() / 2), True
     good = np.isfinite(x) & np.isfinite(y) & ((y > 0) | (not log_y))
-    x, y = x[good], y[good]
+    x, y = x[good], y[good]  # Others have no place on the axes.
     if len(x) > MOST:
       at = np.unique(np.rint(np.linspace(0, len(x) - 1, MOST)).astype(int))
       x, y = x[at], y[at]
@@ -150,6 +150,7 @@ def axis(values: np.ndarray, log: bool
   if log:
     link, back = np.log10, (lambda v: 10 ** v)
   low, high = float(link(values.min())), float(link(values.max()))
+  # A constant line stands in the middle.
   if high - low < 1e-12:
     low, high = low - .5, high + .5
   place = lambda v: (link(np.asarray(v, float)) - low) / (high - low)

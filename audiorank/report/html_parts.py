@@ -171,6 +171,7 @@ def drawing(draw: Callable[[], style.Axes], caption: str) -> str:
     return small(f'Not drawn: {str(error).removeprefix(style.NOTHING)}.')
   code = svg(ax)
   if len(code) > HEAVY:
+    # Thousands of points: pixels are lighter than their paths.
     for artist in [*ax.lines, *ax.collections]:
       artist.set_rasterized(True)
     code = svg(ax)

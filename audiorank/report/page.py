@@ -224,6 +224,7 @@ def last_monitor(root: os.PathLike) -> dict | None:
 def page(root: os.PathLike, sweep: records.Tables, title: str) -> str:
   """Returns the report as one HTML text."""
   it = analysis.analyze(sweep)
+  # A section without content leaves the page and its list of links.
   parts = [(name, body) for name, body in sections(root, it, sweep)
            if any(body)]
   nav = ' '.join(f'<a href="#s{i}">{html.escape(name)}</a>'

@@ -112,6 +112,7 @@ def samples(table: pd.DataFrame, names: list[str]) -> str:
   for _, row in ordered(table).iterrows():
     cells = {'run': row['run_id'], 'what': row['name']}
     for text, (own, clips) in columns.items():
+      # One number of clips stands in the heading, several in the cells.
       several = table[clips].dropna().unique()
       cell = f'{rank(row, own)} | {endless(row, own, row[clips])}'
       if len(several) == 1:
@@ -269,6 +270,7 @@ def _float(value: Any) -> float:
 def checklist(table: pd.DataFrame) -> str:
   """Returns the filled checklist of a fit."""
   shown = table.rename(columns={'item': 'what', 'answer': 'here'})
+  # A heading is written once above its items.
   again = shown['head'] == shown['head'].shift()
   return html_parts.rows(shown.assign(head=shown['head'].mask(again, '')),
                          kind='text')

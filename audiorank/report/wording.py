@@ -246,6 +246,7 @@ def _law(one: Claim) -> str:
 def limit(one: Claim) -> str:
   """Returns what a law says of its limit, never above what a score can be."""
   low, high, ceiling = one.low, one.high, one.details['ceiling']
+  # A limit that no score can reach bounds nothing.
   below = math.isfinite(low) and low < ceiling
   if high <= ceiling and below:
     return f'limit between {short(low)} and {short(high)}'
@@ -534,6 +535,7 @@ def phrases(it: analysis.Analysis, verdict: str, most: int = 3) -> list[str]:
   mine = [one for one in it.claims
           if one.verdict == verdict and one.key in words]
   out = []
+  # All families in one phrase, where the first of them stands.
   names = [called(one.family) for one in mine if one.key == 'slope']
   for one in mine:
     if one.key == 'slope':
@@ -612,6 +614,7 @@ SHORT = {
 def next_step(it: analysis.Analysis) -> str:
   """Returns what to do next, the most pressing thing first."""
   by_key = {one.key: one for one in it.claims}
+  # What is missing comes before what could be better.
   if by_key['gain'].needed and by_key['gain'].needed.kind == 'baselines':
     return ('score the untrained networks (the same sweep command does it): '
             'without them nothing shows that training helps')
@@ -661,6 +664,7 @@ def rows_used(it: analysis.Analysis) -> list[str]:
   out.append('A law is drawn through the trainings that score higher than '
              f'their own untrained network: {above} of {trained}'
              f'{beyond(beat)}. Everything else uses all of them.')
+  # Below that the interval of an order holds both luck and skill.
   if trained < ranking.ENOUGH:
     out.append(f'Exploratory: with fewer than {ranking.ENOUGH} trainings an '
                'order of runs may be luck. Read the intervals, not the '
