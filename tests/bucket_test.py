@@ -1,26 +1,34 @@
 """Files, runs and sweeps on gs://, against a fake server."""
 
 import contextlib
+import http.server
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 
 import audiorank
+from audiorank import bucket as bucket_lib
 from audiorank import checkpoint
 from audiorank import data
+from audiorank import embedding_cache
+from audiorank import encoders
 from audiorank import evaluate
 from audiorank import files
 from audiorank import prepare
+from audiorank import rankme
 from audiorank import records
 from audiorank import train
 from audiorank.data import folder as corpus_reader
+from audiorank.rankme import files as embedding_files
 from audiorank.records import lock as lock_lib
 from tests import fake_gcs
 from tests import processes
@@ -217,7 +225,10 @@ def run(root, corpus, tasks):
 
 @pytest.fixture(scope='module')
 def compiled(tmp_path_factory):
+  # What is computed must be equal here, not fast.
+  jax.config.update('jax_disable_most_optimizations', True)
   yield from tiny.compiled_once(tmp_path_factory.mktemp('programs'))
+  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='module')
@@ -306,6 +317,92 @@ def test_a_shard_that_is_lost_or_changed_is_an_error(moved, bucket):
     data.load(bucket)
   with pytest.raises(ValueError, match='0 records'):
     corpus_reader.row_reader(corpus)(0, 0, 100)
+
+
+# --- What else takes gs:// ---
+
+
+def test_embeddings_tables_caches_and_exports_on_a_bucket(
+    runs, bucket, monkeypatch, tmp_path):
+  z_ND = np.random.default_rng(0).standard_normal((90, 8)).astype(np.float32)
+  np.save(tmp_path / 'z.npy', z_ND)
+  files.send(tmp_path, bucket)
+  assert embedding_files.file_rank(f'{bucket}/z.npy') == (
+      embedding_files.file_rank(tmp_path / 'z.npy'))
+  state = rankme.update(rankme.init(8), z_ND)
+  rankme.save(state, f'{bucket}/state.npz')
+  for a, b in zip(rankme.restore(f'{bucket}/state.npz'), state):
+    np.testing.assert_array_equal(a, b)
+  files.write_text(f'{bucket}/t.csv', 'x,y\n' + ''.join(
+      f'{x},{1 - x ** -.5}\n' for x in range(2, 12)))
+  fit = audiorank.fit(f'{bucket}/t.csv', x='x', y='y')
+  assert fit.params['b'] == pytest.approx(.5, rel=1e-3)
+  model = audiorank.load(runs[1])
+  waves = [np.sin(np.arange(8000) * .1).astype(np.float32)]
+  model.save_pretrained(f'{bucket}/released')
+  np.testing.assert_array_equal(
+      audiorank.load(f'{bucket}/released').embed(waves), model.embed(waves))
+  monkeypatch.setenv('AUDIORANK_CACHE', f'{bucket}/cache')
+  (task,) = {path.parent for path in files.walk('gs://bucket/data/tasks')
+             if path.parent.name == 'timbre-v1-full'}
+  cache = embedding_cache.default()
+  settings = evaluate.protocol(records.load_config(runs[1]))
+  first, again = (evaluate.score(
+      encoders.ours(runs[1]), task, settings, cache) for _ in range(2))
+  assert not first['cached'] and again['cached']
+  assert first['result'] == again['result']
+  assert embedding_cache.clear(cache) == 1 and not files.names(cache)
+
+
+# --- A store that fails ---
+
+
+@pytest.fixture
+def faulty(bucket_server, monkeypatch):
+  """A list of the status codes that a store answers next; after them it has
+  one object of three bytes."""
+  codes = []
+
+  class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+      code = codes.pop(0) if codes else 200
+      body = json.dumps({'name': 'x', 'size': '3', 'generation': '5'}).encode()
+      self.send_response(code)
+      self.send_header('Content-Type', 'application/json')
+      self.send_header('Content-Length', str(len(body)))
+      self.end_headers()
+      self.wfile.write(body)
+
+    def log_message(self, *_):
+      pass
+
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as store:
+    threading.Thread(target=store.serve_forever).start()
+    monkeypatch.setenv('STORAGE_EMULATOR_HOST',
+                       f'http://127.0.0.1:{store.server_port}')
+    bucket_lib._client_of.cache_clear()
+    retry = pytest.importorskip('gcsfs.retry')
+    monkeypatch.setattr(retry.random, 'random', lambda: -.99)
+    yield codes
+    store.shutdown()
+  bucket_lib._client_of.cache_clear()
+
+
+@pytest.mark.parametrize('code', [408, 429, 500, 503])
+def test_what_fails_for_a_while_is_tried_again(faulty, code):
+  faulty.extend([code, code])
+  assert files.path('gs://b1/x').stat().st_size == 3
+  assert not faulty
+
+
+@pytest.mark.parametrize('code, words', [
+    (401, 'no permission'), (403, 'no permission.*Storage Object User'),
+    (400, 'the store answers')])
+def test_what_fails_for_good_is_one_line(faulty, code, words):
+  faulty.extend([code] * 9)
+  with pytest.raises(OSError, match=f'gs://b1/x: {words}') as caught:
+    files.path('gs://b1/x').stat()
+  assert '\n' not in str(caught.value)
 
 
 # --- Commands ---
