@@ -16,6 +16,7 @@ import audiorank
 from audiorank import records
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+CLONE = 'git clone https://github.com/audiorank/audiorank'
 CLOUD = ROOT / 'launch/CLOUD.md'  # Its shell lines run in cloud_test.py.
 PAGES = sorted(p for p in [CLOUD, *ROOT.glob('*.md'),
                            *ROOT.glob('.github/*.md'),
@@ -172,7 +173,8 @@ def test_every_other_line_is_known(pytestconfig):
                       'jupyter nbconvert --execute --inplace --to notebook '
                       'notebooks/small_study.ipynb'), line
     elif not line.startswith('python -m '):
-      assert line in ('python3 -m venv venv', '. venv/bin/activate'), (
+      assert line in ('python3 -m venv venv', '. venv/bin/activate', CLONE,
+                        'cd audiorank'), (
           page, line)
   assert seen == {'pytest', 'pip', 'script', 'kit'}
 
