@@ -97,6 +97,7 @@ def test_figures_runs(monkeypatch):
 
 
 @QUIET
+@pytest.mark.slow
 def test_the_write_up_is_drawn_from_its_records_alone(monkeypatch):
   text, drawn = outputs('small_study', monkeypatch)
   kept = jupytext.read(FOLDER / 'small_study.ipynb')
@@ -107,11 +108,17 @@ def test_the_write_up_is_drawn_from_its_records_alone(monkeypatch):
   assert text == ''.join(out.get('text', '') for out in stored)
 
 
-def test_the_table_of_claims_is_that_of_the_records(study_claims):
+@QUIET
+def test_page_and_notebook_have_the_claims_of_the_records(study_claims):
   """By the line of notebooks/README.md, word for word."""
   page = (FOLDER / 'README.md').read_text(encoding='utf-8')
   table = page.split('<!-- claims -->\n')[1].split('\n<!-- /claims -->')[0]
   assert table == wording.markdown(study_claims)
+  notebook = jupytext.read(FOLDER / 'small_study.ipynb')
+  shown = [out['data']['text/markdown'] for cell in notebook.cells
+           for out in cell.get('outputs', ())
+           if 'text/markdown' in out.get('data', {})]
+  assert shown == [table]
 
 
 @QUIET

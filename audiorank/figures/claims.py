@@ -37,6 +37,7 @@ def slopes(claims: Iterable[Any],
     raise ValueError(f'{style.NOTHING}a slope needs configurations that '
                      'differ in one thing alone, and one that was trained '
                      'with several seeds')
+  # What pools all the others stands last, under a line.
   rows.sort(key=lambda one: (one.key == 'within_width'))
   ax = ax or style.axes((5., .36 * len(rows) + 1.7))
   reach = _reach(rows)

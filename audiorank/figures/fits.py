@@ -21,6 +21,7 @@ def curve(ax: style.Axes, fit: laws.Fit, x: str, color: str = style.INK,
   x_N = np.asarray(fit.data[fit.x[0]], float)
   low = min(x_N.min(), low or math.inf)
   high = max(x_N.max(), high or 0.)
+  # Even steps in the logarithm, as the axis is.
   x_M = np.geomspace(low, high, 200)
   y, y_low, y_high = fit.predict({x: x_M}, band='mean')
   ax.fill_between(x_M, y_low, y_high, color=color, alpha=.15, lw=0)
@@ -68,6 +69,7 @@ def residuals(fit: laws.Fit, x: str | None = None, labels: Any = None,
       ax.annotate(str(row['label']), here, (shift, 0), va='center', ha=side,
                   textcoords='offset points', fontsize=style.LEGEND)
   ax.axhline(0., color=style.INK, lw=.8)
+  # Beyond two standard deviations 1 in 20 lies by chance.
   for k in (-2, 2):
     ax.axhline(k * fit.sd, color=style.GREY, lw=.8, ls='--')
   handles = [style.line('2 sd', ls='--', lw=.8)]

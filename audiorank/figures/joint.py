@@ -59,6 +59,7 @@ def frontier(optimal: pd.DataFrame, what: str = 'size', observed: Any = None,
                      'data')
   ax.fill_between(part['flops'], part[f'{what}_low'], part[f'{what}_high'],
                   color=style.PALETTE[0], alpha=.2, lw=0)
+  # Dashed throughout, solid over it where runs are near.
   near = (part['distance'] == 0).to_numpy()
   ax.plot(part['flops'], part[what], color=style.PALETTE[0], lw=1.5, ls='--')
   ax.plot(part['flops'], np.where(near, part[what], np.nan), lw=1.8,
@@ -96,6 +97,7 @@ def contours(fit: laws.Fit, ax: style.Axes | None = None, levels: int = 9,
     raise ValueError(f'{fit.form.name} has one input: use law')
   ax = ax or style.axes()
   n, d = (np.asarray(fit.data[name], float) for name in fit.x)
+  # A little beyond the runs, so that none lies on the frame.
   grid = [np.geomspace(v.min() / 1.5, v.max() * 1.5, 80) for v in (n, d)]
   n_M, d_M = np.meshgrid(*grid)
   y_M = fit.predict({fit.x[0]: n_M.ravel(), fit.x[1]: d_M.ravel()})

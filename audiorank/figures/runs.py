@@ -60,6 +60,7 @@ def rank_score(runs: pd.DataFrame, fit: laws.Fit | None = None,
     fits.curve(ax, fit, fit.x[0], low=x.min(), high=x.max() * 1.1)
     handles.append(style.line(
         f'{fit.form.name.replace("_", "-")} law, 95 % band', style.INK))
+  # The band's tail would stretch the axis until the runs are a line.
   style.around(ax, np.concatenate(y))
   style.log_axis(ax.xaxis, 'rank')
   ax.set_ylabel(style.label('score'))
@@ -181,6 +182,7 @@ def trained_untrained(tasks: pd.DataFrame,
   """
   style.need(tasks, 'task', 'score', 'untrained')
   trained, untrained = _halves(tasks, 'task', 'score')
+  # From the easiest task for features of no training to the hardest.
   order = list(untrained.groupby('task')['score'].mean().sort_values().index)
   order += [t for t in sorted(trained['task'].unique()) if t not in order]
   ax = ax or style.axes((5., max(2.8, 1.3 + .42 * len(order))))

@@ -24,6 +24,7 @@ def spectrogram(mel_MT: np.ndarray, hop: float = .01,
     raise ValueError(f'a log-mel of shape {mel_MT.shape}: expected (mels, '
                      'frames)')
   ax = ax or style.axes((7., 2.6))
+  # 80 dB below the loudest is as good as silence.
   image = ax.imshow(mel_MT, origin='lower', aspect='auto', cmap='magma',
                     extent=(0, mel_MT.shape[1] * hop, 0, mel_MT.shape[0]),
                     vmin=mel_MT.max() - 80)
@@ -65,6 +66,7 @@ def embedding_map(z_ND: np.ndarray, labels: Any = None,
   handles = []
   for i, kind in enumerate(kinds):
     here = names == kind
+    # All colours first, then the next marker: colour is seen first.
     color = style.PALETTE[i % len(style.PALETTE)]
     shape = style.MARKERS[i // len(style.PALETTE) % len(style.MARKERS)]
     ax.scatter(*at[here].T, s=16, color=color, marker=shape, alpha=.8, lw=0)

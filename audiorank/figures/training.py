@@ -25,6 +25,7 @@ def rank_steps(history: pd.DataFrame, ax: style.Axes | None = None,
   style.need(history, 'run_id', 'step', 'rank')
   history = history.dropna(subset=['rank']).sort_values('step')
   positive = history['step'][history['step'] > 0]
+  # Step 0 has no place on a logarithmic axis: it stands left of the first.
   start = 1.
   if len(positive):
     start = positive.min() / 2

@@ -584,7 +584,7 @@ SHORT = {
         'early': lambda one: f'at {percent(one.details["share"])} of training '
                              'RankMe orders the runs better than width, size '
                              'and loss do',
-        'slope': 'the score follows RankMe when {} alone varies',
+        'slope': 'the score follows RankMe when only {} varies',
         'law': lambda one: f'the score saturates, {limit(one)}',
         'gain': lambda one: f'training lifts the score by '
                             f'{signed(one.estimate)} '
@@ -600,7 +600,7 @@ SHORT = {
                                     f'with a higher score ({slope_text(one)})',
         'rivals': _size_first,
         'early': _width_better,
-        'slope': 'the score follows RankMe when {} alone varies (it falls)',
+        'slope': 'the score follows RankMe when only {} varies (it falls)',
         'growth': lambda one: f'RankMe grows in training (it ends below its '
                               f'untrained value in '
                               f'{one.trainings - one.details["above"]} of '
