@@ -1,19 +1,18 @@
-"""Any folder or archive of sound -> checked int16 shards, manifest, quarantine.
+"""Turns a folder or archive of sound files into a corpus for training.
 
-`run` does it from files, `write` from waves made by a program; what they
-leave behind is what `data.load` reads:
+`run` prepares files, `write` waves that a program made. Both write a folder
+that `data.load` reads:
 
   corpus.json       rate, hours, counts, settings; written last
-  manifest.csv      a row per record: shard, position, source, file, start, ...
-  shards/           ArrayRecord files, and beside each a .json of its contents
-  quarantine.jsonl  a line per refused file: file, reason, detail, sha256
-  plan.json         what input and settings the folder belongs to
-
-The input is listed and cut into shards before anything is decoded, by names
-and sizes alone, so that the result does not depend on the number of workers,
-and a job that was killed goes on with the shards that are missing.
+  manifest.csv      one row per record: shard, position, source, file, ...
+  shards/           ArrayRecord files, each with a .json of its contents
+  quarantine.jsonl  one line per refused file: file, reason, detail, sha256
+  plan.json         the input and the settings that the folder belongs to
 """
 
+# The input is listed and divided into shards before anything is decoded, from
+# names and sizes alone. So the result does not depend on the number of workers,
+# and a job that was killed resumes with the missing shards.
 from audiorank.prepare.job import run
 from audiorank.prepare.job import write
 

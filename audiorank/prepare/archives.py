@@ -1,8 +1,8 @@
-"""Tars: walked by their headers, and compressed ones laid open first.
+"""Lists the members of tars, and decompresses compressed tars.
 
-Nothing is ever extracted: a tar is walked by its headers, and the worker reads
-a member's bytes in place; so no name in an archive can lead anywhere. Links,
-devices and members whose names point outside are listed as refused.
+Members are never extracted: the worker reads their bytes in place, so that no
+name in an archive can write outside a folder. Links, devices and members with
+unsafe names are listed as refused.
 """
 
 import bz2
@@ -13,67 +13,70 @@ import lzma
 import os
 import pathlib
 import tarfile
+from typing import Any
 from typing import BinaryIO
 from typing import NamedTuple
 import zlib
 
 PACKED = ('.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.tar.xz', '.txz', '.tar.zst',
           '.tzst')
-# Headers of a tar are 512 bytes; names longer than this are an attack.
+# A header has 512 bytes; a long name adds some. A header that claims more
+# than this is damaged or an attack on the memory.
 LONGEST_HEADER = 2**20
-SNIFFED = 16  # Bytes that tell a format.
-BLOCK = 512
+SNIFFED = 16  # First bytes, enough to recognise a format.
+BLOCK = 512  # Bytes; everything in a tar begins at a multiple.
 CONTINUED = b'M'  # GNU's type of a member that began in another volume.
 
 
 class Member(NamedTuple):
-  """One file of a tar.
-
-  name: as the tar has it.  offset, size: of its bytes in the tar.
-  refused: why it is not to be read, or ''.  head: its first bytes.
-  """
+  """One file of a tar."""
   name: str
-  offset: int
-  size: int
-  refused: str
-  head: bytes
+  offset: int  # First byte in the tar.
+  size: int  # Bytes.
+  refused: str  # Why it must not be read, or ''.
+  head: bytes  # First bytes, if they were asked for.
 
 
 def is_tar(name: str) -> bool:
+  """Returns whether a file name is that of a tar, plain or compressed."""
   return name.lower().endswith(('.tar', *PACKED))
 
 
 def is_packed(name: str) -> bool:
+  """Returns whether a file name is that of a compressed tar."""
   return name.lower().endswith(PACKED)
 
 
 def members(path: pathlib.Path, most: int,
             sniff: Callable[[str], bool]) -> Iterator[Member]:
-  """Yields the files of a plain tar, and of tars joined behind it.
+  """Yields the files of a plain tar, and of tars appended to it with cat.
 
   Args:
     path: of the tar.
-    most: members that it may have.
-    sniff: whether a member of that name is worth a look at its first bytes.
+    most: the most members that it may have.
+    sniff: takes a member's name; returns whether to read its first bytes.
 
   Raises:
-    ValueError: it is damaged; what came before is good.
+    ValueError: it is damaged. The members before the damage are valid.
     OSError: it cannot be read.
   """
-  size, count, begin = path.stat().st_size, 0, 0
+  size, count = path.stat().st_size, 0
+  begin: int | None = 0
   with open(path, 'rb') as raw:
     while begin is not None:
       raw.seek(begin)
       try:
-        with tarfile.open(fileobj=_Headers(raw), mode='r:') as tar:
+        headers: Any = _Headers(raw)  # All that tarfile uses of a file.
+        with tarfile.open(fileobj=headers, mode='r:') as tar:
           for member in tar:
-            tar.members = []  # Or tarfile keeps every header in memory.
+            # tarfile keeps every header, a lot of memory for a large tar.
+            tar.members = []
             count += 1
             if count > most:
               raise ValueError(f'more than {most} members')
             if not member.isdir():
               yield _member(raw, member, size, sniff)
-          end = tar.offset
+          end = tar.offset  # Where tarfile stopped.
       except tarfile.TarError as error:
         raise ValueError(str(error)) from error
       begin = _next_part(raw, end, size)
@@ -81,6 +84,7 @@ def members(path: pathlib.Path, most: int,
 
 def _member(raw: BinaryIO, member: tarfile.TarInfo, size: int,
             sniff: Callable[[str], bool]) -> Member:
+  """Returns a Member, refused if it is no ordinary file within the tar."""
   parts = pathlib.PurePosixPath(member.name).parts
   refused, head = '', b''
   if member.type == CONTINUED:
@@ -99,14 +103,20 @@ def _member(raw: BinaryIO, member: tarfile.TarInfo, size: int,
 
 
 def _next_part(raw: BinaryIO, end: int, size: int) -> int | None:
-  """Returns where another tar begins behind the end mark of one, or None.
+  """Returns the first byte of the next tar in a file, or None.
+
+  Args:
+    raw: the file.
+    end: where the previous tar ended.
+    size: bytes of the file.
 
   Raises:
     ValueError: there is no end mark, or something else follows it.
   """
   raw.seek(end)
   block = raw.read(BLOCK)
-  # At a broken header tarfile stops as if it were the end.
+  # tarfile stops at a broken header as if the tar ended there. A real end mark
+  # is a block of zeros.
   if any(block):
     raise ValueError(f'a broken header at byte {end}')
   if len(block) < BLOCK:
@@ -114,9 +124,9 @@ def _next_part(raw: BinaryIO, end: int, size: int) -> int | None:
   while data := raw.read(2**20):
     rest = data.lstrip(b'\0')
     if not rest:
-      continue
+      continue  # Padding.
     at = raw.tell() - len(rest)
-    at -= (at - end) % BLOCK
+    at -= (at - end) % BLOCK  # The header's first bytes may be zeros as well.
     raw.seek(at)
     try:
       tarfile.TarInfo.frombuf(raw.read(BLOCK), 'utf-8', 'surrogateescape')
@@ -128,7 +138,7 @@ def _next_part(raw: BinaryIO, end: int, size: int) -> int | None:
 
 
 class _Headers:
-  """A file that tarfile may seek in, but not read large pieces of."""
+  """A file in which tarfile can seek, but not read large pieces."""
 
   def __init__(self, file: BinaryIO):
     self._file = file
@@ -141,28 +151,29 @@ class _Headers:
 
 
 def unpacked_name(index: int) -> str:
+  """Returns the file name of the plain copy of a compressed tar."""
+  # A number, because two tars in different folders may have the same name.
   return f'{index:05d}.tar'
 
 
 def unpack(packed: list[pathlib.Path], folder: pathlib.Path,
            max_gb: float) -> dict[pathlib.Path, pathlib.Path | str]:
-  """Decompresses tars to plain ones in a folder of their own.
-
-  Nothing that they hold is followed or trusted, its amount included.
+  """Decompresses tars into a folder of plain copies.
 
   Args:
     packed: the compressed tars.
-    folder: where to.
-    max_gb: the most that all may unpack to.
+    folder: of the copies.
+    max_gb: the most that all of them may unpack to, in GB.
 
   Returns:
-    {compressed tar: its plain copy, or why there is none}.
+    {compressed tar: its plain copy, or a message why there is none}.
 
   Raises:
     OSError: the folder cannot be written.
   """
   folder.mkdir(exist_ok=True)
-  plain, left = {}, int(max_gb * 1e9)
+  plain: dict[pathlib.Path, pathlib.Path | str] = {}
+  left = int(max_gb * 1e9)
   part = folder / 'next.part'
   for index, path in enumerate(packed):
     target = folder / unpacked_name(index)
@@ -171,6 +182,8 @@ def unpack(packed: list[pathlib.Path], folder: pathlib.Path,
       try:
         with open(part, 'wb') as sink:
           for data in _decompressed(path):
+            # Counted while writing: the size that an archive claims may be
+            # false, and a small file can unpack to more than the disk has.
             if sink.tell() + len(data) > left:
               raise ValueError('damaged archive: compressed archives unpack to '
                                f'more than {max_gb:g} GB')
@@ -185,7 +198,12 @@ def unpack(packed: list[pathlib.Path], folder: pathlib.Path,
 
 
 def remove_unpacked(count: int, folder: pathlib.Path) -> None:
-  """Removes what `unpack` wrote, and the folder if nothing else is in it."""
+  """Removes the copies of `unpack`, and the folder if it is empty then.
+
+  Args:
+    count: how many there may be.
+    folder: of the copies.
+  """
   for name in [*map(unpacked_name, range(count)), 'next.part']:
     (folder / name).unlink(missing_ok=True)
   if folder.is_dir() and not any(folder.iterdir()):
@@ -193,7 +211,11 @@ def remove_unpacked(count: int, folder: pathlib.Path) -> None:
 
 
 def _decompressed(path: pathlib.Path) -> Iterator[bytes]:
-  """Yields the content of a compressed file; errors of it are ValueErrors."""
+  """Yields the content of a compressed file.
+
+  Raises:
+    ValueError: it is damaged or cannot be read.
+  """
   try:
     with _opener(path.suffix.lower())(path) as file:
       while data := file.read(2**20):
@@ -203,7 +225,9 @@ def _decompressed(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def _opener(suffix: str) -> Callable:
+  """Returns the function that opens compressed files of an ending."""
   if suffix in ('.zst', '.tzst'):
+    # Python has no Zstandard before 3.14.
     import pyarrow
     return lambda path: pyarrow.input_stream(os.fspath(path),
                                              compression='zstd')

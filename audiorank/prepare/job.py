@@ -1,4 +1,4 @@
-"""The whole job: list, plan, decode in workers, describe.
+"""Prepares a corpus: lists files, plans shards, decodes, writes the summary.
 
 Shapes: S samples.
 """
@@ -27,17 +27,18 @@ from audiorank.prepare import shards
 from audiorank.prepare import sources as sources_lib
 
 RATE = config_lib.RATE
-# In .lock and so in every folder that is ours, from the first moment on.
+# The contents of .lock. It marks a folder as a corpus from the beginning, so
+# that no other folder is ever overwritten.
 MARK = 'audiorank prepare\n'
-# Settings that came later, and what they are in a plan made before.
+# Settings that were added later, and their values in older plans.
 LATER = {'store': 'int16', 'min_seconds': 0.}
 
 
 class Clip(NamedTuple):
-  """What `write` takes: a wave and where it comes from."""
-  file: str
-  source: str
-  category: str
+  """A wave for `write`, and its origin."""
+  file: str  # Name for the manifest.
+  source: str  # Name of the recording.
+  category: str  # '' for none.
   wave_S: np.ndarray
 
 
@@ -48,27 +49,27 @@ def run(audio: str | os.PathLike, out: str | os.PathLike,
         min_seconds: float = .04, store: str = 'int16',
         manifest: str | os.PathLike | None = None, file_column: str = '',
         source_column: str = '', source_pattern: str = '') -> dict:
-  """Prepares sound files; goes on where it was stopped.
+  """Prepares sound files. A call that was interrupted resumes.
 
   Args:
-    audio: a folder (any depth; tars and parquet in it are read too), a tar,
-      which may be compressed, or a parquet file.
-    out: folder to write, or gs://; new, empty, or begun by the same call.
-    workers: processes; None means one per core that may be used.
-    piece_seconds: longest record; longer files are cut in equal parts.
+    audio: a folder (searched to any depth, with the tars and parquet files in
+      it), a tar, which may be compressed, or a parquet file.
+    out: folder to write, or gs://: new, empty, or begun by the same call.
+    workers: processes; None means one per available core.
+    piece_seconds: longest record; longer files are cut into equal parts.
     max_hours: longer files are refused.
-    timeout: seconds without progress after which a file is given up.
+    timeout: seconds without progress after which a file is refused.
     max_members: the most members that a tar may have.
     max_unpacked_gb: the most that all compressed tars together may unpack to.
-    min_seconds: shorter files are refused; by default what is shorter than a
-      token of 40 ms.
-    store: how records are kept: 'int16', 'flac' or 'opus' in shards, or
-      'none': the files are checked and then read where they lie.
-    manifest: a table of which recording each file is of; None takes
-      manifest.csv of the input folder, where there is one.
-    file_column, source_column: names of its columns; '' takes the usual ones.
+    min_seconds: shorter files are refused. The default is one token, 40 ms.
+    store: how records are stored: 'int16', 'flac' or 'opus' in shards, or
+      'none': the files are checked now and then read in place.
+    manifest: a table with the recording of each file; None uses manifest.csv
+      of the input folder if there is one.
+    file_column, source_column: names of its columns; '' looks for the usual
+      ones.
     source_pattern: a regular expression that finds the recording in a file's
-      name, in place of a table.
+      name, instead of a table.
 
   Returns:
     the contents of corpus.json.
@@ -76,7 +77,7 @@ def run(audio: str | os.PathLike, out: str | os.PathLike,
   Raises:
     FileNotFoundError: no such input.
     ValueError: no sound in the input, or all of it refused; an `out` that
-      belongs to something else, or holds the input; a table that is none.
+      belongs to something else, or contains the input; an unreadable table.
     OSError: `out` cannot be written.
   """
   audio, target = files.on_disk(audio, 'audio'), files.path(out)
@@ -87,20 +88,20 @@ def run(audio: str | os.PathLike, out: str | os.PathLike,
               'max_hours': float(max_hours), 'min_seconds': float(min_seconds),
               'store': store}
   table = _table_path(audio, manifest)
+  tables = {path for path in [table] if path}
   below = listing.walk(audio, skip=out)
   packed = listing.packed(below)
   if packed and store == 'none':
     raise ValueError(f'{packed[0]}: cannot be read in place while it is '
                      'compressed; unpack it, or choose another store than none')
 
-  def listed(unpacked):
-    every = listing.scan(audio, below, max_members, unpacked,
-                         {table} if table else set())
+  def listed(unpacked: dict) -> tuple[list, listing.Passed, dict]:
+    every = listing.scan(audio, below, max_members, unpacked, tables)
     return _with_sources(every, audio, table, file_column, source_column,
                          source_pattern)
 
   if not packed:
-    # Before anything is written.
+    # Before the folder is created: an input without sound leaves no trace.
     entries, passed, sources = listed({})
   with _locked(out):
     if packed:
@@ -112,9 +113,10 @@ def run(audio: str | os.PathLike, out: str | os.PathLike,
     _make(out, jobs, workers, timeout)
     about = _about(settings, passed, sources)
     if store == 'none':
+      # Relative, so that corpus and input can be moved together.
       about['audio'] = os.path.relpath(audio.absolute(), out.absolute())
-    described = shards.finish(out, [job['shard'] for job in jobs], RATE, about,
-                              store)
+    described = shards.finish(str(out), [job['shard'] for job in jobs], RATE,
+                              about, store)
     archives.remove_unpacked(len(packed), out / 'unpacked')
     if files.is_on_bucket(target):
       files.send(out, target, last='corpus.json')
@@ -152,7 +154,7 @@ def _begin(target: pathlib.Path, store: str) -> pathlib.Path:
 def _check(audio: pathlib.Path, out: pathlib.Path, workers: int | None,
            piece_seconds: float, max_hours: float, timeout: float,
            store: str) -> None:
-  """Raises what is wrong with the arguments of `run`."""
+  """Raises an error if an argument of `run` is wrong."""
   if not audio.exists():
     raise FileNotFoundError(f'{audio}: no such folder or archive')
   if not (piece_seconds > 0 and max_hours > 0 and timeout > 0):
@@ -167,11 +169,13 @@ def _check(audio: pathlib.Path, out: pathlib.Path, workers: int | None,
   if inner == outer:
     raise ValueError(f'{out}: the output cannot be the input')
   if inner.is_relative_to(outer):
-    raise ValueError(f'{out}: the output holds the input {audio}; choose a '
+    raise ValueError(f'{out}: the output contains the input {audio}; choose a '
                      'folder beside or below it')
 
 
 def _cores() -> int:
+  """Returns the number of cores that this process may use."""
+  # In a container or a batch job these are fewer than the machine has.
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
@@ -186,34 +190,45 @@ def _table_path(audio: pathlib.Path,
       raise FileNotFoundError(f'{path}: no such file')
     return path
   path = audio / 'manifest.csv'
-  return path if audio.is_dir() and path.is_file() else None
+  if audio.is_dir() and path.is_file():
+    return path
+  return None
 
 
-def _with_sources(found: listing.Listing, audio: pathlib.Path,
+def _with_sources(every: listing.Listing, audio: pathlib.Path,
                   table: pathlib.Path | None, file_column: str,
                   source_column: str, pattern: str) -> tuple[
                       list, listing.Passed, dict]:
-  """Returns (entries with their sources, what was passed over, what a summary
-  says of the sources)."""
-  entries = found.entries
+  """Finds the recording of each file, by pattern or by table.
+
+  Args:
+    every: the listing.
+    audio: the input.
+    table, file_column, source_column, pattern: as for `run`.
+
+  Returns:
+    entries with their sources, the files that are not read, and counts for
+    the summary.
+  """
+  entries, passed = every
   names = [entry.file for entry in entries]
   if pattern:
     by_name, missed = sources_lib.of_pattern(pattern, names)
     entries = listing.with_sources(entries, {
         file: sources_lib.Row(file, source, '')
         for file, source in by_name.items()})
-    return entries, found.passed, {
+    return entries, passed, {
         'pattern': pattern, 'files': len(by_name), 'unmatched': missed}
   if table is None:
-    return entries, found.passed, {}
+    return entries, passed, {}
   rows = sources_lib.read(table, file_column, source_column)
   by_file, counts = sources_lib.match(rows, names, str(audio.absolute()))
-  return listing.with_sources(entries, by_file), found.passed, {
+  return listing.with_sources(entries, by_file), passed, {
       'table': str(table), 'note': rows.note, 'files': len(by_file), **counts}
 
 
 def _jobs(out: pathlib.Path, entries: list, settings: dict) -> list[dict]:
-  """Returns what the workers are given, a shard each."""
+  """Returns the jobs of the workers, one per shard; see pool.run."""
   folder = out / 'shards'
   return [{'folder': str(folder), 'shard': shards.name(
       index, settings['store']), 'settings': settings, 'skipped': {},
@@ -223,12 +238,13 @@ def _jobs(out: pathlib.Path, entries: list, settings: dict) -> list[dict]:
 
 def _make(out: pathlib.Path, jobs: list[dict], workers: int,
           timeout: float) -> None:
-  """Makes the shards that are missing."""
+  """Writes the shards that are missing."""
   folder = out / 'shards'
   folder.mkdir(exist_ok=True)
-  # A complete corpus is believed by the sizes of its shards; an interrupted
-  # one is checked to the last byte, by the workers.
   _remove_parts(out)
+  # Of a complete corpus only the sizes of its shards are checked, so that
+  # repeating a command is fast. In an interrupted one the workers compare
+  # checksums.
   if (out / 'corpus.json').exists() and all(
       shards.check(str(folder), job['shard'], whole=False) for job in jobs):
     return
@@ -240,7 +256,7 @@ def _make(out: pathlib.Path, jobs: list[dict], workers: int,
 
 
 def _remove_parts(out: pathlib.Path) -> None:
-  """Removes what was left half-written when a process was stopped."""
+  """Removes the unfinished files of a process that was killed."""
   shard = r'shard-\d{5}\.(array_record|tar|list)'
   ours = re.compile(rf'{shard}\.\d+\.part|\.({shard}\.json|plan\.json|'
                     r'corpus\.json)\.\d+-\d+\.part')
@@ -252,15 +268,15 @@ def _remove_parts(out: pathlib.Path) -> None:
 
 def write(out: str | os.PathLike, clips: Iterable, about: dict,
           piece_seconds: float = 30.0, clips_per_shard: int = 512) -> dict:
-  """Writes waves made by a program as a prepared corpus.
+  """Writes waves that a program made as a prepared corpus.
 
   Args:
-    out: local folder to write; new, empty, or made by a call with the same
+    out: local folder to write: new, empty, or from a call with the same
       `about`.
     clips: iterable of `job.Clip`s, or tuples like it: file, source, category,
       wave_S (float32 in [-1, 1] or int16, at 16 kHz).
-    about: dictionary of scalars that says how they were made; a complete
-      folder with the same is left as it is.
+    about: dictionary of scalars that determine the waves. A complete folder
+      with the same `about` is not written again.
     piece_seconds: longest record.
     clips_per_shard: waves in a shard.
 
@@ -280,9 +296,11 @@ def write(out: str | os.PathLike, clips: Iterable, about: dict,
       return json.loads((out / 'corpus.json').read_text(encoding='utf-8'))
     folder = out / 'shards'
     folder.mkdir(exist_ok=True)
-    names, items = [], []
+    names: list[str] = []
+    items: list[dict] = []
 
-    def flush():
+    def flush() -> None:
+      # Shards that an interrupted call completed are not written again.
       name = shards.name(len(names))
       if shards.check(str(folder), name, whole=True) is None:
         shards.make(str(folder), name, items)
@@ -304,10 +322,10 @@ def write(out: str | os.PathLike, clips: Iterable, about: dict,
 
 @contextlib.contextmanager
 def _locked(out: pathlib.Path) -> Iterator[None]:
-  """Locks the folder, so that no second job writes it at the same time.
+  """Locks the folder, so that no other job writes it at the same time.
 
   Raises:
-    ValueError: it is not ours to write.
+    ValueError: it is a file, belongs to something else, or is locked.
   """
   if out.exists() and not out.is_dir():
     raise ValueError(f'{out}: is a file, expected a folder')
@@ -323,7 +341,8 @@ def _locked(out: pathlib.Path) -> Iterator[None]:
     except BlockingIOError:
       raise ValueError(f'{out}: another prepare is writing it') from None
     except OSError:
-      # Some network file systems have no locks; two jobs would only waste.
+      # Some network file systems have no locks. Two jobs would write the same
+      # files twice, which does no harm.
       logging.warning('%s: cannot be locked', out)
     if not os.fstat(lock.fileno()).st_size:
       lock.write(MARK)
@@ -332,14 +351,15 @@ def _locked(out: pathlib.Path) -> Iterator[None]:
 
 
 def _is_ours(out: pathlib.Path) -> bool:
-  """Whether a folder bears our mark: a plan, or a lock from before it."""
+  """Returns whether a folder is a corpus: has a plan, or a lock with MARK."""
   try:
     plan = json.loads((out / 'plan.json').read_text(encoding='utf-8'))
-    # A damaged plan is told by `_check_plan`; a foreign one is not ours.
+    # Other programs may also call a file plan.json; ours have a format.
     return isinstance(plan, dict) and 'format' in plan
   except FileNotFoundError:
     pass
   except ValueError:
+    # A damaged plan, about which `_check_plan` raises a clearer error.
     return (out / '.lock').is_file()
   try:
     return (out / '.lock').read_text(encoding='utf-8') == MARK
@@ -348,10 +368,19 @@ def _is_ours(out: pathlib.Path) -> bool:
 
 
 def _check_plan(out: pathlib.Path, audio: Any, plan: dict) -> None:
-  """Notes what `out` is made from, or raises when it is something else."""
+  """Writes plan.json, or compares it with the one that `out` has.
+
+  Args:
+    out: the corpus.
+    audio: the input, for messages.
+    plan: input and settings, as JSON.
+
+  Raises:
+    ValueError: `out` was made from another input or with other settings.
+  """
   path = out / 'plan.json'
   store = plan.get('store', 'int16')
-  # As JSON gives it back.
+  # Through JSON, so that it compares equal to the file: tuples become lists.
   plan = json.loads(json.dumps({'format': shards.STORES[store][0], **plan}))
   if not path.exists():
     files.write_text(path, json.dumps(plan, indent=1))
@@ -361,10 +390,12 @@ def _check_plan(out: pathlib.Path, audio: Any, plan: dict) -> None:
   except ValueError:
     raise ValueError(f'{path}: damaged; remove the folder') from None
   if 'store' in plan:
-    # A corpus that was made before a setting came keeps what it was made by.
+    # A corpus from before a setting existed is still valid. min_seconds did
+    # not exist as a check, so such a corpus agrees with every value of it.
     for key, value in LATER.items():
-      if key not in before:
-        before[key] = plan[key] if key == 'min_seconds' else value
+      if key == 'min_seconds':
+        value = plan[key]
+      before.setdefault(key, value)
   for key in {**before, **plan}:
     was, now = before.get(key), plan.get(key)
     if was != now and key not in ('listing', 'files'):

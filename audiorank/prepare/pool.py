@@ -1,4 +1,4 @@
-"""Worker processes: given jobs, watched, replaced when they die or hang."""
+"""Runs worker processes: gives them jobs, replaces those that die or hang."""
 
 from collections.abc import Callable
 import contextlib
@@ -12,14 +12,13 @@ import sys
 import tempfile
 import time
 
-# A file is refused when it took down as many workers: one death may be the
-# machine's doing.
+# A file is refused after so many workers died on it. Fewer could be a
+# coincidence, for example if the machine had no memory left.
 FAILURES = 3
-# As many workers in a row that die before they read anything are a fault of
-# the installation, not of a file.
+# If so many workers in a row die before they read anything, the cause is the
+# installation, not a file.
 STARTUP_FAILURES = 20
-# Seconds within which a process has to be up.
-START = 120
+START = 120  # Seconds that a process may take to start.
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 Notice = Callable[[dict | None, dict | None], None]
@@ -29,17 +28,19 @@ def run(jobs: list[dict], count: int, timeout: float, notice: Notice) -> None:
   """Does every job, in any order.
 
   Args:
-    jobs: dictionaries as `worker.serve` takes them; the files that took down
-      workers are noted in their `skipped`.
+    jobs: dictionaries for `worker.serve`. Files on which workers died are
+      added to their `skipped`.
     count: number of processes.
     timeout: seconds that a worker may be silent before it is killed.
-    notice: called as notice(job, message) with each line a worker says; the
-      message is None each half second without any.
+    notice: called as notice(job, message) for each message of a worker, and as
+      notice(None, None) every half second without any.
 
   Raises:
-    OSError: what a worker could not write; or workers that do not start.
+    OSError: a worker cannot write, or workers do not start.
   """
-  waiting = list(reversed(jobs))
+  waiting = list(reversed(jobs))  # The next one is the last.
+  # Deaths by (shard, number of the file), and under None those of workers that
+  # had not begun a file.
   failures: dict = {}
   workers: list[_Worker] = []
   with selectors.DefaultSelector() as selector:
@@ -57,7 +58,7 @@ def run(jobs: list[dict], count: int, timeout: float, notice: Notice) -> None:
           for message in key.data.messages():
             _receive(key.data, message, failures, notice)
         for worker in list(workers):
-          why = worker.lost(timeout)
+          why = worker.failure(timeout)
           if why:
             workers.remove(worker)
             worker.stop()
@@ -69,19 +70,35 @@ def run(jobs: list[dict], count: int, timeout: float, notice: Notice) -> None:
 
 def _receive(worker: '_Worker', message: dict, failures: dict,
              notice: Notice) -> None:
+  """Updates the state of a worker from a message of it.
+
+  Raises:
+    OSError: the worker cannot write.
+  """
+  # A full disk would stop every worker, so it ends the whole job.
   if 'fatal' in message:
     raise OSError(message['fatal'])
   notice(worker.job, message)
   if 'file' in message:
     worker.file = message['file']
-    failures.pop(None, None)
+    failures.pop(None, None)  # The installation works.
   if 'done' in message:
     worker.job = worker.file = None
 
 
 def _count_failure(worker: '_Worker', why: str, failures: dict,
                    waiting: list[dict]) -> None:
-  """Puts a lost worker's job back, without the file it keeps dying of."""
+  """Puts the job of a failed worker back, and refuses a file that kills.
+
+  Args:
+    worker: the one that failed.
+    why: the reason.
+    failures: see `run`; counted here.
+    waiting: jobs that are waiting; the job is appended.
+
+  Raises:
+    OSError: too many workers failed before they read a file.
+  """
   key = None
   if worker.job is not None:
     waiting.append(worker.job)
@@ -91,56 +108,66 @@ def _count_failure(worker: '_Worker', why: str, failures: dict,
   if key is None and failures[key] >= STARTUP_FAILURES:
     raise OSError(f'worker processes die before they read: {why}; '
                   f'{worker.last_error}')
-  if key is not None and failures[key] >= FAILURES:
+  if key is not None and worker.job and failures[key] >= FAILURES:
     worker.job['skipped'][str(worker.file)] = why
 
 
 class _Worker:
-  """One process, what it was given and what it was last heard to do."""
+  """One process, its job and its state."""
 
   def __init__(self, selector: selectors.BaseSelector):
     self.job: dict | None = None
-    self.file: int | None = None
+    self.file: int | None = None  # Number of the file that it decodes.
     self.ready, self.last_error = False, ''
     self._selector = selector
-    self._heard, self._rest, self._over = time.monotonic(), b'', False
+    self._last_sign = time.monotonic()
+    self._rest, self._over = b'', False
+    # A file and not a pipe: a full pipe would block the worker.
     self._errors = tempfile.TemporaryFile()
-    path = os.environ.get('PYTHONPATH')
+    paths = [str(ROOT)]
+    if os.environ.get('PYTHONPATH'):
+      paths.append(os.environ['PYTHONPATH'])
+    # There is one worker per core, so none may start threads of its own.
     environment = {
         **os.environ, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1',
-        'PYTHONPATH': os.pathsep.join([str(ROOT)] + ([path] if path else []))}
+        'PYTHONPATH': os.pathsep.join(paths)}
     self._process = subprocess.Popen(
         [sys.executable, '-m', 'audiorank.prepare.worker'],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
         env=environment)
-    selector.register(self._process.stdout, selectors.EVENT_READ, self)
+    # Popen sets them, because they are pipes.
+    assert self._process.stdin and self._process.stdout
+    self._input, self._output = self._process.stdin, self._process.stdout
+    selector.register(self._output, selectors.EVENT_READ, self)
 
   def give(self, job: dict) -> None:
+    """Sends a job to the process."""
     self.job, self.file = job, None
-    self._heard = time.monotonic()
-    # If it died just now, `lost` will see it.
+    self._last_sign = time.monotonic()
+    # If it has just died, `failure` says so.
     with contextlib.suppress(BrokenPipeError):
-      self._process.stdin.write(json.dumps(job).encode() + b'\n')
-      self._process.stdin.flush()
+      self._input.write(json.dumps(job).encode() + b'\n')
+      self._input.flush()
 
   def messages(self) -> list[dict]:
-    """The messages that have arrived."""
-    data = os.read(self._process.stdout.fileno(), 2**16)
+    """Returns the messages that have arrived."""
+    data = os.read(self._output.fileno(), 2**16)
     self._over = not data
-    self._heard = time.monotonic()
+    self._last_sign = time.monotonic()
+    # The last line may be incomplete.
     *lines, self._rest = (self._rest + data).split(b'\n')
     messages = [json.loads(line) for line in lines]
     self.ready = self.ready or bool(messages)
     return messages
 
-  def lost(self, timeout: float) -> str:
-    """Why this worker has to be replaced, or ''."""
+  def failure(self, timeout: float) -> str:
+    """Returns why this worker has to be replaced, or ''."""
     if self._over:
       code = self._process.wait()
       if code < 0:
         return f'crashed the decoder: {signal.Signals(-code).name}'
       return f'crashed the decoder: exit code {code}'
-    silent = time.monotonic() - self._heard
+    silent = time.monotonic() - self._last_sign
     if not self.ready and silent > max(timeout, START):
       return f'no sign of life in {silent:.0f} s'
     if self.job is not None and silent > timeout:
@@ -148,13 +175,16 @@ class _Worker:
     return ''
 
   def stop(self) -> None:
-    self._selector.unregister(self._process.stdout)
+    """Kills the process, and keeps the last line of its stderr."""
+    self._selector.unregister(self._output)
     self._process.kill()
     self._process.wait()
     with contextlib.suppress(BrokenPipeError):
-      self._process.stdin.close()
-    self._process.stdout.close()
+      self._input.close()
+    self._output.close()
     self._errors.seek(0)
     lines = self._errors.read().decode(errors='replace').strip().splitlines()
-    self.last_error = lines[-1] if lines else 'nothing on its stderr'
+    self.last_error = 'nothing on its stderr'
+    if lines:
+      self.last_error = lines[-1]
     self._errors.close()

@@ -1,4 +1,4 @@
-"""How far the job is: a bar on a terminal, else a line every few seconds."""
+"""Shows the progress: a bar on a terminal, otherwise a line now and then."""
 
 from collections.abc import Iterator
 import contextlib
@@ -13,7 +13,12 @@ REDRAW = .2  # Seconds between changes of the bar.
 
 @contextlib.contextmanager
 def shown(jobs: list[dict], rate: int) -> Iterator:
-  """Yields what `pool.run` calls with each message, and shows the work."""
+  """Yields the `notice` for `pool.run`, which shows the progress.
+
+  Args:
+    jobs: as for `pool.run`.
+    rate: samples per second, to show hours.
+  """
   progress = _Progress(jobs, rate)
   try:
     yield progress.notice
@@ -31,7 +36,7 @@ class _Progress:
     self._total = sum(map(sum, self._sizes.values()))
     self._files = sum(map(len, self._sizes.values()))
     self._done = {'bytes': 0, 'files': 0, 'refused': 0, 'samples': 0}
-    # Shard -> (files begun, bytes read of the last).
+    # Shard -> (number of the current file, bytes read of it).
     self._current: dict[str, tuple[int, int]] = {}
     self._name = ''
     self._began = self._shown = time.monotonic()
@@ -42,10 +47,12 @@ class _Progress:
           smoothing=0.05, dynamic_ncols=True)
 
   def notice(self, job: dict | None, message: dict | None) -> None:
-    """Takes a message of a worker; None and None stand for none."""
+    """Takes a message of a worker, or None and None if there is none."""
     if job is not None and message is not None:
       self._count(job, message)
-    every = EVERY if self._bar is None else REDRAW
+    every = EVERY
+    if self._bar is not None:
+      every = REDRAW
     if time.monotonic() - self._shown > every:
       self._shown = time.monotonic()
       self._show()
@@ -76,8 +83,10 @@ class _Progress:
       self._bar.refresh()
       return
     spent = time.monotonic() - self._began
-    left = f'{spent * (self._total - now) / now:.0f} s left' if now else (
-        'starting')
+    left = 'starting'
+    if now:
+      left = f'{spent * (self._total - now) / now:.0f} s left'
+    # Names are escaped: a log may not accept every character.
     print(f'prepare: {now / max(self._total, 1):.0%} of '
           f'{self._total / 1e6:.0f} MB, {self._done["files"]}/{self._files} '
           f'files, {hours:.2f} h of sound, {hours * 3600 / spent:.0f} x real '

@@ -1,12 +1,12 @@
-"""What was kept, refused, passed over and assumed, in a few lines."""
+"""Summarises a corpus in a few lines: accepted, refused and unread files."""
 
 from collections.abc import Mapping
 
-NAMED = 3  # Examples of each kind of what was passed over.
+NAMED = 3  # Examples of each kind of file that is not read.
 
 
 def lines(about: Mapping) -> list[str]:
-  """Returns the summary of a corpus, a line each.
+  """Returns the lines of a corpus's summary.
 
   Args:
     about: the contents of corpus.json.
@@ -19,22 +19,24 @@ def lines(about: Mapping) -> list[str]:
   if about.get('copies'):
     out.append(f'copies: {about["copies"]} records are the same, sample by '
                'sample, as another one')
-  return out + [_refused(about), _passed_over(about),
+  return out + [_refused(about), _unread(about),
                 _sources(about['sources_from'])]
 
 
 def attention(about: Mapping) -> str:
-  """Returns what wants a look, in one line, or ''."""
+  """Returns what the user should check, in one line, or ''."""
   parts = [f'{count} files {reason}' for reason, count in sorted(
       about['refused'].items())]
-  # One of each kind; the others are counted above.
-  parts += [f'{ascii(name)[1:-1]}: {why}' for why, name in {
-      why: name for name, why in about['suspects'].items()}.items()]
+  # One example of each kind; `lines` has more.
+  examples = {why: name for name, why in about['suspects'].items()}
+  parts += [f'{ascii(name)[1:-1]}: {why}' for why, name in examples.items()]
   sources = about['sources_from']
   if sources.get('note') or sources.get('unmatched') or sources.get(
       'ambiguous'):
     parts.append(_sources(sources).removeprefix('sources: '))
-  return f'look at: {"; ".join(parts)}' if parts else ''
+  if not parts:
+    return ''
+  return f'look at: {"; ".join(parts)}'
 
 
 def _refused(about: Mapping) -> str:
@@ -44,32 +46,41 @@ def _refused(about: Mapping) -> str:
     hours = sum(row['hours'] for row in forms.values())
     parts = ', '.join(f'{form} {row["files"]}'
                       for form, row in sorted(forms.items()))
-    heard = f', {hours:.2f} h of them decoded' if hours >= .005 else ''
-    reasons.append(f'{count} {reason} ({parts}{heard})')
-  return 'refused: ' + ('; '.join(reasons) + '; see quarantine.jsonl'
-                        if reasons else 'none')
+    if hours >= .005:  # Shown as at least .01.
+      parts += f', {hours:.2f} h of them decoded'
+    reasons.append(f'{count} {reason} ({parts})')
+  if not reasons:
+    return 'refused: none'
+  return f'refused: {"; ".join(reasons)}; see quarantine.jsonl'
 
 
-def _passed_over(about: Mapping) -> str:
-  """Says which other files there were, and what may hold sound by name."""
+def _unread(about: Mapping) -> str:
+  """Returns the line on other files; names those that may contain sound."""
   text = f'passed over: {about["ignored"]} other files'
-  kinds = list(about['ignored_kinds'].items())
+  kinds = [f'{count} {kind}' for kind, count in about['ignored_kinds'].items()]
   if kinds:
-    text += ' (' + ', '.join(f'{n} {kind}' for kind, n in kinds[:5]) + (
-        ', ...)' if len(kinds) > 5 else ')')
+    text += f' ({_first(kinds, 5)})'
   by_why: dict[str, list[str]] = {}
   for name, why in about['suspects'].items():
+    # ASCII, because a terminal may not show every name.
     by_why.setdefault(why, []).append(ascii(name)[1:-1])
   for why, names in by_why.items():
-    more = ', ...' if len(names) > NAMED else ''
-    text += f'; {", ".join(names[:NAMED])}{more}: {why}'
+    text += f'; {_first(names, NAMED)}: {why}'
   if about['suspects_count'] > len(about['suspects']):
     text += f'; {about["suspects_count"]} such files in all'
   return text
 
 
+def _first(names: list[str], most: int) -> str:
+  """Returns the first names in a row, with dots for the others."""
+  text = ', '.join(names[:most])
+  if len(names) > most:
+    text += ', ...'
+  return text
+
+
 def _sources(about: Mapping) -> str:
-  """Says where the recordings' names come from, and what was assumed."""
+  """Returns the line on where the names of recordings come from."""
   rest = 'every other file counts as a recording of its own'
   if not about:
     return ('sources: no manifest.csv; every file counts as a recording of '
