@@ -235,7 +235,7 @@ def test_what_this_call_did_not_make_is_never_deleted(tmp_path):
   for name in ('a.wav', 'b.wav'):
     sound(source / name)
   for out in (tmp_path / 'set', tmp_path):
-    with pytest.raises(ValueError, match='the output holds the input'):
+    with pytest.raises(ValueError, match='the output contains the input'):
       prepare.run(source, out)
   # Folders named as ours are, with files of others in them.
   out = tmp_path / 'out'

@@ -230,7 +230,8 @@ class Units:
   def __init__(self, corpus: Corpus, samples: int):
     self._corpus, self._samples = corpus, samples
     self._block = functools.lru_cache(maxsize=4096)(self._read_block)
-    units, records = [], []
+    units: list[np.ndarray] = []
+    records: list[np.ndarray] = []
     # Only sums over blocks of FINE records are kept in memory. Inside a block
     # units are counted again when they are looked up.
     for row_N, samples_N in corpus.columns('samples_R'):

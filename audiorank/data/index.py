@@ -24,6 +24,7 @@ import os
 import pathlib
 from typing import Any
 from typing import NamedTuple
+from typing import TypeAlias
 
 import numpy as np
 
@@ -41,6 +42,10 @@ KEPT_KEYS = 200_000
 PURPOSES = ('split', 'subset', 'sample')
 
 
+# A column: an array, maybe mapped from disk, or a mixture.Joined.
+Column: TypeAlias = Any
+
+
 class Texts(Sequence):
   """A column of texts on disk, decoded one by one."""
 
@@ -50,7 +55,7 @@ class Texts(Sequence):
   def __len__(self) -> int:
     return len(self._ends)
 
-  def __getitem__(self, index: int) -> str:
+  def __getitem__(self, index: Any) -> Any:
     return bytes(
         self._blob[self._begin(index):int(self._ends[index])]).decode()
 
@@ -79,16 +84,16 @@ class Listed(list):
 
 
 class Index(NamedTuple):
-  """The columns of a corpus; arrays may be mapped from disk."""
-  samples_R: np.ndarray  # Length of a record.
-  start_R: np.ndarray  # Its first sample in its sound file.
-  shard_R: np.ndarray  # Which of `shards` contains it,
+  """The columns of a corpus."""
+  samples_R: Column  # Length of a record.
+  start_R: Column  # Its first sample in its sound file.
+  shard_R: Column  # Which of `shards` contains it,
   # and its place there: its number in an ArrayRecord file, else its first byte.
-  position_R: np.ndarray
-  bytes_R: np.ndarray | None  # Its bytes there; None in ArrayRecord files.
-  source_R: np.ndarray  # Its recording, a row of `sources`.
-  category_R: np.ndarray  # Its category, a row of `categories`.
-  sha256_RB: np.ndarray  # Of its samples, 32 bytes.
+  position_R: Column
+  bytes_R: Column | None  # Its bytes there; None in ArrayRecord files.
+  source_R: Column  # Its recording, a row of `sources`.
+  category_R: Column  # Its category, a row of `categories`.
+  sha256_RB: Column  # Of its samples, 32 bytes.
   file: Sequence[str]  # Name of its sound file.
   inner: Sequence[str] | None  # See stored.Address; None in ArrayRecord files.
   shards: Sequence[str]
@@ -131,9 +136,11 @@ def load(folder: pathlib.Path, sha256: str) -> Index | None:
   lengths, inner = None, None
   if 'inner.bin' in sizes:
     lengths, inner = column('bytes', '<i8'), texts('inner')
+  columns: dict[str, Any] = {
+      f'{n}_R': column(n, kind) for n, kind in COLUMNS.items()}
   index = Index(
-      **{f'{n}_R': column(n, kind) for n, kind in COLUMNS.items()},
-      bytes_R=lengths, sha256_RB=column('sha256', 'u1').reshape(-1, 32),
+      **columns, bytes_R=lengths,
+      sha256_RB=column('sha256', 'u1').reshape(-1, 32),
       file=texts('file'), inner=inner,
       shards=texts('shards'), sources=texts('sources'),
       categories=Listed(texts('categories')), folder=folder)
@@ -189,7 +196,8 @@ class Writer:
     self._ends = {name: array.array('q') for name in self._texts}
     self._sizes = dict.fromkeys(self._texts, 0)
     # Whether records have bytes and a place, as all but ArrayRecord's have.
-    self._hashes, self._placed, self._shard = bytearray(), False, None
+    self._hashes, self._placed = bytearray(), False
+    self._shard: str | None = None
     # Text -> code, in the order of appearance.
     self._shards = 0
     self._codes: dict[str, int] = {}
@@ -209,7 +217,7 @@ class Writer:
     """Adds a record: a dictionary with the columns of the manifest."""
     if record['shard'] != self._shard:  # Records come shard by shard.
       self._shard = record['shard']
-      self._text('shards', self._shard)
+      self._text('shards', record['shard'])
       self._shards += 1
     codes, categories = self._codes, self._categories
     values = self._numbers
@@ -325,6 +333,7 @@ def seal(folder: pathlib.Path, sha256: str, rate: int) -> None:
   # Last of all files: an index is complete when it has this one.
   files.write_text(folder / 'index.json', json.dumps(about, indent=1))
   index = load(folder, sha256)
+  assert index is not None  # It has just been written.
   if len(index.sources) >= KEPT_KEYS:
     for purpose in PURPOSES:
       keys(index, purpose, 0)

@@ -186,7 +186,7 @@ class JoinedTexts(Sequence):
   def __len__(self) -> int:
     return int(self._begins[-1])
 
-  def __getitem__(self, where: int) -> str:
+  def __getitem__(self, where: Any) -> Any:
     part = int(np.searchsorted(self._begins, where, 'right')) - 1
     return self._parts[part][int(where) - int(self._begins[part])]
 

@@ -39,7 +39,7 @@ class Place(NamedTuple):
   """The place of one value: its page and its row."""
   offset: int  # First byte of the page, which begins with its header.
   size: int  # Bytes of the page.
-  index: int  # Row in the page.
+  row: int  # Of the page.
   codec: str  # Compression of the pages.
   levels: int  # 1 where values may be null, 2 in a structure.
   dictionary: int  # First byte of the dictionary's page, or 0,
@@ -47,14 +47,14 @@ class Place(NamedTuple):
 
   def text(self) -> str:
     """Returns all but the offset as text, for a manifest."""
-    return (f'{self.size}:{self.index}:{self.codec}:{self.levels}:'
+    return (f'{self.size}:{self.row}:{self.codec}:{self.levels}:'
             f'{self.dictionary}:{self.dictionary_size}')
 
 
 def place(offset: int, text: str) -> Place:
   """Returns the Place of an offset and a `Place.text`."""
-  size, index, codec, *rest = text.split(':')
-  return Place(offset, int(size), int(index), codec, *map(int, rest))
+  size, row, codec, *rest = text.split(':')
+  return Place(offset, int(size), int(row), codec, *map(int, rest))
 
 
 class Span(NamedTuple):
@@ -206,7 +206,9 @@ def read(file: BinaryIO, where: Place, last: dict) -> bytes | None:
 
 def locate(file: BinaryIO, where: Place, last: dict) -> Span:
   """Returns the Span of a value that is not null; arguments as for `read`."""
-  page, begin, length = _value(file, where, last)
+  value = _value(file, where, last)
+  assert value is not None  # As the caller promises.
+  page, begin, length = value
   if page.codec == 'UNCOMPRESSED':
     return Span(page.offset + begin, length, page.codec, length, 0, length)
   whole = Span(page.offset, len(page.packed), page.codec, len(page.body), begin,
@@ -321,9 +323,9 @@ def _value(file: BinaryIO, where: Place, last: dict) -> tuple[
     last['rows'] = _rows(page, where.levels, dictionary)
     last['page'] = where.offset
   rows = last['rows']
-  if where.index >= len(rows):
-    raise ValueError(f'row {where.index} of a page of {len(rows)}')
-  return rows[where.index]
+  if where.row >= len(rows):
+    raise ValueError(f'row {where.row} of a page of {len(rows)}')
+  return rows[where.row]
 
 
 def _page(file: BinaryIO, offset: int, size: int, codec: str) -> _Page:
@@ -419,7 +421,8 @@ def _hybrid(body: memoryview, most: int, count: int) -> list[int]:
     most: the largest number, which gives the width in bits.
     count: how many numbers.
   """
-  width, out, at = most.bit_length(), [], 0
+  out: list[int] = []
+  width, at = most.bit_length(), 0
   size = (width + 7) // 8
   if not width:
     return [0] * count
@@ -473,7 +476,8 @@ def _structure(data: bytes, at: int, depth: int) -> tuple[dict, int]:
     at: first byte of the structure.
     depth: how many structures it is in.
   """
-  fields, field = {}, 0
+  fields: dict[int, Any] = {}
+  field = 0
   if depth > 8:
     raise ValueError('a header nested too deep')
   while True:

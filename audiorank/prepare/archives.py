@@ -67,6 +67,7 @@ def members(path: pathlib.Path, most: int,
       raw.seek(begin)
       try:
         headers: Any = _Headers(raw)  # All that tarfile uses of a file.
+        tar: Any  # `members` is public, but missing in the types.
         with tarfile.open(fileobj=headers, mode='r:') as tar:
           for member in tar:
             # tarfile keeps every header, a lot of memory for a large tar.

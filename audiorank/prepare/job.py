@@ -128,7 +128,7 @@ def _about(settings: dict, passed: listing.Passed, sources: dict) -> dict:
   return {
       'settings': settings, 'ignored': sum(passed.kinds.values()),
       'ignored_kinds': dict(passed.kinds.most_common()),
-      'suspects': passed.suspects, 'suspects_count': passed.count[0],
+      'suspects': passed.suspects, 'suspects_count': passed.suspects_count,
       'sources_from': sources}
 
 

@@ -1,12 +1,14 @@
-"""What there is to read: sound files of a folder, in tars and in parquet.
+"""Lists the sound files of a folder, of tars and of parquet files.
 
-The listing reads names, sizes and the headers of archives; no sound is decoded
-for it. What is passed over, though it looks like sound or may hold some, is
-noted by name, so that a corpus never loses a part in silence.
+Only names, sizes and the headers of archives are read, and no sound is decoded.
+Files that are not read although they may contain sound are listed by name, so
+that no part of a corpus is missing without a message.
 """
 
 import collections
+from collections.abc import Callable
 from collections.abc import Iterable
+import functools
 import hashlib
 import os
 import pathlib
@@ -17,13 +19,13 @@ from audiorank.data import parquet
 from audiorank.prepare import archives
 from audiorank.prepare import sources as sources_lib
 
-# What libsndfile reads, and what it does not: a file that looks like sound but
-# cannot be read belongs into the quarantine, not into silence.
+# Endings of sound files, those that libsndfile cannot read as well: such files
+# are refused with a message instead of being ignored.
 SOUND = frozenset("""
     wav wave flac ogg oga opus mp3 mp2 mp1 mpga aif aiff aifc au snd caf w64
     rf64 sph nist voc paf svx ircam avr sd2 xi htk
     m4a mp4 aac wma wv ape webm mka amr ac3 tta spx""".split())
-# What may hold sound, but is not looked into.
+# Endings of files that may contain sound, but are not read.
 HOLDERS = {
     **dict.fromkeys('zip 7z rar gz bz2 xz zst lz4 z'.split(),
                     'an archive: unpack it'),
@@ -34,65 +36,69 @@ HOLDERS = {
                     'may hold samples, but is no sound file'),
     **dict.fromkeys('mkv avi mov mpg mpeg ts flv wmv m4v 3gp m4b aax'.split(),
                     'a film or audio book: extract its sound')}
-# Of names that say enough: not worth a look at the first bytes.
+# Endings of files that contain no sound. All others are opened, to look at
+# their first bytes.
 PLAIN = frozenset("""
     txt csv tsv json jsonl md rst py yaml yml toml xml html htm pdf png jpg
     jpeg gif svg log lab textgrid cue m3u lrc mid midi sha256 md5 srt vtt rttm
     stm ctm trn tex cfg ini sh""".split())
+# (offset, bytes there) of common sound files.
 MAGIC = ((0, b'RIFF'), (0, b'RF64'), (0, b'fLaC'), (0, b'OggS'), (0, b'ID3'),
          (0, b'caff'), (0, b'.snd'), (0, b'NIST_1A'), (8, b'AIFF'),
          (8, b'AIFC'), (4, b'ftyp'), (0, b'\xff\xfb'))
-MOST_NAMED = 100  # Of what was passed over, in corpus.json.
+MOST_NAMED = 100  # Names of unread files in corpus.json.
 
 
 class Entry(NamedTuple):
-  """One file to read, or to refuse when `refused` gives a reason.
-
-  file: as the manifest names it.  path: what to open.
-  offset, size: of its bytes there.  inner: of parquet, which value of the page
-    that these bytes are; see data/parquet.py.
-  """
-  file: str
-  path: str
-  offset: int
-  size: int
-  source: str
+  """One sound file to read or to refuse."""
+  file: str  # Its name in the manifest.
+  path: str  # The file to open,
+  offset: int  # its first byte there,
+  size: int  # and its bytes.
+  source: str  # Name of the recording.
   category: str
-  refused: str
-  inner: str = ''
+  refused: str  # Why it is refused, or ''.
+  inner: str = ''  # In parquet, which value of a page; see data/parquet.py.
 
 
-class Passed(NamedTuple):
-  """What was passed over.
+class Passed:
+  """Counts of the files that are not read.
 
-  kinds: {ending: how many}.  suspects: {name: why it may hold sound}, the
-  first of them.  count: of all suspects.
+  kinds: {ending: files}.  suspects: {name: why it may contain sound}, the first
+  MOST_NAMED of them.  suspects_count: of all suspects.
   """
-  kinds: collections.Counter
-  suspects: dict
-  count: list
+
+  def __init__(self) -> None:
+    self.kinds: collections.Counter = collections.Counter()
+    self.suspects: dict[str, str] = {}
+    self.suspects_count = 0
 
   def add(self, name: str, why: str) -> None:
-    """Notes one file; `why` it may hold sound, or ''."""
+    """Counts a file.
+
+    Args:
+      name: of the file.
+      why: the reason that it may contain sound, or ''.
+    """
     base = name.rpartition('/')[2]
     self.kinds[_ending(base) or 'no ending'] += 1
     if why:
-      self.count[0] += 1
+      self.suspects_count += 1
       if len(self.suspects) < MOST_NAMED:
         self.suspects[printable(name)] = why
 
 
 class Listing(NamedTuple):
-  """entries: sorted by name.  passed: over.  files: what folders hold."""
-  entries: list
+  """The files of an input."""
+  entries: list[Entry]  # Sorted by name.
   passed: Passed
 
 
 def walk(audio: pathlib.Path, skip: pathlib.Path) -> list:
-  """Returns the files of an input as (name, path); of a file, itself.
+  """Returns the files of an input as (name, path).
 
   Args:
-    audio: a folder, searched to any depth, or a file.
+    audio: a folder, searched to any depth, or a single file.
     skip: a folder to leave out.
   """
   if not audio.is_dir():
@@ -111,20 +117,21 @@ def scan(audio: pathlib.Path, files: list, max_members: int,
   """Lists the sound of an input.
 
   Args:
-    audio: the folder or file itself, for messages.
-    files: of `walk`.
-    max_members: the most members a tar may have.
-    unpacked: compressed tar -> its plain copy, or why there is none (a str).
-    tables: paths of tables that are read as such, no part of the input.
+    audio: the folder or file, for messages.
+    files: from `walk`.
+    max_members: the most members that a tar may have.
+    unpacked: {compressed tar: its plain copy, or a str why there is none}.
+    tables: paths of tables of sources, which are not part of the input.
 
   Raises:
-    ValueError: nothing in it that looks like sound; names what may hold some.
+    ValueError: there is no sound; names a file that may contain some.
   """
-  entries, passed = [], Passed(collections.Counter(), {}, [0])
+  entries: list[Entry] = []
+  passed = Passed()
   for name, path in files:
     if path in tables:
       continue
-    if path.is_dir():
+    if path.is_dir():  # A folder that cannot be opened; see `_walk`.
       entries.append(_refused(name, path, 'unreadable'))
     elif archives.is_tar(name):
       entries += _of_tar(name, path, unpacked.get(path, path), max_members,
@@ -137,7 +144,7 @@ def scan(audio: pathlib.Path, files: list, max_members: int,
       entries.append(_refused(name, path, 'several parts: part of a split '
                               'archive; join the parts and unpack them'))
     else:
-      passed.add(name, _suspicion(name, lambda path=path: _first_bytes(path)))
+      passed.add(name, _suspicion(name, functools.partial(_first_bytes, path)))
   if not entries:
     raise ValueError(f'{audio}: no sound files in it '
                      f'({sum(passed.kinds.values())} other files)'
@@ -146,21 +153,22 @@ def scan(audio: pathlib.Path, files: list, max_members: int,
 
 
 def _named(passed: Passed) -> str:
+  """Returns the first file that may contain sound, for a message, or ''."""
   for name, why in passed.suspects.items():
     return f'; {name}: {why}'
   return ''
 
 
-def with_sources(entries: list, found: dict) -> list:
+def with_sources(entries: list, rows: dict) -> list:
   """Returns entries with the source and category of a table's rows.
 
   Args:
-    entries: of `scan`.
-    found: {file: sources.Row}.
+    entries: from `scan`.
+    rows: {file: sources.Row}.
   """
   out = []
   for entry in entries:
-    row = found.get(entry.file)
+    row = rows.get(entry.file)
     if row is not None:
       entry = entry._replace(
           source=sources_lib.recording(row.source) or entry.source,
@@ -180,14 +188,18 @@ def fingerprint(entries: Iterable[Entry]) -> str:
 
 def shares(entries: list, target: int = 64, smallest: int = 2**20,
            largest: int = 2**28, most: int = 4096) -> list:
-  """Cuts a listing into consecutive runs, one per shard.
+  """Divides a listing into consecutive runs, one per shard.
 
-  Some `target` runs of equal size in bytes, but within [smallest, largest]
-  bytes and of at most `most` files; a pure function of the listing.
+  Args:
+    entries: from `scan`.
+    target: number of runs, of about equal size in bytes.
+    smallest, largest: limits of a run's bytes.
+    most: the most files of a run.
   """
   total = sum(entry.size for entry in entries)
   limit = min(max(total // target, smallest), largest)
-  runs, size = [[]], 0
+  runs: list[list] = [[]]
+  size = 0
   for entry in entries:
     if runs[-1] and (size + entry.size > limit or len(runs[-1]) >= most):
       runs.append([])
@@ -198,20 +210,29 @@ def shares(entries: list, target: int = 64, smallest: int = 2**20,
 
 
 def printable(name: str) -> str:
+  """Returns a name as valid UTF-8; file systems allow any bytes."""
   return name.encode('utf-8', 'backslashreplace').decode()
 
 
 def _ending(base: str) -> str:
-  return base.rpartition('.')[2].lower() if '.' in base.lstrip('.') else ''
+  """Returns the ending of a file name in lower case, or ''."""
+  if '.' not in base.lstrip('.'):  # A leading full stop hides the file.
+    return ''
+  return base.rpartition('.')[2].lower()
 
 
 def _is_sound(name: str) -> bool:
+  """Returns whether a name is that of a sound file."""
+  # Hidden files are left out: macOS writes ._a.wav beside a.wav.
   base = name.rsplit('/', 1)[-1]
   return not base.startswith('.') and _ending(base) in SOUND
 
 
 def _is_part(name: str) -> bool:
-  """Whether a file is one of the parts of a split archive."""
+  """Returns whether a file is a part of a split archive.
+
+  Such as a.tar.00, a.tar.gz.aa, a.zip.001 or a.part1.rar.
+  """
   stem, _, last = name.lower().rpartition('.')
   if '.' not in stem:
     return False
@@ -225,12 +246,17 @@ def _is_part(name: str) -> bool:
 
 
 def _is_volume(ending: str) -> bool:
-  """Whether an ending is one of a split zip: z01, z02, ..."""
+  """Returns whether an ending is one of a split zip or rar: z01, r00, ..."""
   return len(ending) == 3 and ending[0] in 'zr' and ending[1:].isdigit()
 
 
-def _suspicion(name: str, first_bytes) -> str:
-  """Returns why a file that is passed over may hold sound, or ''."""
+def _suspicion(name: str, first_bytes: Callable[[], bytes]) -> str:
+  """Returns why a file that is not read may contain sound, or ''.
+
+  Args:
+    name: of the file.
+    first_bytes: reads its beginning; called only if the name is not enough.
+  """
   base = name.rpartition('/')[2]
   ending = _ending(base)
   if ending in HOLDERS:
@@ -239,14 +265,15 @@ def _suspicion(name: str, first_bytes) -> str:
     return 'part of a split archive: join its parts and unpack them'
   if ending in PLAIN:
     return ''
-  head = first_bytes()
-  if _is_magic(head):
-    return ('begins like sound, but is hidden' if base.startswith('.') else
-            'begins like sound, but its name does not say so')
-  return ''
+  if not _is_magic(first_bytes()):
+    return ''
+  if base.startswith('.'):
+    return 'begins like sound, but is hidden'
+  return 'begins like sound, but its name does not say so'
 
 
 def _first_bytes(path: pathlib.Path) -> bytes:
+  """Returns the first bytes of a file, or none if it cannot be read."""
   try:
     if not _regular(path):
       return b''
@@ -257,6 +284,7 @@ def _first_bytes(path: pathlib.Path) -> bytes:
 
 
 def _regular(path: pathlib.Path) -> bool:
+  """Returns whether a path is a file; opening a pipe would wait forever."""
   try:
     return stat.S_ISREG(os.stat(path).st_mode)
   except OSError:
@@ -264,7 +292,8 @@ def _regular(path: pathlib.Path) -> bool:
 
 
 def _walk(root: pathlib.Path, skip: pathlib.Path) -> list:
-  """Files below root as (name with slashes, path), following links once."""
+  """Returns the files below a folder as (name with slashes, path)."""
+  # By identity and not by path, because links can lead around in a circle.
   visited, pending, files = set(), [root], []
   if skip.exists():
     visited.add(_identity(skip))
@@ -276,7 +305,7 @@ def _walk(root: pathlib.Path, skip: pathlib.Path) -> list:
       visited.add(_identity(folder))
       names = os.listdir(folder)
     except OSError:
-      # Listed as if it were a file, it will be refused by its name.
+      # Listed like a file, so that `scan` refuses it by name.
       names = []
       files.append((f'{folder.relative_to(root).as_posix()}/.', folder))
     for path in (folder / name for name in names):
@@ -288,11 +317,13 @@ def _walk(root: pathlib.Path, skip: pathlib.Path) -> list:
 
 
 def _identity(folder: pathlib.Path) -> tuple[int, int]:
+  """Returns the device and inode of a folder, the same for all its links."""
   status = folder.stat()
   return status.st_dev, status.st_ino
 
 
 def _entry(name: str, path: pathlib.Path) -> Entry:
+  """Returns the entry of a sound file in a folder."""
   refused, size = '', 0
   try:
     status = path.stat()
@@ -308,34 +339,45 @@ def _entry(name: str, path: pathlib.Path) -> Entry:
 
 
 def _category(label: str) -> str:
-  """Returns the first folder of a name."""
-  return label.partition('/')[0] if '/' in label else ''
+  """Returns the first folder of a name, or ''."""
+  first, slash, _ = label.partition('/')
+  if not slash:
+    return ''
+  return first
 
 
 def _of_tar(name: str, original: pathlib.Path, path: pathlib.Path | str,
             most: int, passed: Passed) -> list[Entry]:
-  """The sound files of a tar, and the tar itself where it is damaged.
+  """Returns the sound files of a tar, and the tar itself if it is damaged.
 
-  Its other files are noted in `passed`.
+  Args:
+    name: of the tar.
+    original: the file of that name.
+    path: the tar to read: a plain copy of a compressed one, or a str, the
+      reason that there is none.
+    most: the most members that it may have.
+    passed: counts the other files.
   """
   if isinstance(path, str):
     return [_refused(name, original, path)]
   if not _regular(path):
     return [_refused(name, path, 'not a regular file')]
-  outer, entries = printable(name).rpartition('/')[0], []
-  others, places = [], {}
+  outer = printable(name).rpartition('/')[0]
+  entries: list[Entry] = []
+  others = []
+  places: dict[str, int] = {}  # Label -> its position in entries.
   look = lambda inner: not _is_sound(inner) and (
       _ending(inner.rpartition('/')[2]) not in PLAIN)
   try:
     for member in archives.members(path, most, look):
       if not _is_sound(member.name):
         others.append((f'{name}/{member.name}', _suspicion(
-            member.name, lambda member=member: member.head)))
+            member.name, functools.partial(bytes, member.head))))
         continue
       label = printable(f'{name}/{member.name}')
       folder = outer or printable(member.name).rpartition('/')[0]
       if label in places:
-        # As tar does it when it extracts.
+        # Extracting the tar would keep the later one.
         earlier = entries[places[label]]
         entries[places[label]] = earlier._replace(
             refused='replaced: a later member has the same name')
@@ -353,7 +395,13 @@ def _of_tar(name: str, original: pathlib.Path, path: pathlib.Path | str,
 
 
 def _of_parquet(name: str, path: pathlib.Path, passed: Passed) -> list[Entry]:
-  """The sounds of a parquet file, or the file itself where it is damaged."""
+  """Returns the sounds of a parquet file, or the file itself if damaged.
+
+  Args:
+    name: of the file.
+    path: of the file.
+    passed: counts the file if it has no sound.
+  """
   outer, label = printable(name).rpartition('/')[0], printable(name)
   try:
     rows = list(parquet.sounds(str(path)))
@@ -365,10 +413,13 @@ def _of_parquet(name: str, path: pathlib.Path, passed: Passed) -> list[Entry]:
     return []
   except ValueError as error:
     return [_refused(name, path, f'damaged archive: {error}')]
+  # Sizes are of pages, which contain several values. Their average is enough
+  # for `shares`.
   on_page = collections.Counter(place.offset for _, place in rows)
   times = collections.Counter(inner for inner, _ in rows)
   entries = []
   for number, (inner, place) in enumerate(rows):
+    # Rows without a name of their own are called by number.
     if not inner or times[inner] > 1:
       inner = f'{number:07d}'
     inner = '/'.join(p for p in printable(inner).split('/')
@@ -382,7 +433,8 @@ def _of_parquet(name: str, path: pathlib.Path, passed: Passed) -> list[Entry]:
 
 
 def _begins_like_sound(path: pathlib.Path, rows: list) -> bool:
-  """Whether one of the first values of a column begins like a sound file."""
+  """Returns whether one of the first values is a sound file."""
+  # A column `audio` may also contain tokens or numbers.
   page: dict = {}
   with open(path, 'rb') as file:
     for _, place in rows[:16]:
@@ -393,11 +445,16 @@ def _begins_like_sound(path: pathlib.Path, rows: list) -> bool:
 
 
 def _is_magic(head: bytes) -> bool:
+  """Returns whether a file that begins with these bytes is a sound file."""
+  # Eleven ones are the beginning of an MPEG frame.
   return any(head[at:at + len(magic)] == magic for at, magic in MAGIC) or (
       len(head) > 1 and head[0] == 255 and head[1] >= 0xE0)
 
 
 def _refused(name: str, path: pathlib.Path, why: str) -> Entry:
+  """Returns an entry that refuses a whole file."""
   label = printable(name)
-  size = path.stat().st_size if path.is_file() else 0
+  size = 0
+  if path.is_file():
+    size = path.stat().st_size
   return Entry(label, str(path), 0, size, label, '', why)

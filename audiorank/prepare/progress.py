@@ -50,7 +50,7 @@ class _Progress:
     """Takes a message of a worker, or None and None if there is none."""
     if job is not None and message is not None:
       self._count(job, message)
-    every = EVERY
+    every: float = EVERY
     if self._bar is not None:
       every = REDRAW
     if time.monotonic() - self._shown > every:

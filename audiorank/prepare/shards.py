@@ -1,12 +1,14 @@
-"""Shards, one at a time, and the manifest over all of them.
+"""Writes shards, and the manifest of all of them.
 
-A shard appears under its name only when it is whole, and its .json, which says
-so, after it. Its records are int16 samples in ArrayRecord, or FLAC or Opus
-files in a tar that any reader of tars or webdataset opens; or there is no
-shard, and the records are where the sound files lie.
+Records are stored as int16 samples in ArrayRecord files, or as FLAC or Opus
+files in tars, which also webdataset reads. With the store 'none' there are no
+shards: records are read from the original sound files.
 
 Shapes: S samples.
 """
+
+# A shard gets its name only when it is complete, and its .json is written last.
+# So a shard with a .json is complete even if the job was killed.
 
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -29,7 +31,7 @@ from audiorank.data import index as index_lib
 
 COLUMNS = ('record', 'shard', 'position', 'source', 'file', 'start', 'samples',
            'sha256', 'category')
-# Of records that are not int16 in ArrayRecord, as well.
+# Further columns of all stores but int16.
 PLACE = ('bytes', 'inner')
 # How records are stored -> (format of corpus.json, ending of a shard).
 STORES = {'int16': (1, 'array_record'), 'flac': (2, 'tar'), 'opus': (2, 'tar'),
@@ -39,6 +41,7 @@ BLOCK = 512  # Of a tar.
 
 
 def name(index: int, store: str = 'int16') -> str:
+  """Returns the file name of a shard."""
   return f'shard-{index:05d}.{STORES[store][1]}'
 
 
@@ -46,11 +49,14 @@ class _ArrayRecords:
   """Writes int16 records."""
 
   def __init__(self, path: str):
+    # Groups of one record, so that reading a record reads no other. Sound
+    # hardly gets smaller by general compression.
     self._writer = array_record_module.ArrayRecordWriter(
         path, 'group_size:1,uncompressed')
     self._count = self.written = 0
 
   def add(self, wave_S: np.ndarray) -> tuple[dict, np.ndarray]:
+    """Returns the record's place and the samples that will be read from it."""
     data = wave_S.astype('<i2').tobytes()
     self._writer.write(data)
     self.written += len(data)
@@ -70,11 +76,11 @@ class _Tar:
     self._count = self.written = 0
 
   def add(self, wave_S: np.ndarray) -> tuple[dict, np.ndarray]:
-    """Returns where it lies, and what will be read of it: Opus loses some."""
+    """Returns the record's place and the samples that will be read from it."""
     form, subtype = ENCODINGS[self._store]
-    data = io.BytesIO()
-    soundfile.write(data, wave_S, self._rate, format=form, subtype=subtype)
-    data = data.getvalue()
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wave_S, self._rate, format=form, subtype=subtype)
+    data = buffer.getvalue()
     info = tarfile.TarInfo(f'{self._stem}-{self._count:06d}.{self._store}')
     info.size = len(data)
     self._file.write(info.tobuf(tarfile.USTAR_FORMAT))
@@ -82,17 +88,18 @@ class _Tar:
     self._file.write(data + bytes(-len(data) % BLOCK))
     self._count += 1
     self.written = self._file.tell()
+    # Opus is lossy; the checksum in the manifest is of what will be read.
     if self._store == 'opus':
       wave_S, _ = soundfile.read(io.BytesIO(data), dtype='int16')
     return {'position': position, 'bytes': len(data), 'inner': ''}, wave_S
 
   def close(self) -> None:
-    self._file.write(bytes(2 * BLOCK))
+    self._file.write(bytes(2 * BLOCK))  # The end mark.
     self._file.close()
 
 
 class _Nothing:
-  """Stands in where records stay in the files that they came in."""
+  """Writes nothing: records stay in their original files."""
   written = 0
 
   def close(self) -> None:
@@ -100,6 +107,7 @@ class _Nothing:
 
 
 def _writer(path: str, shard: str, store: str, rate: int) -> Any:
+  """Returns an object with `add`, `close` and `written`, the bytes so far."""
   if store == 'int16':
     return _ArrayRecords(path)
   if store == 'none':
@@ -114,10 +122,10 @@ def make(folder: str, shard: str, items: Iterable[dict], store: str = 'int16',
   Args:
     folder: of the shards.
     shard: file name.
-    items: yields dictionaries: of a refused file, with file, reason, detail,
-      sha256; of an accepted one, with file, source, category, format and
-      `pieces`, an iterable of (start, wave_S) in int16; where records are not
-      stored, `place` as well, a dictionary of shard, position, bytes, inner.
+    items: yields a dictionary per file. A refused file has file, reason, detail
+      and sha256. An accepted one has file, source, category, format and
+      `pieces`, an iterable of (start, wave_S) in int16; with the store 'none'
+      also `place`, a dictionary of shard, position, bytes and inner.
     store: one of STORES.
     rate: samples per second.
 
@@ -125,10 +133,11 @@ def make(folder: str, shard: str, items: Iterable[dict], store: str = 'int16',
     the description.
 
   Raises:
-    OSError: the shard cannot be written; nothing is left of it.
+    OSError: the shard cannot be written; the unfinished file is removed.
   """
   part = os.path.join(folder, f'{shard}.{os.getpid()}.part')
-  records, refused = [], []
+  records: list[dict] = []
+  refused: list[dict] = []
   writer = _writer(part, shard, store, rate)
   try:
     try:
@@ -143,7 +152,7 @@ def make(folder: str, shard: str, items: Iterable[dict], store: str = 'int16',
              'bytes': 0, 'sha256': ''}
     if records and store != 'none':
       about['bytes'] = os.path.getsize(part)
-      # The writer does not tell of a full disk.
+      # ArrayRecordWriter does not report a full disk.
       if about['bytes'] < writer.written:
         raise OSError(f'{part}: {about["bytes"]} bytes arrived of '
                       f'{writer.written}')
@@ -152,7 +161,7 @@ def make(folder: str, shard: str, items: Iterable[dict], store: str = 'int16',
       os.replace(part, os.path.join(folder, shard))
     files.write_text(os.path.join(folder, f'{shard}.json'), json.dumps(about))
     return about
-  except RuntimeError as error:
+  except RuntimeError as error:  # The errors of ArrayRecordWriter.
     raise OSError(str(error)) from error
   finally:
     if os.path.exists(part):
@@ -160,6 +169,7 @@ def make(folder: str, shard: str, items: Iterable[dict], store: str = 'int16',
 
 
 def _records(item: dict, shard: str, writer: Any) -> Iterator[dict]:
+  """Writes the pieces of a file; yields their rows of the manifest."""
   for start, wave_S in item['pieces']:
     if 'place' in item:
       where = item['place']
@@ -175,15 +185,24 @@ def _records(item: dict, shard: str, writer: Any) -> Iterator[dict]:
 
 def check(folder: str, shard: str, whole: bool,
           tick: Callable[[int], None] = lambda place: None) -> dict | None:
-  """The description of a finished shard, or None when it has to be made.
+  """Returns the description of a complete shard, or None if it has to be made.
 
-  whole: compare the checksum, not the size alone.
+  Args:
+    folder: of the shards.
+    shard: file name.
+    whole: compare the checksum, not only the size.
+    tick: called with the number of bytes read so far.
   """
   try:
     with open(os.path.join(folder, f'{shard}.json'), encoding='utf-8') as file:
       about = json.load(file)
-    if not about['records'] or not about['bytes']:
-      return about if not about['records'] or shard.endswith('.list') else None
+    # Every file of the shard was refused, or records stay in their files.
+    if not about['records']:
+      return about
+    if not about['bytes']:
+      if shard.endswith('.list'):
+        return about
+      return None
     path = os.path.join(folder, shard)
     if os.path.getsize(path) != about['bytes'] or (
         whole and checksum(path, tick=tick) != about['sha256']):
@@ -198,22 +217,24 @@ def finish(out: str, names: list[str], rate: int, about: dict,
   """Writes quarantine.jsonl, manifest.csv, the index and corpus.json.
 
   Args:
-    out: the corpus.
+    out: folder of the corpus.
     names: of its shards.
     rate: samples per second.
-    about: what corpus.json says beside what is counted here.
+    about: entries of corpus.json besides those that are counted here.
     store: one of STORES.
 
   Returns:
     the contents of corpus.json.
 
   Raises:
-    ValueError: not one record among the shards.
+    ValueError: the shards have no record at all.
     OSError: a shard changed, or the folder cannot be written.
   """
   folder = os.path.join(out, 'shards')
   form, _ = STORES[store]
-  columns = COLUMNS + (PLACE if form > 1 else ())
+  columns: tuple[str, ...] = COLUMNS
+  if form > 1:
+    columns += PLACE
   tally = Tally()
   manifest = os.path.join(out, 'manifest.csv')
   quarantine = os.path.join(out, 'quarantine.jsonl')
@@ -232,6 +253,7 @@ def finish(out: str, names: list[str], rate: int, about: dict,
       for refusal in done['refused']:
         refusals.write(json.dumps(refusal) + '\n')
         tally.refuse(refusal)
+    # On disk before corpus.json, which says that the corpus is complete.
     for file in (rows, refusals):
       file.flush()
       os.fsync(file.fileno())
@@ -257,24 +279,29 @@ def finish(out: str, names: list[str], rate: int, about: dict,
 
 
 class Tally:
-  """What a corpus holds and what was refused, counted.
+  """Counts of records and of refused files.
 
-  formats: {format: {'files', 'hours'}}.  refused_formats: {reason: {format:
-  {'files', 'hours'}}}, the hours that were decoded before the refusal.
+  reasons: {reason: files}.  formats: {format: {'files', 'hours'}}.
+  refused_formats: {reason: {format: {'files', 'hours'}}}, with the hours that
+  were decoded before the refusal.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.records = self.samples = self.files = 0
-    self.reasons, self.formats, self.refused_formats = {}, {}, {}
+    self.reasons: dict[str, int] = {}
+    self.formats: dict[str, dict] = {}
+    self.refused_formats: dict[str, dict] = {}
 
   def keep(self, record: dict, rate: int) -> None:
+    """Counts a record."""
     self.records += 1
-    self.files += record['start'] == 0
+    self.files += record['start'] == 0  # The first piece of its file.
     self.samples += record['samples']
     _count(self.formats, record.get('format') or 'unknown',
            record['start'] == 0, record['samples'] / rate)
 
   def refuse(self, refusal: dict) -> None:
+    """Counts a refused file."""
     reason = refusal['reason']
     self.reasons[reason] = self.reasons.get(reason, 0) + 1
     _count(self.refused_formats.setdefault(reason, {}),
@@ -288,11 +315,7 @@ def _count(table: dict, key: str, files: int, seconds: float) -> None:
 
 
 class _Manifest:
-  """Writes rows of CSV, and their checksum.
-
-  A field with a carriage return is quoted: half of all readers take it for
-  the end of a line.
-  """
+  """Writes rows of CSV, and computes their checksum."""
 
   def __init__(self, file: io.BufferedWriter, columns: tuple[str, ...]):
     self._file, self.digest = file, hashlib.sha256()
@@ -301,6 +324,8 @@ class _Manifest:
   def add(self, values: Iterable[Any]) -> None:
     line = io.StringIO(newline='')
     values = list(values)
+    # The csv module does not quote a lone carriage return, which many readers
+    # take for the end of a line.
     if any(isinstance(v, str) and '\r' in v for v in values):
       line.write(','.join(map(_field, values)) + '\n')
     else:
@@ -311,6 +336,7 @@ class _Manifest:
 
 
 def _field(value: Any) -> str:
+  """Returns a field of CSV, in quotes if it needs them."""
   text = str(value)
   if any(c in text for c in '",\r\n'):
     text = text.replace('"', '""')
@@ -319,22 +345,33 @@ def _field(value: Any) -> str:
 
 
 def listed(reasons: dict) -> str:
+  """Returns counts of reasons as text: '2 empty, 1 too short'."""
   return ', '.join(f'{n} {reason}' for reason, n in sorted(reasons.items()))
 
 
 def cuts(samples: int, piece: int) -> list[tuple[int, int]]:
-  """Equal parts of at most `piece` samples, as (start, stop)."""
+  """Returns equal parts of at most `piece` samples, as (start, stop)."""
+  # Equal, so that no recording ends in a piece of a few samples.
   ends = np.linspace(0, samples, -(-samples // piece) + 1).astype(int)
   return list(zip(ends[:-1].tolist(), ends[1:].tolist()))
 
 
 def checksum(path: str | os.PathLike, offset: int = 0, size: int | None = None,
              tick: Callable[[int], None] = lambda place: None) -> str:
-  """sha256 of a file, or of `size` bytes from `offset`."""
+  """Returns the SHA-256 of a file, in hex.
+
+  Args:
+    path: of the file.
+    offset: first byte.
+    size: bytes; None for all up to the end.
+    tick: called with the number of bytes read so far.
+  """
   digest = hashlib.sha256()
   with open(path, 'rb') as file:
     file.seek(offset)
-    left = float('inf') if size is None else size
+    left = float('inf')
+    if size is not None:
+      left = size
     while left and (data := file.read(int(min(left, 2**20)))):
       digest.update(data)
       left -= len(data)
@@ -343,5 +380,6 @@ def checksum(path: str | os.PathLike, offset: int = 0, size: int | None = None,
 
 
 def _sync(path: str) -> None:
+  """Waits until a file is on disk."""
   with open(path, 'rb') as file:
     os.fsync(file.fileno())

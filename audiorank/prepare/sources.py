@@ -1,16 +1,16 @@
-"""Which recording a file was cut from: manifest.csv, or a pattern.
+"""Finds the recording that a file was cut from, by manifest.csv or a pattern.
 
-Clips of one recording resemble each other. Splits, subsets and the interval
-of RankMe therefore go by recording, and whoever has clips cut from longer
-recordings says so in a table with the columns `file` and `source`:
+Clips of the same recording resemble each other, so splits, subsets and the
+interval of RankMe are by recording. If clips were cut from longer recordings, a
+table with the columns `file` and `source` has to say from which:
 
   file,source
   clips/a_000.wav,interview 12
   clips/a_001.wav,interview 12
 
-It is read as a spreadsheet, a shell or pandas would have written it, and its
-names are matched by the end of their paths: ./clips/a.wav, clips\\a.wav,
-/data/set/clips/a.wav and a.wav all mean clips/a.wav where only one file fits.
+Any usual delimiter and encoding is read. Names are compared from the end of
+their paths: ./clips/a.wav, clips\\a.wav, /data/set/clips/a.wav and a.wav all
+mean clips/a.wav, as long as only one file fits.
 """
 
 import collections
@@ -19,6 +19,7 @@ import csv
 import io
 import pathlib
 import re
+from typing import Any
 from typing import NamedTuple
 import unicodedata
 
@@ -29,16 +30,16 @@ DELIMITERS = ',;\t|'
 
 
 class Row(NamedTuple):
-  """A row of the table; '' where it has no such column or no value."""
+  """A row of the table. A missing column or value is ''."""
   file: str
   source: str
   category: str
 
 
 class Table(NamedTuple):
-  """rows: those with a file.  note: what was wrong with it, or ''."""
-  rows: list
-  note: str
+  """A table of sources."""
+  rows: list[Row]  # Those with a file.
+  note: str  # Why it is not used, or ''.
 
 
 def read(path: pathlib.Path, file_column: str = '',
@@ -46,13 +47,13 @@ def read(path: pathlib.Path, file_column: str = '',
   """Reads a table of sources.
 
   Args:
-    path: a .csv or .tsv, of any usual delimiter and encoding.
-    file_column: name of the column of file names; '' looks for a usual one.
-    source_column: of the column of recordings, likewise.
+    path: a .csv or .tsv, with any usual delimiter and encoding.
+    file_column: name of the column of file names; '' looks for one of FILE.
+    source_column: the same for the column of recordings, and SOURCE.
 
   Raises:
-    ValueError: it cannot be read as a table, or has no column of a name that
-      was asked for.
+    ValueError: it cannot be read as a table, or lacks a column that was asked
+      for.
   """
   text = _text(path)
   head, _, rest = text.partition('\n')
@@ -61,6 +62,7 @@ def read(path: pathlib.Path, file_column: str = '',
     delimiter, text = head.strip()[4:5], rest
     head = rest.partition('\n')[0]
   if not delimiter:
+    # Delimiters within quotes do not count.
     bare = re.sub('"[^"]*"', '', head)
     delimiter = max(DELIMITERS, key=bare.count)
   try:
@@ -68,22 +70,33 @@ def read(path: pathlib.Path, file_column: str = '',
                            delimiter=delimiter, skipinitialspace=True))
   except csv.Error as error:
     raise ValueError(f'{path}: unreadable: {error}') from error
-  names = [cell.strip().strip('"\'').lower()
-           for cell in (rows[0] if rows else [])]
+  names = []
+  if rows:
+    names = [cell.strip().strip('"\'').lower() for cell in rows[0]]
   file = _column(path, names, file_column, FILE)
   source = _column(path, names, source_column, SOURCE)
   if file is None or source is None:
     columns = ', '.join(n for n in names[:6] if n) or 'none'
     return Table([], f'expected columns file and source, found {columns}: '
                      'not used')
-  category = names.index('category') if 'category' in names else None
-  cell = lambda row, column: '' if column is None or column >= len(row) else (
-      row[column].strip())
-  return Table([Row(cell(r, file), cell(r, source), cell(r, category))
-                for r in rows[1:] if cell(r, file)], '')
+  category = _column(path, names, '', ('category',))
+  return Table([Row(_cell(r, file), _cell(r, source), _cell(r, category))
+                for r in rows[1:] if _cell(r, file)], '')
+
+
+def _cell(row: list[str], column: int | None) -> str:
+  """Returns a cell, or '' if there is no such column or the row is short."""
+  if column is None or column >= len(row):
+    return ''
+  return row[column].strip()
 
 
 def _text(path: pathlib.Path) -> str:
+  """Returns the text of a file, with its lines ending in line feeds.
+
+  Raises:
+    ValueError: it is not a text file.
+  """
   data = path.read_bytes()
   if data[:2] in (b'\xff\xfe', b'\xfe\xff'):
     coding = 'utf-16'
@@ -92,11 +105,12 @@ def _text(path: pathlib.Path) -> str:
   try:
     text = data.decode(coding)
   except UnicodeDecodeError:
-    # What spreadsheets on Windows write; every byte has a meaning in it.
+    # The encoding of spreadsheets on Windows. It can decode any bytes.
     text = data.decode('cp1252', 'replace')
   if '\0' in text:
     raise ValueError(f'{path}: unreadable: not a text file')
-  # A name may hold a carriage return: only one before a line feed ends a line.
+  # A name may contain a carriage return, so only one before a line feed is the
+  # end of a line. Without any line feed they are the line ends of old Macs.
   if '\n' not in text:
     return text.replace('\r', '\n')
   return text.replace('\r\n', '\n')
@@ -104,6 +118,17 @@ def _text(path: pathlib.Path) -> str:
 
 def _column(path: pathlib.Path, names: list[str], asked: str,
             usual: tuple[str, ...]) -> int | None:
+  """Returns the position of a column, or None.
+
+  Args:
+    path: for messages.
+    names: of the columns, in lower case.
+    asked: name that the user asked for, or ''.
+    usual: names to look for otherwise.
+
+  Raises:
+    ValueError: there is no column of the name that was asked for.
+  """
   if asked:
     if asked.lower() not in names:
       raise ValueError(f'{path}: no column {asked!r}: it has '
@@ -121,34 +146,40 @@ def match(table: Table, files: Iterable[str],
 
   Args:
     table: of `read`.
-    files: names as the manifest of the corpus will have them.
-    root: the input folder, which absolute names may begin with.
+    files: names as in the manifest of the corpus.
+    root: the input folder, with which absolute names may begin.
 
   Returns:
-    {file: Row} and counts: rows, unmatched, ambiguous, and an example of each
-    of the last two.
+    {file: Row}, and counts: rows, unmatched, ambiguous, and an example of the
+    last two.
   """
   files = list(files)
   exact = set(files)
+  # By the last part of the name, with its ending and without. Only candidates
+  # with the same last part are compared in full.
   ends, stems = collections.defaultdict(list), collections.defaultdict(list)
   for file in files:
     base = _plain(file).rpartition('/')[2]
     ends[base].append(file)
     stems[_bare(base.rpartition('.')[0])].append(file)
   by_file = {}
-  counts = {'rows': len(table.rows), 'unmatched': 0, 'ambiguous': 0,
-            'example': ''}
+  counts: dict[str, Any] = {
+      'rows': len(table.rows), 'unmatched': 0, 'ambiguous': 0, 'example': ''}
   for row in table.rows:
     name = row.file
     if name not in exact:
       name = _plain(name, root)
       base = name.rpartition('/')[2]
-      # A name without its ending, as many tables have it, where no other fits.
-      fits = [f for f in ends.get(base, ()) if _agree(_plain(f), name)] or [
-          f for f in stems.get(_bare(base), ()) if '/' not in name or _agree(
-              _plain(f).rpartition('.')[0], name)]
+      fits = [f for f in ends.get(base, ()) if _agree(_plain(f), name)]
+      if not fits:
+        # Many tables have names without ending, or numbers.
+        fits = [f for f in stems.get(_bare(base), ()) if '/' not in name
+                or _agree(_plain(f).rpartition('.')[0], name)]
       if len(fits) != 1:
-        counts['ambiguous' if fits else 'unmatched'] += 1
+        problem = 'unmatched'
+        if fits:
+          problem = 'ambiguous'
+        counts[problem] += 1
         counts['example'] = counts['example'] or row.file
         continue
       name = fits[0]
@@ -158,6 +189,7 @@ def match(table: Table, files: Iterable[str],
 
 def _plain(name: str, root: str = '') -> str:
   """Returns a path with slashes, without ./ and without the root."""
+  # NFC, because macOS decomposes accents in file names.
   name = unicodedata.normalize('NFC', name.replace('\\', '/'))
   root = root.replace('\\', '/').rstrip('/')
   if root and name.startswith(root + '/'):
@@ -166,19 +198,21 @@ def _plain(name: str, root: str = '') -> str:
 
 
 def _bare(stem: str) -> str:
-  """Returns a number without its zeros: 2 means the file 000002.mp3."""
-  return stem.lstrip('0') if stem.isdigit() else stem
+  """Returns a number without leading zeros: 2 means the file 000002.mp3."""
+  if stem.isdigit():
+    return stem.lstrip('0')
+  return stem
 
 
 def _agree(one: str, two: str) -> bool:
-  """Whether the shorter of two paths is the end of the longer."""
+  """Returns whether the shorter of two paths is the end of the longer."""
   a, b = one.split('/'), two.split('/')
   count = min(len(a), len(b))
   return a[-count:] == b[-count:]
 
 
 def recording(text: str) -> str:
-  """Returns a recording's name: 'x.ogg + 6' is a piece of x.ogg."""
+  """Returns the recording of a source: 'x.ogg + 6' is a piece of x.ogg."""
   return text.partition(' + ')[0]
 
 
@@ -186,15 +220,15 @@ def of_pattern(pattern: str, files: Iterable[str]) -> tuple[dict, int]:
   """Finds the recording in each name by a regular expression.
 
   Args:
-    pattern: searched in the names; its groups, joined by '/', are the
-      recording's name, or the whole match where it has none.
+    pattern: searched in the names. The recording's name consists of its groups,
+      joined by '/', or is the whole match if it has none.
     files: names.
 
   Returns:
-    {file: recording} of those it fits, and how many it does not.
+    {file: recording} of the names that it matches, and the number of others.
 
   Raises:
-    ValueError: it is no regular expression.
+    ValueError: it is not a regular expression.
   """
   try:
     expression = re.compile(pattern)

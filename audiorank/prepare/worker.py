@@ -1,7 +1,7 @@
-"""The process that decodes: it may crash, hang or be killed.
+"""The process that decodes sound files. It may crash, hang or be killed.
 
-It talks in lines of JSON, jobs in, progress out, and ends when its input does,
-so that none outlives a killed parent. Memory is capped.
+It reads jobs from stdin and writes messages to stdout, both as lines of JSON.
+It ends with its input, so that no worker outlives a killed parent.
 
 Shapes: S samples.
 """
@@ -25,17 +25,26 @@ from audiorank import decode
 from audiorank.data import stored
 from audiorank.prepare import shards
 
-# Beyond what the process holds at its start.
+# Bytes that a process may allocate beyond those at its start. A damaged file
+# can ask a decoder for any amount.
 MEMORY = 4 * 2**30
-# A decoded file is held in memory up to this, on disk beyond.
+# A decoded file is kept in memory up to this many bytes, on disk beyond.
 SPOOL = 2**26
 
-Say = Callable[[dict], None]
-Tick = Callable[[int], None]
+Spool = BinaryIO | tempfile.SpooledTemporaryFile
+Say = Callable[[dict], None]  # Sends a message.
+Tick = Callable[[int], None]  # Called with the number of bytes read so far.
 
 
 def serve(jobs: queue.SimpleQueue, say: Say) -> None:
-  """Does jobs until there are no more."""
+  """Does jobs until None arrives.
+
+  Args:
+    jobs: dictionaries of `job._jobs`: folder, shard, settings, entries, and
+      skipped, {number of an entry: why not to decode it}.
+    say: takes the messages. Their keys are 'ready', 'file' (number of the entry
+      that is begun), 'place' (bytes read of it), 'done' (counts) and 'fatal'.
+  """
   say({'ready': True})
   while (job := jobs.get()) is not None:
     try:
@@ -45,6 +54,7 @@ def serve(jobs: queue.SimpleQueue, say: Say) -> None:
 
 
 def _shard(job: dict, say: Say) -> dict:
+  """Writes a shard unless it is complete; returns its counts."""
   folder, shard, store = job['folder'], job['shard'], job['settings']['store']
   about = shards.check(folder, shard, whole=True, tick=_ticker(say))
   if about is None:
@@ -63,6 +73,8 @@ def _items(job: dict, say: Say) -> Iterator[dict]:
     tick = _ticker(say)
     refused = job['skipped'].get(str(index)) or entry['refused']
     about: dict[str, Any] = {}
+    # A file is written to the shard only after all of it was decoded, because
+    # it may turn out to be damaged at its end.
     with tempfile.SpooledTemporaryFile(SPOOL, dir=job['folder']) as spool:
       samples = 0
       if not refused:
@@ -76,28 +88,46 @@ def _items(job: dict, say: Say) -> Iterator[dict]:
       if settings['store'] == 'none':
         entry = _spanned(entry, pages)
         item['place'] = _place(entry, settings, about)
+        # A piece that is resampled by itself, or decoded from its own
+        # beginning, may differ in its last bits from one cut out of the whole
+        # file. The manifest has the checksum of what training will read.
         if about['rate'] != settings['rate'] or about['lossy']:
           item['pieces'] = _reread(item['pieces'], entry, item['place'],
                                    settings, pages)
       yield item
 
 
-def _decode(entry: dict, settings: dict, spool: BinaryIO, tick: Tick,
+def _decode(entry: dict, settings: dict, spool: Spool, tick: Tick,
             about: dict, pages: dict) -> tuple[int, str]:
-  """Writes an entry's int16 samples; returns (count, reason to refuse)."""
-  samples, first, constant = 0, None, True
-  region = None
+  """Writes an entry's int16 samples to `spool`.
+
+  Args:
+    entry: a listing.Entry as a dictionary.
+    settings: of the job.
+    spool: file for the samples.
+    tick: called with the number of bytes read so far.
+    about: gets the file's format, rate and more; see decode.blocks.
+    pages: see `_opened`.
+
+  Returns:
+    (number of samples, reason to refuse the file or '').
+  """
+  samples, constant = 0, True
+  first: Any = None
+  region: Any = None
   try:
     region = _opened(entry, pages)
     for wave_S in decode.blocks(
         region, settings['rate'], settings['max_hours'] * 3600, about):
       tick(region.tell())
       pcm_S = decode.to_int16(wave_S)
-      first = pcm_S[0] if first is None else first
+      if first is None:
+        first = pcm_S[0]
       constant = constant and bool((pcm_S == first).all())
       samples += len(pcm_S)
       spool.write(pcm_S.astype('<i2').tobytes())
   except ValueError as error:
+    # If reading failed, what the decoder says of the missing bytes misleads.
     if not getattr(region, 'failed', None):
       return 0, str(error).removeprefix(f'{decode.name(region)}: ')
   except MemoryError:
@@ -115,7 +145,11 @@ def _decode(entry: dict, settings: dict, spool: BinaryIO, tick: Tick,
 
 
 def _opened(entry: dict, pages: dict) -> Any:
-  """Returns an entry's sound file; `pages` keeps what parquet read.
+  """Returns an entry's sound file, open.
+
+  Args:
+    entry: a listing.Entry as a dictionary.
+    pages: keeps the last page of a parquet file between calls.
 
   Raises:
     ValueError: it cannot be opened.
@@ -131,7 +165,8 @@ def _opened(entry: dict, pages: dict) -> Any:
       entry['file'], entry['offset'], entry['size'], entry['inner']), pages)
 
 
-def _pieces(spool: BinaryIO, samples: int, settings: dict) -> Iterator:
+def _pieces(spool: Spool, samples: int, settings: dict) -> Iterator:
+  """Yields (start, wave_S) of a decoded file, cut in records."""
   piece = round(settings['piece_seconds'] * settings['rate'])
   spool.seek(0)
   for start, stop in shards.cuts(samples, piece):
@@ -139,7 +174,10 @@ def _pieces(spool: BinaryIO, samples: int, settings: dict) -> Iterator:
 
 
 def _spanned(entry: dict, pages: dict) -> dict:
-  """Returns an entry of parquet by the bytes that hold it alone."""
+  """Returns an entry of parquet with the place of its own bytes.
+
+  Training then reads these bytes alone instead of a whole page.
+  """
   if not entry['inner']:
     return entry
   span = stored.span(stored.Handle(entry['path']), stored.Address(
@@ -149,7 +187,7 @@ def _spanned(entry: dict, pages: dict) -> dict:
 
 
 def _place(entry: dict, settings: dict, about: dict) -> dict:
-  """Returns where a file's records lie, as a manifest has it."""
+  """Returns the columns of the manifest that say where a file's records are."""
   shard = os.path.relpath(entry['path'], settings['audio'])
   if shard == '.':
     shard = ''  # The input is that one file.
@@ -159,11 +197,7 @@ def _place(entry: dict, settings: dict, about: dict) -> dict:
 
 def _reread(pieces: Iterator, entry: dict, place: dict, settings: dict,
             pages: dict) -> Iterator:
-  """Yields pieces as training will read them, out of the file in place.
-
-  A piece that is resampled by itself, or decoded from its own beginning, may
-  differ in its last bits from one cut out of the whole.
-  """
+  """Yields pieces as training will read them from the original file."""
   for start, wave_S in pieces:
     source = _opened(entry, pages)
     if place['inner'].startswith(stored.MEND):
@@ -173,6 +207,7 @@ def _reread(pieces: Iterator, entry: dict, place: dict, settings: dict,
 
 
 def _refusal(entry: dict, refused: str, tick: Tick, about: dict) -> dict:
+  """Returns the line of quarantine.jsonl for a refused file."""
   reason, _, detail = refused.partition(': ')
   sha256 = ''
   try:
@@ -183,41 +218,49 @@ def _refusal(entry: dict, refused: str, tick: Tick, about: dict) -> dict:
   except OSError as error:
     detail = f'{detail} ({error.strerror})'
   form = about.get('format') or entry['file'].rpartition('.')[2].lower()
+  # A long ending is not one, but part of a name with a full stop.
+  if len(form) >= 12:
+    form = ''
   return {'file': entry['file'], 'reason': reason, 'detail': detail,
-          'sha256': sha256, 'format': form if len(form) < 12 else '',
+          'sha256': sha256, 'format': form,
           'seconds': about.get('seconds', 0)}
 
 
 def _ticker(say: Say) -> Tick:
-  """A function that says, at most once a second, how many bytes were read."""
-  last = [time.monotonic()]
+  """Returns a Tick that sends messages, at most one per second."""
+  last = time.monotonic()
 
-  def tick(place=0):
-    if time.monotonic() - last[0] > 1:
-      last[0] = time.monotonic()
+  def tick(place: int = 0) -> None:
+    nonlocal last
+    if time.monotonic() - last > 1:
+      last = time.monotonic()
       say({'place': place})
   return tick
 
 
 def _main() -> None:
-  # What libraries print must not mix with what is said here.
+  # Messages get a copy of stdout, and stdout itself leads to nowhere: text that
+  # a library prints must not mix with them.
   out = os.fdopen(os.dup(1), 'w', encoding='utf-8')
   nothing = os.open(os.devnull, os.O_WRONLY)
   os.dup2(nothing, 1)
+  # A crash of a decoder is expected and needs no core file.
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   if sys.platform == 'linux':
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     with open('/proc/self/statm', encoding='ascii') as file:
-      size = int(file.read().split()[5]) * resource.getpagesize()
+      size = int(file.read().split()[5]) * resource.getpagesize()  # Data.
     resource.setrlimit(resource.RLIMIT_DATA, (size + MEMORY, hard))
 
-  def say(message):
+  def say(message: dict) -> None:
     out.write(json.dumps(message) + '\n')
     out.flush()
 
-  jobs = queue.SimpleQueue()
+  jobs: queue.SimpleQueue = queue.SimpleQueue()
 
-  def listen():
+  # In a thread, so that the process also ends in the middle of a file when its
+  # parent is gone.
+  def listen() -> None:
     for line in sys.stdin:
       jobs.put(json.loads(line))
     os._exit(1)
