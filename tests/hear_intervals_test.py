@@ -137,7 +137,7 @@ def test_folds_of_one_group_each_vary_as_folds_do():
   task = toy_task(10, kfold=5, groups={
       f'fold{i}': (f'kit{i}',) * 10 for i in range(5)})
   units = intervals.units(task)
-  count_BU = intervals.draws(units.count)
+  count_BU = intervals.draws(units.total)
   q_B = intervals.combine(
       [np.where(count_BU[:, i] > 0, v, np.nan) for i, v in enumerate(value_F)],
       [count_BU[:, i] for i in range(5)])

@@ -93,7 +93,7 @@ LAYOUTS = {'librispeech': librispeech, 'common_voice': common_voice,
 
 def commands():
   """{output: flags} of the commands that prepare a public set."""
-  text = README.read_text(encoding='utf-8').partition('## Public data sets')[2]
+  text = README.read_text(encoding='utf-8').partition('## Public datasets')[2]
   blocks = re.findall(r'```sh\n(python -m launch.prepare.*?)```', text, re.S)
   out = {}
   for block in blocks:

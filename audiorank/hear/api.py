@@ -1,10 +1,11 @@
-"""audiorank as a HEAR model: what hear-eval-kit and hear-validator call.
+"""The HEAR API, which hear-eval-kit and hear-validator call.
 
   python -m heareval.embeddings.runner audiorank.hear.api --model runs/one ...
   hear-validator audiorank.hear.api --model dasheng_base.pt
 
-The API is HEAR 2021's (arXiv 2203.03022). The kit wants a torch.nn.Module, so
-torch is needed, for a shell that holds no weights: the encoder runs in JAX.
+The API is that of HEAR 2021 (arXiv 2203.03022). The kit requires a
+torch.nn.Module, so torch is needed, but only for a shell without weights: the
+encoder runs in JAX.
 
 Shapes: B batch, S samples, L timestamps, D width.
 """
@@ -28,11 +29,11 @@ def load_model(model_file_path: str = '', layer: str | int = 'final',
   Args:
     model_file_path: a run's folder, its checkpoints folder or one step of it;
       an official Dasheng file (.pt, .safetensors); or a Hugging Face id
-      'owner/name'. Without it the environment's AUDIORANK_CHECKPOINT, since
-      the kit calls load_model() where it is given no --model.
+      'owner/name'. '' takes the environment's AUDIORANK_CHECKPOINT.
     layer: 'final', or a block's index.
-    clamp: 'clip', each clip's own range of the log-mel, or 'batch', the
-      official Dasheng's, with which embeddings depend on batch-mates.
+    clamp: the range of the log-mel is that of each 'clip', or that of the
+      'batch', as in the official Dasheng. With 'batch' an embedding depends on
+      the other clips.
 
   Returns:
     a torch.nn.Module without parameters and with the attributes sample_rate,
@@ -42,6 +43,7 @@ def load_model(model_file_path: str = '', layer: str | int = 'final',
     FileNotFoundError, ValueError: no such weights, damaged ones, an unknown
       layer or clamp, neither a path nor AUDIORANK_CHECKPOINT, or no torch.
   """
+  # The kit calls load_model() without a path if it has no --model.
   path = model_file_path or os.environ.get(VARIABLE, '')
   if not path:
     raise ValueError('no checkpoint: give load_model a path (--model), or set '
@@ -54,11 +56,11 @@ def load_model(model_file_path: str = '', layer: str | int = 'final',
 
 
 def get_scene_embeddings(audio: Any, model: Any) -> Any:
-  """Returns z_BD float32: the time mean of each clip's tokens.
+  """Returns z_BD float32: the mean of each clip's tokens over time.
 
   Args:
     audio: tensor [B, S] in [-1, 1] at 16 kHz.
-    model: of load_model.
+    model: from load_model.
   """
   return model.tensor(model.tokens(audio)[0].mean(1), audio)
 
@@ -70,17 +72,22 @@ def get_timestamp_embeddings(audio: Any, model: Any) -> Any:
 
   Args:
     audio: tensor [B, S] in [-1, 1] at 16 kHz.
-    model: of load_model.
+    model: from load_model.
   """
   z_BLD, ms_BL = model.tokens(audio)
   return model.tensor(z_BLD, audio), model.tensor(ms_BL, audio)
 
 
 def shell(config: Any, params: Any, layer: str | int, clamp: str) -> Any:
-  """Returns the torch.nn.Module that the kit demands.
+  """Returns a torch.nn.Module around an encoder in JAX.
+
+  Args:
+    config: the model config.
+    params: linen variables.
+    layer, clamp: as for load_model.
 
   Raises:
-    ValueError: there is no torch.
+    ValueError: torch is not installed.
   """
   try:
     import torch
@@ -89,24 +96,27 @@ def shell(config: Any, params: Any, layer: str | int, clamp: str) -> Any:
                      "'audiorank[torch]'); launch.evaluate does not") from None
 
   class Shell(torch.nn.Module):
-    """No parameters: `.to(device)` finds nothing to move."""
+    """A module without parameters, so that `.to(device)` moves nothing."""
     sample_rate = config_lib.RATE
     scene_embedding_size = timestamp_embedding_size = config.width
 
-    def tokens(self, audio):
-      """(z_BLD, ms_BL) as numpy of a tensor or array [B, S]."""
+    def tokens(self, audio: Any) -> tuple[np.ndarray, np.ndarray]:
+      """Returns (z_BLD, ms_BL) of a tensor or array [B, S]."""
       if torch.is_tensor(audio):
         audio = audio.detach().cpu().numpy()
       if audio.ndim != 2 or not audio.size:
         raise ValueError(f'audio of shape {tuple(audio.shape)}, expected '
                          '(clips, samples)')
-      # The kit brings every length that a task has.
+      # The kit passes clips of every length that a task has. Padding them to a
+      # few lengths avoids a compilation for each.
       return embed.timestamps(config, params, audio.astype(np.float32), layer,
                               clamp, fill=True)
 
-    def tensor(self, x, like):
-      """x as a tensor where `like` is, on the CPU for an array."""
+    def tensor(self, x: np.ndarray, like: Any) -> Any:
+      """Returns x as a tensor on the device of `like`, if it is a tensor."""
       y = torch.from_numpy(np.array(x))
-      return y.to(like.device) if torch.is_tensor(like) else y
+      if torch.is_tensor(like):
+        return y.to(like.device)
+      return y
 
   return Shell().eval()

@@ -1,9 +1,11 @@
-"""Embeddings and labels of a task, as the models of its folds take them.
+"""Arranges the embeddings and labels of a task for the models of its folds.
 
 Shapes: N clips (or frames) of a split, D width, C labels, L frames of a file.
 """
 
+from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
@@ -15,32 +17,32 @@ from audiorank.hear import tasks
 
 
 class Split(NamedTuple):
-  """Embeddings and labels of a split, or of several joined."""
+  """Embeddings and labels of a split, or of several splits joined."""
   z_ND: np.ndarray
   y_NC: np.ndarray
-  frames: list   # event tasks: (file, ms_L) in the order of the rows
-  truth: dict    # event tasks: file -> events
+  frames: list  # Event tasks: (file, ms_L) in the order of the rows.
+  truth: dict  # Event tasks: {file: its events}.
 
 
 class Fold(NamedTuple):
-  """One model's data: (Split, its padded rows) for train, valid and test."""
-  name: str
+  """The data of one model: (Split, padded rows) for train, valid and test."""
+  name: str  # Of the test split.
   train: tuple
   valid: tuple
   test: tuple
 
 
 def load(task: tasks.Task, embeddings: Mapping[str, Any]) -> list[Fold]:
-  """Returns the `Fold` of every model to be trained, padded alike.
+  """Returns the `Fold` of every model, padded to the same sizes.
 
   Args:
-    task: of `tasks.load`.
+    task: from `tasks.load`.
     embeddings: see `probe.evaluate`.
 
   Raises:
     ValueError: embeddings that do not fit the task, an unknown measure.
   """
-  known = scores.SCENE
+  known: Iterable[str] = scores.SCENE
   if task.embedding_type == 'event':
     known = scores.EVENT
   for name in task.evaluation:
@@ -51,23 +53,32 @@ def load(task: tasks.Task, embeddings: Mapping[str, Any]) -> list[Fold]:
   widths = {split: s.z_ND.shape[1] for split, s in splits.items()}
   if len(set(widths.values())) > 1:
     raise ValueError(f'{task.name}: embeddings differ in width: {widths}')
-  parts = []
+  parts: list[tuple[str, Split, Split, Split]] = []
   for train, valid, test in tasks.folds(task):
     joined = _join([splits[name] for name in train])
     if len(joined.z_ND) < 2:
       raise ValueError(f'{task.name}: {len(joined.z_ND)} training rows for '
                        f'{test}, expected at least 2')
     parts.append((test, joined, splits[valid], splits[test]))
-  capacities = [max(len(part[i].z_ND) for part in parts) for i in (1, 2, 3)]
+  # The same sizes, so that one compiled program serves every fold.
+  capacities = [max(len(three[i].z_ND) for _, *three in parts)
+                for i in range(3)]
   return [Fold(name, *((s, predictor.rows(s.z_ND, s.y_NC, capacity))
                        for s, capacity in zip(three, capacities)))
           for name, *three in parts]
 
 
-def _split(task, split, embeddings):
-  """Returns the Split of checked embeddings."""
-  read = _scene if task.embedding_type == 'scene' else _events
-  loaded = read(task, split, embeddings)
+def _split(task: tasks.Task, split: str,
+           embeddings: Mapping[str, Any]) -> Split:
+  """Returns the Split of a task's split.
+
+  Raises:
+    ValueError: the embeddings do not fit the task or are not finite.
+  """
+  if task.embedding_type == 'scene':
+    loaded = _scene(task, split, embeddings)
+  else:
+    loaded = _events(task, split, embeddings)
   bad = int((~np.isfinite(loaded.z_ND)).sum())
   if bad:
     raise ValueError(f'{task.name}: embeddings of {split} have {bad} values '
@@ -75,7 +86,9 @@ def _split(task, split, embeddings):
   return loaded
 
 
-def _scene(task, split, embeddings):
+def _scene(task: tasks.Task, split: str,
+           embeddings: Mapping[str, Any]) -> Split:
+  """Returns the Split of a scene task: one row per clip."""
   if split not in embeddings:
     raise ValueError(f'{task.name}: no embeddings for split {split!r}, found '
                      f'{sorted(embeddings)}')
@@ -86,7 +99,9 @@ def _scene(task, split, embeddings):
   return Split(z_ND.astype(np.float32), y_NC, [], {})
 
 
-def _events(task, split, embeddings):
+def _events(task: tasks.Task, split: str,
+            embeddings: Mapping[str, Any]) -> Split:
+  """Returns the Split of an event task: one row per frame."""
   files = task.files[split]
   missing = [file for file in files if file not in embeddings]
   if missing:
@@ -109,8 +124,8 @@ def _events(task, split, embeddings):
   return Split(np.concatenate(parts).astype(np.float32), y_NC, frames, truth)
 
 
-def _join(splits):
-  """Returns one Split of several."""
+def _join(splits: Sequence[Split]) -> Split:
+  """Returns one Split with the rows of several."""
   return Split(np.concatenate([s.z_ND for s in splits]),
                np.concatenate([s.y_NC for s in splits]),
                [frame for s in splits for frame in s.frames],

@@ -1,15 +1,17 @@
-"""How far a score can be trusted, and whether it beats another one.
+"""Confidence intervals of scores, and paired comparisons of two models.
 
-A score varies for two reasons. Its test clips are a sample: they are
-bootstrapped, by group where the task names groups (recordings, speakers, kits
-of drums), and where a task has folds their spread counts if it is larger. And
-its predictor is one of several that might have been chosen: by another seed,
-or, on other validation clips, with another grid point. The estimate is of the
-mean score over test sets of this size and predictors chosen like this one.
+A score varies for two reasons.
+- Its test clips are a sample. They are bootstrapped, by group if the task has
+  groups (recordings, speakers, drum kits). If a task has folds, their spread
+  counts instead if it is larger.
+- Its predictor depends on chance: another seed, or other validation clips,
+  which may choose another grid point.
+The interval is for the mean score over test sets of this size and predictors
+chosen in this way.
 
-All models of a task are scored on the same resamples of its clips, and a
-record keeps the score of each: two models are compared clip by clip, without
-their predictions (`difference`).
+All models of a task are scored on the same resamples of its clips, and a record
+keeps the score of each resample. So two models can be compared clip by clip
+without their predictions (`difference`).
 
 Shapes: N clips of a split, U units (clips or groups), B resamples, P
 candidate predictors, F folds.
@@ -31,29 +33,23 @@ from audiorank.hear import tasks
 
 CONFIDENCE = .95
 RESAMPLES = 500
-FOLDS = 3  # Fewer say too little of how folds differ.
+FOLDS = 3  # With fewer folds their spread is too uncertain.
 # An average over candidates, weighted by how often each would be chosen,
-# varies less than one choice: of two equal ones the variance is 1/12 in place
+# varies less than one choice: for two equal ones the variance is 1/12 instead
 # of 1/4 (Buehlmann and Yu, Annals of Statistics 30, 2002).
 AVERAGED = 1 / 3
 
 
 class Units(NamedTuple):
-  """What is resampled.
-
-  kind: 'clip' or 'group'.
-  count: how many.
-  clips: test clips in all.
-  of: split -> unit_N, the unit of every clip; of tested splits alone.
-  """
-  kind: str
-  count: int
-  clips: int
-  of: dict[str, np.ndarray]
+  """The units that are resampled: clips or groups of clips."""
+  kind: str  # 'clip' or 'group'.
+  total: int  # Number of units.
+  clips: int  # Number of test clips.
+  of: dict[str, np.ndarray]  # Test split -> unit_N, the unit of every clip.
 
 
 class Source(NamedTuple):
-  """One reason why a score varies: its variance, and degrees of freedom."""
+  """A source of variation of a score: variance and degrees of freedom."""
   variance: float
   free: float
 
@@ -73,12 +69,13 @@ UNKNOWN = Interval(math.nan, math.nan, math.nan, math.nan)
 
 
 def units(task: tasks.Task) -> Units:
-  """Returns the units of a task's test clips: its groups, if it names any."""
+  """Returns the Units of a task's test clips: its groups, if it has any."""
   tested = [test for _, _, test in tasks.folds(task)]
   clips = sum(len(task.files[split]) for split in tested)
   if task.groups:
     name_of = task.groups
     names = sorted({group for split in tested for group in name_of[split]})
+    # A single group cannot be resampled.
     if len(names) > 1:
       number = {name: i for i, name in enumerate(names)}
       return Units('group', len(names), clips, {
@@ -93,23 +90,22 @@ def units(task: tasks.Task) -> Units:
 
 @functools.lru_cache(maxsize=32)
 def draws(count: int) -> np.ndarray:
-  """Returns count_BU: how often each resample draws each of U units.
-
-  The same for every model of a task: what makes comparisons paired.
-  """
+  """Returns count_BU: how often each resample draws each of U units."""
+  # A fixed seed: every model of a task gets the same resamples, which makes
+  # comparisons paired.
   return np.random.default_rng(0).multinomial(
       count, np.full(count, 1 / count), size=RESAMPLES)
 
 
-def combine(q_FB: Sequence[np.ndarray],
-            share_FB: Sequence[np.ndarray]) -> np.ndarray:
+def combine(q_FB: Any, share_FB: Any) -> np.ndarray:
   """Returns q_B, the mean over folds of every resample.
 
   Args:
-    q_FB: the score of every fold on every resample.
-    share_FB: clips drawn over the fold's own number. A fold of one group is
-      drawn whole or not at all, and counts as often as it is drawn.
+    q_FB: array, or rows of one: the score of every fold on every resample.
+    share_FB: the same, clips that are drawn over the clips of the fold.
   """
+  # Weighted by what is drawn: a fold of one group may be drawn several times
+  # or not at all.
   q_FB, share_FB = np.asarray(q_FB), np.asarray(share_FB)
   share_FB = np.where(np.isnan(q_FB), 0, share_FB)
   total_B = share_FB.sum(0)
@@ -121,7 +117,12 @@ def combine(q_FB: Sequence[np.ndarray],
 
 
 def of_clips(q_B: np.ndarray, count: int) -> Source | None:
-  """Returns the Source of resampled scores of `count` units."""
+  """Returns the Source of test clips, or None if it is not known.
+
+  Args:
+    q_B: the score of every resample.
+    count: number of units.
+  """
   q_B = q_B[~np.isnan(q_B)]
   if len(q_B) < RESAMPLES / 2 or count < 2 or not np.isfinite(q_B).all():
     return None
@@ -131,11 +132,11 @@ def of_clips(q_B: np.ndarray, count: int) -> Source | None:
 
 def of_repeats(repeats: Sequence[Sequence[float]],
                averaged: float) -> Source | None:
-  """Returns the Source of scores that differ in nothing but chance.
+  """Returns the Source of scores that differ only by chance, or None.
 
   Args:
-    repeats: lists of such scores, each with a mean of its own.
-    averaged: how many independent ones the reported score is the mean of.
+    repeats: lists of such scores, each with its own mean.
+    averaged: the reported score is the mean of so many independent ones.
   """
   squares, free = 0., 0
   for values in repeats:
@@ -151,7 +152,7 @@ def of_repeats(repeats: Sequence[Sequence[float]],
 
 
 def of_folds(values: Sequence[float]) -> Source | None:
-  """Returns the Source of the scores of F folds, None of too few."""
+  """Returns the Source of the scores of F folds, None if they are too few."""
   defined = [v for v in values if not math.isnan(v)]
   if len(defined) < FOLDS:
     return None
@@ -169,14 +170,14 @@ def chosen_share(q_PB: np.ndarray) -> np.ndarray:
   return np.bincount(q_PB.argmax(0), minlength=len(q_PB)) / q_PB.shape[1]
 
 
-def of_choice(value_P: Sequence[float], share_P: np.ndarray) -> Source:
+def of_choice(values: Sequence[float], share_P: np.ndarray) -> Source:
   """Returns the Source of choosing one of P candidates on validation clips.
 
   Args:
-    value_P: the test score of each candidate.
+    values: the test score of each candidate.
     share_P: how often each would be chosen on other validation clips.
   """
-  value_P = np.asarray(value_P, float)
+  value_P = np.asarray(values, float)
   share_P = np.where(np.isfinite(value_P), share_P, 0)
   if share_P.sum() == 0:
     return Source(0., max(1, len(value_P) - 1))
@@ -187,14 +188,15 @@ def of_choice(value_P: Sequence[float], share_P: np.ndarray) -> Source:
 
 
 def total(sources: Mapping[str, Source | None]) -> Source | None:
-  """Returns the Source of all: of 'clips', 'seeds', 'choice' and 'folds'.
+  """Returns the sum of all sources, or None if that of clips is not known.
 
-  The spread of folds holds that of their clips and of their predictors'
-  seeds: the larger of the two counts. Degrees of freedom are Welch's and
-  Satterthwaite's. None where the clips' part is not known.
+  Args:
+    sources: by name: 'clips', 'seeds', 'choice' and 'folds'.
   """
   if not sources.get('clips'):
     return None
+  # Clips and seeds differ between folds, so the spread of folds includes both.
+  # The larger of the two estimates counts.
   inside = added([sources['clips'], sources.get('seeds')])
   between = sources.get('folds')
   if between and between.variance > inside.variance:
@@ -203,7 +205,10 @@ def total(sources: Mapping[str, Source | None]) -> Source | None:
 
 
 def added(sources: Sequence[Source | None]) -> Source:
-  """Returns the Source of a sum of independent ones."""
+  """Returns the Source of a sum of independent sources.
+
+  Degrees of freedom are those of Welch and Satterthwaite.
+  """
   known = [s for s in sources if s and s.variance > 0]
   if not known:
     return Source(0., max([s.free for s in sources if s], default=1.))
@@ -222,9 +227,8 @@ def interval(value: float, source: Source | None, within: bool,
   Args:
     value: the score.
     source: its variance, or None.
-    within: whether the score lies between 0 and 1. Then the interval is
-      Wilson's, with the number of clips that would give this variance: it
-      stays inside, and at 0 or 1 it is that of `count` clips.
+    within: whether the score lies between 0 and 1. Then the interval is that
+      of Wilson, which never extends beyond.
     count: of units.
   """
   if source is None or not math.isfinite(value):
@@ -233,8 +237,12 @@ def interval(value: float, source: Source | None, within: bool,
   se = math.sqrt(source.variance)
   if not within:
     return Interval(value - t * se, value + t * se, se, source.free)
+  # Wilson's interval for the number of clips that would give this variance. At
+  # 0 or 1 the bootstrap has no variance; the number of units is used instead.
   spread = value * (1 - value)
-  n = spread / source.variance if source.variance and spread > 0 else count
+  n: float = count
+  if source.variance and spread > 0:
+    n = spread / source.variance
   middle = (value + t * t / (2 * n)) / (1 + t * t / n)
   half = t * math.sqrt(spread / n + t * t / (4 * n * n)) / (1 + t * t / n)
   return Interval(max(0., middle - half), min(1., middle + half), se,
@@ -250,7 +258,7 @@ def mean_interval(parts: Sequence[Interval], value: float,
                   within: bool) -> Interval:
   """Returns the interval of the mean of scores of different tasks.
 
-  Tasks share no clip, so that their errors are independent.
+  Tasks have no clip in common, so their errors are independent.
 
   Args:
     parts: of the tasks.
@@ -271,13 +279,13 @@ def fields(task: tasks.Task, result: Mapping[str, Any],
            resampled: Mapping[str, np.ndarray],
            sources: Mapping[str, Mapping[str, Source | None]],
            chance: Mapping[str, float]) -> dict[str, Any]:
-  """Returns what a result says of its uncertainty, as plain values.
+  """Returns the fields of a result that describe its uncertainty, as JSON.
 
   low, high, se, free: of the task's own measure, at `confidence`.
-  sources: its standard error by reason, with degrees of freedom.
+  sources: its standard error by source, with degrees of freedom.
   intervals: low, high and se of every measure.
-  clips, units, unit: test clips; what was resampled, and how many.
-  chance: what predictions that ignore the clip score, by measure.
+  clips, units, unit: number of test clips and of units; kind of unit.
+  chance: scores of predictions that ignore the clip, by measure.
   resamples: the score of every resample, for `difference`.
 
   Args:
@@ -285,11 +293,11 @@ def fields(task: tasks.Task, result: Mapping[str, Any],
     result: with 'scores'.
     resampled: measure -> q_B.
     sources: measure -> its sources.
-    chance: of `predictions.chance`.
+    chance: from `predictions.chance`.
   """
   own = units(task)
   of = {name: interval(result['scores'][name], total(sources[name]),
-                       scores.bounded(name), own.count)
+                       scores.bounded(name), own.total)
         for name in task.evaluation}
   primary = task.evaluation[0]
   return {
@@ -297,14 +305,17 @@ def fields(task: tasks.Task, result: Mapping[str, Any],
       'sources': {kind: {'se': math.sqrt(s.variance), 'free': s.free}
                   for kind, s in sources[primary].items() if s},
       'intervals': {name: plain(i) for name, i in of.items()},
-      'clips': own.clips, 'units': own.count, 'unit': own.kind,
+      'clips': own.clips, 'units': own.total, 'unit': own.kind,
       'chance': dict(chance), 'resamples': encode(resampled[primary])}
 
 
 def plain(values: Interval) -> dict[str, float | None]:
-  """Returns an Interval as JSON: what is not known is None."""
-  return {name: None if math.isnan(v) else float(v)
-          for name, v in values._asdict().items()}
+  """Returns an Interval as JSON, with None for NaN, which JSON lacks."""
+  out: dict[str, float | None] = dict.fromkeys(values._fields)
+  for name, value in values._asdict().items():
+    if not math.isnan(value):
+      out[name] = float(value)
+  return out
 
 
 def encode(q_B: np.ndarray) -> str:
@@ -321,7 +332,7 @@ def difference(ours: Mapping[str, Any],
                theirs: Mapping[str, Any]) -> tuple[float, Interval]:
   """Returns (ours - theirs, its interval) of two results on one task.
 
-  The comparison is paired: what both find easy or hard cancels.
+  The comparison is paired: clips that are easy or hard for both cancel.
 
   Args:
     ours, theirs: results with the fields of `fields`, of the same task.
@@ -335,10 +346,11 @@ def difference(ours: Mapping[str, Any],
   if not comparable:
     return gap, UNKNOWN
   q_B = decode(ours['resamples']) - decode(theirs['resamples'])
-  sources = {
+  sources: dict[str, Source | None] = {
       'clips': of_clips(q_B, ours['units']),
       'folds': of_folds([a - b for a, b in zip(fold_scores(ours),
                                                fold_scores(theirs))])}
+  # Seeds and choices of the two models are independent, so these add.
   for kind in ('seeds', 'choice'):
     both = [r['sources'].get(kind) for r in (ours, theirs)]
     sources[kind] = added([Source(s['se'] ** 2, s['free'])
@@ -347,6 +359,6 @@ def difference(ours: Mapping[str, Any],
 
 
 def fold_scores(result: Mapping[str, Any]) -> list[float]:
-  """Returns the score of every fold; NaN where it is undefined."""
+  """Returns the score of every fold, NaN if it is undefined."""
   values = [split['score'] for split in result['per_split']]
-  return [math.nan if v is None else v for v in values]
+  return np.array(values, float).tolist()  # None becomes NaN.

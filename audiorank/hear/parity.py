@@ -1,13 +1,12 @@
-"""hear-eval-kit's test scores beside ours, on the kit's own embeddings.
+"""Compares test scores with those of hear-eval-kit, on the kit's embeddings.
 
   python -m audiorank.hear.parity --runs 'embeddings/my_model/*' --seeds 5
 
-`--runs` matches folders as `heareval.predictions.runner` leaves them: a task's
+`--runs` matches folders that `heareval.predictions.runner` wrote: a task's
 description, <split>.embeddings.npy and test.predicted-scores.json. Several
-folders of one task (runs of the kit with other seeds) make one row. The table
-is Markdown: task, score, the kit's mean, standard deviation and number of
-runs, ours likewise over seeds, and the difference in units of its standard
-error, as far as the deviations say.
+folders of one task (runs of the kit with other seeds) are one row. The table is
+Markdown: task, score, the kit's mean, standard deviation and number of runs,
+the same of ours over seeds, and the difference, also in standard errors.
 """
 
 import collections
@@ -42,12 +41,15 @@ def load(folder: str | os.PathLike[str]
          ) -> tuple[tasks.Task, dict[str, Any], float]:
   """Returns (task, embeddings, the kit's score) of one run of the kit.
 
-  Raises FileNotFoundError or ValueError naming what is missing or does not
-  fit.
+  Args:
+    folder: that the kit wrote.
+
+  Raises:
+    FileNotFoundError, ValueError: a file is missing or does not fit; names it.
   """
   folder = files.path(folder)
   task = tasks.load(folder, with_audio=False)
-  embeddings = {}
+  embeddings: dict[str, Any] = {}
   for split in task.splits:
     shape = json.loads(
         (folder / f'{split}.embedding-dimensions.json').read_text())
@@ -63,7 +65,7 @@ def load(folder: str | os.PathLike[str]
     rows_of = collections.defaultdict(list)
     described = folder / f'{split}.filename-timestamps.json'
     for row, (file, ms) in enumerate(json.loads(described.read_text())):
-      # The kit names the file by the way to it from where it ran.
+      # The kit stores paths relative to the folder in which it ran.
       rows_of[pathlib.PurePosixPath(file).name].append((row, ms))
     for file, frames in rows_of.items():
       index_L, ms_L = zip(*frames)
@@ -76,7 +78,13 @@ def load(folder: str | os.PathLike[str]
 
 def row(folders: Sequence[str], seeds: int, grid_points: int,
         protocol: str) -> list[str]:
-  """Returns the table's cells for the runs of one task."""
+  """Returns the table's cells for the runs of one task.
+
+  Args:
+    folders: runs of the kit.
+    seeds: number of ours.
+    grid_points, protocol: see probe.evaluate.
+  """
   loaded = [load(folder) for folder in folders]
   task, embeddings, _ = loaded[0]
   kit_R = np.asarray([score for _, _, score in loaded])

@@ -1,6 +1,6 @@
-"""Predictions of a split's clips: scored, and scored on resampled clips.
+"""Scores the predictions of a split, also on resampled clips.
 
-What every protocol does once it has a predictor's probabilities.
+All protocols use this once they have a predictor's probabilities.
 
 Shapes: N clips (or frames) of a split, C labels, B resamples, F files.
 """
@@ -21,24 +21,29 @@ from audiorank.hear import tasks
 
 
 class Test(NamedTuple):
-  """Predictions of one fold's test clips, scored.
-
-  scores: every measure.  postprocessing: of events.  resampled: measure ->
-  q_B.  share: clips that each resample draws, over the fold's own number.
-  """
-  scores: dict[str, float]
-  postprocessing: dict
+  """The scores of predictions for one fold's test clips."""
+  scores: dict[str, float]  # Every measure.
+  postprocessing: dict  # Of events.
+  # Measure -> (q_B, share_B): its value on every resample, and the clips that
+  # the resample draws over the clips of the fold.
   resampled: Callable[[str], tuple[np.ndarray, np.ndarray]]
 
 
 def tested(task: tasks.Task, fold: folds.Fold, p_NC: np.ndarray,
            postprocessing: dict) -> Test:
-  """Returns the Test of predictions for a fold's test clips."""
+  """Returns the Test of predictions for a fold's test clips.
+
+  Args:
+    task: of the clips.
+    fold: of the clips.
+    p_NC: probabilities.
+    postprocessing: arguments of events.decode.
+  """
   split = fold.test[0]
   unit_N = intervals.units(task).of[fold.name]
 
-  def resampled(name):
-    count_BN = intervals.draws(intervals.units(task).count)[:, unit_N]
+  def resampled(name: str) -> tuple[np.ndarray, np.ndarray]:
+    count_BN = intervals.draws(intervals.units(task).total)[:, unit_N]
     q_B = _resampled(task, name, p_NC, split, postprocessing, count_BN)
     return q_B, count_BN.sum(1) / len(unit_N)
 
@@ -48,7 +53,7 @@ def tested(task: tasks.Task, fold: folds.Fold, p_NC: np.ndarray,
 
 def resamples(task: tasks.Task,
               tests: Sequence[Test]) -> dict[str, np.ndarray]:
-  """Returns measure -> q_B, the mean over folds on every resample."""
+  """Returns {measure: q_B, the mean over folds on every resample}."""
   return {name: intervals.combine(*zip(*(t.resampled(name) for t in tests)))
           for name in task.evaluation}
 
@@ -61,7 +66,10 @@ def resampled_score(task: tasks.Task, name: str, p_NC: np.ndarray,
                     intervals.draws(files))
 
 
-def _resampled(task, name, p_NC, split, postprocessing, count_BN):
+def _resampled(task: tasks.Task, name: str, p_NC: np.ndarray,
+               split: folds.Split, postprocessing: dict,
+               count_BN: np.ndarray) -> np.ndarray:
+  """Returns q_B; count_BN is how often each clip or file is drawn."""
   if task.embedding_type == 'scene':
     return scores.scene_resampled(name, p_NC, split.y_NC, count_BN)
   predicted = events.decode_files(p_NC, split.frames, task.labels,
@@ -77,7 +85,7 @@ def resampled_loss(p_NC: np.ndarray, split: folds.Split,
   if not split.frames:
     count_BN = intervals.draws(len(loss_N))
     return count_BN @ loss_N / count_BN.sum(1)
-  # Frames are drawn with their file.
+  # Frames of a file depend on each other, so whole files are drawn.
   sizes = np.array([len(ms_L) for _, ms_L in split.frames])
   total_F = np.add.reduceat(loss_N, np.r_[0, np.cumsum(sizes)[:-1]])
   count_BF = intervals.draws(len(sizes))
@@ -87,6 +95,7 @@ def resampled_loss(p_NC: np.ndarray, split: folds.Split,
 def log_loss(p_NC: np.ndarray, y_NC: np.ndarray,
              multiclass: bool) -> np.ndarray:
   """Returns loss_N, the cross-entropy of every row."""
+  # Clipped, because one certain but wrong prediction would be infinite.
   p_NC = np.asarray(p_NC, np.float64).clip(1e-12, 1 - 1e-12)
   if multiclass:
     return -np.log((p_NC * (y_NC > 0)).sum(1))
@@ -95,7 +104,7 @@ def log_loss(p_NC: np.ndarray, y_NC: np.ndarray,
 
 def valid_score(task: tasks.Task, p_NC: np.ndarray,
                 split: folds.Split) -> tuple[dict, float]:
-  """Returns (post-processing, primary score) on a validation split."""
+  """Returns (best post-processing, primary score) on a validation split."""
   name = task.evaluation[0]
   if task.embedding_type == 'scene':
     return {}, scores.SCENE[name](p_NC, split.y_NC)
@@ -106,7 +115,7 @@ def valid_score(task: tasks.Task, p_NC: np.ndarray,
 
 def test_scores(task: tasks.Task, p_NC: np.ndarray, split: folds.Split,
                 postprocessing: dict) -> dict[str, float]:
-  """Returns every score of the task, for predictions on a test split."""
+  """Returns every measure of the task, of predictions on a test split."""
   if task.embedding_type == 'scene':
     return scores.scene(task.evaluation, p_NC, split.y_NC)
   predicted = events.decode_files(p_NC, split.frames, task.labels,
@@ -115,16 +124,19 @@ def test_scores(task: tasks.Task, p_NC: np.ndarray, split: folds.Split,
 
 
 def aggregate(task: tasks.Task, per_split: list[dict]) -> dict[str, Any]:
-  """Returns means and deviations over folds, undefined ones left out, noted.
+  """Returns means and standard deviations over folds.
+
+  Folds on which a measure is undefined are left out, with a note.
 
   Args:
     task: that was scored.
-    per_split: of every fold 'split', 'score', 'scores', 'valid' and more.
+    per_split: for every fold 'split', 'score', 'scores', 'valid' and more.
   """
   names = list(per_split[0]['scores'])
   values = {n: [split['scores'][n] for split in per_split] for n in names}
-  several = len(per_split) > 1
-  stds = {n: scores.std(values[n]) if several else None for n in names}
+  stds: dict[str, float | None] = dict.fromkeys(names)
+  if len(per_split) > 1:
+    stds = {n: scores.std(values[n]) for n in names}
   primary = task.evaluation[0]
   notes = []
   for name in names:
@@ -139,15 +151,15 @@ def aggregate(task: tasks.Task, per_split: list[dict]) -> dict[str, Any]:
 
 
 def chance(task: tasks.Task) -> dict[str, float]:
-  """Returns what predictions score that ignore the clip, by measure.
+  """Returns the scores of predictions that ignore the clip, by measure.
 
-  Of scenes they are the shares of labels in the training split: the accuracy
-  is that of always saying the commonest class. Of events none is predicted.
+  For scenes these are the frequencies of labels in the training split, so the
+  accuracy is that of the most frequent class. For events none is predicted.
   """
   per_fold = []
   for train, _, test in tasks.folds(task):
     if task.embedding_type == 'event':
-      predicted = {file: [] for file in task.files[test]}
+      predicted: scores.Events = {file: [] for file in task.files[test]}
       truth = dict(zip(task.files[test], task.targets[test]))
       values = scores.event(task.evaluation, predicted, truth, task.labels)
     else:
@@ -156,7 +168,7 @@ def chance(task: tasks.Task) -> dict[str, float]:
                        axis=0)
       values = scores.scene(task.evaluation, p_NC, task.targets[test])
     per_fold.append(values)
-  # An F measure of no event is undefined for the kit; it is worth nothing.
-  return {name: scores.mean([
-      0. if name in scores.ONSET_MS else values[name] for values in per_fold])
-          for name in task.evaluation}
+  out = {name: scores.mean([values[name] for values in per_fold])
+         for name in task.evaluation}
+  # The kit has no F measure without predicted events; as a baseline it is 0.
+  return {**out, **dict.fromkeys(out.keys() & scores.ONSET_MS, 0.)}

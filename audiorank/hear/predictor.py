@@ -1,15 +1,12 @@
-"""The HEAR predictor: its network and its training, compiled once per shape.
+"""The HEAR predictor: its network and its training.
 
-hear-eval-kit's network, [Linear, BatchNorm, Dropout, ReLU] x {1, 2}, Linear,
-with Adam and cross-entropy or binary cross-entropy (arXiv 2203.03022). Every
-number that differs between models of one shape (learning rate, seed, counts
-of rows, epochs, patience) is an argument, so that one compiled program serves
-them all.
+It is the network of hear-eval-kit, [Linear, BatchNorm, Dropout, ReLU] x {1, 2},
+Linear, with Adam and cross-entropy or binary cross-entropy (arXiv 2203.03022).
 
-Rows are padded to whole batches and the padding is masked: it enters no
-statistic, no loss and no score. Dropout comes from a hash of (seed, step,
-layer, row, unit), so that it does not depend on the padding, and it costs a
-tenth of threefry.
+All numbers that differ between models of one shape (learning rate, seed, counts
+of rows, epochs, patience) are arguments, so that one compiled program serves
+all of them. Rows are padded to whole batches; padding is masked and affects no
+statistic, no loss and no score.
 
 Shapes: A batches, B rows of a batch, N = A B rows, D width of the embedding,
 H hidden units, C labels.
@@ -26,15 +23,15 @@ import numpy as np
 import optax
 
 DROPOUT = 0.1
-MOMENTUM = 0.1   # Of the running statistics: new = .9 old + .1 batch.
+MOMENTUM = 0.1  # Of the running statistics: new = .9 old + .1 batch.
 EPSILON = 1e-5
 # The bias of a label that does not exist: its probability is exactly 0.
 NEVER = -1e9
 
 BATCH = 1024
-# Rows, widths and labels are rounded up to these, with padding that changes no
-# number, so that folds, similar tasks and models of several widths share one
-# compiled program.
+# Rows, widths and labels are rounded up to these sizes, so that folds, similar
+# tasks and models of several widths share a compiled program. The padding
+# changes no result.
 ROWS = (64, 128, 192, 256, 384, 512, 768, BATCH)
 WIDTH = 128
 LABELS = 16
@@ -52,16 +49,21 @@ Stats = list[dict[str, jax.Array]]
 
 
 class Rows(NamedTuple):
-  """A padded split: the first n of A B rows, c of C labels are real."""
-  z_ABD: jax.Array
-  y_ABC: jax.Array
-  n: jax.Array
-  c: jax.Array
+  """A padded split. Arrays are of numpy or jax."""
+  z_ABD: Any
+  y_ABC: Any
+  n: Any  # Rows that are real, the first of A B.
+  c: Any  # Labels that are real, the first of C.
 
 
 def rows(z_ND: np.ndarray, y_NC: np.ndarray,
          capacity: int | None = None) -> Rows:
-  """Returns `Rows` on the host, padded for `capacity` rows."""
+  """Returns `Rows` of numpy arrays.
+
+  Args:
+    z_ND, y_NC: embeddings and labels.
+    capacity: rows to pad to; None takes those of z_ND.
+  """
   (n, width), labels = z_ND.shape, y_NC.shape[1]
   if capacity is None:
     capacity = max(n, 1)
@@ -84,15 +86,24 @@ def rounded_up(size: int, step: int) -> int:
 
 def init(rng: np.random.Generator, widths: Sequence[int],
          initialization: str) -> Net:
-  """Returns a network for `widths` = (D, H, ..., C), drawn with numpy.
+  """Returns an initial network, as hear-eval-kit draws it.
 
-  Weights are Xavier, 'xavier_uniform' or 'xavier_normal', with gain 1 for
-  the first layer and sqrt 2 after a ReLU; biases are torch's default,
-  uniform within 1 / sqrt(fan in); BatchNorm starts at scale 1, shift 0.
+  Weights are Xavier's with gain 1 in the first layer and sqrt 2 after a ReLU.
+  Biases are torch's default, uniform within 1 / sqrt(fan in).
+
+  Args:
+    rng: of numpy, so that networks are the same on every device.
+    widths: (D, H, ..., C).
+    initialization: 'xavier_uniform' or 'xavier_normal'.
+
+  Raises:
+    ValueError: another initialization.
   """
   layers = []
   for i, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:])):
-    gain = 1.0 if i == 0 else np.sqrt(2.0)
+    gain = np.sqrt(2.0)
+    if i == 0:
+      gain = 1.0
     std = gain * np.sqrt(2.0 / (fan_in + fan_out))
     if initialization == 'xavier_normal':
       kernel = rng.standard_normal((fan_in, fan_out)) * std
@@ -104,6 +115,7 @@ def init(rng: np.random.Generator, widths: Sequence[int],
                        "'xavier_uniform' or 'xavier_normal'")
     bias = rng.uniform(-1, 1, fan_out) / np.sqrt(fan_in)
     layers.append({'kernel': kernel, 'bias': bias})
+  # Padding after drawing, so that it does not change the weights.
   more = rounded_up(widths[0], WIDTH) - widths[0]
   layers[0]['kernel'] = np.pad(layers[0]['kernel'], ((0, more), (0, 0)))
   more = rounded_up(widths[-1], LABELS) - widths[-1]
@@ -137,7 +149,14 @@ def hashed(x: jax.Array) -> jax.Array:
 
 
 def survivors(word: jax.Array, shape: tuple[int, int]) -> jax.Array:
-  """Returns which units survive dropout: a mask of `shape`, of one uint32."""
+  """Returns which units survive dropout: a mask of `shape`.
+
+  Args:
+    word: uint32 that determines the mask.
+    shape: (rows, units).
+  """
+  # A hash of (seed, step, layer, row, unit): it does not depend on the padding,
+  # and takes a tenth of the time of jax.random.
   index = jax.lax.broadcasted_iota(jnp.uint32, shape, 0) * jnp.uint32(shape[1])
   index += jax.lax.broadcasted_iota(jnp.uint32, shape, 1)
   return hashed(hashed(index + word) ^ word) >= jnp.uint32(DROPOUT * 2 ** 32)
@@ -145,13 +164,15 @@ def survivors(word: jax.Array, shape: tuple[int, int]) -> jax.Array:
 
 def train_logits(net: Net, stats: Stats, z_BD: jax.Array, real_B: jax.Array,
                  word: jax.Array) -> tuple[jax.Array, Stats]:
-  """Returns (logits_BC, new statistics), with those of the batch and dropout.
+  """Returns (logits_BC, new running statistics) in training.
+
+  Batch normalisation uses the statistics of the batch.
 
   Args:
     net, stats: the network.
     z_BD: embeddings.
     real_B: 1 for a real row, 0 for padding.
-    word: uint32 that dropout is drawn from.
+    word: uint32 that determines dropout.
   """
   x_BH, updated = z_BD, []
   n = real_B.sum()
@@ -164,7 +185,8 @@ def train_logits(net: Net, stats: Stats, z_BD: jax.Array, real_B: jax.Array,
     x_BH = centred_BH * slope_H[None] + layer['shift'][None]
     keep_BH = survivors(hashed(word + jnp.uint32(i)), x_BH.shape)
     x_BH = jnp.where(keep_BH, jax.nn.relu(x_BH) / (1 - DROPOUT), 0)
-    # The running variance takes the unbiased one, normalisation the biased.
+    # As in torch: the running variance is the unbiased one, and that of the
+    # batch is not.
     updated.append({
         'mean': stat['mean'] + MOMENTUM * (mean_H - stat['mean']),
         'var': stat['var'] + MOMENTUM * (var_H * n / (n - 1) - stat['var'])})
@@ -172,7 +194,7 @@ def train_logits(net: Net, stats: Stats, z_BD: jax.Array, real_B: jax.Array,
 
 
 def logits(net: Net, stats: Stats, z_BD: jax.Array) -> jax.Array:
-  """Returns logits_BC by the running statistics, without dropout."""
+  """Returns logits_BC with the running statistics, without dropout."""
   x_BH = z_BD
   for layer, stat in zip(net['hidden'], stats):
     slope_H = layer['scale'] * jax.lax.rsqrt(stat['var'] + EPSILON)
@@ -183,7 +205,14 @@ def logits(net: Net, stats: Stats, z_BD: jax.Array) -> jax.Array:
 
 def loss(logits_BC: jax.Array, y_BC: jax.Array, real_B: jax.Array,
          c: jax.Array, multiclass: bool) -> jax.Array:
-  """Returns the mean over real rows (where multilabel, and c real labels)."""
+  """Returns the mean over real rows and, if multilabel, over real labels.
+
+  Args:
+    logits_BC, y_BC: predictions and labels.
+    real_B: 1 for a real row, 0 for padding.
+    c: number of real labels.
+    multiclass: whether a row has exactly one label.
+  """
   if multiclass:
     loss_B = -(jax.nn.log_softmax(logits_BC) * y_BC).sum(1)
   else:
@@ -194,15 +223,17 @@ def loss(logits_BC: jax.Array, y_BC: jax.Array, real_B: jax.Array,
 
 def probabilities(logits_BC: jax.Array, multiclass: bool) -> jax.Array:
   """Returns p_BC: of one class out of all, or of each label by itself."""
-  squash = jax.nn.softmax if multiclass else jax.nn.sigmoid
-  return squash(logits_BC)
+  if multiclass:
+    return jax.nn.softmax(logits_BC)
+  return jax.nn.sigmoid(logits_BC)
 
 
-# --- What early stopping watches ---
+# --- The score for early stopping ---
 
 
-def _monitor(name, logits_NC, split, multiclass):
-  """Returns the score that early stopping watches, larger is better."""
+def _monitor(name: str, logits_NC: jax.Array, split: Rows,
+             multiclass: bool) -> jax.Array:
+  """Returns the score for early stopping, larger is better."""
   n, c = split.n, split.c
   y_NC = split.y_ABC.reshape(logits_NC.shape)
   real_N = jnp.arange(len(y_NC)) < n
@@ -210,7 +241,9 @@ def _monitor(name, logits_NC, split, multiclass):
     return -loss(logits_NC, y_NC, real_N.astype(jnp.float32), c, multiclass)
   p_NC = probabilities(logits_NC, multiclass)
   if name in ('top1_acc', 'chroma_acc'):
-    octave = 12 if name == 'chroma_acc' else y_NC.shape[1]
+    octave = y_NC.shape[1]
+    if name == 'chroma_acc':
+      octave = 12
     hit_N = p_NC.argmax(1) % octave == y_NC.argmax(1) % octave
     return (hit_N & real_N).sum() / n
   score_C = jax.vmap(functools.partial(_ranking, name),
@@ -218,11 +251,13 @@ def _monitor(name, logits_NC, split, multiclass):
   return jnp.where(jnp.arange(len(score_C)) < c, score_C, 0).sum() / c
 
 
-def _ranking(name, p_N, y_N, real_N, n):
+def _ranking(name: str, p_N: jax.Array, y_N: jax.Array, real_N: jax.Array,
+             n: jax.Array) -> jax.Array:
   """Returns AP, AUC or d' of one class; see `scores` for the definitions."""
   positive_N = real_N & (y_N > 0)
   positives = positive_N.sum()
-  # Sorting outsiders below every probability makes counts of what lies above.
+  # How many members of a set are at least, or above, each threshold. Others get
+  # -1, below every probability, so that arrays keep their shapes.
   at_least = lambda among_N, t_N: len(p_N) - jnp.searchsorted(
       jnp.sort(jnp.where(among_N, p_N, -1)), t_N, side='left')
   above = lambda among_N, t_N: len(p_N) - jnp.searchsorted(
@@ -245,14 +280,14 @@ def _ranking(name, p_N, y_N, real_N, n):
 
 
 class Fit(NamedTuple):
-  """What training leaves: the best network and how it was reached."""
+  """The best network of a training, and its history. Numbers are scalars."""
   net: Net
   stats: Stats
-  score: jax.Array       # at the best validation
-  epoch: jax.Array       # 1-based, of the best validation
-  epochs: jax.Array      # trained in all
-  undefined: jax.Array   # validations whose score was NaN
-  first_undefined: jax.Array   # epoch of the first one, 0 where there is none
+  score: Any  # Of the best validation.
+  epoch: Any  # 1-based, of the best validation.
+  epochs: Any  # In all.
+  undefined: Any  # Number of validations whose score was NaN.
+  first_undefined: Any  # Epoch of the first one, or 0.
 
 
 # Training state: network, running statistics, Adam's moments, step.
@@ -265,10 +300,13 @@ def begin(net: Net) -> State:
   return net, start(net), _adam.init(net), jnp.uint32(0)
 
 
-def _batch(state, z_BD, y_BC, real_B, c, lr, word, multiclass):
+def _batch(state: State, z_BD: jax.Array, y_BC: jax.Array, real_B: jax.Array,
+           c: jax.Array, lr: jax.Array, word: jax.Array,
+           multiclass: bool) -> State:
+  """Returns the state after one more step."""
   net, stats, moments, step = state
 
-  def objective(net):
+  def objective(net: Net) -> tuple[jax.Array, Stats]:
     logits_BC, updated = train_logits(
         net, stats, z_BD, real_B, hashed(word ^ hashed(step)))
     return loss(logits_BC, y_BC, real_B, c, multiclass), updated
@@ -279,25 +317,27 @@ def _batch(state, z_BD, y_BC, real_B, c, lr, word, multiclass):
   return net, stats, moments, step + 1
 
 
-def _epoch(state, epoch, train, lr, word, multiclass, shuffled):
+def _epoch(state: State, epoch: jax.Array, train: Rows, lr: jax.Array,
+           word: jax.Array, multiclass: bool, shuffled: bool) -> State:
+  """Returns the state after one more epoch."""
   A, B = train.z_ABD.shape[:2]
   z_ABD, y_ABC = train.z_ABD, train.y_ABC
   if shuffled and A > 1:
     index_N = jnp.arange(A * B, dtype=jnp.uint32)
     draw_N = hashed(hashed(index_N + word) ^ hashed(word + epoch))
-    # Padding sorts behind every real row, and stays there.
+    # Padding must stay at the end, so it sorts behind every real row.
     last = jnp.uint32(2 ** 31)
     order_N = jnp.argsort(jnp.where(index_N < train.n, draw_N >> 1, last))
     z_ABD = z_ABD.reshape(A * B, -1)[order_N].reshape(z_ABD.shape)
     y_ABC = y_ABC.reshape(A * B, -1)[order_N].reshape(y_ABC.shape)
 
-  def batch(a, state):
+  def batch(a: Any, state: State) -> State:
     real_B = (jnp.arange(B) + a * B < train.n).astype(jnp.float32)
     update = lambda state: _batch(state, z_ABD[a], y_ABC[a], real_B, train.c,
                                   lr, word, multiclass)
     if A == 1:
       return update(state)
-    # A batch of one row has no variance; a batch of none belongs to padding.
+    # A batch of one row has no variance, and one without rows is padding.
     return jax.lax.cond(train.n - a * B > 1, update, lambda state: state, state)
 
   if A == 1:
@@ -305,12 +345,16 @@ def _epoch(state, epoch, train, lr, word, multiclass, shuffled):
   return jax.lax.fori_loop(0, A, batch, state)
 
 
-def _all_logits(net, stats, split):
+def _all_logits(net: Net, stats: Stats, split: Rows) -> jax.Array:
+  """Returns logits_NC, batch by batch to save memory."""
   logits_ABC = jax.lax.map(lambda z_BD: logits(net, stats, z_BD), split.z_ABD)
   return logits_ABC.reshape(-1, logits_ABC.shape[-1])
 
 
-def _advance(state, epoch, count, train, lr, word, multiclass, shuffled):
+def _advance(state: State, epoch: jax.Array, count: jax.Array, train: Rows,
+             lr: jax.Array, word: jax.Array, multiclass: bool,
+             shuffled: bool) -> State:
+  """Returns the state after `count` more epochs."""
   step = lambda i, state: _epoch(
       state, jnp.uint32(epoch + i), train, lr, word, multiclass, shuffled)
   return jax.lax.fori_loop(0, count, step, state)
@@ -321,7 +365,15 @@ def _advance(state, epoch, count, train, lr, word, multiclass, shuffled):
 def advance(state: State, epoch: jax.Array, count: jax.Array, train: Rows,
             valid: Rows, lr: jax.Array, word: jax.Array, *, multiclass: bool,
             shuffled: bool = False) -> tuple[State, jax.Array]:
-  """Returns the state after `count` more epochs, and p_NC on `valid`."""
+  """Returns (the state after `count` more epochs, p_NC on `valid`).
+
+  Args:
+    state: donated; do not use it afterwards.
+    epoch: number of epochs before.
+    count: number of epochs to train.
+    train, valid: the data.
+    lr, word, multiclass, shuffled: as for `fit`.
+  """
   state = _advance(state, epoch, count, train, lr, word, multiclass, shuffled)
   logits_NC = _all_logits(state[0], state[1], valid)
   return state, probabilities(logits_NC, multiclass)
@@ -332,24 +384,23 @@ def advance(state: State, epoch: jax.Array, count: jax.Array, train: Rows,
 def fit(net: Net, lr: jax.Array, word: jax.Array, train: Rows, valid: Rows,
         checks: jax.Array, every: jax.Array, patience: jax.Array, *,
         monitor: str, multiclass: bool, shuffled: bool = False) -> Fit:
-  """Trains with early stopping on `monitor`; returns a `Fit`.
+  """Trains with early stopping; returns a `Fit`.
 
-  Validates after every `every` epochs, at most `checks` times, and stops
-  after `patience` validations without a strict improvement. The first of
-  equal bests is kept. A NaN never improves, and is counted. Compiled once for
-  arguments of one shape.
+  The first of equally good validations is kept. A NaN is never an improvement.
 
   Args:
-    net: of `init`.
+    net: from `init`.
     lr: learning rate.
-    word: uint32 that dropout and shuffling are drawn from.
+    word: uint32 that determines dropout and shuffling.
     train, valid: the data.
-    checks, every, patience: see above.
-    monitor: 'loss', or a measure of `scores.SCENE`.
-    multiclass: else multilabel.
-    shuffled: whether batches are drawn anew in every epoch.
+    checks: validations at most.
+    every: epochs between validations.
+    patience: validations without improvement after which training stops.
+    monitor: score for early stopping: 'loss', or a measure of `scores.SCENE`.
+    multiclass: whether a row has exactly one label, or else any number.
+    shuffled: whether batches are drawn again in every epoch.
   """
-  def body(carry):
+  def body(carry: Any) -> Any:
     state, best, check, wait = carry
     state = _advance(state, check * every, every, train, lr, word, multiclass,
                      shuffled)
@@ -359,12 +410,16 @@ def fit(net: Net, lr: jax.Array, word: jax.Array, train: Rows, valid: Rows,
     score = jnp.where(undefined, -jnp.inf, score).astype(jnp.float32)
     better = score > best.score
     epoch = (check + 1) * every
-    # The first validation is kept whatever it says: there is always a best.
+    # The first validation is always kept, so that there is a best one even if
+    # all are NaN.
     keep = better | (check == 0)
-    newest = jax.tree.map(lambda new, old: jnp.where(keep, new, old),
-                          (state[0], state[1], score, epoch), best[:4])
-    best = Fit(*newest, epoch, best.undefined + undefined, jnp.where(
-        undefined & (best.undefined == 0), epoch, best.first_undefined))
+    net, stats, score, best_epoch = jax.tree.map(
+        lambda new, old: jnp.where(keep, new, old),
+        (state[0], state[1], score, epoch), best[:4])
+    first = jnp.where(undefined & (best.undefined == 0), epoch,
+                      best.first_undefined)
+    best = Fit(net, stats, score, best_epoch, epoch,
+               best.undefined + undefined, first)
     return state, best, check + 1, jnp.where(better, 0, wait + 1)
 
   state = begin(net)
@@ -379,5 +434,5 @@ def fit(net: Net, lr: jax.Array, word: jax.Array, train: Rows, valid: Rows,
 @functools.partial(jax.jit, static_argnames='multiclass')
 def predict(net: Net, stats: Stats, split: Rows, *,
             multiclass: bool) -> jax.Array:
-  """Returns p_NC, probabilities of every row, padding included."""
+  """Returns p_NC, the probabilities of every row, padding included."""
   return probabilities(_all_logits(net, stats, split), multiclass)

@@ -1,13 +1,14 @@
-"""Scores of frozen embeddings on a HEAR task, by one of three protocols.
+"""Scores frozen embeddings on a HEAR task, by one of three protocols.
 
-'hear'      hear-eval-kit 2021.1.3's predictor and search (arXiv 2203.03022)
+'hear'      the predictor and the search of hear-eval-kit 2021.1.3
+            (arXiv 2203.03022)
 'shuffled'  the same network and grid with shuffled batches and several seeds:
-            statistically better, not comparable number by number
+            statistically better, but not comparable with the kit
 'logistic'  L2-regularised logistic regression, the penalty chosen on the
             validation split: fast, convex, no seed
 
-A result always names its protocol; README.md says how the three differ, and
-intervals.py what its interval holds.
+A result contains the name of its protocol. README.md describes the differences,
+and intervals.py the interval of a score.
 
 Shapes: N clips (or frames) of a split, D width, C labels, L frames of a file,
 P penalties, B resamples.
@@ -31,20 +32,23 @@ from audiorank.hear import search
 from audiorank.hear import tasks
 
 PROTOCOLS = ('hear', 'shuffled', 'logistic')
-# Raised when the same embeddings would get another score or interval.
+# To be raised when the same embeddings would get another score or interval.
 VERSION = 2
-GRID = {'hidden_layers': [1, 2],
-        'initialization': ['xavier_uniform', 'xavier_normal'],
-        'lr': [3.2e-3, 1e-3, 3.2e-4, 1e-4]}
-# What a task may override (evaluation_params.task_specific_param_grid), by
-# the kit's names, and the one override that the kit itself carries.
+# The kit's grid of predictors.
+GRID: dict[str, list] = {
+    'hidden_layers': [1, 2],
+    'initialization': ['xavier_uniform', 'xavier_normal'],
+    'lr': [3.2e-3, 1e-3, 3.2e-4, 1e-4]}
+# Settings that a task may override (evaluation_params.task_specific_param_grid)
+# by the kit's names, and the only override that the kit itself contains.
 SCHEDULE = {'max_epochs': 'max_epochs', 'patience': 'patience',
             'check_val_every_n_epoch': 'check_every'}
 KIT_OVERRIDES = {'dcase2016_task2': {'check_val_every_n_epoch': [10]}}
+# Argument -> its short name in a protocol, and the kit's value.
 KNOBS = {'grid_points': ('points', 8), 'hidden': ('hidden', 1024),
          'max_epochs': ('epochs', 500), 'check_every': ('every', 3),
          'patience': ('patience', 20)}
-# split -> z_ND of a scene task, file -> (z_LD, ms_L) of an event task.
+# {split: z_ND} of a scene task, {file: (z_LD, ms_L)} of an event task.
 Embeddings = Mapping[str, Any]
 
 
@@ -54,34 +58,34 @@ def evaluate(task: tasks.Task, embeddings: Embeddings, grid_points: int = 8,
              seeds: int = 5) -> dict[str, Any]:
   """Trains predictors on a task's embeddings; returns their scores.
 
-  The knobs make a cheaper protocol, which the result then names, for instance
-  'hear-points2-hidden256-epochs100'. A task's own evaluation_params replace
-  check_every and patience and lower max_epochs.
+  Other numbers than the defaults make a cheaper protocol, which gets a name of
+  its own, for example 'hear-points2-hidden256-epochs100'. A task's own
+  evaluation_params replace check_every and patience and lower max_epochs.
 
   Args:
-    task: of `tasks.load`.
-    embeddings: split -> z_ND, rows in the order of `task.files`, for a scene
-      task; file -> (z_LD, ms_L) for an event task.
-    grid_points: the first of the 16 in the kit's order.
+    task: from `tasks.load`.
+    embeddings: of a scene task {split: z_ND}, rows in the order of
+      `task.files`; of an event task {file: (z_LD, ms_L)}.
+    grid_points: number of points to try, of the 16 in the kit's order.
     hidden: units of a hidden layer.
     max_epochs: at most.
     check_every: epochs between validations.
-    patience: validations without improvement that end a fit.
-    seed: the first.
+    patience: validations without improvement after which a fit stops.
+    seed: the first one.
     protocol: one of PROTOCOLS.
-    seeds: of 'shuffled', from `seed` on.
+    seeds: number of seeds of 'shuffled'.
 
   Returns:
     plain Python values: score (of the test split, by the task's first
     measure, mean over folds), its interval and more (`intervals.fields`),
     scores (each measure), std and stds (over folds, ddof 1; None without
     folds), per_split, valid (mean validation score), grid (the chosen point),
-    searched (every point tried), protocol, settings, notes. 'shuffled'
-    averages all that over seeds, its std and stds are over seeds, and it adds
-    per_seed. What is undefined is NaN, never 0.
+    searched (all points), protocol, settings, notes. 'shuffled' averages these
+    over seeds, its std and stds are over seeds, and it adds per_seed.
+    Undefined values are NaN, never 0.
 
   Raises:
-    ValueError: embeddings or knobs that do not fit the task.
+    ValueError: embeddings or settings that do not fit the task.
   """
   if protocol not in PROTOCOLS:
     raise ValueError(f'protocol is {protocol!r}, expected one of {PROTOCOLS}')
@@ -94,7 +98,9 @@ def evaluate(task: tasks.Task, embeddings: Embeddings, grid_points: int = 8,
       raise ValueError(f'{name} is {value}, expected at least 1')
   points, schedule = search_space(task, knobs)
   shuffled = protocol == 'shuffled'
-  count = seeds if shuffled else 1
+  count = 1
+  if shuffled:
+    count = seeds
   problem = search.Problem(task, folds.load(task, embeddings), points,
                            schedule, hidden, shuffled)
   result = search.run(problem, range(seed, seed + count))
@@ -107,15 +113,22 @@ def evaluate(task: tasks.Task, embeddings: Embeddings, grid_points: int = 8,
 
 def logistic(task: tasks.Task, embeddings: Embeddings,
              penalties: Sequence[float] = linear.PENALTIES) -> dict[str, Any]:
-  """Logistic regression on standardised embeddings; like `evaluate`.
+  """Logistic regression on standardised embeddings; returns as `evaluate`.
 
-  One choice of a penalty on some hundred validation clips jumps from one to
-  another when the embeddings hardly move. So every penalty's predictions are
-  averaged, weighted by how often it is the best on resampled validation clips
-  by the task's first measure (of equals the one with the smaller loss).
-  `grid` has these weights by fold. Event tasks are fitted frame by frame and
-  their post-processing is chosen on the validation split.
+  Predictions are averaged over penalties. The weight of a penalty is how often
+  it is the best on resampled validation clips, by the task's first measure and
+  then by the loss. `grid` has these weights by fold. Event tasks are fitted
+  frame by frame, and their post-processing is chosen on the validation split.
+
+  Args:
+    task, embeddings: as for `evaluate`.
+    penalties: to try.
+
+  Raises:
+    ValueError: embeddings that do not fit the task.
   """
+  # Why the average: a single choice on some hundred validation clips can jump
+  # to another penalty if the embeddings change only a little.
   penalties_P = np.asarray(sorted(penalties, reverse=True), np.float32)
   per_split, shares, tests, choices = [], [], [], []
   for fold in folds.load(task, embeddings):
@@ -125,6 +138,7 @@ def logistic(task: tasks.Task, embeddings: Embeddings,
     valid_NC, test_NC = average(model.valid_PNC), average(model.test_PNC)
     post, value = predictions.valid_score(task, valid_NC, fold.valid[0])
     tests.append(predictions.tested(task, fold, test_NC, post))
+    # Penalties that are never the best need no test scores.
     used_P = np.flatnonzero(share_P)
     choices.append((share_P[used_P], [
         predictions.test_scores(task, model.test_PNC[p], fold.test[0],
@@ -136,8 +150,8 @@ def logistic(task: tasks.Task, embeddings: Embeddings,
         'gap': float(model.gap_P[used_P].max()), 'postprocessing': post})
   result = predictions.aggregate(task, per_split)
   resampled = predictions.resamples(task, tests)
-  count = intervals.units(task).count
-  sources = {name: {
+  count = intervals.units(task).total
+  sources: dict[str, dict] = {name: {
       'clips': intervals.of_clips(resampled[name], count),
       'folds': intervals.of_folds([s['scores'][name] for s in per_split]),
       'choice': _choice(choices, name)} for name in task.evaluation}
@@ -147,8 +161,9 @@ def logistic(task: tasks.Task, embeddings: Embeddings,
           'searched': [{'penalty': p} for p in penalties_P.tolist()]}
 
 
-def _path(task, fold, penalties_P):
-  """Returns `linear.Path`: a fold's predictions by every penalty."""
+def _path(task: tasks.Task, fold: folds.Fold,
+          penalties_P: np.ndarray) -> linear.Path:
+  """Returns a fold's predictions by every penalty."""
   train = fold.train[0]
   return linear.predictions(
       train.z_ND, train.y_NC, fold.valid[0].z_ND, fold.test[0].z_ND,
@@ -156,24 +171,36 @@ def _path(task, fold, penalties_P):
       capacity=math.prod(fold.train[1].z_ABD.shape[:2]))
 
 
-def _weigh(task, fold, model):
-  """Returns (share_P, post-processing of each penalty) by validation clips."""
+def _weigh(task: tasks.Task, fold: folds.Fold, model: linear.Path
+           ) -> tuple[np.ndarray, list[dict]]:
+  """Returns share_P and the post-processing of each penalty.
+
+  Both are chosen on the validation clips.
+  """
   split, name = fold.valid[0], task.evaluation[0]
   multiclass = task.prediction_type == 'multiclass'
-  sign = 1 if scores.maximise(name) else -1
+  sign = 1
+  if not scores.maximise(name):
+    sign = -1
   q_PB, posts = [], []
   for p_NC in model.valid_PNC:
     post, _ = predictions.valid_score(task, p_NC, split)
     q_B = predictions.resampled_score(task, name, p_NC, split, post)
     loss_B = predictions.resampled_loss(p_NC, split, multiclass)
-    # Scores step by more than this: the loss decides between equals alone.
+    # Scores differ by more than this if at all, so the loss decides only
+    # between equal ones.
     q_PB.append(sign * q_B - 1e-9 * loss_B)
     posts.append(post)
   return intervals.chosen_share(np.stack(q_PB)), posts
 
 
-def _choice(choices, name):
-  """Returns the Source of the penalties' choice, over all folds."""
+def _choice(choices: Sequence[tuple], name: str) -> intervals.Source:
+  """Returns the Source of choosing penalties, over all folds.
+
+  Args:
+    choices: for each fold (share_P, scores of each penalty).
+    name: of the measure.
+  """
   of_folds = [intervals.of_choice([s[name] for s in by_penalty], share_P)
               for share_P, by_penalty in choices]
   whole = intervals.added(of_folds)
@@ -183,10 +210,11 @@ def _choice(choices, name):
 
 def search_space(task: tasks.Task, knobs: Mapping[str, int]
                  ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-  """Returns (points, schedule): the kit's first grid points for this task.
+  """Returns (points, schedule): the kit's first grid points for a task.
 
-  The kit lists the product of its grid with names sorted (the last fastest),
-  shuffles the list with random seed 42 and takes the first `grid_points`.
+  Args:
+    task: may override the grid and the schedule.
+    knobs: the arguments of `evaluate` in KNOBS.
 
   Raises:
     ValueError: an override that this predictor does not have.
@@ -194,7 +222,7 @@ def search_space(task: tasks.Task, knobs: Mapping[str, int]
   space, schedule = dict(GRID), {name: knobs[name] for name in
                                  ('max_epochs', 'check_every', 'patience')}
   overrides = {
-      **KIT_OVERRIDES.get(task.metadata.get('task_name'), {}),
+      **KIT_OVERRIDES.get(str(task.metadata.get('task_name')), {}),
       **task.metadata.get('evaluation_params', {}).get(
           'task_specific_param_grid', {})}
   for name, values in overrides.items():
@@ -212,6 +240,7 @@ def search_space(task: tasks.Task, knobs: Mapping[str, int]
     raise ValueError(
         f'{task.name}: max_epochs is {schedule["max_epochs"]}, expected at '
         f'least one validation, every {schedule["check_every"]} epochs')
+  # The kit's order: the product with names sorted, shuffled with seed 42.
   names = sorted(space)
   points = [dict(zip(names, values))
             for values in itertools.product(*(space[name] for name in names))]

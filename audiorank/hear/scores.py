@@ -1,14 +1,15 @@
-"""HEAR's measures, equal to hear-eval-kit's (sklearn 1.9, sed_eval 0.2.1).
+"""The measures of HEAR, equal to those of hear-eval-kit.
+
+(The kit computes them with sklearn 1.9 and sed_eval 0.2.1.)
 
 Scene measures take p_NC, predicted probabilities, and y_NC, zeros and ones.
-Event measures take two dictionaries file -> events; an event is a dictionary
-of label, start and end in milliseconds. Infinity and NaN come out where the
-kit has them: an AUC of 1 makes d' infinite, a class without positives or
-without negatives makes AUC and d' undefined, no predicted event makes F
-undefined.
+Event measures take two dictionaries {file: events}, where an event is a
+dictionary of label, start and end in milliseconds. Infinity and NaN are as in
+the kit: d' is infinite if the AUC is 1; AUC and d' are undefined if a class has
+no positives or no negatives; F is undefined without predicted events.
 
-`scene_resampled` and `event_resampled` are the same measures of resampled
-test sets: of each resample they take how often every clip is drawn.
+`scene_resampled` and `event_resampled` compute the same measures of resampled
+test sets, from how often each resample draws every clip.
 
 Shapes: N clips, C classes, B resamples, F files, R reference events,
 E estimated events, P positives, T seconds.
@@ -28,7 +29,7 @@ Event = Mapping[str, Any]
 # File -> its events.
 Events = Mapping[str, Sequence[Event]]
 
-# sed_eval divides an error rate by the count plus this.
+# sed_eval adds this to the count by which it divides an error rate.
 TINY = float(np.spacing(1.0))
 # Tolerance of an onset (ms), and of an offset as a share of the event.
 ONSET_MS = {'event_onset_200ms_fms': (200.0, None),
@@ -46,7 +47,7 @@ def top1_acc(p_NC: np.ndarray, y_NC: np.ndarray) -> float:
 
 
 def chroma_acc(p_NC: np.ndarray, y_NC: np.ndarray) -> float:
-  """Returns accuracy of the class index modulo 12: octaves are forgiven."""
+  """Returns the accuracy of the class index modulo 12, ignoring octaves."""
   return float(np.mean(hits(p_NC, y_NC, 12)))
 
 
@@ -56,7 +57,7 @@ def hits(p_NC: np.ndarray, y_NC: np.ndarray,
 
   Args:
     p_NC, y_NC: predictions and labels.
-    octave: classes that differ by a multiple of it count as one.
+    octave: classes that differ by a multiple of it count as the same.
   """
   octave = octave or p_NC.shape[1]
   return p_NC.argmax(1) % octave == y_NC.argmax(1) % octave
@@ -65,10 +66,10 @@ def hits(p_NC: np.ndarray, y_NC: np.ndarray,
 def average_precision(p_NC: np.ndarray, y_NC: np.ndarray) -> np.ndarray:
   """Returns ap_C, the area under each class's precision-recall steps.
 
-  Sum over thresholds of precision times the step in recall, which is the
-  mean over positives of the precision at their own score, ties included.
   A class without positives gets 0, as in sklearn.
   """
+  # The sum over thresholds of precision times the step in recall equals the
+  # mean over positives of the precision at their own score, ties included.
   ap_C = np.zeros(p_NC.shape[1])
   for c in range(len(ap_C)):
     p_N, on_N = p_NC[:, c], y_NC[:, c] > 0
@@ -81,10 +82,12 @@ def average_precision(p_NC: np.ndarray, y_NC: np.ndarray) -> np.ndarray:
 
 
 def auc(p_NC: np.ndarray, y_NC: np.ndarray) -> np.ndarray:
-  """Returns auc_C, the area under each class's ROC (Mann-Whitney, ties half).
+  """Returns auc_C, the area under each class's ROC curve.
 
   NaN for a class without positives or without negatives.
   """
+  # Mann-Whitney: the share of pairs in which the positive ranks higher, with
+  # ties counted half.
   auc_C = np.full(p_NC.shape[1], np.nan)
   for c, (p_N, on_N) in enumerate(zip(p_NC.T, y_NC.T > 0)):
     pairs = on_N.sum() * (~on_N).sum()
@@ -102,12 +105,12 @@ def mean_ap(p_NC: np.ndarray, y_NC: np.ndarray) -> float:
 
 
 def aucroc(p_NC: np.ndarray, y_NC: np.ndarray) -> float:
-  """Returns the macro mean of `auc`; NaN where any class is undefined."""
+  """Returns the macro mean of `auc`, NaN if any class is undefined."""
   return float(np.mean(auc(p_NC, y_NC)))
 
 
 def d_prime(p_NC: np.ndarray, y_NC: np.ndarray) -> float:
-  """Returns the macro mean of sqrt(2) Phi^-1(AUC); a perfect class: inf."""
+  """Returns the macro mean of d' = sqrt(2) Phi^-1(AUC), inf if AUC is 1."""
   return float(np.mean(d_of_auc(auc(p_NC, y_NC))))
 
 
@@ -131,9 +134,9 @@ def scene_resampled(name: str, p_NC: np.ndarray, y_NC: np.ndarray,
                     count_BN: np.ndarray) -> np.ndarray:
   """Returns q_B: a scene measure of every resample of the clips.
 
-  A class that a resample has no positives of (for AUC and d' no negatives
-  either) is left out of that resample's mean; a class that the clips
-  themselves have none of counts as in the measure itself.
+  A class without positives in a resample (or without negatives, for AUC and
+  d') is left out of the mean of this resample. A class without positives in the
+  clips themselves counts as in the measure.
 
   Args:
     name: of the measure.
@@ -145,28 +148,32 @@ def scene_resampled(name: str, p_NC: np.ndarray, y_NC: np.ndarray,
         _ranked(name, p_NC[:, c], y_NC[:, c] > 0, count_BN)
         for c in range(p_NC.shape[1])], axis=1)
     return mean_of_defined(q_BC, axis=1)
-  octave = 12 if name == 'chroma_acc' else None
+  octave = None
+  if name == 'chroma_acc':
+    octave = 12
   right_B = count_BN @ hits(p_NC, y_NC, octave)
-  # A resample of groups may have none of a fold's clips: undefined.
+  # A resample of groups may draw none of a fold's clips; it is undefined.
   with np.errstate(invalid='ignore'):
     return right_B / count_BN.sum(1)
 
 
 def _ranked(name: str, p_N: np.ndarray, on_N: np.ndarray,
             count_BN: np.ndarray) -> np.ndarray:
-  """Returns AP, AUC or d' of one class, of every resample."""
+  """Returns AP, AUC or d' of one class, for every resample."""
   if not on_N.any():
-    return np.full(len(count_BN), 0. if name == 'mAP' else np.nan)
+    if name == 'mAP':
+      return np.zeros(len(count_BN))
+    return np.full(len(count_BN), np.nan)
   order_N = np.argsort(p_N, kind='stable')
   p_N, on_N, count_BN = p_N[order_N], on_N[order_N], count_BN[:, order_N]
-  # Only positives are asked where they stand among the clips; of equal
-  # predictions the first stands for all.
+  # All three measures depend on the ranks of positives only. Equal predictions
+  # have the same rank, that of the first.
   first_P = np.searchsorted(p_N, p_N[on_N], 'left')
   own_BP = count_BN[:, on_N].astype(float)
   total_B = own_BP.sum(1)
   with np.errstate(invalid='ignore', divide='ignore'):
     if name == 'mAP':
-      # Counts at or above each positive's prediction, a column for each.
+      # Counts at or above each positive's prediction, one column for each.
       relevant_BP = _at_or_above(np.where(on_N[None], count_BN, 0), first_P)
       retrieved_BP = _at_or_above(count_BN, first_P)
       precision_BP = np.where(own_BP > 0, relevant_BP / retrieved_BP, 0)
@@ -176,11 +183,13 @@ def _ranked(name: str, p_N: np.ndarray, on_N: np.ndarray,
     below_BN = np.pad(below_BN, ((0, 0), (1, 0)))
     beaten_BP = (below_BN[:, first_P] + below_BN[:, last_P]) / 2
     area_B = (own_BP * beaten_BP).sum(1) / (total_B * below_BN[:, -1])
-  return area_B if name == 'aucroc' else d_of_auc(area_B)
+  if name == 'aucroc':
+    return area_B
+  return d_of_auc(area_B)
 
 
 def _at_or_above(count_BN: np.ndarray, first_P: np.ndarray) -> np.ndarray:
-  """Returns the sum of counts from column first_P on, a column for each."""
+  """Returns the sums of counts from column first_P on, one column for each."""
   return np.cumsum(count_BN[:, ::-1], axis=1)[:, ::-1][:, first_P]
 
 
@@ -192,16 +201,23 @@ def event_onset_fms(predicted: Events, reference: Events, collar_ms: float,
   """Returns f_measure, precision, recall over all events of all files.
 
   An estimated event may be matched to a reference event of the same file and
-  label whose start is within `collar_ms`, and, with `length_share`, whose
-  end is within max(collar_ms, length_share x reference length); the largest
-  matching counts (sed_eval's 'optimal'). Only files that `predicted` names
-  are looked at. Precision is NaN without estimated events, recall without
-  reference events, F with either.
+  label. The largest matching counts (sed_eval's 'optimal'). Precision is NaN
+  without estimated events, recall without reference events, F without either.
+
+  Args:
+    predicted: events of all files that are scored.
+    reference: true events.
+    collar_ms: largest difference of the starts, ms.
+    length_share: if not None, the ends may differ by at most
+      max(collar_ms, length_share x reference length).
   """
   count_F3 = onset_counts(predicted, reference, collar_ms, length_share)
   correct, estimated, referred = count_F3.sum(0).tolist()
-  precision = correct / estimated if estimated else math.nan
-  recall = correct / referred if referred else math.nan
+  precision = recall = math.nan
+  if estimated:
+    precision = correct / estimated
+  if referred:
+    recall = correct / referred
   if precision == 0 and recall == 0:
     f_measure = 0.0
   else:
@@ -226,9 +242,9 @@ def onset_counts(predicted: Events, reference: Events, collar_ms: float,
 
 def _matches(truth: Sequence[Event], events: Sequence[Event],
              collar_ms: float, length_share: float | None) -> int:
-  """Returns how many events of one file and label the best matching pairs."""
-  # Seconds, as sed_eval compares them: a difference of exactly the collar
-  # falls on the same side after the same roundings.
+  """Returns the number of pairs in the best matching of one file and label."""
+  # In seconds like sed_eval: a difference of exactly the collar must be on the
+  # same side after the same rounding.
   times = lambda own, key: np.array([e[key] for e in own]) / 1000.0
   gap_RE = np.abs(np.subtract.outer(times(truth, 'start'),
                                     times(events, 'start')))
@@ -248,10 +264,11 @@ def _matches(truth: Sequence[Event], events: Sequence[Event],
 
 def segment_1s_er(predicted: Events, reference: Events,
                   labels: Sequence[str]) -> float:
-  """Returns the error rate over 1 s segments: (S + D + I) / activity.
+  """Returns the error rate over 1 s segments.
 
-  An event marks every second it touches; per file the grid ends with the
-  last event of either kind.
+  It is (substitutions + deletions + insertions) / active reference segments.
+  An event marks every second that it touches. The segments of a file end with
+  its last event, predicted or true.
   """
   errors, active = segment_counts(predicted, reference, labels).sum(0).tolist()
   return errors / (active + TINY)
@@ -270,7 +287,8 @@ def segment_counts(predicted: Events, reference: Events,
     guess_TC = _roll(events, column, seconds)
     truth_T, guess_T = truth_TC.sum(1), guess_TC.sum(1)
     hit_T = (truth_TC & guess_TC).sum(1)
-    # Substitutions min(ref, sys) - tp, plus |ref - sys| deleted or inserted.
+    # Substitutions are min(truth, guess) - hits; |truth - guess| is deleted or
+    # inserted. The sum is max(truth, guess) - hits.
     errors = np.sum(np.maximum(truth_T, guess_T) - hit_T)
     counts.append((errors, truth_T.sum()))
   return np.array(counts, np.int64).reshape(-1, 2)
@@ -293,8 +311,7 @@ def event(names: Iterable[str], predicted: Events, reference: Events,
           labels: Sequence[str]) -> dict[str, float]:
   """Returns {name: value} of the named event measures.
 
-  An F measure appears under its own name and as <name>_precision and
-  <name>_recall.
+  An F measure has two more entries, <name>_precision and <name>_recall.
   """
   out = {}
   for name in names:
@@ -335,17 +352,17 @@ def event_resampled(name: str, predicted: Events, reference: Events,
 
 
 def maximise(name: str) -> bool:
-  """Returns whether larger is better."""
+  """Returns whether larger values of a measure are better."""
   return name != ERROR_RATE
 
 
 def bounded(name: str) -> bool:
-  """Returns whether the measure lies between 0 and 1."""
+  """Returns whether a measure lies between 0 and 1."""
   return name not in ('d_prime', ERROR_RATE)
 
 
 def mean_of_defined(q_BC: np.ndarray, axis: int) -> np.ndarray:
-  """Returns means over an axis without NaN; NaN where all are."""
+  """Returns means over an axis without NaN, NaN if all values are."""
   defined_BC = ~np.isnan(q_BC)
   count_B = defined_BC.sum(axis)
   total_B = np.where(defined_BC, q_BC, 0).sum(axis)
@@ -353,13 +370,18 @@ def mean_of_defined(q_BC: np.ndarray, axis: int) -> np.ndarray:
 
 
 def mean(values: Iterable[float]) -> float:
-  """Returns the mean of what is defined, NaN where nothing is."""
+  """Returns the mean of the values that are not NaN, NaN if there are none."""
   defined = [v for v in values if not math.isnan(v)]
-  return float(np.mean(defined)) if defined else math.nan
+  if not defined:
+    return math.nan
+  return float(np.mean(defined))
 
 
 def std(values: Iterable[float]) -> float:
-  """Returns the deviation (n - 1) of what is defined, NaN below two values."""
+  """Returns the standard deviation (n - 1) of the values that are not NaN.
+
+  NaN if there are fewer than two of them.
+  """
   defined = [v for v in values if not math.isnan(v)]
   if len(defined) < 2 or not np.isfinite(defined).all():
     return math.nan

@@ -1,9 +1,10 @@
-"""The grid search over predictors, fold by fold, and what it reports.
+"""The grid search over predictors, with the scores of the best one.
 
 Shapes: N clips (or frames) of a split, C labels, B resamples, P grid points,
 F folds.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterable
 import concurrent.futures
 import math
@@ -22,32 +23,34 @@ from audiorank.hear import predictor
 from audiorank.hear import scores
 from audiorank.hear import tasks
 
-AT_A_TIME = 4  # Fits on a CPU.
-# hear-eval-kit fits one seed. So many more fits of the chosen grid point, on
-# one fold after the other, show how far another seed would have come.
+AT_A_TIME = 4  # Fits at the same time on a CPU.
+# hear-eval-kit fits one seed. So many further fits of the chosen grid point,
+# each on another fold, estimate the variation between seeds.
 MORE_FITS = 3
 
 
 class Problem(NamedTuple):
-  """A task as a search sees it."""
+  """The task of a search, its data and its grid."""
   task: tasks.Task
   folds: list[folds.Fold]
-  points: list[dict[str, Any]]   # of hidden_layers, initialization, lr
-  schedule: dict[str, int]       # max_epochs, check_every, patience
-  hidden: int
-  shuffled: bool
+  points: list[dict[str, Any]]  # Of hidden_layers, initialization, lr.
+  schedule: dict[str, int]  # max_epochs, check_every, patience.
+  hidden: int  # Units of a hidden layer.
+  shuffled: bool  # Whether batches are shuffled in every epoch.
 
   @property
   def watched(self) -> str:
-    """What early stopping looks at: the first score, or the loss."""
-    scored = self.task.metadata.get('use_scoring_for_early_stopping', True)
-    return self.task.evaluation[0] if scored else 'loss'
+    """The score for early stopping: the first measure, or 'loss'."""
+    if self.task.metadata.get('use_scoring_for_early_stopping', True):
+      return self.task.evaluation[0]
+    return 'loss'
 
   @property
   def sign(self) -> int:
-    """-1 where less is better."""
-    more = self.watched != 'loss' and scores.maximise(self.watched)
-    return 1 if more else -1
+    """1 if larger values of the watched score are better, otherwise -1."""
+    if self.watched != 'loss' and scores.maximise(self.watched):
+      return 1
+    return -1
 
   @property
   def multiclass(self) -> bool:
@@ -56,21 +59,26 @@ class Problem(NamedTuple):
 
 
 class Trained(NamedTuple):
-  """One trained predictor; `value` is its best validation, in its own sign."""
+  """One trained predictor."""
   fit: predictor.Fit
-  value: float
-  postprocessing: dict   # empty for scene tasks and where the loss is watched
+  value: float  # Its best watched score, without the sign.
+  postprocessing: dict  # Empty for scene tasks and if the loss is watched.
 
 
 def run(problem: Problem, seeds: Iterable[int]) -> dict[str, Any]:
-  """Searches on the first fold, retrains the best point on the others.
+  """Searches on the first fold, and trains the best point on the others.
 
-  The best point has the best mean validation over `seeds`; of equals the
-  earlier one.
+  The best point has the best mean validation over seeds. The first of equal
+  ones is chosen.
+
+  Args:
+    problem: the task and its grid.
+    seeds: of the predictors.
 
   Returns:
-    `aggregate`'s dictionary with the search and the interval added.
+    the dictionary of `predictions.aggregate`, the search and the interval.
   """
+  # Like the kit: the grid is searched on one fold, to save time.
   seeds = list(seeds)
   jobs = [(seed, point) for point in range(len(problem.points))
           for seed in seeds]
@@ -100,8 +108,15 @@ def run(problem: Problem, seeds: Iterable[int]) -> dict[str, Any]:
                                    seeds, best)}
 
 
-def _report(problem, seeds, models):
-  """Returns (`aggregate` over folds and seeds, measure -> q_B)."""
+def _report(problem: Problem, seeds: list[int], models: list[list[Trained]]
+            ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """Returns (results over folds and seeds, {measure: q_B}).
+
+  Args:
+    problem: the task.
+    seeds: of the predictors.
+    models: for each seed the predictors of all folds.
+  """
   repeats, resampled = [], []
   for seed, of_folds in zip(seeds, models):
     per_split, notes, of_seed = [], [], []
@@ -122,12 +137,13 @@ def _report(problem, seeds, models):
   mean_B = {name: np.mean([r[name] for r in resampled], axis=0)
             for name in problem.task.evaluation}
   if len(seeds) == 1:
-    return {k: v for k, v in repeats[0].items() if k != 'seed'}, mean_B
+    del repeats[0]['seed']
+    return repeats[0], mean_B
   return _over_seeds(repeats), mean_B
 
 
-def _over_seeds(repeats):
-  """Returns the means of several seeds' results, theirs in `per_seed`."""
+def _over_seeds(repeats: list[dict[str, Any]]) -> dict[str, Any]:
+  """Returns the means of several seeds' results, which are in `per_seed`."""
   names = list(repeats[0]['scores'])
   of_split = lambda i, field: scores.mean(
       [r['per_split'][i][field] for r in repeats])
@@ -150,21 +166,32 @@ def _over_seeds(repeats):
       'notes': sorted({n for r in repeats for n in r['notes']})}
 
 
-def _uncertainty(problem, result, resampled, candidates, seeds, best):
+def _uncertainty(problem: Problem, result: dict[str, Any],
+                 resampled: dict[str, np.ndarray],
+                 candidates: list[list[Trained]], seeds: list[int],
+                 best: int) -> dict[str, Any]:
   """Returns `intervals.fields` of a search.
 
-  Seeds: of several their scores; of one, more fits of the chosen point. Grid
-  points: how often each would have been chosen on other
-  validation clips of the first fold, and what each scores on its test clips.
+  Args:
+    problem: the task and its grid.
+    result, resampled: from `_report`.
+    candidates: for each grid point the predictors of all seeds, first fold.
+    seeds: of the predictors.
+    best: the chosen grid point.
   """
   task, fold = problem.task, problem.folds[0]
-  count = intervals.units(task).count
+  count = intervals.units(task).total
   of_points = [[_test(problem, trained, fold) for trained in of_seeds]
                for of_seeds in candidates]
+  # How often each grid point would be chosen on other validation clips.
   share_P = intervals.chosen_share(np.array([
       np.mean([_validations(problem, trained, fold) for trained in of_seeds],
               axis=0) for of_seeds in candidates]))
-  more = _more(problem, seeds[0], best) if len(seeds) == 1 else []
+  # The variation between seeds is that of their scores. With a single seed,
+  # further fits of the chosen point estimate it.
+  more = []
+  if len(seeds) == 1:
+    more = _more(problem, seeds[0], best)
   sources = {}
   for name in task.evaluation:
     if len(seeds) > 1:
@@ -173,7 +200,7 @@ def _uncertainty(problem, result, resampled, candidates, seeds, best):
     else:
       repeats = [[split['scores'][name], *(t.scores[name] for t in tests)]
                  for split, tests in zip(result['per_split'], more)]
-      # Every fold has a fit of its own, with a seed of its own.
+      # Every fold has its own fit, with its own initialisation.
       of_seeds = intervals.of_repeats(repeats, averaged=len(problem.folds))
     sources[name] = {
         'clips': intervals.of_clips(resampled[name], count),
@@ -187,31 +214,42 @@ def _uncertainty(problem, result, resampled, candidates, seeds, best):
                           predictions.chance(task))
 
 
-def _more(problem, seed, point):
-  """Returns a list a fold: the Tests of MORE_FITS fits by other seeds."""
+def _more(problem: Problem, seed: int, point: int
+          ) -> list[list[predictions.Test]]:
+  """Returns for each fold the Tests of further fits, MORE_FITS in all.
+
+  Args:
+    problem: the task and its grid.
+    seed: the fits have the following seeds.
+    point: of the grid.
+  """
   count = len(problem.folds)
   jobs = [(i % count, seed + 1 + i // count) for i in range(MORE_FITS)]
   fits = _each(lambda job: _fit(problem, job[1], job[0], point), jobs)
-  tests = [[] for _ in range(count)]
+  tests: list[list[predictions.Test]] = [[] for _ in range(count)]
   for (fold, _), trained in zip(jobs, fits):
     tests[fold].append(_test(problem, trained, problem.folds[fold]))
   return tests
 
 
-def _test(problem, trained, fold):
+def _test(problem: Problem, trained: Trained,
+          fold: folds.Fold) -> predictions.Test:
   """Returns the predictions.Test of one trained predictor on a fold."""
   post = trained.postprocessing
   if problem.task.embedding_type == 'event' and not post:
-    # The loss was watched: the kit then allows one setting only.
+    # The loss was watched, so that nothing was decoded in training.
     valid_NC = _predict(problem, trained, fold.valid)
     post, _ = predictions.valid_score(problem.task, valid_NC, fold.valid[0])
   return predictions.tested(problem.task, fold,
                             _predict(problem, trained, fold.test), post)
 
 
-def _validations(problem, trained, fold):
-  """Returns q_B, what early stopping watches on resampled validation clips,
-  larger is better."""
+def _validations(problem: Problem, trained: Trained,
+                 fold: folds.Fold) -> np.ndarray:
+  """Returns q_B, the watched score on resampled validation clips.
+
+  Larger is better.
+  """
   p_NC = _predict(problem, trained, fold.valid)
   split, name = fold.valid[0], problem.watched
   if name == 'loss':
@@ -223,8 +261,10 @@ def _validations(problem, trained, fold):
 # --- Fits ---
 
 
-def _start(problem, seed, fold, point):
+def _start(problem: Problem, seed: int, fold: int, point: int
+           ) -> tuple[predictor.Net, np.float32, np.uint32]:
   """Returns the initial network, learning rate and dropout word of a fit."""
+  # Every fit has its own random numbers, whatever the order of fits.
   sequence = np.random.SeedSequence([seed, fold, point])
   word, = sequence.generate_state(1)
   settings = problem.points[point]
@@ -236,42 +276,41 @@ def _start(problem, seed, fold, point):
   return net, np.float32(settings['lr']), np.uint32(word)
 
 
-def _limits(problem):
-  """Returns (validations at most, epochs between, patience), as int32."""
+def _limits(problem: Problem) -> tuple[np.int32, ...]:
+  """Returns (most validations, epochs between them, patience)."""
   every = problem.schedule['check_every']
   return tuple(np.int32(n) for n in (
       problem.schedule['max_epochs'] // every, every,
       problem.schedule['patience']))
 
 
-def _each(fit, jobs):
-  """Returns [fit(job), ...], on CPUs several at a time.
-
-  What one leaves of the cores, between its matrix products and in them,
-  another takes. The bits are those of fits one by one.
-  """
+def _each(fit: Callable, jobs: list) -> list:
+  """Returns [fit(job), ...]; on CPUs several are computed at a time."""
+  # One small fit cannot keep all cores busy. The results do not depend on how
+  # many run at a time.
   workers = min(AT_A_TIME, len(jobs), os.cpu_count() or 1)
   if jax.default_backend() == 'cpu' and workers > 1:
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-      # A context, such as jax.enable_x64's, holds in its own thread alone.
+      # jax settings from a context, such as jax.enable_x64, are per thread.
+      # In such a context the pool's threads would compute something else.
       if pool.submit(_settings).result() == _settings():
         return list(pool.map(fit, jobs))
   return [fit(job) for job in jobs]
 
 
-def _settings():
-  """Returns jax's settings as this thread has them, as text by name."""
+def _settings() -> dict[str, str]:
+  """Returns the settings of jax in this thread, as text."""
   return {name: repr(value) for name, value in jax.config.values.items()}
 
 
-def _fit(problem, seed, fold, point):
-  """Returns the Trained of one fit."""
+def _fit(problem: Problem, seed: int, fold: int, point: int) -> Trained:
+  """Trains one predictor."""
   net, lr, word = _start(problem, seed, fold, point)
-  train, valid = (problem.folds[fold][part][1] for part in (1, 2))
+  data = problem.folds[fold]
+  (_, train), (split, valid) = data.train, data.valid
   if problem.watched != 'loss' and problem.task.embedding_type == 'event':
-    return _fit_events(problem, net, lr, word, train, valid,
-                       problem.folds[fold].valid[0])
-  # Pitch accuracy is accuracy: one program serves both.
+    return _fit_events(problem, net, lr, word, train, valid, split)
+  # Pitch accuracy is accuracy; the same program serves both.
   fit = predictor.fit(
       net, lr, word, train, valid, *_limits(problem),
       monitor=problem.watched.replace('pitch_acc', 'top1_acc'),
@@ -279,14 +318,23 @@ def _fit(problem, seed, fold, point):
   return Trained(fit, problem.sign * float(fit.score), {})
 
 
-def _fit_events(problem, net, lr, word, train, valid, split):
-  """Returns the Trained of a fit whose watched score is of events.
+def _fit_events(problem: Problem, net: predictor.Net, lr: np.float32,
+                word: np.uint32, train: predictor.Rows, valid: predictor.Rows,
+                split: folds.Split) -> Trained:
+  """Trains one predictor for which an event score is watched.
 
-  As `predictor.fit`, but events are decoded and scored on the host.
+  Like `predictor.fit`, but events are decoded and scored on the host.
+
+  Args:
+    problem: the task and its grid.
+    net, lr, word: from `_start`.
+    train, valid: padded data.
+    split: the validation split.
   """
   checks, every, patience = _limits(problem)
   state = predictor.begin(net)
-  best, wait, undefined, first = None, 0, 0, 0
+  best: Any = None
+  wait = undefined = first = epoch = 0
   for check in range(checks):
     state, p_NC = predictor.advance(
         state, np.uint32(check * every), every, train, valid, lr, word,
@@ -296,11 +344,12 @@ def _fit_events(problem, net, lr, word, train, valid, split):
     epoch = (check + 1) * int(every)
     if math.isnan(value):
       undefined, first = undefined + 1, first or epoch
-      value = -math.inf * problem.sign
+      value = -math.inf * problem.sign  # Never an improvement.
     better = best is None or problem.sign * (value - best.value) > 0
-    wait = 0 if better else wait + 1
+    wait += 1
     if better:
-      # Copied: the state is donated to the next stretch of training.
+      wait = 0
+      # A copy, because the state is donated to the next call of `advance`.
       net, stats = jax.tree.map(jnp.copy, state[:2])
       best = Trained(predictor.Fit(net, stats, value, epoch, 0, 0, 0), value,
                      post)
@@ -311,8 +360,14 @@ def _fit_events(problem, net, lr, word, train, valid, split):
   return best._replace(fit=fit)
 
 
-def _predict(problem, trained, part):
-  """Returns p_NC of a split, without padding."""
+def _predict(problem: Problem, trained: Trained, part: tuple) -> np.ndarray:
+  """Returns p_NC of a split, without padding.
+
+  Args:
+    problem: the task.
+    trained: the predictor.
+    part: (Split, padded rows) of a fold.
+  """
   split, padded = part
   p_NC = predictor.predict(trained.fit.net, trained.fit.stats, padded,
                            multiclass=problem.multiclass)
@@ -322,8 +377,8 @@ def _predict(problem, trained, part):
 # --- Notes ---
 
 
-def _left_out(fold):
-  """Returns a note where a last batch of one row had to be left out."""
+def _left_out(fold: folds.Fold) -> list[str]:
+  """Returns a note if a last batch of one row had to be left out."""
   count = len(fold.train[0].z_ND)
   if count % predictor.BATCH != 1:
     return []
@@ -331,8 +386,8 @@ def _left_out(fold):
           'one has no variance (hear-eval-kit fails here)']
 
 
-def _undefined(problem, trained):
-  """Returns a note where the watched score was undefined."""
+def _undefined(problem: Problem, trained: Trained) -> list[str]:
+  """Returns a note if the watched score was undefined."""
   count = int(trained.fit.undefined)
   if not count:
     return []
@@ -343,6 +398,8 @@ def _undefined(problem, trained):
           f'{first}; training went on, hear-eval-kit stops there']
 
 
-def _shown(problem, value):
-  """Returns NaN in place of the worst possible value: never defined."""
-  return math.nan if value == -math.inf * problem.sign else value
+def _shown(problem: Problem, value: float) -> float:
+  """Returns a watched score, NaN if it was never defined."""
+  if value == -math.inf * problem.sign:
+    return math.nan
+  return value

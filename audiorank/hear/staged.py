@@ -1,13 +1,13 @@
-"""A task in three files of the cache, however many clips it has.
+"""Caches a task in three files, so that its clips are opened only once.
 
-  <cache>/tasks/<name>-<digest>.fingerprint   what a record names the task by
+  <cache>/tasks/<name>-<digest>.fingerprint   identifies the task in a record
   <cache>/tasks/<name>-<digest>-<rate>.json   the task, without its clips
-  <cache>/tasks/<name>-<digest>-<rate>.pcm    samples of every clip, an index
+  <cache>/tasks/<name>-<digest>-<rate>.pcm    samples of all clips, an index
 
-Reading a task opens each of its clips: seconds for a small one, an hour for a
-large one on a mounted bucket. The first scoring does that; later ones, of any
-model, open these files. The digest is of the name, size and time of the last
-change of every file in the task's folder.
+Opening every clip of a task takes seconds for a small task, and an hour for a
+large one on a mounted bucket. The first evaluation does it; later ones, of any
+model, open these files. The digest is of the name, size and modification time
+of every file in the task's folder.
 
 Shapes: N clips, C labels, S samples.
 """
@@ -27,9 +27,9 @@ import numpy as np
 from audiorank import files
 from audiorank.hear import tasks
 
-FORMAT = 2  # Raised when the same digest would mean other contents.
-# Share of the disk's free space that a task's samples may take, and how much
-# longer than its file a compressed clip may be.
+FORMAT = 2  # To be raised when the same digest would mean other contents.
+# Share of the disk's free space that a task's samples may take, and the largest
+# ratio of a compressed clip's samples to its file, in bytes.
 MOST_OF_DISK, EXPANDS = .2, 12
 REMEMBERED = 64  # Tasks and fingerprints that a process keeps.
 
@@ -37,24 +37,26 @@ _memory: dict[pathlib.Path, Any] = {}
 
 
 def fingerprint(folder: files.Path) -> str:
-  """Returns 12 hex digits of a task's labels, splits and audio.
+  """Returns a digest of a task's labels, splits and audio, 12 hex digits.
 
-  Of audio files the name, the size and the middle 4 KiB count: all of a large
-  task would take longer to read than its embeddings to compute.
+  Args:
+    folder: of the task.
   """
   folder = files.path(folder)
   path = _path(folder, '.fingerprint')
 
-  def compute():
+  def compute() -> str:
     digest = hashlib.sha256()
     for described in (*sorted(folder.glob('*.json')),
                       *sorted(folder.glob('*.csv'))):
       digest.update(described.name.encode() + described.read_bytes())
+    # Of audio files only the name, the size and the middle 4 KiB. Reading all
+    # of a large task takes longer than computing its embeddings.
     sizes = {name: size for name, (size, _) in files.stats(folder).items()
              if name.count('/') == 2}
     clips = sorted(sizes, key=pathlib.PurePosixPath)
 
-    def middle(name):
+    def middle(name: str) -> bytes:
       begin = max(0, sizes[name] // 2 - 2048)
       end = min(begin + 4096, sizes[name])
       return files.read_part(folder / name, begin, end)
@@ -69,7 +71,11 @@ def fingerprint(folder: files.Path) -> str:
 
 
 def load(folder: files.Path, rate: int) -> tasks.Task:
-  """Returns tasks.load(folder, rate).
+  """Returns tasks.load(folder, rate), from the cache if possible.
+
+  Args:
+    folder: of the task.
+    rate: of its clips, Hz.
 
   Raises:
     FileNotFoundError, ValueError: as tasks.load.
@@ -84,10 +90,16 @@ def load(folder: files.Path, rate: int) -> tasks.Task:
 
 
 def audio(task: tasks.Task, split: str) -> Iterator[tuple[str, np.ndarray]]:
-  """Iterates over tasks.audio(task, split), the same samples bit for bit.
+  """Iterates over tasks.audio(task, split), from the cache if possible.
+
+  The samples are the same, bit for bit.
+
+  Args:
+    task: from `load`.
+    split: of the task.
 
   Raises:
-    ValueError: as tasks.audio.
+    ValueError: as tasks.audio; a damaged cache, which is deleted.
   """
   path = _path(task.folder, f'-{task.rate}.pcm')
   index = files.read_cached(path, read_index)
@@ -112,27 +124,35 @@ def audio(task: tasks.Task, split: str) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def write_samples(task: tasks.Task, path: pathlib.Path) -> None:
-  """Writes the samples of all clips of a task, then where each lies.
+  """Writes the samples of all clips of a task, followed by an index.
 
-  As 16 bits where that is every bit they have.
+  Args:
+    task: with audio.
+    path: file to write.
   """
   index: dict[str, list[tuple[int, int, int, int]]] = {}
   with open(path, 'wb') as file:
     for split in task.splits:
       index[split] = []
       for _, wave_S in tasks.audio(task, split):
+        # Most clips have 16 bits per sample; then nothing is lost.
         short_S = np.rint(wave_S * 32768).clip(-32768, 32767).astype('<i2')
-        exact = np.array_equal(short_S.astype(np.float32) / 32768, wave_S)
-        content = (short_S if exact else wave_S.astype('<f4')).tobytes()
-        index[split].append((file.tell(), len(content), 16 if exact else 32,
-                             zlib.crc32(content)))
+        bits, content = 16, short_S.tobytes()
+        if not np.array_equal(short_S.astype(np.float32) / 32768, wave_S):
+          bits, content = 32, wave_S.astype('<f4').tobytes()
+        index[split].append(
+            (file.tell(), len(content), bits, zlib.crc32(content)))
         file.write(content)
     text = json.dumps(index).encode()
     file.write(text + len(text).to_bytes(8, 'little'))
 
 
 def read_index(path: pathlib.Path) -> dict[str, list[list[int]]]:
-  """Returns {split: [[first byte, bytes, bits a sample, checksum]]}."""
+  """Returns {split: [[first byte, bytes, bits per sample, checksum]]}.
+
+  Args:
+    path: of the samples. The last 8 bytes are the size of the index.
+  """
   with open(path, 'rb') as file:
     end = file.seek(-8, os.SEEK_END)
     size = int.from_bytes(file.read(8), 'little')
@@ -141,7 +161,7 @@ def read_index(path: pathlib.Path) -> dict[str, list[list[int]]]:
 
 
 def to_json(task: tasks.Task) -> dict[str, Any]:
-  """Returns a task as JSON; folder and paths relative."""
+  """Returns a task as JSON, with paths relative to its folder."""
   tree = task._asdict()
   tree['folder'] = ''
   tree['paths'] = {
@@ -155,8 +175,14 @@ def to_json(task: tasks.Task) -> dict[str, Any]:
 
 
 def from_json(folder: pathlib.Path, tree: dict[str, Any]) -> tasks.Task:
-  """Returns the task that `to_json` was of, in a folder."""
-  targets = {split: tuple(events) for split, events in tree['targets'].items()}
+  """Returns the task of `to_json`.
+
+  Args:
+    folder: of the task now; it may have been moved.
+    tree: from `to_json`.
+  """
+  targets: dict[str, Any] = {
+      split: tuple(events) for split, events in tree['targets'].items()}
   if tree['embedding_type'] == 'scene':
     for split, rows in targets.items():
       y_NC = np.zeros((len(rows), len(tree['labels'])), np.uint8)
@@ -175,13 +201,13 @@ def from_json(folder: pathlib.Path, tree: dict[str, Any]) -> tasks.Task:
 
 
 def listing(folder: pathlib.Path) -> str:
-  """Returns a digest of a folder's files: names, sizes, last changes."""
+  """Returns a digest of the names, sizes and times of a folder's files."""
   rows = [[name, *about] for name, about in files.stats(folder).items()]
   return files.digest([FORMAT, sorted(rows)])
 
 
 def _path(folder: pathlib.Path, suffix: str) -> pathlib.Path:
-  """Returns where something of a task as it is now is kept."""
+  """Returns the path in the cache of something of a task as it is now."""
   name = f'{folder.resolve().name}-{listing(folder)}{suffix}'
   return files.local_cache('tasks') / name
 
@@ -191,9 +217,10 @@ def _fits(task: tasks.Task, path: pathlib.Path) -> bool:
   size, stats = 0, files.stats(task.folder)
   for paths in task.paths.values():
     for clip in paths:
-      raw = clip.suffix == '.wav'
-      size += stats[str(clip.relative_to(task.folder))][0] * (
-          1 if raw else EXPANDS)
+      size_on_disk, _ = stats[str(clip.relative_to(task.folder))]
+      if clip.suffix != '.wav':
+        size_on_disk *= EXPANDS
+      size += size_on_disk
   folder = path.parent
   while not folder.is_dir():
     folder = folder.parent
@@ -203,7 +230,14 @@ def _fits(task: tasks.Task, path: pathlib.Path) -> bool:
 def _remembered(path: pathlib.Path, read: Callable[[], Any],
                 compute: Callable[[], Any],
                 write: Callable[[pathlib.Path, Any], Any]) -> Any:
-  """Returns what this process, the cache or else `compute` has."""
+  """Returns a value from this process, from the cache, or from `compute`.
+
+  Args:
+    path: of the value in the cache.
+    read: reads it from the cache.
+    compute: makes it if it is not in the cache.
+    write: (path, value) writes it.
+  """
   if path in _memory:
     return _memory[path]
   value = files.read_cached(path, lambda _: read())

@@ -1,8 +1,8 @@
-"""HEAR task folders: what the clips are, how they are split, what is asked.
+"""Reads HEAR task folders: clips, splits, labels and measures.
 
-A task is a folder `<name>-<version>-<mode>/` holding task_metadata.json,
-labelvocabulary.csv, one <split>.json per split and <rate>/<split>/ with the
-clips (hear-preprocess's layout, arXiv 2203.03022).
+A task is a folder `<name>-<version>-<mode>/` with task_metadata.json,
+labelvocabulary.csv, one <split>.json per split and the clips in
+<rate>/<split>/. This is the layout of hear-preprocess (arXiv 2203.03022).
 
 Shapes: N clips of a split, C labels of the vocabulary, S samples, L frames.
 """
@@ -28,15 +28,15 @@ from audiorank import files
 
 METADATA = 'task_metadata.json'
 VOCABULARY = 'labelvocabulary.csv'
-# Optional: columns file and group, what each clip comes from.
+# Optional, with the columns file and group: the origin of each clip.
 PROVENANCE = 'provenance.csv'
 SPLIT_MODES = ('trainvaltest', 'presplit_kfold', 'new_split_kfold')
-# A clip that the split file calls x.wav may also lie there losslessly or
-# lossily compressed under the same stem; WAV wins where both are present.
+# A clip that is called x.wav in the split file may also be compressed, with the
+# same stem. WAV is preferred if both exist.
 SUFFIXES = ('.wav', '.flac', '.ogg', '.opus')
 BLOCK = 64  # Clips on a bucket that are read at once.
-# An event is on at its end time too: hear-eval-kit closes the half-open
-# interval [start, end) by this many milliseconds.
+# hear-eval-kit extends the half-open interval [start, end) of an event by so
+# many milliseconds, so that it includes the end.
 END_SLACK_MS = 1e-4
 
 
@@ -45,54 +45,59 @@ class Task(NamedTuple):
   name: str
   folder: pathlib.Path
   metadata: dict
-  embedding_type: str     # 'scene' | 'event'
-  prediction_type: str    # 'multiclass' | 'multilabel'
-  split_mode: str
+  embedding_type: str  # 'scene' or 'event'.
+  prediction_type: str  # 'multiclass' or 'multilabel'.
+  split_mode: str  # One of SPLIT_MODES.
   splits: tuple[str, ...]
-  labels: tuple[str, ...]   # in vocabulary order, as strings
-  files: dict[str, tuple[str, ...]]   # split -> names, in hear-eval-kit's order
-  targets: dict[str, Any]   # scene: y_NC uint8; event: per file, its events
-  paths: dict[str, tuple[pathlib.Path, ...]]   # of the clips, same order
-  rate: int
-  sample_duration: float | None   # seconds; None where clips differ
-  evaluation: tuple[str, ...]   # names of scores, the first is the primary one
-  # split -> names, same order: what the clips of a split come from, such as
-  # recordings, speakers or kits. None where the task does not say.
+  labels: tuple[str, ...]  # In the order of the vocabulary.
+  files: dict[str, tuple[str, ...]]  # Names of clips, in hear-eval-kit's order.
+  targets: dict[str, Any]  # Scene: y_NC uint8; event: the events of each file.
+  paths: dict[str, tuple[pathlib.Path, ...]]  # Of the clips, in this order.
+  rate: int  # Hz.
+  sample_duration: float | None  # Seconds; None if clips differ.
+  evaluation: tuple[str, ...]  # Names of measures; the first is the primary.
+  # The group of each clip, such as its recording, speaker or drum kit. None if
+  # the task has no such table.
   groups: dict[str, tuple[str, ...]] | None = None
 
   @property
   def kfold(self) -> bool:
-    """Whether every fold is tested once; else train, valid and test."""
+    """Whether every fold is tested once, instead of a single test split."""
     return self.split_mode != 'trainvaltest'
 
 
 def load(task_dir: files.Path, rate: int = config_lib.RATE,
          with_audio: bool = True) -> Task:
-  """Returns the task in `task_dir`, with clips at `rate` Hz.
+  """Reads a task.
 
-  Without `with_audio` the clips need not be there and `paths` is empty: a
-  folder of embeddings that hear-eval-kit wrote describes its task as well.
+  Args:
+    task_dir: its folder.
+    rate: of the clips, Hz.
+    with_audio: whether the clips must exist. Without them `paths` is empty; a
+      folder of embeddings by hear-eval-kit describes its task but has no clips.
 
-  `files[split]` is in the order of hear-eval-kit: one random.Random(0) per
-  task shuffles the names of every split in turn. Training batches are not
-  shuffled afterwards, so the order is part of the protocol.
-
-  `targets[split]` of a scene task is y_NC (uint8, one column per label), of
-  an event task a tuple with, per file, its events: dictionaries of label
-  (string), start and end (milliseconds).
+  Returns:
+    the task. `targets[split]` of a scene task is y_NC (uint8, one column per
+    label). Of an event task it is a tuple with the events of each file,
+    dictionaries of label (string), start and end (milliseconds).
 
   Raises:
-    FileNotFoundError: anything missing from the folder; names the file.
-    ValueError: contents that do not fit together, or a split in which there
-      is nothing to tell apart; names the file.
+    FileNotFoundError: a file is missing; names it.
+    ValueError: contents that do not fit together, or a split in which all
+      clips have the same labels; names the file.
   """
   folder = files.path(task_dir)
   if not folder.is_dir():
     raise FileNotFoundError(f'{folder}: no such task folder')
   fields = _metadata(folder)
   labels = _vocabulary(folder / VOCABULARY)
+  # The order of clips is that of hear-eval-kit: one generator per task shuffles
+  # the names of every split in turn. It is part of the protocol, because the
+  # kit does not shuffle training batches.
   order = random.Random(0)
-  names_of, targets, paths = {}, {}, {}
+  names_of: dict[str, tuple[str, ...]] = {}
+  targets: dict[str, Any] = {}
+  paths: dict[str, tuple[pathlib.Path, ...]] = {}
   for split in fields['splits']:
     described = folder / f'{split}.json'
     entries = _json(described, dict)
@@ -118,8 +123,12 @@ def load(task_dir: files.Path, rate: int = config_lib.RATE,
               groups=_groups(folder / PROVENANCE, names_of), **fields)
 
 
-def _metadata(folder):
-  """Returns the fields of a Task that its metadata has, checked."""
+def _metadata(folder: pathlib.Path) -> dict[str, Any]:
+  """Returns the fields of a Task that come from its metadata.
+
+  Raises:
+    FileNotFoundError, ValueError: there is none, or a field is wrong.
+  """
   path = folder / METADATA
   metadata = _json(path, dict)
   field = lambda name, among=None: _field(path, metadata, name, among)
@@ -150,10 +159,14 @@ def _metadata(folder):
 
 
 def find(root: files.Path) -> list[pathlib.Path]:
-  """Returns the sorted task folders under `root` or `root`/tasks, or `root`.
+  """Returns the sorted task folders in `root` or `root`/tasks.
 
-  Raises FileNotFoundError where there is none, or where a folder has a task's
-  vocabulary but not its metadata: leaving it out would change the mean score.
+  Args:
+    root: folder of tasks, or a single task.
+
+  Raises:
+    FileNotFoundError: there is no task, or a folder has a task's vocabulary but
+      not its metadata.
   """
   root = files.path(root)
   if not root.is_dir():
@@ -161,7 +174,8 @@ def find(root: files.Path) -> list[pathlib.Path]:
   if (root / METADATA).is_file():
     return [root]
   for parent in (root, root / 'tasks'):
-    # Another folder, such as a corpus, may lie beside the tasks.
+    # Other folders may be beside the tasks, such as a corpus. But a damaged
+    # task must not be left out, which would change the mean score.
     folders = sorted(path.parent for path in parent.glob(f'*/{METADATA}'))
     for path in sorted(parent.glob(f'*/{VOCABULARY}')):
       if path.parent not in folders:
@@ -190,8 +204,15 @@ def checksum(folders: Iterable[files.Path]) -> str:
 def audio(task: Task, split: str) -> Iterator[tuple[str, np.ndarray]]:
   """Iterates over (file, wave_S) of a split, in the order of `task.files`.
 
-  wave_S is float32 in [-1, 1]. Raises ValueError for a clip that is not mono
-  at the task's rate or is empty.
+  Args:
+    task: from `load`.
+    split: of the task.
+
+  Yields:
+    the name of a clip, and wave_S float32 in [-1, 1].
+
+  Raises:
+    ValueError: a clip is empty, or not mono at the task's rate; names it.
   """
   for name, path, source in zip(task.files[split], task.paths[split],
                                 _sources(task.paths[split])):
@@ -200,7 +221,9 @@ def audio(task: Task, split: str) -> Iterator[tuple[str, np.ndarray]]:
     except soundfile.LibsndfileError as error:
       raise ValueError(f'{path}: not readable as audio ({error})') from error
     if rate != task.rate or wave_S.ndim != 1 or not wave_S.size:
-      channels = wave_S.shape[1] if wave_S.ndim > 1 else 1
+      channels = 1
+      if wave_S.ndim > 1:
+        channels = wave_S.shape[1]
       raise ValueError(
           f'{path}: {rate} Hz, {channels} channels, {len(wave_S)} samples; '
           f'expected mono at {task.rate} Hz, not empty')
@@ -208,8 +231,8 @@ def audio(task: Task, split: str) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _sources(paths: Sequence[pathlib.Path]) -> Iterator[Any]:
-  """Yields what libsndfile opens of each path: itself, or the bytes of an
-  object, of which many are read at once."""
+  """Yields for each path what libsndfile can open: the path, or its bytes."""
+  # Many objects of a bucket are read at once, because each takes long.
   for begin in range(0, len(paths), BLOCK):
     block = paths[begin:begin + BLOCK]
     if files.is_on_bucket(block[0]):
@@ -220,10 +243,12 @@ def _sources(paths: Sequence[pathlib.Path]) -> Iterator[Any]:
 
 def frame_targets(events: Iterable[Mapping[str, Any]], labels: Sequence[str],
                   ms_L: np.ndarray) -> np.ndarray:
-  """Returns y_LC (uint8): which labels sound at each timestamp of one file.
+  """Returns y_LC (uint8): which labels are active at each time of one file.
 
-  ms_L in milliseconds; an event covers [start, end + 0.0001) ms, as in
-  hear-eval-kit.
+  Args:
+    events: dictionaries of label, start and end, ms.
+    labels: names of the columns.
+    ms_L: times, ms.
   """
   ms_L = np.asarray(ms_L, np.float64)
   y_LC = np.zeros((len(ms_L), len(labels)), np.uint8)
@@ -238,8 +263,8 @@ def frame_targets(events: Iterable[Mapping[str, Any]], labels: Sequence[str],
 def folds(task: Task) -> list[tuple[tuple[str, ...], str, str]]:
   """Returns (train splits, valid split, test split) of every model.
 
-  Folds are sorted; model i is tested on fold i, validated on fold i + 1 and
-  trained on the others (hear-eval-kit).
+  As in hear-eval-kit: folds are sorted, and model i is tested on fold i,
+  validated on fold i + 1 and trained on the others.
   """
   if not task.kfold:
     return [(('train',), 'valid', 'test')]
@@ -251,7 +276,12 @@ def folds(task: Task) -> list[tuple[tuple[str, ...], str, str]]:
   return out
 
 
-def _json(path, kind):
+def _json(path: pathlib.Path, kind: type) -> Any:
+  """Returns the contents of a JSON file, which must be of a type.
+
+  Raises:
+    FileNotFoundError, ValueError: it is missing or not like this.
+  """
   try:
     value = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError:
@@ -264,7 +294,13 @@ def _json(path, kind):
   return value
 
 
-def _field(path, metadata, name, among):
+def _field(path: pathlib.Path, metadata: dict[str, Any], name: str,
+           among: Sequence[str] | None) -> Any:
+  """Returns a field of the metadata.
+
+  Raises:
+    ValueError: it is missing, or not one of the values in `among`.
+  """
   if name not in metadata:
     raise ValueError(f'{path}: no field {name!r}')
   if among and metadata[name] not in among:
@@ -273,7 +309,12 @@ def _field(path, metadata, name, among):
   return metadata[name]
 
 
-def _vocabulary(path):
+def _vocabulary(path: pathlib.Path) -> tuple[str, ...]:
+  """Returns the labels of a task, in order.
+
+  Raises:
+    FileNotFoundError, ValueError: the file is missing or wrong.
+  """
   if not path.is_file():
     raise FileNotFoundError(f'{path}: missing from the task folder')
   with path.open(newline='', encoding='utf-8') as lines:
@@ -285,15 +326,16 @@ def _vocabulary(path):
   except (TypeError, ValueError):
     raise ValueError(
         f'{path}: idx must be a whole number on every row') from None
-  labels = tuple(by_index.get(i) for i in range(len(rows)))
-  if None in labels or len(set(labels)) < len(labels):
+  labels = tuple(by_index[i] for i in range(len(rows)) if i in by_index)
+  if len(labels) < len(rows) or len(set(labels)) < len(labels):
     raise ValueError(f'{path}: expected distinct labels with idx 0 to '
                      f'{len(rows) - 1}, found {sorted(by_index)}')
   return labels
 
 
-def _check_classes(described, y_NC, labels):
-  """Raises where the clips of a split cannot be told apart by any label."""
+def _check_classes(described: pathlib.Path, y_NC: np.ndarray,
+                   labels: Sequence[str]) -> None:
+  """Raises ValueError if all clips of a split have the same labels."""
   share_C = y_NC.mean(0)
   if ((share_C == 0) | (share_C == 1)).all():
     ours = [label for label, share in zip(labels, share_C) if share]
@@ -303,8 +345,13 @@ def _check_classes(described, y_NC, labels):
         'classes')
 
 
-def _groups(path, names_of):
-  """Returns split -> the group of every clip; None without such a file."""
+def _groups(path: pathlib.Path, names_of: dict[str, tuple[str, ...]]
+            ) -> dict[str, tuple[str, ...]] | None:
+  """Returns {split: the group of every clip}, or None without a table.
+
+  Raises:
+    ValueError: a clip has no row.
+  """
   if not path.is_file():
     return None
   with path.open(newline='', encoding='utf-8') as lines:
@@ -321,7 +368,14 @@ def _groups(path, names_of):
           for split, names in names_of.items()}
 
 
-def _scene_targets(described, names, entries, labels, prediction_type):
+def _scene_targets(described: pathlib.Path, names: Sequence[str],
+                   entries: dict[str, Any], labels: Sequence[str],
+                   prediction_type: str) -> np.ndarray:
+  """Returns y_NC of the clips of a split.
+
+  Raises:
+    ValueError: an unknown label, or not one label per clip if multiclass.
+  """
   y_NC = np.zeros((len(names), len(labels)), np.uint8)
   column = {label: c for c, label in enumerate(labels)}
   for row_C, name in zip(y_NC, names):
@@ -340,7 +394,13 @@ def _scene_targets(described, names, entries, labels, prediction_type):
   return y_NC
 
 
-def _events(described, name, entries, labels):
+def _events(described: pathlib.Path, name: str, entries: list[dict],
+            labels: Sequence[str]) -> tuple[dict[str, Any], ...]:
+  """Returns the events of one clip.
+
+  Raises:
+    ValueError: an event without a field or with an unknown label.
+  """
   out = []
   for event in entries:
     missing = {'label', 'start', 'end'} - set(event)
@@ -356,9 +416,16 @@ def _events(described, name, entries, labels):
   return tuple(out)
 
 
-def _paths(folder, names, described):
+def _paths(folder: pathlib.Path, names: Sequence[str],
+           described: pathlib.Path) -> tuple[pathlib.Path, ...]:
+  """Returns the files of the clips of a split, in the order of their names.
+
+  Raises:
+    FileNotFoundError: one is missing; names it.
+  """
   if not folder.is_dir():
     raise FileNotFoundError(f'{folder}: no such folder of clips')
+  # One listing: asking for each clip takes long on a bucket.
   present = files.names(folder)
   out = []
   for name in names:
@@ -367,5 +434,7 @@ def _paths(folder, names, described):
     if name not in present and not others:
       raise FileNotFoundError(
           f'{folder / name}: missing, though {described.name} lists it')
-    out.append(folder / (name if name in present else others[0]))
+    if name not in present:
+      name = others[0]
+    out.append(folder / name)
   return tuple(out)
