@@ -1,12 +1,13 @@
-"""Whatever embeds sound, behind one face: ours, Dasheng's, anybody's, none.
+"""One interface for all encoders: our models, modules of others, features.
 
-A model of ours is a checkpoint folder, a folder of `export.save_pretrained`,
-an official Dasheng file (.pt, .safetensors) or a Hugging Face repository with
-one (owner/name). Anybody's is a Python module with the HEAR API (arXiv
-2203.03022): load_model(path), get_scene_embeddings(audio, model),
-get_timestamp_embeddings(audio, model), and a model with sample_rate,
-scene_embedding_size and timestamp_embedding_size. No model at all are the
-`features` that every encoder should beat: mean log-mel and MFCC.
+- Our models: a checkpoint folder, a folder of `export.save_pretrained`, an
+  official Dasheng file (.pt, .safetensors) or a Hugging Face repository with
+  one (owner/name).
+- Others: any Python module with the HEAR API (arXiv 2203.03022), that is
+  load_model(path), get_scene_embeddings(audio, model),
+  get_timestamp_embeddings(audio, model), and a model with sample_rate,
+  scene_embedding_size and timestamp_embedding_size.
+- Features without a network, as baselines: mean log-mel and MFCC.
 
 Shapes: N clips, B batch, S samples, L timestamps, D width.
 """
@@ -41,20 +42,20 @@ SUFFIXES = ('.pt', '.pth', '.safetensors')
 HUB = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 
 
-# What needs no network, and its width: the mean over time of 64 log-mel bands,
-# and mean and standard deviation of 20 MFCC.
+# Width of each: the mean over time of 64 log-mel bands; mean and standard
+# deviation of 20 MFCC.
 FEATURES = {'log_mel': 64, 'mfcc': 40}
-# Frames of 10 ms that are averaged for a timestamp: 40 ms, as the models here.
+# Frames of 10 ms that are averaged for a timestamp, 40 ms as in our models.
 TOKEN_FRAMES = 4
 
 
 class Encoder(NamedTuple):
-  """What evaluation needs of a model."""
-  rate: int             # samples a second that it takes
-  scene: Callable       # waves, float32 or int16 -> z_ND float32
-  timestamps: Callable  # wave_BS, likewise -> (z_BLD float32, ms_BL)
-  about: dict           # what a record says of it, JSON material
-  key: str              # digest of all that decides the embeddings, or ''
+  """An encoder as evaluation uses it."""
+  rate: int  # Hz of the waves that it takes.
+  scene: Callable  # waves, float32 or int16 -> z_ND float32.
+  timestamps: Callable  # wave_BS, the same -> (z_BLD float32, ms_BL).
+  about: dict  # Its description in a record, as JSON.
+  key: str  # Digest of all that determines embeddings; '' must not be cached.
 
 
 def ours(path: files.Path, step: int | None = None, batch: int = 64,
@@ -76,7 +77,17 @@ def ours(path: files.Path, step: int | None = None, batch: int = 64,
 def of_params(config: config_lib.Config, params: Any, batch: int = 64,
               layer: str | int = 'final', clamp: str = 'clip',
               about: dict[str, Any] | None = None) -> Encoder:
-  """Returns the Encoder of a model in memory; see `ours`."""
+  """Returns the Encoder of a model in memory.
+
+  Args:
+    config: of the run, or its `model` part.
+    params: linen variables.
+    batch, layer, clamp: as for `ours`.
+    about: from `weights`; without it embeddings are not cached.
+
+  Raises:
+    ValueError: an unknown layer or clamp.
+  """
   config = getattr(config, 'model', config)
   embed.check_layer(config, layer)
   if clamp not in ('clip', 'batch'):
@@ -84,26 +95,28 @@ def of_params(config: config_lib.Config, params: Any, batch: int = 64,
   about = {**(about or {'weights': ''}), 'layer': layer, 'clamp': clamp,
            'batch': batch, 'rate': config_lib.RATE, 'width': config.width}
 
-  def scene(waves):
+  def scene(waves: Sequence[np.ndarray]) -> np.ndarray:
     return embed.scene(config, params, waves, batch, layer, clamp)
 
-  def timestamps(wave_BS):
+  def timestamps(wave_BS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return embed.timestamps(config, params, wave_BS, layer, clamp, fill=True)
 
-  decisive = {k: about[k] for k in ('weights', 'layer', 'clamp', 'batch')}
-  return Encoder(config_lib.RATE, scene, timestamps, about,
-                 files.digest(decisive) if about['weights'] else '')
+  key = ''
+  if about['weights']:
+    key = files.digest({k: about[k] for k in
+                        ('weights', 'layer', 'clamp', 'batch')})
+  return Encoder(config_lib.RATE, scene, timestamps, about, key)
 
 
 def features(name: str) -> Encoder:
   """Returns the Encoder of features that need no network.
 
-  Both are librosa's, of waves at 16 kHz.
+  They are computed by librosa from waves at 16 kHz. Timestamps are means over
+  40 ms.
 
   Args:
     name: 'log_mel', the mean over time of the log-mel spectrogram, or 'mfcc',
-      mean and standard deviation of the MFCC, of librosa's own settings.
-      Timestamps are means over 40 ms.
+      mean and standard deviation of the MFCC with librosa's defaults.
 
   Raises:
     ValueError: another name.
@@ -112,7 +125,7 @@ def features(name: str) -> Encoder:
     raise ValueError(f'features {name!r}: expected one of '
                      f'{", ".join(FEATURES)}')
 
-  def scene(waves):
+  def scene(waves: Sequence[np.ndarray]) -> np.ndarray:
     z_ND = np.zeros((len(waves), FEATURES[name]), np.float32)
     for index, wave_BS in embed.batches(waves, batch=64):
       x_BDT = spectral_frames(name, audio.to_float(wave_BS[:len(index)]))
@@ -122,7 +135,7 @@ def features(name: str) -> Encoder:
       z_ND[index] = z_BD
     return z_ND
 
-  def timestamps(wave_BS):
+  def timestamps(wave_BS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x_BDT = spectral_frames(name, audio.to_float(np.asarray(wave_BS)),
                             config_lib.HOP)
     B, D, T = x_BDT.shape
@@ -144,14 +157,16 @@ def spectral_frames(name: str, wave_BS: np.ndarray,
   """Returns x_BDT, log-mel (dB) or MFCC frames of clips.
 
   Args:
-    name: of FEATURES.
+    name: one of FEATURES.
     wave_BS: float32 in [-1, 1] at 16 kHz.
-    hop: samples between frames; None takes librosa's for MFCC, and for the
-      log-mel the 10 ms of the models here.
+    hop: samples between frames; None takes librosa's default for MFCC, and
+      the 10 ms of our models for the log-mel.
   """
-  import librosa  # Seconds that most commands need not wait.
-  window = 2048 if name == 'mfcc' else 512
-  # A clip shorter than a window is followed by silence.
+  import librosa  # Takes seconds, which most commands need not wait.
+  window = 512
+  if name == 'mfcc':
+    window = 2048
+  # Shorter clips are padded with silence to one window.
   wave_BS = np.pad(wave_BS, ((0, 0), (0, max(0, window - wave_BS.shape[1]))))
   if name == 'mfcc':
     return librosa.feature.mfcc(y=wave_BS, sr=config_lib.RATE,
@@ -159,18 +174,19 @@ def spectral_frames(name: str, wave_BS: np.ndarray,
   power_BDT = librosa.feature.melspectrogram(
       y=wave_BS, sr=config_lib.RATE, n_fft=window,
       hop_length=hop or config_lib.HOP, n_mels=FEATURES[name])
-  # Each clip's own range of 80 dB, whatever its batch-mates.
+  # One by one: power_to_db cuts off below the loudest value of its argument,
+  # and an embedding must not depend on the other clips of a batch.
   return np.stack([librosa.power_to_db(x_DT) for x_DT in power_BDT])
 
 
 def weights(path: files.Path, step: int | None = None
             ) -> tuple[config_lib.Config, Any, dict[str, Any]]:
-  """Returns (config, params, about) of a model of ours or of Dasheng's.
+  """Returns (config, params, about) of one of our models or of Dasheng.
 
   Args:
     path: a run's folder, its checkpoints folder or one step; a Dasheng file;
-      a folder of export.save_pretrained; or a hub id 'owner/name', where
-      nothing of that name lies on disk.
+      a folder of export.save_pretrained; or a hub id 'owner/name', if no file
+      has this name.
     step: of a checkpoint folder; None takes the newest.
 
   Returns:
@@ -199,15 +215,16 @@ def weights(path: files.Path, step: int | None = None
     verified = checkpoint.checksums(folder, step).exists()
     config, params = checkpoint.read(folder, step)
   if kind != 'audiorank' and step is not None:
-    raise ValueError(f'{path}: step {step} asked for, but only the folder of a '
-                     'run has steps')
+    raise ValueError(f'{path}: no step {step}: only the folder of a run has '
+                     'steps')
   return config, params, {'kind': kind, 'checkpoint': str(path), 'step': step,
                           'weights': digest(config, params),
                           'verified': verified}
 
 
 def digest(config: config_lib.Config, params: Any) -> str:
-  """Returns 12 hex digits of a model's config and its encoder's arrays."""
+  """Returns a digest of a model's config and its encoder, 12 hex digits."""
+  # Without the decoder, on which embeddings do not depend.
   sha = hashlib.sha256(json.dumps(
       config_lib.plain(config.model), sort_keys=True).encode())
   arrays, _ = jax.tree_util.tree_flatten_with_path(
@@ -233,7 +250,7 @@ def from_hub(name: str) -> pathlib.Path:
         f'{name}: no such file or folder; as a hub id it needs '
         "huggingface_hub (pip install 'audiorank[hub]')") from None
   try:
-    # Nothing but weights and what describes them: no code.
+    # Only weights and their description, never code.
     return pathlib.Path(huggingface_hub.snapshot_download(
         name, allow_patterns=list(pretrained.FILES)))
   except Exception as error:  # Of httpx, requests or the hub itself.
@@ -246,18 +263,18 @@ def module(name: str, path: str = '', batch: int = 64) -> Encoder:
   """Returns the Encoder of a module with the HEAR API.
 
   Args:
-    name: of the module, importable, as 'my_package.my_model'.
-    path: what its load_model takes; '' calls it without an argument.
-    batch: clips of one length given to it at once.
+    name: of the module, importable, such as 'my_package.my_model'.
+    path: argument of its load_model; '' calls it without one.
+    batch: clips of one length that are encoded at once.
 
   Returns:
-    An Encoder; the model of torch or TensorFlow gets tensors, on a GPU where
-    torch has one; any other gets numpy arrays. Its key is '' (do not cache)
-    where neither `path` nor the model shows any weights.
+    an Encoder. A model of torch or TensorFlow gets tensors, on a GPU if torch
+    has one; any other gets numpy arrays. Embeddings are not cached if neither
+    `path` nor the model has weights that can be read.
 
   Raises:
-    ValueError: no such module or not this API; later, embeddings of other
-      shapes than promised. Names the module.
+    ValueError: no such module or another API; later, embeddings of wrong
+      shapes. Names the module.
   """
   try:
     api = importlib.import_module(name)
@@ -268,7 +285,10 @@ def module(name: str, path: str = '', batch: int = 64) -> Encoder:
                    'get_timestamp_embeddings'):
     if not callable(getattr(api, function, None)):
       raise ValueError(f'{name}: no function {function}, expected the HEAR API')
-  model = api.load_model(path) if path else api.load_model()
+  if path:
+    model = api.load_model(path)
+  else:
+    model = api.load_model()
   for field in ('sample_rate', 'scene_embedding_size',
                 'timestamp_embedding_size'):
     if not isinstance(getattr(model, field, None), numbers.Integral):
@@ -276,7 +296,7 @@ def module(name: str, path: str = '', batch: int = 64) -> Encoder:
                        'expected the HEAR API')
   give, guard = adapter(model)
 
-  def scene(waves):
+  def scene(waves: Sequence[np.ndarray]) -> np.ndarray:
     out_ND = np.zeros((len(waves), model.scene_embedding_size), np.float32)
     for index, wave_BS in embed.batches(waves, batch):
       with guard():
@@ -290,7 +310,7 @@ def module(name: str, path: str = '', batch: int = 64) -> Encoder:
       out_ND[index] = z_BD
     return out_ND
 
-  def timestamps(wave_BS):
+  def timestamps(wave_BS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with guard():
       z_BLD, ms_BL = map(to_numpy, api.get_timestamp_embeddings(
           give(audio.to_float(np.asarray(wave_BS))), model))
@@ -307,20 +327,25 @@ def module(name: str, path: str = '', batch: int = 64) -> Encoder:
            'distributions': distributions(name),
            'rate': int(model.sample_rate),
            'width': int(model.scene_embedding_size)}
-  key = files.digest(about) if digest_of_weights else ''
+  key = ''
+  if digest_of_weights:
+    key = files.digest(about)
   return Encoder(int(model.sample_rate), scene, timestamps, about, key)
 
 
 def adapter(model: Any) -> tuple[Callable, Callable]:
-  """Returns (give, guard) of a foreign model.
+  """Returns (give, guard) of a module's model.
 
-  give: float32 array -> what the model takes.  guard: -> a context that its
-  calls stand in.
+  give: converts a float32 array to an argument of the model.
+  guard: returns a context for calls of the model.
   """
-  # A model of a framework has imported it; nothing is imported for its sake.
-  torch, tf = sys.modules.get('torch'), sys.modules.get('tensorflow')
+  # A model has already imported its framework, so no import is needed here.
+  torch: Any = sys.modules.get('torch')
+  tf: Any = sys.modules.get('tensorflow')
   if torch and isinstance(model, torch.nn.Module):
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    device = 'cpu'
+    if torch.cuda.is_available():
+      device = 'cuda'
     model.to(device).eval()
     return (lambda x: torch.from_numpy(x).to(device)), torch.no_grad
   if tf and isinstance(model, tf.Module):
@@ -329,21 +354,23 @@ def adapter(model: Any) -> tuple[Callable, Callable]:
 
 
 def to_numpy(x: Any) -> np.ndarray:
-  """Returns an array or tensor of a foreign model as numpy."""
+  """Returns an array or a tensor as numpy."""
   if hasattr(x, 'detach'):
     x = x.detach().cpu()
   return np.asarray(x)
 
 
 def content(model: Any, path: str) -> str:
-  """Returns a digest of a foreign model's weights; '' where none show.
+  """Returns a digest of the weights of a module's model, '' if it has none.
 
-  Its state_dict counts, and the file or every file of the folder at `path`.
+  Args:
+    model: whose state_dict counts, if it has one.
+    path: file or folder of files that count; may be anything else.
   """
   sha, parts = hashlib.sha256(), 0
   if hasattr(model, 'state_dict'):
     for name, x in model.state_dict().items():
-      if hasattr(x, 'float'):  # numpy knows no bfloat16.
+      if hasattr(x, 'float'):  # numpy has no bfloat16.
         x = x.float()
       x = np.ascontiguousarray(to_numpy(x))
       sha.update(f'{name} {x.shape}'.encode() + x.tobytes())
@@ -352,11 +379,13 @@ def content(model: Any, path: str) -> str:
     with open(file, 'rb') as f:
       sha.update(hashlib.file_digest(f, 'sha256').digest())
     parts += 1
-  return sha.hexdigest()[:12] if parts else ''
+  if not parts:
+    return ''
+  return sha.hexdigest()[:12]
 
 
 def weight_files(path: str) -> Sequence[pathlib.Path]:
-  """Returns the file, or the files of the folder, at a path; of '' none."""
+  """Returns the file at a path, or the files of the folder there, if any."""
   if path and pathlib.Path(path).is_dir():
     return files.walk(path)
   if path and pathlib.Path(path).is_file():
@@ -365,21 +394,26 @@ def weight_files(path: str) -> Sequence[pathlib.Path]:
 
 
 def source(api: types.ModuleType) -> str:
-  """Returns a digest of every .py of a module's package, or of its one file;
-  '' where it has none."""
+  """Returns a digest of a module's source, '' if it has none.
+
+  It is of all .py files of its package, or of its only file.
+  """
   top = sys.modules[api.__name__.split('.')[0]]
   folders = [pathlib.Path(p) for p in getattr(top, '__path__', ())]
   modules = sorted(p for folder in folders for p in folder.rglob('*.py'))
-  if not modules and getattr(api, '__file__', None):
-    modules = [pathlib.Path(api.__file__)]
+  only = getattr(api, '__file__', None)  # Missing in namespace packages.
+  if not modules and only:
+    modules = [pathlib.Path(only)]
   sha = hashlib.sha256()
   for file in modules:
     sha.update(file.name.encode() + file.read_bytes())
-  return sha.hexdigest()[:12] if modules else ''
+  if not modules:
+    return ''
+  return sha.hexdigest()[:12]
 
 
 def distributions(name: str) -> dict[str, str]:
-  """Returns {distribution: version} of the package that a module is of."""
+  """Returns {distribution: version} of the package of a module."""
   names = importlib.metadata.packages_distributions().get(
       name.split('.')[0], [])
   return {d: importlib.metadata.version(d) for d in sorted(set(names))}

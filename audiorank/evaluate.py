@@ -1,4 +1,4 @@
-"""A model -> its embeddings -> RankMe and scores on HEAR tasks -> records.
+"""Evaluates a model: RankMe and scores on HEAR tasks, as records.
 
 Shapes: N clips, D width, K singular values, L timestamps.
 """
@@ -37,7 +37,7 @@ from audiorank.rankme import record as rank_record
 
 
 def task_folders(config: config_lib.Config) -> list[pathlib.Path]:
-  """Returns the task folders that a config's eval part names.
+  """Returns the task folders of the eval part of a config.
 
   Raises:
     FileNotFoundError, ValueError: no tasks there, or not the named ones.
@@ -47,10 +47,10 @@ def task_folders(config: config_lib.Config) -> list[pathlib.Path]:
 
 
 def checked_folders(config: config_lib.Config) -> list[pathlib.Path]:
-  """Returns `task_folders`, which must be those that a run's config means.
+  """Returns `task_folders` if they are the tasks that the config was made with.
 
   Raises:
-    FileNotFoundError, ValueError: no tasks there, or others.
+    FileNotFoundError, ValueError: no tasks there, or other ones.
   """
   try:
     folders = task_folders(config)
@@ -67,12 +67,12 @@ def checked_folders(config: config_lib.Config) -> list[pathlib.Path]:
 
 def named_folders(root: files.Path, names: Sequence[str],
                   field: str) -> list[pathlib.Path]:
-  """Returns the task folders of these names, of no name all.
+  """Returns the task folders with these names.
 
   Args:
     root: see tasks.find.
-    names: of folders.
-    field: that the names are of, for the message.
+    names: of folders; empty for all.
+    field: the field or flag with the names, for the message.
 
   Raises:
     FileNotFoundError, ValueError: no tasks there, or not the named ones.
@@ -87,21 +87,28 @@ def named_folders(root: files.Path, names: Sequence[str],
 
 
 def clip_rate(folder: files.Path, rate: int) -> int:
-  """Returns the rate of the clips to read for a model of `rate` Hz.
+  """Returns the rate of the clips to read for a model, in Hz.
 
-  Its own where the task has it, else the lowest above it, to be resampled
-  (the public archives have 48 kHz alone).
+  It is the model's own if the task has it, or else the lowest one above, whose
+  clips are then resampled.
+
+  Args:
+    folder: of the task.
+    rate: of the model, Hz.
 
   Raises:
     ValueError: the task has only lower rates; names them.
   """
+  # The public archives of HEAR tasks have 48 kHz only.
   rates = sorted(int(p.name) for p in files.path(folder).iterdir()
                  if p.is_dir() and p.name.isdigit())
   enough = [r for r in rates if r >= rate]
   if rates and not enough:
     raise ValueError(f'{folder}: clips at {", ".join(map(str, rates))} Hz, the '
                      f'model takes {rate}')
-  return enough[0] if enough else rate
+  if enough:
+    return enough[0]
+  return rate  # tasks.load says what is missing.
 
 
 def clips(task: tasks.Task, split: str,
@@ -115,9 +122,11 @@ def clips(task: tasks.Task, split: str,
 
 
 def embeddings(encoder: encoders.Encoder, task: tasks.Task) -> dict[str, Any]:
-  """Returns what hear.probe.evaluate takes: split -> z_ND, or
-  file -> (z_LD, ms_L) for an event task."""
-  out = {}
+  """Returns the embeddings of a task, as hear.probe.evaluate takes them.
+
+  Of a scene task {split: z_ND}, of an event task {file: (z_LD, ms_L)}.
+  """
+  out: dict[str, Any] = {}
   for split in task.splits:
     names, waves = clips(task, split, encoder.rate)
     if task.embedding_type == 'scene':
@@ -134,16 +143,17 @@ def cached_embeddings(encoder: encoders.Encoder, task: tasks.Task,
   """Returns (embeddings of a task, whether they were in the cache).
 
   Args:
-    encoder: of audiorank.encoders.
-    task: of hear.tasks.load.
+    encoder: from audiorank.encoders.
+    task: from hear.tasks.load.
     root: the cache's folder, or ''.
   """
   event = task.embedding_type == 'event'
 
-  def compute():
+  def compute() -> dict[str, Any]:
     z = embeddings(encoder, task)
     if not event:
       return z
+    # The cache stores arrays by name, so pairs are taken apart.
     return {f'{part}/{file}': x for file, pair in z.items()
             for part, x in zip(('z', 'ms'), pair)}
 
@@ -156,11 +166,9 @@ def cached_embeddings(encoder: encoders.Encoder, task: tasks.Task,
 
 
 def contents(task: tasks.Task) -> dict[str, Any]:
-  """Returns what a task's clips are, for the key of a cache.
-
-  The fingerprint reads only a part of each clip; a cache must not be wrong
-  when another part changes, so that the times of the last change count too.
-  """
+  """Returns what identifies the clips of a task, for the key of a cache."""
+  # The fingerprint reads only a part of each clip. Modification times are added
+  # so that a cache is not used when another part has changed.
   stats = files.stats(task.folder)
   names = [str(p.relative_to(task.folder))
            for paths in task.paths.values() for p in paths]
@@ -170,7 +178,7 @@ def contents(task: tasks.Task) -> dict[str, Any]:
 
 
 def protocol(config: config_lib.Config) -> dict[str, Any]:
-  """Returns the predictor's settings, as a record carries them."""
+  """Returns the predictor's settings, as they are in a record."""
   e = config.eval
   return {'protocol': e.protocol, 'grid_points': e.grid_points,
           'hidden': e.hidden, 'max_epochs': e.max_epochs, 'seed': e.seed}
@@ -178,22 +186,23 @@ def protocol(config: config_lib.Config) -> dict[str, Any]:
 
 def score(encoder: encoders.Encoder, folder: files.Path,
           settings: Mapping[str, Any], cache: str = '') -> dict[str, Any]:
-  """Returns the record of one encoder on one task.
+  """Scores one encoder on one task.
 
   Args:
-    encoder: of audiorank.encoders.
+    encoder: from audiorank.encoders.
     folder: of the task.
-    settings: of hear.probe.evaluate.
-    cache: folder of embeddings; '' keeps none.
+    settings: arguments of hear.probe.evaluate.
+    cache: folder of embeddings; '' for no cache.
 
   Returns:
-    task, task_sha256, embedding_type, metric, clip_rate: what was scored.
-    settings, version: by what; see `probe.VERSION`.
-    result: of hear.probe.evaluate.
-    cached, seconds: whether embeddings were in the cache; how long it took.
+    a record:
+    task, task_sha256, embedding_type, metric, clip_rate: of the task.
+    settings, version: of the predictor; see `probe.VERSION`.
+    result: from hear.probe.evaluate.
+    cached, seconds: whether embeddings were in the cache, and wall time.
 
   Raises:
-    FileNotFoundError, ValueError: a task, encoder or setting that cannot be.
+    FileNotFoundError, ValueError: an invalid task, encoder or setting.
   """
   began = time.monotonic()
   task = staged.load(folder, clip_rate(folder, encoder.rate))
@@ -209,17 +218,18 @@ def score(encoder: encoders.Encoder, folder: files.Path,
 
 def feature_score(name: str, folder: files.Path,
                   settings: Mapping[str, Any]) -> dict[str, Any] | None:
-  """Returns the record of a set of features on one task: see `score`.
+  """Scores a set of features on one task, once per user.
 
-  It is kept in the user's cache by content, and computed once.
+  The record is kept in the user's cache; its key is a digest of task, features
+  and settings.
 
   Args:
-    name: of encoders.FEATURES.
+    name: one of encoders.FEATURES.
     folder: of the task.
-    settings: of hear.probe.evaluate.
+    settings: arguments of hear.probe.evaluate.
 
   Returns:
-    the record; None where another process is computing it.
+    a record as from `score`, or None if another process is computing it.
   """
   encoder = encoders.features(name)
   task = staged.load(folder, clip_rate(folder, encoder.rate))
@@ -237,7 +247,7 @@ def feature_score(name: str, folder: files.Path,
       files.lock(lock)
     except BlockingIOError:
       return None
-    except OSError as error:  # No cache: it is computed every time.
+    except OSError as error:  # Without a cache it is computed every time.
       logging.warning('%s: cannot be locked (%s)', path, error.strerror)
     record = score(encoder, folder, settings)
     files.write_cached(path, lambda part: files.write_json(part, record))
@@ -247,17 +257,17 @@ def feature_score(name: str, folder: files.Path,
 def run(workdir: files.Path, config: config_lib.Config,
         step: int | None = None, stop: Callable[[], bool] = lambda: False,
         tell: Callable[..., None] = lambda *_, **__: None) -> bool:
-  """Scores a run's checkpoint on every task that has no such record yet.
+  """Scores a run's checkpoint on every task that lacks a current record.
 
-  An untrained baseline also scores what needs no network: the mean log-mel
-  and MFCC of the clips (`feature_score`), under the same predictor.
+  For an untrained baseline the features that need no network are scored as
+  well, with the same predictor: the mean log-mel and MFCC of the clips.
 
   Args:
     workdir: the run's folder.
-    config: frozen config; its `eval` part says which tasks and how.
-    step: which checkpoint; None takes the newest.
-    stop: polled between tasks; True leaves at once.
-    tell: called with what is being done.
+    config: frozen config with the tasks and the predictor in `eval`.
+    step: of the checkpoint; None takes the newest.
+    stop: called before every task; if it returns True, `run` returns.
+    tell: called with a message before every task.
 
   Returns:
     whether every task has its record.
@@ -281,6 +291,7 @@ def run(workdir: files.Path, config: config_lib.Config,
     if features:
       record = feature_score(features, folder, settings)
     else:
+      # Loaded only if a record is missing.
       if encoder is None:
         _, params = checkpoint.load(workdir, step)
         encoder = encoders.of_params(config, params, config.eval.batch)
@@ -294,7 +305,7 @@ def run(workdir: files.Path, config: config_lib.Config,
 
 def is_current(path: pathlib.Path, folder: files.Path,
                settings: Mapping[str, Any]) -> bool:
-  """Returns whether a record is there, of this task and by these settings."""
+  """Returns whether there is a record of this task with these settings."""
   if not path.exists():
     return False
   record = files.read_json(path)
@@ -308,11 +319,11 @@ def write(out: files.Path, name: str, record: Mapping[str, Any]
   """Writes a record; returns its path.
 
   Args:
-    out: a .json file, or a folder: the file in it is then named after `name`
-      and a digest of what the record is of, so that the same evaluation has
-      the same file and another one another.
+    out: a .json file, or a folder. In a folder the file's name consists of
+      `name` and a digest of `identity`: repeating an evaluation overwrites its
+      file, and a different one has another file.
     name: of the model.
-    record: JSON material.
+    record: as JSON.
   """
   path = files.path(out)
   if path.suffix != '.json':
@@ -322,8 +333,8 @@ def write(out: files.Path, name: str, record: Mapping[str, Any]
 
 
 def identity(record: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns what an evaluation is of, without what came out."""
-  out = {}
+  """Returns what identifies an evaluation: a record without its results."""
+  out: dict[str, Any] = {}
   for key, value in record.items():
     if isinstance(value, dict) and 'task_sha256' in value:
       out[key] = {'task_sha256': value['task_sha256'],
@@ -342,22 +353,21 @@ def identity(record: Mapping[str, Any]) -> dict[str, Any]:
 def scores(model: tuple[Any, Any, Any] | files.Path, tasks_root: files.Path,
            names: Sequence[str] | None = None, protocol: str = 'hear',
            grid_points: int = 8, cached: files.Path = '') -> pd.DataFrame:
-  """Returns the scores of a model on HEAR tasks, a row a task and measure.
-
-  It is offered as `audiorank.scores(model, tasks)`.
+  """Scores a model on HEAR tasks: `audiorank.scores(model, tasks)`.
 
   Args:
-    model: of `audiorank.load`, or what that takes.
+    model: from `audiorank.load`, or an argument for it.
     tasks_root: a folder of HEAR task folders, or one of them.
-    names: of the folders to take; None takes all.
+    names: of the folders to use; None for all.
     protocol: 'hear', 'shuffled' or 'logistic'; see audiorank/hear/README.md.
-    grid_points: of HEAR's 16 settings.
-    cached: a folder where embeddings are kept; '' keeps none.
+    grid_points: number of HEAR's 16 settings to try.
+    cached: a folder for embeddings; '' for no cache.
 
   Returns:
-    Columns task, measure, score, low, high (95 %; NaN where unknown), chance
-    (of predictions that ignore the clip), clips (tested), std (over folds or
-    seeds; NaN without) and protocol; the task's own measure comes first.
+    one row per task and measure, the task's own measure first. Columns task,
+    measure, score, low, high (95 %; NaN if unknown), chance (of predictions
+    that ignore the clip), clips (number of test clips), std (over folds or
+    seeds; NaN without) and protocol.
 
   Raises:
     FileNotFoundError, ValueError: no such model or task, an unknown protocol.
@@ -374,22 +384,31 @@ def scores(model: tuple[Any, Any, Any] | files.Path, tasks_root: files.Path,
 
 
 def measures(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """Returns a row a measure of a record of `score`, the task's own first."""
+  """Returns one row per measure of a record of `score`.
+
+  The task's own measure is the first.
+  """
   result, rows = record['result'], []
-  number = lambda value: math.nan if value is None else value
   order = sorted(result['scores'], key=lambda m: m != record['metric'])
   for measure in order:
     interval = result['intervals'].get(measure, {})
     rows.append({
         'task': record['task'], 'measure': measure,
         'score': result['scores'][measure],
-        'low': number(interval.get('low')),
-        'high': number(interval.get('high')),
-        'chance': number(result['chance'].get(measure)),
+        'low': _number(interval.get('low')),
+        'high': _number(interval.get('high')),
+        'chance': _number(result['chance'].get(measure)),
         'clips': result['clips'],
-        'std': number((result['stds'] or {}).get(measure)),
+        'std': _number((result['stds'] or {}).get(measure)),
         'protocol': result['protocol']})
   return rows
+
+
+def _number(value: float | None) -> float:
+  """Returns a number of a record: None, which JSON has for NaN, as NaN."""
+  if value is None:
+    return math.nan
+  return value
 
 
 def corpus_rank(encoder: encoders.Encoder, corpus: data.Corpus, clips: int,
@@ -397,18 +416,20 @@ def corpus_rank(encoder: encoders.Encoder, corpus: data.Corpus, clips: int,
   """Returns (rank fields, whether the embeddings were in the cache).
 
   Args:
-    encoder: of audiorank.encoders.
-    corpus: of data.load.
-    clips, seconds: how many, of what length.
+    encoder: from audiorank.encoders.
+    corpus: from data.load.
+    clips: number of clips.
+    seconds: of a clip.
     root: the cache's folder, or ''.
   """
-  def compute():
+  def compute() -> dict[str, np.ndarray]:
     wave_NS, source_N = data.sample(
         corpus, clips, int(round(seconds * corpus.rate)), 0)
+    waves: Any = wave_NS
     if encoder.rate != corpus.rate:
-      wave_NS = [soxr.resample(w, corpus.rate, encoder.rate, 'HQ')
-                 for w in wave_NS]
-    return {'z': encoder.scene(wave_NS), 'source': source_N}
+      waves = [soxr.resample(w, corpus.rate, encoder.rate, 'HQ')
+               for w in wave_NS]
+    return {'z': encoder.scene(waves), 'source': source_N}
 
   arrays, hit = embedding_cache.fetch(root, encoder.key, 'corpus', {
       'corpus': corpus.sha256, 'clips': clips, 'seconds': seconds}, compute)
@@ -419,12 +440,13 @@ def corpus_rank(encoder: encoders.Encoder, corpus: data.Corpus, clips: int,
 def views_of(path: files.Path, step: int | None, corpus: data.Corpus,
              clips: int, seconds: float, count: int,
              batch: int) -> dict[str, Any]:
-  """Returns LiDAR and Diff-eRank of a run of ours; see view_fields.
+  """Returns LiDAR and Diff-eRank of one of our runs; see view_fields.
 
   Args:
     path, step: the checkpoint.
-    corpus: of data.load.
-    clips, seconds: how many, of what length.
+    corpus: from data.load.
+    clips: number of clips.
+    seconds: of a clip.
     count: views of a clip.
     batch: clips encoded at once.
   """
@@ -440,10 +462,14 @@ def views_of(path: files.Path, step: int | None, corpus: data.Corpus,
 
 def untrained(config: config_lib.Config,
               wave_NS: np.ndarray) -> dict[str, Any]:
-  """Returns the linen variables that a run of `config` would start from.
+  """Returns the initial linen variables of a run.
 
-  Where train.calibrate_batch_norm is set its BatchNorm statistics are those of
-  `wave_NS`: the run's own are of other clips, and stand in its step 0.
+  With train.calibrate_batch_norm its BatchNorm statistics are of `wave_NS`.
+  Those of a real run are of other clips; they are in its checkpoint of step 0.
+
+  Args:
+    config: of the run.
+    wave_NS: int16 clips.
   """
   state = jax.jit(lambda key: train_state.init(config, key))(
       jax.random.key(config.seed))
@@ -456,17 +482,18 @@ def view_fields(config: config_lib.Config, params: dict[str, Any],
                 before: dict[str, Any], wave_NS: np.ndarray, views: int = 10,
                 seed: int = 0, batch: int = 64,
                 tokens: int = 256) -> dict[str, Any]:
-  """Returns LiDAR and Diff-eRank of a run of ours, with their settings.
+  """Returns LiDAR and Diff-eRank of one of our runs, with their settings.
 
   Args:
-    config: the run's config: its masks, its crop, its seed.
+    config: the run's config, with its masks, crop and seed.
     params: the linen variables.
-    before: those that training started from.
+    before: the initial ones.
     wave_NS: int16 clips, at least as long as the run's crop.
-    views: of a clip, for LiDAR.
+    views: number of views per clip, for LiDAR.
     seed: of crops and masks.
     batch: clips encoded at once.
-    tokens: clips whose tokens are compared with the untrained network's.
+    tokens: number of clips for Diff-eRank, which compares tokens with those of
+      the untrained network.
 
   Raises:
     ValueError: as `embed.views`.
@@ -477,7 +504,7 @@ def view_fields(config: config_lib.Config, params: dict[str, Any],
   samples = min(config_lib.crop_samples(config.data.crop_seconds),
                 wave_NS.shape[1] * 3 // 4)
   group = config.mask.group_size * config.model.patch_frames * audio.HOP
-  samples = samples // group * group
+  samples = samples // group * group  # A whole number of masked groups.
   z_NVD = embed.views(config, params, wave_NS, views, samples, seed, batch)
   few_NS = wave_NS[:tokens]
   rank = [rankme.token_rank(embed.timestamps(config, p, few_NS)[0])

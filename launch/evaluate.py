@@ -1,4 +1,4 @@
-"""Scores a model on HEAR tasks, and measures its rank on a corpus.
+"""Scores a model on HEAR tasks, and computes its RankMe on a corpus.
 
   python -m launch.evaluate --checkpoint=runs/one --tasks=DIR
   python -m launch.evaluate --checkpoint=dasheng_base.pt --tasks=DIR --task=esc50-v2.0.0-full
@@ -8,20 +8,20 @@
   python -m launch.evaluate --cached
 
 A checkpoint is a run's folder, one step of it, an official Dasheng file (.pt,
-.safetensors) or a Hugging Face id. With --module it is whatever that module's
-load_model takes: any module with the HEAR API, of torch, TensorFlow or numpy,
-such as the public wrappers of wav2vec 2.0 and PaSST. Embeddings are a .npy,
-.npz, .parquet or .safetensors with an array (clips, width), of any model and
-of any size: it is read in pieces.
+.safetensors) or a Hugging Face id. With --module it is the argument of that
+module's load_model. Any module with the HEAR API works, of torch, TensorFlow or
+numpy, such as the public wrappers of wav2vec 2.0 and PaSST. Embeddings are a
+.npy, .npz, .parquet or .safetensors with an array (clips, width), of any model
+and any size: they are read in pieces.
 
 Every score is printed with its 95 % interval, the number of test clips, and
-what predictions score that ignore the clip (chance). With --features the mean
-log-mel and MFCC of the clips, which need no network, are scored as well.
+chance, the score of predictions that ignore the clip. --features also scores
+the mean log-mel and MFCC of the clips, which need no network.
 
-Every result is a record: the model (weights' digest, step, layer, clamp), the
-protocol, versions, scores and intervals. --out names its file or folder.
-Embeddings are cached in --cache; the key is a digest of weights, audio, layer,
-clamp and batch.
+Every result is written as a record of the model (digest of weights, step,
+layer, clamp), the protocol, versions, scores and intervals, to the file or
+folder --out. Embeddings are cached in --cache; the key is a digest of weights,
+audio, layer, clamp and batch.
 """
 
 from collections.abc import Mapping
@@ -36,45 +36,48 @@ from launch import cli
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None,
                                   'Run, Dasheng file or hub id.')
-_STEP = flags.DEFINE_integer('step', None, 'Which step; the newest otherwise.')
+_STEP = flags.DEFINE_integer('step', None, 'Step; by default the newest.')
 _MODULE = flags.DEFINE_string('module', None, 'Module with the HEAR API.')
 _LAYER = flags.DEFINE_string('layer', 'final', "'final' or a block's number.")
 _CLAMP = flags.DEFINE_enum(
-    'clamp', 'clip', ['clip', 'batch'], "Whose loudest value bounds a log-mel: "
-    "the clip's, or the batch's as in the official Dasheng.")
+    'clamp', 'clip', ['clip', 'batch'], 'The range of a log-mel ends at the '
+    'loudest value of the clip, or of the batch as in the official Dasheng.')
 _TASKS = flags.DEFINE_string('tasks', None, 'Folder of HEAR task folders.')
-_TASK = flags.DEFINE_list('task', [], 'Names of task folders; all otherwise.')
+_TASK = flags.DEFINE_list('task', [], 'Names of task folders; by default all.')
 _PROTOCOL = flags.DEFINE_enum('protocol', 'hear',
                               ['hear', 'shuffled', 'logistic'], 'Predictor.')
-_GRID = flags.DEFINE_integer('grid_points', 8, "Of HEAR's 16 settings.")
+_GRID = flags.DEFINE_integer('grid_points', 8,
+                             "Number of HEAR's 16 settings to try.")
 _FEATURES = flags.DEFINE_bool(
-    'features', False, 'Score the mean log-mel and MFCC of the clips too, '
-    'under the same predictor.')
+    'features', False, 'Also score the mean log-mel and MFCC of the clips, '
+    'with the same predictor.')
 _BATCH = flags.DEFINE_integer('batch', 64, 'Clips embedded at once.',
                               lower_bound=1)
 _CORPUS = flags.DEFINE_string('corpus', None, 'A prepared corpus, for RankMe.')
-_CLIPS = flags.DEFINE_integer('clips', 30_000, 'Clips of it.',
+_CLIPS = flags.DEFINE_integer('clips', 30_000, 'Number of clips of the corpus.',
                               lower_bound=2)
-_SECONDS = flags.DEFINE_float('seconds', 10., 'Their length.',
+_SECONDS = flags.DEFINE_float('seconds', 10., 'Length of a clip of the corpus.',
                               lower_bound=.04)
 _VIEWS = flags.DEFINE_integer(
-    'views', 0, 'Crops and masks of each clip, for LiDAR; and Diff-eRank.')
-_EMBEDDINGS = flags.DEFINE_string('embeddings', None, 'A file of embeddings.')
-_ARRAY = flags.DEFINE_string('array', '', 'Which array of it, where several.')
+    'views', 0, 'Views (crops and masks) per clip; computes LiDAR and '
+    'Diff-eRank.')
+_EMBEDDINGS = flags.DEFINE_string('embeddings', None, 'File of embeddings.')
+_ARRAY = flags.DEFINE_string('array', '', 'Name of the array in the file, if '
+                             'it has several.')
 _GROUPS = flags.DEFINE_string(
-    'groups', '', 'Its array with the recording of each clip; the interval '
-    'then leaves out whole recordings.')
+    'groups', '', 'Name of the array with the recording of each clip; the '
+    'interval then leaves out whole recordings.')
 _OUT = flags.DEFINE_string(
-    'out', 'evaluations', 'JSON file, or folder that gets one, for the record.')
+    'out', 'evaluations', 'JSON file, or folder of JSON files, for the record.')
 _CACHE = flags.DEFINE_string(
-    'cache', None, "Folder of embeddings; '' caches none. Otherwise "
+    'cache', None, "Folder of cached embeddings; '' for no cache. By default "
     '~/.cache/audiorank/embeddings, which AUDIORANK_CACHE moves.')
-_CACHED = flags.DEFINE_bool('cached', False, 'List the cache and end.')
-_CLEAR = flags.DEFINE_bool('clear_cache', False, 'Empty the cache and end.')
+_CACHED = flags.DEFINE_bool('cached', False, 'List the cache and exit.')
+_CLEAR = flags.DEFINE_bool('clear_cache', False, 'Empty the cache and exit.')
 
 
-# Measures of the spectrum and of directions, in a few words each. Most owners
-# centre the embeddings first; see audiorank/rankme/summaries.py for formulas.
+# Explanations of the measures of spectrum and directions. Most of their authors
+# centre the embeddings first; audiorank/rankme/summaries.py has the formulas.
 MEANINGS = {
     'rankme_no_eps': 'effective rank (Roy and Vetterli): RankMe without eps',
     'rankme_normalised': 'RankMe over the largest it could be',
@@ -103,7 +106,7 @@ MEANINGS = {
 
 
 def rank_lines(fields: Mapping[str, Any]) -> list[str]:
-  """Returns the rank part of the table, conventions included."""
+  """Returns the lines of RankMe and other measures, raw and centred."""
   out = []
   for name, text in (('rank', 'RankMe'), ('rank_center', 'RankMe, centred')):
     out += rank_with_interval(text, fields[name])
@@ -113,7 +116,7 @@ def rank_lines(fields: Mapping[str, Any]) -> list[str]:
           f'{"other measures":24s} {"raw":>10s} {"centred":>10s}']
   centred = fields['rank_center']['siblings']
   for name, value in fields['rank']['siblings'].items():
-    if name != 'rankme':  # It heads the table, with its interval.
+    if name != 'rankme':  # It is above, with its interval.
       out.append(measure_line(name, value, centred.get(name, math.nan)))
   for name, value in fields.get('directions', {}).items():
     out.append(measure_line(name, value))
@@ -121,7 +124,12 @@ def rank_lines(fields: Mapping[str, Any]) -> list[str]:
 
 
 def rank_with_interval(text: str, rank: Mapping[str, Any]) -> list[str]:
-  """Returns the lines of RankMe itself, or the reason why it has no value."""
+  """Returns the lines of RankMe, or the reason why it has no value.
+
+  Args:
+    text: what the lines call it.
+    rank: record of rankme.record.
+  """
   if rank['value'] is None:
     reason = 'all are zero, or so small that their squares vanish'
     if rank['center']:
@@ -132,7 +140,10 @@ def rank_with_interval(text: str, rank: Mapping[str, Any]) -> list[str]:
          f"n {rank['n']}, width {rank['width']}, eps {rank['eps']:g}"]
   interval = f"[{rank['low_inf']:.3f}, {rank['high_inf']:.3f}]"
   if rank['value_inf'] is None:
-    few = 'recordings' if rank['n'] >= 4 * rank['width'] else 'clips'
+    # With many clips, it is the number of independent recordings that limits.
+    few = 'clips'
+    if rank['n'] >= 4 * rank['width']:
+      few = 'recordings'
     endless = f' undefined  {interval}  too few {few} to tell'
   else:
     endless = f"{rank['value_inf']:10.3f}  {interval}"
@@ -140,18 +151,20 @@ def rank_with_interval(text: str, rank: Mapping[str, Any]) -> list[str]:
 
 
 def measure_line(name: str, raw: float, centred: float | None = None) -> str:
-  """Returns one measure's line: its values, and what it says in a few words."""
-  centred_text = '' if centred is None else f'{centred:.4g}'
+  """Returns the line of one measure: its values and its explanation."""
+  centred_text = ''
+  if centred is not None:
+    centred_text = f'{centred:.4g}'
   return (f'{name:24s} {raw:10.4g} {centred_text:>10s}  '
           f'{MEANINGS.get(name, "")}').rstrip()
 
 
 def score_lines(record: Mapping[str, Any], encoder: str = '') -> list[str]:
-  """Returns a line for each measure of one task, the task's own first.
+  """Returns one line per measure of a task, the task's own measure first.
 
   Args:
-    record: of evaluate.score.
-    encoder: whose scores they are, where not the model's.
+    record: from evaluate.score.
+    encoder: name of the features; '' for the model.
   """
   from audiorank import evaluate
   out, result = [], record['result']
@@ -165,20 +178,22 @@ def score_lines(record: Mapping[str, Any], encoder: str = '') -> list[str]:
     name, about = '', ''
     if i == 0:
       name = encoder or record['task']
-      cached = ', cached embeddings' if record['cached'] else ''
-      about = f"  {result['clips']} clips ({result['protocol']}{cached})"
+      about = result['protocol']
+      if record['cached']:
+        about += ', cached embeddings'
+      about = f"  {result['clips']} clips ({about})"
     out.append(f"{name:32s} {row['measure']:22s} {row['score']:7.4f}  "
                f'{interval}{chance}{about}')
   return out
 
 
 def check() -> None:
-  """Raises ValueError for flags that do not go together."""
+  """Raises ValueError for flags that cannot be combined."""
   model = _CHECKPOINT.value or _MODULE.value
   if _EMBEDDINGS.value:
     if _TASKS.value or _CORPUS.value or model:
-      raise ValueError('--embeddings stands alone: expected no --checkpoint, '
-                       '--module, --tasks or --corpus beside it')
+      raise ValueError('--embeddings cannot be combined with --checkpoint, '
+                       '--module, --tasks or --corpus')
   elif not model:
     raise ValueError('expected --checkpoint, --module or --embeddings')
   elif not (_TASKS.value or _CORPUS.value):
@@ -188,22 +203,24 @@ def check() -> None:
   if _VIEWS.value and (_MODULE.value or not _CORPUS.value
                        or not _CHECKPOINT.value
                        or files.path(_CHECKPOINT.value).is_file()):
-    raise ValueError('--views needs the masks and the seed of a run of ours '
+    raise ValueError('--views needs the masks and the seed of one of our runs, '
                      'and clips: expected --checkpoint=RUN and --corpus')
   if _MODULE.value and (_STEP.value is not None or _LAYER.value != 'final'
                         or _CLAMP.value != 'clip'):
-    raise ValueError('--step, --layer and --clamp are of our checkpoints: '
-                     'expected none beside --module')
+    raise ValueError('--step, --layer and --clamp are for our checkpoints and '
+                     'cannot be combined with --module')
 
 
 def encoder() -> Any:
-  """Returns the Encoder that the flags name."""
+  """Returns the Encoder of the flags."""
   from audiorank import encoders
   cli.compile_cache()
   if _MODULE.value:
     return encoders.module(_MODULE.value, _CHECKPOINT.value or '',
                            _BATCH.value)
-  layer = int(_LAYER.value) if _LAYER.value.isdigit() else _LAYER.value
+  layer: int | str = _LAYER.value
+  if _LAYER.value.isdigit():
+    layer = int(_LAYER.value)
   return encoders.ours(_CHECKPOINT.value, _STEP.value, _BATCH.value, layer,
                        _CLAMP.value)
 
@@ -212,7 +229,9 @@ def main(argv: list[str]) -> None:
   """Runs the command."""
   del argv
   from audiorank import embedding_cache
-  cache = embedding_cache.default() if _CACHE.value is None else _CACHE.value
+  cache = _CACHE.value
+  if cache is None:
+    cache = embedding_cache.default()
   if _CACHED.value or _CLEAR.value:
     list_cache(cache)
     return
@@ -223,7 +242,7 @@ def main(argv: list[str]) -> None:
     name = pathlib.Path(_EMBEDDINGS.value).name
     record |= embeddings_record()
   else:
-    # Tasks first: a name that is not there is refused before weights are read.
+    # Before weights are read: a wrong name must fail at once.
     folders = []
     if _TASKS.value:
       folders = evaluate.named_folders(_TASKS.value, _TASK.value, '--task')
@@ -239,7 +258,7 @@ def main(argv: list[str]) -> None:
 
 
 def list_cache(cache: str) -> None:
-  """Prints what is cached; empties it where that was asked for."""
+  """Prints the contents of the cache, and empties it with --clear_cache."""
   from audiorank import embedding_cache
   for name, size in embedding_cache.listing(cache):
     print(f'{size / 1e6:10.2f} MB  {name}')
@@ -250,7 +269,7 @@ def list_cache(cache: str) -> None:
 
 
 def embeddings_record() -> dict[str, Any]:
-  """Prints and returns the rank of a file of embeddings."""
+  """Prints RankMe of a file of embeddings; returns its record."""
   from audiorank.rankme import files as embeddings
   rank = embeddings.file_rank(_EMBEDDINGS.value, _ARRAY.value, _GROUPS.value)
   print('\n'.join(rank_lines(rank)))
@@ -260,7 +279,15 @@ def embeddings_record() -> dict[str, Any]:
 
 
 def corpus_record(model: Any, cache: str) -> dict[str, Any]:
-  """Prints and returns the rank of a model on a corpus, and of its views."""
+  """Prints RankMe of a model on a corpus, and measures of views, if any.
+
+  Args:
+    model: an Encoder.
+    cache: folder of embeddings, or ''.
+
+  Returns:
+    their record.
+  """
   from audiorank import data
   from audiorank import evaluate
   corpus = data.load(_CORPUS.value)
@@ -281,7 +308,16 @@ def corpus_record(model: Any, cache: str) -> dict[str, Any]:
 
 def task_records(model: Any, folders: list[pathlib.Path],
                  cache: str) -> dict[str, Any]:
-  """Prints and returns the scores of a model, and of features beside it."""
+  """Prints the scores of a model and, with --features, of features.
+
+  Args:
+    model: an Encoder.
+    folders: of the tasks.
+    cache: folder of embeddings, or ''.
+
+  Returns:
+    {task, or task.features: record}.
+  """
   from audiorank import encoders
   from audiorank import evaluate
   settings = {'protocol': _PROTOCOL.value, 'grid_points': _GRID.value}

@@ -243,7 +243,7 @@ def test_other_modules_are_one_line(foreign):
 
 
 def test_ours_are_refused_with_a_reason(tmp_path, weights):
-  with pytest.raises(ValueError, match='step 3 asked for'):
+  with pytest.raises(ValueError, match='no step 3: only'):
     encoders.ours(weights, step=3)
   with pytest.raises(ValueError, match="clamp 'all'"):
     encoders.ours(weights, clamp='all')
@@ -374,7 +374,7 @@ def test_features_are_scored_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize('args,message', [
     ([], 'expected --checkpoint, --module or --embeddings'),
     (['--checkpoint=x'], 'expected --tasks, --corpus or both'),
-    (['--embeddings=z.npy', '--module=x'], '--embeddings stands alone'),
+    (['--embeddings=z.npy', '--module=x'], '--embeddings cannot be combined'),
     (['--module=x', '--tasks=y', '--layer=3'], 'expected none beside --mod')])
 def test_flags_that_do_not_go_together(args, message):
   done = command(*args)

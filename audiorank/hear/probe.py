@@ -130,7 +130,8 @@ def logistic(task: tasks.Task, embeddings: Embeddings,
   # Why the average: a single choice on some hundred validation clips can jump
   # to another penalty if the embeddings change only a little.
   penalties_P = np.asarray(sorted(penalties, reverse=True), np.float32)
-  per_split, shares, tests, choices = [], [], [], []
+  per_split: list[dict[str, Any]] = []
+  shares, tests, choices = [], [], []
   for fold in folds.load(task, embeddings):
     model = _path(task, fold, penalties_P)
     share_P, posts = _weigh(task, fold, model)
