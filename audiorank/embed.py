@@ -334,10 +334,11 @@ def masked_encoder(config: ModelConfig, ratio: float, group: int
   def run(params: Params, wave_BS: jax.Array, key: jax.Array) -> jax.Array:
     mel_BMT = audio.front(config, audio.to_float(wave_BS))
     variables = model.encoder_variables(params)
-    patches_BLP = net.apply(variables, mel_BMT, method='patches')
+    patches_BLP: Any = net.apply(variables, mel_BMT, method='patches')
     keep_BK, _ = model.random_mask(
         key, len(patches_BLP), patches_BLP.shape[1], ratio, group)
-    return net.apply(variables, patches_BLP, keep_BK).mean(1)
+    z_BKD: Any = net.apply(variables, patches_BLP, keep_BK)
+    return z_BKD.mean(1)
 
   return run
 

@@ -480,7 +480,7 @@ def test_torch_files_execute_nothing(tmp_path, monkeypatch):
     dasheng.load(path)
   assert not (tmp_path / 'sprung').exists()
   torch.save([1, 2], path)
-  with pytest.raises(ValueError, match='model.pt: holds a list, expected'):
+  with pytest.raises(ValueError, match='model.pt: contains a list, expected'):
     dasheng.load(path)
 
 

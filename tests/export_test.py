@@ -193,7 +193,7 @@ def test_card_says_what_the_records_say(model, tmp_path, monkeypatch):
 
 def test_card_without_records(model):
   text = card.write(model.config, model.params, {})
-  assert 'records of the training are not with these weights' in text
+  assert 'come without the records of their training' in text
   assert text.startswith('---\n') and 'nan' not in text
 
 

@@ -391,5 +391,5 @@ def test_folders_made_otherwise_are_refused(tmp_path):
   with pytest.raises(ValueError, match='choose another folder'):
     synth.write_tasks(tmp_path, 0, (3, 1, 1), ['pitch'], 1, False)
   pathlib.Path(root, 'timbre-v1-full').mkdir()
-  with pytest.raises(ValueError, match='not made here'):
+  with pytest.raises(ValueError, match='not a folder of this dataset'):
     synth.write_tasks(tmp_path, 0, (2, 1, 1), ['timbre'], 1, False)

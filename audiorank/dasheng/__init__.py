@@ -1,11 +1,10 @@
-"""Weights of the official PyTorch Dasheng, both ways.
+"""Converts weights from and to the official PyTorch Dasheng.
 
-Names and shapes are those of the PyPI package dasheng (arXiv 2406.06992). A
-tensor is reshaped or transposed on the way and nothing else, so a round trip
-is exact.
+Names and shapes are those of the PyPI package dasheng (arXiv 2406.06992).
+Tensors are only reshaped or transposed, so a round trip is exact.
 
-  names.py     every tensor: its name there, its place here
-  sizes.py     a config out of shapes, and what other configs say
+  names.py     every tensor: its official name, its place in our tree
+  sizes.py     the config, from shapes and from other configs
   weights.py   from_state_dict, to_state_dict
   files.py     load: .pt and .safetensors
 """

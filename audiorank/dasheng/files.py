@@ -1,4 +1,4 @@
-"""Official checkpoint files, read without executing anything in them."""
+"""Reads official checkpoint files without executing anything in them."""
 
 from collections.abc import Mapping
 import pathlib
@@ -14,13 +14,11 @@ def load(path: files.Path, config: Any = None
          ) -> tuple[config_dict.FrozenConfigDict, weights.Tree]:
   """Returns (config, params) of an official .pt or .safetensors file.
 
-  Nothing in a file is executed: a .pt is read with weights_only=True, and of
-  other classes only the paths that the official training code leaves in its
-  config are let through. Only a .pt needs torch.
+  Only a .pt needs torch.
 
   Args:
     path: the file.
-    config: what is known beyond the file; see from_state_dict.
+    config: further information on the model; see from_state_dict.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -49,19 +47,20 @@ def read_torch(path: pathlib.Path) -> Mapping[str, Any]:
   except ModuleNotFoundError:
     raise ValueError(f"{path}: a {path.suffix} file needs torch (pip install "
                      "'audiorank[torch]'); .safetensors does not") from None
-  # The official training code leaves paths in its config; of Python 3.13 they
-  # are of another module.
+  # weights_only=True refuses all classes but tensors. The official training
+  # code stores paths in its config, so this class is allowed. Python 3.13 has
+  # it in another module.
   paths = [(pathlib.PurePosixPath, f'{module}.PosixPath')
            for module in ('pathlib', 'pathlib._local')]
   try:
     with torch.serialization.safe_globals(paths):
       dump = torch.load(path, map_location='cpu', weights_only=True)
-  except Exception as error:  # Its unpickler raises whatever it meets.
+  except Exception as error:  # The unpickler raises errors of any type.
     reason = ' '.join(str(error).split())[:300]
     raise ValueError(
         f'{path}: cannot be read as weights alone: {reason}') from None
   if not isinstance(dump, Mapping):
-    raise ValueError(f'{path}: holds a {type(dump).__name__}, expected a '
+    raise ValueError(f'{path}: contains a {type(dump).__name__}, expected a '
                      'state_dict')
   return dump
 

@@ -1,16 +1,16 @@
-"""Our numbers beside the official Dasheng's, tensor by tensor.
+"""Compares our model with the official Dasheng, tensor by tensor.
 
   python -m audiorank.dasheng.parity --fixture parity_tiny.npz
   python -m audiorank.dasheng.parity --peer
 
-`--fixture` is a file of arrays that the official code left at every stage, of
-any sizes: weights as w/<name>, the stages under the names below, and a .json
-of the same stem with the numbers of heads. `--peer` asks the installed package
-dasheng itself (tests/peers/install.sh), with random weights of the sizes of
-the flags. The table is Markdown; exit status 1 if a tolerance is exceeded.
+`--fixture` is a file of arrays of the official code at every stage, of any
+sizes: weights as w/<name>, the stages under the names below, and a .json of the
+same stem with the numbers of heads. `--peer` runs the installed package dasheng
+(tests/peers/install.sh) with random weights of the sizes in the flags. The
+table is Markdown. The exit status is 1 if a tolerance is exceeded.
 
-Errors are the largest absolute difference, or, where a tolerance says
-relative, that over the largest absolute value of the official tensor.
+Errors are the largest absolute difference; with a relative tolerance it is
+divided by the largest absolute value of the official tensor.
 
 Shapes: B batch, S samples, M mels, T frames, L tokens, K kept tokens, R
 removed, P values of a patch, D width, N layers.
@@ -42,13 +42,14 @@ _DEPTH = flags.DEFINE_integer('depth', 3, 'Of the random weights.')
 _HEADS = flags.DEFINE_integer('heads', 6, 'Of the random weights.')
 _FRAMES = flags.DEFINE_integer('target_length', 200, 'Of the random weights.')
 
-# Tolerances: float32 with other orders of summation. Torchaudio makes its mel
-# filters in float32, ours are rounded once: near 8 kHz, where float32 has steps
-# of 4.9e-4 Hz and the filters a spacing of 337 Hz, a weight is off by 1.5e-6. A
-# dB is most uncertain where the mel power is near its floor of 1e-10.
+# The tolerances are for float32 with other orders of summation. torchaudio
+# computes its mel filters in float32, ours are rounded once: near 8 kHz, where
+# float32 has steps of 4.9e-4 Hz and filters are 337 Hz apart, a weight differs
+# by 1.5e-6. A value in dB is least certain if the power is near its floor of
+# 1e-10.
 POWER, DB, TOKENS = 'relative 2e-6', '5e-3', '5e-5'
 LOSS, STATS, GRADS = 'relative 2e-4', 'relative 1e-5', 'relative 1e-3'
-# The target of a silent patch is what rounding left of its mean, up to two
+# The target of a silent patch is the rounding error of its mean, up to two
 # steps of float32 at 80 dB, 1.5e-5, over the official sqrt(eps) of 1e-3.
 TARGETS, SILENT_TARGETS = '1e-5', '1.6e-2'
 SILENT = 1e-4  # Variance in dB^2 below which a patch is silent.
@@ -61,7 +62,7 @@ class Row(NamedTuple):
   """A line of the table."""
   name: str
   error: float
-  tolerance: str  # A number, after 'relative' where it is one.
+  tolerance: str  # A number, after 'relative' if it is relative.
   holds: bool
 
 
@@ -124,7 +125,7 @@ def encoder_rows(z: dict[str, np.ndarray], config: Any, params: Any
   yield row('mel', audio.mel_power(jnp.asarray(wave_BS)), z['mel'], POWER)
   mel_BMT = log_mel(wave_BS, clamp='batch')
   yield row('log-mel, dB', mel_BMT, z['db'], DB)
-  for b in range(len(wave_BS) if 'db_single' in z else 0):
+  for b in range(len(z.get('db_single', ()))):
     yield row(f'log-mel of clip {b} alone', log_mel(wave_BS[b:b + 1])[0],
               z['db_single'][b], DB)
   encoder = model.encoder_variables(params)
@@ -177,7 +178,7 @@ def mae_rows(z: dict[str, np.ndarray], config: Any, params: Any
     pred_BRP = jax.jit(model.MAE(config).apply)(
         params, mel_BMT, keep_BK, drop_BR)
     yield row(f'{text}: prediction', pred_BRP,
-              model.take(z[f'{case}/pred'], np.asarray(drop_BR)), TOKENS)
+              model.take(jnp.asarray(z[f'{case}/pred']), drop_BR), TOKENS)
     for by, name in (('patch', 'true'), ('batch', 'global'),
                      ('none', 'false')):
       loss = objectives.reconstruction(
@@ -188,14 +189,13 @@ def mae_rows(z: dict[str, np.ndarray], config: Any, params: Any
 
 def training_rows(z: dict[str, np.ndarray], facts: dict[str, Any], config: Any,
                   params: Any) -> Iterator[Row]:
-  """Yields the rows of one training step: targets, loss, statistics,
-  gradients.
+  """Yields the rows of a training step: targets, loss, statistics, gradients.
 
-  Gradients are compared for targets that are rounded as the official ones are.
-  In digital silence the compiled targets are 0 and the official ones are
-  rounding errors; the row of silent targets says how far they are apart.
+  Gradients are compared for targets with the same rounding as the official
+  ones. In digital silence the compiled targets are 0, and the official ones are
+  rounding errors; the row of silent targets shows the difference.
   """
-  c, mel_BMT = config.model, z['db']
+  c, mel_BMT = config.model, jnp.asarray(z['db'])
   raw_BLP = model.patchify(mel_BMT, c.patch_frames)
   keep_BK, drop_BR = model.mask_from_noise(
       jnp.asarray(z['g75/noise']), raw_BLP.shape[1], .75, 2)
@@ -209,7 +209,7 @@ def training_rows(z: dict[str, np.ndarray], facts: dict[str, Any], config: Any,
               compiled_BLP[silent_BL], rounded_BLP[silent_BL], SILENT_TARGETS)
   target_BRP = model.take(rounded_BLP, drop_BR)
 
-  def loss_of(tree):
+  def loss_of(tree: Any) -> tuple[jax.Array, Any]:
     pred_BRP, new = model.MAE(c).apply(
         {**params, 'params': tree}, mel_BMT, keep_BK, drop_BR, train=True,
         mutable=['batch_stats'])
@@ -222,7 +222,7 @@ def training_rows(z: dict[str, np.ndarray], facts: dict[str, Any], config: Any,
   for ours, name in (('mean', 'running_mean'), ('var', 'running_var')):
     yield row(f'training: {name}', stats[ours], z[f'train/{name}_after'],
               STATS)
-  # A gradient has the tree of the parameters, so it can be named officially.
+  # Gradients have the same tree as parameters, so they get official names.
   named = dasheng.to_state_dict(
       config, {'params': grads, 'batch_stats': new['batch_stats']})
   for name, gradient in (
@@ -232,8 +232,8 @@ def training_rows(z: dict[str, np.ndarray], facts: dict[str, Any], config: Any,
       ('mask_token', named['decoder.mask_token'])):
     yield row(f'training: gradient of {name}', gradient,
               z[f'train/grad_{name}'], GRADS)
-  # Torch on a CPU gets the affine gradient of BatchNorm wrong where its input
-  # is transposed in memory, as the front end's output is.
+  # On a CPU torch computes a wrong affine gradient of BatchNorm if its input is
+  # transposed in memory, as the output of the front end is.
   names = [n for n in facts['grad_norms_train'] if 'init_bn' not in n]
   ratio = [np.linalg.norm(named[n]) / facts['grad_norms_train'][n]
            for n in names]
@@ -243,7 +243,11 @@ def training_rows(z: dict[str, np.ndarray], facts: dict[str, Any], config: Any,
 
 def of_peer(width: int, depth: int, heads: int, target_length: int,
             seed: int = 0) -> list[Row]:
-  """Returns the rows against the installed official class, random weights.
+  """Returns the rows for the installed official class, with random weights.
+
+  Args:
+    width, depth, heads, target_length: sizes of the model.
+    seed: of weights and sounds.
 
   Raises:
     ValueError: the package dasheng or torch is not installed.
@@ -260,16 +264,17 @@ def of_peer(width: int, depth: int, heads: int, target_length: int,
   rng = np.random.default_rng(seed)
   state = {name: x.numpy() for name, x in theirs.state_dict().items()}
   for name, x in state.items():
-    # Biases, norms and statistics of their own, so that a swap shows.
+    # Different biases, norms and statistics, so that a swap would be noticed.
     if x.dtype == np.float32 and x.ndim == 1 and 'front_end' not in name:
       state[name] = (x + rng.uniform(.01, .1, x.shape)).astype(np.float32)
-  # As of real sound in dB: otherwise tokens are in the hundreds.
+  # Like real sound in dB; otherwise tokens would be in the hundreds, with
+  # larger rounding errors.
   state['init_bn.1.running_mean'] -= 20
   state['init_bn.1.running_var'] *= 400
   config, params = dasheng.from_state_dict(state, {'heads': heads})
   out = list(round_trip(state, config, params))
   back = dasheng.to_state_dict(config, params)
-  # Strictly: a name too many or too few, or another shape, raises.
+  # strict: an additional or missing name or another shape is an error.
   theirs.load_state_dict(
       {name: torch.from_numpy(x) for name, x in back.items()}, strict=True)
   positions = target_length // 4

@@ -1,4 +1,4 @@
-"""What a config states about a model, and what the shapes of its tensors do."""
+"""The config of a model, from the shapes of its tensors and other configs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,23 +7,24 @@ from absl import logging
 from ml_collections import config_dict
 import numpy as np
 
-# The weights do not show the number of heads. Published: base, 0.6B, 1.2B.
+# Width -> heads of the published models base, 0.6B and 1.2B. The number of
+# heads does not follow from the shapes.
 HEADS = {768: 12, 1280: 16, 1536: 24}
 DECODER_HEADS = {512: 16, 768: 24}
-# Heads of encoder and decoder of what the official training builds by name.
+# Heads of encoder and decoder of the models in the official training code.
 NAMED_HEADS = {'dasheng_base': (12, 16), 'dasheng_06B': (24, 16),
                'dasheng_12B': (24, 24)}
 # Arguments of the official class -> our names of them.
 ARGUMENTS = {'embed_dim': 'width', 'depth': 'depth', 'num_heads': 'heads',
              'mlp_ratio': 'mlp_ratio', 'n_mels': 'mels',
              'target_length': 'target_frames'}
-# Its arguments that change the numbers but no shape: we have these values.
+# Arguments that change results but no shape. Only these values are supported.
 FIXED: dict[str, Any] = {
     'n_fft': 512, 'win_size': 512, 'hop_size': 160, 'f_min': 0, 'f_max': 8000,
     'center': True, 'top_db': 120, 'pooling': 'mean', 'init_values': None,
     'block_type': 'Block', 'attention_type': 'Attention',
     'patch_size': [64, 4], 'patch_stride': [64, 4]}
-# Fields of a config of ours that no shape shows, with their defaults.
+# Fields of our config that do not follow from shapes, with their defaults.
 FREE = {'heads': None, 'frontend': 'log_mel', 'dtype': 'float32',
         'remat': 'auto', 'unroll': 0}
 SIZES = ('width', 'depth', 'mlp_ratio', 'mels', 'patch_frames',
@@ -41,23 +42,23 @@ def as_dict(config: Any) -> Any:
 
 
 def read(config: Any) -> Fields:
-  """Returns the fields that a config of any dialect states, in our names.
+  """Returns the fields of a config of any kind, with our names.
 
   Args:
-    config: of a run of ours or its `model` part, the arguments of the official
-      class, Hugging Face's config.json, or the config of the official training
-      code; None states nothing.
+    config: of one of our runs or its `model` part, the arguments of the
+      official class, Hugging Face's config.json, or the config of the official
+      training code; None has no fields.
 
   Raises:
-    ValueError: not a config, an unknown field of ours, or an official
-      argument that has no equivalent here.
+    ValueError: not a config, an unknown field, or an official argument that is
+      not supported.
   """
   config = as_dict(config)
   if not config:
     return {}
   if not isinstance(config, Mapping):
     raise ValueError(f'config: a {type(config).__name__}, expected fields')
-  # 'model' holds our fields; in the official training it is a name.
+  # 'model' contains our fields; in the official training code it is a name.
   for part in ('model', 'encoder_kwargs'):
     if isinstance(config.get(part), Mapping):
       config = config[part]
@@ -85,7 +86,7 @@ def official(config: Mapping[str, Any]) -> Fields:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or value != int(value):
       raise ValueError(f'config: {field} {value!r}, expected a whole number')
-  if 'target_frames' in fields:  # Frames short of a patch get no position.
+  if 'target_frames' in fields:  # An incomplete patch has no position.
     fields['target_frames'] -= fields['target_frames'] % FIXED['patch_size'][1]
   if 'model_args' in config and config.get('model') in NAMED_HEADS:
     encoder, decoder = NAMED_HEADS[config['model']]
@@ -95,16 +96,16 @@ def official(config: Mapping[str, Any]) -> Fields:
 
 
 def infer(state: State, prefix: str, decoder: bool, fields: Fields) -> Fields:
-  """Returns the model part of a config: sizes by shape, the rest as stated.
+  """Returns the model part of a config: sizes from shapes, others from fields.
 
   Args:
     state: official name -> array.
     prefix: of the encoder's names.
-    decoder: whether the state has one.
-    fields: of `read`.
+    decoder: whether the state has a decoder.
+    fields: from `read`.
 
   Raises:
-    ValueError: a tensor that is missing or of another shape, or a field that
+    ValueError: a tensor that is missing or has another shape, or a field that
       contradicts the shapes; names it.
   """
   D, _, M, frames = shape_of(state, f'{prefix}patch_embed.proj.weight',
@@ -118,7 +119,9 @@ def infer(state: State, prefix: str, decoder: bool, fields: Fields) -> Fields:
           'patch_frames': frames, 'target_frames': L * frames}
   check_stated(tree, fields, '')
   # Small models have heads of 32 dimensions, others of 64.
-  dimensions = 64 if D >= 256 else 32
+  dimensions = 32
+  if D >= 256:
+    dimensions = 64
   free = {field: fields.get(field, value) for field, value in FREE.items()}
   free['heads'] = heads(D, fields, '', HEADS, max(1, D // dimensions))
   stated = fields.get('decoder', {})
@@ -130,7 +133,7 @@ def infer(state: State, prefix: str, decoder: bool, fields: Fields) -> Fields:
 
 
 def decoder_of(state: State, fields: Fields) -> Fields:
-  """Returns the decoder part of a config by the shapes of its tensors."""
+  """Returns the decoder part of a config, from the shapes of its tensors."""
   width = shape_of(state, 'decoder.input_proj.weight', 'W', 'D')[0]
   sizes = {'width': width, 'depth': blocks_of(state, 'decoder.')[0]}
   check_stated(sizes, fields, 'decoder.')
@@ -139,7 +142,7 @@ def decoder_of(state: State, fields: Fields) -> Fields:
 
 
 def published_decoder(width: int, depth: int, fields: Fields) -> Fields:
-  """Returns the decoder that an encoder of this size was published with."""
+  """Returns the published decoder of an encoder of this size."""
   sizes = {'width': 512, 'depth': 8, 'heads': 16}
   if (width, depth) == (1536, 40):
     sizes = {'width': 768, 'depth': 8, 'heads': 24}
@@ -166,7 +169,8 @@ def blocks_of(state: State, part: str) -> tuple[int, int]:
   start = f'{part}blocks.'
   numbers = {name[len(start):].split('.')[0] for name in state
              if name.startswith(start)}
-  # Up to the first gap: a block beyond it is an error that names it.
+  # Only up to the first gap. A block beyond it becomes an unknown tensor, about
+  # which the error is clearer.
   depth = 1
   while str(depth) in numbers:
     depth += 1
@@ -175,7 +179,7 @@ def blocks_of(state: State, part: str) -> tuple[int, int]:
 
 
 def check_stated(sizes: Fields, fields: Fields, label: str) -> None:
-  """Raises ValueError where a config states another size than the shapes."""
+  """Raises ValueError if a config has another size than the shapes."""
   for field, value in sizes.items():
     if fields.get(field, value) != value:
       raise ValueError(f'config.{label}{field}: {fields[field]}, but the '
@@ -184,14 +188,17 @@ def check_stated(sizes: Fields, fields: Fields, label: str) -> None:
 
 def heads(width: int, fields: Fields, label: str, published: dict[int, int],
           rule: int) -> int:
-  """Returns how many heads a config states, or the usual number.
+  """Returns the number of heads of a config, or the usual number.
 
   Args:
     width: of the model.
-    fields: of `read`.
+    fields: from `read`.
     label: 'decoder.' or '', for messages.
     published: width -> heads.
-    rule: for any other width; taken with a warning.
+    rule: number for any other width, with a warning.
+
+  Raises:
+    ValueError: the width is not a multiple of it.
   """
   if 'heads' in fields:
     if fields['heads'] < 1 or width % fields['heads']:

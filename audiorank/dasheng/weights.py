@@ -1,4 +1,4 @@
-"""An official state_dict to a config and linen variables, and back."""
+"""Converts an official state_dict to a config and linen variables, and back."""
 
 import collections
 from collections.abc import Iterator
@@ -20,23 +20,23 @@ def from_state_dict(state: Mapping[str, Any], config: Any = None
                     ) -> tuple[config_dict.FrozenConfigDict, Tree]:
   """Returns (config, params) of an official state_dict.
 
-  Sizes are read from the shapes. Accepted: an encoder's dictionary, with the
+  Sizes follow from the shapes. Accepted are the state of an encoder, with the
   prefix 'encoder.' (Hugging Face) or without, with the front end's buffers or
-  without; a full MAE's ('encoder.', 'decoder.'); either wrapped as
+  without; that of a full MAE ('encoder.', 'decoder.'); and either of them as
   {'model': ..., 'config': ...}. The classifier of a fine-tuned file
   ('outputlayer.') is left out with a warning.
 
   Args:
     state: name -> array, of numpy or of torch.
-    config: what is known of the model: fields of a config of ours (whole or
-      its `model` part), arguments of the official class, or the config of its
-      training code. Sizes are checked against the shapes. Where no config
-      states the number of heads, the published number of that width is taken,
-      else one of 64 dimensions each (of 32 below width 256), with a warning.
+    config: further information: fields of our config (whole or its `model`
+      part), arguments of the official class, or the config of its training
+      code. Sizes are compared with the shapes. Without the number of heads in
+      any config, the published number of that width is used, or else heads of
+      64 dimensions (32 below width 256), with a warning.
 
   Returns:
-    config: frozen; `config.model` is as configs/base.py describes it. A
-      decoder that the state does not hold is described as published.
+    config: frozen; `config.model` is as in configs/base.py. If the state has no
+      decoder, that part is the published one.
     params: linen variables {'params', 'batch_stats'}, numpy float32, each
       with 'encoder' and, for a full MAE, 'decoder'.
 
@@ -58,11 +58,12 @@ def from_state_dict(state: Mapping[str, Any], config: Any = None
     if x.dtype.kind not in 'fiub' and x.dtype.name != 'bfloat16':
       raise ValueError(f'{name}: {x.dtype}, expected numbers')
   decoder = any(name.startswith('decoder.') for name in arrays)
-  encoder = any(name.startswith('encoder.') for name in arrays)
-  prefix = 'encoder.' if decoder or encoder else ''
+  prefix = ''
+  if any(name.startswith(('decoder.', 'encoder.')) for name in arrays):
+    prefix = 'encoder.'
   tree = sizes.infer(arrays, prefix, decoder, fields)
   params = take_tensors(arrays, names.layout(tree, prefix, decoder))
-  # What is left is the front end, or unknown.
+  # The remaining tensors are the front end, or unknown.
   names.check_front_end(arrays, prefix)
   if arrays:
     name, x = next(iter(arrays.items()))
@@ -111,7 +112,7 @@ def take_tensors(arrays: sizes.State, layout: Iterator[names.Tensor]) -> Tree:
   if missing:
     raise ValueError(f'{missing[0].name}: missing, expected shape '
                      f'{missing[0].shape} ({len(missing)} missing in all)')
-  # The blocks are one scanned block here: their weights are stacked.
+  # Our model scans over its blocks, so their weights are stacked.
   for path, layers in stacks.items():
     put(params, path, np.stack(layers))
   return params
@@ -121,8 +122,8 @@ def to_state_dict(config: Any, params: Tree) -> sizes.State:
   """Returns {name: numpy array} that the official classes load strictly.
 
   An encoder alone gets the names of the class Dasheng, a full MAE those of
-  AudioTransformerMAE. The counter num_batches_tracked, on which no number
-  depends, is 0.
+  AudioTransformerMAE. The counter num_batches_tracked is 0; no result depends
+  on it.
 
   Args:
     config: the run's config or its `model` part.
@@ -136,7 +137,9 @@ def to_state_dict(config: Any, params: Tree) -> sizes.State:
   if 'encoder' not in params['params']:
     params = {kind: {'encoder': part} for kind, part in params.items()}
   decoder = 'decoder' in params['params']
-  prefix = 'encoder.' if decoder else ''
+  prefix = ''
+  if decoder:
+    prefix = 'encoder.'
   known = {tensor.path for tensor in names.layout(tree, prefix, decoder)}
   for path, x in leaves(params):
     if path not in known:
@@ -146,7 +149,9 @@ def to_state_dict(config: Any, params: Tree) -> sizes.State:
     x = np.asarray(leaf(params, tensor))
     shape = tensor.ours
     if tensor.layer is not None:
-      part = tree['decoder'] if '/decoder/' in tensor.path else tree
+      part = tree
+      if '/decoder/' in tensor.path:
+        part = tree['decoder']
       shape = (part['depth'], *shape)
     if x.shape != shape:
       raise ValueError(f'{tensor.path}: shape {x.shape}, expected {shape}')
@@ -164,7 +169,7 @@ def array(x: Any) -> np.ndarray:
   if hasattr(x, 'detach'):
     x = x.detach().cpu()
     if x.is_floating_point():
-      x = x.float()  # numpy has no bfloat16 of its own.
+      x = x.float()  # numpy has no bfloat16.
     x = x.numpy()
   return np.asarray(x)
 

@@ -1,13 +1,10 @@
-"""Models on their way out: the hub's folder, its card, StableHLO, ONNX,
-PyTorch.
+"""Exports models: a folder for the Hugging Face hub, StableHLO, ONNX, PyTorch.
 
   pretrained.py   model.safetensors, config.json, preprocessor_config.json
   card.py         README.md of a model, written from the run's records
   stablehlo.py    one file that runs without this package
   onnx.py         the same for other runtimes
-  pytorch.py      one file of the official PyTorch package
-
-The tensors of the first carry the official Dasheng's names as well.
+  pytorch.py      one file for the official PyTorch package
 """
 
 from audiorank.export.pretrained import destination

@@ -1,4 +1,4 @@
-"""An encoder as ONNX, for runtimes that know nothing of jax.
+"""Exports an encoder as ONNX, for runtimes without jax.
 
 Shapes: B batch, S samples, T frames, W samples of a window, Q frequency bins,
 M mels, L tokens, D width.
@@ -25,10 +25,9 @@ from audiorank import model
 
 
 def log_mel(wave_BS: jax.Array) -> jax.Array:
-  """Returns audio.log_mel of clips, its Fourier transform as two products.
-
-  The runtimes disagree on the operator DFT; matrices they all multiply.
-  """
+  """Returns audio.log_mel of clips."""
+  # The Fourier transform is written as two matrix products, because runtimes
+  # disagree on the operator DFT.
   turn_WQ = 2 * np.pi / audio.N_FFT * np.outer(
       np.arange(audio.N_FFT), np.arange(audio.N_FFT // 2 + 1))
   frames_BTW = audio.windows(wave_BS)
@@ -41,27 +40,31 @@ def log_mel(wave_BS: jax.Array) -> jax.Array:
 
 def encoder(config: Any, params: Any
             ) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-  """Returns wave_BS -> (z_BD, z_BLD), block after block in the open.
+  """Returns wave_BS -> (z_BD, z_BLD), for clips within the model's positions.
 
-  The converter does not follow flax's scan: this is model.encode without it,
-  for clips that the model has positions for.
+  Args:
+    config: the run's config, or its `model` part.
+    params: the linen variables.
   """
+  # This is model.encode with a loop over blocks instead of flax's scan, which
+  # the converter does not support.
   c = getattr(config, 'model', config)
   variables = jax.tree.map(jnp.asarray, model.encoder_variables(params))
   own = variables['params']
   net = model.Encoder(c)
   block = model.Block(c.heads, c.mlp_ratio, 'float32', nn.initializers.zeros)
 
-  def run(wave_BS):
+  def run(wave_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
     mel_BMT = log_mel(wave_BS)
-    patches_BLP = net.apply(variables, mel_BMT, method='patches')
+    patches_BLP: Any = net.apply(variables, mel_BMT, method='patches')
     at_LD = own['time'][:patches_BLP.shape[1]] + own['freq'][None]
     x_BLD = (patches_BLP @ own['patch']['kernel']
              + own['patch']['bias'][None, None] + at_LD[None])
     for layer in range(c.depth):
       weights = jax.tree.map(lambda x, i=layer: x[i], own['blocks'])
       x_BLD, _ = block.apply({'params': weights}, x_BLD, None)
-    z_BLD = nn.LayerNorm(epsilon=1e-6).apply({'params': own['norm']}, x_BLD)
+    z_BLD: Any = nn.LayerNorm(epsilon=1e-6).apply(
+        {'params': own['norm']}, x_BLD)
     return z_BLD.mean(1), z_BLD
 
   return run
@@ -78,7 +81,7 @@ def save(path: files.Path, config: Any, params: Any, seconds: float = 10.
     path: the file.
     config: the run's config, or its `model` part.
     params: the linen variables.
-    seconds: length of a clip, at most what the model has positions for.
+    seconds: length of a clip, within the positions of the model.
 
   Raises:
     ValueError: a clip too short or too long; jax2onnx is missing.
@@ -108,7 +111,7 @@ def save(path: files.Path, config: Any, params: Any, seconds: float = 10.
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """Hides what the converter warns of in its own code."""
+  """Hides the warnings of the converter about its own code."""
   log = logging.getLogger('onnx_ir')
   level = log.level
   log.setLevel(logging.ERROR)

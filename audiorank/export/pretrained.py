@@ -1,12 +1,12 @@
-"""A model as a folder that the hub understands, and back.
+"""Writes and reads a model as a folder for the Hugging Face hub.
 
-  model.safetensors         the official Dasheng's names and shapes
+  model.safetensors         with the official Dasheng's names and shapes
   config.json               the official arguments, and the config of the run
   preprocessor_config.json  the front end
   README.md                 the model card
 
-The official code reads the first two as it reads its own; ours finds in
-`config.json` under "audiorank" all that the run was trained with.
+The official code can read the first two. In `config.json` the entry "audiorank"
+is the whole config of the run.
 """
 
 import pathlib
@@ -25,7 +25,7 @@ WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
 FRONT_END, CARD = 'preprocessor_config.json', 'README.md'
 FILES = (WEIGHTS, CONFIG, FRONT_END, CARD)
 ENDINGS = ('.pt', '.stablehlo', '.onnx')  # Of exports that are one file.
-# Fields that name folders of the machine it was trained on.
+# Fields with paths of the machine on which it was trained; they are emptied.
 PLACES = (('data', 'root'), ('data', 'mixture'), ('eval', 'tasks'))
 # The front end, as the hub's Dasheng writes it.
 MEL = {'sampling_rate': config_lib.RATE, 'n_mels': 64, 'n_fft': 512,
@@ -39,24 +39,24 @@ def save_pretrained(folder: files.Path, config: Any, params: Params,
                     about: dict[str, Any] | None = None,
                     decoder: bool = False, sweep: files.Path | None = None
                     ) -> pathlib.Path:
-  """Writes a model's folder; `audiorank.load(folder)` reads it.
+  """Writes a model's folder, which `audiorank.load(folder)` reads.
 
   Args:
-    folder: new, or one that was written so before.
+    folder: a new one, or one of a saved model.
     config: the run's config, or its `model` part.
     params: the linen variables.
-    about: of encoders.weights; where it names a run, the card is written from
+    about: from encoders.weights; if it names a run, the card is written from
       the run's records.
-    decoder: keep the decoder as well.
-    sweep: folder of the sweep whose law the card asks; by default the run's
-      parent folder where that is a sweep.
+    decoder: also write the decoder.
+    sweep: folder of the sweep with the law for the card; None takes the run's
+      parent folder if that is a sweep.
 
   Returns:
     the folder.
 
   Raises:
-    ValueError: the folder holds something else, arrays that do not fit the
-      config, or safetensors is missing.
+    ValueError: the folder has other files, arrays that do not fit the config,
+      or safetensors is missing.
   """
   kind = getattr(config, 'model', config).frontend
   if kind != 'log_mel':
@@ -67,22 +67,23 @@ def save_pretrained(folder: files.Path, config: Any, params: Params,
   except ModuleNotFoundError:
     raise ValueError(f"{folder}: needs safetensors (pip install "
                      "'audiorank[hub]')") from None
-  from audiorank.export import card  # It needs the laws; reading does not.
+  # Imported here: it needs the laws, which reading a model does not.
+  from audiorank.export import card
   folder = files.path(folder)
   check_folder(folder)
   if not decoder:
     params = encoder_alone(params)
   state = dasheng.to_state_dict(config, params)
-  if not decoder:  # As the hub's Dasheng has it.
+  if not decoder:  # Like Dasheng on the hub.
     state = {f'encoder.{name}': x for name, x in state.items()}
   text = card.write(config, params, about or {}, sweep)
   folder.mkdir(parents=True, exist_ok=True)
-  # Weights first: a folder without its config.json is not a model yet. They
-  # are encoded in memory, because the file that the library itself writes has
-  # mode 0600, and on a full disk it raises an error of its own.
+  # config.json is written last, because it makes the folder a model. Weights
+  # are encoded in memory: a file that safetensors writes itself has mode 0600,
+  # and a full disk raises another type of error.
   files.write_bytes(folder / WEIGHTS, safetensors.numpy.save(
       {name: np.ascontiguousarray(x) for name, x in state.items()},
-      metadata={'format': 'pt'}))  # What readers of the hub look for.
+      metadata={'format': 'pt'}))  # Readers of the hub require it.
   files.write_json(folder / FRONT_END, {
       'feature_extractor_type': 'DashengFeatureExtractor', **MEL})
   tree = config_lib.plain(config)
@@ -100,12 +101,15 @@ def save_pretrained(folder: files.Path, config: Any, params: Params,
 
 
 def destination(text: str) -> pathlib.Path:
-  """Returns where an export goes: a folder, or a file of a known ending.
+  """Returns the path of an export: a folder, or a file with a known ending.
+
+  Args:
+    text: the path. A slash at the end means a folder, whatever its ending.
 
   Raises:
-    ValueError: it looks like a file of another kind. A folder whose name has
-      such an ending is written with a slash at the end.
+    ValueError: it looks like a file of another kind.
   """
+  # A typing error such as model.onxn must not become a folder.
   out = files.path(text)
   ending = re.fullmatch(r'\.[A-Za-z]\w*', out.suffix)
   if (ending and out.suffix not in ENDINGS and not text.endswith('/')
@@ -116,14 +120,14 @@ def destination(text: str) -> pathlib.Path:
 
 
 def check_folder(folder: pathlib.Path) -> None:
-  """Raises ValueError for a folder that holds other files than a model's."""
+  """Raises ValueError for a folder with other files than those of a model."""
   if folder.exists() and not folder.is_dir():
     raise ValueError(f'{folder}: a file, expected a new folder')
   if folder.is_dir():
     other = sorted({p.name for p in folder.iterdir()} - {*FILES})
     if other:
-      raise ValueError(f'{folder}: holds {other[0]}, expected a new folder or '
-                       'one of a saved model')
+      raise ValueError(f'{folder}: contains {other[0]}, expected a new folder '
+                       'or one of a saved model')
 
 
 def encoder_alone(params: Params) -> Params:
@@ -142,7 +146,7 @@ def official(model: Any) -> dict[str, Any]:
 
 def load_pretrained(folder: files.Path
                     ) -> tuple[config_dict.FrozenConfigDict, Params]:
-  """Returns (config, params) of a folder of `save_pretrained` or the hub.
+  """Returns (config, params) from a folder of `save_pretrained` or the hub.
 
   Raises:
     FileNotFoundError: a file is missing; names it.
@@ -160,7 +164,7 @@ def load_pretrained(folder: files.Path
 
 
 def check_front_end(path: pathlib.Path) -> None:
-  """Raises ValueError where a preprocessor is not the front end of ours."""
+  """Raises ValueError if a preprocessor differs from our front end."""
   fields = files.read_json(path)
   for field, value in MEL.items():
     if fields.get(field, value) != value:
@@ -169,7 +173,7 @@ def check_front_end(path: pathlib.Path) -> None:
 
 def of_files(weights: pathlib.Path, fields: dict[str, Any]
              ) -> tuple[config_dict.FrozenConfigDict, Params]:
-  """Returns (config, params) of a weights file and its config.json."""
+  """Returns (config, params) from a weights file and its config.json."""
   ours = fields.get('audiorank')
   if ours is None:
     return dasheng.load(weights, fields.get('encoder_kwargs', fields))

@@ -1,7 +1,7 @@
-"""An encoder as a file of the official PyTorch Dasheng.
+"""Exports an encoder as a file for the official PyTorch Dasheng.
 
 `dasheng.pretrained.pretrained.Dasheng.from_pretrained(path)` of the official
-package makes its model of it, and `audiorank.load(path)` ours.
+package loads it, and so does `audiorank.load(path)`.
 """
 
 import pathlib
@@ -38,6 +38,6 @@ def save(path: files.Path, config: Any, params: pretrained.Params
   with files.replacing(path) as part:
     try:
       torch.save(dump, part)
-    except RuntimeError as error:  # Such as of a full disk.
+    except RuntimeError as error:  # For example of a full disk.
       raise OSError(f'{path}: {error}') from error
   return files.path(path)

@@ -1,7 +1,7 @@
-"""An encoder as StableHLO: one file that runs without this package.
+"""Exports an encoder as StableHLO: one file that runs without this package.
 
-`jax.export` keeps it readable by the jax that wrote it and by later ones, on
-CPU, CUDA and TPU, for any number of clips of one length.
+The jax version that wrote it and later ones can read it, on CPU, CUDA and TPU,
+for any number of clips of one length.
 
 Shapes: B batch, S samples, L tokens, D width.
 """
@@ -39,8 +39,9 @@ def encoder(config: Any, params: Any, layer: int | str = 'final'
   embed.check_layer(config, layer)
   variables = jax.tree.map(jnp.asarray, model.encoder_variables(params))
 
-  def run(wave_BS):
-    # Clip by clip: jax 0.7.2 reflects no end where the batch has no number.
+  def run(wave_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # Clip by clip, because jax 0.7.2 cannot pad an array by reflection if the
+    # size of its batch is symbolic.
     mel_BMT = jax.vmap(
         lambda wave_S: audio.front(config, wave_S[None])[0])(wave_BS)
     if layer == 'final':
@@ -59,7 +60,7 @@ def save(path: files.Path, config: Any, params: Any, seconds: float = 10.,
   Args:
     path: the file.
     config, params, layer: as in `encoder`.
-    seconds: length of a clip; the number of clips is free.
+    seconds: length of a clip. The number of clips is not fixed.
 
   Raises:
     ValueError: an unknown layer, a clip shorter than a token, or flatbuffers
@@ -79,11 +80,11 @@ def save(path: files.Path, config: Any, params: Any, seconds: float = 10.,
 
 def load(path: files.Path
          ) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-  """Returns wave_BS float32 -> (z_BD, z_BLD) of a file of `save`.
+  """Returns wave_BS float32 -> (z_BD, z_BLD) from a file of `save`.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: not such a file, or one of a later jax; flatbuffers is missing.
+    ValueError: another file, or one by a later jax; flatbuffers is missing.
   """
   path = files.path(path)
   if not path.is_file():
@@ -91,14 +92,14 @@ def load(path: files.Path
   need_flatbuffers(path)
   try:
     return export.deserialize(bytearray(path.read_bytes())).call
-  except Exception as error:  # flatbuffers and XLA raise what they meet.
+  except Exception as error:  # flatbuffers and XLA raise errors of any type.
     reason = ' '.join(str(error).split())[:200] or type(error).__name__
     raise ValueError(f'{path}: not an export that jax {jax.__version__} '
                      f'reads: {reason}') from None
 
 
 def need_flatbuffers(path: files.Path) -> None:
-  """Raises ValueError where the package of the file's form is missing."""
+  """Raises ValueError if the package that reads the format is missing."""
   try:
     import flatbuffers  # noqa: F401
   except ModuleNotFoundError:

@@ -1,9 +1,8 @@
 """Recordings for pretraining: sources of 8 to 30 s, in categories.
 
-The recordings are made of the sounds that the tasks ask about, but ordered as
-a world orders them: motifs return, rhythms keep their period, voices follow a
-melody, ramps go on. One room, one equaliser and one noise hold for the whole
-recording.
+The recordings consist of the same sounds as the tasks, in a natural order:
+motifs return, rhythms keep their period, voices follow a melody, ramps
+continue. Room, equaliser and noise are the same for a whole recording.
 
 Shapes: S samples.
 """
@@ -21,18 +20,21 @@ _SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 7, 9),
 
 
 def midi(number: float) -> float:
-  """The frequency in Hz of a MIDI note number; 69 is 440 Hz."""
+  """Returns the frequency in Hz of a MIDI note number; 69 is 440 Hz."""
   return 440. * 2. ** ((number - 69) / 12.)
 
 
 def _add(wave_S, at, sound_S):
-  """Adds a sound at a sample; what lies past the end of the wave is cut."""
+  """Adds a sound at a sample; it is cut at the end of the wave."""
   sound_S = sound_S[:max(len(wave_S) - at, 0)]
   wave_S[at:at + len(sound_S)] += sound_S
 
 
 def _spans(g, n, low, high):
-  """Consecutive (start, length) that fill n samples."""
+  """Yields consecutive (start, length) that fill n samples, `low` to `high` s.
+
+  A rest shorter than `low` is added to the last one.
+  """
   start = 0
   while start < n:
     length = min(int(g.integers(int(low * RATE), int(high * RATE))), n - start)
@@ -58,8 +60,9 @@ def music(g: np.random.Generator, n: int) -> np.ndarray:
       at, step = start, 0
       while at < start + length:
         i = step % count
-        degree = int(degrees[i]) + (int(g.integers(-1, 2))
-                                    if g.uniform() < .15 else 0)
+        degree = int(degrees[i])
+        if g.uniform() < .15:  # A variation of the motif.
+          degree += int(g.integers(-1, 2))
         octave, degree = divmod(degree, len(scale))
         duration = beat * int(lengths[i])
         sound_S = sounds.note(g, family, midi(root + 12 * octave
@@ -83,7 +86,9 @@ def speech(g: np.random.Generator, n: int) -> np.ndarray:
     rate = g.uniform(3., 6.)
     words = [g.integers(len(sounds.VOWELS), size=int(g.integers(1, 4)))
              for _ in range(6)]
-    at, left, word = start, 0, []
+    at = start
+    left = phrase = 0  # Syllables of the phrase: still to come, and in all.
+    word: np.ndarray = np.zeros(0, int)
     while at < start + length:
       if not left:
         left = phrase = int(g.integers(4, 12))
@@ -115,7 +120,10 @@ def carrier(g: np.random.Generator, n: int) -> np.ndarray:
   if kind == 0:
     return waves.band(g, n)
   wave_S = np.zeros(n)
-  for _ in range(int(g.integers(1, 4)) if kind == 1 else 1):
+  notes = 1
+  if kind == 1:
+    notes = int(g.integers(1, 4))
+  for _ in range(notes):
     f_S = np.full(n, waves.log_uniform(g, 100., 1200.))
     slope = g.uniform(.3, 1.5)
     amps_H = np.arange(1, 41) ** -slope
@@ -125,9 +133,17 @@ def carrier(g: np.random.Generator, n: int) -> np.ndarray:
 
 def pulse(g: np.random.Generator, wave_S: np.ndarray, kind: str, low: float,
           high: float, depth: float) -> np.ndarray:
-  """The wave under a periodic envelope, linear in dB, of `depth` dB.
+  """Returns the wave with a periodic envelope.
 
-  Every course gives the envelope the same distribution over levels.
+  All kinds have the same distribution of levels, so that only their order in
+  time differs.
+
+  Args:
+    g: source of random numbers.
+    wave_S: to be modulated.
+    kind: of waves.COURSES.
+    low, high: range of the rate, periods per second.
+    depth: of the envelope, which is linear in dB.
   """
   track_S = waves.course(g, kind, len(wave_S), low, high)
   return wave_S * waves.decibels(depth * (track_S - 1.))
@@ -198,8 +214,11 @@ def events(g: np.random.Generator, n: int) -> np.ndarray:
 def scene(g: np.random.Generator, n: int) -> np.ndarray:
   """Two or three of the other categories at once, at random levels."""
   kinds = g.permutation(len(CATEGORIES) - 1)[:int(g.integers(2, 4))]
-  return sum(waves.normalise(_MAKERS[CATEGORIES[kind]](g, n))
-             * waves.decibels(g.uniform(-12., 0.)) for kind in kinds)
+  wave_S = np.zeros(n)
+  for kind in kinds:
+    layer_S = waves.normalise(_MAKERS[CATEGORIES[kind]](g, n))
+    wave_S = wave_S + layer_S * waves.decibels(g.uniform(-12., 0.))
+  return wave_S
 
 
 _MAKERS = {'music': music, 'speech': speech, 'texture': texture,
@@ -208,18 +227,23 @@ _MAKERS = {'music': music, 'speech': speech, 'texture': texture,
 
 
 def length(seed: int, index: int) -> int:
-  """The samples of the recording `index`, known before it is made."""
+  """Returns the number of samples of a recording, without making it."""
   return int(waves.generator(seed, 'length', index).integers(8 * RATE,
                                                               30 * RATE))
 
 
 def name(index: int) -> str:
-  """The path of the recording `index` below the output folder."""
+  """Returns the path of a recording in the output folder."""
   return f'{CATEGORIES[index % len(CATEGORIES)]}/{index:07d}.flac'
 
 
 def make(seed: int, index: int) -> np.ndarray:
-  """The recording `index` of the dataset `seed`: int16 PCM at 16 kHz."""
+  """Returns a recording of the dataset: wave_S int16 at 16 kHz.
+
+  Args:
+    seed: of the dataset.
+    index: of the recording.
+  """
   g = waves.generator(seed, 'recording', index)
   wave_S = _MAKERS[CATEGORIES[index % len(CATEGORIES)]](g, length(seed, index))
   return waves.stage(g, wave_S, snr=(10., 50.))

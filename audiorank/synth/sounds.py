@@ -23,7 +23,10 @@ _HARMONICS = 64
 
 
 def _partials(g, family):
-  """Amplitudes and phases of a family's harmonics; two spectra to blend."""
+  """Returns (bright, dull, phases)_H of a family's harmonics.
+
+  The first two are amplitudes of spectra between which a note can move.
+  """
   k_H = np.arange(1, _HARMONICS + 1)
   uneven_H = waves.decibels(2.5 * g.standard_normal(_HARMONICS))
   odd_H = k_H % 2 == 1
@@ -43,11 +46,16 @@ def _partials(g, family):
 
 
 def note(g: np.random.Generator, family: str, f: float, n: int) -> np.ndarray:
-  """A note of n samples of one of TIMBRES at f Hz, peaking near one.
+  """Returns a note, peaking near one.
 
-  Families differ in harmonics, but as much in what an equaliser cannot change:
-  attack and decay, vibrato, breath, beating and inharmonicity.
+  Args:
+    g: source of random numbers.
+    family: one of TIMBRES.
+    f: Hz.
+    n: samples.
   """
+  # Families differ in their harmonics, but also in properties that an equaliser
+  # cannot change: attack and decay, vibrato, breath, beating, inharmonicity.
   t_S = waves.seconds(n)
   wobble_S = np.sin(2. * np.pi * g.uniform(4.5, 6.5) * t_S
                     + g.uniform(0., 2. * np.pi))
@@ -103,7 +111,7 @@ def note(g: np.random.Generator, family: str, f: float, n: int) -> np.ndarray:
 
 
 def drum(g: np.random.Generator, kind: str, n: int) -> np.ndarray:
-  """One stroke of one of DRUMS, peaking near one, within n samples."""
+  """Returns one stroke of n samples, peaking near one; `kind` is of DRUMS."""
   t_S = waves.seconds(n)
   if kind in ('kick', 'tom'):
     low, high = {'kick': (45., 75.), 'tom': (90., 260.)}[kind]
@@ -126,6 +134,7 @@ def drum(g: np.random.Generator, kind: str, n: int) -> np.ndarray:
     body_S = waves.modal(g, (f, 1.7 * f), (1., .6), (.06, .04), n)
     decay = waves.log_uniform(g, .05, .14)
     return body_S + .5 * hiss_S * waves.attack_decay(n, .001, decay)
+  # A clap: three short bursts, then a decay.
   gap = g.uniform(.009, .014)
   late_S = np.maximum(t_S - 3. * gap, 0.)
   burst_S = np.where(t_S < 3. * gap, np.exp(-(t_S % gap) / .003),
@@ -135,9 +144,12 @@ def drum(g: np.random.Generator, kind: str, n: int) -> np.ndarray:
 
 
 def syllable(g: np.random.Generator, f_S: np.ndarray, vowel: int) -> np.ndarray:
-  """A glottal pulse train along f_S through three formants, with an onset.
+  """Returns a syllable: glottal pulses through three formants.
 
-  `vowel` indexes VOWELS; the vocal tract's length varies by its own draw.
+  Args:
+    g: source of random numbers, also for the length of the vocal tract.
+    f_S: fundamental frequency over time, Hz.
+    vowel: number in VOWELS.
   """
   n = len(f_S)
   k_H = np.arange(1, 161)
@@ -145,13 +157,14 @@ def syllable(g: np.random.Generator, f_S: np.ndarray, vowel: int) -> np.ndarray:
   breath_S = waves.noise(g, n)
   wave_S = wave_S + .05 * breath_S
   tract = g.uniform(.9, 1.15)
-  voiced_S = sum(
-      gain * waves.resonate(wave_S, tract * formant, width)
-      for formant, width, gain
-      in zip(VOWELS[vowel], (70., 100., 150.), (1., .6, .35)))
+  voiced_S = np.zeros(n)
+  for formant, width, gain in zip(VOWELS[vowel], (70., 100., 150.),
+                                  (1., .6, .35)):
+    voiced_S = voiced_S + gain * waves.resonate(
+        wave_S, tract * formant, width)
   voiced_S = waves.normalise(voiced_S) * waves.attack_decay(
       n, g.uniform(.015, .05), 9., g.uniform(.03, .07))
-  if g.integers(2):
+  if g.integers(2):  # A consonant at the beginning.
     length = min(int(g.integers(400, 1400)), n // 3)
     burst_S = waves.resonate(breath_S[:length],
                              waves.log_uniform(g, 1500., 6000.), 1800.)
@@ -162,7 +175,10 @@ def syllable(g: np.random.Generator, f_S: np.ndarray, vowel: int) -> np.ndarray:
 
 
 def _impulses(g, n, rate, spread):
-  """Poisson clicks, `rate` a second, log-normal amplitudes of `spread` dB."""
+  """Returns random clicks, `rate` per second on average.
+
+  Amplitudes are log-normal with a standard deviation of `spread` dB.
+  """
   wave_S = np.zeros(n)
   count = int(g.poisson(rate * n / waves.RATE))
   at_E = g.integers(n, size=count)
@@ -172,7 +188,7 @@ def _impulses(g, n, rate, spread):
 
 
 def texture(g: np.random.Generator, kind: str, n: int) -> np.ndarray:
-  """A stationary texture, one of TEXTURES, of RMS one."""
+  """Returns a stationary texture of RMS one; `kind` is of TEXTURES."""
   t_S = waves.seconds(n)
   if kind == 'hiss':
     wave_S = waves.noise(g, n)
@@ -207,7 +223,7 @@ def texture(g: np.random.Generator, kind: str, n: int) -> np.ndarray:
     chirp_S = np.sin(2. * np.pi * (g.uniform(3., 7.) * t_S + g.uniform()))
     wave_S = (np.sin(2. * np.pi * np.cumsum(f_S / waves.RATE)) * buzz_S
               * np.clip(3. * chirp_S + 1., 0., 1.) + .02 * waves.noise(g, n))
-  else:
+  else:  # Bubbles: short tones of rising pitch.
     wave_S = .01 * waves.noise(g, n)
     for at in g.integers(n, size=int(g.poisson(waves.log_uniform(g, 12., 30.)
                                                * n / waves.RATE))):

@@ -1,8 +1,7 @@
 """Labelled clips: seven scene tasks, events in time, and long recordings.
 
-Each maker draws one clip of a given label. What a task does not ask about is
-random in every clip: level, equaliser, room, noise, and whatever of the sound
-itself is not the label.
+Each function makes one clip of a label. Everything but the label is random in
+every clip: level, equaliser, room, noise, and other properties of the sound.
 
 Shapes: S samples.
 """
@@ -21,19 +20,15 @@ SPLITS = ('train', 'valid', 'test')
 
 
 class Task(NamedTuple):
-  """What a task folder says about itself.
-
-  `labels` are sorted as text; `samples` is the length of a clip at 16 kHz:
-  16,640 are 26 patches of 40 ms; `evaluation` names the scores, first first.
-  """
-  labels: tuple
-  samples: int
-  embedding: str
-  prediction: str
-  evaluation: tuple
+  """The description of a task; see hear.tasks.Task."""
+  labels: tuple  # Sorted as text.
+  samples: int  # Length of a clip.
+  embedding: str  # 'scene' or 'event'.
+  prediction: str  # 'multiclass' or 'multilabel'.
+  evaluation: tuple  # Names of measures; the first is the primary.
 
 
-CLIP = 16640
+CLIP = 16640  # 26 patches of 40 ms.
 EVENT_CLIP = 4 * CLIP
 LONG_CLIP = 60 * RATE
 
@@ -59,7 +54,7 @@ TASKS = {
                    ('top1_acc', 'mAP')),
 }
 
-# Made only where they are asked for by name: a clip is a minute.
+# Not in the default set, because a clip has a minute.
 LONG = {
     'hive_order': Task(('falling', 'rising'), LONG_CLIP, 'scene',
                        'multiclass', ('top1_acc', 'mAP')),
@@ -70,7 +65,7 @@ EVERY = {**TASKS, **LONG}
 
 
 def _place(g, n, sound_S):
-  """The sound at a random place in n samples of silence."""
+  """Returns n samples with a sound at a random place in silence."""
   wave_S = np.zeros(n)
   at = int(g.integers(n - len(sound_S) + 1))
   wave_S[at:at + len(sound_S)] = sound_S
@@ -105,19 +100,21 @@ def _event_count(g, label):
   count = int(label)
   wave_S = np.zeros(CLIP)
   if count:
-    # The time filled and the energy are drawn alike for every count, so that
-    # neither tells it.
+    # The total duration and the energy have the same distribution for every
+    # count, so that they do not give it away.
     filled = int(g.integers(3200, 9600))
     shares = g.dirichlet(np.full(count, 6.))
     lengths = np.maximum((filled * shares).astype(int), 400)
     gaps = g.dirichlet(np.full(count + 1, 2.))
     gaps = (gaps * (CLIP - np.sum(lengths) - 600 * count)).astype(int)
     at = 0
-    alike = g.integers(2)
+    alike = g.integers(2)  # Whether all events are the same sound.
     seed = g.integers(2 ** 32)
     for i, length in enumerate(lengths):
       at += int(gaps[i])
-      source = np.random.Generator(np.random.Philox(seed)) if alike else g
+      source = g
+      if alike:
+        source = np.random.Generator(np.random.Philox(seed))
       wave_S[at:at + length] = (recordings.event(source, int(length))
                                 * waves.decibels(g.uniform(-8., 0.)))
       at += int(length) + 600
@@ -139,7 +136,7 @@ def _temporal_rhythm(g, label):
 
 
 def _source(g, label, n):
-  """A sound of one label of the scene or of the event task, RMS one."""
+  """Returns n samples of a label of the scene or event task, RMS one."""
   if label in sounds.TEXTURES:
     return sounds.texture(g, label, n)
   if label == 'noise':
@@ -203,11 +200,13 @@ def _sound_events(g):
 
 
 def _hive(g, pick, low, high):
-  """A minute of hum with calls, as a colony might.
+  """Returns a minute of hum with calls, like a bee hive.
 
-  Between two calls lie `low` to `high` seconds of hum alone. `pick` is called
-  with a call's number from 0 and says which of three registers, an octave
-  apart, it is in: 0 the lowest.
+  Args:
+    g: source of random numbers.
+    pick: takes the number of a call from 0; returns which of three registers
+      it has. They are an octave apart, and 0 is the lowest.
+    low, high: seconds of hum between two calls.
   """
   n = LONG_CLIP
   drift = 2. ** (waves.course(g, 'triangle', n, .05, .2) / 12.)
@@ -230,18 +229,28 @@ def _hive(g, pick, low, high):
 
 
 def _hive_order(g, label):
-  """Registers in turn, upwards or downwards: only their order tells.
+  """Returns a clip with the registers in turn, rising or falling.
 
-  No window shorter than 3 s holds parts of two calls.
+  Only the order of calls distinguishes the labels. No window shorter than 3 s
+  contains parts of two calls, so it takes a long context to hear it.
   """
   first, step = int(g.integers(3)), {'rising': 1, 'falling': -1}[label]
   return _hive(g, lambda i: (first + step * i) % 3, 3., 5.)
 
 
 def _hive_share(g, label):
-  """Three calls in four are high, or low: one alone is right as often."""
+  """Returns a clip in which three of four calls are high, or low.
+
+  So a single call gives the right label in three of four clips.
+  """
   often, seldom = {'high': (2, 0), 'low': (0, 2)}[label]
-  return _hive(g, lambda _: often if g.uniform() < .75 else seldom, .3, 1.)
+
+  def pick(_: int) -> int:
+    if g.uniform() < .75:
+      return often
+    return seldom
+
+  return _hive(g, pick, .3, 1.)
 
 
 _SCENES = {'event_count': _event_count, 'hive_order': _hive_order,
@@ -252,12 +261,18 @@ _SCENES = {'event_count': _event_count, 'hive_order': _hive_order,
 
 
 def make(seed: int, task: str, split: str,
-    index: int) -> tuple[np.ndarray, Any]:
-  """The clip `index` of a split of a task, and its labels.
+         index: int) -> tuple[np.ndarray, Any]:
+  """Returns a clip of a task and its labels.
 
-  Classes take turns, so that every prefix of a split is balanced. Returns
-  int16 PCM at 16 kHz and a list: of labels, or, for the event task, of
-  {'label', 'start', 'end'} in ms.
+  Args:
+    seed: of the dataset.
+    task: name in EVERY.
+    split: of SPLITS.
+    index: of the clip.
+
+  Returns:
+    wave_S int16 at 16 kHz, and a list of labels; for the event task, of
+    {'label', 'start', 'end'} in ms.
   """
   g = waves.generator(seed, f'{task}/{split}', index)
   if task == 'sound_events':
@@ -269,5 +284,6 @@ def make(seed: int, task: str, split: str,
     extra = g.permutation(len(others))[:int(g.integers(0, 3))]
     present = sorted(present + [others[i] for i in extra])
     return _scene(g, present), present
+  # Classes take turns, so that every split is balanced.
   label = labels[index % len(labels)]
   return _SCENES[task](g, label), [label]

@@ -1,14 +1,16 @@
-"""The means of synthesis: random numbers, waves, envelopes, filters, rooms.
+"""Tools of synthesis: random numbers, waves, envelopes, filters, rooms.
 
-Every function that draws takes a numpy Generator first, and draws all its
-randomness from it, so that a sound is a pure function of its seed. What would
-change a waveform by a jump (counts, kinds, onsets) is drawn as an integer;
-everything else is a continuous function of floats, which keeps platforms
-within one int16 step of each other. All waves are float64 at 16 kHz.
+Functions with randomness take a numpy Generator as their first argument, so
+that a sound is a pure function of its seed. Properties that change a waveform
+abruptly (counts, kinds, onsets) are random integers. Everything else is a
+continuous function of floats, so that platforms differ by at most one int16
+step. All waves are float64 at 16 kHz.
 
 Shapes: S samples, H harmonics, P partials, F frequency bins.
 """
 
+from collections.abc import Iterable
+from typing import Any
 import zlib
 
 import numpy as np
@@ -18,44 +20,54 @@ from scipy import signal
 from audiorank import config as config_lib
 
 RATE = config_lib.RATE
-CEILING = 7800.  # Hz; no partial above it, so that nothing aliases
+CEILING = 7800.  # Hz. Partials above would alias.
 COURSES = ('down', 'shuffled', 'triangle', 'up')
 
-_TABLE = 2048
+_TABLE = 2048  # Entries of a wavetable.
 
 
 def generator(seed: int, kind: str, index: int) -> np.random.Generator:
-  """The random numbers of one clip: Philox, keyed by an integer hash.
+  """Returns the source of random numbers of one clip.
 
-  Nothing is shared between clips, so neither their order nor the number of
-  workers can matter.
+  Args:
+    seed: of the dataset.
+    kind: of clip.
+    index: of the clip.
   """
+  # One generator per clip, so that neither the order of clips nor the number of
+  # workers matters.
   entropy = (seed, zlib.crc32(kind.encode()), index)
   return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 
 
 def log_uniform(g: np.random.Generator, low: float, high: float) -> float:
-  """A number whose logarithm is uniform between those of low and high."""
+  """Returns a number whose logarithm is uniform between those of the limits."""
   return low * (high / low) ** g.uniform()
 
 
-def decibels(db: float) -> np.ndarray | float:
-  """The amplitude ratio of a level in dB."""
+def decibels(db: Any) -> Any:
+  """Returns the amplitude ratio of a level in dB, or of an array of levels."""
   return 10. ** (db / 20.)
 
 
 def normalise(wave_S: np.ndarray) -> np.ndarray:
-  """The wave at RMS 1; silence stays silence."""
+  """Returns the wave at RMS 1; silence stays silence."""
   return wave_S / np.sqrt(np.mean(wave_S ** 2) + 1e-20)
 
 
 def seconds(n: int) -> np.ndarray:
-  """The times of n samples, in seconds."""
+  """Returns the times of n samples, in seconds."""
   return np.arange(n) / RATE
 
 
 def smooth(g: np.random.Generator, n: int, rate: float) -> np.ndarray:
-  """A random curve in [-1, 1] of n samples that turns `rate` times a second."""
+  """Returns a random curve of n samples in [-1, 1].
+
+  Args:
+    g: source of random numbers.
+    n: samples.
+    rate: knots per second, between which the curve is linear.
+  """
   knots = max(int(n * rate / RATE), 1) + 2
   at_S = np.arange(n) * ((knots - 1) / n)
   return np.interp(at_S, np.arange(knots), g.uniform(-1., 1., knots))
@@ -63,7 +75,14 @@ def smooth(g: np.random.Generator, n: int, rate: float) -> np.ndarray:
 
 def attack_decay(n: int, attack: float, decay: float,
                  release: float = .01) -> np.ndarray:
-  """A linear rise over `attack` s, then an exponential fall of `decay` s."""
+  """Returns an envelope of n samples: linear rise, exponential fall.
+
+  Args:
+    n: samples.
+    attack: duration of the rise, s.
+    decay: time constant of the fall, s.
+    release: duration of the linear fade-out at the end, s.
+  """
   t_S = seconds(n)
   rise_S = np.minimum(t_S / attack, 1.)
   fall_S = np.exp(-np.maximum(t_S - attack, 0.) / decay)
@@ -72,11 +91,14 @@ def attack_decay(n: int, attack: float, decay: float,
 
 def harmonic(f_S: np.ndarray, amps_H: np.ndarray,
              phases_H: np.ndarray) -> np.ndarray:
-  """A harmonic sound along a track of fundamentals, band-limited.
+  """Returns a band-limited harmonic sound.
 
-  Wavetable synthesis; the linear interpolation matters: reading the nearest
-  entry would turn a rounding error of the phase into a jump.
+  Args:
+    f_S: fundamental frequency over time, Hz.
+    amps_H, phases_H: of the harmonics.
   """
+  # From a wavetable. Without linear interpolation a rounding error of the phase
+  # would become a jump to another entry.
   count = int(min(len(amps_H), CEILING // np.max(f_S), _TABLE // 4))
   spectrum_F = np.zeros(_TABLE // 2 + 1, complex)
   spectrum_F[1:count + 1] = (amps_H * np.exp(1j * phases_H))[:count]
@@ -87,9 +109,18 @@ def harmonic(f_S: np.ndarray, amps_H: np.ndarray,
   return table[entry_S] + (at_S - entry_S) * np.diff(table)[entry_S]
 
 
-def modal(g: np.random.Generator, f_P: np.ndarray, amps_P: np.ndarray,
-          decays_P: np.ndarray, n: int) -> np.ndarray:
-  """A struck body: decaying partials of any frequencies."""
+def modal(g: np.random.Generator, f_P: Iterable[float],
+          amps_P: Iterable[float], decays_P: Iterable[float],
+          n: int) -> np.ndarray:
+  """Returns the sound of a struck body: a sum of decaying partials.
+
+  Args:
+    g: source of random numbers, for the phases.
+    f_P: frequencies, Hz.
+    amps_P: amplitudes.
+    decays_P: time constants, s.
+    n: samples.
+  """
   t_S = seconds(n)
   wave_S = np.zeros(n)
   for f, amp, decay in zip(f_P, amps_P, decays_P):
@@ -101,7 +132,13 @@ def modal(g: np.random.Generator, f_P: np.ndarray, amps_P: np.ndarray,
 
 
 def resonate(wave_S: np.ndarray, f: float, bandwidth: float) -> np.ndarray:
-  """A two-pole resonance of gain one at its centre."""
+  """Returns the wave through a two-pole resonance of gain one at its centre.
+
+  Args:
+    wave_S: to be filtered.
+    f: centre, Hz.
+    bandwidth: Hz.
+  """
   r = np.exp(-np.pi * bandwidth / RATE)
   b = np.array([1., 0., -1.]) * (1. - r * r) / 2.
   a = np.array([1., -2. * r * np.cos(2. * np.pi * f / RATE), r * r])
@@ -109,17 +146,21 @@ def resonate(wave_S: np.ndarray, f: float, bandwidth: float) -> np.ndarray:
 
 
 def noise(g: np.random.Generator, n: int) -> np.ndarray:
-  """White noise of RMS one."""
+  """Returns white noise of RMS one."""
   return g.standard_normal(n)
 
 
 def colour(g: np.random.Generator, wave_S: np.ndarray, spread: float,
            reverb: float = 0.) -> np.ndarray:
-  """The wave through a random smooth equaliser and, if asked, a random room.
+  """Returns the wave through a random smooth equaliser and a random room.
 
-  `spread` is the standard deviation in dB of the equaliser's knots, which lie
-  an octave apart; `reverb` is the reverberation time in seconds of an
-  exponentially decaying noise, mixed in at a random level.
+  Args:
+    g: source of random numbers.
+    wave_S: to be filtered.
+    spread: standard deviation of the equaliser's gain, dB. It has one knot per
+      octave.
+    reverb: reverberation time, s; 0 for no room. The room is exponentially
+      decaying noise at a random level.
   """
   n = len(wave_S)
   tail = int(reverb * RATE)
@@ -137,7 +178,7 @@ def colour(g: np.random.Generator, wave_S: np.ndarray, spread: float,
 
 
 def band(g: np.random.Generator, n: int) -> np.ndarray:
-  """Noise of a random colour: white, sloped, or one broad hump."""
+  """Returns noise of a random colour, with or without a broad peak."""
   wave_S = noise(g, n)
   if g.integers(2):
     wave_S = resonate(wave_S, log_uniform(g, 200., 5000.),
@@ -147,13 +188,19 @@ def band(g: np.random.Generator, n: int) -> np.ndarray:
 
 def course(g: np.random.Generator, kind: str, n: int, low: float,
            high: float) -> np.ndarray:
-  """A periodic track in [0, 1], `low` to `high` periods a second.
+  """Returns a periodic track of n samples in [0, 1].
 
-  All COURSES spend equal time at every height, so that only the order tells
-  them apart: rising ramps, falling ramps, triangles, and ramps cut into five
-  to seven pieces whose order and directions are redrawn each period. All move
-  at the same speed, which a spectrum would show: triangles take two periods.
+  Args:
+    g: source of random numbers.
+    kind: of COURSES: rising ramps, falling ramps, triangles, or ramps that are
+      cut into five to seven pieces with another random order and direction in
+      every period.
+    n: samples.
+    low, high: range of the rate, periods per second.
   """
+  # All kinds spend the same time at every height and move at the same speed
+  # (triangles take two periods), so that they differ only in their order in
+  # time and not in their spectrum.
   rate = log_uniform(g, low, high)
   start = 2. * g.uniform()
   at_S = start + seconds(n) * rate
@@ -169,18 +216,27 @@ def course(g: np.random.Generator, kind: str, n: int, low: float,
   if kind == 'triangle':
     return np.abs(at_S % 2. - 1.)
   at_S = at_S % 1.
-  return at_S if kind == 'up' else 1. - at_S
+  if kind == 'up':
+    return at_S
+  return 1. - at_S
 
 
 def stage(g: np.random.Generator, wave_S: np.ndarray, snr: tuple[float, float],
           room: float = .5, spread: float = 6.,
           levels: tuple[float, float] = (-42., -16.)) -> np.ndarray:
-  """The wave as a random microphone hears it, in int16.
+  """Returns the wave as a random microphone would record it, int16.
 
-  A random equaliser and room, coloured noise `snr` dB (a pair: low, high)
-  below the sound, and a random gain: RMS uniform over `levels` in dBFS.
+  Args:
+    g: source of random numbers.
+    wave_S: to be recorded.
+    snr: range of the level of the sound above that of coloured noise, dB.
+    room: probability of reverberation.
+    spread: of the equaliser; see `colour`.
+    levels: range of the RMS, dBFS.
   """
-  reverb = log_uniform(g, .04, .6) if g.uniform() < room else 0.
+  reverb = 0.
+  if g.uniform() < room:
+    reverb = log_uniform(g, .04, .6)
   wave_S = normalise(colour(g, wave_S, spread, reverb))
   wave_S = wave_S + band(g, len(wave_S)) * decibels(-g.uniform(*snr))
   wave_S = normalise(wave_S) * decibels(g.uniform(*levels))

@@ -1,9 +1,10 @@
-"""Writing the synthetic dataset: resumable, atomic, in parallel, any order.
+"""Writes the synthetic dataset in parallel. Interrupted calls resume.
 
-A file under its final name is whole; a marker, written last, says that a
-folder is finished and with which arguments it was made.
+A file gets its final name only when it is complete. A marker file, which is
+written last, contains the arguments that a complete folder was made with.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
 from concurrent import futures
 import functools
@@ -11,6 +12,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -22,12 +24,13 @@ from audiorank.synth import tasks as tasks_lib
 from audiorank.synth import waves
 
 RATE = waves.RATE
-VERSION = 1  # Raised whenever the same seed gives other clips.
+VERSION = 1  # To be raised when the same seed gives other clips.
 MARKER = 'synth.json'
 
 
-def _write_json(path, content):
-  # Nothing is synced: the same seed writes the same files again.
+def _write_json(path: pathlib.Path, content: Any) -> None:
+  # Without waiting for the disk, which takes long for thousands of files. If
+  # one is lost, the same seed writes it again.
   files.write_text(path, json.dumps(content, indent=1) + '\n', sync=False)
 
 
@@ -35,8 +38,13 @@ def _write_wave(path: pathlib.Path, wave_S: np.ndarray, form: str) -> None:
   decode.write(path, wave_S, RATE, form)
 
 
-def _read_marker(folder, asked):
-  """The folder's marker or {}; raises where it was made otherwise."""
+def _read_marker(folder: pathlib.Path, asked: dict[str, Any]
+                 ) -> dict[str, Any]:
+  """Returns a folder's marker, or {} if it has none.
+
+  Raises:
+    ValueError: it was made with other values than `asked`.
+  """
   path = folder / MARKER
   if not path.is_file():
     return {}
@@ -48,12 +56,13 @@ def _read_marker(folder, asked):
   return marker
 
 
-def _is_int(value, least):
+def _is_int(value: Any, least: int) -> bool:
   return (isinstance(value, int) and not isinstance(value, bool)
           and value >= least)
 
 
-def _check(seed, workers):
+def _check(seed: Any, workers: Any) -> None:
+  """Raises ValueError for a wrong seed or number of workers."""
   if not _is_int(seed, 0):
     raise ValueError(f'seed: found {seed!r}, expected an integer of 0 or more')
   if workers is not None and not _is_int(workers, 1):
@@ -61,13 +70,24 @@ def _check(seed, workers):
                      'or more')
 
 
-def _map(function, items, workers, progress, title):
-  """Calls the function on every item, in worker processes if asked."""
+def _map(function: Callable[[Any], None], items: Sequence[Any],
+         workers: int | None, progress: bool, title: str) -> None:
+  """Calls a function on every item, in worker processes if asked.
+
+  Args:
+    function: can be pickled.
+    items: its arguments.
+    workers: number of processes; None takes one per core.
+    progress: whether to show a bar.
+    title: of the bar.
+  """
   if workers is None:
     workers = os.cpu_count() or 1
-  bar = progress_lib.Bar(len(items), 0, title) if progress and items else None
+  bar = None
+  if progress and items:
+    bar = progress_lib.Bar(len(items), 0, title)
 
-  def tell(n):
+  def tell(n: int) -> None:
     if bar:
       bar.step(n)
 
@@ -77,7 +97,7 @@ def _map(function, items, workers, progress, title):
         function(item)
         tell(1)
       return
-    # Spawned, not forked: the caller may hold JAX's threads.
+    # Spawned: forking a process with threads of JAX can deadlock.
     context = multiprocessing.get_context('spawn')
     with futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
       pending = [pool.submit(_call, function, items[i:i + 8])
@@ -93,20 +113,21 @@ def _map(function, items, workers, progress, title):
       bar.close()
 
 
-def _call(function, items):
+def _call(function: Callable[[Any], None], items: Sequence[Any]) -> int:
+  """Calls a function on some items in a worker; returns their number."""
   for item in items:
     function(item)
   return len(items)
 
 
-def _write_recording(out, seed, index):
+def _write_recording(out: pathlib.Path, seed: int, index: int) -> None:
   path = out / recordings.name(index)
   if not path.is_file():
     _write_wave(path, recordings.make(seed, index), 'FLAC')
 
 
 def count(hours: float, seed: int) -> int:
-  """How many recordings hold at least `hours` hours."""
+  """Returns how many recordings have at least `hours` hours together."""
   total, index = 0, 0
   while total < hours * 3600 * RATE:
     total += recordings.length(seed, index)
@@ -119,14 +140,23 @@ def write_audio(out: str | os.PathLike, hours: float, seed: int,
                 progress: bool = True) -> pathlib.Path:
   """Writes recordings for pretraining: <out>/<category>/<index>.flac.
 
-  16 kHz mono 16-bit FLAC, 8 to 30 s each, at least `hours` hours in all. More
-  hours of the same seed add recordings to those of fewer. What is there
-  already is kept; a finished folder is left alone. `workers` processes
-  (default: one a core) write the same bytes whatever their number. Give it a
-  folder of its own: task clips below it would be taken for recordings.
+  They are 16 kHz mono 16-bit FLAC of 8 to 30 s. More hours of the same seed add
+  recordings to those of fewer hours.
 
-  Returns the folder. Raises ValueError for bad arguments or a folder made with
-  another seed or with more hours.
+  Args:
+    out: folder to write, for nothing else: `prepare` would take the clips of
+      tasks in it for recordings.
+    hours: at least, in all.
+    seed: of the dataset.
+    workers: number of processes; None takes one per core. The files do not
+      depend on it.
+    progress: whether to show a bar.
+
+  Returns:
+    the folder.
+
+  Raises:
+    ValueError: wrong arguments, or a folder with another seed or more hours.
   """
   _check(seed, workers)
   if isinstance(hours, bool) or not isinstance(hours, (int, float)) or not (
@@ -137,8 +167,8 @@ def write_audio(out: str | os.PathLike, hours: float, seed: int,
   wanted = count(hours, seed)
   have = marker.get('recordings', 0)
   if have > wanted:
-    raise ValueError(f'{out / MARKER}: holds {have} recordings, {hours} hours '
-                     f'need {wanted}; choose another folder')
+    raise ValueError(f'{out / MARKER}: {have} recordings, but {hours} hours '
+                     f'have {wanted}; choose another folder')
   if have == wanted:
     return out
   for category in recordings.CATEGORIES:
@@ -152,8 +182,8 @@ def write_audio(out: str | os.PathLike, hours: float, seed: int,
   return out
 
 
-def _write_clip(seed, item):
-  """Writes one clip and, beside it until the task is whole, its labels."""
+def _write_clip(seed: int, item: tuple) -> None:
+  """Writes one clip and a file of its labels, which `_finish` collects."""
   folder, task, split, index = item
   path = folder / str(RATE) / split / f'{index:05d}.wav'
   aside = path.with_suffix('.json')
@@ -163,14 +193,23 @@ def _write_clip(seed, item):
     _write_json(aside, labels)
 
 
-def _begin(folder, asked):
-  """The unfinished folder of a task, to be filled; None for a finished one."""
+def _begin(folder: pathlib.Path, asked: dict[str, Any]
+           ) -> pathlib.Path | None:
+  """Returns the unfinished folder of a task, or None if it is finished.
+
+  Args:
+    folder: of the task when it is finished.
+    asked: contents of its marker.
+
+  Raises:
+    ValueError: it belongs to something else.
+  """
   if _read_marker(folder, asked):
     return None
   if folder.exists():
-    raise ValueError(f'{folder}: no {MARKER} in it, so not made here; choose '
-                     'another folder')
-  # Made where no reader of tasks looks; moved when whole.
+    raise ValueError(f'{folder}: no {MARKER} in it, so it is not a folder of '
+                     'this dataset; choose another folder')
+  # In a hidden folder, so that nobody reads an unfinished task.
   partial = folder.parent / '.partial' / folder.name
   if not _read_marker(partial, asked):
     partial.mkdir(parents=True, exist_ok=True)
@@ -180,8 +219,16 @@ def _begin(folder, asked):
   return partial
 
 
-def _finish(partial, folder, name, clips):
-  """Writes what describes the clips, then gives the folder its name."""
+def _finish(partial: pathlib.Path, folder: pathlib.Path, name: str,
+            clips: dict[str, int]) -> None:
+  """Writes the description of a task, then moves it to its final place.
+
+  Args:
+    partial: the unfinished folder.
+    folder: the final one.
+    name: of the task.
+    clips: number of clips by split.
+  """
   task = tasks_lib.EVERY[name]
   for split, n in clips.items():
     root = partial / str(RATE) / split
@@ -216,13 +263,21 @@ def write_tasks(out: str | os.PathLike, seed: int,
                 progress: bool = True) -> pathlib.Path:
   """Writes task folders in HEAR's layout: <out>/tasks/<name>-v1-full/.
 
-  `clips_per_task` are the clips of the train, valid and test split; `names`
-  chooses among tasks.EVERY (default: tasks.TASKS). A finished task is left
-  alone, a half-written one is finished; the clips of a larger split begin
-  with those of a smaller one.
+  A larger split begins with the clips of a smaller one.
 
-  Returns the folder of the tasks. Raises ValueError for bad arguments or a
-  task folder made with other ones.
+  Args:
+    out: folder to write.
+    seed: of the dataset.
+    clips_per_task: number of clips of the train, valid and test split.
+    names: of tasks.EVERY; None takes all of tasks.TASKS.
+    workers: number of processes; None takes one per core.
+    progress: whether to show a bar.
+
+  Returns:
+    the folder of the tasks.
+
+  Raises:
+    ValueError: wrong arguments, or a task folder made with other ones.
   """
   _check(seed, workers)
   if not (isinstance(clips_per_task, (tuple, list))
@@ -230,7 +285,8 @@ def write_tasks(out: str | os.PathLike, seed: int,
           and all(_is_int(n, 1) for n in clips_per_task)):
     raise ValueError(f'clips_per_task: found {clips_per_task!r}, expected '
                      'three positive integers: train, valid, test')
-  names = tuple(tasks_lib.TASKS) if names is None else names
+  if names is None:
+    names = tuple(tasks_lib.TASKS)
   if not isinstance(names, (tuple, list)) or not names or (
       set(names) - set(tasks_lib.EVERY)):
     raise ValueError(f'names: found {names!r}, expected a list of some of '
@@ -239,12 +295,12 @@ def write_tasks(out: str | os.PathLike, seed: int,
   clips = dict(zip(tasks_lib.SPLITS, clips_per_task))
   asked = {'world': VERSION, 'kind': 'task', 'seed': seed, 'clips': clips}
   folders = {name: root / f'{name}-v{VERSION}-full' for name in names}
-  begun = {name: _begin(folder, asked) for name, folder in folders.items()}
-  begun = {name: partial for name, partial in begun.items() if partial}
-  items = [(partial, name, split, i) for name, partial in begun.items()
+  unfinished = {name: partial for name, folder in folders.items()
+                if (partial := _begin(folder, asked))}
+  items = [(partial, name, split, i) for name, partial in unfinished.items()
            for split, n in clips.items() for i in range(n)]
   _map(functools.partial(_write_clip, seed), items, workers, progress,
        'synthetic dataset: task clips')
-  for name, partial in begun.items():
+  for name, partial in unfinished.items():
     _finish(partial, folders[name], name, clips)
   return root
