@@ -4,14 +4,15 @@
   python -m launch.bench rankme --out=bench.json
   python -m launch.bench all --quick
 
-A ratio is the rival's time over ours: above 1 we are faster. Its least and
-greatest over the turns stand beside it. Machines are noisy and differ; what
-was measured elsewhere is no rival. Rows name the peers that are not installed:
-pip install -e '.[peers]' has those that pip can install, and
+A ratio is the rival's time over ours, so above 1 we are faster; its smallest
+and largest value over the turns are printed as well. Both sides always run on
+this machine, because machines differ. Rows name the peers that are not
+installed: pip install -e '.[peers]' installs those that pip can, and
 tests/peers/install.sh the others.
 """
 
 import importlib
+import math
 import os
 import pathlib
 import platform
@@ -34,11 +35,11 @@ AREAS = tuple(sorted(
     if p.stem not in ('__init__', 'timing', 'spectra', 'steps')))
 _OUT = flags.DEFINE_string('out', None, 'JSON file: rows, versions, machine.')
 _QUICK = flags.DEFINE_boolean('quick', False, 'Small sizes, few turns.')
-_ONLY = flags.DEFINE_string('only', '', 'Only rows whose name has this in it.')
-_HERE = flags.DEFINE_boolean('here', False, 'In this process; one area.')
+_ONLY = flags.DEFINE_string('only', '', 'Only rows whose names contain this.')
+_HERE = flags.DEFINE_boolean('here', False, 'Run one area in this process.')
 HEAD = ('what', 'audiorank', 'rival', 'ratio [least, greatest]', 'goal',
         'note')
-# Set before a process starts: BLAS reads them once.
+# Must be set before a process starts, because BLAS reads them only then.
 ONE_THREAD = dict.fromkeys(
     ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'), '1')
 
@@ -49,7 +50,7 @@ def pinned(module: ModuleType) -> bool:
 
 
 def machine() -> dict[str, Any]:
-  """Returns what the figures depend on: processor, cores, versions."""
+  """Returns a description of the machine: device, cores, versions."""
   import jax
   import numpy as np
   import scipy
@@ -65,10 +66,9 @@ def machine() -> dict[str, Any]:
 
 
 def device() -> str:
-  """Returns the name of the device; a GPU's without opening it.
-
-  Children of a bench on a GPU have its memory.
-  """
+  """Returns the name of the device."""
+  # A GPU must not be opened in this process, because the children of a bench
+  # need all of its memory.
   if devices.find().kind == 'gpu' and shutil.which('nvidia-smi'):
     query = ['nvidia-smi', '--query-gpu=name', '--format=csv,noheader']
     return subprocess.run(query, capture_output=True,
@@ -89,27 +89,29 @@ def cells(row: timing.Row) -> list[str]:
 
 
 def number(x: float | None) -> str:
-  """Returns a number of three digits, or '' for what was not measured."""
-  return '' if x is None or x != x else f'{x:.3g}'
+  """Returns a number with three digits, '' if it is None or NaN."""
+  if x is None or math.isnan(x):
+    return ''
+  return f'{x:.3g}'
 
 
 def chosen(words: list[str]) -> list[str]:
-  """Returns the areas meant: 'rankme' means rankme_mesh as well.
+  """Returns the areas of some names: 'rankme' includes rankme_mesh.
 
   Raises:
-    ValueError: a word that means none.
+    ValueError: a name without an area.
   """
-  def meant(area, word):
+  def names(word: str, area: str) -> bool:
     return word in ('all', area, area.split('_')[0])
 
   for word in words:
-    if not any(meant(area, word) for area in AREAS):
+    if not any(names(word, area) for area in AREAS):
       raise ValueError(f'area {word!r}: expected all, {", ".join(AREAS)}')
-  return [area for area in AREAS if any(meant(area, w) for w in words)]
+  return [area for area in AREAS if any(names(w, area) for w in words)]
 
 
 def run(area: str) -> None:
-  """Runs one area here; its table is printed row by row."""
+  """Runs one area in this process and prints its table row by row."""
   module = importlib.import_module(f'launch.benches.{area}')
   if pinned(module) and hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -120,12 +122,13 @@ def run(area: str) -> None:
     rows.append(row._asdict())
     print('| ' + ' | '.join(cells(row)) + ' |', flush=True)
     if _OUT.value:
-      # Row by row: a bench that is stopped keeps what it has.
+      # After every row, so that a bench that is stopped has its first rows.
       files.write_json(_OUT.value, {'areas': {area: {
           'machine': machine(), 'rows': rows}}})
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
+  """Runs the command."""
   areas = chosen(argv[1:] or ['all'])
   if _HERE.value:
     run(areas[0])
@@ -133,12 +136,15 @@ def main(argv):
   results = {}
   with tempfile.TemporaryDirectory() as folder:
     for area in areas:
-      # A process each: its own devices, pinning, peers and memory.
+      # Each area has its own process, with its own devices, cores, peers and
+      # memory.
       module = importlib.import_module(f'launch.benches.{area}')
       part = pathlib.Path(folder) / f'{area}.json'
       if _OUT.value and len(areas) == 1:
-        part = pathlib.Path(_OUT.value)  # There even if this one is stopped.
-      threads = ONE_THREAD if pinned(module) else {}
+        part = pathlib.Path(_OUT.value)  # So that it exists if we are stopped.
+      threads = {}
+      if pinned(module):
+        threads = ONE_THREAD
       code = subprocess.run(
           [sys.executable, '-m', 'launch.bench', area, '--here',
            f'--out={part}', f'--only={_ONLY.value}',

@@ -100,15 +100,15 @@ def test_rows_of_a_card_come_as_both_sides_are_known(monkeypatch):
   named = {(row.what, row.rival): row for row in rows}
   assert len(named) == len(rows)
   case = 'en128-12, decoder 512-8, B 256, bfloat16'
-  assert named[f'clips a second, {case}',
+  assert named[f'clips per second, {case}',
                'official trainer, autocast'].ratio == pytest.approx(4.)
   # 42.0 GFLOP a clip: 256 clips in .05 s.
   share = named[f'MFU, {case}', ''].ours_value
   assert share == pytest.approx(100 * 256 / .05 * 41.98e9 / 989e12, rel=.01)
-  packed = named['clips a second, en64-4, decoder 64-2, B 64, 64 packed, '
+  packed = named['clips per second, en64-4, decoder 64-2, B 64, 64 packed, '
                  'bfloat16', 'official trainer, autocast']
   assert packed.ratio == pytest.approx(64 * 4)
-  stopped = named['clips a second, en768-12, decoder 512-8, B 256, bfloat16',
+  stopped = named['clips per second, en768-12, decoder 512-8, B 256, bfloat16',
                   'official trainer, autocast']
   assert stopped.ratio is None or stopped.ratio != stopped.ratio
   assert 'stopped after 120 s' in stopped.note

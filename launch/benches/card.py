@@ -59,8 +59,8 @@ class Sweeps:
     from audiorank import prepare
     from audiorank import synth
     self.folder, self.quick = folder, quick
-    self.end = time.monotonic() + (QUICK if quick else SECONDS)
-    hours = .02 if quick else .1
+    self.end = time.monotonic() + timing.sized(quick, QUICK, SECONDS)
+    hours = timing.sized(quick, .02, .1)
     synth.write_audio(folder / 'audio', hours, 0, progress=False)
     prepare.run(folder / 'audio', folder / 'corpus')
     synth.write_tasks(folder, 0, clips_per_task=(12, 6, 6), names=['timbre'],
@@ -120,12 +120,12 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
     sweeps = Sweeps(pathlib.Path(folder), quick)
     # The CPU's side of the comparison runs beside the packed runs.
     other = sweeps.start('cpu', 1, '--devices=cpu')
-    for count in (2,) if quick else (64, 1, 16):
+    for count in timing.sized(quick, (2,), (64, 1, 16)):
       what = f"{sweeps.shape['size']}, {count} packed runs"
       if only in what:
         yield packed(sweeps, what, count)
     if only in 'loss at step 10 against the CPU':
-      yield from compared(sweeps, other, 2 if quick else 1)
+      yield from compared(sweeps, other, timing.sized(quick, 2, 1))
     other.terminate()
     other.communicate()
     if only in 'whole sweep of configs/minute.py':

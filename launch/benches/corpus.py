@@ -51,7 +51,7 @@ print(json.dumps({'seconds': spent, 'import': imported - began,
 
 def rows(quick: bool, only: str) -> Iterator[timing.Row]:
   """Yields the Rows of this area."""
-  for count in QUICK if quick else SIZES:
+  for count in timing.sized(quick, QUICK, SIZES):
     what = f'first batch chosen, {count:,} records'
     if only in what:
       yield from starts(what, count)
@@ -80,7 +80,7 @@ def starts(what: str, count: int) -> Iterator[timing.Row]:
 
 
 def start(root: pathlib.Path) -> dict:
-  """Returns what a process says that opens a corpus."""
+  """Opens a corpus in a process of its own; returns its measurements."""
   done = subprocess.run([sys.executable, '-c', START, str(root)], check=True,
                         capture_output=True, text=True)
   return json.loads(done.stdout)
@@ -158,7 +158,7 @@ def reading(folder: pathlib.Path, quick: bool,
   """Yields the Rows of reading ten-second clips, store by store."""
   from audiorank import data
   from audiorank import prepare
-  clips = 64 if quick else CLIPS
+  clips = timing.sized(quick, 64, CLIPS)
   whats = {store: f'a 10 s clip out of {what}' for store, what in (
       ('int16', 'ArrayRecord, int16'), ('flac', 'shards of FLAC'),
       ('opus', 'shards of Opus'), ('none', 'webdataset tars of FLAC in place'),
@@ -169,20 +169,25 @@ def reading(folder: pathlib.Path, quick: bool,
   for key, what in whats.items():
     if only not in what:
       continue
-    store = 'none' if key == 'parquet' else key
-    source = folder / ('parquet' if key == 'parquet' else 'tars')
+    store, source = key, folder / 'tars'
+    if key == 'parquet':
+      store, source = 'none', folder / 'parquet'
     prepare.run(source, folder / f'of-{key}', store=store, workers=1)
     corpus = data.load(folder / f'of-{key}')
-    # Batch by batch: a stream reads ahead, in the rival's turn as well.
+    # Batch by batch and not as a stream, which would read ahead during the
+    # rival's turn.
     batches = data.clips.Batches(corpus, BATCH, int(SECONDS * RATE), 0,
                                  slice(BATCH), False)
     ours = lambda batches=batches: [
         batches[step] for step in range(clips // BATCH)]
     for name, rival in _rivals(key, folder, clips).items():
+      goal = None
+      if name.startswith('soundfile'):
+        goal = .9
       yield timing.turns(
-          f'{what}, against {name}', ours, rival, 4 if quick else 6,
-          time.process_time, .9 if name.startswith('soundfile') else None,
-          ('stream', name), 'CPU time of one core', clips)
+          f'{what}, against {name}', ours, rival, timing.sized(quick, 4, 6),
+          time.process_time, goal, ('stream', name), 'CPU time of one core',
+          clips)
 
 
 def _rivals(key: str, folder: pathlib.Path,

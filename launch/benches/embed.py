@@ -45,7 +45,7 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
   from audiorank import config as config_lib
   from audiorank import flops
   from audiorank import train_state
-  for case in CASES[:1] if quick else CASES:
+  for case in timing.sized(quick, CASES[:1], CASES):
     what = f'a clip of 10 s embedded against trained on, {case.name}'
     if only not in what:
       continue
@@ -56,6 +56,7 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
     paper = step / (2 * flops.encoder_macs(
         config.model, config_lib.patches(config)))
     yield timing.turns(
-        what, embedding(config, steps.waves(case)), train, 2 if quick else 5,
-        time.process_time, 3., ('embedding', 'training step'),
+        what, embedding(config, steps.waves(case)), train,
+        timing.sized(quick, 2, 5), time.process_time, 3.,
+        ('embedding', 'training step'),
         f'{paper:.1f} by FLOPs', case.batch)

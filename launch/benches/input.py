@@ -23,7 +23,7 @@ def rows(quick, only):
   from audiorank import synth
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
-    synth.write_audio(folder / 'audio', .05 if quick else .3, 0,
+    synth.write_audio(folder / 'audio', timing.sized(quick, .05, .3), 0,
                       progress=False)
     prepare.run(folder / 'audio', folder / 'corpus')
     for pieces in (30, 10):
@@ -35,7 +35,7 @@ def rows(quick, only):
         yield reading(what, data.load(corpus), folder / 'audio')
     what = 'waiting for input while training, en128-12, 10 s'
     if only in what:
-      yield waiting(what, folder, 12 if quick else 40)
+      yield waiting(what, folder, timing.sized(quick, 12, 40))
 
 
 def reading(what, corpus, audio):

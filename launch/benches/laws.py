@@ -40,10 +40,11 @@ COLD_GOAL = 6.  # CPU seconds.
 
 def shared() -> pathlib.Path | None:
   """Returns the folder of law fixtures, or None."""
-  root = os.environ.get('AUDIORANK_SHARED')
-  path = pathlib.Path(root) if root else ROOT.parent / 'shared'
-  path = path / 'fixtures' / 'laws'
-  return path if path.is_dir() else None
+  root = os.environ.get('AUDIORANK_SHARED', ROOT.parent / 'shared')
+  path = pathlib.Path(root) / 'fixtures' / 'laws'
+  if path.is_dir():
+    return path
+  return None
 
 
 def points() -> tuple[dict[str, Any], str]:
@@ -93,7 +94,7 @@ def curves() -> tuple[list[tuple[str, Any, Any]], str]:
 
 
 def ask(kind: str, folder: str, **inputs: Any) -> Any:
-  """Returns what a rival's process prints, or None where it is not there."""
+  """Returns the output of a rival's process, or None if it is not installed."""
   path = pathlib.Path(folder) / f'{kind}.npz'
   np.savez(path, **inputs)
   python = os.environ.get('AUDIORANK_LAWS_PEERS', sys.executable)
@@ -115,10 +116,24 @@ def against(what: str, ours: Callable[[], float], rival: Callable[[], float],
             repeats: int, unit: str = 'ms', scale: float = 1e3) -> timing.Row:
   """Returns a Row of two functions that return seconds themselves.
 
-  Each goes first in every second turn.
+  Args:
+    what: name of the row.
+    ours, rival: the two sides.
+    goal: the ratio to reach.
+    names: of the two sides.
+    note: of the row.
+    repeats: number of turns.
+    unit: of the times in the row.
+    scale: of the unit, in one second.
   """
-  pairs = [(ours(), rival()) if turn % 2 == 0 else (rival(), ours())[::-1]
-           for turn in range(repeats)]
+  pairs = []
+  for turn in range(repeats):
+    # Each side is the first in every second turn; see timing.turns.
+    if turn % 2 == 0:
+      mine, theirs = ours(), rival()
+    else:
+      theirs, mine = rival(), ours()
+    pairs.append((mine, theirs))
   ratios = [theirs / mine for mine, theirs in pairs]
   mine, theirs = (statistics.median(side) * scale for side in zip(*pairs))
   return timing.Row(what, *names, mine, theirs, unit,
@@ -128,7 +143,7 @@ def against(what: str, ours: Callable[[], float], rival: Callable[[], float],
 
 def rows(quick: bool, only: str) -> Iterator[timing.Row]:
   """Yields the Rows of this area."""
-  repeats = 2 if quick else 5
+  repeats = timing.sized(quick, 2, 5)
   data, kind = points()
   with tempfile.TemporaryDirectory() as folder:
     for make in (cold, notebook, grid, simple, extrapolation):
@@ -163,7 +178,7 @@ def notebook(what: str, data: Any, kind: str, folder: str, quick: bool,
   """Bootstrap fit, warm, against BFGS with autograd."""
   from audiorank import laws
   fit = laws.fit('separable', data, 'log_huber', delta=peers.DELTA)
-  count, some = (400, 6) if quick else (DRAWS, 24)
+  count, some = timing.sized(quick, (400, 6), (DRAWS, 24))
   draws = lambda seed: fit.draws(count, seed)
   draws(1)
   rng = np.random.default_rng(0)
@@ -208,7 +223,8 @@ def grid(what: str, data: Any, kind: str, folder: str, quick: bool,
   axes = (np.arange(0, 30, 5), np.arange(0, 30, 5), np.arange(-1, 1.5, .5),
           np.arange(0, 2.5, .5), np.arange(0, 2.5, .5))
   starts = np.stack([a.ravel() for a in np.meshgrid(*axes)], 1).astype(float)
-  some = np.random.default_rng(0).choice(starts, 8 if quick else 40, False)
+  some = np.random.default_rng(0).choice(
+      starts, timing.sized(quick, 8, 40), False)
   reached = []
 
   def ours():
@@ -236,7 +252,7 @@ def simple(what: str, data: Any, kind: str, folder: str, quick: bool,
   """Bootstrap draw, warm, against simple-scaling-laws."""
   from audiorank import laws
   fit = laws.fit('separable', data, 'ls')
-  count, theirs = (400, 40) if quick else (2000, 300)
+  count, theirs = timing.sized(quick, (400, 40), (2000, 300))
   if ask('simple', folder, draws=2, **data) is None:
     return timing.absent(what, 'simple-scaling-laws')
   fit.draws(count, 1)

@@ -18,7 +18,7 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
   from launch.tpu import compiler
   from launch.tpu import layouts
   from launch.tpu import slices
-  size = 'en128-12' if quick else 'en768-12'
+  size = timing.sized(quick, 'en128-12', 'en768-12')
   piece = slices.parse(CHIP)
   what = f'memory of a step on {CHIP}, {size}, batch {BATCH}'
   if only not in what:
@@ -34,7 +34,9 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
                for remat in ('dots', 'full', 'none')], piece, 'full'):
     remat, answer = result.layout.remat, result.answer
     peaks[remat] = answer.get('peak') or answer['needed']
-    fits = 'fits' if result.bound else 'does not fit'
+    fits = 'does not fit'
+    if result.bound:
+      fits = 'fits'
     note.append(f'{remat}: {fits}')
   note = f'of {piece.chip.memory / 1e9:.1f} GB; {", ".join(note)}'
   for remat in ('dots', 'full'):

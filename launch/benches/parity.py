@@ -27,7 +27,7 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
   rng = np.random.default_rng(0)
   wave_NS = (3000 * rng.standard_normal(
       (CLIPS, SECONDS * 16_000))).astype(np.int16)
-  for size in SIZES[:1] if quick else SIZES:
+  for size in timing.sized(quick, SIZES[:1], SIZES):
     what = f'embeddings of {size}, trained in bfloat16'
     if only in what:
       theirs, ours = (embedded(size, wave_NS, d) for d in (host, device))

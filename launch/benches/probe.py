@@ -74,12 +74,12 @@ def rows(quick, only):
     root = os.environ.get('AUDIORANK_TASKS')
     if not root:
       synth.write_tasks(folder, 0, names=['timbre'], progress=False,
-                        clips_per_task=(60, 20, 20) if quick else (
-                            400, 150, 400))
+                        clips_per_task=timing.sized(
+                            quick, (60, 20, 20), (400, 150, 400)))
       root = folder / 'tasks'
     names = sorted(p.parent.name for p in pathlib.Path(root).glob(
         '*/task_metadata.json'))
-    points = 2 if quick else 8
+    points = timing.sized(quick, 2, 8)
     for name in names:
       what = f'HEAR protocol, {points} grid points, {name}'
       if only not in what:

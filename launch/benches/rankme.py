@@ -22,8 +22,11 @@ from launch.benches import timing
 DEVICES = devices.find()
 ON_GPU = DEVICES.kind == 'gpu'
 PINNED = not ON_GPU
-# On a GPU this process is to open no device: its children have the memory.
-ENV = {'JAX_PLATFORMS': 'cpu'} if ON_GPU else {}
+ENV = {}
+if ON_GPU:
+  # This process must not open the device, because its children need all of
+  # the memory.
+  ENV = {'JAX_PLATFORMS': 'cpu'}
 CLIPS = 30_000
 # Ratios to reach: against jnp.linalg.svd in JAX and by the host, against
 # torch.linalg.svdvals in JAX and by the host.
@@ -41,8 +44,10 @@ def torch_rival(z_ND: np.ndarray) -> Callable[[], Any] | None:
     import torch
   except ModuleNotFoundError:
     return None
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  if device == 'cpu':
+  device = 'cpu'
+  if torch.cuda.is_available():
+    device = 'cuda'
+  else:
     torch.set_num_threads(1)
   z = torch.from_numpy(z_ND).to(device)
   return lambda: torch.linalg.svdvals(z).cpu()
@@ -52,19 +57,19 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
   """Yields the Rows of this area."""
   if ON_GPU:
     small = quick or DEVICES.pretended
-    yield from card((32, 64) if small else GPU_WIDTHS,
-                    400 if small else CLIPS, only)
+    yield from card(timing.sized(small, (32, 64), GPU_WIDTHS),
+                    timing.sized(small, 400, CLIPS), only)
     return
   from audiorank import rankme
-  clips = 4_000 if quick else CLIPS
+  clips = timing.sized(quick, 4_000, CLIPS)
   # The gathered path of the paper; full_matrices=True, the default, would
   # allocate N x N beside it and take as long.
   svd = jax.jit(lambda z_ND: jax.numpy.linalg.svd(
       z_ND, full_matrices=False, compute_uv=False))
-  for width in (128, 384) if quick else GOALS:
+  for width in timing.sized(quick, (128, 384), GOALS):
     z_ND = spectra.embeddings('trained', clips, width)
     placed_ND = jax.device_put(z_ND)
-    goal = (None,) * 4 if quick else GOALS[width]
+    goal = timing.sized(quick, {}, GOALS).get(width, (None,) * 4)
     ours = lambda: rankme.singular_values(placed_ND)
     host = lambda: rankme.singular_values(z_ND)
     # XLA alone: moments, eigenvalues and all in one compiled program.
@@ -85,7 +90,7 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
         yield timing.absent(what, 'torch')
         continue
       # On one core CPU time is what a quiet core would take.
-      yield timing.turns(what, mine, rival, 3 if quick else 5,
+      yield timing.turns(what, mine, rival, timing.sized(quick, 3, 5),
                          time.process_time, least, ('gram', whose),
                          f'N = {clips}')
   yield from accuracy(rankme, quick, only)
@@ -95,6 +100,9 @@ def card(widths: tuple[int, ...], clips: int, only: str
          ) -> Iterator[timing.Row]:
   """Yields the Rows of a GPU, each as soon as both of its sides are known."""
   sides = ('ours', 'torch.linalg.svdvals', 'jnp.linalg.svd')
+  platforms = 'cuda,cpu'
+  if DEVICES.pretended:
+    platforms = 'cpu'
   jobs = []
   for side in sides:
     for width in widths:
@@ -103,11 +111,10 @@ def card(widths: tuple[int, ...], clips: int, only: str
         jobs.append(timing.Job(
             f'{side} {width}',
             [sys.executable, '-m', 'launch.benches.rankme', arguments],
-            JOB_SECONDS, {'JAX_PLATFORMS': 'cpu' if DEVICES.pretended
-                          else 'cuda,cpu',
+            JOB_SECONDS, {'JAX_PLATFORMS': platforms,
                           'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}))
   done = {}
-  # One at a time: they would share the card.
+  # One at a time, because jobs at the same time would slow each other down.
   for job, result in timing.children(jobs, 1, GPU_SECONDS):
     side, width = job.name.rsplit(' ', 1)
     done[job.name] = result
@@ -178,7 +185,7 @@ def _once(run):
 
 def accuracy(rankme: Any, quick: bool, only: str) -> Iterator[timing.Row]:
   """Yields the largest relative error of RankMe over all spectra."""
-  for width in (64,) if quick else (128, 384, 768):
+  for width in timing.sized(quick, (64,), (128, 384, 768)):
     what = f'largest error of RankMe over {len(spectra.KINDS)} spectra, '
     what += f'D = {width}'
     if only not in what:

@@ -24,16 +24,19 @@ GOALS = {128: 30., 384: 10., 768: 5.}
 
 
 def received(text: str) -> float:
-  """Returns the bytes that each device receives in a program of this text.
+  """Returns the bytes that each device receives in a program.
 
-  By ring algorithms as many as it sends: an all-gather of n bytes brings
-  n (d - 1) / d to each of d devices, an all-reduce twice that.
+  With ring algorithms an all-gather of n bytes brings n (d - 1) / d to each of
+  d devices, and an all-reduce twice that.
+
+  Args:
+    text: the compiled program.
   """
   return sum(hlo.wire(c) for c in hlo.collectives(text))
 
 
 def rows(quick: bool, only: str) -> Iterator[timing.Row]:
-  """Yields the Rows of this area: none on a GPU, whose minutes are dear."""
+  """Yields the Rows of this area; none on a GPU, to save its time."""
   if devices.find().kind == 'gpu':
     return
   from audiorank import rankme
@@ -42,8 +45,8 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
   mesh = jax.make_mesh((8,), ('data',),
                        axis_types=(jax.sharding.AxisType.Auto,))
   spread = jax.sharding.NamedSharding(mesh, jax.P('data'))
-  clips = 4_000 if quick else CLIPS
-  for width in (128,) if quick else GOALS:
+  clips = timing.sized(quick, 4_000, CLIPS)
+  for width in timing.sized(quick, (128,), GOALS):
     z_ND = jax.device_put(spectra.embeddings('trained', clips, width), spread)
     svd = jax.jit(lambda z_ND: jax.numpy.linalg.svd(z_ND, compute_uv=False))
     naive = jax.jit(lambda z_ND: jax.numpy.linalg.svd(
@@ -55,7 +58,8 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
       yield timing.turns(
           what, lambda: rankme.singular_values(z_ND),
           lambda: naive(z_ND).block_until_ready(), 3, time.process_time,
-          None if quick else GOALS[width], ('gram', 'gather, svd'), note)
+          timing.sized(quick, {}, GOALS).get(width), ('gram', 'gather, svd'),
+          note)
     with layout.x64(), jax.set_mesh(mesh):
       mine = gram._moments_program.lower(z_ND).compile()
     theirs = svd.lower(z_ND).compile()

@@ -1,11 +1,12 @@
-"""From the start of a process to its first step: cold, and compiled before.
+"""Time from the start of a process to its first step, cold and warm.
 
-CPU seconds of start-up of Python and jax, reading the corpus, drawing the
-parameters, compilation or what was kept of it: until the first step begins,
-and until the process has made it and is gone. Evaluation and checkpoint are
-left out.
+These are CPU seconds until the first step begins, and until the process has
+ended after it: start of Python and jax, opening the corpus, initialisation, and
+compilation or loading from jax's cache. Evaluation and checkpoints are not
+included.
 """
 
+from collections.abc import Iterator
 import os
 import pathlib
 import resource
@@ -25,46 +26,49 @@ jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 from audiorank import config as config_lib
 from audiorank import data, records, sharding, train_state
 config = records.load_config(sys.argv[1])
-on = sharding.mesh(1, 1)
+mesh = sharding.mesh(1, 1)
 subset = data.load(config.data.root)
 stream = data.stream(subset, batch=config.train.batch,
                      samples=config_lib.crop_samples(config.data.crop_seconds),
                      seed=0, first_step=0, process_index=0, process_count=1,
                      threads=1, resident=True)
-with jax.set_mesh(on):
-  programs = train_state.programs(config, on)
+with jax.set_mesh(mesh):
+  programs = train_state.programs(config, mesh)
   h = train_state.make_hparams(config)
-  wave_BS = sharding.to_global(next(stream), on)
-  given = jax.block_until_ready((programs.init(h), wave_BS, h))
-  step = programs.step.lower(*given).compile()
+  wave_BS = sharding.to_global(next(stream), mesh)
+  arguments = jax.block_until_ready((programs.init(h), wave_BS, h))
+  step = programs.step.lower(*arguments).compile()
   print(time.process_time())
-  jax.block_until_ready(step(*given))
+  jax.block_until_ready(step(*arguments))
 '''
 
 
-def spent(command, env):
-  """Returns CPU seconds (until a process says how many it has used so far,
-  of the process and its children until it has ended)."""
+def spent(command: list[str], env: dict[str, str]) -> tuple[float, float]:
+  """Runs a process; returns two times in CPU seconds.
+
+  The first is the number that the process prints, the second the total of the
+  process and its children.
+  """
   before = resource.getrusage(resource.RUSAGE_CHILDREN)
-  said = subprocess.run(command, env=env, check=True, capture_output=True,
-                        text=True).stdout
+  output = subprocess.run(command, env=env, check=True, capture_output=True,
+                          text=True).stdout
   after = resource.getrusage(resource.RUSAGE_CHILDREN)
-  return float(said), ((after.ru_utime - before.ru_utime)
-                       + (after.ru_stime - before.ru_stime))
+  return float(output), ((after.ru_utime - before.ru_utime)
+                         + (after.ru_stime - before.ru_stime))
 
 
-def rows(quick, only):
+def rows(quick: bool, only: str) -> Iterator[timing.Row]:
   """Yields the Rows of this area."""
   from audiorank import prepare
   from audiorank import records
   from audiorank import synth
   from configs import base
   env = {**os.environ, 'JAX_PLATFORMS': os.environ.get('JAX_PLATFORMS', '')}
-  with tempfile.TemporaryDirectory() as folder:
-    folder = pathlib.Path(folder)
+  with tempfile.TemporaryDirectory() as temporary:
+    folder = pathlib.Path(temporary)
     synth.write_audio(folder / 'audio', .02, 0, progress=False)
     prepare.run(folder / 'audio', folder / 'corpus')
-    for size in ('en128-12',) if quick else ('en128-12', 'en768-12'):
+    for size in timing.sized(quick, ('en128-12',), ('en128-12', 'en768-12')):
       what = f'start to first step, {size}'
       if only not in what:
         continue
@@ -77,9 +81,9 @@ def rows(quick, only):
                  str(folder / f'cache-{size}')]
       cold = spent(command, env)
       warm = [min(times) for times in zip(*(
-          spent(command, env) for _ in range(1 if quick else 3)))]
+          spent(command, env) for _ in range(timing.sized(quick, 1, 3))))]
       for part, mine, rival, note in (
           ('', warm[0], cold[0], 'CPU seconds; at most 3 wanted'),
-          (', and made', warm[1], cold[1], 'CPU seconds, with the step')):
+          (' and its end', warm[1], cold[1], 'CPU seconds, with the step')):
         yield timing.alone(what + part, mine, 's', None, note,
                            'compiled before', 'cold', rival)

@@ -11,6 +11,7 @@ Shapes: B batch, S samples, K runs of one program.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
 import contextlib
 import fcntl
 import json
@@ -39,10 +40,13 @@ class Case(NamedTuple):
   @property
   def name(self) -> str:
     width, depth, _ = self.decoder
-    packed = f', {self.runs} packed' if self.runs > 1 else ''
-    scan = ', blocks in a loop' if self.unroll == 1 else ''
-    return (f'{self.size}, decoder {width}-{depth}, B {self.batch}{packed}, '
-            f'{self.dtype}{scan}')
+    parts = [self.size, f'decoder {width}-{depth}', f'B {self.batch}']
+    if self.runs > 1:
+      parts.append(f'{self.runs} packed')
+    parts.append(self.dtype)
+    if self.unroll == 1:
+      parts.append('blocks in a loop')
+    return ', '.join(parts)
 
 
 def config_of(case: Case) -> Any:
@@ -69,7 +73,7 @@ def waves(case: Case) -> np.ndarray:
 def ours(case: Case) -> tuple[Callable[[], Any], float]:
   """Returns (a function that starts one step, seconds of compiling it).
 
-  What the function returns is ready when the step is done.
+  The arrays that the function returns are ready when the step is done.
   """
   import jax
 
@@ -104,9 +108,9 @@ def rival(case: Case, how: str = '', device: str = 'cpu'
   """Returns a function that takes one step of the package dasheng.
 
   Args:
-    case: whose dtype bfloat16 is torch's autocast.
-    how: '' as it is published, 'sdpa' with torch's fused attention in place
-      of its own, 'compiled' with that through torch.compile.
+    case: its dtype bfloat16 means torch's autocast.
+    how: '' as published, 'sdpa' with torch's fused attention, 'compiled' also
+      with torch.compile.
     device: 'cpu' or 'cuda'.
 
   Raises:
@@ -128,7 +132,9 @@ def rival(case: Case, how: str = '', device: str = 'cpu'
   net = models.AudioTransformerMAE(encoder, decoder).train().to(device)
   adam = torch.optim.AdamW(net.parameters(), lr=3e-4, weight_decay=.01,
                            fused=device == 'cuda')
-  forward = torch.compile(net) if how == 'compiled' else net
+  forward = net
+  if how == 'compiled':
+    forward = torch.compile(net)
   wave = torch.from_numpy(waves(case).astype(np.float32) / 32768).to(device)
   half = torch.autocast(device, torch.bfloat16,
                         enabled=case.dtype == 'bfloat16')
@@ -144,7 +150,7 @@ def rival(case: Case, how: str = '', device: str = 'cpu'
 
 
 def fused_attention(self, x, mask=None):
-  """What the published Attention does in training, by torch's fused one."""
+  """The published Attention in training, with torch's fused kernel."""
   import torch
   B, N, C = x.shape
   q, k, v = self.qkv(x).reshape(
@@ -154,8 +160,8 @@ def fused_attention(self, x, mask=None):
 
 
 @contextlib.contextmanager
-def alone(lock: str):
-  """Waits until no other process times."""
+def alone(lock: str) -> Iterator[None]:
+  """Waits until no other process measures time, and then blocks the others."""
   with open(lock, 'w') as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield
@@ -163,10 +169,15 @@ def alone(lock: str):
 
 def measure(run: Callable[[], Any], wait: Callable[[Any], Any],
             window: float = WINDOW) -> float:
-  """Returns the seconds of a step: of the fastest window of several.
+  """Returns the seconds of a step, from the fastest of several windows.
 
-  Another process may compile meanwhile, and try kernels on the same card.
+  Args:
+    run: starts a step.
+    wait: waits for its result.
+    window: seconds.
   """
+  # The fastest, because another process may compile at the same time, and try
+  # kernels on the same card.
   for _ in range(3):
     result = run()
   wait(result)
@@ -201,10 +212,11 @@ def time_rival(case: Case, how: str, lock: str, window: float
                ) -> dict[str, Any]:
   """Returns seconds of a step of the official trainer."""
   import torch
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  device, wait = 'cpu', lambda _: None
+  if torch.cuda.is_available():
+    device, wait = 'cuda', lambda _: torch.cuda.synchronize()
   torch.set_float32_matmul_precision('high')
   run = rival(case, how, device)
-  wait = lambda _: torch.cuda.synchronize() if device == 'cuda' else None
   if how == 'compiled':
     run()  # Compiles, while others may use the card.
   with alone(lock):
@@ -212,7 +224,8 @@ def time_rival(case: Case, how: str, lock: str, window: float
   return {'seconds': seconds}
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
+  """Runs one job of `train`, given as JSON; prints its result as JSON."""
   job = json.loads(argv[1])
   fields = dict(job['case'])
   case = Case(**{**fields, 'decoder': tuple(fields['decoder'])})

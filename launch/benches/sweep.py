@@ -1,9 +1,10 @@
-"""What a sweep costs besides its runs: starting them, collecting them.
+"""The cost of a sweep besides its runs: starting them and collecting them.
 
-CPU seconds: of the launcher itself, its workers replaced by a process that
-does nothing, and of collecting and loading the tables.
+These are CPU seconds of the launcher, with workers that do nothing, and of
+collecting and loading the tables.
 """
 
+from collections.abc import Iterator
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ import time
 
 from launch.benches import timing
 
-# The launcher as it is, but that its workers mark every run as done at once.
+# The real launcher, but its workers only mark every run as done.
 LAUNCHER = '''
 import resource, sys
 from launch import cli, sweep
@@ -42,35 +43,48 @@ def points():
 '''
 
 
-def launcher_seconds(folder, count, given):
-  """Returns the CPU seconds of a launcher with so many points."""
+def launcher_seconds(folder: pathlib.Path, count: int,
+                     arguments: tuple[str, ...]) -> float:
+  """Returns the CPU seconds of a launcher.
+
+  Args:
+    folder: for its sweep.
+    count: number of points.
+    arguments: further ones of the command.
+  """
   config = folder / f'points{count}.py'
   config.write_text(POINTS.format(count=count))
   root = folder / f'root{count}'
   done = subprocess.run(
       [sys.executable, '-c', LAUNCHER.format(root=root),
        f'--config={config}', f'--root={root}', '--noreport',
-       '--workers=2', *given], check=True, text=True,
+       '--workers=2', *arguments], check=True, text=True,
       capture_output=True, env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
   return float(done.stdout.split('CPU')[-1])
 
 
-def launching(folder, points):
-  """Returns the launcher's CPU milliseconds a point after the first."""
+def launching(folder: pathlib.Path, points: int) -> float:
+  """Returns the launcher's CPU milliseconds per point, without its start."""
   from audiorank import prepare
   from audiorank import synth
   synth.write_audio(folder / 'audio', .1, 0, progress=False)
   prepare.run(folder / 'audio', folder / 'corpus')
   synth.write_tasks(folder, 0, clips_per_task=(12, 6, 6), names=['timbre'],
                     progress=False)
-  given = (f'--config.data.root={folder}/corpus',
-           f'--config.eval.tasks={folder}/tasks')
-  one, many = (launcher_seconds(folder, n, given) for n in (1, points))
+  arguments = (f'--config.data.root={folder}/corpus',
+               f'--config.eval.tasks={folder}/tasks')
+  one, many = (launcher_seconds(folder, n, arguments) for n in (1, points))
   return 1e3 * (many - one) / (points - 1)
 
 
-def write_runs(root, runs, rows):
-  """Writes a sweep of finished runs: config, records, curve."""
+def write_runs(root: pathlib.Path, runs: int, rows: int) -> None:
+  """Writes a sweep of finished runs.
+
+  Args:
+    root: of the sweep.
+    runs: number of runs.
+    rows: number of rows of each curve.
+  """
   from audiorank import records
   from configs import base
   config = records.plain(base.get_config('en128-12'))
@@ -97,17 +111,17 @@ def write_runs(root, runs, rows):
         for i in range(rows)))
 
 
-def rows(quick, only):
+def rows(quick: bool, only: str) -> Iterator[timing.Row]:
   """Yields the Rows of this area."""
   from audiorank import records
-  with tempfile.TemporaryDirectory() as folder:
-    folder = pathlib.Path(folder)
-    points = 20 if quick else 100
+  with tempfile.TemporaryDirectory() as temporary:
+    folder = pathlib.Path(temporary)
+    points = timing.sized(quick, 20, 100)
     what = f'launcher, {points} points that do nothing'
     if only in what:
       yield timing.alone(what, launching(folder, points), 'ms a point', None,
                          'CPU after the first; at most 60 wanted')
-    runs = 300 if quick else 3_000
+    runs = timing.sized(quick, 300, 3_000)
     what = f'collect {runs} runs x 200 rows'
     if only in what or only in 'load':
       write_runs(folder / 'sweep', runs, 200)
@@ -116,9 +130,9 @@ def rows(quick, only):
       yield timing.alone(what, time.process_time() - began, 's', None,
                          'CPU; at most 5 wanted')
       began = time.process_time()
-      made, curve = records.load(folder / 'sweep'), records.curves(
-          folder / 'sweep')
+      tables = records.load(folder / 'sweep')
+      curve = records.curves(folder / 'sweep')
       spent = time.process_time() - began
-      assert len(made.runs) == runs and len(curve) == 200 * runs
+      assert len(tables.runs) == runs and len(curve) == 200 * runs
       yield timing.alone('load them', spent, 's', None,
                          'CPU; at most 1 wanted')

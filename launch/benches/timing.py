@@ -13,14 +13,23 @@ from typing import Any
 from typing import NamedTuple
 
 
+def sized(quick: bool, small: Any, full: Any) -> Any:
+  """Returns the small size for a quick bench, otherwise the full one."""
+  if quick:
+    return small
+  return full
+
+
 class Row(NamedTuple):
   """One line of a bench's table.
 
-  what: what was measured.  ours, rival: names of the two sides.
+  what: name of the measurement.
+  ours, rival: names of the two sides.
   ours_value, rival_value: medians, in `unit`.
-  ratio: rival over ours, so that above 1 ours is the better; the median over
-    turns, and low, high its least and greatest.  None where there is no rival.
-  goal: the ratio to reach, or None.  note: what a reader must know.
+  ratio: rival over ours, so that above 1 ours is better. It is the median over
+    turns; low and high are the smallest and largest. None without a rival.
+  goal: the ratio to reach, or None.
+  note: what is needed to understand the numbers.
   """
   what: str
   ours: str
@@ -51,29 +60,33 @@ def turns(what: str, ours: Callable[[], Any], rival: Callable[[], Any],
   """Returns a Row of two functions timed in turns, after one call of each.
 
   Args:
-    what: what is measured.
+    what: name of the measurement.
     ours: a function without arguments; it returns when its work is done.
-    rival: likewise.
-    repeats: how many turns.
+    rival: the same for the other side.
+    repeats: number of turns.
     clock: seconds; time.process_time for CPU time.
     goal: the ratio to reach.
     names: of the two sides.
-    note: what a reader must know.
-    per: how many things one call does; times are given per thing.
-    unit: of the times given.
+    note: what is needed to understand the numbers.
+    per: number of things that one call does; times are per thing.
+    unit: of the times.
   """
   ours(), rival()
   spent = []
   for turn in range(repeats):
     pair = []
-    # Each goes first in every second turn: what runs second finds warm
-    # caches and a hotter chip.
-    order = (ours, rival) if turn % 2 == 0 else (rival, ours)
+    # Each side is the first in every second turn, because the second one has
+    # warm caches and a hotter chip.
+    order = [ours, rival]
+    if turn % 2:
+      order.reverse()
     for function in order:
       began = clock()
       function()
       pair.append((clock() - began) / per)
-    spent.append(pair if turn % 2 == 0 else pair[::-1])
+    if turn % 2:
+      pair.reverse()
+    spent.append(pair)
   ratios = [theirs / mine for mine, theirs in spent]
   mine, theirs = (statistics.median(side) for side in zip(*spent))
   return Row(what, *names, mine, theirs, unit, statistics.median(ratios),
@@ -83,17 +96,22 @@ def turns(what: str, ours: Callable[[], Any], rival: Callable[[], Any],
 def alone(what: str, value: float, unit: str, goal: float | None = None,
           note: str = '', ours: str = 'audiorank', rival: str = '',
           rival_value: float | None = None) -> Row:
-  """Returns a Row of values that were measured another way.
+  """Returns a Row of values that were measured in another way.
 
-  The ratio is rival_value over value where there is one.
+  Args:
+    what, unit, goal, note, ours, rival: see Row.
+    value: ours.
+    rival_value: the rival's, or None; the ratio is rival_value over value.
   """
-  ratio = None if rival_value is None else rival_value / value
+  ratio = None
+  if rival_value is not None:
+    ratio = rival_value / value
   return Row(what, ours, rival, value, rival_value, unit, ratio, ratio, ratio,
              goal, note)
 
 
 def absent(what: str, peer: str) -> Row:
-  """Returns the Row that says a peer is not installed."""
+  """Returns a Row without values, for a peer that is not installed."""
   return Row(what, 'audiorank', peer, float('nan'), None, '', None, None, None,
              None, f'{peer} is not installed')
 
@@ -103,13 +121,12 @@ def children(jobs: list[Job], workers: int, seconds: float
   """Runs jobs in processes of their own; yields their results as they end.
 
   Args:
-    jobs: in the order of their importance: those that come last are left out
-      if the time is over.
-    workers: how many run at once.
-    seconds: for all of them.
+    jobs: most important first; the last ones are left out if time runs out.
+    workers: number of processes at once.
+    seconds: for all jobs.
 
   Yields:
-    (job, the JSON of its last line), or {'error': one line} in its place.
+    (job, the JSON of its last line of output, or {'error': one line}).
   """
   end = time.monotonic() + seconds
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -118,7 +135,7 @@ def children(jobs: list[Job], workers: int, seconds: float
       yield futures[future], future.result()
 
 
-def _child(job, end):
+def _child(job: Job, end: float) -> dict[str, Any]:
   """Returns the result of one job; see `children`."""
   left = min(job.seconds, end - time.monotonic())
   if left <= 0:
@@ -137,5 +154,5 @@ def _child(job, end):
     return json.loads(out.splitlines()[-1])
   except (IndexError, ValueError):
     lines = [line for line in log.splitlines() if line.strip()]
-    last = lines[-1][:200] if lines else ''
-    return {'error': f'exit code {process.returncode}: {last}'}
+    return {'error': f'exit code {process.returncode}: '
+                     f'{"".join(lines[-1:])[:200]}'}

@@ -1,13 +1,13 @@
-"""A training step against the official PyTorch trainer's.
+"""A training step compared with that of the official PyTorch trainer.
 
 On a GPU: the sizes of the paper in bfloat16, and small runs packed in one
-program, against the same sizes of the official trainer under autocast, as
-published, with torch's fused attention, and compiled; MFU by our own count.
-A process for each, several beside each other to compile, one at a time to be
-timed; four minutes at most. On a CPU: float32, one core.
+program, compared with the official trainer under autocast, as published, with
+torch's fused attention, and compiled. MFU is by our own count of FLOPs. Each
+has its own process; several compile at the same time, but only one is timed at
+a time. It takes at most four minutes. On a CPU: float32, one core.
 
-Same sizes, same batch, same crops; each side with its own front end, masks,
-backward pass and AdamW.
+Both sides have the same sizes, batch and crops, and each its own front end,
+masks, backward pass and AdamW.
 """
 
 from collections.abc import Iterator
@@ -26,10 +26,11 @@ from launch.engines import local
 DEVICES = devices.find()
 ON_GPU = DEVICES.kind == 'gpu'
 PINNED = not ON_GPU
-# On a CPU as a sweep's workers have it; both sides are served by it. On a GPU
-# this process is to open no device: its children have the memory.
+# The setting of a sweep's workers on a CPU; both sides profit from it.
 ENV = {'GLIBC_TUNABLES': local.TUNABLES}
 if ON_GPU:
+  # This process must not open the device, because its children need all of
+  # the memory.
   ENV = {'JAX_PLATFORMS': 'cpu'}
 SECONDS = 225.  # For everything, on a GPU.
 JOB_SECONDS = 120.  # For one process.
@@ -59,21 +60,28 @@ TOY_CASES = ((steps.Case('en64-2', **TOY), 1., {'': 1., 'compiled': None}),
 
 def rows(quick: bool, only: str) -> Iterator[timing.Row]:
   """Yields the Rows of this area."""
-  if DEVICES.pretended:  # The same on a CPU, to be tried out.
+  if DEVICES.pretended:  # The same on a CPU, for tests.
     yield from card(TOY_CASES, only, window=.02)
     return
   if ON_GPU:
-    yield from card(GPU_CASES[:2] if quick else GPU_CASES, only)
+    yield from card(timing.sized(quick, GPU_CASES[:2], GPU_CASES), only)
     return
   for case, goal in CASES.items():
     what = f'train step, {case.name}'
     if only in what:
-      yield on_cpu(what, case, goal, 2 if quick else 5)
+      yield on_cpu(what, case, goal, timing.sized(quick, 2, 5))
 
 
 def on_cpu(what: str, case: steps.Case, goal: float, turns: int
            ) -> timing.Row:
-  """Returns the Row of a case, the two sides in turns in this process."""
+  """Returns the Row of a case, with both sides in turns in this process.
+
+  Args:
+    what: name of the row.
+    case: what to time.
+    goal: ratio to reach.
+    turns: number of turns.
+  """
   import jax
   run, _ = steps.ours(case)
   mine = lambda: jax.block_until_ready(run())
@@ -97,9 +105,9 @@ def card(cases: tuple[Any, ...], only: str, seconds: float = SECONDS,
   """Yields the Rows of a GPU, each as soon as it is known.
 
   Args:
-    cases: as GPU_CASES.
-    only: a part of the names of those that are wanted.
-    seconds: for all of it.
+    cases: like GPU_CASES.
+    only: a part of the names of the cases to run.
+    seconds: for all cases.
     window: see steps.measure.
   """
   goals, ratios, jobs, done = {}, [], {}, {}
@@ -111,11 +119,11 @@ def card(cases: tuple[Any, ...], only: str, seconds: float = SECONDS,
       job = _job(case, 'ours', '', lock, window)
       jobs[job.name], goals[job.name] = job, (case, mfu)
       for how, ratio in rivals.items():
-        # A rival packs nothing: one run of the same size.
+        # The rival cannot pack runs, so it has one of the same size.
         job = _job(case._replace(runs=1), 'rival', how, lock, window)
         jobs[job.name] = job
         ratios.append((case, how, ratio, job.name))
-    # The compiled rivals take longest and are wanted last.
+    # The compiled rivals take longest and matter least.
     ordered = sorted(jobs.values(), key=lambda j: j.name.endswith('compiled'))
     for job, result in timing.children(ordered, WORKERS, seconds):
       done[job.name] = result
@@ -129,15 +137,20 @@ def card(cases: tuple[Any, ...], only: str, seconds: float = SECONDS,
           yield _ratio_row(case, how, goal, done[mine], done[rival])
 
 
-def _name(case, side, how):
+def _name(case: steps.Case, side: str, how: str) -> str:
   return f'{case.name}, {side} {how}'.strip()
 
 
-def _job(case, side, how, lock, window):
+def _job(case: steps.Case, side: str, how: str, lock: str,
+         window: float) -> timing.Job:
+  """Returns the job that times one side of a case; see steps.main."""
   job = {'case': case._asdict(), 'side': side, 'how': how, 'lock': lock,
          'window': window}
-  # Memory as it is needed: several processes share the card.
-  environment = {'JAX_PLATFORMS': 'cpu' if DEVICES.pretended else 'cuda',
+  platform = 'cuda'
+  if DEVICES.pretended:
+    platform = 'cpu'
+  # Several processes share the card, so none may allocate all of its memory.
+  environment = {'JAX_PLATFORMS': platform,
                  'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
                  'TF_CPP_MIN_LOG_LEVEL': '3'}
   return timing.Job(
@@ -146,8 +159,9 @@ def _job(case, side, how, lock, window):
       JOB_SECONDS, environment)
 
 
-def _own_rows(case, goal, result):
-  """Yields what one of our steps takes and what share of the card it uses."""
+def _own_rows(case: steps.Case, goal: float | None,
+              result: dict[str, Any]) -> Iterator[timing.Row]:
+  """Yields the time of one of our steps, its MFU and its compilation."""
   from audiorank import flops
   from audiorank import train_state
   what = f'train step, {case.name}'
@@ -169,9 +183,10 @@ def _own_rows(case, goal, result):
                      f'{COMPILING:g} wanted')
 
 
-def _ratio_row(case, how, goal, mine, theirs):
-  """Returns our clips a second over a rival's."""
-  what = f'clips a second, {case.name}'
+def _ratio_row(case: steps.Case, how: str, goal: float | None,
+               mine: dict[str, Any], theirs: dict[str, Any]) -> timing.Row:
+  """Returns our clips per second over a rival's."""
+  what = f'clips per second, {case.name}'
   rival = 'official trainer, autocast'
   if how:
     rival += {'sdpa': ', SDPA', 'compiled': ', SDPA, compiled'}[how]
