@@ -375,7 +375,7 @@ def test_features_are_scored_once(tmp_path, monkeypatch):
     ([], 'expected --checkpoint, --module or --embeddings'),
     (['--checkpoint=x'], 'expected --tasks, --corpus or both'),
     (['--embeddings=z.npy', '--module=x'], '--embeddings cannot be combined'),
-    (['--module=x', '--tasks=y', '--layer=3'], 'cannot be combined with --mod')])
+    (['--module=x', '--tasks=y', '--layer=3'], 'combined with --module')])
 def test_flags_that_do_not_go_together(args, message):
   done = command(*args)
   assert done.returncode == 1 and message in done.stderr
