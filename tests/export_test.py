@@ -131,7 +131,7 @@ def test_what_is_no_model_is_named(model, tmp_path):
 
 def test_other_folders_are_left_alone(model, tmp_path):
   (tmp_path / 'thesis.tex').write_text('text')
-  with pytest.raises(ValueError, match='holds thesis.tex'):
+  with pytest.raises(ValueError, match='contains thesis.tex'):
     model.save_pretrained(tmp_path)
   with pytest.raises(ValueError, match='a file, expected'):
     model.save_pretrained(tmp_path / 'thesis.tex')

@@ -173,7 +173,7 @@ def test_without_libtpu_the_plan_says_what_needs_none(no_compiler):
       'train.batch 100 is not a multiple of 16 chips')
   text = plan.table(made)
   assert plan.MISSING in text and 'does not divide' in text
-  assert 'at 2 a chip-hour' in text
+  assert 'at 2 per chip-hour' in text
 
 
 class Scripted:
@@ -226,7 +226,7 @@ def test_what_does_not_fit_says_what_would(scripted, monkeypatch):
   fit = {r['layout'] for r in got['remedies'] if r['fits']}
   assert 'fsdp 1, remat full, batch 256' in fit
   assert 'fsdp 4, remat dots, batch 256' not in fit
-  assert 'fits by fsdp 1, remat full' in plan.table(made)
+  assert 'fits with fsdp 1, remat full' in plan.table(made)
 
 
 def test_the_part_of_a_slice_with_the_least_chip_hours(scripted):
@@ -236,8 +236,8 @@ def test_the_part_of_a_slice_with_the_least_chip_hours(scripted):
   assert (part['slice'], part['clips'], part['side_by_side']) == (
       'v5e:2x2', 64, 4)
   text = plan.table(made)
-  assert 'p: least chip-hours on v5e:2x2 (64 clips a chip): ' in text
-  assert '4 runs beside each other' in text
+  assert 'p: fewest chip-hours on v5e:2x2 (64 clips per chip): ' in text
+  assert '4 runs at the same time' in text
 
 
 @pytest.mark.parametrize('name, parts', [

@@ -1,18 +1,20 @@
-"""Asks the TPU compiler, on a machine without a TPU, and keeps its answers.
+"""Compiles for TPUs on a machine without a TPU, and caches the answers.
 
   python -m launch.tpu.compiler
 
-is a process of its own that compiles: the platform is chosen once and before
-anything else, and the compiler may end the process. It reads one JSON job a
-line from standard input and answers each with one line of JSON on standard
-output. `answers` starts such processes and keeps what they say in
+is a process that compiles. It reads jobs from standard input and writes answers
+to standard output, each as one line of JSON. `answers` starts such processes
+and writes their answers to
 
-  <cache>/plans/<digest>.json    one program's answer
+  <cache>/plans/<digest>.json    the answer for one program
 
-whose name digests the program's shape, the topology, the effort, the versions
-of jax and libtpu and the sources that the program is built from.
-AUDIORANK_CACHE moves the cache; deleting it is safe.
+The digest is of the program's spec, the topology, the effort, the versions of
+jax and libtpu, and the sources of the program. AUDIORANK_CACHE moves the cache;
+deleting it is safe.
 """
+
+# A separate process, because the platform of jax must be set before anything
+# else, and because the compiler may end the process on an error.
 
 import concurrent.futures
 import functools
@@ -44,21 +46,21 @@ SOURCES = ('audiorank/attention.py', 'audiorank/audio.py',
            'audiorank/rankme/layout.py', 'audiorank/rankme/spectrum.py',
            'launch/tpu/slices.py', 'launch/tpu/compiler.py',
            'launch/tpu/hlo.py', 'launch/tpu/programs.py')
-# The longest first, so that two processes end together.
+# Longest compilations first, so that parallel processes end at the same time.
 ORDER = ('svd', 'pack', 'step', 'init', 'rankme', 'embed')
-# Of the process that compiles, from its beginning.
+# Must be set before the process that compiles starts.
 ENVIRONMENT = {
     'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1',
     'TPU_ACCELERATOR_TYPE': 'v5litepod-16', 'TPU_WORKER_HOSTNAMES': 'localhost',
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_LOG_DIR': 'disabled',
-    # Warnings, on standard error: what is rematerialised is one of them, and
-    # without the second of these nothing below a failure is printed there.
+    # Print warnings on standard error, such as REMATERIALISED. Without the
+    # second variable only fatal errors are printed.
     'TPU_MIN_LOG_LEVEL': '1', 'TPU_STDERR_LOG_LEVEL': '1'}
-# What the compiler warns of where it can only gather a whole array on every
-# device to cut it in another way.
+# The warning of the compiler if it has to gather a whole array on every device
+# to divide it in another way.
 REMATERIALISED = b'full rematerialization'
-# A third of the compiler's time at most; the full effort's programs take up to
-# a fifth less memory and traffic.
+# Takes at most a third of the time of full effort, whose programs have up to a
+# fifth less memory and traffic.
 QUICK = {'exec_time_optimization_effort': -1.}
 UNITS = {'K': 2 ** 10, 'M': 2 ** 20, 'G': 2 ** 30, 'T': 2 ** 40}
 
@@ -70,7 +72,7 @@ def available() -> bool:
 
 @functools.lru_cache(maxsize=1)
 def ingredients() -> dict[str, str]:
-  """Returns what an answer depends on beside its job: sources, versions."""
+  """Returns what an answer depends on besides its job: sources, versions."""
   digest = hashlib.sha256()
   for name in SOURCES:
     digest.update((ROOT / name).read_bytes())
@@ -80,7 +82,7 @@ def ingredients() -> dict[str, str]:
 
 
 def path(job: dict[str, Any]) -> pathlib.Path:
-  """Returns where a job's answer is kept."""
+  """Returns the path of a job's answer in the cache."""
   name = files.digest({**job, 'ingredients': ingredients()})
   return files.cache_folder('plans') / f'{name}.json'
 
@@ -93,11 +95,11 @@ def text(spec: dict[str, Any]) -> str:
 class Compiler:
   """A process of this module, started with its first job."""
 
-  def __init__(self):
-    self.process = None
+  def __init__(self) -> None:
+    self.process: Any = None
 
   def ask(self, job: dict[str, Any]) -> dict[str, Any]:
-    """Returns the answer to a job; of a process that dies, its exit code."""
+    """Returns the answer to a job, or an error if the process dies."""
     if self.process is None:
       self.process = subprocess.Popen(
           [sys.executable, '-m', 'launch.tpu.compiler'], cwd=ROOT, text=True,
@@ -111,10 +113,12 @@ class Compiler:
       line = ''
     if line:
       return json.loads(line)
+    # The next job gets a new process.
     code, self.process = self.process.wait(), None
     return {'error': f'the compiler ended with code {code}'}
 
   def close(self) -> None:
+    """Kills the process."""
     if self.process:
       self.process.kill()
       self.process.wait()
@@ -124,10 +128,10 @@ class Compiler:
 
 def answers(specs: list[dict[str, Any]], piece: slices.Slice, effort: str,
             workers: int = 2) -> dict[str, dict[str, Any]]:
-  """Returns {canonical text of a spec: answer}, compiling what is not kept.
+  """Returns {canonical text of a spec: answer}, compiling if not cached.
 
   Args:
-    specs: of programs.spec; the same one twice costs nothing.
+    specs: from programs.spec; equal ones are compiled once.
     piece: the slice.
     effort: 'quick' or 'full'.
     workers: processes that compile at once.
@@ -135,7 +139,7 @@ def answers(specs: list[dict[str, Any]], piece: slices.Slice, effort: str,
   Raises:
     ValueError: the compiler refuses the topology or a program; one line.
   """
-  # libtpu, where it is installed, is for the compiler's process alone.
+  # If libtpu is installed, this process must not load it: only one can.
   jax.config.update('jax_platforms', 'cpu')
   description = slices.description(piece)
   jobs = {text(s): {'spec': s, 'described': description, 'effort': effort}
@@ -148,12 +152,12 @@ def answers(specs: list[dict[str, Any]], piece: slices.Slice, effort: str,
     return known
   bar = progress.Bar(len(todo), 0, f'compiling for {piece.name}', every=5.)
   workers = min(workers, len(todo))
-  idle = queue.SimpleQueue()
+  idle: queue.SimpleQueue = queue.SimpleQueue()
   compilers = [Compiler() for _ in range(workers)]
   for compiler in compilers:
     idle.put(compiler)
 
-  def one(name):
+  def one(name: str) -> tuple[str, dict[str, Any]]:
     compiler = idle.get()
     try:
       return name, compiler.ask(jobs[name])
@@ -180,21 +184,23 @@ def answers(specs: list[dict[str, Any]], piece: slices.Slice, effort: str,
 
 
 def shortage(message: str) -> tuple[float, float]:
-  """Returns (bytes needed, bytes there are) of an out-of-memory message."""
+  """Returns (bytes needed, bytes available) from an out-of-memory message."""
   sizes = [float(n) * UNITS[u] for n, u in
            re.findall(r'([\d.]+)([KMGT])\b', message)]
   return max(sizes, default=0.), min(sizes, default=0.)
 
 
 def compile_job(job: dict[str, Any], devices: list[Any]) -> dict[str, Any]:
-  """Compiles one job; returns what is to be known of the program.
+  """Compiles one job; returns its memory, collectives and traffic.
 
   Args:
     job: {'spec', 'effort'}.
     devices: of the topology.
   """
   from launch.tpu import programs
-  options = {} if job['effort'] == 'full' else QUICK
+  options = QUICK
+  if job['effort'] == 'full':
+    options = {}
   try:
     compiled = programs.lowered(job['spec'], devices).compile(options)
   except jax.errors.JaxRuntimeError as error:
@@ -222,8 +228,10 @@ def compile_job(job: dict[str, Any], devices: list[Any]) -> dict[str, Any]:
       'traffic': hlo.traffic(program), 'double': hlo.double(program)}
 
 
-def main():
-  # What C++ prints goes to the same place as Python's standard error.
+def main() -> None:
+  """Answers the jobs on standard input."""
+  # The C++ code of the compiler writes warnings to file descriptor 2, so that
+  # is replaced and not only sys.stderr.
   log = tempfile.TemporaryFile()
   stderr = os.dup(2)
   os.dup2(log.fileno(), 2)

@@ -1,9 +1,9 @@
-"""What a compiled program sends, and moves in memory, read from its text.
+"""Counts the bytes that a compiled program sends and moves, from its text.
 
-XLA's own cost analysis counts the body of a loop once; here every loop counts
-as often as it runs. Sizes are those that lie in memory: the TPU compiler pads
-the two fastest dimensions of an array to whole tiles, so that f32[62,1] takes
-as much as f32[64,128].
+The cost analysis of XLA counts the body of a loop once; here it counts as often
+as it runs. Sizes are those in memory: the TPU compiler pads the two fastest
+dimensions of an array to whole tiles, so that f32[62,1] takes as much as
+f32[64,128].
 """
 
 import math
@@ -15,7 +15,7 @@ BYTES = {'pred': 1, 's2': .25, 'u2': .25, 's4': .5, 'u4': .5, 's8': 1,
          'f32': 4, 's64': 8, 'u64': 8, 'f64': 8, 'c64': 8, 'c128': 16}
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all',
                'collective-permute')
-# Names for memory that is there already, or for what a loop counts apart.
+# Instructions that move nothing, or whose computations are counted separately.
 _FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast',
          'after-all', 'partition-id', 'replica-id', 'while', 'call',
          'conditional', 'opt-barrier', 'async-start')
@@ -27,25 +27,28 @@ _TARGET = re.compile(r'custom_call_target="(\w+)"')
 
 
 class Array(NamedTuple):
+  """An array in a program."""
   dtype: str
   dims: tuple[int, ...]
   bytes: float  # Padded to tiles.
-  hbm: bool  # In the chip's memory, not in the cores' own.
+  hbm: bool  # Whether it is in the chip's memory, or else in the cores'.
 
 
 class Instruction(NamedTuple):
+  """A line of a computation."""
   name: str
   opcode: str
   arrays: list[Array]  # Of the result; several for a tuple.
   operands: list[str]  # Names.
   text: str
-  root: bool
+  root: bool  # Whether it is the result of its computation.
 
 
 class Collective(NamedTuple):
-  kind: str
-  times: float  # Runs of it in one run of the program.
-  bytes: float  # The whole array of one run, on one device, unpadded.
+  """An exchange between devices."""
+  kind: str  # One of COLLECTIVES.
+  times: float  # How often it runs in one run of the program.
+  bytes: float  # The whole array on one device, unpadded.
   shapes: tuple[tuple[int, ...], ...]  # Dims of every array.
   group: int  # Devices that take part together.
   text: str
@@ -57,10 +60,11 @@ Computations = dict[str, list[Instruction]]
 def arrays(text: str) -> list[Array]:
   """Returns the Arrays of a shape such as '(f32[8]{0:T(128)S(1)}, s32[])'."""
   parts = []
-  for dtype, dims, layout in _SHAPE.findall(text):
+  for dtype, sizes, layout in _SHAPE.findall(text):
     if dtype not in BYTES:
       continue
-    dims = tuple(int(d) for d in dims.split(',') if d)
+    dims = tuple(int(d) for d in sizes.split(',') if d)
+    # S(0) or nothing is the chip's memory, S(1) and more are others.
     space = re.search(r'S\((\d+)\)', layout)
     parts.append(Array(dtype, dims, padded(dims, layout) * BYTES[dtype],
                        not space or space[1] == '0'))
@@ -68,7 +72,13 @@ def arrays(text: str) -> list[Array]:
 
 
 def padded(dims: tuple[int, ...], layout: str) -> int:
-  """Returns the elements an array takes up with its layout's first tile."""
+  """Returns the number of elements of an array with padding.
+
+  Args:
+    dims: of the array.
+    layout: such as '1,0:T(8,128)': dimensions, fastest first, and tiles, of
+      which only the first is considered.
+  """
   order, _, tiles = layout.partition(':')
   tile = re.match(r'T\(([\d,]+)\)', tiles)
   if not tile or not dims:
@@ -86,8 +96,11 @@ def parse(text: str) -> tuple[Computations, str]:
   Raises:
     ValueError: a text without an entry.
   """
-  computations, entry, current = {}, None, None
+  computations: Computations = {}
+  entry: str | None = None
+  current: list[Instruction] | None = None
   for line in text.splitlines():
+    # Headers of computations are not indented, instructions are.
     if line and not line[0].isspace():
       header = re.match(r'(ENTRY )?%?([^ (]+) \(', line)
       current = None
@@ -106,11 +119,20 @@ def parse(text: str) -> tuple[Computations, str]:
   return computations, entry
 
 
-def _instruction(root, name, rest):
-  """Returns the Instruction of what stands to the right of its name."""
-  # The result's shape comes first. Of a tuple it stands in brackets, in which
-  # layouts may look like opcodes.
-  shape = _closing(rest) if rest[0] == '(' else 0
+def _instruction(root: str | None, name: str, rest: str
+                 ) -> Instruction | None:
+  """Returns the Instruction of a line, or None if it is something else.
+
+  Args:
+    root: 'ROOT ' for the result of the computation.
+    name: of the instruction.
+    rest: the line after 'name = '.
+  """
+  # The result's shape comes first. The shape of a tuple is in brackets, and its
+  # layouts may look like opcodes, so the search begins after it.
+  shape = 0
+  if rest[0] == '(':
+    shape = _closing(rest)
   code = _OPCODE.search(rest, shape)
   if not code:
     return None
@@ -120,7 +142,7 @@ def _instruction(root, name, rest):
                      re.findall(r'%([^ ,)]+)', inside), rest, bool(root))
 
 
-def _closing(text):
+def _closing(text: str) -> int:
   """Returns the position after the bracket that closes text[0]."""
   depth = 0
   for i, c in enumerate(text):
@@ -131,33 +153,42 @@ def _closing(text):
 
 
 def trips(computations: Computations, loop: Instruction) -> int:
-  """Returns how often a `while` instruction's body runs at least.
+  """Returns how often the body of a `while` instruction runs at least.
 
-  That is 1 where it depends on the data, as in the iterations of an SVD.
+  It is 1 if it depends on the data, as for the iterations of an SVD.
   """
   known = re.search(r'known_trip_count[^0-9]*(\d+)', loop.text)
   if known:
     return int(known[1])
-  condition = computations[re.search(r'condition=%([^ ,]+)', loop.text)[1]]
+  # Otherwise the condition must be `counter < constant`.
+  condition = computations[_match(r'condition=%([^ ,]+)', loop.text)]
   by_name = {i.name: i for i in condition}
   (root,) = [i for i in condition if i.root]
-  limits = [re.search(r'constant\((-?\d+)\)', by_name[o].text)
+  limits = [_match(r'constant\((-?\d+)\)', by_name[o].text)
             for o in root.operands if by_name[o].opcode == 'constant']
   if root.opcode != 'compare' or 'direction=LT' not in root.text or (
       len(limits) != 1):
     return 1
-  return int(limits[0][1])
+  return int(limits[0])
+
+
+def _match(pattern: str | re.Pattern[str], text: str) -> str:
+  """Returns the first group of a pattern that must be in a text."""
+  match = re.search(pattern, text)
+  if match is None:
+    raise ValueError(f'no {pattern} in {text!r}')
+  return match[1]
 
 
 def runs(computations: Computations, entry: str) -> dict[str, float]:
-  """Returns {computation: how often it runs}, fused ones left out."""
-  counts = {}
+  """Returns {computation: how often it runs}, without fused ones."""
+  counts: dict[str, float] = {}
 
-  def visit(name, times):
+  def visit(name: str, times: float) -> None:
     counts[name] = counts.get(name, 0) + times
     for i in computations[name]:
       if i.opcode == 'while':
-        body = re.search(r'body=%([^ ,]+)', i.text)[1]
+        body = _match(r'body=%([^ ,]+)', i.text)
         visit(body, times * trips(computations, i))
       elif i.opcode in ('call', 'conditional', 'async-start'):
         for callee in _CALLS.findall(i.text):
@@ -168,13 +199,14 @@ def runs(computations: Computations, entry: str) -> dict[str, float]:
 
 
 def collectives(text: str) -> list[Collective]:
-  """Returns the Collectives of a program's text, loops counted out."""
+  """Returns the Collectives of a program's text, also those in loops."""
   computations, entry = parse(text)
   out = []
   for name, times in runs(computations, entry).items():
     for i in computations[name]:
       if i.opcode == 'fusion':
-        # TPUs fuse a sum with the cut that follows: a reduce-scatter.
+        # The TPU compiler fuses an all-reduce with a following slice. Together
+        # they are a reduce-scatter.
         out += [_collective(j, times)._replace(kind='reduce-scatter')
                 for j in computations[fused(i)] if j.opcode == 'all-reduce']
       elif i.opcode.removesuffix('-start') in COLLECTIVES:
@@ -182,10 +214,11 @@ def collectives(text: str) -> list[Collective]:
   return out
 
 
-def _collective(i, times):
+def _collective(i: Instruction, times: float) -> Collective:
+  """Returns the Collective of an instruction that runs so many times."""
   kind, devices = i.opcode.removesuffix('-start'), group(i.text)
   results = i.arrays
-  # A started gather's result is (what goes in, what comes out).
+  # The result of a start is (inputs, outputs), except for an all-reduce.
   if i.opcode.endswith('-start') and kind != 'all-reduce':
     results = results[len(results) // 2:]
   plain = sum(math.prod(a.dims) * BYTES[a.dtype] for a in results)
@@ -196,7 +229,9 @@ def _collective(i, times):
 
 
 def group(text: str) -> int:
-  """Returns how many devices of a collective take part together."""
+  """Returns the number of devices in a group of a collective."""
+  # XLA writes groups in three ways: by axes of the mesh, by their number and
+  # size, or as lists.
   axes = re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', text)
   if axes:
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
@@ -207,14 +242,16 @@ def group(text: str) -> int:
   listed = re.search(r'replica_groups=\{\{([\d,]+)\}', text)
   if listed:
     return listed[1].count(',') + 1
-  return 2 if 'source_target_pairs' in text else 1
+  if 'source_target_pairs' in text:
+    return 2
+  return 1
 
 
 def wire(c: Collective) -> float:
-  """Returns the bytes one device sends for a Collective, all its runs.
+  """Returns the bytes that a device sends for all runs of a Collective.
 
-  The least any algorithm needs: an all-reduce of V bytes over n devices
-  sends 2 V (n - 1) / n of them, a gather, scatter or exchange V (n - 1) / n.
+  This is the minimum of any algorithm: an all-reduce of V bytes over n devices
+  sends 2 V (n - 1) / n, a gather, scatter or exchange V (n - 1) / n.
   """
   if c.kind == 'collective-permute':
     return c.times * c.bytes
@@ -225,8 +262,8 @@ def wire(c: Collective) -> float:
 
 
 def fused(i: Instruction) -> str:
-  """Returns the name of the computation that a fusion runs."""
-  return re.search(r'calls=%([^ ,)}]+)', i.text)[1]
+  """Returns the name of the computation of a fusion."""
+  return _match(r'calls=%([^ ,)}]+)', i.text)
 
 
 def double(text: str) -> bool:
@@ -235,11 +272,11 @@ def double(text: str) -> bool:
 
 
 def traffic(text: str) -> float:
-  """Returns the bytes one run reads from and writes to the chip's memory.
+  """Returns the bytes that one run reads from and writes to the chip's memory.
 
-  Operands and results of every fused kernel, copy and collective that lie in
-  the chip's memory; a kernel that slices an operand reads the slice, one that
-  updates a slice in place writes the slice.
+  These are the operands and results of every kernel, copy and collective that
+  are in the chip's memory. A kernel that slices an operand reads the slice, and
+  one that updates a slice in place writes the slice.
   """
   computations, entry = parse(text)
   return sum(times * sum(moved(computations, name).values())
@@ -247,29 +284,30 @@ def traffic(text: str) -> float:
 
 
 def moved(computations: Computations, name: str) -> dict[str, float]:
-  """Returns {instruction: bytes it moves} of one run of a computation."""
+  """Returns {instruction: bytes that it moves} for one run of a computation."""
   by_name = {i.name: i for i in computations[name]}
   return {i.name: _moved(computations, by_name, i)
           for i in computations[name]}
 
 
-def _moved(computations, by_name, i):
-  """The bytes that one instruction moves."""
+def _moved(computations: Computations, by_name: dict[str, Instruction],
+           i: Instruction) -> float:
+  """Returns the bytes that one instruction moves."""
   if i.opcode in _FREE or i.opcode.endswith('-done'):
     return 0
   operands = i.operands
   if i.opcode == 'custom-call':
-    target = _TARGET.search(i.text)[1]
+    target = _match(_TARGET, i.text)
     if target in ('AllocateBuffer', 'ConcatBitcast') or (
         target.startswith('Assume')):
       return 0
     if target == 'tpu_custom_call':
-      # A Pallas kernel names an array once for each part that it reads.
+      # A Pallas kernel has an array as operand once for each part it reads.
       operands = list(dict.fromkeys(operands))
   read = [_hbm(by_name[o].arrays) for o in operands]
   written = _hbm(i.arrays)
   if i.opcode in ('copy-start', 'slice-start'):
-    # The result names the source as well: (to, from) and (from, to).
+    # The result is (destination, source) of a copy, the reverse of a slice.
     to, source = i.arrays[:2]
     if i.opcode == 'slice-start':
       to, source = source, to
@@ -277,44 +315,58 @@ def _moved(computations, by_name, i):
   if i.opcode in ('dynamic-slice', 'slice'):
     return written + min(read[0], _size(i))
   if i.opcode == 'dynamic-update-slice':
-    return read[1] + (_size(by_name[i.operands[1]]) if written else 0)
+    if not written:
+      return read[1]
+    return read[1] + _size(by_name[i.operands[1]])
   if i.opcode == 'fusion':
     return _fusion(computations, fused(i), read, i.arrays)
   return sum(read) + written
 
 
-def _hbm(results):
+def _hbm(results: list[Array]) -> float:
+  """Returns the bytes of the arrays in the chip's memory."""
   return sum(a.bytes for a in results if a.hbm)
 
 
-def _size(i):
+def _size(i: Instruction) -> float:
+  """Returns the bytes of a result, in any memory."""
   return sum(a.bytes for a in i.arrays)
 
 
-def _fusion(computations, name, read, results):
-  """The bytes of a fused kernel, given those of its operands and results."""
-  total = 0
+def _fusion(computations: Computations, name: str, read: list[float],
+            results: list[Array]) -> float:
+  """Returns the bytes that a fused kernel moves.
+
+  Args:
+    computations: of the program.
+    name: of the kernel's computation.
+    read: bytes of its operands in the chip's memory.
+    results: its results.
+  """
+  total = 0.
   for index, whole in enumerate(read):
-    part = _part_read(computations, name, index)
-    total += whole if part is None else min(whole, part)
+    total += min(whole, _part_read(computations, name, index))
   for array, part in zip(results, _parts_written(computations, name)):
     if array.hbm:
-      total += array.bytes if part is None else min(array.bytes, part)
+      total += min(array.bytes, part)
   return total
 
 
-def _parts_written(computations, name):
-  """What a fused kernel writes of each result; None for all of it."""
+def _parts_written(computations: Computations, name: str) -> list[float]:
+  """Returns the bytes that a fused kernel writes of each result.
+
+  Infinity means the whole result.
+  """
   by_name = {i.name: i for i in computations[name]}
 
-  def update(i):
+  def update(i: Instruction) -> float:
     while i.opcode == 'bitcast':
       i = by_name[i.operands[0]]
     if i.opcode == 'fusion':
       return _parts_written(computations, fused(i))[0]
     if i.opcode == 'dynamic-update-slice':
       return _size(by_name[i.operands[1]])
-    return None
+    return math.inf
 
   (root,) = [i for i in by_name.values() if i.root]
   if root.opcode == 'tuple':
@@ -324,11 +376,14 @@ def _parts_written(computations, name):
   return [update(root)]
 
 
-def _part_read(computations, name, index):
-  """What a fused kernel reads of an operand; None for all of it."""
+def _part_read(computations: Computations, name: str, index: int) -> float:
+  """Returns the bytes that a fused kernel reads of an operand.
+
+  Infinity means the whole operand.
+  """
   instructions = computations[name]
 
-  def one_use(user, position):
+  def one_use(user: Instruction, position: int) -> float:
     if user.opcode == 'bitcast':
       return part(user.name)
     if user.opcode == 'fusion':
@@ -336,13 +391,13 @@ def _part_read(computations, name, index):
     if position == 0 and user.opcode in ('dynamic-slice', 'slice', 'gather'):
       return _size(user)
     if position == 0 and user.opcode == 'dynamic-update-slice':
-      return 0  # In place: what is not overwritten is not touched.
-    return None
+      return 0  # In place: the rest of the operand is not touched.
+    return math.inf
 
-  def part(operand):
-    uses = [one_use(user, position) for user in instructions
-            for position, name in enumerate(user.operands) if name == operand]
-    return None if None in uses else sum(uses)
+  def part(operand: str) -> float:
+    return sum(one_use(user, position) for user in instructions
+               for position, name in enumerate(user.operands)
+               if name == operand)
 
   (start,) = [i.name for i in instructions if i.opcode == 'parameter'
               and f'parameter({index})' in i.text]

@@ -1,8 +1,8 @@
-"""Layouts that a run could have on a slice, and which of them it gets.
+"""Chooses the layout of a run on a slice.
 
-A layout is what may change without changing the experiment: how many devices
-share the kernels (fsdp), and what the backward pass recomputes (remat). A
-smaller batch is another experiment and is named as one.
+A layout is everything that can change without changing the experiment: how
+many devices share the kernels (fsdp), and what the backward pass recomputes
+(remat). A smaller batch would be another experiment.
 """
 
 from collections.abc import Iterable
@@ -20,16 +20,16 @@ from launch.tpu import compiler
 from launch.tpu import programs
 from launch.tpu import slices
 
-FSDP = (4, 16)  # Devices that share a kernel, where it is tried.
+FSDP = (4, 16)  # Numbers of devices that share a kernel, besides 1.
 
 
 class Layout(NamedTuple):
-  """How a run lies on its slice."""
+  """The layout of a run on its slice."""
   fsdp: int
   remat: str  # One of model.REMAT.
   batch: int  # Clips of a step, over all chips.
 
-  def __str__(self):
+  def __str__(self) -> str:
     return f'fsdp {self.fsdp}, remat {self.remat}, batch {self.batch}'
 
   def mesh(self, chips: int) -> str:
@@ -37,25 +37,25 @@ class Layout(NamedTuple):
     return f'{chips // self.fsdp}x{self.fsdp}'
 
   def flags(self, chips: int) -> list[str]:
-    """Returns what the worker is told on its command line."""
+    """Returns the flags of the worker for this layout."""
     return [f'--mesh={self.mesh(chips)}', f'--remat={self.remat}']
 
 
 class Result(NamedTuple):
-  """What the compiler says of a layout."""
+  """The compiler's answer for a layout."""
   layout: Layout
   answer: dict[str, Any]
-  bound: slices.Bound | None  # None where it does not fit.
+  bound: slices.Bound | None  # None if it does not fit.
 
 
 def own(config: Any) -> Layout:
-  """Returns the layout that a config asks for."""
+  """Returns the layout in a config."""
   return Layout(config.mesh.fsdp, model.rematerialisation(config.model, 'tpu'),
                 config.train.batch)
 
 
 def obstacle(config: Any, layout: Layout, chips: int) -> str:
-  """Returns why a layout cannot divide over a slice, or ''."""
+  """Returns why a slice cannot be divided like this, or ''."""
   if chips % layout.fsdp:
     return f'mesh.fsdp {layout.fsdp} does not divide {chips} chips'
   return (sharding.indivisible('train.batch', layout.batch, chips, 'chips')
@@ -65,7 +65,7 @@ def obstacle(config: Any, layout: Layout, chips: int) -> str:
 
 def with_layout(config: Any, layout: Layout, chips: int
                 ) -> config_dict.ConfigDict:
-  """Returns a mutable copy of a config in another layout."""
+  """Returns a mutable copy of a config with another layout."""
   copy = config_dict.ConfigDict(records.plain(config))
   copy.mesh.update({'data': chips // layout.fsdp, 'fsdp': layout.fsdp})
   copy.model.remat = layout.remat
@@ -75,14 +75,21 @@ def with_layout(config: Any, layout: Layout, chips: int
 
 def spec(name: str, config: Any, layout: Layout, chips: int
          ) -> dict[str, Any]:
-  """Returns the spec of one program of a config in a layout."""
+  """Returns the spec of one program of a config with a layout."""
   return programs.spec(name, with_layout(config, layout, chips),
                        chips // layout.fsdp, layout.fsdp)
 
 
 def compile_steps(config: Any, layouts: Iterable[Layout], piece: slices.Slice,
                   effort: str) -> list[Result]:
-  """Returns the Results of those layouts that divide."""
+  """Compiles the step with some layouts; returns their Results.
+
+  Args:
+    config: of a run.
+    layouts: those that the slice cannot be divided by are left out.
+    piece: the slice.
+    effort: see compiler.answers.
+  """
   layouts = [x for x in dict.fromkeys(layouts)
              if not obstacle(config, x, piece.chips)]
   specs = [spec('step', config, x, piece.chips) for x in layouts]
@@ -103,10 +110,10 @@ def evaluate(config: Any, layout: Layout, piece: slices.Slice,
 
 
 def remedies(config: Any, piece: slices.Slice, effort: str) -> list[Result]:
-  """Returns what makes a point fit, each compiled.
+  """Returns the Results of other layouts for a point that does not fit.
 
-  Full recomputation and more fsdp, apart and together; where none fits,
-  batches halved until one does.
+  They have full recomputation, more fsdp, or both. If none fits, the batch is
+  halved until one does.
   """
   mine = own(config)
   shares = [f for f in FSDP if f > mine.fsdp and piece.chips % f == 0]
@@ -123,38 +130,44 @@ def remedies(config: Any, piece: slices.Slice, effort: str) -> list[Result]:
 
 
 def fastest(config: Any, piece: slices.Slice, effort: str) -> Result:
-  """Returns the Result with the least bound that fits, at the same batch.
+  """Returns the Result that fits and has the least time, at the same batch.
 
   Raises:
-    ValueError: none divides or fits; says why.
+    ValueError: no layout is possible or fits; says why.
   """
   mine = own(config)
   reason = obstacle(config, mine._replace(fsdp=1), piece.chips)
   if reason:
     raise ValueError(reason)
   shares = [f for f in (1, *FSDP) if f <= piece.chips]
+  # Full recomputation is slower, so it is tried only if nothing else fits.
   for remat in ('dots', 'full'):
     fit = [r for r in compile_steps(
         config, [mine._replace(fsdp=f, remat=remat) for f in shares], piece,
         effort) if r.bound]
     if fit:
       return min(fit, key=lambda r: r.bound.seconds)
-  raise ValueError(f'train.batch {mine.batch} does not fit {piece.name} by '
-                   'any mesh and with everything recomputed: take a larger '
+  raise ValueError(f'train.batch {mine.batch} does not fit {piece.name} with '
+                   'any mesh, even with full recomputation: expected a larger '
                    'slice')
 
 
 def cheapest(config: Any, whole: slices.Slice, effort: str,
              clips: tuple[int, ...] = (16, 32, 64, 128)
              ) -> tuple[slices.Slice, Result] | None:
-  """Returns the part of a slice on which a run takes the least chip-hours.
+  """Returns the part of a slice on which a run takes the fewest chip-hours.
 
-  Runs of a sweep need not share a slice one after the other: each can have a
-  part of it. Fewer chips have more clips each and move less beside them; the
-  parts tried are those that give a chip about as many as `clips`.
+  Instead of one after the other on the whole slice, the runs of a sweep can
+  train at the same time on parts of it. Fewer chips communicate less per clip.
+
+  Args:
+    config: of the run.
+    whole: the slice.
+    effort: see compiler.answers.
+    clips: clips per chip to try.
 
   Returns:
-    the part and its Result, or None where nothing fits.
+    the part and its Result, or None if nothing fits.
   """
   candidates = []
   for piece in slices.parts_of(whole):
@@ -171,16 +184,17 @@ def cheapest(config: Any, whole: slices.Slice, effort: str,
 
 def placements(folders: list[pathlib.Path], machine: str, topology: str,
                mesh: str) -> dict[str, Layout]:
-  """Returns {run: Layout} for the folders of runs; {} where mesh is ''.
+  """Returns {run: Layout} for the folders of runs.
 
   Args:
     folders: of runs.
     machine, topology: of the slice, such as v5e and 4x4.
-    mesh: '', 'auto', or data x fsdp.
+    mesh: '' for the configs' own, for which the result is {}; 'auto'; or
+      data x fsdp.
 
   Raises:
-    ValueError: a mesh that does not divide, or 'auto' and no TPU compiler, or
-      a run that fits by no mesh; names the run.
+    ValueError: an impossible mesh, 'auto' without the TPU compiler, or a run
+      that does not fit with any mesh; names the run.
   """
   if not mesh:
     return {}

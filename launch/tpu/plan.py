@@ -1,11 +1,12 @@
-"""The plan of a grid on a TPU slice: does it fit, how fast, at what price.
+"""Plans a grid on a TPU slice: memory, time and price of every point.
 
   python -m launch.sweep plan --config=FILE --topology=v5e:16x16 --price=1.2
 
-Every distinct shape of the grid is compiled by the TPU compiler for the slice
-itself. Without libtpu the plan has what needs no compiler.
+The TPU compiler compiles every distinct shape of the grid for this slice.
+Without libtpu the plan contains only what needs no compiler.
 """
 
+from collections.abc import Iterator
 import json
 import pathlib
 from typing import Any
@@ -21,32 +22,32 @@ from launch.tpu import layouts
 from launch.tpu import programs
 from launch.tpu import slices
 
-MISSING = ("without libtpu nothing is compiled: memory counts parameters and "
-           "moments alone, links the gradient alone, and times are those of "
-           "the matrix units (pip install 'audiorank[tpu-plan]')")
-TORN = ('the compiler gathers an array whole on every device to cut it in '
-        'another way (full rematerialization): it costs time and memory and '
-        'gains nothing')
-RANKS = ('rankme is the default: exact integer sums, rows stay where they are. '
-         'svd is the gathered jnp.linalg.svd, compiled for the least width '
-         'alone; each of its iterations comes on top')
-ONCE = ('init', 'embed', 'rankme')  # Beside the step.
-# Columns of the table, and the collectives that they hold.
+MISSING = ("without libtpu nothing is compiled: memory includes only "
+           "parameters and moments, links only the gradient, and times are "
+           "those of the matrix units (pip install 'audiorank[tpu-plan]')")
+TORN = ('the compiler gathers a whole array on every device to divide it in '
+        'another way (full rematerialization), which costs time and memory')
+RANKS = ('rankme is the default: exact integer sums, and rows stay on their '
+         'devices. svd is the gathered jnp.linalg.svd, compiled only for the '
+         'smallest width; its iterations are not included')
+ONCE = ('init', 'embed', 'rankme')  # Programs besides the step.
+# Columns of the table -> kinds of collectives.
 KINDS = {'all-reduce': 'all-reduce', 'gather': 'all-gather',
          'scatter': 'reduce-scatter'}
 
 
 def plan(configs: dict[str, Any], topology: str, price: float = 0.,
          effort: str = 'quick', mesh: str = '') -> dict[str, Any]:
-  """Returns the plan as JSON material; `table` prints it.
+  """Returns the plan as JSON; `table` makes it readable.
 
   Args:
     configs: {point: config}.
     topology: such as 'v5e:16x16'.
     price: of one chip for one hour, in any currency; 0 for none.
-    effort: of the compiler: 'quick', or 'full' as on the slice itself.
-    mesh: '' takes the config's mesh; 'auto' the fastest that fits, and looks
-      for the part of the slice on which each point takes least chip-hours.
+    effort: of the compiler: 'quick', or 'full' as on the real slice.
+    mesh: '' takes the config's mesh. 'auto' takes the fastest that fits, and
+      also finds the part of the slice on which each point takes the fewest
+      chip-hours.
 
   Raises:
     ValueError: an unknown topology; one line.
@@ -88,7 +89,7 @@ def plan(configs: dict[str, Any], topology: str, price: float = 0.,
 
 def facts(config: Any, piece: slices.Slice, layout: layouts.Layout
           ) -> dict[str, Any]:
-  """Returns what is known of a point without a compiler."""
+  """Returns the part of a point's plan that follows from its config."""
   clip = train_state.flops(config)['total']
   return {'data': piece.chips // layout.fsdp, 'fsdp': layout.fsdp,
           'remat': layout.remat, 'clips': config.train.batch / piece.chips,
@@ -97,7 +98,14 @@ def facts(config: Any, piece: slices.Slice, layout: layouts.Layout
 
 def by_hand(config: Any, piece: slices.Slice, layout: layouts.Layout
             ) -> dict[str, Any]:
-  """Returns the part of a point's plan that needs no compiler."""
+  """Returns estimates for a point without the compiler.
+
+  Args:
+    config: of the point.
+    piece: the slice.
+    layout: of the point.
+  """
+  # The only communication counted is a ring all-reduce of the gradient.
   gradient = programs.gradient_bytes(config)
   wire = 2 * gradient * (piece.chips - 1) / piece.chips
   return {'arguments': programs.state_bytes(config, layout.fsdp),
@@ -105,31 +113,34 @@ def by_hand(config: Any, piece: slices.Slice, layout: layouts.Layout
           **_times(slices.bound(config, piece, wire, 0.))}
 
 
-def _times(b):
+def _times(b: slices.Bound) -> dict[str, Any]:
+  """Returns a Bound as JSON."""
   return {'matrix': b.matrix, 'hbm': b.hbm, 'links': b.links, 'by': b.by,
           'seconds': b.seconds, 'mfu': b.mfu}
 
 
-def _compile(points, chosen, piece, effort):
-  """Returns the compiler's answers to every program of every point."""
+def _compile(points: dict[str, Any], chosen: dict[str, layouts.Layout],
+             piece: slices.Slice, effort: str) -> dict[str, dict[str, Any]]:
+  """Returns the compiler's answers for every program of every point."""
   specs = [layouts.spec(name, config, chosen[point], piece.chips)
            for point, config in points.items() for name in ('step', *ONCE)]
   specs.append(_svd(points, chosen, piece)[0])
   return compiler.answers(specs, piece, effort)
 
 
-def _svd(points, chosen, piece):
-  """Returns (spec, config) of the gathered SVD at the grid's least width.
-
-  It alone takes as long to compile as all the rest of a large grid does.
-  """
+def _svd(points: dict[str, Any], chosen: dict[str, layouts.Layout],
+         piece: slices.Slice) -> tuple[dict[str, Any], Any]:
+  """Returns (spec, config) of the gathered SVD at the smallest width."""
+  # Only one width, because it takes as long to compile as all other programs of
+  # a large grid.
   point = min(points, key=lambda p: points[p].model.width)
   spec = layouts.spec('svd', points[point], chosen[point], piece.chips)
   return spec, points[point]
 
 
-def _compiled(config, layout, piece, effort, answers):
-  """Returns the compiled part of a point's plan."""
+def _compiled(config: Any, layout: layouts.Layout, piece: slices.Slice,
+              effort: str, answers: dict[str, Any]) -> dict[str, Any]:
+  """Returns the compiled part of a point's plan, with remedies if needed."""
   spec = layouts.spec('step', config, layout, piece.chips)
   step = answers[compiler.text(spec)]
   result = layouts.evaluate(config, layout, piece, step)
@@ -142,15 +153,19 @@ def _compiled(config, layout, piece, effort, answers):
   return out
 
 
-def _remedy(result):
-  times = _times(result.bound) if result.bound else {}
+def _remedy(result: layouts.Result) -> dict[str, Any]:
+  """Returns another layout of a point as JSON."""
+  times = {}
+  if result.bound:
+    times = _times(result.bound)
   return {'layout': str(result.layout), 'fits': bool(result.bound),
           'peak': result.answer.get('peak') or result.answer['needed'],
           **times}
 
 
-def _part(config, piece, effort):
-  """Returns the part of a slice that a point is cheapest on, or None."""
+def _part(config: Any, piece: slices.Slice, effort: str
+          ) -> dict[str, Any] | None:
+  """Returns the part of a slice on which a point is cheapest, or None."""
   best = layouts.cheapest(config, piece, effort)
   if best is None:
     return None
@@ -163,8 +178,10 @@ def _part(config, piece, effort):
           'chip_hours': config.train.steps * seconds * part.chips / 3600}
 
 
-def _programs(points, chosen, piece, answers):
-  """Returns one row for each distinct program beside the steps."""
+def _programs(points: dict[str, Any], chosen: dict[str, layouts.Layout],
+              piece: slices.Slice, answers: dict[str, Any]
+              ) -> list[dict[str, Any]]:
+  """Returns one row for each distinct program besides the steps."""
   configs = {}
   for point, config in points.items():
     for name in ONCE:
@@ -188,7 +205,16 @@ def _programs(points, chosen, piece, answers):
 
 def gb(n: float) -> str:
   """Returns bytes as text, in GB."""
-  return f'{n / 1e9:.2f}' if n < 1e11 else f'{n / 1e9:.0f}'
+  if n < 1e11:
+    return f'{n / 1e9:.2f}'
+  return f'{n / 1e9:.0f}'
+
+
+def _gb_or_dash(n: float) -> str:
+  """Returns bytes as text, in GB, a dash for 0."""
+  if not n:
+    return '-'
+  return gb(n)
 
 
 def ms(seconds: float) -> str:
@@ -200,22 +226,24 @@ def table(plan: dict[str, Any]) -> str:
   """Returns a plan as text: the points, the other programs, the sum."""
   import pandas as pd
   piece = slices.parse(plan['topology'])
-  compiled = f"; compiled with {plan['effort']} effort"
   head = (f"{plan['topology']}: {piece.chips} chips of "
-          f'{gb(piece.chip.memory)} GB; GB and ms are a chip\'s, of one step')
+          f'{gb(piece.chip.memory)} GB; GB and ms are per chip and step')
+  if plan['effort']:
+    head += f"; compiled with {plan['effort']} effort"
   rows = [_row(point, known, plan) for point, known in plan['points'].items()]
-  out = [head + (compiled if plan['effort'] else ''),
-         pd.DataFrame(rows).fillna('').to_string(index=False)]
+  out = [head, pd.DataFrame(rows).fillna('').to_string(index=False)]
   for point, known in plan['points'].items():
     out += [f'{point}: {note}' for note in _notes(known, piece)]
   if plan['programs']:
     others = []
     for r in plan['programs']:
-      too_large = '' if r['fits'] else ': too large'
+      peak = gb(r['peak'])
+      if not r['fits']:
+        peak += ': too large'
       others.append({
-          'program': r['program'], 'size': r['size'],
-          'peak': gb(r['peak']) + too_large, 'moved': gb(r['moved']),
-          'of embeddings': gb(r['embeddings']) if r['embeddings'] else '-'})
+          'program': r['program'], 'size': r['size'], 'peak': peak,
+          'moved': gb(r['moved']),
+          'of embeddings': _gb_or_dash(r['embeddings'])})
     out += [pd.DataFrame(others).to_string(index=False), RANKS]
   out.append(total(plan))
   if not plan['effort']:
@@ -223,7 +251,8 @@ def table(plan: dict[str, Any]) -> str:
   return '\n'.join(out)
 
 
-def _row(point, known, plan):
+def _row(point: str, known: dict[str, Any], plan: dict[str, Any]
+         ) -> dict[str, Any]:
   """Returns a point's row of the table, as texts."""
   blank = dict.fromkeys((
       'args', 'temp', 'peak', *KINDS, 'other', 'matrix', 'HBM', 'links', 'MFU',
@@ -249,14 +278,16 @@ def _row(point, known, plan):
               if kind not in KINDS.values())
   row.update({
       'temp': gb(known['temporaries']), 'peak': gb(known['peak']),
-      'HBM': ms(known['hbm']), 'other': gb(other) if other else '-'})
+      'HBM': ms(known['hbm']), 'other': _gb_or_dash(other)})
   for name, kind in KINDS.items():
-    row[name] = gb(collectives[kind]['bytes']) if kind in collectives else '-'
+    row[name] = '-'
+    if kind in collectives:
+      row[name] = gb(collectives[kind]['bytes'])
   return row
 
 
-def _notes(known, piece):
-  """Yields what stands below the table of a point."""
+def _notes(known: dict[str, Any], piece: slices.Slice) -> Iterator[str]:
+  """Yields notes on a point, for below the table."""
   if known['why']:
     yield known['why']
   elif known.get('fits') is False:
@@ -265,35 +296,37 @@ def _notes(known, piece):
     yield TORN
   part = known.get('part')
   if part and part['side_by_side'] > 1:
-    yield (f"least chip-hours on {part['slice']} ({part['clips']:g} clips a "
+    yield (f"fewest chip-hours on {part['slice']} ({part['clips']:g} clips per "
            f"chip): {part['chip_hours']:,.0f}, MFU at most {part['mfu']:.0%} "
-           f"{part['by']}; {part['side_by_side']} runs beside each other")
+           f"{part['by']}; {part['side_by_side']} runs at the same time")
 
 
-def _remedies(known, piece):
-  """Returns what would make a point fit, as one sentence."""
+def _remedies(known: dict[str, Any], piece: slices.Slice) -> str:
+  """Returns the layouts with which a point would fit, as a sentence."""
   fit = [r for r in known['remedies'] if r['fits']]
   too_large = [r for r in known['remedies'] if not r['fits']]
-  cures = '; '.join(
+  text = f'does not fit {gb(piece.chip.memory)} GB; fits with '
+  text += '; '.join(
       f"{r['layout']}: {gb(r['peak'])} GB, {ms(r['seconds'])} ms, MFU at most "
-      f"{r['mfu']:.0%}" for r in fit) or 'none of what was compiled'
-  others = ', '.join(f"{r['layout']} ({gb(r['peak'])})" for r in too_large)
-  return (f'does not fit {gb(piece.chip.memory)} GB; fits by {cures}'
-          + (f'; not by {others}' if others else ''))
+      f"{r['mfu']:.0%}" for r in fit) or 'none of the compiled layouts'
+  if too_large:
+    others = ', '.join(f"{r['layout']} ({gb(r['peak'])})" for r in too_large)
+    text += f'; not with {others}'
+  return text
 
 
 def total(plan: dict[str, Any]) -> str:
-  """Returns the sum over the points, as one sentence."""
+  """Returns the sum over the points, as a sentence."""
   hours = [p['chip_hours'] for p in plan['points'].values()
            if 'chip_hours' in p]
   days = sum(hours) / plan['chips'] / 24
-  text = (f"{len(plan['points'])} points, {len(hours)} that run as they are: "
-          f'at least {sum(hours):,.0f} chip-hours, {days:,.1f} days of this '
-          'slice one after the other')
+  text = (f"{len(plan['points'])} points, {len(hours)} of them fit: at least "
+          f'{sum(hours):,.0f} chip-hours, {days:,.1f} days of this slice for '
+          'one after the other')
   if plan['price']:
     cost = sum(hours) * plan['price']
-    text += f", {cost:,.0f} at {plan['price']:g} a chip-hour"
-  return text + '; evaluation, RankMe and scoring come on top'
+    text += f", {cost:,.0f} at {plan['price']:g} per chip-hour"
+  return text + '; without evaluation, RankMe and scoring'
 
 
 def save(plan: dict[str, Any], path: pathlib.Path) -> None:

@@ -1,8 +1,7 @@
-"""What a run has compiled on a slice, as programs with shapes and places.
+"""The programs of a run on a slice, with the shapes and shardings of arguments.
 
-A program is described by a `spec`, JSON material that holds what its shape
-depends on and nothing else, so that points of a grid that share it share one
-compilation.
+A `spec` is JSON with everything that the shape of a program depends on, and
+nothing else. Points of a grid with the same spec share one compilation.
 
 Shapes: N clips, B batch, S samples, D width, K runs of a packed program.
 """
@@ -40,22 +39,23 @@ def spec(name: str, config: Any, data: int, fsdp: int) -> dict[str, Any]:
   if name in ('rankme', 'svd'):
     rows = math.ceil(config.monitor.clips / config.monitor.batch)
     return {**out, 'clips': rows * config.monitor.batch, 'width': m['width']}
-  # Two names of one layout are one program.
+  # 'auto' and the layout that it means are the same program.
   m['remat'] = model.rematerialisation(config.model, 'tpu')
   out['model'] = m
   if name == 'embed':
     return {**out, 'batch': config.monitor.batch,
             'seconds': config.monitor.crop_seconds}
-  # The ratio of masking changes no parameter.
-  ratio = config.mask.ratio if name != 'init' else .5
+  ratio = config.mask.ratio
+  if name == 'init':
+    ratio = .5  # Parameters do not depend on it.
   out['mask'] = {'ratio': ratio, 'group': config.mask.group_size}
   out['seconds'] = config.data.crop_seconds
-  if config.objective in objectives.PARTS:  # Variables of its own.
+  if config.objective in objectives.PARTS:  # It has variables of its own.
     out['objective'] = config.objective
     if config.objective in config:  # Its settings.
       out[config.objective] = records.plain(config[config.objective])
   if name == 'init':
-    # Activations do not exist yet.
+    # Initialisation has no activations, on which these fields act.
     m.update(remat='none', unroll=1, dtype='float32')
   else:
     out.update(batch=config.train.batch, objective=config.objective)
@@ -63,7 +63,7 @@ def spec(name: str, config: Any, data: int, fsdp: int) -> dict[str, Any]:
 
 
 def config_of(spec: dict[str, Any]) -> Any:
-  """Returns the frozen config that the library's functions see."""
+  """Returns a frozen config with the fields that a spec's program reads."""
   own = {name: spec[name] for name in objectives.OBJECTIVES if name in spec}
   return records.frozen({
       **own, 'seed': 0, 'model': spec['model'], 'mask': spec['mask'],
@@ -75,9 +75,11 @@ def config_of(spec: dict[str, Any]) -> Any:
 
 def state_bytes(config: Any, fsdp: int) -> float:
   """Returns the bytes of a chip's share of parameters and moments."""
-  def share(path, x):
-    cut = 'fsdp' in sharding.cuts(path, x.shape, fsdp, 1)
-    return x.size * x.dtype.itemsize / (fsdp if cut else 1)
+  def share(path: Any, x: Any) -> float:
+    size = x.size * x.dtype.itemsize
+    if 'fsdp' in sharding.cuts(path, x.shape, fsdp, 1):
+      return size / fsdp
+    return size
 
   return sum(jax.tree.leaves(
       jax.tree.map_with_path(share, train_state.state_shapes(config))))
@@ -89,23 +91,26 @@ def gradient_bytes(config: Any) -> int:
 
 
 def lowered(spec: dict[str, Any], devices: list[Any]) -> jax.stages.Lowered:
-  """Returns a jax Lowered of a spec's program for a list of devices."""
+  """Returns a spec's program, traced and lowered for a list of devices."""
   if spec['program'] == 'pack':
     return _packed(spec, devices)
   mesh = sharding.mesh(spec['data'], spec['fsdp'], devices)
-  # Nothing may be computed while these devices are set: they do not exist.
+  # The devices do not exist, so nothing may be computed while they are set.
   function, arguments = _call(spec, mesh)
   with jax.set_mesh(mesh):
     return function.lower(*arguments)
 
 
-def _call(spec, mesh):
+def _call(spec: dict[str, Any], mesh: jax.sharding.Mesh
+          ) -> tuple[Any, tuple[Any, ...]]:
   """Returns a spec's jitted function and the shapes of its arguments."""
   whole, rows = sharding.replicated(mesh), sharding.rows(mesh)
   if spec['program'] in ('rankme', 'svd'):
     z_ND = jax.ShapeDtypeStruct((spec['clips'], spec['width']), jnp.float32,
                                 sharding=rows)
-    method = 'sliced' if spec['program'] == 'rankme' else 'svd'
+    method = 'svd'
+    if spec['program'] == 'rankme':
+      method = 'sliced'
     return rankme.device_program(method), (z_ND,)
   config = config_of({'mask': {'ratio': .5, 'group': 1}, **spec})
   shapes = train_state.state_shapes(config)
@@ -125,14 +130,14 @@ def _call(spec, mesh):
       _at(shapes, placed), wave_BS, _at(h, jax.tree.map(lambda _: whole, h)))
 
 
-def _packed(spec, devices):
-  """As many points of a grid as devices, each with all of one shared batch."""
+def _packed(spec: dict[str, Any], devices: list[Any]) -> jax.stages.Lowered:
+  """Returns a program of one grid point per device, with a shared batch."""
   mesh = jax.make_mesh((len(devices),), ('sweep',), devices=devices,
                        axis_types=(AxisType.Auto,))
   config = config_of(spec)
   spread = NamedSharding(mesh, P('sweep'))
 
-  def each(tree):
+  def each(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(
         (len(devices), *x.shape), x.dtype, sharding=spread), tree)
 
@@ -144,13 +149,15 @@ def _packed(spec, devices):
     return step.lower(*arguments)
 
 
-def _waves(spec, place):
+def _waves(spec: dict[str, Any], place: NamedSharding
+           ) -> jax.ShapeDtypeStruct:
+  """Returns the shape of a batch of clips."""
   samples = config_lib.crop_samples(spec['seconds'])
   return jax.ShapeDtypeStruct((spec['batch'], samples), jnp.int16,
                               sharding=place)
 
 
-def _at(shapes, placed):
+def _at(shapes: Any, placed: Any) -> Any:
   """Returns a tree of shapes with the shardings of another."""
   return jax.tree.map(
       lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),

@@ -1,11 +1,11 @@
-"""How cost grows: the table of launch/README.md, from compiled programs.
+"""The table of scaling in launch/README.md, from compiled programs.
 
   python -m launch.tpu.scaling
 
-One training step at the smallest, a middle and the largest size on 1 to 1,024
-v4 chips, in bfloat16: strong scaling holds the batch of 256, weak scaling 16
-clips a chip. 'packed' trains as many points of a grid as there are chips, each
-on a chip of its own, all with the same batch.
+It has one training step of the smallest, a middle and the largest size on 1 to
+1,024 v4 chips, in bfloat16. Strong scaling has a batch of 256, weak scaling 16
+clips per chip. 'packed' trains as many points of a grid as there are chips,
+each on its own chip and all with the same batch.
 """
 
 from typing import Any
@@ -21,22 +21,31 @@ from launch.tpu import programs
 from launch.tpu import slices
 
 SLICES = {1: 'v4:1x1x1', 16: 'v4:2x2x4', 256: 'v4:4x8x8', 1024: 'v4:8x8x16'}
-# (chips, batch), and how: strong, weak, or both where they meet.
+# (chips, batch, scaling: strong, weak, or both if they coincide).
 RUNS = ((1, 16, 'weak'), (16, 256, 'strong, weak'), (256, 256, 'strong'),
         (256, 4096, 'weak'), (1024, 16384, 'weak'))
 SIZES = {'en128-12': 1, 'en768-12': 1, 'en1536-40': 4}  # fsdp, from 16 chips.
 PACKED = (16, 64)  # Chips, batch of each point.
-HEAD = ('size', 'scaling', 'chips', 'clips a chip', 'fsdp', 'peak GB',
+HEAD = ('size', 'scaling', 'chips', 'clips per chip', 'fsdp', 'peak GB',
         'collectives GB', 'matrix ms', 'HBM ms', 'links ms', 'MFU at most',
         'clips/s at most')
 
 
 def row(size: str, chip_count: int, batch: int, scaling: str) -> list[str]:
-  """Returns one row of the table, compiling its step."""
+  """Compiles a step; returns its row of the table.
+
+  Args:
+    size: of the model.
+    chip_count: number of chips.
+    batch: clips of a step.
+    scaling: 'strong', 'weak' or 'packed'.
+  """
   config = base.get_config(size)
   config.model.dtype = 'bfloat16'
   config.monitor.batch = max(256, chip_count)
-  fsdp = SIZES[size] if chip_count >= 16 else 1
+  fsdp = 1
+  if chip_count >= 16:
+    fsdp = SIZES[size]
   layout = layouts.Layout(fsdp, 'dots', batch)
   piece = slices.parse(SLICES[chip_count])
   if scaling == 'packed':
@@ -48,11 +57,11 @@ def row(size: str, chip_count: int, batch: int, scaling: str) -> list[str]:
 
 def packed(config: Any, layout: layouts.Layout, piece: slices.Slice
            ) -> layouts.Result:
-  """Returns the Result of a point on every chip, all with one batch."""
+  """Returns the Result of one point per chip, all with the same batch."""
   config.train.batch = layout.batch
   spec = {**programs.spec('step', config, piece.chips, 1), 'program': 'pack'}
   answer = compiler.answers([spec], piece, 'quick')[compiler.text(spec)]
-  # As if the points' batches were one that is spread over the chips.
+  # The bound is that of one batch, divided over the chips.
   config.train.batch = layout.batch * piece.chips
   everything = layout._replace(batch=config.train.batch)
   return layouts.evaluate(records.frozen(records.plain(config)), everything,
@@ -75,7 +84,8 @@ def line(size: str, chip_count: int, clips: int, scaling: str,
       f'{clips / bound.seconds:,.0f}']
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
+  """Prints the table."""
   del argv
   for cells in (HEAD, ['---'] * len(HEAD)):
     print(f"| {' | '.join(cells)} |", flush=True)

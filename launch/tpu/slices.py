@@ -1,8 +1,8 @@
-"""TPU slices, and the least time that a training step can take on one.
+"""TPU slices, and a lower bound of the time of a training step.
 
-A chip multiplies, reads memory and sends over its links at once at best, so
-the step takes at least the longest of the three. What no bound counts
-(vector units, sorting, launches, waiting for hosts) comes on top.
+A chip can multiply, read its memory and send over its links at the same time,
+so a step takes at least the longest of the three. The bound does not include
+vector units, sorting, launches and waiting for hosts.
 """
 
 import math
@@ -18,7 +18,7 @@ from audiorank import train_state
 
 
 class Slice(NamedTuple):
-  """Chips that are rented together."""
+  """A TPU slice: chips that are rented together."""
   name: str  # Such as v5e:16x16.
   chip: flops.Chip
   sides: tuple[int, ...]
@@ -29,11 +29,9 @@ class Slice(NamedTuple):
 
   @property
   def links(self) -> float:
-    """Bytes a second that one chip can send, over all its links.
-
-    Two links an axis where it closes to a ring, one where it does not: the
-    chips at its ends have no more.
-    """
+    """Bytes per second that one chip can send over all its links."""
+    # An axis that is closed to a ring has two links per chip. Otherwise the
+    # chips at its ends have only one, and they determine the time.
     chip = self.chip
     closed = [n % chip.ring == 0 for n in self.sides]
     if chip.dims == 3:  # Cubes are wired as a whole or not at all.
@@ -43,7 +41,7 @@ class Slice(NamedTuple):
 
 
 class Bound(NamedTuple):
-  """The least seconds of a step by each of the three, and its MFU."""
+  """Lower bounds of a step in seconds, and its MFU."""
   matrix: float  # Of the matrix units.
   hbm: float  # Of the memory.
   links: float
@@ -55,9 +53,9 @@ class Bound(NamedTuple):
 
   @property
   def by(self) -> str:
-    """What the step waits for."""
+    """The name of the largest bound."""
     times = {'matrix': self.matrix, 'HBM': self.hbm, 'links': self.links}
-    return max(times, key=times.get)
+    return max(times, key=lambda name: times[name])
 
 
 def parse(name: str) -> Slice:
@@ -80,18 +78,20 @@ def parse(name: str) -> Slice:
 
 
 def parts_of(whole: Slice) -> list[Slice]:
-  """Returns the slices that a slice can be cut into, the smallest first.
+  """Returns the slices that a slice can be divided into, smallest first.
 
-  One chip, a host's four, and then twice as many again and again.
+  They have one chip, four chips (a host), and then twice as many each time.
   """
   kind = whole.name.split(':')[0]
   sides, parts = [1] * len(whole.sides), []
   while True:
-    # Two chips are no slice. The others are named by their short sides first,
-    # but for the host of a torus of three sides, 2x2x1.
+    # There is no slice of two chips. Names begin with the shortest side, except
+    # for the host of a torus with three sides, 2x2x1.
     chips = math.prod(sides)
     if chips != 2:
-      name = sorted(sides) if chips > 4 else sides
+      name = sides
+      if chips > 4:
+        name = sorted(sides)
       parts.append(parse(f'{kind}:{"x".join(map(str, name))}'))
     longer = [i for i, n in enumerate(sides) if whole.sides[i] % (2 * n) == 0]
     if not longer:
@@ -100,13 +100,11 @@ def parts_of(whole: Slice) -> list[Slice]:
 
 
 def description(piece: Slice) -> dict[str, Any]:
-  """Returns what libtpu is to be asked for, as keywords of jax.
-
-  By itself it would show both cores of a v4 chip as devices of their own,
-  which programs do not see on v4 hosts, and it takes four chips for the
-  smallest host there is.
-  """
-  keywords = {'platform': 'tpu', 'topology_name': piece.name}
+  """Returns the arguments of jax's get_topology_desc for a slice."""
+  keywords: dict[str, Any] = {
+      'platform': 'tpu', 'topology_name': piece.name}
+  # By default libtpu has both cores of a v4 chip as separate devices, unlike
+  # real v4 hosts, and a host of four chips for a single chip.
   if piece.name.startswith('v4:'):
     keywords['chip_config_name'] = 'megacore'
   if piece.chips == 1:
@@ -115,15 +113,18 @@ def description(piece: Slice) -> dict[str, Any]:
 
 
 def matrix_flops(config: Any, tile: int) -> float:
-  """Returns what a step's clip keeps a matrix unit busy with; see
-  flops.unit_flops.
+  """Returns the FLOPs of a clip on matrix units; see flops.unit_flops.
+
+  Args:
+    config: of a run.
+    tile: side of a matrix unit.
 
   Raises:
-    ValueError: an objective that is no MAE.
+    ValueError: the objective is not that of an MAE.
   """
   if config.objective in objectives.PARTS:
-    raise ValueError(f'objective {config.objective!r}: the bound counts '
-                     'masked autoencoders alone')
+    raise ValueError(f'objective {config.objective!r}: the bound exists for '
+                     'masked autoencoders only')
   L = config_lib.patches(config)
   return flops.unit_flops(
       config.model, L, config_lib.visible(config),
@@ -136,14 +137,16 @@ def bound(config: Any, piece: Slice, wire: float, traffic: float) -> Bound:
 
   Args:
     config: a run's config.
-    piece: the slice it has.
-    wire: bytes a chip sends.
-    traffic: bytes a chip reads from and writes to its memory.
+    piece: its slice.
+    wire: bytes that a chip sends.
+    traffic: bytes that a chip reads from and writes to its memory.
   """
   clips, chip = config.train.batch / piece.chips, piece.chip
   matrix = clips * matrix_flops(config, chip.tile) / chip.flops
   hbm = traffic / chip.hbm
-  links = wire / piece.links if piece.links else 0.
+  links = 0.
+  if piece.links:  # A single chip has none.
+    links = wire / piece.links
   seconds = max(matrix, hbm, links)
   useful = clips * train_state.flops(config)['total'] / chip.flops
   return Bound(matrix, hbm, links, useful / seconds)
