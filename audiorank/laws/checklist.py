@@ -127,9 +127,11 @@ def _repeats(fit):
 
 
 def _left_out(fit):
-  """How many rows have no weight."""
+  """Returns the number of rows without weight, as text."""
   out = len(fit.problem.y_N) - fit.n
-  return f'{out} of {len(fit.problem.y_N)} (weight 0)' if out else 'none'
+  if not out:
+    return 'none'
+  return f'{out} of {len(fit.problem.y_N)} (weight 0)'
 
 
 def _loss(fit):
@@ -143,10 +145,11 @@ def _loss(fit):
 
 
 def _weights(fit):
-  """The range of the weights."""
+  """Returns the range of the weights, as text."""
   w_N = fit.problem.w_N[fit.problem.w_N > 0]
-  return ('equal' if np.ptp(w_N) == 0 else
-          f'from {w_N.min():.3g} to {w_N.max():.3g}')
+  if np.ptp(w_N) == 0:
+    return 'equal'
+  return f'from {w_N.min():.3g} to {w_N.max():.3g}'
 
 
 def _optimiser(fit):

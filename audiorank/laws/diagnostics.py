@@ -39,7 +39,9 @@ def diagnose(fit: 'Fit') -> dict[str, Any]:
                for name, col in zip(fit.x, problem.cols)},
   }
   if problem.loss.kind == 'huber':
-    out['delta_over_sd'] = problem.delta / fit.sd if fit.sd else math.inf
+    out['delta_over_sd'] = math.inf
+    if fit.sd:
+      out['delta_over_sd'] = problem.delta / fit.sd
   return out
 
 
@@ -104,7 +106,9 @@ def report(fit: 'Fit') -> str:
     lines.append(f'  {known["repeats"]} rows are equal to another one and '
                  'count with it as one')
   for name in fit.params:
-    method = 'profile' if intervals.has_profile(fit, name) else 'bootstrap'
+    method = 'bootstrap'
+    if intervals.has_profile(fit, name):
+      method = 'profile'
     low, high = fit.ci(name, method)
     value = f'{name} = {fit.params[name]:.5g}'
     if not (math.isfinite(high) and math.isfinite(low)):

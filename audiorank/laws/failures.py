@@ -117,9 +117,13 @@ def outliers(fit: Fit, labels: Sequence[Any] | None = None,
   free = max(fit.n - fit.size - 1, 1)
   p_N = 2 * special.stdtr(free, -np.abs(t_N))
   rows = np.arange(len(p_N))
+  label_N, family_N = rows, np.full(len(p_N), '')
+  if labels is not None:
+    label_N = np.asarray(labels)
+  if families is not None:
+    family_N = np.asarray(families)
   result = pd.DataFrame({
-      'row': rows, 'label': rows if labels is None else np.asarray(labels),
-      'family': '' if families is None else np.asarray(families),
+      'row': rows, 'label': label_N, 'family': family_N,
       'observed': fit.problem.y_N, 'expected': fit.fitted,
       'studentised': t_N, 'p': holm(p_N)})
   unknown = result['studentised'].isna()
@@ -260,7 +264,9 @@ def _fallen(curve, drop):
     most = np.maximum.accumulate(rank)
     low = np.flatnonzero(rank < drop * most)
     if len(low):
-      kind = 'collapse' if rank[-1] < drop * most[-1] else 'dip'
+      kind = 'dip'
+      if rank[-1] < drop * most[-1]:  # It did not recover.
+        kind = 'collapse'
       return [(kind, step[low[0]], rank[low[0]], most[low[0]])]
   if len(rank) and rank[-1] < ONE:
     # It fell before the first evaluation: there is no height to fall from.

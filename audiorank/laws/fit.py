@@ -319,8 +319,11 @@ def fit(form: str | forms.Form, data: Data, loss: str = 'ls',
                      f'{", ".join(problem_lib.LOSSES)}')
   if x is None:
     x = form.x
-  x = (x,) if isinstance(x, str) else tuple(x)
-  y = form.y if y is None else y
+  if isinstance(x, str):
+    x = [x]
+  x = tuple(x)
+  if y is None:
+    y = form.y
   if len(x) != len(form.x):
     raise ValueError(f'{form.name} takes {len(form.x)} input column(s) '
                      f'({", ".join(form.x)}), got {len(x)}')

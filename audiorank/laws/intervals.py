@@ -325,7 +325,9 @@ def _axis(fit, name):
   param, kind = fit.form.nonlinear.get(name), fit.form.linear.get(name)
   same = lambda v: v
   if param is not None and not param.log:
-    lowest = 0. if param.low >= 0 else -math.inf
+    lowest = -math.inf
+    if param.low >= 0:
+      lowest = 0.
     return Axis(best, same, error, (param.high - param.low) / 8,
                 (param.low, param.high), (lowest, math.inf))
   if param is not None or kind == 'positive':
@@ -402,7 +404,9 @@ def _cross(f, at, step, sign, edge, limit):
     v = np.linspace(inner, outer, newton.BLOCK + 2)[1:-1]
     values = f(v)
     above = np.flatnonzero(values > limit)
-    first = above[0] if len(above) else len(v)
+    first = len(v)
+    if len(above):
+      first = above[0]
     if first < len(v):
       outer, f_outer = v[first], values[first]
     if first:

@@ -38,8 +38,10 @@ ACCURACY = 1e-10
 ROUNDING = 1e-26
 # The context manager has this name from jax 0.8 on; before, it was in
 # jax.experimental. A global flag would change the training program.
-_x64 = (jax.enable_x64 if hasattr(jax, 'enable_x64') else
-        jax.experimental.enable_x64)  # type: ignore[attr-defined]
+if hasattr(jax, 'enable_x64'):
+  _x64 = jax.enable_x64
+else:
+  _x64 = jax.experimental.enable_x64  # type: ignore[attr-defined]
 
 
 Array = np.ndarray | jax.Array
@@ -148,7 +150,9 @@ def bounds(problem: problem_lib.Problem) -> tuple[np.ndarray, np.ndarray]:
     if unscaled and isinstance(param.scale, str):
       ends = ends * np.exp(np.mean(np.log(cols[param.scale])))
     elif unscaled and param.scale:
-      ends = np.array([1e-300 if param.log else -1e300, 1e300])
+      ends = np.array([-1e300, 1e300])
+      if param.log:
+        ends[0] = 1e-300
     if param.log:
       ends = np.log(ends)
     low.append(ends[0])
@@ -158,8 +162,11 @@ def bounds(problem: problem_lib.Problem) -> tuple[np.ndarray, np.ndarray]:
 
 def _terms(spec, inputs, s_T):
   """The terms phi_QN of packed shapes; a fixed one leads the others."""
-  theta = {name: jnp.exp(s) if param.log else s
-           for (name, param), s in zip(spec.form.nonlinear.items(), s_T)}
+  theta = {}
+  for (name, param), s in zip(spec.form.nonlinear.items(), s_T):
+    theta[name] = s
+    if param.log:
+      theta[name] = jnp.exp(s)
   phi_QN = jnp.stack(spec.form.basis(jnp, theta, *inputs.cols_XN))
   if not spec.fixes:
     return phi_QN
@@ -376,7 +383,9 @@ def _search(spec, inputs, p_P, w_N, fixed):
                 jnp.zeros(P, bool))
   state = State(p_P, worst, p_P, jnp.asarray(1.), no, jnp.asarray(1e-6),
                 jnp.asarray(0), no)
-  most = VALLEY_STEPS if spec.valley else PLAIN_STEPS
+  most = PLAIN_STEPS
+  if spec.valley:
+    most = VALLEY_STEPS
   state = jax.lax.while_loop(
       lambda state: (state.steps < most) & ~state.done,
       functools.partial(_step, spec, inputs, w_N, fixed, floor), state)
@@ -488,7 +497,9 @@ def _hold(problem, p_SP, name, v_S):
     units = dict(zip(form.x, problem.centre))
     value, logged = v_S / units.get(param.scale, 1.), param.log
   p_SP = p_SP.copy()
-  p_SP[:, at] = np.log(value) if logged else value
+  if logged:
+    value = np.log(value)
+  p_SP[:, at] = value
   return p_SP, free_P, fixed_Q, np.zeros(len(p_SP))
 
 

@@ -65,7 +65,9 @@ def partial(z_N: np.ndarray, y_N: np.ndarray, known_NP: np.ndarray,
     S correlations, or one number where there are no weights; NaN where
     nothing of z or y is left, or no degree of freedom.
   """
-  weights = np.ones((1, len(z_N))) if w_SN is None else w_SN
+  weights = np.ones((1, len(z_N)))
+  if w_SN is not None:
+    weights = w_SN
   both_N2 = np.stack([z_N, y_N], 1)
   cross = lambda a, b: np.einsum('sn,np,nq->spq', weights, a, b,
                                  optimize=True)
@@ -83,7 +85,9 @@ def partial(z_N: np.ndarray, y_N: np.ndarray, known_NP: np.ndarray,
     correlation_S = np.where(
         (size > 1e-9 * whole).all(1) & (rows_S > known_NP.shape[1] + 1),
         left[:, 0, 1] / np.sqrt(size[:, 0] * size[:, 1]), np.nan)
-  return float(correlation_S[0]) if w_SN is None else correlation_S
+  if w_SN is None:
+    return float(correlation_S[0])
+  return correlation_S
 
 
 class _Folds:
@@ -178,13 +182,17 @@ def compare_predictors(
     z_NP = _design(data, [name])
     e_N = folds.errors(z_NP)
     others = [column for column in known if column != name]
-    known_NP = _design(data, others) if others else ones_N1
+    known_NP = ones_N1
+    if others:
+      known_NP = _design(data, others)
     both_N = folds.errors(np.hstack([known_NP, z_NP[:, 1:]]))
     rows.append((name, _rms(e_N), _rms(both_N),
                  ranking.spearman(z_NP[:, 1], y_N),
                  *folds.partial(z_NP[:, 1], known_NP),
                  *folds.worse(e_N, reference_N)))
-  base_NP = _design(data, known) if known else ones_N1
+  base_NP = ones_N1
+  if known:
+    base_NP = _design(data, known)
   for name, design_NP in (('(mean)', ones_N1), ('(known alone)', base_NP)):
     e_N = folds.errors(design_NP)
     rows.append((name, _rms(e_N), *[math.nan] * 5,
@@ -219,20 +227,28 @@ def verdict(found, subject='rank'):
             rows.loc[name, 'loo'] < own['loo']]
   if better:
     sure = [name for name in better if rows.loc[name, 'worse_high'] < 0]
-    words.append(f'Left out, {", ".join(better)} predict'
-                 f'{"s" if len(better) == 1 else ""} better than {subject}'
-                 + (f' (beyond chance: {", ".join(sure)}).' if sure else
-                    ', though not beyond chance.'))
+    verb = 'predict'
+    if len(better) == 1:
+      verb = 'predicts'
+    certainty = ', though not beyond chance.'
+    if sure:
+      certainty = f' (beyond chance: {", ".join(sure)}).'
+    words.append(f'Left out, {", ".join(better)} {verb} better than {subject}'
+                 f'{certainty}')
   else:
     words.append(f'Left out, no rival predicts better than {subject} '
                  f'(error {own["loo"]:.3g}).')
   base = rows.loc['(given alone)', 'loo']
   if math.isfinite(own['partial']):
-    adds = own['loo_given'] < base
-    sure = own['partial_low'] > 0 or own['partial_high'] < 0
+    adds = 'adds nothing'
+    if own['loo_given'] < base:
+      adds = 'adds'
+    interval = f'{own["partial_low"]:.2f} to {own["partial_high"]:.2f}'
+    # Also for NaN, an interval that is not known.
+    if not (own['partial_low'] > 0 or own['partial_high'] < 0):
+      interval += ', not beyond chance'
     words.append(
-        f'Given size and width it {"adds" if adds else "adds nothing"}: '
-        f'error {own["loo_given"]:.3g} with it, {base:.3g} without; partial '
-        f'correlation {own["partial"]:.2f} ({own["partial_low"]:.2f} to '
-        f'{own["partial_high"]:.2f}{"" if sure else ", not beyond chance"}).')
+        f'Given size and width it {adds}: error {own["loo_given"]:.3g} with '
+        f'it, {base:.3g} without; partial correlation {own["partial"]:.2f} '
+        f'({interval}).')
   return ' '.join(words)

@@ -97,7 +97,9 @@ def _signs(v_N):
 def _tau(s_NN, q_NN, w_NN):
   """Kendall's tau-b over weighted pairs."""
   size = math.sqrt(np.sum(w_NN * s_NN ** 2) * np.sum(w_NN * q_NN ** 2))
-  return float(np.sum(w_NN * s_NN * q_NN) / size) if size else math.nan
+  if not size:
+    return math.nan
+  return float(np.sum(w_NN * s_NN * q_NN) / size)
 
 
 def _labels(n, groups):
@@ -169,7 +171,9 @@ def agreement(early: Any, final: Any, strata: Any = None, groups: Any = None,
   # number is a coin toss.
   decided = q_NN != 0
   right = np.where(s_NN == 0, .5, s_NN == q_NN)
-  pairs = float(right[decided].mean()) if decided.any() else math.nan
+  pairs = math.nan
+  if decided.any():
+    pairs = float(right[decided].mean())
   return Agreement(n, rho, _tau(s_NN, q_NN, np.ones((n, n))), low, high,
                    _p(s_N, q_N, label_N), pairs, within, n < ENOUGH)
 
@@ -284,7 +288,9 @@ def halving(scores_TN: Any, steps: Sequence[float], total: float, final: Any,
   if not 0 < keep <= 1 or (np.diff(at_T) <= 0).any() or at_T[-1] > total:
     raise ValueError('expected keep in (0, 1] and ascending rungs up to '
                      f'{total:g}, found keep {keep:g} and {at_T.tolist()}')
-  cost_N = np.ones(n) if cost is None else table.numbers('cost', cost)
+  cost_N = np.ones(n)
+  if cost is not None:
+    cost_N = table.numbers('cost', cost)
   alive, spent, before = np.arange(n), 0., 0.
   for score_N, step in zip(scores_TN, at_T):
     spent += cost_N[alive].sum() * (step - before)

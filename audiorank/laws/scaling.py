@@ -143,7 +143,10 @@ def frontier(fit: Fit, budgets: Sequence[float] | np.ndarray,
   optima = _with_resamples(fit, draws, seed)
   if rising is None:
     rising = _rises(fit)
-  n_SB = _best_sizes(fit, optima, C_B, data_at, -1. if rising else 1.)
+  sign = 1.
+  if rising:
+    sign = -1.  # _best_sizes minimises.
+  n_SB = _best_sizes(fit, optima, C_B, data_at, sign)
   d_SB = data_at(C_B[None], n_SB)
   v_SB = _values(fit, optima, n_SB, d_SB)
   out = {'flops': C_B}
@@ -205,7 +208,9 @@ def longer_or_larger(fit: Fit, size: float, data: float,
       'choice': [p[0] for p in points], 'size': n_M, 'data': d_M,
       'value': v_SM[0], 'value_low': bands[:, 0], 'value_high': bands[:, 1],
       'distance': fit.distance({fit.x[0]: n_M, fit.x[1]: d_M})})
-  sign = 1. if _rises(fit) else -1.
+  sign = -1.
+  if _rises(fit):
+    sign = 1.
   result.attrs = {'longer_wins': float(np.mean(
       sign * (v_SM[1:, 1] - v_SM[1:, 2]) > 0))}
   return result

@@ -126,7 +126,9 @@ def _rms(e_N, w_N):
   """Root mean square; inf where an error of any weight is not finite."""
   used_N = w_N > 0
   size = float(np.sqrt(np.average(e_N[used_N] ** 2, weights=w_N[used_N])))
-  return size if math.isfinite(size) else math.inf
+  if math.isfinite(size):
+    return size
+  return math.inf
 
 
 def compare(names: Sequence[str | forms.Form], data: Data,
@@ -156,7 +158,9 @@ def compare(names: Sequence[str | forms.Form], data: Data,
     ValueError: no law could be fitted.
   """
   rows = []
-  out = None if by is None else largest(data, by, fraction)
+  out = None
+  if by is not None:
+    out = largest(data, by, fraction)
   for name in names:
     form = forms.get(name)
     row = {'law': form.name, 'formula': form.formula,

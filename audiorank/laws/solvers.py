@@ -68,7 +68,10 @@ def _in_units(problem, optimum):
   size, loss = problem_lib.unit(problem), problem.loss
   factor = 1.
   if loss.link == 'identity':
-    factor = size if loss.kind == 'lad' else size ** 2
+    # Absolute errors scale with y, squared ones with its square.
+    factor = size ** 2
+    if loss.kind == 'lad':
+      factor = size
   return optimum._replace(c_SQ=optimum.c_SQ * size,
                           value_S=optimum.value_S * factor,
                           slope_S=optimum.slope_S * factor)

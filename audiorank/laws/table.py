@@ -134,6 +134,8 @@ def in_domain(name: str, col: np.ndarray, link: str) -> None:
     return
   bad = np.flatnonzero((col <= 0) | ((col >= 1) & (link == 'logit')))
   if len(bad):
-    expected = 'above 0' if link == 'log' else 'between 0 and 1'
+    expected = 'between 0 and 1'
+    if link == 'log':
+      expected = 'above 0'
     raise ValueError(f'column {name!r} is {col[bad[0]]:g} in row {bad[0]}: '
                      f'a loss on its {link} needs values {expected}')

@@ -210,7 +210,9 @@ def _parquet(path, name):
     columns, label = [name], f'{path}, column {name}'
     dtype = np.dtype(schema.field(name).type.value_type.to_pandas_dtype())
     first = next(file.iter_batches(1, columns=columns), None)
-    width = len(first.column(0)[0]) if first is not None else 0
+    width = 0
+    if first is not None:
+      width = len(first.column(0)[0])
   else:
     columns, label, width = scalars, str(path), len(scalars)
     if not scalars:

@@ -118,7 +118,9 @@ def _over_rows(add, sums, z_ND, rows):
       0, n // rows,
       lambda i, s: add(lax.dynamic_slice_in_dim(z_ND, i * rows, rows), s),
       sums)
-  return add(z_ND[n - n % rows:], sums) if n % rows else sums
+  if n % rows:  # The last, smaller block.
+    sums = add(z_ND[n - n % rows:], sums)
+  return sums
 
 
 def block_moments(z_ND: jax.Array,
@@ -153,9 +155,18 @@ def assemble(parts: list[jax.Array], width: int) -> jax.Array:
   return upper_DD + jnp.triu(upper_DD, 1).T
 
 
+def block_rows(z_ND: jax.Array) -> int:
+  """Returns the rows of a block of the sums, by the kind of device."""
+  if layout.platform(z_ND) == 'cpu':
+    return CPU_ROWS
+  return DEVICE_ROWS
+
+
 def _device_moments(z_ND, axes, rows):
   sums = block_moments(z_ND, rows)
-  sum_D, parts = lax.psum(sums, axes) if axes else sums
+  if axes:
+    sums = lax.psum(sums, axes)
+  sum_D, parts = sums
   return sum_D, assemble(parts, z_ND.shape[1])
 
 
@@ -192,7 +203,7 @@ def _dsyevd(tridiagonal_DD):
 def traced_moments(z_ND: jax.Array) -> tuple[jax.Array, jax.Array]:
   """(sum_D, gram_DD) as float64 jax arrays. Trace it inside `layout.x64()`."""
   mesh, axes = layout.row_mesh(z_ND)
-  rows = CPU_ROWS if layout.platform(z_ND) == 'cpu' else DEVICE_ROWS
+  rows = block_rows(z_ND)
   if mesh is None:
     return _device_moments(z_ND, (), rows)
   local = jax.shard_map(

@@ -205,8 +205,9 @@ def _infinitesimal(state, center, eps):
   halves = [streaming.total(streaming.State(*(a[half] for a in state)))
             for half in (slice(0, b // 2), slice(b // 2, b))]
   n, sum_D, gram_DD = (sum(parts) for parts in zip(*halves))
-  mean_D = sum_D / n if center else np.zeros_like(sum_D)
-  whole_DD = spectrum.centered(n, sum_D, gram_DD) if center else gram_DD
+  mean_D, whole_DD = np.zeros_like(sum_D), gram_DD
+  if center:
+    mean_D, whole_DD = sum_D / n, spectrum.centered(n, sum_D, gram_DD)
   # d log R / d gram = v diag(slope / 2 s) v^T: with one decomposition every
   # block's pull on log R is a dot product.
   lam_D, v_DD = np.linalg.eigh(whole_DD)
@@ -281,8 +282,10 @@ def _finish(whole, se, free, n, width, confidence, center, eps, blocks,
   else:
     # Too few clips to extrapolate from: only the ends are known.
     low_inf, high_inf = low, endless
+  if se is not None:
+    se = float(se)
   return Estimate(
-      float(value), float(low), float(high), None if se is None else float(se),
+      float(value), float(low), float(high), se,
       value_inf, float(low_inf), float(high_inf), bias, int(n), int(width),
       float(eps), bool(center), float(confidence), int(blocks), method)
 
@@ -352,8 +355,7 @@ def _device_jackknife(z_ND, n, axes, blocks, rows, center, eps):
 def _mesh_program(z_ND, center, eps):
   mesh, axes = layout.row_mesh(z_ND)
   blocks = -(-8 // mesh.size)
-  rows = (gram_lib.CPU_ROWS if layout.platform(z_ND) == 'cpu' else
-          gram_lib.DEVICE_ROWS)
+  rows = gram_lib.block_rows(z_ND)
   local = functools.partial(
       _device_jackknife, n=z_ND.shape[0], axes=axes,
       blocks=blocks, rows=rows, center=center, eps=eps)

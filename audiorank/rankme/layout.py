@@ -68,8 +68,10 @@ def place(z_ND: jax.Array, mesh: AnyMesh, spec: P) -> jax.Array:
 
 
 def mesh_context(mesh: Any) -> contextlib.AbstractContextManager[Any]:
-  """Context in which the mesh of the embeddings at hand is the current one."""
-  return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+  """Returns a context in which a mesh, if not None, is the current one."""
+  if mesh is None:
+    return contextlib.nullcontext()
+  return jax.set_mesh(mesh)
 
 
 def spread_rows(z_ND: jax.Array, mesh: AnyMesh,

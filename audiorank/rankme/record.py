@@ -43,9 +43,11 @@ def rank_fields(z_ND: npt.NDArray[Any] | jax.Array, source_N: npt.ArrayLike,
   N, D = z_ND.shape
   sources = len(np.unique(source_N))
   fields = {'n': N, 'width': D, 'layer': layer, 'sources': sources}
-  # One recording cannot be cut into blocks of whole recordings: leave out
-  # runs of its clips instead.
-  groups = source_N if sources > 1 else None
+  # The interval leaves out whole recordings. If there is only one, it leaves
+  # out consecutive clips instead.
+  groups = None
+  if sources > 1:
+    groups = source_N
   with warnings.catch_warnings():
     # A small sample is an alarm in the record itself: warn only once.
     warnings.simplefilter('ignore', spectrum.SmallSample)

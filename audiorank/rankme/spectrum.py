@@ -81,7 +81,16 @@ def _traced_gram(z_ND, center):
 
 
 def _minus_mean(z_ND, center):
-  return z_ND - z_ND.mean(axis=0, keepdims=True) if center else z_ND
+  if center:
+    return z_ND - z_ND.mean(axis=0, keepdims=True)
+  return z_ND
+
+
+def _of_moments(n: Any, sum_D: Any, gram_DD: Any, center: bool) -> Any:
+  """Returns singular values from the sums of embeddings and their products."""
+  if center:
+    gram_DD = centered(n, sum_D, gram_DD)
+  return from_gram(n, gram_DD)
 
 
 def _gathered_svd(z_ND, center):
@@ -172,17 +181,21 @@ def singular_values(z_ND: layout.Embeddings | streaming.State,
     n, sum_D, gram_DD = streaming.total(z_ND)
     if n < 2:
       raise ValueError(f'a rank needs at least 2 clips, found {n}')
-    return from_gram(n, centered(n, sum_D, gram_DD) if center else gram_DD)
+    return _of_moments(n, sum_D, gram_DD, center)
   z_ND: Any = gram_lib.checked(z_ND)  # type: ignore[no-redef]
   if layout.is_traced(z_ND):
     if method == 'sliced':
       raise ValueError("method 'sliced' ends on the host: call it outside jit")
     if method == 'gram' and layout.platform(z_ND) != 'tpu':
       return _traced_gram(z_ND, center)
-    return (_gathered_svd if method == 'svd' else _tsqr)(z_ND, center)
+    if method == 'svd':
+      return _gathered_svd(z_ND, center)
+    return _tsqr(z_ND, center)
   if method in ('svd', 'tsqr'):
     z_ND = jnp.asarray(z_ND)
-    program = _svd_program if method == 'svd' else _tsqr_program
+    program = _tsqr_program
+    if method == 'svd':
+      program = _svd_program
     mesh, _ = layout.row_mesh(z_ND)
     with layout.mesh_context(mesh):
       s_K = np.asarray(program(z_ND, center), np.float64)
@@ -192,13 +205,13 @@ def singular_values(z_ND: layout.Embeddings | streaming.State,
     if not np.isfinite(s_K).all():
       gram_lib.refuse_nonfinite(z_ND)
     return s_K
-  find = (gram_lib.sliced_moments if method == 'sliced' else
-          gram_lib.moments)
-  sum_D, gram_DD = find(z_ND)
+  if method == 'sliced':
+    sum_D, gram_DD = gram_lib.sliced_moments(z_ND)
+  else:
+    sum_D, gram_DD = gram_lib.moments(z_ND)
   if not gram_lib.is_finite(gram_DD):
     gram_lib.refuse_nonfinite(z_ND)
-  n = z_ND.shape[0]
-  return from_gram(n, centered(n, sum_D, gram_DD) if center else gram_DD)
+  return _of_moments(z_ND.shape[0], sum_D, gram_DD, center)
 
 
 def effective_rank(s_K: Any, eps: float = 1e-7) -> Any:

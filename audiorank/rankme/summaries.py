@@ -42,7 +42,9 @@ def certificate(s_K: npt.ArrayLike, eps: float = 1e-7,
   as energy the ||Z||_F^2 of the raw embeddings: the mean cancels from those.
   """
   s_K = np.asarray(s_K, np.float64)
-  move = 2 * EPS64 * ((s_K**2).sum() if energy is None else energy)
+  if energy is None:
+    energy = (s_K**2).sum()
+  move = 2 * EPS64 * energy
   shift_K = move / np.maximum(s_K, np.sqrt(move))
   return float(np.abs(log_rank_slope(s_K, eps)) @ shift_K)
 
