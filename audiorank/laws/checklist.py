@@ -26,7 +26,7 @@ _KINDS = {'ls': 'least squares', 'huber': 'Huber, summed',
 
 def fill(fit: Fit, about: Mapping[str, Any] | None = None,
          by: str | None = None) -> pd.DataFrame:
-  """The checklist of a fit.
+  """Returns the checklist of a fit.
 
   Args:
     fit: a Fit.
@@ -84,7 +84,7 @@ def fill(fit: Fit, about: Mapping[str, Any] | None = None,
 
 
 def words(filled: pd.DataFrame) -> str:
-  """A filled checklist as text, a head a paragraph."""
+  """Returns a filled checklist as text, one paragraph per heading."""
   lines = []
   wide = max(map(len, filled['item']))
   for head in HEADS:
@@ -96,7 +96,7 @@ def words(filled: pd.DataFrame) -> str:
 
 
 def _points(fit):
-  """How many rows, and how many of them are independent."""
+  """Returns the number of rows and of independent ones, as text."""
   text = f'{fit.n}, {fit.units} of them independent'
   if fit.repeats:
     text += f' ({fit.repeats} rows are equal to another one)'
@@ -104,20 +104,20 @@ def _points(fit):
 
 
 def _range(values):
-  """The range of a column in words."""
+  """Returns the range of a column, as text."""
   v = np.asarray(values, float)
   return f'{v.min():.4g} to {v.max():.4g}'
 
 
 def _span(values):
-  """The range of a positive column in words, with its decades."""
+  """Returns the range of a positive column with its decades, as text."""
   v = np.asarray(values, float)
   return (f'{_range(v)} ({np.log10(v.max() / v.min()):.2f} decades, '
           f'{len(np.unique(v))} values)')
 
 
 def _repeats(fit):
-  """How many rows a group has."""
+  """Returns the number of rows per group, as text."""
   used = fit.problem.w_N > 0
   size = np.bincount(fit.group_N[used])
   size = size[size > 0]
@@ -135,7 +135,7 @@ def _left_out(fit):
 
 
 def _loss(fit):
-  """The loss, its scale, and delta against the noise."""
+  """Returns the loss, its scale, and delta relative to the noise, as text."""
   loss = fit.problem.loss
   text = f'{_KINDS[loss.kind]}, on {_LINKS[loss.link]}{fit.y}'
   if loss.kind == 'huber':
@@ -153,7 +153,7 @@ def _weights(fit):
 
 
 def _optimiser(fit):
-  """How the optimum was computed, how flat it is there, or that it failed."""
+  """Returns how the optimum was computed, and whether it converged."""
   if not fit.converged:
     return 'the search has not converged'
   if not solvers.projected(fit.problem):
@@ -166,21 +166,21 @@ def _optimiser(fit):
 
 
 def _starts(fit):
-  """How many starts were polished, and how many agree."""
+  """Returns how many starts were polished, and how many agree."""
   if fit.starts == 1:
     return 'none needed: the search is one-dimensional at most'
   return f'{fit.starts}, {fit.agreeing:.0%} of them end in the optimum'
 
 
 def _alone(fit):
-  """Error on groups left out, on the scale of the loss."""
+  """Returns the error on left-out groups, on the scale of the loss."""
   e_N = select.leave_one_out(fit)
   return (f'root mean square error {np.sqrt(np.nanmean(e_N ** 2)):.3g}, in '
           f'the sample {fit.diagnostics["rms"]:.3g}')
 
 
 def _beyond(fit, name):
-  """Error on the largest values of a column, fitted without them."""
+  """Returns the error on the largest values of a column, if left out."""
   used = fit.problem.w_N > 0
   data = {key: np.asarray(col)[used] for key, col in fit.data.items()}
   loss = {v: k for k, v in problem_lib.LOSSES.items()}[fit.problem.loss]

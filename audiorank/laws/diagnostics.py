@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def diagnose(fit: 'Fit') -> dict[str, Any]:
-  """The dictionary of `Fit.diagnostics`."""
+  """Returns the dictionary of `Fit.diagnostics`."""
   problem = fit.problem
   r_N, w_N = fit.residuals, problem.w_N / problem.w_N.mean()
   target_N = problem_lib.link(np, problem.loss.link, problem.y_N)
@@ -46,7 +46,7 @@ def diagnose(fit: 'Fit') -> dict[str, Any]:
 
 
 def condition(fit: 'Fit') -> float:
-  """The condition number of the Jacobian with columns of unit length."""
+  """Returns the condition number of the Jacobian with unit columns."""
   jac_NP, _ = intervals.jacobian(fit.normalized)
   with np.errstate(all='ignore'):
     size_P = np.sqrt((jac_NP ** 2).sum(0))
@@ -57,7 +57,7 @@ def condition(fit: 'Fit') -> float:
 
 
 def at_bound(fit: 'Fit') -> list[str]:
-  """Names of the parameters that lie at a bound of their search."""
+  """Returns the parameters that are at a bound of their search."""
   low_P, high_P = newton.bounds(fit.problem)
   p_P = newton.pack(fit.form, fit.best.c_SQ, fit.best.theta_SP)[0]
   with np.errstate(invalid='ignore'):
@@ -67,7 +67,7 @@ def at_bound(fit: 'Fit') -> list[str]:
 
 
 def identifiable(fit: 'Fit', bounds: list[str]) -> dict[str, bool]:
-  """Whether the data bound each parameter on both sides, at 95 %."""
+  """Returns whether the data bound each parameter on both sides, at 95 %."""
   out = {}
   for name in fit.form.names:
     if name in bounds or not intervals.has_profile(fit, name):
@@ -84,7 +84,7 @@ def identifiable(fit: 'Fit', bounds: list[str]) -> dict[str, bool]:
 
 
 def limits(low: float, high: float, digits: int = 4) -> str:
-  """An interval in words."""
+  """Returns an interval as text."""
   if low == -math.inf and high == math.inf:
     return 'unbounded on both sides'
   if high == math.inf:
@@ -95,7 +95,7 @@ def limits(low: float, high: float, digits: int = 4) -> str:
 
 
 def report(fit: 'Fit') -> str:
-  """The text of `Fit.report`."""
+  """Returns the text of `Fit.report`."""
   known = fit.diagnostics
   lines = [f'{fit.form.formula}   ({fit.y} from {", ".join(fit.x)}; '
            f'{known["n"]} points, {known["groups"]} independent)']

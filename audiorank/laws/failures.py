@@ -75,7 +75,7 @@ def studentised(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
 
 
 def holm(p_N: np.ndarray, weight_N: np.ndarray | None = None) -> np.ndarray:
-  """p values adjusted for their number by Holm's method, (N,).
+  """Returns p values adjusted for their number by Holm's method, (N,).
 
   NaN stays NaN and does not count.
 
@@ -99,7 +99,7 @@ def holm(p_N: np.ndarray, weight_N: np.ndarray | None = None) -> np.ndarray:
 def outliers(fit: Fit, labels: Sequence[Any] | None = None,
              families: Sequence[Any] | None = None,
              level: float = .05) -> pd.DataFrame:
-  """The points that the law does not explain.
+  """Returns the points that the law does not explain.
 
   Args:
     fit: a Fit.
@@ -134,7 +134,7 @@ def outliers(fit: Fit, labels: Sequence[Any] | None = None,
 
 
 def families(fit: Fit, labels: Sequence[Any]) -> pd.DataFrame:
-  """Mean residual of each family, and whether it stands apart.
+  """Returns the mean residual of each family, with its p value.
 
   The noise of a family's mean is the spread of that family's own runs: what
   varies between others says nothing of it, and one run says nothing at all.
@@ -167,7 +167,7 @@ def families(fit: Fit, labels: Sequence[Any]) -> pd.DataFrame:
 
 def runs_test(fit: Fit,
               x: str | None = None) -> tuple[int, float, float]:
-  """Wald and Wolfowitz: do residuals change sign as often as chance would?
+  """Tests whether residuals change sign as often as by chance.
 
   Args:
     fit: a Fit.
@@ -202,7 +202,7 @@ def runs_test(fit: Fit,
 
 def bends(data: Data, x: str, y: str, loss: str = 'log_ls',
           groups: Any = None) -> pd.DataFrame:
-  """Whether a broken power law is preferred to a straight one.
+  """Tests whether a broken power law is preferred to a straight one.
 
   Args:
     data: columns by name.
@@ -226,7 +226,7 @@ def bends(data: Data, x: str, y: str, loss: str = 'log_ls',
 
 def unstable(history: pd.DataFrame, drop: float = .5,
              jump: float = .5) -> pd.DataFrame:
-  """Runs that collapsed, dipped, jumped or diverged, from their curves.
+  """Returns the runs that collapsed, dipped, jumped or diverged.
 
   Args:
     history: rows of run_id, step and any of rank, train_loss, valid_loss.
@@ -255,7 +255,7 @@ def unstable(history: pd.DataFrame, drop: float = .5,
 
 
 def _fallen(curve, drop):
-  """(kind, step, value, before) of a collapse or dip of the rank."""
+  """Returns (kind, step, value, before) of a collapse or dip of the rank."""
   rank, step = curve['rank'].to_numpy(float), curve['step'].to_numpy()
   # The untrained network's rank is no maximum to fall from: every run first
   # falls below it.
@@ -275,7 +275,7 @@ def _fallen(curve, drop):
 
 
 def _risen(loss, step, jump):
-  """(kind, step, value, before) of a divergence and a spike of a loss."""
+  """Returns (kind, step, value, before) of a divergence and a spike."""
   events = []
   # Tables hold NaN for 'not measured' and for 'not a number'. A loss that was
   # there at every evaluation and then never again is the second.

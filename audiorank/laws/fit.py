@@ -122,7 +122,7 @@ class Fit:
 
   def ci(self, name: str, method: str = 'profile', confidence: float = .95,
          draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """An interval of one parameter, (low, high); inf where unbounded.
+    """Returns an interval of one parameter, (low, high); inf if unbounded.
 
     Args:
       name: a key of `params`.
@@ -146,7 +146,7 @@ class Fit:
     return intervals.interval(self, name, method, confidence, draws, seed)
 
   def draws(self, count: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Cluster-bootstrap resamples: a DataFrame of parameters, one row each.
+    """Returns cluster-bootstrap resamples, one row of parameters each.
 
     Raises:
       ValueError: no more groups than parameters.
@@ -164,7 +164,7 @@ class Fit:
 
   def predict(self, x: Any, band: str | None = None, confidence: float = .95,
               draws: int = 1000, seed: int = 0) -> np.ndarray | Band:
-    """The law at other points.
+    """Returns the law's values at other points.
 
     Args:
       x: columns by name, or one array for a law of one input.
@@ -193,7 +193,7 @@ class Fit:
                                      seed))
 
   def columns(self, x: Any) -> list[np.ndarray]:
-    """The inputs as checked float arrays, in the order of the form."""
+    """Returns the inputs as checked float arrays, in the form's order."""
     if isinstance(x, pd.Series) or not hasattr(x, 'keys'):
       if len(self.x) > 1:
         raise ValueError(f'{self.form.name} needs the columns '
@@ -211,7 +211,7 @@ class Fit:
 
   @functools.cached_property
   def diagnostics(self) -> dict[str, Any]:
-    """What to know before believing the fit, as a dictionary.
+    """Returns what to know before believing the fit, as a dictionary.
 
     n, groups, parameters, repeats (rows equal to another); rms (of the
     residuals, on the scale of the loss), sd, delta_over_sd (Huber); r2
@@ -223,12 +223,12 @@ class Fit:
     return diagnostics_lib.diagnose(self)
 
   def report(self) -> str:
-    """The fit in words: formula, parameters with intervals, warnings."""
+    """Returns the fit as text: formula, parameters, intervals, warnings."""
     return diagnostics_lib.report(self)
 
 
 def _columns(form, data, x, y, link):
-  """The input columns and the output, checked."""
+  """Returns the input columns and the output, checked."""
   for name in (*x, y):
     if (*x, y).count(name) > 1:
       raise ValueError(f'column {name!r} is used twice')
@@ -243,7 +243,7 @@ def _columns(form, data, x, y, link):
 
 
 def _groups(data, groups, cols, y_N):
-  """Group number of each row, and how many rows repeat an earlier one.
+  """Returns each row's group, and how many rows repeat an earlier one.
 
   Without groups every row is one, but rows that are equal in every column of
   the law are one row written twice, and no new evidence.
@@ -286,7 +286,7 @@ def fit(form: str | forms.Form, data: Data, loss: str = 'ls',
         weights: str | Sequence[float] | np.ndarray | None = None,
         x: str | Sequence[str] | None = None, y: str | None = None,
         delta: float = 1e-3) -> Fit:
-  """The law of that form that fits the data best.
+  """Returns the law of a form that fits the data best.
 
   Columns are scaled by their geometric mean, linear coefficients are solved
   in closed form (variable projection), and what is left is a one-dimensional

@@ -110,12 +110,12 @@ def reported(form: Form, xp: ModuleType, c: tuple[Array, ...], theta: Named,
 
 
 def power(xp: ModuleType, x: Array, k: Array) -> Array:
-  """x^k for positive x; a compiled `**` costs three times as much."""
+  """Returns x^k for positive x; a compiled `**` costs three times as much."""
   return xp.exp(k * xp.log(x))
 
 
 def _quantiles(*shares):
-  """Starts at these quantiles of the first column."""
+  """Returns starts at these quantiles of the first column."""
   return lambda *columns: tuple(np.quantile(columns[0], shares))
 
 

@@ -33,7 +33,7 @@ _FAR = 1e4
 
 def interval(fit: 'Fit', name: str, method: str, confidence: float,
              draws: int, seed: int) -> tuple[float, float]:
-  """(low, high) of one parameter; see `Fit.ci`."""
+  """Returns (low, high) of one parameter; see `Fit.ci`."""
   if not 0 < confidence < 1:
     raise ValueError(f'confidence is {confidence}: expected between 0 and 1')
   if method not in METHODS:
@@ -59,7 +59,7 @@ def interval(fit: 'Fit', name: str, method: str, confidence: float,
 
 @functools.lru_cache(maxsize=16)
 def resample(fit: 'Fit', count: int, seed: int) -> solvers.Optimum:
-  """The optima of `count` cluster-bootstrap resamples.
+  """Returns the optima of `count` cluster-bootstrap resamples.
 
   Groups are drawn with replacement, as multinomial weights on all rows, so
   no shape changes. Resamples with fewer groups than parameters are drawn
@@ -107,7 +107,7 @@ def _bootstrap_interval(fit, name, confidence, draws, seed):
 
 def band(fit: 'Fit', there: problem_lib.Problem, kind: str, confidence: float,
          draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """Low and high of the law ('mean') or of a further run ('new'), (M,).
+  """Returns limits of the law ('mean') or of another run ('new'), (M,).
 
   NaN where there are no more groups than parameters.
   """
@@ -200,7 +200,7 @@ class Covariances(NamedTuple):
 
 
 def covariances(fit: 'Fit') -> Covariances:
-  """The covariances of a fit's parameters."""
+  """Returns the covariances of a fit's parameters."""
   jac_NP, gradients = jacobian(fit)
   low_P, high_P = newton.bounds(fit.problem)
   p_P = newton.pack(fit.form, fit.best.c_SQ, fit.best.theta_SP)[0]
@@ -224,7 +224,7 @@ def covariances(fit: 'Fit') -> Covariances:
 
 
 def wald(fit: 'Fit') -> dict[str, float]:
-  """Standard error of each reported parameter, by the delta method.
+  """Returns the standard errors of the parameters, by the delta method.
 
   Cluster-robust where groups have several rows or outliers are expected;
   infinite where that needs more groups than there are.
@@ -243,7 +243,7 @@ def wald(fit: 'Fit') -> dict[str, float]:
 
 
 def profile(fit: 'Fit', name: str, values: Any) -> np.ndarray:
-  """The least objective with one parameter held at each of some values.
+  """Returns the least objective with one parameter fixed at some values.
 
   Args:
     fit: a Fit.
@@ -265,14 +265,14 @@ def profile(fit: 'Fit', name: str, values: Any) -> np.ndarray:
 
 
 def has_profile(fit: 'Fit', name: str) -> bool:
-  """Whether a reported parameter is fitted itself, up to a unit."""
+  """Returns whether a reported parameter is fitted itself, up to a unit."""
   param = fit.form.nonlinear.get(name)
   return name in fit.form.linear or (
       param is not None and not callable(param.scale))
 
 
 def threshold(fit: 'Fit', name: str, confidence: float) -> float:
-  """The objective at which the profile of a parameter leaves its interval.
+  """Returns the objective at which a profile leaves its interval.
 
   min * (1 + F / (n - p)) for least squares (Bates & Watts 1988, section
   6.1); for other losses the same test with the variance and slope of psi.
@@ -320,7 +320,7 @@ class Axis(NamedTuple):
 
 
 def _axis(fit, name):
-  """The Axis of a parameter of a normalized fit."""
+  """Returns the Axis of a parameter of a normalized fit."""
   best, error = fit.params[name], wald(fit)[name]
   param, kind = fit.form.nonlinear.get(name), fit.form.linear.get(name)
   same = lambda v: v
@@ -367,7 +367,7 @@ def _profile_interval(fit, name, confidence):
 
 
 def _bracket(f, at, step, sign, edge, limit):
-  """Doubling steps from `at` up to `edge`, until f is above the limit.
+  """Doubles steps from `at` up to `edge`, until f is above the limit.
 
   Returns:
     (inner, f_inner, outer, f_outer); outer is None where f never is.
@@ -390,7 +390,7 @@ def _bracket(f, at, step, sign, edge, limit):
 
 
 def _cross(f, at, step, sign, edge, limit):
-  """Where f first rises to the limit between `at` and `edge`; None if never.
+  """Returns where f first reaches the limit, or None if it never does.
   """
   if abs(edge - at) < 1e-12:
     return None

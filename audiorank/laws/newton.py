@@ -101,7 +101,7 @@ class State(NamedTuple):
 
 
 def logged(form: forms.Form) -> np.ndarray:
-  """Which packed parameters are logarithms, P booleans."""
+  """Returns which packed parameters are logarithms, P booleans."""
   return np.array(
       [kind == 'positive' for kind in form.linear.values()] +
       [param.log for param in form.nonlinear.values()], bool)
@@ -109,7 +109,7 @@ def logged(form: forms.Form) -> np.ndarray:
 
 def pack(form: forms.Form, c_SQ: np.ndarray,
          theta_SP: np.ndarray) -> np.ndarray:
-  """The vectors the Newton works on: amplitudes and scales as logarithms."""
+  """Returns the packed vectors: amplitudes and scales as logarithms."""
   p_SP = np.concatenate([c_SQ, theta_SP], 1)
   logged_P = logged(form)
   # An amplitude that variable projection sets to 0 is tiny instead.
@@ -119,7 +119,7 @@ def pack(form: forms.Form, c_SQ: np.ndarray,
 
 def unpack(form: forms.Form,
            p_SP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """The inverse of `pack`: c_SQ, theta_SP."""
+  """Returns c_SQ, theta_SP: the inverse of `pack`."""
   values_SP, logged_P = np.array(p_SP, float), logged(form)
   values_SP[:, logged_P] = np.exp(values_SP[:, logged_P])
   Q = len(form.linear)
@@ -127,7 +127,7 @@ def unpack(form: forms.Form,
 
 
 def bounds(problem: problem_lib.Problem) -> tuple[np.ndarray, np.ndarray]:
-  """Least and greatest value of each packed parameter."""
+  """Returns the least and greatest value of each packed parameter."""
   # Amplitudes are of the size of y, since columns are of order one.
   scale = np.log(np.max(np.abs(problem.y_N)))
   # In the units of the data an amplitude can have any size.
@@ -161,7 +161,7 @@ def bounds(problem: problem_lib.Problem) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _terms(spec, inputs, s_T):
-  """The terms phi_QN of packed shapes; a fixed one leads the others."""
+  """Returns the terms phi_QN; a fixed one is the first."""
   theta = {}
   for (name, param), s in zip(spec.form.nonlinear.items(), s_T):
     theta[name] = s
@@ -199,7 +199,7 @@ def _coefficients(spec, inputs, p_P, fixed):
 
 
 def _link(loss, f_N):
-  """The link and its first two derivatives."""
+  """Returns the link and its first two derivatives."""
   ones = jnp.ones_like(f_N)
   first = lambda f: problem_lib.link(jnp, loss.link, f)
   second = lambda f: jax.jvp(first, (f,), (ones,))[1]
@@ -207,7 +207,7 @@ def _link(loss, f_N):
 
 
 def _weigh(loss, r_N, w_N, delta):
-  """The objective, and the weights of its gradient and two curvatures."""
+  """Returns the objective, and weights of gradient and two curvatures."""
   if loss.kind == 'ls':
     return jnp.vdot(w_N, r_N ** 2) / 2, w_N * r_N, w_N, w_N
   size_N = jnp.abs(r_N)
@@ -219,7 +219,7 @@ def _weigh(loss, r_N, w_N, delta):
 
 
 def _expand(spec, inputs, p_P, w_N, fixed):
-  """The objective near p, a Local.
+  """Returns the objective near p, a Local.
 
   The law is linear in c, so only the nonlinear parameters are differentiated
   by machine: half the work and half the program of a Hessian in all.
@@ -267,7 +267,7 @@ def _expand(spec, inputs, p_P, w_N, fixed):
 
 
 def _solve(grad_P, h_PP, scale_P, active_P, damping):
-  """The step of a damped curvature over the active parameters.
+  """Returns the step of a damped curvature over the active parameters.
 
   Returns:
     step_P, and whether the curvature is positive definite.
@@ -285,7 +285,7 @@ def _solve(grad_P, h_PP, scale_P, active_P, damping):
 
 
 def _active(inputs, p_P, grad_P):
-  """1 for the parameters that can move, 0 for those held or at a bound."""
+  """Returns 1 for parameters that can move, 0 if fixed or at a bound."""
   blocked_P = (((p_P <= inputs.low_P) & (grad_P > 0)) |
                ((p_P >= inputs.high_P) & (grad_P < 0)))
   return jnp.where(blocked_P, 0., inputs.free_P)
@@ -341,7 +341,7 @@ def _propose(spec, inputs, w_N, fixed, p_P, local, damping, floor):
 
 
 def _turned(step_P, turn, local):
-  """A step with its geodesic acceleration.
+  """Returns a step with its geodesic acceleration.
 
   Where parameters nearly make up for one another the minimum lies in a narrow
   curved valley, and straight steps along it are short. See Transtrum and
@@ -354,7 +354,7 @@ def _turned(step_P, turn, local):
 
 
 def _step(spec, inputs, w_N, fixed, floor, state):
-  """One iteration: evaluate the trial, keep it if it is better, propose."""
+  """Returns the state after one iteration: evaluate, accept, propose."""
   # One evaluation an iteration serves the test of this step and the making
   # of the next.
   trial = _expand(spec, inputs, state.trial_P, w_N, fixed)
@@ -374,7 +374,7 @@ def _step(spec, inputs, w_N, fixed, floor, state):
 
 
 def _search(spec, inputs, p_P, w_N, fixed):
-  """Newton from one start: p_P, its Local, steps."""
+  """Runs Newton's method from one start; returns p_P, its Local, steps."""
   p_P = jnp.clip(p_P, inputs.low_P, inputs.high_P)
   P, no = len(p_P), jnp.asarray(False)
   # Points without noise have an objective of 0: what is left is rounding.
@@ -467,7 +467,7 @@ def _pad(a, size, value):
 
 
 def _size_class(n):
-  """Points after padding: powers of two, beyond 256 eighths of them."""
+  """Returns points after padding: powers of two, later eighths of them."""
   # Each size is one compilation; padding costs time in every step.
   size = max(16, 1 << (n - 1).bit_length())
   if size > 256:
@@ -522,7 +522,7 @@ def _solve_all(spec, inputs, p_SP, w_SN, fixed_S):
 def polish(problem: problem_lib.Problem, p_SP: np.ndarray, w_SN: np.ndarray,
            fixed: tuple[str, Any] | None = None,
            delta: float | None = None) -> list[np.ndarray]:
-  """Newton from each start.
+  """Runs Newton's method from each start.
 
   Args:
     problem: the Problem.
@@ -574,7 +574,7 @@ def polish(problem: problem_lib.Problem, p_SP: np.ndarray, w_SN: np.ndarray,
 def absolute(problem: problem_lib.Problem, p_SP: np.ndarray, w_SN: np.ndarray,
              fixed: tuple[str, Any] | None = None,
              stages: tuple[float, ...] | None = None) -> list[np.ndarray]:
-  """Least absolute deviations: Huber's delta in stages, by default to 0.
+  """Minimises absolute deviations, by Huber losses of decreasing delta.
 
   Arguments and results are those of `polish`; `stages` are the multiples of
   the problem's delta on the way.

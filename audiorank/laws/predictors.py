@@ -21,7 +21,7 @@ LEAST_GROUPS = 4
 
 
 def _design(data, names):
-  """A column of ones and the columns of a regression.
+  """Returns a column of ones and the columns of a regression.
 
   Logarithms where all values are positive, standardised; a constant one is
   left out.
@@ -38,7 +38,7 @@ def _design(data, names):
 
 
 def _loo(design_NP, y_N, group_N):
-  """Errors of a linear regression with each group left out."""
+  """Returns errors of a linear regression with each group left out."""
   e_N = np.empty(len(y_N))
   for group in np.unique(group_N):
     out = group_N == group
@@ -53,7 +53,7 @@ def _rms(e_N):
 
 def partial(z_N: np.ndarray, y_N: np.ndarray, known_NP: np.ndarray,
             w_SN: np.ndarray | None = None) -> float | np.ndarray:
-  """Correlation of the parts of z and y that known columns do not explain.
+  """Returns a partial correlation, given known columns.
 
   Args:
     z_N: the predictor.
@@ -107,7 +107,7 @@ class _Folds:
     return _loo(design_NP, self.y_N, self.group_N)
 
   def worse(self, e_N, reference_N):
-    """Mean squared error less the reference's: value, low, high."""
+    """Returns mean squared error less the reference's: value, low, high."""
     gap_G = np.bincount(self.group_N, e_N ** 2 - reference_N ** 2,
                         self.groups)
     each_S = self.times_SG @ gap_G / np.maximum(
@@ -115,7 +115,7 @@ class _Folds:
     return gap_G.sum() / len(self.y_N), *np.quantile(each_S, self.tails)
 
   def partial(self, z_N, known_NP):
-    """Partial correlation with the score: value, low, high."""
+    """Returns a partial correlation, given known columns."""
     value = partial(z_N, self.y_N, known_NP)
     each_S = partial(z_N, self.y_N, known_NP,
                      self.times_SG[:, self.group_N] * 1.)
@@ -130,7 +130,7 @@ def compare_predictors(
     known: Sequence[str] = ('params', 'width'), groups: Any = None,
     subject: str = 'rank', confidence: float = .95, draws: int = 1000,
     seed: int = 0) -> pd.DataFrame:
-  """Does RankMe predict the score better than what is cheaper to know?
+  """Compares RankMe with predictors that are cheaper to know.
 
   Every predictor gets the same treatment on the same folds: a line in its
   logarithm (plain where not positive), alone and on top of `known`, each
@@ -205,7 +205,7 @@ def compare_predictors(
 
 def rivals(data, predictors, score='score', given=('params', 'width'),
            groups=None, subject='rank', confidence=.95, draws=1000, seed=0):
-  """`compare_predictors` under its former names."""
+  """Returns `compare_predictors`, under its former names."""
   table = compare_predictors(data, predictors, score, given, groups, subject,
                              confidence, draws, seed)
   table['predictor'] = table['predictor'].replace(
@@ -214,7 +214,7 @@ def rivals(data, predictors, score='score', given=('params', 'width'),
 
 
 def verdict(found, subject='rank'):
-  """The answer of `rivals` in one or two sentences."""
+  """Returns the result of `rivals` in one or two sentences."""
   rows = found.set_index('predictor')
   own = rows.loc[subject]
   words = []

@@ -41,7 +41,7 @@ class Problem(NamedTuple):
 
   @property
   def positive(self) -> np.ndarray:
-    """Which linear coefficients must not be negative, Q booleans."""
+    """Returns which linear coefficients cannot be negative, Q booleans."""
     return np.array([kind == 'positive' for kind in
                      self.form.linear.values()], bool)
 
@@ -56,7 +56,7 @@ def link(xp: ModuleType, name: str, y: Array) -> Array:
 
 
 def unlink(name: str, v: np.ndarray) -> np.ndarray:
-  """The inverse of `link`."""
+  """Returns the inverse of `link`."""
   if name == 'log':
     return np.exp(v)
   if name == 'logit':
@@ -76,7 +76,7 @@ def rho(kind: str, r: np.ndarray, delta: float) -> np.ndarray:
 
 def basis(form: forms.Form, theta: dict[str, np.ndarray],
           cols: list[np.ndarray]) -> np.ndarray:
-  """The terms phi_SNQ, for nonlinear parameters of shape (S,) by name."""
+  """Returns the terms phi_SNQ, for nonlinear parameters (S,) by name."""
   theta = {name: value[:, None] for name, value in theta.items()}
   with np.errstate(all='ignore'):
     terms = form.basis(np, theta, *(col[None] for col in cols))
@@ -92,20 +92,20 @@ def combine(c_SQ: np.ndarray, phi_SNQ: np.ndarray) -> np.ndarray:
 
 
 def by_name(form: forms.Form, theta_SP: np.ndarray) -> dict[str, np.ndarray]:
-  """The nonlinear parameters by name from the columns of an array."""
+  """Returns nonlinear parameters by name, from the columns of an array."""
   return dict(zip(form.nonlinear, theta_SP.T))
 
 
 def values(problem: Problem, c_SQ: np.ndarray,
            theta_SP: np.ndarray) -> np.ndarray:
-  """The law at the points of the problem, f_SN."""
+  """Returns the law at the points of the problem, f_SN."""
   phi_SNQ = basis(problem.form, by_name(problem.form, theta_SP), problem.cols)
   return combine(c_SQ, phi_SNQ)
 
 
 def objective(problem: Problem, f_SN: np.ndarray,
               w_SN: np.ndarray) -> np.ndarray:
-  """sum_n w rho(link y - link f) of each of S predictions."""
+  """Returns sum_n w rho(link y - link f) of each of S predictions."""
   with np.errstate(all='ignore'):
     r_SN = (link(np, problem.loss.link, problem.y_N)[None] -
             link(np, problem.loss.link, f_SN))
@@ -118,7 +118,7 @@ def objective(problem: Problem, f_SN: np.ndarray,
 
 
 def unit(problem: Problem) -> float:
-  """The range of y where a law's coefficients carry its unit, else 1."""
+  """Returns the range of y if a law's coefficients have its unit, else 1."""
   if not problem.form.linear or problem.loss.link == 'logit':
     return 1.
   return float(np.ptp(problem.y_N[problem.w_N > 0]))

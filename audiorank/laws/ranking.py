@@ -95,7 +95,7 @@ def _signs(v_N):
 
 
 def _tau(s_NN, q_NN, w_NN):
-  """Kendall's tau-b over weighted pairs."""
+  """Returns Kendall's tau-b over weighted pairs."""
   size = math.sqrt(np.sum(w_NN * s_NN ** 2) * np.sum(w_NN * q_NN ** 2))
   if not size:
     return math.nan
@@ -103,7 +103,7 @@ def _tau(s_NN, q_NN, w_NN):
 
 
 def _labels(n, groups):
-  """Group number of each run."""
+  """Returns the group number of each run."""
   if groups is None:
     return np.arange(n)
   return pd.factorize(np.asarray(groups))[0]
@@ -118,7 +118,7 @@ def _multiplicities(label_N, draws, seed):
 
 
 def _taus(s_N, q_N, times_SN):
-  """tau-b of every resample, by pair weights."""
+  """Returns tau-b of every resample, from weights of pairs."""
   s_NN, q_NN = _signs(s_N), _signs(q_N)
   # A pair counts as often as both its runs were drawn.
   over = lambda m_NN: np.einsum('si,ij,sj->s', times_SN, m_NN, times_SN,
@@ -128,7 +128,7 @@ def _taus(s_N, q_N, times_SN):
 
 
 def _interval(each_S, label_N, confidence):
-  """Quantiles of a bootstrap over groups; NaN of too few groups."""
+  """Returns quantiles of a bootstrap; NaN if there are too few groups."""
   each_S = each_S[np.isfinite(each_S)]
   if label_N.max() + 1 < LEAST_GROUPS or not len(each_S):
     return math.nan, math.nan
@@ -140,7 +140,7 @@ def _interval(each_S, label_N, confidence):
 def agreement(early: Any, final: Any, strata: Any = None, groups: Any = None,
               confidence: float = .95, draws: int = 2000,
               seed: int = 0) -> Agreement:
-  """How well an early number orders the final quality.
+  """Returns how well an early number orders the final quality.
 
   Args:
     early: N numbers, large where the run is thought good.
@@ -179,13 +179,13 @@ def agreement(early: Any, final: Any, strata: Any = None, groups: Any = None,
 
 
 def spearman(a_N: Any, b_N: Any) -> float:
-  """Correlation of the ranks, ties at their mean rank."""
+  """Returns the correlation of ranks, ties at their mean rank."""
   ranks = [pd.Series(v).rank().to_numpy() for v in (a_N, b_N)]
   return float(np.corrcoef(*ranks)[0, 1])
 
 
 def _p(s_N, q_N, label_N):
-  """p of no association between the means of the groups.
+  """Returns p of no association between the means of the groups.
 
   Seeds of one configuration are no independent evidence.
   """
@@ -215,7 +215,7 @@ def _exact(s_NN, q_NN):
 def difference(early: Any, other: Any, final: Any, groups: Any = None,
                confidence: float = .95, draws: int = 2000,
                seed: int = 0) -> tuple[float, float, float]:
-  """tau of one early number less tau of another, on the same resamples.
+  """Returns tau of one early number less tau of another, paired.
 
   Args:
     early: N numbers.
@@ -241,7 +241,7 @@ def difference(early: Any, other: Any, final: Any, groups: Any = None,
 
 
 def top(early: Any, final: Any, k: int = 1) -> Choice:
-  """What is lost by training on only the k runs that look best early.
+  """Returns the loss of training only the k runs that look best early.
 
   Ties in the early number are broken against the chooser.
   """
@@ -255,7 +255,7 @@ def top(early: Any, final: Any, k: int = 1) -> Choice:
 
 
 def _random_regret(q_N, k):
-  """The expected regret of k runs drawn without replacement."""
+  """Returns the expected regret of k runs drawn without replacement."""
   gap_N = q_N.max() - np.sort(q_N)[::-1]
   n = len(q_N)
   # The best of the k is the i-th best of all.
@@ -265,7 +265,7 @@ def _random_regret(q_N, k):
 
 def halving(scores_TN: Any, steps: Sequence[float], total: float, final: Any,
             keep: float = .5, cost: Any = None) -> Halving:
-  """Successive halving by an early number, read at chosen rungs.
+  """Simulates successive halving by an early number.
 
   Args:
     scores_TN: the early number of every run at every rung; NaN for a run
@@ -308,7 +308,7 @@ def halving(scores_TN: Any, steps: Sequence[float], total: float, final: Any,
 def predict(runs: Any, early: str, final: str = 'score',
             strata: str | None = None, groups: str | None = None,
             baselines: Sequence[str] = (), **keywords: Any) -> pd.DataFrame:
-  """The table of early prediction: every early number against the final one.
+  """Returns a table of every early number compared with the final one.
 
   Args:
     runs: one row per run.

@@ -34,7 +34,7 @@ CostLaw = Callable[[Any, Any], Any]
 
 
 def six(C: Any, N: Any) -> Any:
-  """Data that a budget buys at 6 FLOP per parameter and unit of data."""
+  """Returns the data for a budget of 6 FLOP per parameter and unit of data."""
   return C / (6. * N)
 
 
@@ -49,14 +49,14 @@ def _check_pair(fit):
 
 
 def _with_resamples(fit, draws, seed):
-  """The fit itself, then its resamples, as one Optimum."""
+  """Returns the fit itself, then its resamples, as one Optimum."""
   resamples = intervals.resample(fit, draws, seed)
   return solvers.Optimum(*(np.concatenate([a, b]) for a, b in
                            zip(fit.best, resamples)))
 
 
 def _values(fit, optima, n_SM, d_SM):
-  """The law of every set of parameters at points of its own."""
+  """Returns the law of every set of parameters at its own points."""
   out = []
   for i in range(len(n_SM)):
     there = fit.problem._replace(cols=[n_SM[i] / fit.problem.centre[0],
@@ -67,7 +67,7 @@ def _values(fit, optima, n_SM, d_SM):
 
 
 def _quantiles(values_S, confidence):
-  """The interval of what is finite; NaN where nothing is."""
+  """Returns the interval of the finite values; NaN if there are none."""
   tail = (1 - confidence) / 2
   finite_S = values_S[np.isfinite(values_S)]
   if not len(finite_S):
@@ -77,7 +77,7 @@ def _quantiles(values_S, confidence):
 
 
 def _rises(fit):
-  """Whether the output grows with both inputs, across the data."""
+  """Returns whether the output grows with both inputs, across the data."""
   corner = {name: np.quantile(np.asarray(fit.data[name], float), [.1, .9])
             for name in fit.x}
   low, high = fit.predict(corner)
@@ -118,7 +118,7 @@ def frontier(fit: Fit, budgets: Sequence[float] | np.ndarray,
              data_at: CostLaw = six, compute: str = 'encoder only',
              rising: bool | None = None, confidence: float = .95,
              draws: int = 200, seed: int = 0) -> pd.DataFrame:
-  """The best size and amount of data for each budget.
+  """Returns the best size and amount of data for each budget.
 
   Args:
     fit: a Fit of two inputs, the size first.
@@ -173,7 +173,7 @@ def longer_or_larger(fit: Fit, size: float, data: float,
                      factor: float = 2., data_at: CostLaw = six,
                      confidence: float = .95, draws: int = 400,
                      seed: int = 0) -> pd.DataFrame:
-  """What to do with `factor` times the compute of a run.
+  """Compares uses of `factor` times the compute of a run.
 
   Args:
     fit: a Fit of two inputs, the size first.
@@ -322,7 +322,7 @@ def valleys(data: Any, flops: str = 'flops', size: str = 'params',
             loss: str = 'valid_loss', degree: int = 3,
             compute: str = 'encoder only', confidence: float = .95,
             draws: int = 400, seed: int = 0) -> pd.DataFrame:
-  """The size of least loss at each budget, from runs of equal compute.
+  """Returns the size of least loss at each budget (isoFLOP valleys).
 
   A polynomial of log loss in log size per budget. The cubic is the default:
   a parabola's minimum is biased as soon as the two exponents differ or the
@@ -376,7 +376,7 @@ def valleys(data: Any, flops: str = 'flops', size: str = 'params',
 
 
 def _valley(u, v, degree, confidence, draws, rng):
-  """The minimum of one budget: its row, and (centre, coefficients)."""
+  """Returns the minimum of a budget: its row, and (centre, coefficients)."""
   centre = u.mean()
   design = np.vander(u - centre, degree + 1)
   hat = np.linalg.pinv(design)

@@ -25,7 +25,7 @@ from audiorank.laws.fit import fit as fit_law
 
 
 def aicc(fit: Fit) -> float:
-  """Akaike's criterion, corrected for few points, up to a constant.
+  """Returns Akaike's criterion, corrected for few points.
 
   Comparable between forms fitted to the same data under the same loss. The
   likelihood is Gaussian for squares and Laplace for absolute deviations;
@@ -47,7 +47,7 @@ def aicc(fit: Fit) -> float:
 
 
 def leave_one_out(fit: Fit) -> np.ndarray:
-  """Errors on the scale of the loss, each group predicted by the others.
+  """Returns errors with each group predicted by the other groups.
 
   Returns:
     Errors of shape (N,), observed minus predicted; NaN for rows of no
@@ -77,7 +77,7 @@ def residuals_without(fit: Fit, out_FN: np.ndarray) -> np.ndarray:
 
 
 def largest(data: Data, by: str, fraction: float = .2) -> np.ndarray:
-  """The rows to hold out: those of the largest values of a column.
+  """Returns the rows to hold out: the largest values of a column.
 
   Args:
     data: columns by name.
@@ -101,7 +101,7 @@ def held_out(form: str | forms.Form, data: Data, out: np.ndarray,
              loss: str = 'ls', groups: Any = None,
              x: str | Sequence[str] | None = None, y: str | None = None,
              delta: float = 1e-3, weights: Any = None) -> float:
-  """Root mean square error on rows held out of the fit.
+  """Returns the root mean square error on rows left out of the fit.
 
   Args:
     form: a name or a Form.
@@ -136,7 +136,7 @@ def compare(names: Sequence[str | forms.Form], data: Data,
             x: str | Sequence[str] | None = None, y: str | None = None,
             by: str | None = None, fraction: float = .2, delta: float = 1e-3,
             weights: Any = None) -> pd.DataFrame:
-  """Several laws on the same data, the best on left-out groups first.
+  """Compares several laws, the best on left-out groups first.
 
   Args:
     names: names of forms, or Forms, of the same inputs.

@@ -38,7 +38,7 @@ class Optimum(NamedTuple):
 
 
 def projected(problem: problem_lib.Problem) -> bool:
-  """Whether variable projection alone finds the optimum of this problem."""
+  """Returns whether variable projection alone solves this problem."""
   return (problem.loss == problem_lib.LOSSES['ls']
           and len(problem.form.nonlinear) < 2
           and len(problem.form.linear) in (1, 2))
@@ -78,7 +78,7 @@ def _in_units(problem, optimum):
 
 
 def solve(problem: problem_lib.Problem) -> tuple[Optimum, float, int]:
-  """The optimum from scratch.
+  """Returns the optimum, without a known start.
 
   Returns:
     the Optimum, the fraction of starts that end in it, their number.
@@ -104,7 +104,7 @@ def solve(problem: problem_lib.Problem) -> tuple[Optimum, float, int]:
 
 def refit(problem: problem_lib.Problem, start: Optimum, w_SN: np.ndarray,
           fixed: Fixed = None) -> Optimum:
-  """The optima under other weights, or with a parameter held.
+  """Returns the optima with other weights, or with a fixed parameter.
 
   Args:
     problem: the Problem.
@@ -163,7 +163,7 @@ def _unscaled(problem, start):
 
 def params(problem: problem_lib.Problem,
            optimum: Optimum) -> dict[str, np.ndarray]:
-  """The reported parameters of an Optimum: name -> array of shape (S,)."""
+  """Returns the reported parameters of an Optimum, {name: (S,)}."""
   form = problem.form
   with np.errstate(all='ignore'):
     values = forms.reported(form, np, tuple(optimum.c_SQ.T),

@@ -14,7 +14,7 @@ LARGE = 1e50
 
 
 def read(path: str | os.PathLike[str]) -> pd.DataFrame:
-  """The table of a .csv or .parquet file.
+  """Returns the table of a .csv or .parquet file.
 
   Rows that are equal in every column are one row written twice (files joined
   twice, exports with duplicates): they would narrow every interval, so only
@@ -55,7 +55,7 @@ def raw(data: Any, name: str) -> Any:
 
 
 def numbers(name: str, values: Any) -> np.ndarray:
-  """A one-dimensional float64 array of finite numbers.
+  """Returns a one-dimensional float64 array of finite numbers.
 
   Raises:
     ValueError: it is none; names the column and the row.
@@ -97,12 +97,12 @@ def _not_numeric(name, values, error):
 
 
 def column(data: Any, name: str) -> np.ndarray:
-  """`numbers` of the column of that name."""
+  """Returns `numbers` of the column of that name."""
   return numbers(name, raw(data, name))
 
 
 def positive(name: str, col: np.ndarray) -> np.ndarray:
-  """The column itself, if every value is above 0; else ValueError."""
+  """Returns the column itself, if every value is above 0; else ValueError."""
   bad = np.flatnonzero(col <= 0)
   if len(bad):
     raise ValueError(f'column {name!r} is {col[bad[0]]:g} in row {bad[0]}: '
@@ -111,7 +111,7 @@ def positive(name: str, col: np.ndarray) -> np.ndarray:
 
 
 def weights(data: Any, values: Any, n: int) -> np.ndarray:
-  """Weights of n rows: ones, a column by name, or the numbers themselves.
+  """Returns weights of n rows: ones, a named column, or the argument.
 
   Raises:
     ValueError: another number of them, or a negative one.

@@ -69,7 +69,7 @@ def _with_zeros(phi_SNQ, y_SN, w_SN, positive):
 
 def linear(phi_SNQ: np.ndarray, y_SN: np.ndarray, w_SN: np.ndarray,
            positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Least squares with some coefficients not negative, by enumeration.
+  """Returns least squares with some coefficients not negative.
 
   Args:
     phi_SNQ: the terms; a problem with a non-finite one is given up.
@@ -97,7 +97,7 @@ def linear(phi_SNQ: np.ndarray, y_SN: np.ndarray, w_SN: np.ndarray,
 
 def golden(f: Callable[[np.ndarray], np.ndarray], low_S: np.ndarray,
            high_S: np.ndarray, steps: int = 40) -> np.ndarray:
-  """The minimum of each of S functions between its two ends."""
+  """Returns the minimum of each of S functions between its two ends."""
   # Forty steps shrink the bracket by 4e-9: the objective, flat at its
   # minimum, is then exact to rounding.
   a, d = low_S.copy(), high_S.copy()
@@ -154,7 +154,7 @@ def _scan(phi_GNQ, y_N, w_SN, positive):
 def project(problem: problem_lib.Problem, w_SN: np.ndarray,
             fixed: tuple[str, Any] | None = None
             ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Least squares on y of a form with at most one nonlinear parameter.
+  """Returns the least squares on y of a form with one nonlinear parameter.
 
   Args:
     problem: its loss must be 'ls' on the identity link.
@@ -234,7 +234,7 @@ def _with_fixed(problem, theta, phi_SNQ, w_SN, name, v_S):
 
 def candidates(problem: problem_lib.Problem, count: int = 16
                ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The best grid points of variable projection, to polish.
+  """Returns the best grid points of variable projection, to be polished.
 
   Returns:
     c_SQ, theta_SP and objectives, the best first.

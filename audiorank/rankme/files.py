@@ -315,7 +315,7 @@ def file_rank(path: str | os.PathLike[str], array: str = '',
 
 
 def _local_rank(path: pathlib.Path, array: str, groups: str) -> record.Fields:
-  """`file_rank` of a file on a disk."""
+  """Returns `file_rank` of a local file."""
   table = open_table(path, array)
   n, width = table.shape
   if n < 2:

@@ -19,7 +19,7 @@ EPS = 1e-7
 
 
 def _unit_blocks(z_ND):
-  """Rows of z_ND scaled to length 1, block by block."""
+  """Yields rows of z_ND scaled to length 1, block by block."""
   for start in range(0, len(z_ND), gram.HOST_ROWS):
     x_BD = np.asarray(z_ND[start:start + gram.HOST_ROWS], np.float64)
     length_B = np.linalg.norm(x_BD, axis=1)
@@ -56,7 +56,7 @@ def _of_moments(n, sum_D, gram_DD):
 
 
 def mean_cosine(z_ND: layout.Embeddings) -> float:
-  """Mean cosine between two different clips: 1 when all share a direction."""
+  """Returns the mean cosine of two different clips; 1 if collapsed."""
   z_ND = gram.checked(z_ND)
   return _of_moments(len(z_ND), *_unit_moments(z_ND))['mean_cosine']
 
@@ -71,7 +71,7 @@ def normalised_std(z_ND: layout.Embeddings) -> float:
 
 
 def self_clustering(z_ND: layout.Embeddings) -> float:
-  """Squared cosines in excess of chance: 0 uniform, 1 collapsed.
+  """Returns squared cosines beyond chance: 0 uniform, 1 collapsed.
 
   Tsitsulin et al., arXiv 2305.16562, Def. 3.5, by the D x D product.
   """
@@ -99,7 +99,7 @@ def uniformity(z_ND: layout.Embeddings, t: float = 2.0,
 
 
 def directions(z_ND: layout.Embeddings) -> dict[str, float]:
-  """The four measures of direction of raw embeddings, by name.
+  """Returns the four measures of direction of raw embeddings, by name.
 
   Raises:
     ValueError: as `singular_values`, and for an embedding that is zero.
@@ -166,5 +166,5 @@ def token_rank(tokens_NLD: Any) -> float:
 
 
 def diff_erank(untrained_NLD: Any, trained_NLD: Any) -> float:
-  """token_rank of the untrained network less that of the trained one."""
+  """Returns token_rank of the untrained network less the trained one's."""
   return token_rank(untrained_NLD) - token_rank(trained_NLD)

@@ -37,7 +37,7 @@ class LowPrecision(UserWarning):
 
 
 def checked(z_ND: Any, least: int = 2) -> Any:
-  """z_ND as a numpy or jax array of real numbers, or an error saying why not.
+  """Returns z_ND as a numpy or jax array of real numbers.
 
   Args:
     z_ND: embeddings, or what numpy makes an array of.
@@ -94,7 +94,7 @@ def refuse_nonfinite(z_ND: layout.Embeddings) -> NoReturn:
 
 
 def _blocks(low, high, leaf):
-  """Blocks (rows, columns) that hold the upper triangle: halves, again.
+  """Returns blocks (rows, columns) that cover the upper triangle.
 
   Few large products instead of many narrow ones: 14 % less time than panels
   of equal width at D = 1536.
@@ -111,7 +111,7 @@ def _triangle(width):
 
 
 def _over_rows(add, sums, z_ND, rows):
-  """Sums with all of z_ND added, so many rows at a time."""
+  """Returns sums with all of z_ND added, `rows` rows at a time."""
   n = len(z_ND)
   rows = min(rows, n)
   sums = lax.fori_loop(
@@ -125,7 +125,7 @@ def _over_rows(add, sums, z_ND, rows):
 
 def block_moments(z_ND: jax.Array,
                   rows: int) -> tuple[jax.Array, list[jax.Array]]:
-  """(sum_D, the blocks of z^T z of `_triangle`), float64.
+  """Returns (sum_D, the blocks of z^T z of `_triangle`), float64.
 
   Must be traced inside `layout.x64()`.
   """
@@ -146,7 +146,7 @@ def block_moments(z_ND: jax.Array,
 
 
 def assemble(parts: list[jax.Array], width: int) -> jax.Array:
-  """The symmetric matrix [D, D] of its upper blocks."""
+  """Returns the symmetric matrix [D, D] of its upper blocks."""
   full_DD = jnp.zeros((width, width), jnp.float64)
   for (a, b, c, d), part in zip(_triangle(width), parts):
     full_DD = full_DD.at[a:b, c:d].set(part)
@@ -171,7 +171,7 @@ def _device_moments(z_ND, axes, rows):
 
 
 def traced_eigenvalues(gram_DD: jax.Array) -> jax.Array:
-  """Eigenvalues of a symmetric float64 matrix, ascending, to be traced.
+  """Returns eigenvalues of a symmetric float64 matrix, ascending.
 
   On a CPU by LAPACK without the eigenvectors, which `eigvalsh` has XLA find
   and throw away: half its time. Trace it inside `layout.x64()`.
@@ -216,7 +216,7 @@ _moments_program = jax.jit(traced_moments)
 
 
 def _digits(z_BD, exponent_D):
-  """z_BD as SLICES int8 digits in [-64, 64], exactly, to 2^-28 of 2^exponent.
+  """Returns z_BD as SLICES int8 digits, exact to 2^-28 of 2^exponent.
 
   z = 2^exponent * sum over i of digit_i * 2^-(6 + 7 i).
   """
@@ -235,7 +235,7 @@ def _split(total):
 
 
 def _device_sliced(z_ND, axes):
-  """Integer sums by order of the digits' product; see `sliced_moments`."""
+  """Returns integer sums by order of digits; see `sliced_moments`."""
   width = z_ND.shape[1]
   z_ND = z_ND.astype(jnp.float32)
   # A maximum may step over NaN (XLA's does, on CPU): look for it apart.
@@ -273,7 +273,7 @@ def _device_sliced(z_ND, axes):
 
 @jax.jit
 def sliced_program(z_ND: jax.Array) -> Any:
-  """Integer sums over the mesh; `sliced_moments` puts them together."""
+  """Returns integer sums over the mesh for `sliced_moments`."""
   mesh, axes = layout.row_mesh(z_ND)
   if mesh is None:
     return _device_sliced(z_ND, ())
@@ -285,7 +285,7 @@ def sliced_program(z_ND: jax.Array) -> Any:
 
 def sliced_moments(
     z_ND: layout.Embeddings) -> tuple[layout.Floats, layout.Floats]:
-  """(sum_D, gram_DD) without any float64 on the device.
+  """Returns (sum_D, gram_DD) without float64 on the device.
 
   Columns are scaled by powers of two and cut into four 7-bit digits; the ten
   int8 products of the digits are summed as integers, exactly, on the device
@@ -309,7 +309,7 @@ def sliced_moments(
 
 
 def buffer(width: int) -> layout.Floats:
-  """Room for the rows that `add_host_moments` works on at a time."""
+  """Returns an array for the rows that `add_host_moments` works on."""
   return np.empty((HOST_ROWS, width))
 
 
@@ -344,7 +344,7 @@ def mirror(gram_DD: layout.Floats) -> None:
 
 
 def is_finite(gram_DD: layout.Floats) -> bool:
-  """Whether a Gram matrix, or each of [B, D, D], has finite entries only.
+  """Returns whether a Gram matrix, or each of [B, D, D], is finite.
 
   The diagonal says so: no entry is larger than the largest of it, and none is
   NaN where the diagonal is not.
@@ -353,7 +353,7 @@ def is_finite(gram_DD: layout.Floats) -> bool:
 
 
 def _summed(parts, width):
-  """(sum_D, gram_DD) of arrays of rows that lie in the host's memory."""
+  """Returns (sum_D, gram_DD) of arrays of rows in the host's memory."""
   sum_D, gram_DD = np.zeros(width), np.zeros((width, width))
   buffer_BD = buffer(width)
   for part_ND in parts:
@@ -363,12 +363,12 @@ def _summed(parts, width):
 
 
 def host_moments(z_ND: Any) -> tuple[layout.Floats, layout.Floats]:
-  """(sum_D, gram_DD) of a numpy array or memory map, block by block."""
+  """Returns (sum_D, gram_DD) of a numpy array or memory map."""
   return _summed([z_ND], z_ND.shape[1])
 
 
 def moments(z_ND: layout.Embeddings) -> tuple[layout.Floats, layout.Floats]:
-  """Sum and Gram matrix of concrete embeddings.
+  """Returns the sum and the Gram matrix of concrete embeddings.
 
   Args:
     z_ND: numpy (worked on by the host, in blocks: may be a memory map) or a

@@ -39,7 +39,7 @@ OVERSHOOT, SHORTFALL = 5., 2.
 def assign_blocks(n: int, blocks: int = streaming.BLOCKS,
                   groups: npt.ArrayLike | None = None
                   ) -> npt.NDArray[np.int64]:
-  """Block of every row, [n] int: runs of rows, or whole groups, even in size.
+  """Returns the block of every row, [n] int, blocks of similar size.
 
   Without groups the rows are cut into runs: neighbours in a manifest are
   often clips of one recording, and stay together.
@@ -68,7 +68,7 @@ def assign_blocks(n: int, blocks: int = streaming.BLOCKS,
 
 
 def _summed_over_processes(state):
-  """The state of all processes, each of which read rows of its own."""
+  """Returns the sum of the states of all processes."""
   if jax.process_count() == 1:
     return state
   # process_allgather would round float64 to float32: send the bits.
@@ -79,7 +79,7 @@ def _summed_over_processes(state):
 
 
 def _state_of(z_ND, block_N):
-  """Moments by block; every process reads only the rows it holds."""
+  """Returns moments by block; a process reads only its own rows."""
   state = streaming.init(z_ND.shape[1], int(block_N.max()) + 1)
   # One buffer for all blocks: pages are touched once.
   buffer_BD = gram_lib.buffer(z_ND.shape[1])
@@ -99,7 +99,7 @@ def _state_of(z_ND, block_N):
 
 def state_of(z_ND: layout.Embeddings, groups: npt.ArrayLike | None = None,
              blocks: int = streaming.BLOCKS) -> streaming.State:
-  """Moments of embeddings by block, from which all else is computed.
+  """Returns moments by block, from which everything else is computed.
 
   One pass over the embeddings serves the raw and the centred spectrum, their
   intervals and the curve over sample sizes.
@@ -116,7 +116,7 @@ def state_of(z_ND: layout.Embeddings, groups: npt.ArrayLike | None = None,
 
 def lower_state_of(z_ND: layout.Embeddings, groups: npt.ArrayLike | None,
                    blocks: int) -> streaming.State:
-  """`state_of` with the lower triangles alone, which eigenvalues ask for."""
+  """Returns `state_of` with only the lower triangles."""
   state = _state_of(z_ND, assign_blocks(len(z_ND), blocks, groups))
   if not gram_lib.is_finite(state.gram_BDD):
     gram_lib.refuse_nonfinite(z_ND)
@@ -157,7 +157,7 @@ class Estimate(NamedTuple):
 
 
 def _log_rank(n, sum_D, gram_DD, center, eps):
-  """log RankMe; NaN where no singular value is above 0."""
+  """Returns log RankMe; NaN if no singular value is above 0."""
   if center:
     gram_DD = spectrum.centered(n, sum_D, gram_DD)
   s_K = spectrum.from_gram(n, gram_DD)
@@ -167,7 +167,7 @@ def _log_rank(n, sum_D, gram_DD, center, eps):
 
 
 def _whole(n, sum_D, gram_DD, center, eps):
-  """log RankMe of the whole sample; ValueError where there is none."""
+  """Returns log RankMe of the whole sample, or raises ValueError."""
   log_rank = _log_rank(n, sum_D, gram_DD, center, eps)
   if math.isnan(log_rank):
     raise ValueError(spectrum.NO_RANK)
@@ -175,13 +175,13 @@ def _whole(n, sum_D, gram_DD, center, eps):
 
 
 def most(n: int, width: int, eps: float = 1e-7) -> float:
-  """The largest RankMe of n clips: that of equal singular values."""
+  """Returns the largest RankMe of n clips: with equal singular values."""
   return spectrum.effective_rank(np.ones(min(n, width)), eps)
 
 
 def jackknife(whole: float, without_B: npt.NDArray[np.float64],
               n_B: npt.NDArray[Any]) -> tuple[float, float]:
-  """(se, value without bias) of a statistic from its delete-one-block values.
+  """Returns (se, value without bias) from delete-one-block values.
 
   The delete-m_j jackknife for blocks of unequal size: Busing, Meijer and van
   der Leeden, Statistics and Computing 9 (1999).
@@ -195,7 +195,7 @@ def jackknife(whole: float, without_B: npt.NDArray[np.float64],
 
 
 def _infinitesimal(state, center, eps):
-  """The same two numbers from one eigendecomposition and one half's values.
+  """Returns (log R, se, log R without bias) from one decomposition.
 
   A half's log RankMe lies off the whole's by a first-order term, which the
   blocks' pulls give, and a second-order one, which is the bias of n and the
@@ -234,7 +234,7 @@ def _infinitesimal(state, center, eps):
 
 
 def _weighted(v_DK, weight_K):
-  """The lower triangle of v_DK diag(weight_K) v_DK^T, the upper one zero.
+  """Returns v_DK diag(weight_K) v_DK^T, only its lower triangle.
 
   As differences of squares: BLAS finds a square's triangle in half the time.
   """
@@ -248,7 +248,7 @@ def _weighted(v_DK, weight_K):
 
 
 def _possible(value, low, high, largest):
-  """An interval cut to the numbers that RankMe can be."""
+  """Returns an interval cut to the possible values of RankMe."""
   return max(low, min(1., value)), min(high, max(largest, value))
 
 
@@ -311,7 +311,7 @@ def _of_state(state, confidence, center, eps, method):
 
 
 def _device_jackknife(z_ND, n, axes, blocks, rows, center, eps):
-  """log R, and log R without each block, by the device that has the block.
+  """Returns log R, and log R without each block, on each device.
 
   One matrix [D, D] is summed over the mesh; then every device decomposes the
   sum less its own blocks, and only scalars come back.
@@ -384,7 +384,7 @@ def estimate(z_ND: layout.Embeddings | streaming.State,
              center: bool = False, eps: float = 1e-7,
              method: str = 'jackknife',
              blocks: int = streaming.BLOCKS) -> Estimate:
-  """RankMe, its interval and its value for an endless sample.
+  """Returns RankMe, its interval, and its value for an infinite sample.
 
   Args:
     z_ND: embeddings as in `singular_values` (concrete), or a
@@ -432,7 +432,7 @@ def estimate(z_ND: layout.Embeddings | streaming.State,
 
 def curve(state: streaming.State, center: bool = False,
           eps: float = 1e-7) -> list[tuple[int, float]]:
-  """RankMe of 1/8, 1/4, 1/2 and all of the blocks of a state.
+  """Returns RankMe of 1/8, 1/4, 1/2 and all of the blocks of a state.
 
   Larger samples hold the smaller ones. A curve that still climbs at its end
   says that the sample is too small; log RankMe(n) = log RankMe_inf - c D / n

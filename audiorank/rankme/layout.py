@@ -20,7 +20,7 @@ AnyMesh = Mesh | jax.sharding.AbstractMesh
 
 
 def x64() -> contextlib.AbstractContextManager[Any]:
-  """Context in which float64 exists, whatever the global flag says."""
+  """Returns a context in which float64 exists, despite the global flag."""
   # jax.enable_x64 is a context manager only from jax 0.8 on.
   if hasattr(jax, 'enable_x64'):
     return jax.enable_x64(True)
@@ -29,12 +29,12 @@ def x64() -> contextlib.AbstractContextManager[Any]:
 
 
 def is_traced(z_ND: Any) -> bool:
-  """Whether an array is a tracer inside somebody's jit."""
+  """Returns whether an array is a tracer inside a jit of the caller."""
   return isinstance(z_ND, jax.core.Tracer)
 
 
 def row_mesh(z_ND: Embeddings) -> tuple[AnyMesh | None, tuple[str, ...]]:
-  """(mesh, axes) over which the rows are to be spread; (None, ()) if alone."""
+  """Returns (mesh, axes) to divide rows over; (None, ()) for one device."""
   # Inside a trace the sharding is unknown: the mesh is the current one.
   if is_traced(z_ND):
     mesh: AnyMesh = jax.sharding.get_abstract_mesh()
@@ -53,7 +53,7 @@ def row_mesh(z_ND: Embeddings) -> tuple[AnyMesh | None, tuple[str, ...]]:
 
 
 def platform(z_ND: Embeddings) -> str:
-  """'cpu', 'gpu' or 'tpu': where the work on z_ND will run."""
+  """Returns 'cpu', 'gpu' or 'tpu', where the work on z_ND will run."""
   if is_traced(z_ND) or not isinstance(z_ND, jax.Array):
     return jax.default_backend()
   device: Any = next(iter(z_ND.sharding.device_set))
@@ -61,7 +61,7 @@ def platform(z_ND: Embeddings) -> str:
 
 
 def place(z_ND: jax.Array, mesh: AnyMesh, spec: P) -> jax.Array:
-  """z_ND laid out by spec, inside a trace, on either kind of mesh axes."""
+  """Returns z_ND with a sharding, inside a trace, for any mesh axes."""
   if AxisType.Explicit in mesh.axis_types:
     return jax.sharding.reshard(z_ND, spec)
   return lax.with_sharding_constraint(z_ND, spec)
@@ -76,7 +76,7 @@ def mesh_context(mesh: Any) -> contextlib.AbstractContextManager[Any]:
 
 def spread_rows(z_ND: jax.Array, mesh: AnyMesh,
                 axes: tuple[str, ...]) -> jax.Array:
-  """z_ND by rows over the axes, with zero rows up to a multiple of devices.
+  """Returns z_ND divided by rows over the axes, padded with zero rows.
 
   Zero rows change neither the sums nor any singular value.
   """
@@ -89,7 +89,7 @@ def spread_rows(z_ND: jax.Array, mesh: AnyMesh,
 
 
 def on_host(z_ND: jax.Array) -> bool:
-  """Whether a jax array lies in the host's memory, by rows.
+  """Returns whether a jax array is in the host's memory, by rows.
 
   That is, on CPU devices of this process alone.
   """
@@ -99,6 +99,6 @@ def on_host(z_ND: jax.Array) -> bool:
 
 
 def row_shards(z_ND: jax.Array) -> list[jax.Array]:
-  """The rows on this process's devices, none twice."""
+  """Returns the rows on this process's devices, each once."""
   return [shard.data for shard in z_ND.addressable_shards
           if shard.replica_id == 0]

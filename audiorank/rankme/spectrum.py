@@ -51,22 +51,25 @@ def warn_if_small(n: int, width: int) -> None:
 
 def centered(n: int, sum_D: layout.Floats,
              gram_DD: layout.Floats) -> layout.Floats:
-  """Gram matrix about the mean; exactly zero where all rows are one vector."""
+  """Returns the Gram matrix about the mean."""
   out_DD = gram_DD - np.outer(sum_D, sum_D) / n
+  # If all rows are one vector, only rounding errors remain, which would have a
+  # high rank. They are set to zero.
   if np.trace(out_DD) <= CONSTANT * np.trace(gram_DD):
     return np.zeros_like(out_DD)
   return out_DD
 
 
 def from_gram(n: int, gram_DD: layout.Floats) -> layout.Floats:
-  """Singular values s_K of n rows, descending, from their Gram matrix."""
+  """Returns s_K of n rows, descending, from their Gram matrix."""
   # Eigenvalues of the Gram matrix are the squares, ascending.
   square_D = np.linalg.eigvalsh(gram_DD)[::-1]
   return np.sqrt(np.maximum(square_D[:min(n, len(square_D))], 0))
 
 
 def _traced_gram(z_ND, center):
-  """s_K inside somebody's jit: float64 within, float32 at the border."""
+  """Returns s_K inside a jit of the caller, float32."""
+  # Computed in float64; float32 only for the caller, who may not have it.
   n, width = z_ND.shape
   with layout.x64():
     sum_D, gram_DD = gram_lib.traced_moments(z_ND)
@@ -104,7 +107,7 @@ def _gathered_svd(z_ND, center):
 
 
 def _local_qr(z_ND):
-  """Upper factor of z_ND by blocks of four widths: tall QR in cache."""
+  """Returns the upper factor of z_ND."""
   # Blocks of four widths fit the cache; their factors are stacked and
   # factored again.
   n, width = z_ND.shape
@@ -151,7 +154,7 @@ def device_program(method: str) -> Callable[..., Any]:
 
 def singular_values(z_ND: layout.Embeddings | streaming.State,
                     method: str = 'gram', center: bool = False) -> Any:
-  """Singular values of embeddings.
+  """Returns the singular values of embeddings.
 
   Args:
     z_ND: embeddings, N clips of width D: numpy (or a memory map), a jax array
@@ -215,7 +218,7 @@ def singular_values(z_ND: layout.Embeddings | streaming.State,
 
 
 def effective_rank(s_K: Any, eps: float = 1e-7) -> Any:
-  """exp(-sum p log p) with p = s / sum(s) + eps: Roy and Vetterli's rank.
+  """Returns exp(-sum p log p), p = s / sum(s) + eps (Roy and Vetterli).
 
   eps stands outside the fraction, as in RankMe (arXiv 2210.02885, eq. 1), so
   p sums to 1 + K eps. eps=0 gives the entropy with 0 log 0 = 0.
@@ -243,7 +246,7 @@ def effective_rank(s_K: Any, eps: float = 1e-7) -> Any:
 
 def rankme(z_ND: layout.Embeddings | streaming.State, eps: float = 1e-7,
            method: str = 'gram', center: bool = False) -> Any:
-  """RankMe of embeddings: between 1 and min(N, D).
+  """Returns RankMe of embeddings, between 1 and min(N, D).
 
   Args:
     z_ND, method, center: as in `singular_values`.

@@ -31,7 +31,7 @@ class State(NamedTuple):
 
 
 def init(width: int, blocks: int = BLOCKS) -> State:
-  """An empty state for embeddings of this width."""
+  """Returns an empty state for embeddings of this width."""
   return State(np.zeros(blocks, np.int64), np.zeros((blocks, width)),
                np.zeros((blocks, width, width)))
 
@@ -116,7 +116,7 @@ def update(state: State, z_ND: layout.Embeddings,
 
 
 def merge(*states: State) -> State:
-  """One state of the embeddings of all."""
+  """Returns one state of the embeddings of all."""
   shapes = {s.gram_BDD.shape for s in states}
   if len(shapes) != 1:
     raise ValueError(f'states of different shapes: {sorted(shapes)}')
@@ -124,7 +124,7 @@ def merge(*states: State) -> State:
 
 
 def total(state: State) -> tuple[int, layout.Floats, layout.Floats]:
-  """(n, sum_D, gram_DD) over all blocks."""
+  """Returns (n, sum_D, gram_DD) over all blocks."""
   return int(state.n_B.sum()), state.sum_BD.sum(0), state.gram_BDD.sum(0)
 
 

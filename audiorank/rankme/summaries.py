@@ -18,7 +18,7 @@ ALPHA_FIRST, ALPHA_LAST = 11, 100
 
 
 def _alpha_req(lam_K):
-  """(decay exponent of lam_j ~ j^-alpha, first and last index of the fit)."""
+  """Returns (decay exponent of lam_j ~ j^-alpha, first, last index)."""
   first, last = ALPHA_FIRST, min(ALPHA_LAST, len(lam_K))
   if last < 2 * ALPHA_FIRST:
     first = 1
@@ -35,7 +35,7 @@ def _alpha_req(lam_K):
 
 def certificate(s_K: npt.ArrayLike, eps: float = 1e-7,
                 energy: float | None = None) -> float:
-  """Bound on the relative error of RankMe from rounding in a float64 Gram.
+  """Returns a bound of the relative rounding error of RankMe.
 
   Weyl: each eigenvalue moves by at most 4 u ||Z||_F^2, u = 2^-53; carried to
   first order through d log R / d s. Cost O(K). For a centred spectrum pass
@@ -50,7 +50,7 @@ def certificate(s_K: npt.ArrayLike, eps: float = 1e-7,
 
 
 def log_rank_slope(s_K: layout.Floats, eps: float = 1e-7) -> layout.Floats:
-  """d log RankMe / d s_k, the weights of every first-order error here."""
+  """Returns d log RankMe / d s_k, the weights of first-order errors."""
   total = s_K.sum()
   log_p_K = np.log(np.maximum(s_K / total + eps, np.finfo(np.float64).tiny))
   return -(log_p_K - s_K @ log_p_K / total) / total
@@ -58,7 +58,7 @@ def log_rank_slope(s_K: layout.Floats, eps: float = 1e-7) -> layout.Floats:
 
 def metrics(s_K: npt.ArrayLike, n: int,
             eps: float = 1e-7) -> dict[str, float]:
-  """Every summary of one spectrum.
+  """Returns all summaries of one spectrum.
 
   Args:
     s_K: singular values, descending, of raw or of centred embeddings.
