@@ -116,6 +116,7 @@ def clips(task: tasks.Task, split: str,
   """Returns (files, waves) of a split at `rate` Hz."""
   names, waves = zip(*staged.audio(task, split))
   if task.rate != rate:
+    # Resampling overshoots at steps, but models expect [-1, 1].
     waves = [np.clip(soxr.resample(w, task.rate, rate, 'HQ'), -1, 1)
              for w in waves]
   return names, waves
@@ -132,6 +133,7 @@ def embeddings(encoder: encoders.Encoder, task: tasks.Task) -> dict[str, Any]:
     if task.embedding_type == 'scene':
       out[split] = encoder.scene(waves)
       continue
+    # One by one: files of an event task are long and of different lengths.
     for name, wave_S in zip(names, waves):
       z_BLD, ms_BL = encoder.timestamps(wave_S[None])
       out[name] = (z_BLD[0], ms_BL[0])
@@ -280,6 +282,8 @@ def run(workdir: files.Path, config: config_lib.Config,
   if not config.train.steps:
     jobs += [(f'features.{name}.{folder.name}', folder, name)
              for name in encoders.FEATURES for folder in folders]
+  # Records with other settings, of changed tasks or of an older protocol are
+  # computed again.
   jobs = [job for job in jobs
           if not is_current(records.path(workdir, job[0], step), job[1],
                             settings)]
@@ -336,7 +340,7 @@ def identity(record: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what identifies an evaluation: a record without its results."""
   out: dict[str, Any] = {}
   for key, value in record.items():
-    if isinstance(value, dict) and 'task_sha256' in value:
+    if isinstance(value, dict) and 'task_sha256' in value:  # A score.
       out[key] = {'task_sha256': value['task_sha256'],
                   'protocol': value['result']['protocol'],
                   'settings': value['result']['settings']}
@@ -389,6 +393,7 @@ def measures(record: Mapping[str, Any]) -> list[dict[str, Any]]:
   The task's own measure is the first.
   """
   result, rows = record['result'], []
+  # Sorting is stable, so the other measures keep their order.
   order = sorted(result['scores'], key=lambda m: m != record['metric'])
   for measure in order:
     interval = result['intervals'].get(measure, {})

@@ -276,7 +276,7 @@ def task(folder: files.Path, rate: int = config_lib.RATE) -> Any:
     FileNotFoundError, ValueError: as `tasks`.
   """
   loaded = task_folders.load(folder, evaluate.clip_rate(folder, rate))
-  known = scores.EVENT
+  known: Iterable[str] = scores.EVENT
   if loaded.embedding_type == 'scene':
     known = scores.SCENE
   for measure in loaded.evaluation:

@@ -82,7 +82,7 @@ def speech(g: np.random.Generator, n: int) -> np.ndarray:
   """Syllables in phrases of falling pitch, from a small vocabulary."""
   wave_S = np.zeros(n)
   for start, length in _spans(g, n, 5., 12.):
-    base = waves.log_uniform(g, 90., 260.)
+    base = waves.log_uniform(g, 90., 260.)  # Of one speaker, Hz.
     rate = g.uniform(3., 6.)
     words = [g.integers(len(sounds.VOWELS), size=int(g.integers(1, 4)))
              for _ in range(6)]
@@ -90,12 +90,13 @@ def speech(g: np.random.Generator, n: int) -> np.ndarray:
     left = phrase = 0  # Syllables of the phrase: still to come, and in all.
     word: np.ndarray = np.zeros(0, int)
     while at < start + length:
-      if not left:
+      if not left:  # A new phrase, after a pause.
         left = phrase = int(g.integers(4, 12))
         at += int(g.integers(1600, 8000))
       if not len(word):
         word = words[g.integers(len(words))]
       duration = int(RATE / rate * g.uniform(.6, 1.3))
+      # Pitch falls by seven semitones during a phrase.
       height = base * 2. ** ((7. * left / phrase + g.uniform(-2., 2.)) / 12.)
       glide_S = 2. ** (g.uniform(-4., 3.) / 12. * np.linspace(0., 1., duration))
       _add(wave_S, at, waves.decibels(g.uniform(-8., 0.))

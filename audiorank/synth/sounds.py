@@ -34,13 +34,13 @@ def _partials(g, family):
            'flute': 2.6, 'organ': .4, 'plucked': .9, 'reed': .6,
            'voice': 1.1}[family] + g.uniform(-.2, .2)
   amps_H = k_H ** -slope * uneven_H
-  if family == 'clarinet':
+  if family == 'clarinet':  # A closed tube has weak even harmonics.
     amps_H *= np.where(odd_H, 1., waves.decibels(-26.))
-  if family == 'organ':
+  if family == 'organ':  # Stops an octave apart.
     amps_H *= np.isin(k_H, (1, 2, 4, 8, 16))
   if family == 'reed':
     amps_H *= np.where(odd_H, waves.decibels(-14.), 1.)
-  if family == 'plucked':
+  if family == 'plucked':  # The position of plucking cancels some harmonics.
     amps_H *= np.abs(np.sin(np.pi * k_H * g.uniform(.1, .4))) + .05
   return amps_H, amps_H * k_H ** -1.5, g.uniform(0., 2. * np.pi, _HARMONICS)
 
@@ -59,7 +59,7 @@ def note(g: np.random.Generator, family: str, f: float, n: int) -> np.ndarray:
   t_S = waves.seconds(n)
   wobble_S = np.sin(2. * np.pi * g.uniform(4.5, 6.5) * t_S
                     + g.uniform(0., 2. * np.pi))
-  if family == 'bell':
+  if family == 'bell':  # Inharmonic partials, roughly those of a free bar.
     stretch = g.uniform(.9, 1.1)
     f_P = f * np.array([1., 2.756 * stretch, 5.404 * stretch, 8.933, .5])
     decay = waves.log_uniform(g, .12, .5)
@@ -67,14 +67,15 @@ def note(g: np.random.Generator, family: str, f: float, n: int) -> np.ndarray:
         g, f_P, g.uniform(.3, 1., 5) * (1., .8, .6, .4, .3),
         decay * np.array([1., .6, .4, .25, 1.3]), n)
     return wave_S * waves.attack_decay(n, .003, 10.)
-  if family == 'electric':
+  if family == 'electric':  # Frequency modulation.
     index_S = g.uniform(1.5, 4.) * np.exp(-t_S / waves.log_uniform(g, .08, .3))
     ratio = (1., 2., 3., 3.5, 7.)[g.integers(5)]
-    ratio = min(ratio, waves.CEILING / (2. * f))
+    ratio = min(ratio, waves.CEILING / (2. * f))  # Against aliasing.
     phase_S = 2. * np.pi * f * t_S
     wave_S = np.sin(phase_S + index_S * np.sin(ratio * phase_S))
     return wave_S * waves.attack_decay(n, .004, waves.log_uniform(g, .3, .8))
   bright_H, dull_H, phases_H = _partials(g, family)
+  # Vibrato in semitones.
   depth = {'bowed': .35, 'voice': .5, 'flute': .15}.get(family, 0.)
   f_S = f * 2. ** (depth * g.uniform(.7, 1.3) / 12. * wobble_S)
   if family == 'voice':
@@ -84,6 +85,8 @@ def note(g: np.random.Generator, family: str, f: float, n: int) -> np.ndarray:
         1. / (1. + ((harmonics_H - c) / 90.) ** 2) for c in formants)
     bright_H = bright_H / np.max(bright_H)
   bright_S = waves.harmonic(f_S, bright_H, phases_H)
+  # The spectrum of brass gets brighter during the attack, that of a plucked
+  # string duller as it decays.
   if family in ('brass', 'plucked'):
     dull_S = waves.harmonic(f_S, dull_H, phases_H)
     if family == 'brass':
@@ -91,16 +94,17 @@ def note(g: np.random.Generator, family: str, f: float, n: int) -> np.ndarray:
     else:
       mix_S = np.exp(-t_S / waves.log_uniform(g, .03, .12))
     bright_S = dull_S + mix_S * (bright_S - dull_S)
-  if family == 'organ':
+  if family == 'organ':  # A second, detuned pipe beats with the first.
     bright_S = bright_S + waves.harmonic(
         f_S * (1. + g.uniform(.003, .008)), bright_H, phases_H)
-  if family == 'flute':
+  if family == 'flute':  # Tremolo and breath noise around the tone.
     breath_S = waves.resonate(waves.noise(g, n), min(2. * f, 6000.), 1500.)
     bright_S = (bright_S * (1. + .3 * wobble_S)
                 + breath_S * waves.decibels(g.uniform(-14., -6.)))
-  if family == 'reed':
+  if family == 'reed':  # Roughness.
     bright_S = bright_S * (1. + .25 * np.sin(2. * np.pi * g.uniform(18., 30.)
                                              * t_S))
+  # Seconds; 9 is practically no decay within a clip.
   attack, decay = {
       'bowed': (.12, 9.), 'brass': (.05, 9.), 'clarinet': (.03, 9.),
       'flute': (.08, 9.), 'organ': (.008, 9.), 'plucked': (.002, .25),
@@ -113,7 +117,7 @@ def note(g: np.random.Generator, family: str, f: float, n: int) -> np.ndarray:
 def drum(g: np.random.Generator, kind: str, n: int) -> np.ndarray:
   """Returns one stroke of n samples, peaking near one; `kind` is of DRUMS."""
   t_S = waves.seconds(n)
-  if kind in ('kick', 'tom'):
+  if kind in ('kick', 'tom'):  # A tone of falling pitch, with a click.
     low, high = {'kick': (45., 75.), 'tom': (90., 260.)}[kind]
     f = waves.log_uniform(g, low, high)
     sweep = f * g.uniform(1., 2.5) * .03
@@ -126,10 +130,10 @@ def drum(g: np.random.Generator, kind: str, n: int) -> np.ndarray:
     f_P = (f, f * g.uniform(1.4, 2.6))
     return waves.modal(g, f_P, (1., .5), (.03, .015), n)
   hiss_S = waves.noise(g, n)
-  if kind == 'hat':
+  if kind == 'hat':  # Differences keep only high frequencies.
     hiss_S = np.diff(hiss_S, 2, prepend=(0., 0.)) / 3.
     return hiss_S * waves.attack_decay(n, .001, waves.log_uniform(g, .015, .09))
-  if kind == 'snare':
+  if kind == 'snare':  # The body of a drum and noise of its wires.
     f = waves.log_uniform(g, 160., 260.)
     body_S = waves.modal(g, (f, 1.7 * f), (1., .6), (.06, .04), n)
     decay = waves.log_uniform(g, .05, .14)
@@ -192,30 +196,30 @@ def texture(g: np.random.Generator, kind: str, n: int) -> np.ndarray:
   t_S = waves.seconds(n)
   if kind == 'hiss':
     wave_S = waves.noise(g, n)
-  elif kind == 'rain':
+  elif kind == 'rain':  # Many drops; crackle below has few.
     wave_S = _impulses(g, n, waves.log_uniform(g, 250., 600.), 7.)
     wave_S = waves.resonate(wave_S, waves.log_uniform(g, 1500., 5000.), 2500.)
   elif kind == 'crackle':
     clicks_S = _impulses(g, n, waves.log_uniform(g, 10., 30.), 4.)
     wave_S = waves.resonate(clicks_S, waves.log_uniform(g, 1000., 5000.), 900.)
     wave_S = wave_S + .003 * waves.noise(g, n)
-  elif kind == 'wind':
+  elif kind == 'wind':  # Noise with slowly changing colour and level.
     sway_S = waves.smooth(g, n, 6.)
     wave_S = waves.noise(g, n)
     dark_S = waves.resonate(wave_S, 250., 300.) * 4.
     wave_S = dark_S + (.5 + .5 * sway_S) * (.6 * wave_S - dark_S)
     wave_S = wave_S * waves.decibels(9. * waves.smooth(g, n, 5.))
-  elif kind == 'flutter':
+  elif kind == 'flutter':  # Noise with a regular envelope, such as wings.
     rate = waves.log_uniform(g, 9., 20.)
     wave_S = waves.noise(g, n) * waves.decibels(
         14. * np.sin(2. * np.pi * (rate * t_S + g.uniform())))
-  elif kind == 'engine':
+  elif kind == 'engine':  # Low pulses of varying rate through two resonances.
     f_S = waves.log_uniform(g, 28., 60.) * 2. ** (.1 * waves.smooth(g, n, 3.))
     wave_S = waves.harmonic(f_S, np.ones(160), np.zeros(160))
     wave_S = (waves.resonate(wave_S, waves.log_uniform(g, 150., 400.), 200.)
               + waves.resonate(wave_S, waves.log_uniform(g, 600., 2500.), 700.)
               + .15 * waves.noise(g, n))
-  elif kind == 'insects':
+  elif kind == 'insects':  # A high tone, buzzing and chirping.
     rate = waves.log_uniform(g, 25., 60.)
     f = waves.log_uniform(g, 2500., 6000.)
     f_S = f * 2. ** (.05 * waves.smooth(g, n, 8.))

@@ -74,6 +74,7 @@ def _place(g, n, sound_S):
 
 def _pitch(g, label):
   f = recordings.midi(int(label)) * 2. ** (g.uniform(-.2, .2) / 12.)
+  # Any timbre, so that only the pitch distinguishes the labels.
   family = sounds.TIMBRES[g.integers(len(sounds.TIMBRES))]
   duration = int(g.integers(6000, CLIP + 1))
   return waves.stage(g, _place(g, CLIP, sounds.note(g, family, f, duration)),
@@ -86,7 +87,7 @@ def _timbre(g, label):
   duration = int(g.integers(5000, CLIP + 1))
   for start in range(0, CLIP, duration):
     length = min(duration, CLIP - start)
-    if length > 1600:
+    if length > 1600:  # A shorter note would be only an attack.
       wave_S[start:start + length] = sounds.note(g, label, f, length)
   return waves.stage(g, wave_S, snr=(5., 30.))
 
@@ -189,7 +190,7 @@ def _sound_events(g):
   slot = EVENT_CLIP // count
   for i in range(count):
     label = labels[g.integers(len(labels))]
-    duration = int(g.integers(3, 11)) * 1600 // 2
+    duration = int(g.integers(3, 11)) * 1600 // 2  # .15 to .5 s.
     at = i * slot + int(g.integers(max(slot - duration, 1)))
     duration = min(duration, EVENT_CLIP - at)
     wave_S[at:at + duration] += (_source(g, label, duration)
