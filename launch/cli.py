@@ -163,14 +163,14 @@ def silence_saves() -> None:
   Orbax raises the error itself where the save is waited for; its threads, and
   those of tensorstore, print it some dozens of times before.
   """
-  def is_new(record):
+  def is_new(record: Any) -> bool:
     return not (record.exc_info and ('orbax' in record.pathname
                                      or record.name == 'asyncio'))
 
   logging.get_absl_handler().addFilter(is_new)
   hook = sys.unraisablehook
 
-  def unraisable(about):
+  def unraisable(about: Any) -> None:
     # A write that ends after the event loop of its save was given up.
     closed = str(about.exc_value) == 'Event loop is closed'
     if about.object is not None or not closed:

@@ -14,6 +14,7 @@ Shapes: N rows (padded), D width, C labels, P penalties.
 """
 
 import functools
+from typing import Any
 from typing import NamedTuple
 
 import jax
@@ -115,10 +116,10 @@ def path(train: predictor.Rows, spectrum_D: jax.Array, penalties_P: jax.Array,
         predictor.probabilities(logits_NC, multiclass) - y_NC) / train.n
     return _dot(x_ND.T, residual_NC) + penalty * w_DC, residual_NC.sum(0)
 
-  def solve(start, penalty):
+  def solve(start: Any, penalty: jax.Array) -> tuple[Any, Any]:
     scale_D = 1 / (curvature * spectrum_D + penalty)
 
-    def step(carry):
+    def step(carry: Any) -> Any:
       (w_DC, b_C), (ahead_DC, ahead_C), t, i, _ = carry
       g_DC, g_C = gradient(ahead_DC, ahead_C, penalty)
       move_DC, move_C = scale_D[:, None] * g_DC, g_C / curvature

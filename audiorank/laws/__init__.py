@@ -24,7 +24,6 @@ from audiorank.laws.intervals import profile
 from audiorank.laws.intervals import threshold
 from audiorank.laws.predictors import compare_predictors
 from audiorank.laws.predictors import rivals
-from audiorank.laws.predictors import verdict
 from audiorank.laws.select import compare
 from audiorank.laws.select import held_out
 from audiorank.laws.select import largest

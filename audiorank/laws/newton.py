@@ -410,7 +410,7 @@ def _compiler_options():
 @functools.cache
 def _compiled(spec):
   """The jitted search of one block: (p_SP, w_SN, fixed_S, *inputs)."""
-  def run(p_SP, w_SN, fixed_S, *inputs):
+  def run(p_SP: Array, w_SN: Array, fixed_S: Array, *inputs: Array) -> Any:
     # One by one: each stops when it is done and stays in the cache, which
     # beats any batch on a CPU.
     return jax.lax.map(

@@ -103,10 +103,11 @@ class _Folds:
     self.tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     self.size_G = np.bincount(self.group_N, minlength=self.groups)
 
-  def errors(self, design_NP):
+  def errors(self, design_NP: np.ndarray) -> np.ndarray:
     return _loo(design_NP, self.y_N, self.group_N)
 
-  def worse(self, e_N, reference_N):
+  def worse(self, e_N: np.ndarray, reference_N: np.ndarray
+            ) -> tuple[float, float, float]:
     """Returns mean squared error less the reference's: value, low, high."""
     gap_G = np.bincount(self.group_N, e_N ** 2 - reference_N ** 2,
                         self.groups)
@@ -114,10 +115,11 @@ class _Folds:
         self.times_SG @ self.size_G, 1)
     return gap_G.sum() / len(self.y_N), *np.quantile(each_S, self.tails)
 
-  def partial(self, z_N, known_NP):
+  def partial(self, z_N: np.ndarray, known_NP: np.ndarray
+              ) -> tuple[float, float, float]:
     """Returns a partial correlation, given known columns."""
-    value = partial(z_N, self.y_N, known_NP)
-    each_S = partial(z_N, self.y_N, known_NP,
+    value = float(partial(z_N, self.y_N, known_NP))
+    each_S: Any = partial(z_N, self.y_N, known_NP,
                      self.times_SG[:, self.group_N] * 1.)
     each_S = each_S[np.isfinite(each_S)]
     if not math.isfinite(value) or len(each_S) < len(self.times_SG) / 2:
@@ -203,52 +205,13 @@ def compare_predictors(
   return result.sort_values('loo', ignore_index=True)
 
 
-def rivals(data, predictors, score='score', given=('params', 'width'),
-           groups=None, subject='rank', confidence=.95, draws=1000, seed=0):
+def rivals(data: Any, predictors: Sequence[str], score: str = 'score',
+           given: Sequence[str] = ('params', 'width'), groups: Any = None,
+           subject: str = 'rank', confidence: float = .95, draws: int = 1000,
+           seed: int = 0) -> pd.DataFrame:
   """Returns `compare_predictors`, under its former names."""
   table = compare_predictors(data, predictors, score, given, groups, subject,
                              confidence, draws, seed)
   table['predictor'] = table['predictor'].replace(
       '(known alone)', '(given alone)')
   return table.rename(columns={'loo_known': 'loo_given'})
-
-
-def verdict(found, subject='rank'):
-  """Returns the result of `rivals` in one or two sentences."""
-  rows = found.set_index('predictor')
-  own = rows.loc[subject]
-  words = []
-  mean = rows.loc['(mean)', 'loo']
-  if own['loo'] >= mean:
-    words.append(f'{subject} predicts the score of configurations left out '
-                 f'no better than their mean ({own["loo"]:.3g} against '
-                 f'{mean:.3g}).')
-  better = [name for name in rows.index if not name.startswith('(') and
-            rows.loc[name, 'loo'] < own['loo']]
-  if better:
-    sure = [name for name in better if rows.loc[name, 'worse_high'] < 0]
-    verb = 'predict'
-    if len(better) == 1:
-      verb = 'predicts'
-    certainty = ', though not beyond chance.'
-    if sure:
-      certainty = f' (beyond chance: {", ".join(sure)}).'
-    words.append(f'Left out, {", ".join(better)} {verb} better than {subject}'
-                 f'{certainty}')
-  else:
-    words.append(f'Left out, no rival predicts better than {subject} '
-                 f'(error {own["loo"]:.3g}).')
-  base = rows.loc['(given alone)', 'loo']
-  if math.isfinite(own['partial']):
-    adds = 'adds nothing'
-    if own['loo_given'] < base:
-      adds = 'adds'
-    interval = f'{own["partial_low"]:.2f} to {own["partial_high"]:.2f}'
-    # Also for NaN, an interval that is not known.
-    if not (own['partial_low'] > 0 or own['partial_high'] < 0):
-      interval += ', not beyond chance'
-    words.append(
-        f'Given size and width it {adds}: error {own["loo_given"]:.3g} with '
-        f'it, {base:.3g} without; partial correlation {own["partial"]:.2f} '
-        f'({interval}).')
-  return ' '.join(words)

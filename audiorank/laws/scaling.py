@@ -105,7 +105,7 @@ def _best_sizes(fit, optima, C_B, data_at, sign):
   high = np.log(grid[np.minimum(at + 1, len(grid) - 1)]).ravel()
   C_F = np.tile(C_B, S)
 
-  def objective(log_n_F):
+  def objective(log_n_F: np.ndarray) -> np.ndarray:
     n_F = np.exp(log_n_F)
     return sign * _values(fit, optima, n_F.reshape(S, -1),
                           data_at(C_F, n_F).reshape(S, -1)).ravel()
@@ -295,7 +295,7 @@ def _stall(fit, optima, data, eps):
   """Where |d log y / d log N| falls to eps, for each set of parameters."""
   sizes, S = np.asarray(fit.data[fit.x[0]], float), len(optima.value_S)
 
-  def slope(u_SM):
+  def slope(u_SM: np.ndarray) -> np.ndarray:
     """|d log y / d log N| at log sizes, by a central difference."""
     n_SM = np.exp(np.stack([u_SM - STEP, u_SM + STEP], -1)).reshape(S, -1)
     y_SM = _values(fit, optima, n_SM, np.full(n_SM.shape, float(data)))

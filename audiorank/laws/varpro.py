@@ -174,8 +174,9 @@ def project(problem: problem_lib.Problem, w_SN: np.ndarray,
     c_SQ, sse_S = linear(phi_SNQ, problem.y_N, w_SN, problem.positive)
     return c_SQ, theta_S[:, None], sse_S
 
-  def best_linear(theta, rows):
-    """c_SQ and sse_S of the given problems at given nonlinear parameters."""
+  def best_linear(theta: dict[str, np.ndarray], rows: np.ndarray
+                  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns c_SQ and sse_S of some problems at nonlinear parameters."""
     phi_SNQ = problem_lib.basis(form, theta, problem.cols)
     if phi_SNQ.shape[0] == 1:
       phi_SNQ = np.broadcast_to(phi_SNQ, (len(rows), *phi_SNQ.shape[1:]))

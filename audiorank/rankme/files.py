@@ -14,6 +14,7 @@ import json
 import math
 import os
 import pathlib
+from typing import Any
 from typing import NamedTuple
 import zipfile
 
@@ -73,12 +74,12 @@ def open_table(path: str | os.PathLike[str], name: str = '') -> Table:
   return table
 
 
-def rows_of(shape, dtype):
+def rows_of(shape: tuple[int, ...], dtype: np.dtype) -> int:
   """Returns the number of rows in one chunk."""
   return max(1, CHUNK // max(1, math.prod(shape[1:]) * dtype.itemsize))
 
 
-def pick(path, name, arrays):
+def pick(path: pathlib.Path, name: str, arrays: dict[str, int]) -> str:
   """Returns the array to read; `arrays` maps names to numbers of axes."""
   if name:
     if name not in arrays:
@@ -109,7 +110,7 @@ def _npy(path, name):
   if not isinstance(array, np.ndarray):
     raise ValueError(f'{path}: an archive, expected an .npy')
 
-  def column(other):
+  def column(other: str) -> np.ndarray:
     raise ValueError(f'{path}: an .npy has no array {other!r} beside it')
 
   return Table(str(path), array.shape, array.dtype, lambda: _sliced(array),
@@ -141,7 +142,7 @@ def _npz(path, name):
   if dtype.hasobject:
     raise ValueError(f'{label}: Python objects, expected numbers')
 
-  def chunks():
+  def chunks() -> Iterator[np.ndarray]:
     step = rows_of(shape, dtype)
     width = math.prod(shape[1:]) * dtype.itemsize
     with zipfile.ZipFile(path) as archive, archive.open(
@@ -154,7 +155,7 @@ def _npz(path, name):
           raise ValueError(f'{label}: cut short')
         yield np.frombuffer(data, dtype).reshape(rows, *shape[1:])
 
-  def column(other):
+  def column(other: str) -> np.ndarray:
     with np.load(path, allow_pickle=False) as arrays:
       return arrays[pick(path, other, dict.fromkeys(headers, 0))]
 
@@ -173,7 +174,7 @@ def _safetensors(path, name):
   header.pop('__metadata__', None)
   name = pick(path, name, {n: len(h['shape']) for n, h in header.items()})
 
-  def mapped(key):
+  def mapped(key: str) -> np.ndarray:
     entry = header[pick(path, key, dict.fromkeys(header, 0))]
     if entry['dtype'] not in SAFE_TYPES:
       raise ValueError(f"{path}, array {key}: {entry['dtype']}, expected "
@@ -220,7 +221,7 @@ def _parquet(path, name):
     dtype = np.result_type(*(schema.field(c).type.to_pandas_dtype()
                              for c in columns))
 
-  def values(batch):
+  def values(batch: Any) -> np.ndarray:
     if any(column.null_count for column in batch.columns):
       raise ValueError(f'{label}: missing values')
     if not lists:
@@ -233,12 +234,12 @@ def _parquet(path, name):
                        f'{width}, or missing values')
     return flat.to_numpy(zero_copy_only=False).reshape(len(batch), width)
 
-  def chunks():
+  def chunks() -> Iterator[np.ndarray]:
     step = rows_of((n, width), dtype)
     for batch in file.iter_batches(step, columns=columns):
       yield values(batch)
 
-  def column(other):
+  def column(other: str) -> np.ndarray:
     if other not in schema.names:
       raise ValueError(f'{path}: no column {other!r}')
     return file.read(columns=[other]).column(0).to_numpy()

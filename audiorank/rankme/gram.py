@@ -132,7 +132,7 @@ def block_moments(z_ND: jax.Array,
   width = z_ND.shape[1]
   blocks = _triangle(width)
 
-  def add(x_BD, sums):
+  def add(x_BD: jax.Array, sums: Any) -> Any:
     x_BD = x_BD.astype(jnp.float64)
     # Without the barrier XLA folds the transpose back into the product and
     # contracts over the slow dimension, at half the speed on CPU.
@@ -247,7 +247,7 @@ def _device_sliced(z_ND, axes):
   # Products of digits i and j have the weight 2^-7(i + j): one sum an order.
   orders = 2 * SLICES - 1
 
-  def add(z_BD, sums):
+  def add(z_BD: jax.Array, sums: Any) -> Any:
     digits = _digits(z_BD, exponent_D)
     products = [jnp.zeros((width, width), jnp.int32) for _ in range(orders)]
     for i, left_BD in enumerate(digits):

@@ -333,7 +333,8 @@ def _device_jackknife(z_ND, n, axes, blocks, rows, center, eps):
       jax.tree.map(lambda a: a.sum(axis=0), (sum_GD, parts)), axes)
   gram_DD = assemble(parts)
 
-  def log_rank(m, sum_D, gram_DD):
+  def log_rank(m: jax.Array, sum_D: jax.Array, gram_DD: jax.Array
+               ) -> jax.Array:
     if center:
       gram_DD = gram_DD - jnp.outer(sum_D, sum_D) / m
     square_D = gram_lib.traced_eigenvalues(gram_DD)[::-1]

@@ -215,7 +215,7 @@ def _rivals(key: str, folder: pathlib.Path,
     except ModuleNotFoundError:
       return out
 
-    def of_webdataset():
+    def of_webdataset() -> None:
       data_set = webdataset.WebDataset(
           str(folder / 'tars' / 'set-000000.tar'), shardshuffle=False)
       for sample in data_set:

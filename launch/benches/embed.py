@@ -33,7 +33,7 @@ def embedding(config: Any, wave_NS: np.ndarray) -> Callable[[], None]:
   state = train_state.init_state(config, mesh)
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
 
-  def embedded():
+  def embedded() -> None:
     with jax.set_mesh(mesh):
       embed.sharded(config.model, variables, wave_NS, mesh, len(wave_NS))
 

@@ -196,12 +196,12 @@ def notebook(what: str, data: Any, kind: str, folder: str, quick: bool,
       peers.huber(p, *(data[c][r] for c in ('N', 'D', 'loss')), np)
       for p, r in zip(packed, rows_SN)])
 
-  def ours():
+  def ours() -> float:
     began = time.process_time()
     draws(next(seeds))
     return (time.process_time() - began) / count
 
-  def rival():
+  def rival() -> float:
     answer = ask('autograd', folder, rows=rows_SN, **data)
     excess.extend(np.array(answer['objective']) / ours_value - 1)
     return answer['s']
@@ -227,13 +227,13 @@ def grid(what: str, data: Any, kind: str, folder: str, quick: bool,
       starts, timing.sized(quick, 8, 40), False)
   reached = []
 
-  def ours():
+  def ours() -> float:
     began = time.process_time()
     for _ in range(5):
       solve()
     return (time.process_time() - began) / 5
 
-  def rival():
+  def rival() -> float:
     answer = ask('grid', folder, starts=some, **data)
     reached.append(np.mean(np.array(answer['objective']) < best * 1.001))
     return answer['s'] * len(starts)
@@ -258,7 +258,7 @@ def simple(what: str, data: Any, kind: str, folder: str, quick: bool,
   fit.draws(count, 1)
   seeds = iter(range(2, 1000))
 
-  def ours():
+  def ours() -> float:
     began = time.process_time()
     fit.draws(count, next(seeds))
     return (time.process_time() - began) / count

@@ -8,6 +8,8 @@ this left on disk, as every later command finds them. AUDIORANK_TASKS names a
 folder of HEAR task folders; otherwise a task of the embedded world is taken.
 """
 
+from collections.abc import Iterator
+from collections.abc import Sequence
 import importlib.util
 import os
 import pathlib
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 from launch.benches import timing
 
@@ -36,9 +39,18 @@ print(parity.load(pathlib.Path(sys.argv[1]))[2])
 '''
 
 
-def ran(command, cwd, **more):
-  """Returns (seconds, standard output) of a command that must succeed, with
-  more variables in its environment."""
+def run(command: Sequence[Any], cwd: pathlib.Path,
+        **more: str) -> tuple[float, str]:
+  """Runs a Python command; returns (seconds, standard output).
+
+  Args:
+    command: arguments of Python.
+    cwd: its current folder.
+    more: further environment variables.
+
+  Raises:
+    ValueError: it failed.
+  """
   path = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
   env = {**os.environ, **more, 'JAX_PLATFORMS': 'cpu',
          'PYTHONPATH': os.pathsep.join(path)}
@@ -50,7 +62,7 @@ def ran(command, cwd, **more):
   return time.monotonic() - began, done.stdout
 
 
-def written_weights(path):
+def write_weights(path: pathlib.Path) -> pathlib.Path:
   """Writes an untrained encoder in the published layout; returns its path."""
   import jax
   from safetensors import numpy as safetensors
@@ -66,12 +78,12 @@ def written_weights(path):
   return path
 
 
-def rows(quick, only):
+def rows(quick: bool, only: str) -> Iterator[timing.Row]:
   """Yields the Rows of this area."""
   from audiorank import synth
-  with tempfile.TemporaryDirectory() as folder:
-    folder = pathlib.Path(folder)
-    root = os.environ.get('AUDIORANK_TASKS')
+  with tempfile.TemporaryDirectory() as temporary:
+    folder = pathlib.Path(temporary)
+    root: Any = os.environ.get('AUDIORANK_TASKS')
     if not root:
       synth.write_tasks(folder, 0, names=['timbre'], progress=False,
                         clips_per_task=timing.sized(
@@ -87,15 +99,16 @@ def rows(quick, only):
       if not importlib.util.find_spec('heareval'):
         yield timing.absent(what, 'heareval')
         continue
-      weights = written_weights(folder / 'weights.safetensors')
-      ran([KIT, 'heareval.embeddings.runner', 'audiorank.hear.api',
+      # The kit embeds the clips, so that both sides score the same embeddings.
+      weights = write_weights(folder / 'weights.safetensors')
+      run([KIT, 'heareval.embeddings.runner', 'audiorank.hear.api',
            '--model', weights, '--tasks-dir', root, '--task', name], folder)
       task = folder / 'embeddings' / 'audiorank.hear.api' / name
-      theirs, _ = ran([KIT, 'heareval.predictions.runner', task,
+      theirs, _ = run([KIT, 'heareval.predictions.runner', task,
                        '--grid-points', points], folder)
-      _, kit_score = ran(['-c', THEIRS, task], folder)
+      _, kit_score = run(['-c', THEIRS, task], folder)
       for how in ('nothing compiled before', 'compiled before'):
-        mine, score = ran(['-c', OURS, task, points], folder,
+        mine, score = run(['-c', OURS, task, points], folder,
                           AUDIORANK_CACHE=str(folder / f'compiled-{name}'))
         yield timing.alone(
             what, mine, 's', 5., f'score {float(score):.3f}, of the kit '

@@ -96,7 +96,7 @@ def ours(case: Case) -> tuple[Callable[[], Any], float]:
     compiling = time.perf_counter() - began
   states = [state]
 
-  def run():
+  def run() -> Any:
     states[0], metrics = step(states[0], wave_BS, h)
     return metrics
 
@@ -139,7 +139,7 @@ def rival(case: Case, how: str = '', device: str = 'cpu'
   half = torch.autocast(device, torch.bfloat16,
                         enabled=case.dtype == 'bfloat16')
 
-  def run():
+  def run() -> Any:
     adam.zero_grad(set_to_none=True)
     with half:
       loss = forward(wave, mask_ratio=config.mask.ratio, return_loss=True)
@@ -149,7 +149,7 @@ def rival(case: Case, how: str = '', device: str = 'cpu'
   return run
 
 
-def fused_attention(self, x, mask=None):
+def fused_attention(self: Any, x: Any, mask: Any = None) -> Any:
   """The published Attention in training, with torch's fused kernel."""
   import torch
   B, N, C = x.shape
