@@ -119,8 +119,8 @@ class _Folds:
               ) -> tuple[float, float, float]:
     """Returns a partial correlation, given known columns."""
     value = float(partial(z_N, self.y_N, known_NP))
-    each_S: Any = partial(z_N, self.y_N, known_NP,
-                     self.times_SG[:, self.group_N] * 1.)
+    each_S: Any = partial(
+        z_N, self.y_N, known_NP, self.times_SG[:, self.group_N] * 1.)
     each_S = each_S[np.isfinite(each_S)]
     if not math.isfinite(value) or len(each_S) < len(self.times_SG) / 2:
       return value, math.nan, math.nan
