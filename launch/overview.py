@@ -1,4 +1,4 @@
-"""What a sweep will cost and how far it is, as text on the terminal."""
+"""The cost and the progress of a sweep, as text on the terminal."""
 
 from collections.abc import Mapping
 import os
@@ -20,17 +20,18 @@ from launch import claims
 if TYPE_CHECKING:
   import pandas as pd
 
-# What training reaches of this machine's rate of large matrix products;
-# measured for en32 to en768 on CPU cores it lies between 10 and 60 %.
+# Training reaches this share of the rate of large matrix products. Measured for
+# en32 to en768 on CPU cores it is between 10 and 60 %.
 EFFICIENCY = .25
-LINES = 15.  # Seconds between lines where standard error is no terminal.
+LINES = 15.  # Seconds between lines if standard error is not a terminal.
 RESULTS = ('rank', 'rank_low', 'rank_high', 'rank_center', 'score',
            'valid_loss')
 
 
 class Meter:
-  """Shows how far a sweep is: a bar on a terminal, a line now and then
-  elsewhere; each failure when it happens.
+  """Shows the progress of a sweep, and each failure when it happens.
+
+  On a terminal it is a bar, otherwise a line now and then.
 
   Args:
     root: the sweep's folder.
@@ -39,7 +40,9 @@ class Meter:
   def __init__(self, root: str | os.PathLike[str]):
     self.root = files.path(root)
     self.began = self.printed = time.monotonic()
-    self.first: float | None = None  # Share that was done at the beginning.
+    # The share of the work that was done before. Without it the estimate of
+    # the time left would be too small after resuming.
+    self.first: float | None = None
     self.failed: set[str] = set()
     self.bar = None
     if sys.stderr.isatty():
@@ -48,7 +51,7 @@ class Meter:
           bar_format='{percentage:3.0f}% {bar} {postfix[0]}', postfix=[''])
 
   def show(self, board: claims.Board) -> None:
-    """Shows the board's state; called after each look at the folders."""
+    """Shows the board's state; called each time after it is updated."""
     at = board.progress()
     if self.first is None:
       self.first = at.share
@@ -133,7 +136,8 @@ def status_row(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def reason(workdir: pathlib.Path) -> str:
-  """Returns why a run has failed; its FAILED may have been written by hand."""
+  """Returns why a run has failed."""
+  # FAILED may have been written by hand, so it can contain anything.
   try:
     return str(files.read_json(workdir / 'FAILED')['error'])
   except (OSError, ValueError, KeyError, TypeError):
@@ -151,7 +155,7 @@ def retry(root: str | os.PathLike[str]) -> list[pathlib.Path]:
 
 
 def machine_rate(seconds: float = .3) -> float:
-  """Returns FLOP/s of large float32 matrix products on one device here."""
+  """Returns the FLOP/s of large float32 matrix products on one device."""
   import jax
   import jax.numpy as jnp
   x = jnp.ones((1024, 1024))
@@ -169,7 +173,7 @@ def plan(configs: Mapping[str, Any], workers: int) -> str:
 
   Args:
     configs: {point: config}.
-    workers: runs at once, which share the machine.
+    workers: number of runs at the same time, which share the machine.
   """
   import jax
   import pandas as pd
@@ -209,10 +213,10 @@ def plan(configs: Mapping[str, Any], workers: int) -> str:
 
 
 def table(runs: 'pd.DataFrame') -> str:
-  """Returns the sweep's table as text; what a failed run lacks is blank."""
+  """Returns the sweep's table as text, with blanks if a run has no result."""
   import pandas as pd
 
-  # Columns that no run has got as far as.
+  # If no run has a result, its column is missing.
   runs = runs.reindex(columns=dict.fromkeys([*runs.columns, *RESULTS]))
 
   def texts(name: str, form: str) -> 'pd.Series':

@@ -2,23 +2,23 @@
 
   python -m launch.sweep --config=configs/quickstart.py --root=runs/quickstart
 
-  python -m launch.sweep plan --config=FILE      what it would cost
+  python -m launch.sweep plan --config=FILE      only estimate the cost
   python -m launch.sweep plan --config=FILE --topology=v5e:16x16   on a TPU
                                                  slice, compiled for it
   python -m launch.sweep write --config=FILE --root=DIR   only its folders, for
                                                  workers started elsewhere
-  python -m launch.sweep status --root=DIR       how far it is
-  python -m launch.sweep retry --root=DIR        failed runs are tried again
+  python -m launch.sweep status --root=DIR       the state of every run
+  python -m launch.sweep retry --root=DIR        let failed runs be tried again
   python -m launch.sweep --engine=ray --address=auto --config=FILE --root=DIR
                                                  on a Ray cluster
 
-Beside the points of the config, the untrained baseline of every architecture
-and seed is measured. Fields are overridden for all points at once:
---config.data.root=CORPUS --config.eval.tasks=TASKS. The same root with other
-fields, points or tasks adds runs and scores to those it has.
+Besides the points of the config, the untrained baseline of every architecture
+and seed is evaluated. Fields can be overridden for all points:
+--config.data.root=CORPUS --config.eval.tasks=TASKS. With other fields, points
+or tasks the same root gets further runs and scores.
 
-A worker runs on every GPU or TPU chip of this machine, or on every core of a
-CPU. The same command on another machine that sees the root helps.
+There is one worker per GPU or TPU chip of this machine, or per core of a CPU.
+To add another machine that can access the root, run the same command there.
 """
 
 from collections.abc import Callable
@@ -57,7 +57,7 @@ _PER_DEVICE = flags.DEFINE_integer(
     'program first, see --pack.', lower_bound=1)
 _ENGINE = flags.DEFINE_enum(
     'engine', 'local', ['local', 'ray'],
-    'Who starts the workers: this process, or a Ray cluster.')
+    'Workers are started by this process or by a Ray cluster.')
 _ADDRESS = flags.DEFINE_string(
     'address', 'local', "Of the Ray cluster: 'auto', host:port, or 'local', "
     'which starts one on this machine.')
@@ -68,37 +68,38 @@ _GPUS = flags.DEFINE_integer('gpus', 0, 'GPUs of a worker, for ray.',
 _SLICE = flags.DEFINE_string(
     'slice', '', 'TPU slice of a run, for ray: such as v4:2x2x2.')
 _SCALE = flags.DEFINE_enum('scale', None, ['paper', 'small', 'smoke'],
-                           'Of an experiment: see configs/scales.py.')
+                           'Scale of an experiment: see configs/scales.py.')
 _TOPOLOGY = flags.DEFINE_string(
     'topology', None, 'TPU slice to plan for, such as v5e:16x16 or v4:4x4x4.')
-_PRICE = flags.DEFINE_float('price', 0., 'Of a chip-hour, for the plan.',
+_PRICE = flags.DEFINE_float('price', 0., 'Price of a chip-hour, for plan.',
                             lower_bound=0.)
 _EFFORT = flags.DEFINE_enum(
-    'effort', 'quick', ['quick', 'full'], "Of the plan's compiler.")
+    'effort', 'quick', ['quick', 'full'], 'Effort of the compiler, for plan.')
 _MESH = flags.DEFINE_enum(
     'mesh', '', ['', 'auto'],
     "The plan's mesh: the config's, or the fastest that fits.")
 _REPORT = flags.DEFINE_boolean('report', True, 'Write report.html at the end.')
 _WORKERS = flags.DEFINE_integer(
-    'workers', None, 'Workers on a CPU: by default one per core, as far as '
-    'memory goes. For ray, all that there is room for.', lower_bound=1)
+    'workers', None, 'Workers on a CPU: by default one per core, if memory '
+    'suffices. For ray, by default as many as the cluster has room for.',
+    lower_bound=1)
 _PACK = flags.DEFINE_integer(
     'pack', 0, 'Runs of one shape that train in one program; 0 takes as many '
-    'as fit on an accelerator and 1 on a CPU, which gains nothing.',
+    'as fit on an accelerator, and 1 on a CPU, where more are not faster.',
     lower_bound=0)
 _ROLES = flags.DEFINE_list(
     'roles', list(claims.ROLES), 'What workers do: train, score or both.')
 
 
 class Place(NamedTuple):
-  """Where workers run, known before anything is written."""
+  """The devices for workers, determined before anything is written."""
   slots: list[machine.Slot]
-  locks: list[IO[str]]  # Of the devices; held while this process lives.
-  text: str  # For people.
+  locks: list[IO[str]]  # Of the devices, until this process ends.
+  text: str  # Description for messages.
 
 
 def plan(module: ModuleType) -> None:
-  """Prints what a grid would cost: here, or on a TPU slice."""
+  """Prints the cost of a grid on this machine or on a TPU slice."""
   configs = grid.points(module, cli.overrides('config'), _SCALE.value)
   if _TOPOLOGY.value is None:
     print(overview.plan(configs, _WORKERS.value or machine.cores()))
@@ -117,7 +118,7 @@ def plan(module: ModuleType) -> None:
 
 
 def place(configs: Mapping[str, Any], environ: Mapping[str, str]) -> Place:
-  """Checks configs and returns the slots of this machine, devices locked.
+  """Checks configs and locks the devices; returns the slots of this machine.
 
   Raises:
     ValueError: flags that this machine cannot meet; a config that no slot
@@ -141,7 +142,7 @@ def place(configs: Mapping[str, Any], environ: Mapping[str, str]) -> Place:
 
 def engine(configs: Mapping[str, Any], environ: Mapping[str, str]
            ) -> tuple[Callable[..., list[str]], str]:
-  """Returns who has workers do the runs, ready and checked, and its name.
+  """Returns a function that starts the workers, and its name for messages.
 
   The function takes (board, arguments of a worker, roles, show) and returns
   the runs that no worker could do.
@@ -153,7 +154,7 @@ def engine(configs: Mapping[str, Any], environ: Mapping[str, str]
     return run, here.text
   from launch.engines import ray_cluster
   needs = ray_cluster.needs(_CORES.value, _GPUS.value, _SLICE.value)
-  # Ray forks, which it must not once jax has its threads.
+  # Before jax is used: Ray forks, which can deadlock once jax has threads.
   ray_cluster.connect(_ADDRESS.value)
   grid.check(configs, None)
   return functools.partial(ray_cluster.run, needs=needs,
@@ -162,16 +163,18 @@ def engine(configs: Mapping[str, Any], environ: Mapping[str, str]
 
 def write(root: pathlib.Path, module: ModuleType, configs: dict[str, Any],
           where: str) -> list[str]:
-  """Writes the folders of a sweep's runs and says how many are new.
+  """Writes the folders of a sweep's runs, and prints how many are new.
+
+  Runs that exist are not changed, except that failed ones are tried again.
 
   Args:
-    root: the sweep's folder; runs that it has keep what they have.
+    root: the sweep's folder.
     module: the config file, imported.
     configs: {point: config}.
-    where: who will do them, for people.
+    where: description of the workers, for the message.
 
   Returns:
-    the names of the runs, of which those that failed are new again.
+    the names of the runs.
   """
   from audiorank import records
   from launch import synthetic
@@ -203,7 +206,7 @@ def write(root: pathlib.Path, module: ModuleType, configs: dict[str, Any],
 
 
 def title(module: ModuleType, root: pathlib.Path) -> str:
-  """Returns what a sweep is called in its report."""
+  """Returns the title of a sweep in its report."""
   text = (module.__doc__ or root.name).strip().splitlines()[0]
   corpus = cli.overrides('config').get('data.root')
   if corpus:
@@ -212,7 +215,7 @@ def title(module: ModuleType, root: pathlib.Path) -> str:
 
 
 def run(module: ModuleType, environ: Mapping[str, str]) -> None:
-  """Has every run of a sweep done, and reports."""
+  """Runs a sweep and writes its report."""
   began = time.monotonic()
   claims.check_roles(_ROLES.value)
   root = files.path(_ROOT.value, '--root')
@@ -244,10 +247,16 @@ def run(module: ModuleType, environ: Mapping[str, str]) -> None:
 
 def finish(root: pathlib.Path, board: claims.Board, unfinished: list[str],
            began: float) -> None:
-  """Prints the table of a sweep's runs, writes its report, names failures.
+  """Prints the table of a sweep's runs and its failures; writes its report.
+
+  Args:
+    root: the sweep's folder.
+    board: its runs.
+    unfinished: runs that no worker could do.
+    began: time.monotonic() at the beginning.
 
   Raises:
-    SystemExit: 1, where a run has failed or nobody could do it.
+    SystemExit: 1 if a run has failed or is unfinished.
   """
   from audiorank import progress
   from audiorank import records
@@ -274,15 +283,18 @@ def finish(root: pathlib.Path, board: claims.Board, unfinished: list[str],
 
 
 def leave_devices() -> None:
-  """Has this process, and what it starts, compute on the CPU: the devices of
-  this machine are the workers'. See launch/devices.py."""
+  """Makes this process compute on the CPU; the workers need the devices.
+
+  See launch/devices.py.
+  """
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  # Read from the environment when jax was imported.
+  # If jax has been imported, it has read the environment already.
   import jax
   jax.config.update('jax_platforms', 'cpu')
 
 
 def main(argv: list[str]) -> None:
+  """Runs the command."""
   words = argv[1:] or ['run']
   if len(words) > 1 or words[0] not in WORDS:
     raise ValueError(f'{" ".join(words)!r}: expected nothing or one of '

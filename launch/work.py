@@ -1,7 +1,7 @@
-"""What is done with a claimed run: train, score, mark as DONE or FAILED.
+"""Works on claimed runs: trains, scores, and marks them as DONE or FAILED.
 
-launch.worker does it for the runs of a sweep, launch.train for one run, alone
-or on several hosts.
+launch.worker uses this for the runs of a sweep, launch.train for one run, on
+one or several hosts.
 """
 
 from collections.abc import Callable
@@ -32,28 +32,29 @@ from launch import cli
 from launch import grid
 
 _CORPUS = flags.DEFINE_string(
-    'corpus', '', "Where the runs' corpus is now, if it has moved.")
+    'corpus', '', "The new place of the runs' corpus, if it has moved.")
 _TASKS = flags.DEFINE_string(
-    'tasks', '', "Where the runs' tasks are now, if they have moved.")
+    'tasks', '', "The new place of the runs' tasks, if they have moved.")
 
-# Runs of a program to begin with on each accelerator, where its memory does
-# not say how many fit.
+# Runs per program and accelerator to begin with, if the size of its memory is
+# not known.
 PACKED = 16
-MOST_PACKED = 64  # More than this no chip was seen to gain from.
-DEVICE_FAILED = 134  # Exit code; as of a process that aborts.
-# What jax's runtime says of a device or a peer that fails.
+MOST_PACKED = 64  # No chip was faster with more.
+DEVICE_FAILED = 134  # Exit code, that of a process that aborts.
+# Beginnings of the errors of jax's runtime if a device or a peer fails.
 OF_DEVICE = ('INTERNAL', 'UNAVAILABLE', 'ABORTED', 'DATA_LOSS', 'UNKNOWN',
              'DEADLINE_EXCEEDED')
-PATIENCE = 3.  # Seconds to leave by itself, where nothing can be lost.
+PATIENCE = 3.  # Seconds before an idle process is ended.
 
 
 class Report(progress.Status):
-  """Tells the locks of the runs that are worked on what is being done.
+  """Writes the progress of runs to their locks.
 
   Attributes:
-    locks: of the runs that are worked on now.
-    claimed: of all runs that this process has.
-    asked: whether it was asked to leave; of several processes none is alone.
+    locks: of the runs that are in progress.
+    claimed: locks of all runs that this process has.
+    asked: whether the process was asked to stop. Processes that train one run
+      together cannot be asked one by one.
   """
 
   def __init__(self) -> None:
@@ -68,12 +69,12 @@ class Report(progress.Status):
 
 
 class Status(Report):
-  """What this process is at, and whether it was asked to leave.
+  """A Report that also handles SIGTERM and SIGINT.
 
-  SIGTERM and SIGINT are noted in `asked`. Loops that poll it save and leave;
-  but a compilation, or the scoring of a task, may take minutes in which nobody
-  polls. A thread then ends the process if nothing would be lost: if the last
-  call was `idle` and not `busy`.
+  A signal sets `asked`, and loops that check it save and stop. But a
+  compilation, or the scoring of a task, can take minutes without a check. Then
+  a thread ends the process if nothing would be lost: if the last call was
+  `idle` and not `busy`.
   """
 
   def __init__(self) -> None:
@@ -83,8 +84,8 @@ class Status(Report):
     os.set_blocking(write, False)
     for number in (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, lambda *_: None)
-    # The kernel's signal is written here at once; a Python handler would
-    # wait for the compiler to return.
+    # Python's signal handlers run only between bytecodes, so they would wait
+    # until the compiler returns. This file descriptor is written at once.
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=self._watch, args=(read,), daemon=True).start()
 
@@ -95,7 +96,7 @@ class Status(Report):
     self._idle = True
 
   def _watch(self, pipe: int) -> None:
-    """Waits for a signal, then until the process has left or is idle."""
+    """Waits for a signal, and then until the process has ended or is idle."""
     while os.read(pipe, 1)[0] not in (signal.SIGTERM, signal.SIGINT):
       pass
     self.asked = True
@@ -103,7 +104,8 @@ class Status(Report):
     while not self._idle:
       time.sleep(.1)
     for lock in self.claimed:
-      lock.release()  # Nobody died on these runs.
+      # Otherwise the end of this process would count as a failure of the run.
+      lock.release()
     print('stopped where nothing had to be saved', file=sys.stderr, flush=True)
     os._exit(cli.AGAIN)
 
@@ -118,24 +120,24 @@ def die_with_parent() -> None:
 
 
 def places() -> dict[str, str]:
-  """Returns {field: folder} of what --corpus and --tasks say has moved."""
+  """Returns {field: folder} of --corpus and --tasks."""
   return {'data.root': _CORPUS.value, 'eval.tasks': _TASKS.value}
 
 
 def train(runs: Sequence[claims.Claim], stop: Callable[[int], bool],
           status: Report) -> list[claims.Claim]:
-  """Trains claimed runs, several in one program; returns those that did.
+  """Trains claimed runs in one program; returns those that did not diverge.
 
   A run that diverges is marked as FAILED and released.
 
   Args:
     runs: of one group.
-    stop: asked with every step's number; True saves and leaves.
+    stop: called with the number of every step; True saves and stops.
     status: of this process.
 
   Raises:
     train.Preempted: stop() was True.
-    ValueError, OSError, RuntimeError: what `train.fit` raises.
+    ValueError, OSError, RuntimeError: as `train.fit`.
   """
   from audiorank import train as training
   began = time.time()
@@ -166,7 +168,16 @@ def fail_diverged(runs: Sequence[claims.Claim],
 
 def score(run: claims.Claim, asked: Callable[[], bool],
           status: Report) -> bool:
-  """Scores a trained run and marks it as DONE; False where asked to leave."""
+  """Scores a trained run and marks it as DONE.
+
+  Args:
+    run: to score.
+    asked: returns whether to stop.
+    status: of this process.
+
+  Returns:
+    False if it was asked to stop.
+  """
   from audiorank import evaluate
   began = time.time()
   status.locks = [run.lock]
@@ -178,7 +189,13 @@ def score(run: claims.Claim, asked: Callable[[], bool],
 
 
 def mark(run: claims.Claim, name: str, began: float) -> None:
-  """Writes TRAINED or DONE: which run, by what, in how many seconds."""
+  """Writes TRAINED or DONE, with run, device and seconds.
+
+  Args:
+    run: the run.
+    name: of the file.
+    began: time.time() at the beginning of the work.
+  """
   import jax
   files.write_json(run.workdir / name, {
       'run_id': records.run_id(run.config), 'seconds': time.time() - began,
@@ -186,13 +203,13 @@ def mark(run: claims.Claim, name: str, began: float) -> None:
 
 
 class Worker:
-  """One process's way through the runs of a sweep.
+  """A process that works on the runs of a sweep, one claim after the other.
 
   Args:
     board: the runs of the sweep.
     roles: 'train', 'score' or both.
-    pack: runs of a program; 0 decides by the device.
-    workers: that share what is left.
+    pack: runs per program; 0 decides by the device.
+    workers: number of workers that share the remaining runs.
     status: of this process.
   """
 
@@ -202,8 +219,10 @@ class Worker:
     self.roles, self.pack, self.workers = roles, pack, workers
     self.status = status
     self.last: claims.Entry | None = None
-    self.limits: dict[str, int] = {}  # Runs of a group that fit together.
-    self.alone: set[str] = set()  # Groups whose error may be one run's.
+    # Group -> runs that fit in one program, after it ran out of memory.
+    self.limits: dict[str, int] = {}
+    # Groups that are trained one by one, to find the run with an error.
+    self.alone: set[str] = set()
     self.tried: set[str] = set()  # Runs that failed here.
 
   def run(self) -> int:
@@ -234,16 +253,17 @@ class Worker:
     return cli.AGAIN
 
   def size(self, config: Any) -> int:
-    """Returns how many runs of a config's shape may share a program here."""
+    """Returns how many runs of a config's group may share a program."""
     group = claims.entry(config).group
     if group in self.alone:
       return 1
+    # Not more than this worker's share, so that the others have work as well.
     part = -(-len(self.board.left(('train',))) // self.workers)
     most = min(self.pack or packed(config), part)
     return min(most, self.limits.get(group, most))
 
   def do(self, runs: list[claims.Claim]) -> bool:
-    """Trains and scores claimed runs; False where asked to leave."""
+    """Trains and scores claimed runs; returns False if asked to stop."""
     stop = lambda step: self.status.asked
     if self.board.states[runs[0].workdir.name] != 'trained':
       if len(runs) == 1:
@@ -256,7 +276,7 @@ class Worker:
     return all(self.score(run) for run in runs)
 
   def score(self, run: claims.Claim) -> bool:
-    """Scores a trained run; an error of it is no error of those beside it."""
+    """Scores a trained run. An error fails only this run, not its group."""
     print(f'scoring {run.workdir.name}', flush=True)
     try:
       return score(run, lambda: self.status.asked, self.status)
@@ -265,9 +285,11 @@ class Worker:
       return True
 
   def recover(self, runs: list[claims.Claim], error: Exception) -> None:
-    """Goes on after an error: runs are tried again alone, or have failed.
+    """Handles an error in training.
 
-    Where the device or its runtime is to blame, the process ends.
+    Runs that ran out of memory are claimed again in smaller groups, and other
+    groups one by one. A single run has failed. An error of the device or its
+    runtime ends the process.
     """
     from audiorank import feed
     group = runs[0].entry.group
@@ -305,8 +327,11 @@ class Worker:
 
 
 def on_devices(run: claims.Claim) -> claims.Claim:
-  """Returns a run whose mesh takes as many of this process's devices as its
-  batches can be divided over, where `mesh.data` leaves that open."""
+  """Returns a run with a mesh for the devices of this process.
+
+  If `mesh.data` is -1, it becomes the largest number over which the batches can
+  be divided.
+  """
   import jax
   config = run.config
   if config.mesh.data != -1:
@@ -321,11 +346,11 @@ def on_devices(run: claims.Claim) -> claims.Claim:
 
 
 def packed(config: Any) -> int:
-  """Returns how many runs of a config may begin in one program here.
+  """Returns how many runs of a config to begin with in one program.
 
-  None beside it on a CPU, whose cores are busy with one. On accelerators as
-  many as fit by an estimate of their memory beside a corpus; `Worker.recover`
-  halves it where that was too many.
+  On a CPU it is one, which keeps the cores busy. On accelerators it is the
+  number that fits, by an estimate of memory with a corpus. If that is too many,
+  `Worker.recover` halves it.
   """
   import jax
 
@@ -342,30 +367,29 @@ def packed(config: Any) -> int:
 
 
 def out_of_memory(error: BaseException) -> bool:
-  """Returns whether an error is of a device or host without memory left."""
+  """Returns whether an error means that device or host have no memory left."""
   return isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)
 
 
 def is_of_device(error: BaseException) -> bool:
-  """Returns whether an error is of the device or jax's runtime, and not of
-  the program that it was given."""
+  """Returns whether an error comes from the device or jax's runtime."""
   import jax
   return (isinstance(error, jax.errors.JaxRuntimeError)
           and str(error).startswith(OF_DEVICE))
 
 
 def die(error: BaseException) -> NoReturn:
-  """Ends a process whose device has failed; it is to be started again.
-
-  Its locks are not released: that it died on its runs is counted.
-  """
+  """Ends a process whose device has failed. The launcher starts another one."""
+  # Without releasing its locks: runs on which processes die are counted, and
+  # fail after some of them.
   traceback.print_exception(error)
   sys.stderr.flush()
   os._exit(DEVICE_FAILED)
 
 
 def free_memory(error: BaseException) -> None:
-  """Lets go of what a failed program holds: frames, programs, buffers."""
+  """Frees the memory of a failed program."""
+  # The traceback refers to the frames, and these to arrays on the device.
   import jax
   traceback.clear_frames(error.__traceback__)
   error.__traceback__ = None
@@ -374,7 +398,7 @@ def free_memory(error: BaseException) -> None:
 
 
 def open_device() -> None:
-  """Opens the device, before any run is claimed that would fail for it.
+  """Opens the device. Called before a run is claimed, which would fail.
 
   Raises:
     OSError: it cannot be opened.
