@@ -1,8 +1,8 @@
-"""Which runs of a sweep are left, and taking some: what a worker does next.
+"""Finds the remaining runs of a sweep, and claims those to work on next.
 
-A run's folder is the truth: LEASE is locked by the process that works on it,
-TRAINED, DONE and FAILED are written when it gets there. sweep.json has what a
-worker must know of every run before it reads its config.
+The state of a run is in its folder: LEASE is locked by the process that works
+on it, and TRAINED, DONE and FAILED are written when it gets there. sweep.json
+contains what a worker needs of every run to choose without reading its config.
 """
 
 from collections.abc import Callable
@@ -24,16 +24,16 @@ from audiorank.records import lock as lock_lib
 from launch import cli
 
 ROLES = ('train', 'score')
-WAIT = 5.  # Seconds between looks at leases that may end.
-DEATHS = 5  # Deaths without progress after which a run is given up.
-EVALUATION = .1  # Share of a run's work that follows its last step.
-# FLOPs that the front end takes a second of audio: most of the work of the
-# smallest models, nothing beside that of large ones.
+WAIT = 5.  # Seconds between checks of leases that may end.
+DEATHS = 5  # A run fails after so many deaths of workers without progress.
+EVALUATION = .1  # Share of a run's work after its last step.
+# FLOPs of the front end per second of audio. It is most of the work of the
+# smallest models, and negligible for large ones.
 FRONT_END = 2e7
 
 
 class Entry(NamedTuple):
-  """What is known of a run before its config is read.
+  """The entry of a run in sweep.json.
 
   work: FLOPs; only ratios matter.
   steps: of its training; 0 for an untrained baseline.
@@ -49,7 +49,7 @@ class Entry(NamedTuple):
 
 
 class Claim(NamedTuple):
-  """A run that this process holds."""
+  """A run that this process has locked."""
   workdir: pathlib.Path
   config: Any
   lock: lock_lib.Lock
@@ -57,7 +57,7 @@ class Claim(NamedTuple):
 
 
 class Progress(NamedTuple):
-  """How far a sweep is."""
+  """The progress of a sweep."""
   runs: int
   done: int
   failed: int
@@ -67,7 +67,7 @@ class Progress(NamedTuple):
 
 
 def check_roles(roles: Collection[str]) -> None:
-  """Raises ValueError for a role that is none."""
+  """Raises ValueError unless all roles are of ROLES."""
   for role in roles:
     if role not in ROLES:
       raise ValueError(f'--roles={",".join(roles)}: no role {role!r}: expected '
@@ -91,10 +91,7 @@ def entry(config: Any) -> Entry:
 
 
 class Board:
-  """The runs of a root and their states, as far as they can have changed.
-
-  The first look at a root of 10,000 runs costs some 45 ms of CPU, a later one
-  15: one system call a run that nobody has had, none for one that is done.
+  """The runs of a sweep and their states, updated by `look`.
 
   Attributes:
     entries: {run_id: Entry}.
@@ -104,11 +101,11 @@ class Board:
 
   def __init__(self, root: str | os.PathLike[str],
                only: Collection[str] | None = None):
-    """Looks for the first time.
+    """Reads the states for the first time.
 
     Args:
       root: the sweep's folder.
-      only: the runs to know of; None for all.
+      only: the runs to consider; None for all.
 
     Raises:
       FileNotFoundError: there is no sweep.
@@ -118,16 +115,19 @@ class Board:
     self.entries: dict[str, Entry] = {}
     self.states: dict[str, str] = {}
     self.holders: set[int] = set()
-    self._untouched: set[str] = set()  # Runs that nobody has had.
-    self._steps: dict[str, int] = {}  # Of runs that somebody works on.
-    self._written: int | None = None  # When sweep.json was.
+    self._untouched: set[str] = set()  # Runs that were never locked.
+    self._steps: dict[str, int] = {}  # Of runs in progress.
+    self._written: int | None = None  # Modification time of sweep.json.
     self.look()
     if not self.entries:
       raise FileNotFoundError(f'{self.root}: no runs: expected the --root of a '
                               'sweep')
 
   def look(self) -> None:
-    """Reads what has changed since the last look."""
+    """Updates the states."""
+    # A sweep can have 10,000 runs and is read every few seconds: for most runs
+    # one system call is enough, for those that are done none. The first call
+    # takes some 45 ms of CPU, later ones 15.
     self._read_index()
     state_of = self._state
     if files.is_on_bucket(self.root):
@@ -159,11 +159,16 @@ class Board:
     if written != self._written:
       self._written = written
       runs = files.read_json(path)['runs']
-      # Older versions wrote the names alone.
-      self._add(runs if isinstance(runs, dict) else dict.fromkeys(runs))
+      if not isinstance(runs, dict):  # Older versions wrote only names.
+        runs = dict.fromkeys(runs)
+      self._add(runs)
 
   def _add(self, runs: Mapping[str, dict[str, Any] | None]) -> None:
-    """Adds the runs that are not known yet; None: its config says the rest."""
+    """Adds new runs.
+
+    Args:
+      runs: {run_id: its entry, or None to compute that from its config}.
+    """
     for run_id, about in runs.items():
       if run_id in self.entries or not (
           self.only is None or run_id in self.only):
@@ -176,10 +181,10 @@ class Board:
       self.states[run_id] = 'new'
 
   def _state(self, run_id: str) -> str:
-    """Returns records.state with as few system calls as will do."""
+    """Returns records.state with as few system calls as possible."""
     folder = f'{self.root}/{run_id}/'
     if run_id in self._untouched:
-      # Whoever works on a run locks it first.
+      # A process that works on a run locks it first.
       if not os.access(folder + 'LEASE', os.F_OK):
         return 'new'
       self._untouched.discard(run_id)
@@ -194,8 +199,8 @@ class Board:
     return records.state(folder)
 
   def _states_on_bucket(self) -> dict[str, str]:
-    """Returns {run_id: state} of the runs that somebody has had, of one
-    listing."""
+    """Returns {run_id: state} of the runs that were ever locked."""
+    # From listings, because asking for each run takes long on a bucket.
     out: dict[str, str] = {}
     # The last of these that a run has is its state.
     for name, state in (('LEASE', 'started'), ('TRAINED', 'trained'),
@@ -205,7 +210,7 @@ class Board:
     return out
 
   def progress(self) -> Progress:
-    """Returns how far the sweep was at the last look."""
+    """Returns the progress of the sweep at the last `look`."""
     states = list(self.states.values())
     steps_done, work_done = 0, 0.
     for run_id, state in self.states.items():
@@ -224,7 +229,7 @@ class Board:
         work_done / max(work, 1.))
 
   def left(self, roles: Collection[str]) -> list[str]:
-    """Returns the runs that are left to do for workers of some roles."""
+    """Returns the runs that remain for workers with some roles."""
     wanted = set()
     if 'train' in roles:
       wanted |= {'new', 'started'}
@@ -234,8 +239,13 @@ class Board:
 
 
 def await_leases(board: Board, roles: Collection[str]) -> bool:
-  """Waits where it is not known yet whether the holder of a run that is left
-  still lives, as on a bucket for a while; returns whether that was so."""
+  """Waits if it is not known whether a remaining run still has a worker.
+
+  On a bucket this takes a while, because a lease ends only by its time.
+
+  Returns:
+    whether it has waited.
+  """
   if not files.is_on_bucket(board.root) or not any(files.mapped(
       lock_lib.undecided, map(board.folder, board.left(roles)), board.root)):
     return False
@@ -247,21 +257,21 @@ def claim(board: Board, roles: Collection[str], last: Entry | None = None,
           size: Callable[[Any], int] = lambda config: 1,
           skip: Collection[str] = (), worker: str = '',
           places: Mapping[str, str] | None = None) -> list[Claim]:
-  """Takes the run whose turn it is, and those to train in one program with it.
+  """Claims the next run, and others to train in one program with it.
 
   Args:
-    board: the sweep's.
+    board: of the sweep.
     roles: 'train', 'score' or both.
-    last: what this worker did last; its programs are compiled, so runs that
+    last: the last run of this worker. Its programs are compiled, so runs that
       share them come first.
-    size: config -> how many runs may share a program here.
-    skip: runs not to be taken.
-    worker: its name: workers begin at different runs of a shape.
+    size: config -> how many runs may share a program.
+    skip: runs that must not be claimed.
+    worker: its name; workers begin with different runs of a group.
     places: {field: folder} of a corpus or tasks that have moved.
 
   Returns:
-    Claims, whose locks the caller releases; none where nothing is left, or
-    what is left is held by others.
+    Claims, whose locks the caller has to release. None if no run is left, or if
+    others have locked all of them.
   """
   board.look()
   ids = [run_id for run_id in board.left(roles) if run_id not in skip]
@@ -270,7 +280,8 @@ def claim(board: Board, roles: Collection[str], last: Entry | None = None,
     if first is None:
       continue
     most = 1
-    # An untrained network takes no step: there is nothing to share.
+    # Untrained networks have no training step to share. A run on which workers
+    # died twice may be the cause, so it is alone.
     if (board.states[run_id] != 'trained' and first.entry.steps
         and first.lock.deaths < 2):
       most = size(first.config)
@@ -291,16 +302,16 @@ def _joins(board: Board, run_id: str, first: Entry) -> bool:
   if (board.states[run_id] == 'trained'
       or board.entries[run_id].group != first.group):
     return False
-  # Its workers died more than once: it may be the cause, and goes on alone.
+  # A run on which a worker died may be the cause, so it is alone.
   return not lock_lib.read(board.folder(run_id)).get('deaths')
 
 
 def in_order(board: Board, ids: list[str], last: Entry | None,
              worker: str) -> list[str]:
-  """Returns runs in the order in which a worker tries to take them.
+  """Returns runs in the order in which a worker tries to claim them.
 
-  First those whose programs it has compiled, then those of programs that
-  nobody works on, the largest first.
+  First those whose programs it has compiled, then those whose programs no
+  worker has, largest first.
   """
   busy = {board.entries[run_id].program
           for run_id, state in board.states.items() if state == 'started'}
@@ -321,7 +332,7 @@ def in_order(board: Board, ids: list[str], last: Entry | None,
 
 def _take(board: Board, run_id: str, roles: Collection[str],
           places: Mapping[str, str] | None) -> Claim | None:
-  """Returns the Claim of a run, or None where it cannot be had."""
+  """Returns the Claim of a run, or None if it is locked, done or failed."""
   workdir = board.folder(run_id)
   try:
     lock = lock_lib.Lock(workdir)
@@ -345,9 +356,9 @@ def _take(board: Board, run_id: str, roles: Collection[str],
 
 
 def at_one_step(claims: list[Claim]) -> list[Claim]:
-  """Returns the runs that can go on together; the others are released.
+  """Returns the runs that can continue in one program; releases the others.
 
-  They need a save of one step: the newest, or the one before it where a
+  They need a save of the same step. It is the newest, or the one before if a
   process died between the saves of two runs.
   """
   saves = {c.workdir: checkpoint.steps(c.workdir / 'checkpoints')[-2:] or [-1]
@@ -362,7 +373,7 @@ def at_one_step(claims: list[Claim]) -> list[Claim]:
 
 def fail(workdir: pathlib.Path, error: Exception,
          about: dict[str, Any] | None = None) -> None:
-  """Marks a run as failed, where the disk has room for that."""
+  """Marks a run as failed, unless the disk is full."""
   text = str(error).strip() or repr(error)
   if not (workdir / 'config.json').is_file():
     return  # The folder was moved or deleted; it is not created again.
@@ -371,10 +382,13 @@ def fail(workdir: pathlib.Path, error: Exception,
 
 
 def reopen(root: pathlib.Path, run_ids: Collection[str]) -> tuple[int, int]:
-  """Lets runs that failed be tried again; returns how many, and how many not.
+  """Lets failed runs be tried again, except those that diverged.
 
-  A run whose loss diverged would diverge again at the same step: only
-  `launch.sweep retry` has it tried.
+  A run whose loss diverged would diverge again at the same step; only
+  `launch.sweep retry` lets it be tried again.
+
+  Returns:
+    how many are tried again, and how many are not.
   """
   again, diverged = 0, 0
   for run_id in run_ids:

@@ -1,6 +1,6 @@
-"""The points of a config file -> the runs of a sweep, checked and measured.
+"""Turns the points of a config file into the runs of a sweep, and checks them.
 
-No device is opened here: the launcher must leave them to its workers.
+No device is opened here, because the workers need them.
 """
 
 from collections.abc import Callable
@@ -27,31 +27,39 @@ from launch import devices as machine
 # Bytes of a parameter while it is trained: itself, its gradient and Adam's
 # two moments, in float32.
 STATE_BYTES = 16
-# Values of a block's width that the backward pass keeps of a token, by
-# model.remat: fitted to what libtpu needs for en128-12 and en768-12 with
-# decoder 512-8 at 16 clips of 10 s: in bfloat16 40 MB a clip with dots, 104 and
-# 171 with none.
+# Values per token and width of a block that the backward pass keeps, by
+# model.remat. Fitted to the memory that libtpu needs for en128-12 and en768-12
+# with decoder 512-8 at 16 clips of 10 s in bfloat16: 40 MB per clip with dots,
+# 104 and 171 with none.
 KEPT_WIDTH = {'none': 42, 'dots': 13, 'full': 3}
-# Floats of the front end a frame of 10 ms: spectrum, power, mel bands.
+# Floats of the front end per frame of 10 ms: spectrum, power, mel bands.
 KEPT_FRAME = 1500
-# What a worker process holds whatever it trains: Python, jax, its libraries
-# and compiled programs.
+# Memory of a worker process besides its run: Python, jax, libraries and
+# compiled programs.
 PROCESS_BYTES = .8e9
 
 
 def points(module: ModuleType, changes: Mapping[str, Any],
            scale: str | None = None) -> dict[str, Any]:
-  """Returns {point: config} of a config file, overrides applied.
+  """Returns {point: config} of a config file.
+
+  Args:
+    module: the file, imported.
+    changes: {field: value} for all points.
+    scale: of the points, if the file has scales.
 
   Raises:
-    ValueError: a scale for a file that has none, or not that one; no points;
-      a value that cannot be part of a run's name, such as a function.
+    ValueError: a scale that the file does not have; no points; a value that
+      cannot be part of a run's name, such as a function.
   """
   out: dict[str, Any] = {}
   if scale and not inspect.signature(module.points).parameters:
     raise ValueError(f'--scale={scale}: {module.__file__} has one scale')
   with cli.of_file():
-    names = module.points(scale) if scale else module.points()
+    if scale:
+      names = module.points(scale)
+    else:
+      names = module.points()
     for point in names:
       out[point] = module.get_config(point)
   if not out:
@@ -65,11 +73,11 @@ def points(module: ModuleType, changes: Mapping[str, Any],
 
 def resolve(configs: dict[str, Any],
             dataset: Callable[[Any], tuple[str, str]]) -> None:
-  """Binds configs to their corpus and tasks, in place.
+  """Adds paths and checksums of corpus and tasks to configs, in place.
 
   Args:
     configs: {point: config}.
-    dataset: called with the first config where it names no corpus; writes the
+    dataset: called with the first config if that has no corpus; writes the
       synthetic dataset and returns its (corpus, tasks).
   """
   from audiorank import data
@@ -79,6 +87,7 @@ def resolve(configs: dict[str, Any],
     for config in configs.values():
       config.data.root = corpus
       config.eval.tasks = config.eval.tasks or folder
+  # Each corpus and set of tasks is read once, not once per point.
   checksums: dict[tuple[str, str], str] = {}
   described: dict[tuple[str, str], str] = {}
   for config in configs.values():
@@ -97,9 +106,9 @@ def resolve(configs: dict[str, Any],
 
 
 def runs(configs: dict[str, Any]) -> dict[str, tuple[Any, claims.Entry]]:
-  """Returns {run_id: (config, entry)}, the largest first.
+  """Returns {run_id: (config, entry)}, largest first.
 
-  The untrained baselines of the configs are among them; many share one.
+  The untrained baselines of the configs are included; many share the same.
   """
   out = {}
   for config in [*configs.values(),
@@ -111,11 +120,11 @@ def runs(configs: dict[str, Any]) -> dict[str, tuple[Any, claims.Entry]]:
 def open_run(workdir: pathlib.Path, config: Any) -> None:
   """Writes or checks a run's folder; see records.open_run.
 
-  A run that somebody works on, perhaps another machine on another mesh, keeps
-  its settings, unless it is to be scored differently.
+  A run in progress, perhaps on another machine with another mesh, keeps its
+  settings.
 
   Raises:
-    LockHeld: it is to be scored differently.
+    LockHeld: it is in progress, but must be scored with other settings.
   """
   try:
     records.open_run(workdir, config)
@@ -128,10 +137,15 @@ def open_run(workdir: pathlib.Path, config: Any) -> None:
 
 def write_index(root: pathlib.Path, title: str, experiment: str,
                 runs: Mapping[str, tuple[Any, claims.Entry]]) -> list[str]:
-  """Adds runs to <root>/sweep.json; returns the names of all it has.
+  """Adds runs to <root>/sweep.json; returns the names of all its runs.
 
-  Two commands that add to one root at the same time both find their runs in
-  it afterwards.
+  Several commands may add to the same root at the same time.
+
+  Args:
+    root: of the sweep.
+    title: of the sweep.
+    experiment: name of the experiment of the runs.
+    runs: {run_id: (config, entry)}.
   """
   def added(before: dict[str, Any] | None) -> dict[str, Any]:
     before = before or {}
@@ -151,18 +165,17 @@ def write_index(root: pathlib.Path, title: str, experiment: str,
 
 def check(configs: Mapping[str, Any],
           devices: machine.Devices | None) -> int:
-  """Checks what needs no corpus; returns how many devices a slot must have.
+  """Checks all that needs no corpus; returns the devices that a slot needs.
 
-  A run that one device cannot hold gets several, in `mesh.fsdp`, which is no
-  part of its identity.
+  A run that does not fit on one device gets several, in `mesh.fsdp`, which is
+  not part of its identity.
 
   Args:
     configs: {point: config}.
-    devices: of this machine; None where the runs are done elsewhere.
+    devices: of this machine; None if the runs are done elsewhere.
 
   Raises:
-    ValueError, FileNotFoundError: a point that could never run; tasks that
-      are not there.
+    ValueError, FileNotFoundError: a point that cannot run; missing tasks.
   """
   size = max(devices_needed(config, devices) for config in configs.values())
   tasks = set()
@@ -179,14 +192,12 @@ def check(configs: Mapping[str, Any],
 
 
 def check_corpus(configs: Iterable[Any]) -> None:
-  """Raises for a corpus that lacks what a config asks of it.
-
-  What many runs share is looked at once. See validate.corpus.
-  """
+  """Raises an error if a corpus does not fit a config; see validate.corpus."""
+  # Configs that differ in other fields are checked once.
   checked = set()
   for config in configs:
     tree = config_lib.plain(config)
-    # An untrained network has no hours to be found.
+    # An untrained network does not need the hours of training.
     parts = files.digest([tree['data'], tree['monitor'],
                           config.train.steps == 0])
     if parts not in checked:
@@ -195,18 +206,23 @@ def check_corpus(configs: Iterable[Any]) -> None:
 
 
 def devices_needed(config: Any, devices: machine.Devices | None) -> int:
-  """Returns the devices that a run takes; sets mesh.fsdp where one is not
-  enough for its parameters and the config leaves the mesh open.
+  """Returns the number of devices of a run.
+
+  Sets mesh.fsdp if one device is too small and the config has mesh.data=-1.
+
+  Args:
+    config: of the run.
+    devices: of this machine, or None.
 
   Raises:
-    ValueError: more than there are, or those do not hold it.
+    ValueError: there are not enough devices, or the run does not fit on them.
   """
   data, fsdp = config.mesh.data, config.mesh.fsdp
   if devices is None:
     return max(data, 1) * max(fsdp, 1)
   there = len(devices.ids)
   if devices.kind == 'cpu':
-    # Of a machine without accelerators, the devices that jax makes of it.
+    # jax can divide a CPU into several devices.
     there = int(os.environ.get('JAX_NUM_CPU_DEVICES', 1))
   if data != -1 or not 1 <= fsdp <= there:
     config_lib.mesh_sides(data, fsdp, there)
@@ -225,7 +241,7 @@ def devices_needed(config: Any, devices: machine.Devices | None) -> int:
 
 
 def parameters(config: Any) -> int:
-  """Returns about how many parameters a model has, its decoder included."""
+  """Returns the approximate number of parameters, with the decoder."""
   m = config.model
   block = 4 + 2 * m.mlp_ratio
   return sum(part.depth * block * part.width ** 2 for part in (m, m.decoder))
@@ -237,11 +253,11 @@ def state_bytes(config: Any) -> float:
 
 
 def clip_bytes(config: Any, cpu: bool = False) -> float:
-  """Returns about how many bytes a clip takes in a training step.
+  """Returns the approximate bytes of a clip in a training step.
 
   Args:
     config: of a run.
-    cpu: whether it trains on a CPU, which recomputes nothing by itself.
+    cpu: whether it trains on a CPU, where 'auto' recomputes nothing.
   """
   m = config.model
   frames = 100 * config.data.crop_seconds
@@ -249,20 +265,21 @@ def clip_bytes(config: Any, cpu: bool = False) -> float:
   visible = (1 - config.mask.ratio) * tokens
   values = sum(part.depth * n * part.width
                for part, n in ((m, visible), (m.decoder, tokens)))
-  auto = 'none' if cpu else 'dots'
+  auto = 'dots'
+  if cpu:
+    auto = 'none'
   remat = {'auto': auto, True: 'full', False: 'none'}.get(m.remat, m.remat)
   size = {'bfloat16': 2, 'float32': 4}[m.dtype]
   return size * values * KEPT_WIDTH[remat] + 4 * frames * KEPT_FRAME
 
 
 def device_bytes(config: Any, cpu: bool = False) -> float:
-  """Returns about how many bytes of a device a run takes."""
+  """Returns the approximate bytes of a run on a device."""
   return state_bytes(config) + config.train.batch * clip_bytes(config, cpu)
 
 
 def host_bytes(config: Any) -> float:
-  """Returns about how many bytes of a machine's memory a worker takes that
-  computes a run on the CPU."""
+  """Returns the approximate bytes of a worker with a run on the CPU."""
   monitor = config.monitor
   clips = 2 * config_lib.RATE * (monitor.clips * monitor.crop_seconds
                         + monitor.valid_clips * config.data.crop_seconds)
@@ -273,7 +290,10 @@ def host_bytes(config: Any) -> float:
 
 
 def cpu_workers(configs: Mapping[str, Any]) -> int:
-  """Returns how many workers train at once on the CPU of this machine: one a
-  core, as far as the free memory goes for the largest run."""
+  """Returns the number of workers for the CPU of this machine.
+
+  It is one per core, or fewer if their memory is not enough for so many of the
+  largest run.
+  """
   need = max(host_bytes(config) for config in configs.values())
   return max(1, min(machine.cores(), int(machine.memory() / need)))

@@ -3,12 +3,12 @@
   python -m launch.train --workdir=DIR
   python -m launch.train --workdir=DIR --config=configs/base.py:en128-12
 
-The folder's config.json says what the run is; --config writes it first. Run
-again, it resumes; done, it exits at once. For a sweep use launch.sweep, whose
-workers train many runs in one process.
+The run is determined by config.json of the folder; --config writes it first.
+Running the command again resumes; if the run is done, it exits at once. For a
+sweep use launch.sweep, whose workers train many runs in one process.
 
-Exit codes: 0 done; 42 stopped or busy, run me again; 1 an error; 3 the loss
-diverged; 128 and above killed, or the device failed: run me again.
+Exit codes: 0 done; 42 stopped or busy, run it again; 1 an error; 3 the loss
+diverged; 128 and above killed, or the device failed: run it again.
 """
 
 from collections.abc import Callable
@@ -30,19 +30,24 @@ from launch import work
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The run\'s folder.',
                                required=True)
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'A file of configs/, its point after a colon.')
+    'config', None, 'A file of configs/, with its point after a colon.')
 _MESH = flags.DEFINE_string(
-    'mesh', None, 'Devices along data and fsdp, such as 64x4, whatever the '
-    'config says.')
+    'mesh', None, "Devices along data and fsdp, such as 64x4, instead of the "
+    "config's.")
 _REMAT = flags.DEFINE_string(
-    'remat', None, 'Recompute activations: model.remat, whatever the config '
-    'says.')
+    'remat', None, "model.remat (recomputation of activations), instead of "
+    "the config's.")
 
 
-def laid_out(config: Any, mesh: str | None, remat: bool | None) -> Any:
-  """Returns a frozen config with another mesh or remat, where they are given.
+def laid_out(config: Any, mesh: str | None, remat: str | None) -> Any:
+  """Returns a frozen config with another mesh or remat.
 
-  Neither is part of what a run is.
+  Neither is part of the identity of a run.
+
+  Args:
+    config: of the run.
+    mesh: data x fsdp, or None for the config's.
+    remat: model.remat, or None for the config's.
 
   Raises:
     ValueError: not a mesh.
@@ -60,8 +65,11 @@ def laid_out(config: Any, mesh: str | None, remat: bool | None) -> Any:
 
 
 def checked(config: Any) -> Any:
-  """Returns the config bound to its corpus, or raises before any folder is
-  claimed."""
+  """Checks a config; returns it with the checksums of its corpus and tasks.
+
+  Raises:
+    FileNotFoundError, ValueError: it cannot run.
+  """
   import jax
 
   from audiorank import data
@@ -85,8 +93,11 @@ def checked(config: Any) -> Any:
 def distributed() -> bool:
   """Joins the processes of a run; returns whether there are several.
 
-  AUDIORANK_DISTRIBUTED is 1 where jax finds its peers by itself (TPU pods,
-  Slurm), or host:port,count,index.
+  AUDIORANK_DISTRIBUTED is 1 if jax can find the other processes itself (TPU
+  pods, Slurm), or host:port,count,index.
+
+  Raises:
+    ValueError: it is something else.
   """
   how = os.environ.get('AUDIORANK_DISTRIBUTED', '')
   if not how:
@@ -105,7 +116,16 @@ def distributed() -> bool:
 
 def follow(workdir: pathlib.Path, config: Any,
            stop: Callable[[int], bool]) -> int:
-  """Trains beside the first process, then waits until it has scored."""
+  """Trains together with the first process, and waits until that has scored.
+
+  Args:
+    workdir: of the run.
+    config: of the run.
+    stop: called with the number of every step; True stops.
+
+  Returns:
+    the exit code.
+  """
   from audiorank import records
   from audiorank import train
   try:
@@ -117,7 +137,7 @@ def follow(workdir: pathlib.Path, config: Any,
     if work.is_of_device(error):
       work.die(error)
     raise
-  work.Status()
+  work.Status()  # From here on a signal ends this process.
   while records.state(workdir) not in ('done', 'failed'):
     time.sleep(1)
   return 0
@@ -133,7 +153,8 @@ def train_one(run: claims.Claim, stop: Callable[[int], bool],
     trained = records.state(run.workdir) == 'trained' and not several
     if not trained and not work.train([run], stop, status):
       return cli.DIVERGED
-    # XLA's own notice of a signal ends with training: nobody would ask it.
+    # In training a signal is handled by XLA, which tells all processes. Scoring
+    # is done by this process alone.
     if several:
       status = work.Status()
       status.claimed = [run.lock]
@@ -143,7 +164,7 @@ def train_one(run: claims.Claim, stop: Callable[[int], bool],
     print(saved, file=sys.stderr)
     return cli.AGAIN
   except RuntimeError as error:
-    # Of several processes, all end when a peer is lost.
+    # If a process of the run is lost, all others get this error and end.
     if work.is_of_device(error):
       work.die(error)
     claims.fail(run.workdir, error)
@@ -157,16 +178,19 @@ def train_one(run: claims.Claim, stop: Callable[[int], bool],
 
 
 def main(argv: list[str]) -> None:
+  """Runs the command."""
   del argv
   work.die_with_parent()
   several = distributed()
-  status = work.Report() if several else work.Status()
+  status = work.Report()
+  if not several:
+    status = work.Status()
 
   def stop(step: int) -> bool:
     if not several:
       return status.asked
     from jax.experimental import multihost_utils
-    # One signal to one process, and all stop at one step.
+    # A signal to one process stops all of them at the same step.
     return multihost_utils.reached_preemption_sync_point(step)
 
   from audiorank import records
@@ -181,7 +205,7 @@ def main(argv: list[str]) -> None:
   cli.compile_cache()
   if several:
     import jax
-    if jax.process_index():  # The first writes the records.
+    if jax.process_index():  # Only the first process writes records.
       sys.exit(follow(workdir, config, stop))
   try:
     lock = lock_lib.Lock(workdir, wait=True)

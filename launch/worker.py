@@ -3,13 +3,13 @@
   python -m launch.worker --root=ROOT
   python -m launch.worker --root=ROOT --roles=score
 
-launch.sweep starts one on every device; start more by hand, on any machine
-that sees the folder. A run is worked on by one worker at a time. One that dies
-loses the steps since its last save, and another worker goes on with its run.
+launch.sweep starts one on every device. More can be started by hand, on any
+machine that can access the folder. Only one worker at a time works on a run. If
+it dies, the steps since the last save are lost, and another worker continues.
 
-Exit codes: 0 nothing is left that nobody works on; 42 stopped, run me again;
-other codes from 1 to 41 an error that running again would meet again; 128 and
-above killed, or the device failed: run me again.
+Exit codes: 0 no run is left without a worker; 42 stopped, run it again; other
+codes from 1 to 41 an error that would happen again; 128 and above killed, or
+the device failed: run it again.
 """
 
 import sys
@@ -29,19 +29,21 @@ _PACK = flags.DEFINE_integer(
     'pack', 0, 'Runs of one shape that train in one program; 0 takes as many '
     'as fit on an accelerator and 1 on a CPU.', lower_bound=0)
 _RUNS = flags.DEFINE_string(
-    'runs', None, 'File with the runs to do, a line each; all of the sweep '
-    'otherwise.')
+    'runs', None, 'File with one run per line; by default all runs of the '
+    'sweep.')
 _WORKERS = flags.DEFINE_integer(
-    'workers', 1, 'Workers that share what is left: none takes more runs into '
-    'one program than its part.', lower_bound=1)
+    'workers', 1, 'Number of workers that share the remaining runs: none packs '
+    'more runs in one program than its part.', lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
+  """Runs the command."""
   del argv
   work.die_with_parent()
   claims.check_roles(_ROLES.value)
   status = work.Status()
   cli.compile_cache()
+  # Before a run is claimed, so that a broken device does not fail runs.
   work.open_device()
   only = None
   if _RUNS.value:
