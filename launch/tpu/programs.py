@@ -48,7 +48,7 @@ def spec(name: str, config: Any, data: int, fsdp: int) -> dict[str, Any]:
   ratio = config.mask.ratio
   if name == 'init':
     ratio = .5  # Parameters do not depend on it.
-  out['mask'] = {'ratio': ratio, 'group': config.mask.group_size}
+  out['mask'] = {'ratio': ratio, 'group_size': config.mask.group_size}
   out['seconds'] = config.data.crop_seconds
   if config.objective in objectives.PARTS:  # It has variables of its own.
     out['objective'] = config.objective
@@ -70,7 +70,7 @@ def config_of(spec: dict[str, Any]) -> Any:
       'data': {'crop_seconds': spec['seconds'], 'gain_low': 0,
                'gain_high': 0},
       'objective': spec.get('objective', 'mae'), 'opt': {'b1': .9, 'b2': .999},
-      'train': {'init_scale': 1., 'skip': 0}})
+      'train': {'init_scale': 1., 'max_skipped_steps': 0}})
 
 
 def state_bytes(config: Any, fsdp: int) -> float:
@@ -112,7 +112,7 @@ def _call(spec: dict[str, Any], mesh: jax.sharding.Mesh
     if spec['program'] == 'rankme':
       method = 'sliced'
     return rankme.device_program(method), (z_ND,)
-  config = config_of({'mask': {'ratio': .5, 'group': 1}, **spec})
+  config = config_of({'mask': {'ratio': .5, 'group_size': 1}, **spec})
   shapes = train_state.state_shapes(config)
   placed = sharding.place(shapes, mesh)
   if spec['program'] == 'init':
