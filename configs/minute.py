@@ -1,4 +1,4 @@
-"""A sweep in a minute: size x data on the embedded world.
+"""A sweep in a minute: size x data on the synthetic dataset.
 
   python -m launch.sweep --config=configs/minute.py --root=runs/minute
 

@@ -1,4 +1,4 @@
-"""Quickstart: size x data x masking rate on the embedded world.
+"""Quickstart: size x data x masking rate on the synthetic dataset.
 
   python -m launch.sweep --config=configs/quickstart.py --root=runs/quickstart
 

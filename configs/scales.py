@@ -5,7 +5,7 @@
 
   paper: the published recipe on thousands of accelerator hours of audio;
     a prepared corpus of your own (--config.data.root).
-  small: minutes a run on one CPU core, on the embedded world or a corpus.
+  small: minutes a run on one CPU core, on the synthetic dataset or a corpus.
   smoke: seconds a run: shows that the experiment works, and nothing else.
 
 A point is '<scale>/<field>=<value>,...'. This file has the recipe at the
@@ -16,7 +16,7 @@ from configs import base
 
 SCALES = ('paper', 'small', 'smoke')
 REFERENCE = {'paper': 'en128-12', 'small': 'en32-4', 'smoke': 'en16-1'}
-# Tasks of the embedded world that a mean spectrum does not solve.
+# Tasks of the synthetic dataset that a mean spectrum does not solve.
 TASKS = ('scene', 'temporal_order', 'temporal_rhythm', 'texture')
 
 

@@ -4,7 +4,7 @@
       --config=configs/timestamp_tasks.py
 
 Question: does RankMe tell the score on events in time and on long recordings
-as on short clips, and do they want a longer context? The embedded world's
+as on short clips, and do they want a longer context? The synthetic dataset's
 `sound_events` asks when which sound begins (onset F within 200 ms, as HEAR's
 DCASE 2016); `hive_share` and `hive_order` are a minute each, as Beehive's are
 long: of the one any few seconds say a little, of the other none say anything.

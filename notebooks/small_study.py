@@ -22,7 +22,7 @@
 # `results/small_study`; nothing is trained here. The runs were made by
 # `configs/small_study.py` at scale `small` on 7.2 hours of recorded speech,
 # music, effects and percussion, and scored on four tasks of recorded sound
-# (drum, voice, pitch, kind of sound) and four of the embedded world (scene,
+# (drum, voice, pitch, kind of sound) and four of the synthetic dataset (scene,
 # order, rhythm, texture), which a mean spectrum does not solve.
 
 # %%

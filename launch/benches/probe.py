@@ -5,7 +5,7 @@ embeddings that its own first command made of an audiorank encoder; ours reads
 the same folder. Wall time from start to end of the process, both on the same
 cores; ours with nothing compiled before, and once more with the programs that
 this left on disk, as every later command finds them. AUDIORANK_TASKS names a
-folder of HEAR task folders; otherwise a task of the embedded world is taken.
+folder of HEAR task folders; otherwise a task of the synthetic dataset is taken.
 """
 
 from collections.abc import Iterator
