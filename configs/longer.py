@@ -4,8 +4,8 @@
 
 Question: after ten times the quickstart's training, on all the audio
 there is and on every scene task of the synthetic dataset, which tasks has
-training helped and which are still better served by random features? 2 runs and 2
-untrained networks, some 20 minutes on two CPU cores, 6.1e12 training
+training helped and which are still better served by random features? 2 runs
+and 2 untrained networks, some 20 minutes on two CPU cores, 6.1e12 training
 FLOPs. It fails if the mean score stays below the untrained network's.
 """
 
