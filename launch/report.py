@@ -93,21 +93,21 @@ def analyzed(data: Any) -> Any:
   return analysis.analyze(tables)
 
 
-def print_claims(it: Any) -> None:
+def print_claims(result: Any) -> None:
   """Prints the claims of an analysis and draws their slopes where asked."""
   from audiorank import figures
   from audiorank.report import wording
   if _SLOPES.value:
-    draw = figures.slopes(it.claims).figure
+    draw = figures.slopes(result.claims).figure
     draw.savefig(_SLOPES.value, dpi=150)
   if _MARKDOWN.value:
-    print(wording.markdown(it.claims))
+    print(wording.markdown(result.claims))
     return
-  print('\n'.join(wording.opening(it)), '\n')
-  print(wording.plain(it.claims), '\n')
-  print('\n'.join(wording.rows_used(it)), '\n')
-  if it.lacks:
-    print(f'No law is fitted. Needed: {wording.needed_text(it.lacks)}.')
+  print('\n'.join(wording.opening(result)), '\n')
+  print(wording.plain(result.claims), '\n')
+  print('\n'.join(wording.rows_used(result)), '\n')
+  if result.lacks:
+    print(f'No law is fitted. Needed: {wording.needed_text(result.lacks)}.')
 
 
 def print_law(data: Any, groups: str | None) -> None:
@@ -167,10 +167,10 @@ def main(argv: list[str]) -> None:
     print_law(data, groups)
     return
   from audiorank.analysis import study
-  it = analyzed(data)
-  print_claims(it)
-  if (it.fit or _X.value) and not _MARKDOWN.value:
-    print_law(study.above_baseline(it.study.trained),
+  result = analyzed(data)
+  print_claims(result)
+  if (result.fit or _X.value) and not _MARKDOWN.value:
+    print_law(study.above_baseline(result.study.trained),
               groups or 'configuration')
 
 

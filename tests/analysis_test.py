@@ -78,21 +78,21 @@ def test_slopes_are_what_other_code_computes(older):
   convention: labels as they were, no covariance between the errors."""
   it = factors.compare(older)
   simple = it.noise._replace(covariance=0.)
-  them = slopes.moments(it.table, list(it.live.values()), simple,
+  moments = slopes.measure(it.table, list(it.live.values()), simple,
                         list(it.families.values()))
   expected = {'size': (.0927, 28, 6), 'hours of audio': (-.0105, 18, 5),
               'learning rate': (-.0206, 9, 3),
               'masking rate': (-.0366, 11, 4), 'decoder': (.0170, 4, 1),
               'crop length at equal audio': (.0435, 3, 1)}
   for name, (value, configurations, groups) in expected.items():
-    one = slopes.slope(them, it.place(name), it.table, it.live[name])
+    one = slopes.slope(moments, it.place(name), it.table, it.live[name])
     assert one.value == pytest.approx(value, abs=5e-5), name
     assert (one.configurations, one.groups) == (configurations, groups)
   # The widths' own: 40 configurations of 6 sizes, -.0067.
   size = it.table['width'].astype(str) + it.table['depth'].astype(str)
   at_size = slopes.at_equal(it.table, size.to_numpy())
-  them = slopes.moments(it.table, [at_size], simple)
-  one = slopes.slope(them, 0, it.table, at_size)
+  moments = slopes.measure(it.table, [at_size], simple)
+  one = slopes.slope(moments, 0, it.table, at_size)
   assert one.value == pytest.approx(-.0067, abs=5e-5)
   assert one.configurations == 40 and one.low < -.02 and one.high < .02
 
@@ -212,7 +212,7 @@ def test_shapes_of_one_size_count_only_where_size_does(rows):
   assert set(p) == set(it.families) - set(it.flat) | {slopes.SHAPE}
   assert p[slopes.SHAPE] >= p[slopes.SIZE]
   # No p is smaller than its own, and all of them than Bonferroni's.
-  weight = {name: math.sqrt(it.them.m_F[it.place(name)]) for name in p
+  weight = {name: math.sqrt(it.moments.m_F[it.place(name)]) for name in p
             if name != slopes.SHAPE}
   for name, own in weight.items():
     assert known[name].p <= p[name] <= min(
@@ -474,12 +474,12 @@ def test_no_number_that_cannot_be(n):
 def test_without_seeds_the_residual_is_the_noise():
   it = factors.compare(study.read(sweep(24, rates=(.3, .4, .5, .6, .7, .8, .85,
                                                    .9))))
-  assert it.noise.free == 0 and it.them is not None
+  assert it.noise.free == 0 and it.moments is not None
   one = it.slope('size')
   assert one.low < .05 < one.high and math.isfinite(one.low)
   # Two configurations and no noise known: nothing can be said.
   it = factors.compare(study.read(sweep(2, sizes=2, rates=(.5,))))
-  assert it.them is None
+  assert it.moments is None
   assert factors.of_slopes(it)[0].needed.kind == 'seeds'
 
 

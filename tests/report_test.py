@@ -316,6 +316,12 @@ def test_page_of_few_runs(tmp_path, n):
     tables = records.Tables(*(gone(t) for t in tables))
   text = report.page(tmp_path, tables, 'few')
   assert '<h2' in text and 'How it was measured' in text
+  # No number that cannot be: no score, rank or step of these is above STEPS.
+  body = re.sub(r'<(svg|script).*?</\1>|<[^>]+>', ' ', text.split('<body>')[1],
+                flags=re.S)
+  assert not re.search(r'\b(nan|inf)\b', body)
+  assert max(map(float, re.findall(r'(?<![\w.])\d+\.?\d*(?!\w)', body))
+             ) <= STEPS
 
 
 def test_page_without_scores(tmp_path):

@@ -31,7 +31,7 @@ class Factors(NamedTuple):
     size, and all configurations at equal width.
   absent: names of families with no two comparable configurations.
   flat: names of those in which RankMe moves no more than between seeds.
-  them: slopes.Moments of `live`, or None where no noise is known.
+  moments: slopes.Moments of `live`, or None where no noise is known.
   """
   rows: study.Study
   table: pd.DataFrame
@@ -40,15 +40,15 @@ class Factors(NamedTuple):
   live: dict[str, slopes.Comparison]
   absent: list[str]
   flat: list[str]
-  them: slopes.Moments | None
+  moments: slopes.Moments | None
 
   def place(self, name: str) -> int:
-    """Returns the row of a comparison in `them`."""
+    """Returns the row of a comparison in `moments`."""
     return list(self.live).index(name)
 
   def slope(self, name: str) -> slopes.Slope:
     """Returns the Slope of a comparison."""
-    return slopes.slope(self.them, self.place(name), self.table,
+    return slopes.slope(self.moments, self.place(name), self.table,
                         self.live[name])
 
 
@@ -58,30 +58,37 @@ def compare(rows: study.Study) -> Factors:
   table = slopes.configurations(rows.trained, rows.fields)
   # A family counts where RankMe differs within its groups at all.
   every = slopes.families(table, rows.fields)
-  families = {name: it for name, it in every.items() if spread(table, it)}
+  families = differing(table, every)
   live = dict(families)
   live[slopes.SHAPE] = slopes.equal_size(table, rows.fields)
   if 'width' in table:
     live[WITHIN] = slopes.at_equal(table, table['width'].to_numpy())
-  live = {name: it for name, it in live.items() if spread(table, it)}
-  them = None
+  live = differing(table, live)
+  moments = None
   if live:
-    them = slopes.moments(table, list(live.values()), noise,
-                          list(families.values()))
+    moments = slopes.measure(table, list(live.values()), noise,
+                             list(families.values()))
   return Factors(
       rows, table, noise, families, live,
       [name for name in every if name not in families],
-      [name for name, it in live.items() if not moves(table, it, noise)],
-      them)
+      [name for name, compared in live.items()
+       if not moves(table, compared, noise)], moments)
 
 
-def spread(table: pd.DataFrame, it: slopes.Comparison) -> float:
+def differing(table: pd.DataFrame, several: dict[str, slopes.Comparison]
+              ) -> dict[str, slopes.Comparison]:
+  """Returns the comparisons in which RankMe differs at all."""
+  return {name: compared for name, compared in several.items()
+          if spread(table, compared)}
+
+
+def spread(table: pd.DataFrame, compared: slopes.Comparison) -> float:
   """Returns the sum of squares of log2 RankMe within groups."""
-  n_C, x_C, _ = slopes.centered(table, it)
+  n_C, x_C, _ = slopes.centered(table, compared)
   return float(np.sum(n_C * x_C ** 2))
 
 
-def moves(table: pd.DataFrame, it: slopes.Comparison,
+def moves(table: pd.DataFrame, compared: slopes.Comparison,
           noise: slopes.Noise) -> bool:
   """Returns whether RankMe differs by more than between seeds (F, 5 %).
 
@@ -90,8 +97,8 @@ def moves(table: pd.DataFrame, it: slopes.Comparison,
   if not noise.free or not noise.log2_rank:
     return True
   # Variance of means of n runs times n is that of a run.
-  ratio = spread(table, it) / it.free / noise.log2_rank ** 2
-  return bool(special.fdtrc(it.free, noise.free, ratio) < claims.LEVEL)
+  ratio = spread(table, compared) / compared.free / noise.log2_rank ** 2
+  return bool(special.fdtrc(compared.free, noise.free, ratio) < claims.LEVEL)
 
 
 def of_slopes(factors: Factors) -> list[claims.Claim]:
@@ -102,7 +109,7 @@ def of_slopes(factors: Factors) -> list[claims.Claim]:
   nothing to compare says with which other fields it always varies.
   """
   names = [name for name in factors.live if name != WITHIN]
-  if factors.them is None:
+  if factors.moments is None:
     out = [claims.claim(
         'slope', PER_DOUBLING, family=name,
         counts=counted(factors, factors.live[name]),
@@ -126,7 +133,7 @@ def adjusted(factors: Factors,
   """
   tested = [name for name in known
             if name in factors.families and name not in factors.flat]
-  moved_F = np.array([factors.them.m_F[factors.place(name)]
+  moved_F = np.array([factors.moments.m_F[factors.place(name)]
                       for name in tested])
   p_F = failures.holm(np.array([known[name].p for name in tested]),
                       np.sqrt(np.maximum(moved_F, TINY)))
@@ -147,14 +154,14 @@ def of_slope(factors: Factors, name: str, one: slopes.Slope,
     one: its Slope.
     p: of no slope, adjusted for the number of families.
   """
-  it = factors.live[name]
-  counts = counted(factors, it)
+  compared = factors.live[name]
+  counts = counted(factors, compared)
   raw, raw_low, raw_high = raw_slope(factors, name)
   details = dict(
       groups=one.groups, spread=one.spread, reliability=one.reliability,
       raw=raw, raw_low=raw_low, raw_high=raw_high,
-      permuted=slopes.permuted(factors.table, it),
-      explained={text: explained(factors.table, it, column)
+      permuted=slopes.permuted(factors.table, compared),
+      explained={text: explained(factors.table, compared, column)
                  for text, column in EXPLAIN.items()})
   if name in factors.flat:
     return claims.claim(
@@ -191,21 +198,21 @@ def raw_slope(factors: Factors,
 
   It is pulled towards 0, and it is what a plain regression says.
   """
-  them, f = factors.them, factors.place(name)
-  value = float(np.sum(them.u_FK[f] * factors.table['y']) / them.x2_F[f])
-  se = math.sqrt(max(them.covariance(0.)[f, f], 0.)) / them.x2_F[f]
-  reach = float(special.stdtrit(them.t_free_F[f], .975)) * se
+  moments, f = factors.moments, factors.place(name)
+  value = float(np.sum(moments.u_FK[f] * factors.table['y']) / moments.x2_F[f])
+  se = math.sqrt(max(moments.covariance(0.)[f, f], 0.)) / moments.x2_F[f]
+  reach = float(special.stdtrit(moments.t_free_F[f], .975)) * se
   return value, value - reach, value + reach
 
 
-def explained(table: pd.DataFrame, it: slopes.Comparison,
+def explained(table: pd.DataFrame, compared: slopes.Comparison,
               name: str) -> float:
   """Returns the share of the score's variance within groups that a line in a
   column explains; NaN where either is constant or missing."""
   if name not in table:
     return math.nan
-  n_C, _, y_C = slopes.centered(table, it)
-  n_C, v_C, _ = slopes.centered(table.assign(x=table[name]), it)
+  n_C, _, y_C = slopes.centered(table, compared)
+  n_C, v_C, _ = slopes.centered(table.assign(x=table[name]), compared)
   below = np.sum(n_C * v_C ** 2) * np.sum(n_C * y_C ** 2)
   if below <= 0:
     return math.nan
@@ -213,10 +220,10 @@ def explained(table: pd.DataFrame, it: slopes.Comparison,
 
 
 def counted(factors: Factors,
-            it: slopes.Comparison) -> tuple[int, int, int]:
+            compared: slopes.Comparison) -> tuple[int, int, int]:
   """Returns (rows, configurations, trainings) of a comparison."""
-  runs = int(factors.table['n'].to_numpy()[it.at_C].sum())
-  return runs, len(it.at_C), runs
+  runs = int(factors.table['n'].to_numpy()[compared.at_C].sum())
+  return runs, len(compared.at_C), runs
 
 
 def of_one_slope(factors: Factors) -> claims.Claim:
@@ -232,16 +239,16 @@ def of_one_slope(factors: Factors) -> claims.Claim:
                       names=tuple(names))
   if len(names) < 2:
     return none._replace(needed=claims.Needed('families'))
-  if factors.them is None:
+  if factors.moments is None:
     return none._replace(needed=claims.Needed('seeds'))
   which = [factors.place(name) for name in names]
-  test = slopes.one_slope(factors.them, which)
+  test = slopes.one_slope(factors.moments, which)
   rest = [f for f, name in zip(which, names) if name != slopes.SIZE]
   without, size = None, math.nan
   if slopes.SIZE in names:
     size = factors.slope(slopes.SIZE).value
     if len(rest) > 1:
-      without = slopes.one_slope(factors.them, rest)
+      without = slopes.one_slope(factors.moments, rest)
   verdict = claims.INCONCLUSIVE
   if test.p < claims.LEVEL:
     verdict = claims.FAILS
@@ -271,20 +278,20 @@ def of_width(factors: Factors) -> claims.Claim:
   none = claims.claim('within_width', PER_DOUBLING, counts=total(factors))
   if WITHIN not in factors.live:
     return none._replace(needed=claims.Needed('width'))
-  if factors.them is None:
+  if factors.moments is None:
     return none._replace(needed=claims.Needed('seeds'))
-  it, one = factors.live[WITHIN], factors.slope(WITHIN)
+  compared, one = factors.live[WITHIN], factors.slope(WITHIN)
   rivals = ()
   across_p = math.nan
   if slopes.SIZE in factors.families:
     across = factors.slope(slopes.SIZE)
     gap, low, high, _ = slopes.difference(
-        factors.them, factors.place(WITHIN), factors.place(slopes.SIZE))
+        factors.moments, factors.place(WITHIN), factors.place(slopes.SIZE))
     decided = int(low > 0) - int(high < 0)
     rivals = (claims.Rival(slopes.SIZE, across.value, gap, low, high,
                            decided),)
     across_p = slopes.permuted(factors.table, factors.families[slopes.SIZE])
-  permuted = slopes.permuted(factors.table, it)
+  permuted = slopes.permuted(factors.table, compared)
   # Configurations of one width differ in many things, so the t test alone,
   # whose noise is that of controlled comparisons, could be too sure.
   verdict = claims.INCONCLUSIVE
@@ -293,7 +300,7 @@ def of_width(factors: Factors) -> claims.Claim:
   return claims.claim(
       'within_width', PER_DOUBLING, one.value, one.low, one.high, one.p,
       verdict, claims.more_runs(one.value, one.low, one.high), '',
-      counted(factors, it), rivals, permuted=permuted,
+      counted(factors, compared), rivals, permuted=permuted,
       across_permuted=across_p,
       groups=one.groups, spread=one.spread, reliability=one.reliability)
 
@@ -344,13 +351,13 @@ def of_bound(factors: Factors) -> claims.Claim:
   none = claims.claim('bound', unit, counts=total(factors),
                       needed=claims.Needed('grid'))
   if 'params' not in table or 'hours_asked' not in table or (
-      factors.them is None or slopes.SIZE not in factors.families):
+      factors.moments is None or slopes.SIZE not in factors.families):
     return none
   grid = size_grid(table, fields)
   if len(grid) < 2:
     return none
   # Variance of a configuration's mean score: its own, and its runs'.
-  v_K = factors.them.between + factors.them.run / factors.them.n_K
+  v_K = factors.moments.between + factors.moments.run / factors.moments.n_K
   hours, slope_G, var_G, left, expected, free = [], [], [], 0., 0., 0
   for amount, at_C in sorted(grid.items()):
     x_C = np.log2(table['params'].to_numpy(float)[at_C])
@@ -364,7 +371,7 @@ def of_bound(factors: Factors) -> claims.Claim:
     left += float(rest_C @ rest_C)
     expected += float(v_K[at_C].mean()) * (len(at_C) - 2)
     free += len(at_C) - 2
-  t_free = float(factors.them.t_free_F.max())
+  t_free = float(factors.moments.t_free_F.max())
   scale = 1.
   # Scores that bend more than seeds tell widen the interval.
   if special.fdtrc(free, t_free, left / expected) < claims.LEVEL:

@@ -289,38 +289,39 @@ class Moments(NamedTuple):
     return out_FF * np.sqrt(np.outer(self.scale_F, self.scale_F))
 
 
-def centered(table: pd.DataFrame, it: Comparison):
+def centered(table: pd.DataFrame, compared: Comparison):
   """Returns n, x and y of a comparison, x and y about their group's mean."""
-  n_C, x_C, y_C = (table[name].to_numpy(float)[it.at_C] for name in 'nxy')
-  for group in np.unique(it.group_C):
-    here = it.group_C == group
+  n_C, x_C, y_C = (table[name].to_numpy(float)[compared.at_C] for name in 'nxy')
+  for group in np.unique(compared.group_C):
+    here = compared.group_C == group
     x_C[here] -= np.average(x_C[here], weights=n_C[here])
     y_C[here] -= np.average(y_C[here], weights=n_C[here])
   return n_C, x_C, y_C
 
 
-def _leftover(table: pd.DataFrame, it: Comparison) -> np.ndarray:
+def _leftover(table: pd.DataFrame, compared: Comparison) -> np.ndarray:
   """Returns the matrix of the residual sum of squares about a line, (K, K).
 
   y'Ly is the sum of n r^2, r the residuals about the group's level and the
   common slope.
   """
-  n_C, x_C, _ = centered(table, it)
+  n_C, x_C, _ = centered(table, compared)
   C, K = len(n_C), len(table)
   hat_CC = np.zeros((C, C))
-  for group in np.unique(it.group_C):
-    here = it.group_C == group
+  for group in np.unique(compared.group_C):
+    here = compared.group_C == group
     hat_CC[np.ix_(here, here)] = n_C[here] / n_C[here].sum()
   if np.sum(n_C * x_C ** 2):
     hat_CC += np.outer(x_C, n_C * x_C) / np.sum(n_C * x_C ** 2)
   # Levels and slope are projected out; what is left over is noise.
   rest_CC = np.eye(C) - hat_CC
   out_KK = np.zeros((K, K))
-  out_KK[np.ix_(it.at_C, it.at_C)] = rest_CC.T @ np.diag(n_C) @ rest_CC
+  at_C = compared.at_C
+  out_KK[np.ix_(at_C, at_C)] = rest_CC.T @ np.diag(n_C) @ rest_CC
   return out_KK
 
 
-def moments(table: pd.DataFrame, several: list[Comparison], floor: Noise,
+def measure(table: pd.DataFrame, several: list[Comparison], floor: Noise,
             pool: list[Comparison] | None = None) -> Moments | None:
   """Returns the Moments of comparisons, or None where the noise is not known:
   no seeds, and next to nothing left over about the lines.
@@ -347,16 +348,16 @@ def moments(table: pd.DataFrame, several: list[Comparison], floor: Noise,
   u_FK = np.zeros((len(several), len(table)))
   rows = []
   scale_F, t_free_F = np.ones(len(several)), np.full(len(several), t_free)
-  for f, it in enumerate(several):
-    n_C, x_C, y_C = centered(table, it)
-    u_FK[f, it.at_C] = n_C * x_C
+  for f, compared in enumerate(several):
+    n_C, x_C, y_C = centered(table, compared)
+    u_FK[f, compared.at_C] = n_C * x_C
     x2 = np.sum(n_C * x_C ** 2)
-    rows.append((np.sum(n_C * x_C * y_C) - it.free * cross,
-                 x2 - it.free * rank, it.free, x2))
-    left_KK = _leftover(table, it)
+    rows.append((np.sum(n_C * x_C * y_C) - compared.free * cross,
+                 x2 - compared.free * rank, compared.free, x2))
+    left_KK = _leftover(table, compared)
     left, expected = y_K @ left_KK @ y_K, np.trace(
         left_KK @ np.diag(between + run / n_K))
-    free = it.free - 1
+    free = compared.free - 1
     if free > 0 and expected > 0:
       ratio = left / expected
       if special.fdtrc(free, t_free, ratio) < .05:
@@ -371,16 +372,16 @@ def _pooled(table: pd.DataFrame, pool: list[Comparison],
   """Returns the variance of a run, that between configurations, and their
   degrees of freedom; 0 of these where nothing is known."""
   n_K, y_K = table['n'].to_numpy(float), table['y'].to_numpy(float)
-  left_KK = sum((_leftover(table, it) for it in pool),
+  left_KK = sum((_leftover(table, compared) for compared in pool),
                 np.zeros((len(table), len(table))))
   left = float(y_K @ left_KK @ y_K)
   # About a line of slope b a run's variance is v - 2 b c + b^2 t^2: back to v.
-  for it in pool:
+  for compared in pool:
     if not floor.free:
       break
-    n_C, x_C, y_C = centered(table, it)
+    n_C, x_C, y_C = centered(table, compared)
     b = np.sum(n_C * x_C * y_C) / np.sum(n_C * x_C ** 2)
-    left += max(it.free - 1, 0) * b * (
+    left += max(compared.free - 1, 0) * b * (
         2 * floor.covariance - b * floor.log2_rank ** 2)
   left = max(left, 0.)
   # Families overlap: their residuals count as many as their sum of squares
@@ -401,14 +402,14 @@ def _pooled(table: pd.DataFrame, pool: list[Comparison],
   return floor.score ** 2, float(extra), free
 
 
-def slope(them: Moments, f: int, table: pd.DataFrame,
-          it: Comparison) -> Slope:
+def slope(moments: Moments, f: int, table: pd.DataFrame,
+          compared: Comparison) -> Slope:
   """Returns the Slope of one of the comparisons of Moments."""
-  a, m, free = them.a_F[f], them.m_F[f], them.t_free_F[f]
+  a, m, free = moments.a_F[f], moments.m_F[f], moments.t_free_F[f]
   reach = special.stdtrit(free, .975)
   # The variance of T is quadratic in the slope: three points give it. All
   # slopes b with T(b)^2 <= reach^2 var T(b) solve A b^2 + B b + C <= 0.
-  v0, v1, v2 = (them.covariance(b)[f, f] for b in (-1., 0., 1.))
+  v0, v1, v2 = (moments.covariance(b)[f, f] for b in (-1., 0., 1.))
   p2, p1, p0 = (v0 + v2) / 2 - v1, (v2 - v0) / 2, v1
   p = 0.
   if p0:
@@ -421,28 +422,28 @@ def slope(them: Moments, f: int, table: pd.DataFrame,
   low, high = -math.inf, math.inf
   if A > 0 and m > 0 and root >= 0:
     low, high = ((-B + sign * math.sqrt(root)) / (2 * A) for sign in (-1, 1))
-  n_C = table['n'].to_numpy(float)[it.at_C]
-  x2 = them.x2_F[f]
+  n_C = table['n'].to_numpy(float)[compared.at_C]
+  x2 = moments.x2_F[f]
   return Slope(
       float(a / m) if m > 0 else math.nan, float(low), float(high), float(p),
-      len(it.at_C), len(np.unique(it.group_C)), int(n_C.sum()),
+      len(compared.at_C), len(np.unique(compared.group_C)), int(n_C.sum()),
       math.sqrt(x2 / n_C.sum()), max(float(m / x2), 0.) if x2 else 0.)
 
 
-def one_slope(them: Moments, which: list[int]) -> OneSlope:
+def one_slope(moments: Moments, which: list[int]) -> OneSlope:
   """Returns the test of one slope for some of the comparisons."""
   pick = np.array(which)
-  free = float(np.min(them.t_free_F[pick]))
+  free = float(np.min(moments.t_free_F[pick]))
 
   def q(b):
-    cov_FF = them.covariance(b)[np.ix_(pick, pick)]
-    t_F = them.t(b)[pick]
+    cov_FF = moments.covariance(b)[np.ix_(pick, pick)]
+    t_F = moments.t(b)[pick]
     return float(t_F @ np.linalg.solve(cov_FF, t_F))
 
-  se_F = np.sqrt(np.diag(them.covariance(0.))[pick]) / np.maximum(
-      np.abs(them.m_F[pick]), 1e-12)
-  start = float(np.average(them.a_F[pick] / np.where(
-      them.m_F[pick] == 0, np.inf, them.m_F[pick]), weights=se_F ** -2.))
+  se_F = np.sqrt(np.diag(moments.covariance(0.))[pick]) / np.maximum(
+      np.abs(moments.m_F[pick]), 1e-12)
+  start = float(np.average(moments.a_F[pick] / np.where(
+      moments.m_F[pick] == 0, np.inf, moments.m_F[pick]), weights=se_F ** -2.))
   span = REACH * float(se_F.min())
   # Q may have several minima; the best of a grid is refined.
   grid = np.linspace(start - span, start + span, 201)
@@ -454,15 +455,15 @@ def one_slope(them: Moments, which: list[int]) -> OneSlope:
   if k > 1:
     p = special.fdtrc(k - 1, free, value / (k - 1))
   return OneSlope(value, k - 1, float(p), float(near.x),
-                  *_between(them, pick, float(near.x)))
+                  *_between(moments, pick, float(near.x)))
 
 
-def _between(them: Moments, pick: np.ndarray, common: float):
+def _between(moments: Moments, pick: np.ndarray, common: float):
   """Returns the standard deviation of slopes between families and its 95 %
   interval, by the profile of Q (Viechtbauer 2007)."""
-  m_F = them.m_F[pick]
-  cov_FF = them.covariance(common)[np.ix_(pick, pick)]
-  free = float(np.min(them.t_free_F[pick]))
+  m_F = moments.m_F[pick]
+  cov_FF = moments.covariance(common)[np.ix_(pick, pick)]
+  free = float(np.min(moments.t_free_F[pick]))
   k = len(pick)
   if k < 2:
     return math.nan, math.nan, math.nan
@@ -470,7 +471,7 @@ def _between(them: Moments, pick: np.ndarray, common: float):
   def q(tau):
     # A slope of its own for each family adds tau^2 m^2 to T's variance.
     inverse = np.linalg.inv(cov_FF + np.diag(tau ** 2 * m_F ** 2))
-    a_F = them.a_F[pick]
+    a_F = moments.a_F[pick]
     b = (m_F @ inverse @ a_F) / (m_F @ inverse @ m_F)
     t_F = a_F - b * m_F
     return float(t_F @ inverse @ t_F)
@@ -488,33 +489,33 @@ def _between(them: Moments, pick: np.ndarray, common: float):
   return where(k - 1.), where(crit(.975)), where(crit(.025))
 
 
-def permuted(table: pd.DataFrame, it: Comparison, draws: int = 2000,
+def permuted(table: pd.DataFrame, compared: Comparison, draws: int = 2000,
              seed: int = 0) -> float:
   """Returns the two-sided p of no relation, scores permuted within groups."""
-  n_C, x_C, y_C = centered(table, it)
+  n_C, x_C, y_C = centered(table, compared)
   w_C = n_C * x_C
   rng = np.random.default_rng(seed)
   place_SC = np.tile(np.arange(len(y_C)), (draws, 1))
-  for group in np.unique(it.group_C):
-    here = np.flatnonzero(it.group_C == group)
+  for group in np.unique(compared.group_C):
+    here = np.flatnonzero(compared.group_C == group)
     order_SC = np.argsort(rng.random((draws, len(here))), axis=1)
     place_SC[:, here] = here[order_SC]
   # Raw scores: x is centred, so levels do not matter.
-  y_C = table['y'].to_numpy(float)[it.at_C]
+  y_C = table['y'].to_numpy(float)[compared.at_C]
   own = abs(w_C @ y_C)
   each_S = np.abs(y_C[place_SC] @ w_C)
   return float((1 + np.sum(each_S >= own * (1 - 1e-9))) / (1 + draws))
 
 
-def difference(them: Moments, f: int, g: int) -> tuple[float, float, float,
+def difference(moments: Moments, f: int, g: int) -> tuple[float, float, float,
                                                        float]:
   """Returns (slope f less slope g, low, high, p) with their covariance."""
-  b_f, b_g = (them.a_F[i] / them.m_F[i] for i in (f, g))
-  var = (them.covariance(b_f)[f, f] / them.m_F[f] ** 2
-         + them.covariance(b_g)[g, g] / them.m_F[g] ** 2
-         - 2 * them.covariance((b_f + b_g) / 2)[f, g]
-         / (them.m_F[f] * them.m_F[g]))
-  free = min(them.t_free_F[f], them.t_free_F[g])
+  b_f, b_g = (moments.a_F[i] / moments.m_F[i] for i in (f, g))
+  var = (moments.covariance(b_f)[f, f] / moments.m_F[f] ** 2
+         + moments.covariance(b_g)[g, g] / moments.m_F[g] ** 2
+         - 2 * moments.covariance((b_f + b_g) / 2)[f, g]
+         / (moments.m_F[f] * moments.m_F[g]))
+  free = min(moments.t_free_F[f], moments.t_free_F[g])
   se = math.sqrt(max(var, 0.))
   reach = special.stdtrit(free, .975) * se
   gap = float(b_f - b_g)

@@ -19,72 +19,72 @@ TITLES = {'hours_asked': 'hours of audio', 'params': 'encoder parameters',
 EMPTY = 'Too few configurations, or too little variation, to leave any out.'
 
 
-def sections(root: os.PathLike, it: analysis.Analysis,
+def sections(root: os.PathLike, result: analysis.Analysis,
              sweep: records.Tables) -> list[tuple[str, list[str]]]:
   """Returns the sections of the report as (title, [html]).
 
   Args:
     root: the sweep's folder.
-    it: its analysis.
+    result: its analysis.
     sweep: its tables.
   """
   return [
-      ('What a doubling of RankMe is worth', slopes(it)),
-      ('All claims', claims(it)),
-      ('Rank and score', rank_score(it)),
-      ('Rank during training', during(it)),
-      ('What predicts the score', predictors(it)),
-      ('Can RankMe choose a run early?', early(it)),
-      ('Data and size', data_size(it)),
-      ('Trained against untrained, task by task', tasks(it)),
+      ('What a doubling of RankMe is worth', slopes(result)),
+      ('All claims', claims(result)),
+      ('Rank and score', rank_score(result)),
+      ('Rank during training', during(result)),
+      ('What predicts the score', predictors(result)),
+      ('Can RankMe choose a run early?', early(result)),
+      ('Data and size', data_size(result)),
+      ('Trained against untrained, task by task', tasks(result)),
       ('RankMe by sample', samples(sweep)),
-      ('Where the law fails, and unstable runs', trouble(it)),
-      ('Runs', [tables.runs(it, sweep.runs), html_parts.small(
+      ('Where the law fails, and unstable runs', trouble(result)),
+      ('Runs', [tables.runs(result, sweep.runs), html_parts.small(
           'Grey: untrained. Red: scores no higher than its untrained '
           'network. A click on a heading sorts, one on a run shows its '
           'curves.')]),
       ('Run by run', curves.runs(root, sweep)),
       ('How it was measured and judged', [html_parts.listed(
-          wording.rows_used(it) + wording.conventions(last_monitor(root), it)
-      )]),
-      ('How the law was fitted', fitted(it))]
+          wording.rows_used(result)
+          + wording.conventions(last_monitor(root), result))]),
+      ('How the law was fitted', fitted(result))]
 
 
-def slopes(it: analysis.Analysis) -> list[str]:
+def slopes(result: analysis.Analysis) -> list[str]:
   """Returns the first figure."""
-  if not it.claims:
+  if not result.claims:
     return []
   return [html_parts.drawing(
-      lambda: figures.slopes(it.claims),
+      lambda: figures.slopes(result.claims),
       'Score per doubling of RankMe among configurations that are equal in '
       'all but what is named; in brackets, how many. Right of 0 the score '
       'follows RankMe. If RankMe unified all of them, every interval would '
       'hold the dashed line.')]
 
 
-def claims(it: analysis.Analysis) -> list[str]:
+def claims(result: analysis.Analysis) -> list[str]:
   """Returns the table of claims."""
-  return [tables.claims(it.claims)]
+  return [tables.claims(result.claims)]
 
 
-def rank_score(it: analysis.Analysis) -> list[str]:
+def rank_score(result: analysis.Analysis) -> list[str]:
   """Returns the figure of the law, its limit, and the forms compared."""
   line = 'No law is fitted.'
-  if it.fit:
+  if result.fit:
     line = ('The line is fitted to the runs that score above their untrained '
             'network.')
   out = [html_parts.drawing(
-      lambda: figures.rank_score(study.every(it.study), it.fit),
+      lambda: figures.rank_score(study.every(result.study), result.fit),
       f'RankMe against score, 95 % intervals of RankMe. {line}'),
-         html_parts.listed(wording.law_words(it)
-                           + wording.form_words(it.forms))]
-  if it.fit:
+         html_parts.listed(wording.law_words(result)
+                           + wording.form_words(result.forms))]
+  if result.fit:
     out.append(html_parts.drawing(
-        lambda: figures.profile(it.fit),
+        lambda: figures.profile(result.fit),
         'How much worse the law fits as its limit is moved: limits under the '
         'dashed line agree with the runs.'))
-  if len(it.forms):
-    out += ['<h3>Which form of law?</h3>', tables.forms(it.forms),
+  if len(result.forms):
+    out += ['<h3>Which form of law?</h3>', tables.forms(result.forms),
             html_parts.small(
                 'Root mean square errors of the score: of configurations '
                 'left out in turn, and of the runs of most compute, left out '
@@ -93,14 +93,14 @@ def rank_score(it: analysis.Analysis) -> list[str]:
   return out
 
 
-def during(it: analysis.Analysis) -> list[str]:
+def during(result: analysis.Analysis) -> list[str]:
   """Returns the figure of rank over training, troubled runs marked."""
-  events = it.diagnostics.events
+  events = result.diagnostics.events
   marked = events[events['source'] == 'curve']
-  growth = [f'{wording.measured(one)}.' for one in it.claims
+  growth = [f'{wording.measured(one)}.' for one in result.claims
             if one.key == 'growth']
   return [html_parts.drawing(
-      lambda: figures.rank_steps(it.study.history, marked=marked),
+      lambda: figures.rank_steps(result.study.history, marked=marked),
       'RankMe of the fixed monitor clips during training.'),
           html_parts.listed(growth + wording.event_words(events))]
 
@@ -117,35 +117,35 @@ def samples(sweep: records.Tables) -> list[str]:
       'clips or recordings reads lower: compare the numbers after the bar.')]
 
 
-def data_size(it: analysis.Analysis) -> list[str]:
+def data_size(result: analysis.Analysis) -> list[str]:
   """Returns the figures of score and rank against hours and size."""
   out = []
   for x in ('hours_asked', 'params'):
     for y in ('score', 'rank'):
       out.append(html_parts.drawing(
           lambda x=x, y=y: figures.against(
-              study.every(it.study), x=x, y=y),
+              study.every(result.study), x=x, y=y),
           f'{TITLES[y]} against {TITLES[x]}.'))
   return [f'<div class="grid">{"".join(out)}</div>']
 
 
-def tasks(it: analysis.Analysis) -> list[str]:
+def tasks(result: analysis.Analysis) -> list[str]:
   """Returns the figure and table of every task; nothing without scores."""
-  table = it.study.tasks
+  table = result.study.tasks
   if not len(table):
     return []
   last = table[table['step'] == table['steps']]
   return [html_parts.drawing(lambda: figures.trained_untrained(last),
                              'Every run on every task.'),
-          tables.tasks(it.tasks)]
+          tables.tasks(result.tasks)]
 
 
-def predictors(it: analysis.Analysis) -> list[str]:
+def predictors(result: analysis.Analysis) -> list[str]:
   """Returns the predictors of the score on the same folds."""
-  if not len(it.predictors):
+  if not len(result.predictors):
     return [html_parts.small(EMPTY)]
-  return [tables.predictors(it.predictors), html_parts.listed(
-      wording.width_words(it.study.trained)), html_parts.small(
+  return [tables.predictors(result.predictors), html_parts.listed(
+      wording.width_words(result.study.trained)), html_parts.small(
           'Each predictor by a line in its logarithm over the trained runs, '
           'every configuration left out in turn; root mean square error of '
           'the score. "With those": beside width, parameters and the untrained '
@@ -153,11 +153,11 @@ def predictors(it: analysis.Analysis) -> list[str]:
           'those.')]
 
 
-def early(it: analysis.Analysis) -> list[str]:
+def early(result: analysis.Analysis) -> list[str]:
   """Returns whether RankMe measured early orders the final scores."""
-  soon = it.early
+  soon = result.early
   if soon.lacks:
-    return [html_parts.listed(wording.early_words(it))]
+    return [html_parts.listed(wording.early_words(result))]
   family = None
   if soon.runs['size'].nunique() > 1:
     family = 'size'
@@ -167,7 +167,7 @@ def early(it: analysis.Analysis) -> list[str]:
       f'{name} of training against the final score, by size.')
            for _, name in soon.rungs[:1] + soon.rungs[1:][-1:]]
   return [
-      html_parts.listed(wording.early_words(it)),
+      html_parts.listed(wording.early_words(result)),
       f'<div class="grid">{"".join(plots)}</div>', tables.early(soon),
       html_parts.small(
           'p: of no order at all, adjusted for the rungs (Holm). In a size: '
@@ -183,14 +183,14 @@ def early(it: analysis.Analysis) -> list[str]:
           'and decoder. Ties are broken against the chooser.')]
 
 
-def trouble(it: analysis.Analysis) -> list[str]:
+def trouble(result: analysis.Analysis) -> list[str]:
   """Returns outliers, bends and unstable runs."""
-  wrong = it.diagnostics
-  out = [html_parts.listed(wording.trouble_words(it))]
-  if it.fit:
-    above = study.above_baseline(it.study.trained)
+  wrong = result.diagnostics
+  out = [html_parts.listed(wording.trouble_words(result))]
+  if result.fit:
+    above = study.above_baseline(result.study.trained)
     out.append(html_parts.drawing(
-        lambda: figures.residuals(it.fit, 'rank', above['size'].to_numpy(),
+        lambda: figures.residuals(result.fit, 'rank', above['size'].to_numpy(),
                                   marked=wrong.outliers),
         'Residuals of the law against RankMe, by size; ringed and named: '
         'beyond chance.'))
@@ -202,11 +202,11 @@ def trouble(it: analysis.Analysis) -> list[str]:
   return out
 
 
-def fitted(it: analysis.Analysis) -> list[str]:
+def fitted(result: analysis.Analysis) -> list[str]:
   """Returns the checklist of the fit."""
-  if not it.fit:
+  if not result.fit:
     return []
-  table = laws.checklist.fill(it.fit, wording.checklist(it))
+  table = laws.checklist.fill(result.fit, wording.checklist(result))
   return [tables.checklist(table), html_parts.small(
       'The checklist of "(Mis)Fitting: A Survey of Scaling Laws", arXiv '
       '2502.18969.')]
@@ -223,17 +223,17 @@ def last_monitor(root: os.PathLike) -> dict | None:
 
 def page(root: os.PathLike, sweep: records.Tables, title: str) -> str:
   """Returns the report as one HTML text."""
-  it = analysis.analyze(sweep)
+  result = analysis.analyze(sweep)
   # A section without content leaves the page and its list of links.
-  parts = [(name, body) for name, body in sections(root, it, sweep)
+  parts = [(name, body) for name, body in sections(root, result, sweep)
            if any(body)]
   nav = ' '.join(f'<a href="#s{i}">{html.escape(name)}</a>'
                  for i, (name, _) in enumerate(parts))
   body = ''.join(f'<h2 id="s{i}">{html.escape(name)}</h2>{"".join(inside)}'
                  for i, (name, inside) in enumerate(parts))
   lead = ''.join(f'<p>{html_parts.escaped(text)}</p>'
-                 for text in wording.opening(it))
-  rows = html_parts.escaped(wording.rows_used(it)[0])
+                 for text in wording.opening(result))
+  rows = html_parts.escaped(wording.rows_used(result)[0])
   return ('<!doctype html><html lang="en"><meta charset="utf-8">'
           '<meta name="viewport" content="width=device-width, '
           'initial-scale=1"><meta name="color-scheme" content="light dark">'

@@ -52,9 +52,9 @@ def endless(row: Any, name: str, clips: float) -> str:
   return f'{value:.1f}'
 
 
-def runs(it: analysis.Analysis, table: pd.DataFrame) -> str:
+def runs(result: analysis.Analysis, table: pd.DataFrame) -> str:
   """Returns the table of every run, the untrained ones among them."""
-  both = pd.concat([it.study.trained, it.study.others])
+  both = pd.concat([result.study.trained, result.study.others])
   gains = {row['run_id']: row for _, row in both.iterrows()}
   shown, classes = [], []
   for _, row in ordered(table).iterrows():

@@ -456,41 +456,35 @@ BESIDE = {'within_width': _beside_width, 'slope': _beside_slope,
           'rivals': _beside_rivals,
           'early': _beside_early, 'law': _beside_law,
           'samples': _beside_samples, 'objective': _beside_objective}
-# What would decide a claim, by Needed.kind.
+# What would decide a claim, by Needed.kind; the fields are Needed's.
 NEEDED = {
-    'runs': lambda it: f'{it.amount:.0f} times as many runs, if the slope is '
-                       'what it looks like',
-    'range': lambda it: 'changes that move RankMe further: no number of runs '
-                        'within reason',
-    'moves': lambda it: 'changes that move RankMe by more than seeds do',
-    'alone': lambda it: f'a change of this alone: wherever it changes, so '
-                        f'does {listed(map(called, it.names))}',
-    'seeds': lambda it: 'the same configuration with several seeds',
-    'families': lambda it: 'two things varied, one at a time',
-    'slopes': lambda it: 'slopes that vary by less than half their mean, '
-                         'upper end included: more runs in every family',
-    'width': lambda it: 'two configurations of one width',
-    'configurations': lambda it: f'about {it.amount:.0f} configurations',
-    'baselines': lambda it: 'the scores of the untrained networks',
-    'more_baselines': lambda it: 'more sizes or seeds, each beside its '
-                                 'untrained network',
-    'above': lambda it: f'{it.amount:.0f} more runs that score above their '
-                        'untrained network',
-    'decades': lambda it: f'RankMe over at least {it.amount:g} decades of '
-                          'runs that score above their untrained network',
-    'wider': lambda it: f'a wider range than these {it.amount:.1f} decades of '
-                        'RankMe',
-    'fit': lambda it: f'a fit: {it.names[0]}',
-    'order': lambda it: f'{it.amount:.0f} scored runs',
-    'evaluations': lambda it: 'an evaluation of RankMe early in training, at '
-                              'the same step of every run',
-    'scores': lambda it: 'scores that differ',
-    'grid': lambda it: 'three sizes or more at two amounts of data or more',
-    'line': lambda it: f'{it.amount:.0f} configurations of the main objective '
-                       'at these sizes',
-    'repeats': lambda it: 'several seeds at each size: with one run a size, '
-                          'noise and a difference between sizes cannot be '
-                          'told apart'}
+    'runs': '{amount:.0f} times as many runs, if the slope is what it looks '
+            'like',
+    'range': 'changes that move RankMe further: no number of runs within '
+             'reason',
+    'moves': 'changes that move RankMe by more than seeds do',
+    'alone': 'a change of this alone: wherever it changes, so does {names}',
+    'seeds': 'the same configuration with several seeds',
+    'families': 'two things varied, one at a time',
+    'slopes': 'slopes that vary by less than half their mean, upper end '
+              'included: more runs in every family',
+    'width': 'two configurations of one width',
+    'configurations': 'about {amount:.0f} configurations',
+    'baselines': 'the scores of the untrained networks',
+    'more_baselines': 'more sizes or seeds, each beside its untrained network',
+    'above': '{amount:.0f} more runs that score above their untrained network',
+    'decades': 'RankMe over at least {amount:g} decades of runs that score '
+               'above their untrained network',
+    'wider': 'a wider range than these {amount:.1f} decades of RankMe',
+    'fit': 'a fit: {names}',
+    'order': '{amount:.0f} scored runs',
+    'evaluations': 'an evaluation of RankMe early in training, at the same '
+                   'step of every run',
+    'scores': 'scores that differ',
+    'grid': 'three sizes or more at two amounts of data or more',
+    'line': '{amount:.0f} configurations of the main objective at these sizes',
+    'repeats': 'several seeds at each size: with one run a size, noise and a '
+               'difference between sizes cannot be told apart'}
 
 
 def needed(one: Claim) -> str:
@@ -500,21 +494,22 @@ def needed(one: Claim) -> str:
   return needed_text(one.needed)
 
 
-def needed_text(it: Needed) -> str:
+def needed_text(what: Needed) -> str:
   """Returns what is needed, in words."""
-  return NEEDED[it.kind](it)
+  return NEEDED[what.kind].format(amount=what.amount,
+                                  names=listed(map(called, what.names)))
 
 
-def opening(it: analysis.Analysis) -> list[str]:
+def opening(result: analysis.Analysis) -> list[str]:
   """Returns three sentences: what holds, what does not, what to do next."""
-  if not it.claims:
+  if not result.claims:
     return ['No trained run is scored yet, so nothing can be said.',
             'Nothing is refused either.',
             'Next: run the same command again; it trains and scores what is '
             'missing.']
-  holding = phrases(it, numbers_of.HOLDS)
-  failing = phrases(it, numbers_of.FAILS)
-  left = sum(one.verdict == numbers_of.INCONCLUSIVE for one in it.claims)
+  holding = phrases(result, numbers_of.HOLDS)
+  failing = phrases(result, numbers_of.FAILS)
+  left = sum(one.verdict == numbers_of.INCONCLUSIVE for one in result.claims)
   holds = 'These runs confirm none of the claims below.'
   if holding:
     holds = f'What holds: {"; ".join(holding)}.'
@@ -523,16 +518,17 @@ def opening(it: analysis.Analysis) -> list[str]:
     fails = f'What does not hold: that {"; that ".join(failing)}'
   if left:
     which = f'{left} of the'
-    if left == len(it.claims):
+    if left == len(result.claims):
       which = 'all'
-    fails += f'; {which} {len(it.claims)} claims are inconclusive'
-  return [holds, f'{fails}.', f'What to do next: {next_step(it)}.']
+    fails += f'; {which} {len(result.claims)} claims are inconclusive'
+  return [holds, f'{fails}.', f'What to do next: {next_step(result)}.']
 
 
-def phrases(it: analysis.Analysis, verdict: str, most: int = 3) -> list[str]:
+def phrases(result: analysis.Analysis, verdict: str,
+            most: int = 3) -> list[str]:
   """Returns the decided claims in a few words each, the main ones first."""
   words = SHORT[verdict]
-  mine = [one for one in it.claims
+  mine = [one for one in result.claims
           if one.verdict == verdict and one.key in words]
   out = []
   # All families in one phrase, where the first of them stands.
@@ -611,9 +607,9 @@ SHORT = {
         'bound': 'little data stops larger models from scoring higher'}}
 
 
-def next_step(it: analysis.Analysis) -> str:
+def next_step(result: analysis.Analysis) -> str:
   """Returns what to do next, the most pressing thing first."""
-  by_key = {one.key: one for one in it.claims}
+  by_key = {one.key: one for one in result.claims}
   # What is missing comes before what could be better.
   if by_key['gain'].needed and by_key['gain'].needed.kind == 'baselines':
     return ('score the untrained networks (the same sweep command does it): '
@@ -621,10 +617,10 @@ def next_step(it: analysis.Analysis) -> str:
   if math.isnan(by_key['noise'].estimate):
     return ('train one configuration with at least five seeds: without seeds '
             'the noise of a difference is unknown')
-  if it.study.counts.configurations < law_of.FEWEST:
-    return (f'train more configurations: with {it.study.counts.configurations}'
-            f' no ranking of predictors can be told from chance; '
-            f'{ranking.ENOUGH} runs are a fair start')
+  few = result.study.counts.configurations
+  if few < law_of.FEWEST:
+    return (f'train more configurations: with {few} no ranking of predictors '
+            f'can be told from chance; {ranking.ENOUGH} runs are a fair start')
   early, width = by_key['early'], by_key['within_width']
   worse = [rival.name for rival in early.rivals if rival.decided < 0]
   refused = numbers_of.FAILS in (by_key['one_slope'].verdict, early.verdict)
@@ -644,10 +640,10 @@ def next_step(it: analysis.Analysis) -> str:
   return 'repeat the sweep on a wider range of sizes and data'
 
 
-def rows_used(it: analysis.Analysis) -> list[str]:
+def rows_used(result: analysis.Analysis) -> list[str]:
   """Returns which rows the claims rest on."""
-  n = it.study.counts
-  rows = it.study.trained
+  n = result.study.counts
+  rows = result.study.trained
   trained, above, beat = len(rows), 0, None
   if trained:
     above, beat = int((rows['gain'] > 0).sum()), study.beating(rows)
@@ -657,10 +653,10 @@ def rows_used(it: analysis.Analysis) -> list[str]:
          'configuration and seeds are one training. '
          f'{count(n.untrained, "untrained network")}, {n.baselines} '
          'different.']
-  if len(it.study.others):
+  if len(result.study.others):
     out.append(f'{count(trained, "training")} share the main objective; the '
-               f'{len(it.study.others)} of other objectives are only compared '
-               'with its line.')
+               f'{len(result.study.others)} of other objectives are only '
+               'compared with its line.')
   out.append('A law is drawn through the trainings that score higher than '
              f'their own untrained network: {above} of {trained}'
              f'{beyond(beat)}. Everything else uses all of them.')
@@ -694,15 +690,15 @@ def method() -> list[str]:
       'there is none.']
 
 
-def law_words(it: analysis.Analysis) -> list[str]:
+def law_words(result: analysis.Analysis) -> list[str]:
   """Returns what the law says, or why there is none."""
-  one = next((c for c in it.claims if c.key == 'law'), None)
+  one = next((c for c in result.claims if c.key == 'law'), None)
   if one is None:
     return []
-  if it.fit is None:
-    return [f'No law is fitted. Needed: {needed_text(it.lacks)}.']
+  if result.fit is None:
+    return [f'No law is fitted. Needed: {needed_text(result.lacks)}.']
   out = [f'Q = Q_inf − a R^−b: {measured(one)}. {sentence(beside(one))}.']
-  if it.study.bounded and one.high > one.details['ceiling']:
+  if result.study.bounded and one.high > one.details['ceiling']:
     out.append('These runs do not say where the score saturates.')
   if one.details['span'] < law_of.NARROW:
     out.append(f'RankMe spans {one.details["span"]:.2f} decades; Q_inf is '
@@ -749,21 +745,21 @@ def width_words(trained: pd.DataFrame) -> list[str]:
           f'is {", ".join(part)}.']
 
 
-def early_words(it: analysis.Analysis) -> list[str]:
+def early_words(result: analysis.Analysis) -> list[str]:
   """Returns whether early RankMe chooses the run."""
-  one = next((c for c in it.claims if c.key == 'early'), None)
-  if one is None or it.early.lacks:
-    return [f'Not judged. Needed: {needed_text(it.early.lacks)}.']
+  one = next((c for c in result.claims if c.key == 'early'), None)
+  if one is None or result.early.lacks:
+    return [f'Not judged. Needed: {needed_text(result.early.lacks)}.']
   out = [f'{sentence(measured(one))} (a coin: 50 %).',
          f'{sentence(beside(one))}.']
-  saved = it.early.halving.set_index('chooser')
+  saved = result.early.halving.set_index('chooser')
   mine = saved.loc[law_of.SUBJECT]
   out.append(
-      f'Halving the runs by RankMe at {count(len(it.early.rungs), "rung")} '
+      f'Halving the runs by RankMe at {count(len(result.early.rungs), "rung")} '
       f'saves {percent(mine["saved"])} of the compute and loses '
       f'{mine["regret"]:.3f} of the best score; keeping as many at random '
       f'loses {mine["random"]:.3f} on average, and by {choosers(saved)}.')
-  noise = next(c for c in it.claims if c.key == 'noise')
+  noise = next(c for c in result.claims if c.key == 'noise')
   if math.isfinite(noise.estimate):
     out.append('Two scores that differ by less than '
                f'{short(1.96 * math.sqrt(2) * noise.estimate)} differ no more '
@@ -777,10 +773,10 @@ def choosers(saved: pd.DataFrame) -> str:
                 if name != law_of.SUBJECT)
 
 
-def trouble_words(it: analysis.Analysis) -> list[str]:
+def trouble_words(result: analysis.Analysis) -> list[str]:
   """Returns what does not follow the law and which runs went wrong."""
-  wrong, out = it.diagnostics, []
-  if it.fit is not None:
+  wrong, out = result.diagnostics, []
+  if result.fit is not None:
     out += outlier_words(wrong.outliers) + family_words(wrong.families)
     runs, expected, p = wrong.signs
     if math.isfinite(p):
@@ -838,12 +834,12 @@ def event_words(events: pd.DataFrame) -> list[str]:
   return out
 
 
-def conventions(record: dict | None, it: analysis.Analysis) -> list[str]:
+def conventions(record: dict | None, result: analysis.Analysis) -> list[str]:
   """Returns how rank and score were measured.
 
   Args:
     record: a monitor record of the sweep, or None.
-    it: the analysis.
+    result: the analysis.
   """
   out = []
   if record:
@@ -853,7 +849,7 @@ def conventions(record: dict | None, it: analysis.Analysis) -> list[str]:
         f'{record["layer"]} layer, eps {record["rank"]["eps"]:g} added '
         'outside the fraction; intervals by jackknife over blocks of '
         'recordings.')
-  tasks = it.study.tasks
+  tasks = result.study.tasks
   protocols = []
   if 'protocol' in tasks:
     protocols = sorted(tasks['protocol'].dropna().unique())
@@ -865,9 +861,9 @@ def conventions(record: dict | None, it: analysis.Analysis) -> list[str]:
   return out + method()
 
 
-def checklist(it: analysis.Analysis) -> dict[str, str]:
+def checklist(result: analysis.Analysis) -> dict[str, str]:
   """Returns the answers of laws.checklist that only the sweep knows."""
-  trained, tasks = it.study.trained, it.study.tasks
+  trained, tasks = result.study.trained, result.study.tasks
 
   def tried(name, text):
     values = sorted(trained[name].unique())
@@ -889,7 +885,7 @@ def checklist(it: analysis.Analysis) -> dict[str, str]:
     left_out = (f'{behind} of {len(trained)} trainings, which do not score '
                 'above their untrained network')
   return {
-      'alternatives compared': ', '.join(it.forms['law']),
+      'alternatives compared': ', '.join(result.forms['law']),
       'hyperparameters per size': f'{knobs}; {also}',
       'learning rate schedule': 'in config.json of each run',
       'seeds per configuration': str(trained['seed'].nunique()),
