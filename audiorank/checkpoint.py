@@ -1,13 +1,12 @@
-"""Checkpoints that describe themselves and say whether they are whole.
+"""Checkpoints with their config and checksums of all their files.
 
   <folder>/<step>/{params, opt_state, config}  by orbax, committed atomically
   <folder>/<step>.sha256.json                  {relative path: checksum}
 
-Orbax restores a flipped bit without a word; here the checksums are verified
-before anything is restored, and the newest step that is whole is taken. A
-checksum is a sha256, or on a bucket 'crc32c:' and what the store itself says
-of the object, so that nothing is read back. Either is verified in either
-place: folders may be copied.
+Orbax restores flipped bits without noticing. Here the checksums are verified
+before a restore, and the newest undamaged step is used. A checksum is a sha256,
+or on a bucket 'crc32c:' and the store's own checksum of the object, which costs
+no download. Both kinds are verified in both places: folders may be copied.
 """
 
 from collections.abc import Iterator
@@ -34,7 +33,7 @@ from audiorank import train_state
 
 Config = config_lib.Config
 
-# Written by orbax, on buckets alone, into what is whole.
+# Orbax writes this file into a folder on a bucket when it is complete.
 COMMITTED = 'commit_success.txt'
 SEAL = '.sha256.json'  # Ends the name of a step's checksums.
 CRC = 'crc32c:'  # Begins a checksum that is not a sha256.
@@ -69,10 +68,12 @@ def open_manager(folder: PathLike, every: int, keep: int
 
 def save(manager: ocp.CheckpointManager, state: train_state.TrainState,
          config: Config, force: bool = False) -> bool:
-  """Saves a state where the manager's policy (or `force`) says so.
+  """Saves a state if the manager's policy or `force` asks for it.
+
+  It is written in the background.
 
   Raises:
-    OSError: it, or the one before it, cannot be written; names folder and
+    OSError: this or the previous save cannot be written; names folder and
       reason.
   """
   step = int(state.step)
@@ -107,7 +108,7 @@ def check_there(manager: ocp.CheckpointManager) -> None:
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
-  """Waits until what was saved is on disk.
+  """Waits until the saves are on disk.
 
   Raises:
     OSError: it cannot be written; names folder and reason.
@@ -118,20 +119,21 @@ def wait(manager: ocp.CheckpointManager) -> None:
 
 @contextlib.contextmanager
 def one_error(manager: ocp.CheckpointManager) -> Iterator[None]:
-  """Makes one OSError of what orbax raises where a save has failed."""
+  """Converts the errors of a failed save into an OSError of one line."""
   try:
     yield
   except (ValueError, RuntimeError, OSError) as error:
     check_there(manager)
-    # Its own message is of lines full of paths; the system's number is in it.
-    number = re.search(r"os_error_code='(\d+)'", str(error))
-    reason = os.strerror(int(number[1])) if number else str(error)
+    # Orbax's message has many lines of paths; one has the system's number.
+    reason, number = str(error), re.search(r"os_error_code='(\d+)'", str(error))
+    if number:
+      reason = os.strerror(int(number[1]))
     raise OSError(f'{manager.directory}: a checkpoint could not be saved: '
                   f'{reason}') from error
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
-  """Returns shapes with shardings: what orbax restores onto."""
+  """Returns shapes with shardings, onto which orbax restores."""
   return jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       tree, shardings)
@@ -145,26 +147,28 @@ def restore(manager: ocp.CheckpointManager, folder: PathLike,
             shapes: train_state.TrainState,
             shardings: train_state.TrainState
             ) -> train_state.TrainState | None:
-  """Returns the newest whole state, or None where there is none.
+  """Returns the newest undamaged state, or None if there is none.
+
+  A damaged step is moved to <folder>/../damaged/<step> with a warning, and the
+  step before it is tried.
 
   Args:
-    manager: that of `folder`.
+    manager: of `folder`.
     folder: the checkpoint folder.
     shapes: a train state of shapes.
     shardings: its shardings.
-
-  A damaged step is moved to <folder>/../damaged/<step> with a warning, and the
-  step before it is tried. Of several processes the first one decides which
-  step is whole, and all restore that one.
   """
   while True:
-    step = newest(folder) if not jax.process_index() else None
+    step = -1
+    if not jax.process_index():
+      step = newest(folder)
+      if step is None:
+        step = -1
     if jax.process_count() > 1:
-      step = int(multihost_utils.broadcast_one_to_all(
-          np.int32(-1 if step is None else step)))
-      step = None if step < 0 else step
+      # The first process verifies, and all restore the step that it chose.
+      step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
     manager.reload()
-    if step is None:
+    if step < 0:
       return None
     adam = abstract(*(train_state.adam_state(tree.opt_state)
                       for tree in (shapes, shardings)))
@@ -203,7 +207,7 @@ def steps(folder: PathLike) -> list[int]:
 
 
 def sealed(folder: PathLike) -> set[str]:
-  """Returns the steps of a checkpoint folder that have checksums, as text."""
+  """Returns the names of the steps that have checksums."""
   return {name.removesuffix(SEAL) for name in files.names(folder)
           if name.endswith(SEAL)}
 
@@ -214,8 +218,8 @@ def file_digests(step_folder: pathlib.Path, like: Mapping[str, str] | None
 
   Args:
     step_folder: of the step.
-    like: checksums that they are compared with: of each file the same kind is
-      returned. None takes the kind that costs least.
+    like: checksums to compare with: the same kind is returned for each file.
+      None returns the kind that is cheapest.
   """
   out, crcs = {}, {}
   if files.is_on_bucket(step_folder):
@@ -228,7 +232,7 @@ def file_digests(step_folder: pathlib.Path, like: Mapping[str, str] | None
     # Folders that were copied from a disk have none.
     if name.rpartition('/')[2] == COMMITTED:
       continue
-    wanted = (like or crcs).get(name, CRC if crcs else '')
+    wanted = (like or crcs).get(name, next(iter(crcs.values()), ''))
     if not wanted.startswith(CRC):
       out[name] = files.sha256(step_folder / name)
     elif crcs:
@@ -242,7 +246,7 @@ def file_digests(step_folder: pathlib.Path, like: Mapping[str, str] | None
 def seal(folder: PathLike) -> None:
   """Writes the checksums of committed steps that have none yet.
 
-  Of several processes the first does it; no other need wait.
+  Only the first process does it; the others need not wait.
   """
   if jax.process_index():
     return
@@ -327,7 +331,7 @@ def unreadable(step_folder: pathlib.Path) -> str:
 
 
 def commit(folder: PathLike, step: int) -> None:
-  """Marks a step on a bucket as orbax does, where it was copied from a disk."""
+  """Marks a step on a bucket as orbax does, if it was copied from a disk."""
   folder = files.path(folder) / str(step)
   if not files.is_on_bucket(folder) or (folder / COMMITTED).is_file():
     return
@@ -338,7 +342,7 @@ def commit(folder: PathLike, step: int) -> None:
 
 
 def rewind(folder: PathLike, step: int) -> None:
-  """Deletes the steps after `step`: their run is to come to them again."""
+  """Deletes the steps after `step`, so that their run takes them again."""
   folder = files.path(folder)
   for later in steps(folder):
     if later > step:
@@ -347,7 +351,7 @@ def rewind(folder: PathLike, step: int) -> None:
 
 
 def put_aside(folder: PathLike, step: int, fault: str) -> None:
-  """Moves a damaged step out of the way, keeping it for inspection."""
+  """Moves a damaged step to damaged/, where it can be inspected."""
   logging.warning('checkpoint %s/%d: %s; taking the step before it',
                   folder, step, fault)
   folder = files.path(folder)
@@ -359,13 +363,13 @@ def put_aside(folder: PathLike, step: int, fault: str) -> None:
 
 
 def arrays(item: pathlib.Path) -> Any:
-  """Returns a saved tree as numpy arrays, whatever devices it came from."""
+  """Returns a saved tree as numpy arrays, from whatever devices."""
   verbosity = logging.get_verbosity()
-  # Orbax warns of metadata that only its own manager writes.
+  # Orbax warns that metadata is missing which only its manager writes.
   logging.set_verbosity(logging.ERROR)
   options = ocp.options.MultiprocessingOptions()
   if jax.process_count() > 1:
-    # Whoever reads, reads alone: the other processes are not asked to wait.
+    # Each process reads alone, without waiting for the others.
     me = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me},
@@ -382,7 +386,7 @@ def arrays(item: pathlib.Path) -> Any:
 
 
 def find(path: PathLike) -> tuple[pathlib.Path, int | None]:
-  """Returns the checkpoint folder meant by a path, and a step or None.
+  """Returns the checkpoint folder of a path, and a step or None.
 
   The path is a run's folder, its checkpoints folder, or one step in it.
 
@@ -423,7 +427,8 @@ def choose(path: PathLike, step: int | None = None
            ) -> tuple[pathlib.Path, int]:
   """Returns (checkpoint folder, step) that `load` reads; see there."""
   folder, only = find(path)
-  step = only if step is None else step
+  if step is None:
+    step = only
   candidates = steps(folder)[::-1]
   if step is not None:
     if step not in candidates:
@@ -444,7 +449,7 @@ def read(folder: pathlib.Path, step: int
   tree = config_lib.complete(files.read_json(
       folder / str(step) / 'config' / 'metadata'))
   config = config_lib.frozen(config_lib.located(tree, folder.parent.parent))
-  with contextlib.suppress(OSError):  # Whoever reads may not write.
+  with contextlib.suppress(OSError):  # The folder may be read-only.
     commit(folder, step)
   return config, arrays(folder.absolute() / str(step) / 'params')
 
@@ -459,8 +464,11 @@ def fsck(path: PathLike) -> list[tuple[int, str]]:
     FileNotFoundError: there is no checkpoint; names the path.
   """
   folder, only = find(path)
+  chosen = [only]
+  if only is None:
+    chosen = steps(folder)
   faults = []
-  for step in steps(folder) if only is None else [only]:
+  for step in chosen:
     fault = 'no checksums, so damage would go unnoticed'
     if checksums(folder, step).exists():
       fault = verify(folder, step)

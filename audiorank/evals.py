@@ -1,7 +1,7 @@
-"""Evaluations of a state without labels: when, what, and alarms.
+"""Evaluations without labels while a run trains: steps, records, alarms.
 
-An evaluation embeds the fixed monitor clips, measures RankMe with its summaries
-and the loss on held-out clips, and compares them with those before it.
+An evaluation embeds the fixed monitor clips, measures RankMe and related
+numbers and the loss on held-out clips, and compares with earlier evaluations.
 
 Shapes: N clips, B batch, S samples, D width.
 """
@@ -36,12 +36,12 @@ from audiorank.rankme import record
 Config = config_lib.Config
 
 CLIPS_PER_DIMENSION = 4  # Fewer bias RankMe downwards.
-COLLAPSED = 1.5  # A RankMe below this.
-SINKS = 3  # Evaluations in a row at which the centred rank sinks.
-LOSS_RISE = 1.2  # Of the least validation loss so far.
-RANK_JUMP = 2.  # Factor between two evaluations.
+COLLAPSED = 1.5  # A RankMe below this is a collapse.
+SINKS = 3  # Evaluations in a row with a lower centred rank raise an alarm.
+LOSS_RISE = 1.2  # Times the lowest validation loss so far raises an alarm.
+RANK_JUMP = 2.  # A larger factor between two evaluations raises an alarm.
 
-Fields = dict[str, Any]  # Of a record.
+Fields = dict[str, Any]  # The fields of a record.
 
 
 def eval_steps(config: Config) -> list[int]:
@@ -61,7 +61,7 @@ def eval_steps(config: Config) -> list[int]:
 
 
 def layers(config: Config) -> list[int]:
-  """Returns the blocks that are measured beside the final layer.
+  """Returns the blocks whose outputs are measured beside the final layer.
 
   Raises:
     ValueError: not the numbers of blocks; names the field.
@@ -74,8 +74,10 @@ def layers(config: Config) -> list[int]:
 
 
 def loss_program(config: Config) -> Callable[..., jax.Array]:
-  """Returns the jitted (variables, wave_BS int16) -> loss, fixed masks; the
-  same one for every config of a shape."""
+  """Returns the jitted (variables, wave_BS int16) -> loss with fixed masks.
+
+  Configs of one shape share it.
+  """
   return _loss_program(train_state.static_config(config),
                        objectives.named(config.objective))
 
@@ -101,15 +103,15 @@ def evaluate(config: Config, state: train_state.TrainState,
   Args:
     config: the run's config.
     state: a train state, placed on the mesh.
-    samples: of the config; the clips to measure on.
-    mesh: the mesh.
+    samples: the Samples of the config.
+    mesh: of the state.
     stop: polled with every batch; once True, None is returned.
-    further: (name, sample) that RankMe is measured on as well.
+    further: (name, sample) on which RankMe is measured as well.
 
   Returns:
     the fields of `record.rank_fields` of the final layer; 'layers' and
-    'samples' with those of further layers and samples; 'valid_loss' where
-    there are held-out clips; 'memory', 'seconds'.
+    'samples', lists of those of further layers and samples; 'valid_loss' if
+    there are held-out clips; 'memory' in bytes; 'seconds'.
   """
   start = time.monotonic()
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
@@ -145,8 +147,8 @@ def valid_loss(config: Config, variables: Any,
                mesh: jax.sharding.Mesh) -> float:
   """Returns the mean loss on held-out clips."""
   loss_of = loss_program(config)
-  # The masks hang on the rows of a batch: the batch must be one that is part
-  # of what the run is.
+  # The masks depend on the number of rows. train.batch is part of the run's
+  # identity, monitor.batch is not.
   B = config.train.batch
   share = B // jax.process_count()
   first = jax.process_index() * share
@@ -161,18 +163,18 @@ def evaluate_once(workdir: pathlib.Path, config: Config,
                   state: train_state.TrainState, step: int,
                   samples: sampling.Samples, mesh: jax.sharding.Mesh,
                   stop: Callable[[], bool]) -> Fields | None:
-  """Returns the record of a run at a step; measures and writes it if needed.
+  """Returns the record of a run at a step; evaluates only if there is none.
 
-  None where stop() was True on the way. Every process must come to the same
-  answer on whether the record is there: the first one's.
+  Returns None if stop() became True.
   """
   path = records.path(workdir, 'monitor', step)
   known = path.exists()
   if jax.process_count() > 1:
+    # All processes must agree on it; a shared file system may lag.
     known = bool(multihost_utils.broadcast_one_to_all(np.int32(known)))
   if known:
     return files.read_json(path)
-  further = ()
+  further: Iterable[tuple[str, sampling.Sample]] = ()
   if step in (0, config.train.steps):
     further = sampling.further(config)
   fields = evaluate(config, state, samples, mesh, stop, further)
@@ -188,28 +190,27 @@ def evaluate_once(workdir: pathlib.Path, config: Config,
 
 def alarms(fields: Fields, step: int, before: Sequence[Fields] = ()
            ) -> list[Fields]:
-  """Returns what is wrong with an evaluation, most of the time nothing.
+  """Returns the alarms of an evaluation; usually none.
 
   Args:
     fields: a record of `evaluate`.
     step: of the record.
-    before: the records before it, in the order of their steps.
+    before: the earlier records, in the order of their steps.
 
   Returns:
-    {'kind', 'value', 'threshold', 'step'} of each; value is None where it is
-    not a finite number. Kinds:
-    small_sample: fewer than 4 clips per dimension: RankMe is biased downwards;
+    {'kind', 'value', 'threshold', 'step'} of each; value is None if it is not
+    a finite number. Kinds:
+    small_sample: fewer than 4 clips per dimension, so RankMe is biased low;
     collapse: RankMe below 1.5;
-    collapse_centred: no centred rank, as every embedding is one vector;
-    sinking_centred_rank: its interval lay below the one before at each of the
-      last 3 evaluations. Once or twice is the valley that training starts
-      with. The threshold is the value before the three;
+    collapse_centred: no centred rank, because all embeddings are equal;
+    sinking_centred_rank: its interval was below the previous one at each of
+      the last 3 evaluations. The threshold is the value before these three;
     valid_loss_not_finite;
-    valid_loss_rise: 1.2 times its least so far, which is the threshold;
+    valid_loss_rise: more than 1.2 times the lowest, which is the threshold;
     rank_jump: RankMe changed by more than a factor of 2 between evaluations
-      after the second. The threshold is the value before.
+      after the second. The threshold is the previous value.
   """
-  out = []
+  out: list[Fields] = []
 
   def alarm(kind, value=None, threshold=None):
     out.append({'kind': kind, 'value': value, 'threshold': threshold,
@@ -222,6 +223,7 @@ def alarms(fields: Fields, step: int, before: Sequence[Fields] = ()
     alarm('collapse', rank, COLLAPSED)
   elif centred['value'] is None:
     alarm('collapse_centred')
+  # Fewer in a row are normal: RankMe falls at the start of most trainings.
   last = [r['rank_center'] for r in [*before, fields][-SINKS - 1:]]
   if (len(last) == SINKS + 1 and all(r['value'] is not None for r in last)
       and all(after['high'] < earlier['low']
@@ -234,7 +236,9 @@ def alarms(fields: Fields, step: int, before: Sequence[Fields] = ()
     alarm('valid_loss_not_finite')
   elif loss is not None and losses and loss > LOSS_RISE * min(losses):
     alarm('valid_loss_rise', loss, min(losses))
-  earlier = before[-1]['rank']['value'] if len(before) > 1 else None
+  earlier = None
+  if len(before) > 1:
+    earlier = before[-1]['rank']['value']
   if earlier and rank and not 1 / RANK_JUMP < rank / earlier < RANK_JUMP:
     alarm('rank_jump', rank, earlier)
   return out
@@ -242,9 +246,10 @@ def alarms(fields: Fields, step: int, before: Sequence[Fields] = ()
 
 def log_new_alarms(name: str, raised: Sequence[Fields],
                    before: Sequence[Fields]) -> None:
-  """Warns of alarms of a kind that the evaluation before did not raise."""
-  known = {alarm['kind'] for alarm in before[-1]['alarms']
-           if isinstance(alarm, dict)} if before else set()
+  """Logs alarms of a kind that the previous evaluation did not raise."""
+  # Older versions wrote sentences instead of dictionaries.
+  known = {alarm['kind'] for record in before[-1:]
+           for alarm in record['alarms'] if isinstance(alarm, dict)}
   for alarm in raised:
     if alarm['kind'] not in known:
       logging.warning(

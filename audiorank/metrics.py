@@ -1,13 +1,13 @@
 """What a run writes while it trains: metrics.jsonl, throughput, trackers.
 
-A step's numbers are read when the next one is on its way, so that reading
-them holds nothing up, and before they are saved, or a resumed run would lack
-them. Nothing that is not finite is ever saved.
+The numbers of a step are fetched from the device while the next step runs, so
+that fetching does not hold up training. Before a save all steps are checked:
+only states whose numbers are finite are saved, and a resumed run lacks no row.
 
-Trackers show the curve elsewhere too; by default there is none. One is three
-functions: log(step, row) takes the numbers of a step, summary(row) those of
-the whole run, finish() ends it. What it raises is warned of once and never
-stops a run; one that fails FAILURES times in a row is dropped.
+Trackers also show the numbers elsewhere; by default there is none. A tracker is
+three functions: log(step, row) for a step, summary(row) for the whole run and
+finish(). Its errors never stop a run: the first is logged, and after FAILURES
+errors in a row the tracker is dropped.
 
   tensorboard   tensorboardX, into <workdir>/tensorboard
   wandb         Weights & Biases; WANDB_MODE=offline writes to <workdir>/wandb
@@ -38,9 +38,10 @@ from audiorank import records
 
 Config = config_lib.Config
 
-WAIT_SHARE = .05  # Of the time, waited for input: more deserves a warning,
-WAIT_SECONDS = 1.  # if it is more than this.
-PROJECT = 'audiorank'  # Of wandb and trackio.
+# Waiting for input is warned of above both this share of the time
+WAIT_SHARE = .05
+WAIT_SECONDS = 1.  # and these seconds.
+PROJECT = 'audiorank'  # In wandb and trackio.
 FAILURES = 10  # Errors in a row after which a tracker is dropped.
 
 Row = dict[str, Any]  # One line of metrics.jsonl.
@@ -50,7 +51,7 @@ Numbers = Mapping[str, float]
 class Diverged(Exception):
   """Loss, gradient or parameters are not finite.
 
-  The message names step and clips; `about` has them as JSON material.
+  The message names step and clips; `about` has them for a JSON file.
   """
 
   def __init__(self, message: str, about: dict[str, Any]):
@@ -59,14 +60,14 @@ class Diverged(Exception):
 
 
 class MetricWriter:
-  """Writes the metrics of one run, from a step on, and checks them.
+  """Checks the numbers of a run's steps and writes them to metrics.jsonl.
 
   Args:
     workdir: the run's folder.
     config: frozen config.
-    subset: the corpus trained on, for the names of clips.
-    step: the step that the run starts from.
-    main: whether this process writes; all check.
+    subset: the corpus that is trained on; gives the names of clips.
+    step: the step from which the run goes on.
+    main: whether this process writes. All processes check.
   """
 
   def __init__(self, workdir: pathlib.Path, config: Config,
@@ -74,7 +75,7 @@ class MetricWriter:
     self.workdir, self.config, self.subset = workdir, config, subset
     self.main = main
     self.skipped = skipped_steps(workdir)
-    # Steps not looked at yet, as (step, function that fetches its numbers).
+    # Steps not checked yet, as (step, function that fetches the numbers).
     self._unchecked: list[tuple[int, Callable[[], Numbers]]] = []
     self._pending: tuple[int, Callable[[], Numbers], Numbers] | None = None
     self._latest: Row = {}
@@ -84,12 +85,12 @@ class MetricWriter:
 
   def add_step(self, step: int, fetch: Callable[[], Numbers],
                throughput: Numbers | None) -> Row | None:
-    """Takes the numbers of one step, and writes the row that waited.
+    """Adds a step, and writes the row of an earlier one if it has one.
 
     Args:
       step: the number of steps done.
       fetch: returns the step's numbers {name: number}, from their devices.
-      throughput: of `Throughput.row` where the step has a row of its own.
+      throughput: of `Throughput.row` if the step gets a row, else None.
 
     Returns:
       the row that was written, or None.
@@ -104,7 +105,7 @@ class MetricWriter:
     return row
 
   def flush(self) -> Row | None:
-    """Checks every step so far and writes what waits: before a save."""
+    """Checks all steps so far and writes the last row; before a save."""
     row = self._write_pending()
     if self._unchecked:
       self._check_finite(self._unchecked[-1][0])
@@ -116,7 +117,7 @@ class MetricWriter:
       self._lines.store()
 
   def add_evaluation(self, step: int, fields: Mapping[str, Any]) -> None:
-    """Writes the row of an evaluation, of its record."""
+    """Writes the row of an evaluation from the fields of its record."""
     self._write_row({
         'step': step, 'rank': fields['rank']['value'],
         'rank_center': fields['rank_center']['value'],
@@ -150,17 +151,17 @@ class MetricWriter:
         row['step'], {k: v for k, v in row.items() if k != 'step'})
 
   def _check_finite(self, last):
-    """Looks at the steps up to the last, and forgets them.
+    """Checks the steps up to the last.
 
     Raises:
-      Diverged: one is not finite, and no (more) steps may be skipped.
+      Diverged: one is not finite, and no more steps may be skipped.
     """
     steps = [s for s in self._unchecked if s[0] <= last]
     self._unchecked = [s for s in self._unchecked if s[0] > last]
     if not steps:
       return
-    # What is not finite stays so, unless its update was left out: the latest
-    # step then vouches for those before it, and they need not be fetched.
+    # Parameters that are not finite stay so unless updates are skipped. If the
+    # last step is finite, the others are too, and need not be fetched.
     if not self.config.train.max_skipped_steps and is_finite(steps[-1][1]()):
       return
     for step, fetch in steps:
@@ -176,9 +177,10 @@ class MetricWriter:
         seed=self.config.data.seed, step=step - 1)
     why = (f"loss {numbers['loss']} at step {step}, gradient norm "
            f"{numbers['grad_norm']}, parameter norm {numbers['param_norm']}")
-    most = self.config.train.max_skipped_steps
+    most, limit = self.config.train.max_skipped_steps, ''
+    if most:
+      limit = f'; train.max_skipped_steps {most} are used up'
     if not numbers.get('skipped') or len(self.skipped) >= most:
-      limit = f'; train.max_skipped_steps {most} are used up' if most else ''
       raise Diverged(
           f"{why}, clips {', '.join(names[:4])} ...{limit}",
           {'step': step, 'last_good_step': step - 1, 'clips': names,
@@ -195,14 +197,14 @@ class MetricWriter:
 def is_finite(numbers: Numbers) -> bool:
   """Returns whether all of a step's numbers are finite.
 
-  The loss tells of the parameters before the step, their norm of those after
-  it.
+  They include the loss, which depends on the parameters before the step, and
+  the norm of the parameters after it.
   """
   return all(math.isfinite(v) for v in numbers.values())
 
 
 def skipped_steps(workdir: str | os.PathLike[str]) -> list[int]:
-  """Returns the steps of metrics.jsonl whose updates were left out."""
+  """Returns the steps whose updates were skipped, from metrics.jsonl."""
   path = files.path(workdir) / 'metrics.jsonl'
   if not path.exists():
     return []
@@ -210,17 +212,17 @@ def skipped_steps(workdir: str | os.PathLike[str]) -> list[int]:
 
 
 class Throughput:
-  """Times training between two rows of metrics.jsonl.
+  """Measures the throughput between two rows of metrics.jsonl.
 
-  Evaluations and saves are left out, and so is the first row of a process,
-  which compiles.
+  Evaluations, saves and the compilation before a process's first row do not
+  count.
 
   Args:
     name: of the run, for warnings.
     batch: clips of a step.
     flops: of one clip, {'encoder': ..., 'total': ...}; flops.step_flops.
-    devices: how many share the work.
-    step: the first.
+    devices: the number of devices that share the work.
+    step: the step to begin with.
   """
 
   def __init__(self, name: str, batch: int, flops: Mapping[str, float],
@@ -234,25 +236,26 @@ class Throughput:
 
   @contextlib.contextmanager
   def pause(self) -> Iterator[None]:
-    """What happens within is no part of training."""
+    """A context whose time does not count as training."""
     start = time.monotonic()
     yield
     self._paused += time.monotonic() - start
 
   @contextlib.contextmanager
   def data_wait(self) -> Iterator[None]:
-    """What happens within is waiting for input."""
+    """A context whose time counts as waiting for input."""
     start = time.monotonic()
     yield
     self._waited += time.monotonic() - start
 
   def row(self, step: int) -> dict[str, float | None]:
-    """Returns what happened since the row before, and starts anew.
+    """Returns the rates since the previous row.
 
-    waiting: seconds for input. clips_per_second. tflops: 1e12 FLOPs a second
-    by our own count, encoder and decoder; encoder_tflops: the encoder's. mfu:
-    their share of what the chips can do in bfloat16; None where the chip is
-    not known. The last four are None in a process's first row.
+    waiting: seconds of waiting for input. clips_per_second. tflops: 1e12 FLOPs
+    per second by our own count, of encoder and decoder; encoder_tflops: of the
+    encoder. mfu: tflops over the peak of the chips in bfloat16, None for
+    unknown chips. All but waiting are None in a process's first row, because
+    it contains the compilation.
     """
     now = time.monotonic()
     seconds = max(now - self._start - self._paused, 1e-9)
@@ -283,9 +286,9 @@ class Throughput:
 
 
 def peak_memory() -> dict[str, int | None]:
-  """Returns the most bytes in use so far, {'host': ..., 'device': ...}.
+  """Returns the peak bytes in use so far, {'host': ..., 'device': ...}.
 
-  device is that of the fullest one, None where it does not tell (CPU).
+  device is the maximum over devices, None if they do not report it (CPU).
   """
   host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   if sys.platform != 'darwin':
@@ -297,7 +300,7 @@ def peak_memory() -> dict[str, int | None]:
 
 
 class Tracker(NamedTuple):
-  """One place where a curve is shown."""
+  """The three functions of a tracker; see the top of this module."""
   log: Callable[[int, Numbers], Any]
   summary: Callable[[Numbers], Any]
   finish: Callable[[], Any]
@@ -305,7 +308,10 @@ class Tracker(NamedTuple):
 
 def tensorboard(workdir: pathlib.Path, config: Config,
                 step: int) -> Tracker:
-  """Event files; what a killed process wrote past `step` is hidden."""
+  """Returns a Tracker that writes event files.
+
+  Rows after `step`, from a process that was killed, are hidden.
+  """
   import tensorboardX
   writer = tensorboardX.SummaryWriter(
       str(workdir / 'tensorboard'), purge_step=step)
@@ -323,8 +329,8 @@ def tensorboard(workdir: pathlib.Path, config: Config,
 
 def wandb(workdir: pathlib.Path, config: Config,
           step: int) -> Tracker:
-  """A run of the project PROJECT, of the same id whenever it is resumed."""
-  del step  # Of two rows of one step it keeps the first.
+  """Returns a Tracker of wandb; a resumed run keeps its id."""
+  del step  # wandb itself ignores a second row of a step.
   import wandb as library
   run = library.init(
       project=PROJECT, id=config_lib.run_id(config), name=workdir.name,
@@ -335,7 +341,7 @@ def wandb(workdir: pathlib.Path, config: Config,
 
 def trackio(workdir: pathlib.Path, config: Config,
             step: int) -> Tracker:
-  """A run of the project PROJECT, named by its id."""
+  """Returns a Tracker of trackio; the run is named by its id."""
   del workdir, step
   import trackio as library
   run = library.init(
@@ -351,10 +357,10 @@ TRACKERS = {'tensorboard': tensorboard, 'wandb': wandb, 'trackio': trackio}
 
 
 def tracker_names(config: Config) -> list[str]:
-  """Returns the trackers that a config names.
+  """Returns the names of a config's trackers.
 
   Raises:
-    ValueError: one that is not known; names those there are.
+    ValueError: an unknown name; lists the known ones.
   """
   for name in config.trackers:
     if name not in TRACKERS:
@@ -370,12 +376,12 @@ def finite_numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 class MultiTracker:
-  """The trackers of a run, none of which can stop it.
+  """All trackers of a run. None of them can stop it.
 
   Args:
     workdir: the run's folder.
     config: frozen config.
-    step: the step that the run starts from.
+    step: the step from which the run goes on.
   """
 
   def __init__(self, workdir: pathlib.Path, config: Config,
@@ -393,14 +399,14 @@ class MultiTracker:
         self._open[name] = tracker
 
   def log(self, step: int, row: Mapping[str, Any]) -> None:
-    """Passes the numbers of a row on."""
+    """Logs the finite numbers of a row."""
     for name, tracker in list(self._open.items()):
       self._call(name, tracker.log, step, finite_numbers(row))
       if self._failures[name] >= FAILURES:
         del self._open[name]
 
   def finish(self, row: Mapping[str, Any]) -> None:
-    """Passes the numbers of the whole run on and ends every tracker."""
+    """Logs the numbers of the whole run and ends the trackers."""
     for name, tracker in self._open.items():
       self._call(name, tracker.summary, finite_numbers(row))
       self._call(name, tracker.finish)
@@ -412,7 +418,7 @@ class MultiTracker:
     """Calls a tracker's function; returns its result, or None."""
     try:
       result = function(*arguments)
-    except Exception as error:  # Whatever a library of others may raise.
+    except Exception as error:  # Any error of a tracker's library.
       self._failures[name] += 1
       if self._failures[name] == 1:
         logging.warning('tracker %s: %s: %s; the run goes on without it', name,

@@ -1,12 +1,12 @@
-"""What is minimised. One function each, all with the same signature:
+"""Training objectives. Each is a function of one signature:
 
   objective(config, variables, wave_BS, key, train) -> loss, (stats, metrics)
 
-`wave_BS` is float32 in [-1, 1]; `stats` is the new `batch_stats` collection:
-BatchNorm's statistics and whatever else an objective carries from step to step
-without a gradient. An objective that trains other variables than an MAE, or
-costs other FLOPs, says so in PARTS. All of it is initialised, placed, saved
-and restored with the rest; embeddings read what is under 'encoder' alone.
+`wave_BS` is float32 in [-1, 1]. `stats` is the new `batch_stats` collection:
+the statistics of BatchNorm, and what else an objective carries from step to
+step without a gradient. An objective with other variables or other FLOPs than
+an MAE has an entry in PARTS. All variables are initialised, placed, saved and
+restored together; embeddings use only those under 'encoder'.
 
 Shapes: B batch, S samples, M mels, T frames, L patches, K kept, R removed,
 P values per patch, V crops of a clip (2), C patches of a crop, N crops of a
@@ -15,6 +15,7 @@ batch (V B), D width, W width of a projection.
 
 from collections.abc import Callable
 import functools
+from typing import Any
 from typing import NamedTuple
 
 from flax import linen as nn
@@ -26,35 +27,42 @@ from audiorank import config as config_lib
 from audiorank import flops
 from audiorank import model
 
+Config = config_lib.Config
+Variables = Any  # Nested dictionaries of arrays, by collection.
+# (loss, (new batch_stats, {name: scalar})).
+Loss = tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]
 
-def normalise(patches_BLP, by='patch'):
-  """Centres and scales patches by their mean and unbiased variance.
+
+def normalise(patches_BLP: jax.Array, by: str = 'patch') -> jax.Array:
+  """Returns patches centred and scaled by their mean and unbiased variance.
 
   Args:
     patches_BLP: raw dB patches.
-    by: whose mean and variance: 'patch' takes each patch's own, 'batch' those
-      of all values there are, 'none' leaves the decibels as they are
-      (norm_pix_loss = True, 'global' and False of the official code).
+    by: over which values mean and variance are taken: 'patch' within each
+      patch, 'batch' over all values, 'none' returns the decibels unchanged
+      (norm_pix_loss = True, 'global' and False in Dasheng's code).
   """
   if by == 'none':
     return patches_BLP
   axes = {'patch': -1, 'batch': None}[by]
   mean = patches_BLP.mean(axes, keepdims=True)
   var = patches_BLP.var(axes, keepdims=True, ddof=1)
+  # Digital silence has no variance; 1e-6 is Dasheng's.
   return (patches_BLP - mean) * jax.lax.rsqrt(var + 1e-6)
 
 
-def reconstruction(pred_BRP, target_BRP):
-  """Mean squared error over the removed patches, which is all there are."""
+def reconstruction(pred_BRP: jax.Array, target_BRP: jax.Array) -> jax.Array:
+  """Returns the mean squared error over the removed patches."""
   return jnp.square(pred_BRP - target_BRP).mean()
 
 
-def masked_autoencoding(config, variables, wave_BS, key, train=True,
-                        by='patch'):
-  """Dasheng's loss: predict the removed patches of the raw dB mel.
+def masked_autoencoding(config: Config, variables: Variables,
+                        wave_BS: jax.Array, key: jax.Array,
+                        train: bool = True, by: str = 'patch') -> Loss:
+  """Predicts the removed patches of the log-mel (Dasheng, arXiv 2406.06992).
 
-  The target has not passed the front BatchNorm; it is normalised patch by
-  patch (arXiv 2406.06992 and its training code), or as `by` says.
+  The target is the log-mel in dB before the front BatchNorm, normalised by
+  `by`; see `normalise`.
   """
   c = config.model
   mel_BMT = audio.front(c, wave_BS)
@@ -71,8 +79,8 @@ def masked_autoencoding(config, variables, wave_BS, key, train=True,
 
 
 class Contrast(nn.Module):
-  """Encoder and projection head: what `contrastive` trains."""
-  config: object
+  """The network of `contrastive`: encoder and projection head."""
+  config: Config
 
   def setup(self):
     c = self.config
@@ -81,32 +89,35 @@ class Contrast(nn.Module):
     self.hidden = dense(c.contrastive.hidden)
     self.out = dense(c.contrastive.width)
 
-  def __call__(self, mel_BMT, at_BVC, train=False):
-    """Returns y_NW float32, the projections of crops: the patches at_BVC.
+  def __call__(self, mel_BMT: jax.Array, at_BVC: jax.Array,
+               train: bool = False) -> jax.Array:
+    """Returns y_NW float32, the projections of the crops of patches at_BVC.
 
-    Row 2 b + v is crop v of clip b. Every crop has the positions from 0 on,
-    so that none tells where in the clip it was.
+    Row 2 b + v is crop v of clip b.
     """
     B, V, C = at_BVC.shape
     patches_BLP = self.encoder.patches(mel_BMT, train)
     crops_NCP = model.take(patches_BLP, at_BVC.reshape(B, V * C)).reshape(
         B * V, C, -1)
+    # Positions of every crop start at 0: otherwise the position within the
+    # clip would give a pair away.
     z_ND = self.encoder(crops_NCP).mean(1)
     return self.out(nn.relu(self.hidden(z_ND))).astype(jnp.float32)
 
 
-def crop_patches(config, L):
-  """Returns the patches of each of `contrastive`'s crops of L patches."""
+def crop_patches(config: Config, L: int) -> int:
+  """Returns the number of patches of a crop of a clip of L patches."""
   return int(round(L * config.contrastive.share))
 
 
-def nt_xent(y_NW, temperature):
-  """Returns (loss, accuracy) of telling each crop's other half of a pair.
+def nt_xent(y_NW: jax.Array, temperature: float
+            ) -> tuple[jax.Array, jax.Array]:
+  """Returns (loss, accuracy) of finding the other crop of each pair.
 
   The normalised temperature-scaled cross entropy of SimCLR (arXiv 2002.05709,
-  equation 1): rows 2 b and 2 b + 1 are a pair, all others are not. Where all
-  rows are one vector the loss is log(N - 1); `accuracy` is the share of rows
-  whose nearest is their own.
+  equation 1). Rows 2 b and 2 b + 1 are a pair. If all rows are equal, the loss
+  is log(N - 1). The accuracy is the share of rows whose nearest row is the
+  other of their pair.
   """
   N, W = y_NW.shape
   square_N1 = jnp.square(y_NW).sum(1, keepdims=True)
@@ -121,16 +132,16 @@ def nt_xent(y_NW, temperature):
   return loss, accuracy
 
 
-def contrastive(config, variables, wave_BS, key, train=True):
-  """Tells two crops of one clip from those of other clips (SimCLR, COLA).
+def contrastive(config: Config, variables: Variables, wave_BS: jax.Array,
+                key: jax.Array, train: bool = True) -> Loss:
+  """Tells two crops of a clip from those of other clips (SimCLR, COLA).
 
-  Two random crops of contrastive.share of the clip, which may overlap, as in
-  COLA (arXiv 2010.10915), projected as in SimCLR (arXiv 2002.05709) and
-  compared with every other crop of the batch. They are cut on the grid of
-  patches out of one log-mel, so that the front end costs what the MAE's does.
-  Nothing is masked: the crop alone is what the embedding shall not depend on,
-  and the encoder sees in training what it will embed.
+  Two random crops of contrastive.share of the clip, which may overlap as in
+  COLA (arXiv 2010.10915), are projected as in SimCLR (arXiv 2002.05709) and
+  compared with every other crop of the batch. Nothing is masked.
   """
+  # One log-mel for both crops, which are cut on its grid of patches: the front
+  # end costs what that of the MAE does.
   mel_BMT = audio.log_mel(wave_BS, clamp='clip')
   B, _, T = mel_BMT.shape
   L = T // config.model.patch_frames
@@ -143,18 +154,21 @@ def contrastive(config, variables, wave_BS, key, train=True):
   return loss, (updates['batch_stats'], {'accuracy': accuracy})
 
 
-def latent_prediction(config, variables, wave_BS, key, train=True):
+def latent_prediction(config: Config, variables: Variables,
+                      wave_BS: jax.Array, key: jax.Array,
+                      train: bool = True) -> Loss:
   """Predicts a teacher's embeddings of the removed patches (data2vec, I-JEPA).
 
-  The MAE, but the decoder predicts the final tokens that the teacher, which
-  sees all patches, has at the removed places, each normalised to mean 0 and
-  variance 1 (data2vec, arXiv 2202.03555, takes the mean of several blocks;
-  I-JEPA, arXiv 2301.08243, the last as here). The teacher is the exponential
-  moving average of the encoder's parameters by latent.decay, starts as a copy
-  of it, and gets no gradient; its front BatchNorm has the student's
-  statistics. Embeddings are the student's. Both collapsing onto one vector
-  would cost nothing: `target_std`, the spread of a target over clips and
-  places, then goes to 0.
+  As the MAE, but the targets are the final tokens of a teacher that gets all
+  patches, each normalised to mean 0 and variance 1. I-JEPA (arXiv 2301.08243)
+  also uses the last block, data2vec (arXiv 2202.03555) the mean of several.
+  The teacher is the exponential moving average of the encoder's parameters
+  (latent.decay), starts as a copy and gets no gradient. It uses the student's
+  BatchNorm statistics. Embeddings are the student's.
+
+  The metric `target_std` is the standard deviation of targets over clips and
+  patches. It goes to 0 if student and teacher collapse onto one vector, which
+  the loss does not show.
   """
   c = config.model
   stats, teacher = (variables['batch_stats'][k] for k in ('encoder', 'teacher'))
@@ -165,10 +179,12 @@ def latent_prediction(config, variables, wave_BS, key, train=True):
   pred_BRD, updates = model.MAE(c, c.width).apply(
       {'params': variables['params'], 'batch_stats': {'encoder': stats}},
       mel_BMT, keep_BK, drop_BR, train=train, mutable=['batch_stats'])
-  net, seen = model.Encoder(c), {'params': teacher, 'batch_stats': stats}
-  patches_BLP, _ = net.apply(seen, mel_BMT, train, method='patches',
-                             mutable=['batch_stats'])
-  target_BLD = jax.lax.stop_gradient(normalise(net.apply(seen, patches_BLP)))
+  net = model.Encoder(c)
+  teacher_variables = {'params': teacher, 'batch_stats': stats}
+  patches_BLP, _ = net.apply(teacher_variables, mel_BMT, train,
+                             method='patches', mutable=['batch_stats'])
+  target_BLD = jax.lax.stop_gradient(
+      normalise(net.apply(teacher_variables, patches_BLP)))
   loss = reconstruction(pred_BRD, model.take(target_BLD, drop_BR))
   if train:
     rate = 1 - config.latent.decay
@@ -178,8 +194,9 @@ def latent_prediction(config, variables, wave_BS, key, train=True):
                 {'target_std': target_BLD.std((0, 1)).mean()})
 
 
-def mae_variables(config, key, L, values=None):
-  """Returns an MAE's variables; see model.MAE."""
+def mae_variables(config: Config, key: jax.Array, L: int,
+                  values: int | None = None) -> Variables:
+  """Returns new variables of an MAE; `values` as in model.MAE."""
   c = config.model
   keep_BK, drop_BR = model.mask_from_noise(
       jnp.zeros((1, L // config.mask.group_size)), L, config.mask.ratio,
@@ -188,30 +205,33 @@ def mae_variables(config, key, L, values=None):
   return model.MAE(c, values).init(key, mel_BMT, keep_BK, drop_BR)
 
 
-def contrastive_variables(config, key, L):
-  """Returns an encoder's and a projection head's, no decoder's."""
+def contrastive_variables(config: Config, key: jax.Array, L: int) -> Variables:
+  """Returns new variables of an encoder and a projection head."""
   c = config.model
   mel_BMT = jnp.zeros((1, c.mels, L * c.patch_frames))
   at_BVC = jnp.zeros((1, 2, crop_patches(config, L)), jnp.int32)
   return Contrast(config).init(key, mel_BMT, at_BVC)
 
 
-def latent_variables(config, key, L):
-  """Returns an MAE's, with the teacher among its statistics."""
-  made = mae_variables(config, key, L, config.model.width)
-  return {**made, 'batch_stats': {
-      **made['batch_stats'], 'teacher': made['params']['encoder']}}
+def latent_variables(config: Config, key: jax.Array, L: int) -> Variables:
+  """Returns new variables of an MAE, the teacher among its statistics."""
+  variables = mae_variables(config, key, L, config.model.width)
+  # There no gradient reaches it, and it is saved with the rest.
+  return {**variables, 'batch_stats': {
+      **variables['batch_stats'],
+      'teacher': variables['params']['encoder']}}
 
 
-def mae_cost(config, L):
-  """Returns FLOPs by part, of an MAE's training step on one clip."""
+def mae_cost(config: Config, L: int) -> dict[str, float]:
+  """Returns FLOPs by part of a training step of an MAE on one clip."""
   return flops.step_flops(
       config.model, L, config_lib.unmasked(L, config.mask.ratio))
 
 
-def contrastive_cost(config, L):
-  """Returns FLOPs by part: two crops, and the head with the comparisons."""
+def contrastive_cost(config: Config, L: int) -> dict[str, float]:
+  """Returns FLOPs by part: encoder of two crops, head with comparisons."""
   c, own = config.model, config.contrastive
+  # Two FLOPs a multiply-add; the backward pass costs two forward passes.
   encoder = 2 * flops.encoder_macs(c, crop_patches(config, L))
   head = 2 * (c.width * own.hidden + own.hidden * own.width
               + 2 * config.train.batch * own.width)
@@ -219,8 +239,8 @@ def contrastive_cost(config, L):
           'total': 6 * (encoder + head)}
 
 
-def latent_cost(config, L):
-  """Returns FLOPs by part: an MAE's, and the teacher's forward pass."""
+def latent_cost(config: Config, L: int) -> dict[str, float]:
+  """Returns FLOPs by part: those of an MAE and the teacher's forward pass."""
   c = config.model
   out = flops.step_flops(
       c, L, config_lib.unmasked(L, config.mask.ratio), c.width)
@@ -229,17 +249,17 @@ def latent_cost(config, L):
 
 
 class Parts(NamedTuple):
-  """What an objective is beside its loss.
+  """The variables and the cost of an objective.
 
   variables: (config, key, L patches of a crop) -> the linen variables.
   cost: (config, L) -> {'encoder': FLOPs of training the encoder on one clip,
     'total': of all, ...}.
   """
-  variables: Callable = mae_variables
-  cost: Callable = mae_cost
+  variables: Callable[[Config, jax.Array, int], Variables] = mae_variables
+  cost: Callable[[Config, int], dict[str, float]] = mae_cost
 
 
-OBJECTIVES = {
+OBJECTIVES: dict[str, Callable[..., Loss]] = {
     'mae': masked_autoencoding,
     'mae_batch': functools.partial(masked_autoencoding, by='batch'),
     'mae_raw': functools.partial(masked_autoencoding, by='none'),
@@ -247,44 +267,56 @@ OBJECTIVES = {
     'latent': latent_prediction,
 }
 
-# Of those that are not an MAE with another loss.
+# Of the objectives that are not an MAE with another loss.
 PARTS = {
     'contrastive': Parts(contrastive_variables, contrastive_cost),
     'latent': Parts(latent_variables, latent_cost),
 }
 
 
-def named(name):
-  """Returns the objective of that name; ValueError names those there are."""
+def named(name: str) -> Callable[..., Loss]:
+  """Returns the objective of a name.
+
+  Raises:
+    ValueError: there is none; names those there are.
+  """
   if name not in OBJECTIVES:
     raise ValueError(f'objective {name!r}: expected one of '
                      f'{", ".join(OBJECTIVES)}')
   return OBJECTIVES[name]
 
 
-def parts(config):
+def parts(config: Config) -> Parts:
   """Returns the Parts of a config's objective."""
   return PARTS.get(config.objective, Parts())
 
 
-def check(config, L):
-  """Raises ValueError for an objective that cannot train, naming the field."""
+def check(config: Config, L: int) -> None:
+  """Raises ValueError for an objective that cannot train, naming the field.
+
+  Args:
+    config: of the run.
+    L: patches of a training clip.
+  """
   named(config.objective)
   if config.objective == 'contrastive':
-    own, batch = config.contrastive, config.train.batch
-    C = crop_patches(config, L)
-    if not 1 <= C <= L:
-      raise ValueError(f'contrastive.share {own.share} of {L} patches is {C}: '
-                       f'expected 1 to {L}')
-    if own.temperature <= 0:
-      raise ValueError(f'contrastive.temperature {own.temperature}: expected '
-                       'more than 0')
-    for field in ('hidden', 'width'):
-      if own[field] < 1:
-        raise ValueError(f'contrastive.{field} {own[field]}: expected at '
-                         'least 1')
-    if batch < 2:
-      raise ValueError(f'train.batch {batch}: expected at least 2 for '
-                       'objective contrastive')
+    _check_contrastive(config, L)
   if config.objective == 'latent' and not 0 <= config.latent.decay <= 1:
     raise ValueError(f'latent.decay {config.latent.decay}: expected 0 to 1')
+
+
+def _check_contrastive(config, L):
+  own, batch = config.contrastive, config.train.batch
+  C = crop_patches(config, L)
+  if not 1 <= C <= L:
+    raise ValueError(f'contrastive.share {own.share} of {L} patches is {C}: '
+                     f'expected 1 to {L}')
+  if own.temperature <= 0:
+    raise ValueError(f'contrastive.temperature {own.temperature}: expected '
+                     'more than 0')
+  for field in ('hidden', 'width'):
+    if own[field] < 1:
+      raise ValueError(f'contrastive.{field} {own[field]}: expected at least 1')
+  if batch < 2:
+    raise ValueError(f'train.batch {batch}: expected at least 2 for objective '
+                     'contrastive')

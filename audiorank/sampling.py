@@ -1,9 +1,9 @@
 """Which clips a config trains on, and which it is evaluated on.
 
-The corpus is parted by recording first, whatever is trained on: held-out
-recordings are the same for every run of one `data.subset_seed`, and so is the
-sample that RankMe is measured on. `data.category` and `data.hours` choose among
-the rest.
+The corpus is first split by recording into a usable and a held-out part. Both
+depend on `data.subset_seed` and `data.valid_fraction` only, and so does the
+sample that RankMe is measured on: runs are comparable whatever they train on.
+`data.category` and `data.hours` then choose among the usable part.
 
 Shapes: N clips, S samples.
 """
@@ -25,16 +25,16 @@ Config = config_lib.Config
 
 HELD_OUT = 'valid'  # The sample of held-out recordings.
 TRAINED = 'train'  # The sample of what this very run trains on.
-# A sample's name is part of a column's, which must not be another's.
+# A sample's name becomes part of a column's name: rank_low is another column.
 RESERVED = ('low', 'high', 'value_inf', 'center')
-LEAST = 2  # Clips that a rank needs.
+LEAST = 2  # A rank needs so many clips.
 
 
 class Parts(NamedTuple):
   """Selections of a corpus, each a data.Corpus.
 
-  usable: all that is not held out.  subset: what is trained on.
-  held_out: every recording that is held out.
+  usable: all that may be trained on.  subset: the part that is trained on.
+  held_out: all recordings that are held out.
   valid: those of the categories that are trained on.
   """
   usable: data.Corpus
@@ -47,7 +47,7 @@ class Parts(NamedTuple):
 class Sample:
   """Clips of one length.
 
-  wave_NS: int16, mapped from disk.  source_N: the recordings of the clips.
+  wave_NS: int16, mapped from disk.  source_N: a number per recording.
   """
   wave_NS: npt.NDArray[np.int16]
   source_N: npt.NDArray[np.int64]
@@ -60,11 +60,11 @@ EMPTY = Sample(np.zeros((0, 1), np.int16), np.zeros(0, np.int64))
 
 
 class Samples(NamedTuple):
-  """What a run reads.
+  """The clips of a run.
 
-  usable: all that may be trained on.  subset: what is.
-  monitor: the clips of RankMe.
-  valid: the held-out clips of the validation loss; EMPTY where it is off.
+  usable: all that may be trained on.  subset: the part that is trained on.
+  monitor: the clips on which RankMe is measured.
+  valid: the held-out clips of the validation loss; EMPTY if it is off.
   """
   usable: data.Corpus
   subset: data.Corpus
@@ -90,8 +90,9 @@ def parts(config: Config) -> Parts:
   if part.sha256 and corpus.sha256 != part.sha256:
     raise ValueError(f'data.root {part.root}: manifest {corpus.sha256[:12]}, '
                      f'but this run was made for {part.sha256[:12]}')
-  # An untrained network has nothing to train on: the hours need not be there.
-  hours = part.hours if config.train.steps else 0
+  hours = part.hours
+  if not config.train.steps:
+    hours = 0  # An untrained baseline needs no hours to train on.
   names = data.categories(corpus, part.category, 'data.category')
   if names:
     for corpus_part, what in ((usable, 'to train on'), (held_out, 'held out')):
@@ -107,14 +108,18 @@ def parts(config: Config) -> Parts:
 
 
 def _stamps(root: str, mixture: str) -> tuple[float, ...]:
-  """Returns when corpora were written: another one may lie there by now."""
+  """Returns the times at which corpora were written.
+
+  A worker may live longer than a corpus; another one is then read anew.
+  """
   roots = [root, *(other for other, _ in mixture_lib.parse(mixture))]
   paths = [files.path(root) / 'corpus.json' for root in roots]
-  return tuple(p.stat().st_mtime_ns if p.is_file() else 0. for p in paths)
+  # A missing corpus is reported by data.load.
+  return tuple(p.stat().st_mtime_ns for p in paths if p.is_file())
 
 
-# A selection is a pass over columns of all records, which of the largest
-# corpora takes seconds. The runs of a worker differ in few of them.
+# A selection reads columns of all records, which takes seconds for the largest
+# corpora. The runs of a worker share most selections.
 @functools.lru_cache(4)
 def _split(root, mixture, stamps, valid_fraction, seed):
   """Returns (corpus, usable part, held-out part)."""
@@ -125,7 +130,7 @@ def _split(root, mixture, stamps, valid_fraction, seed):
 
 @functools.lru_cache(64)
 def _choose(usable, held_out, categories, hours, seed):
-  """Returns (what is trained on, what is held out of its categories)."""
+  """Returns (subset, valid) of Parts."""
   subset, valid = usable, held_out
   if categories:
     subset = data.of_categories(usable, categories)
@@ -136,7 +141,7 @@ def _choose(usable, held_out, categories, hours, seed):
 
 
 def check_lengths(config: Config, chosen: Parts) -> None:
-  """Raises ValueError where there are fewer clips than a config asks for."""
+  """Raises ValueError if there are fewer clips than a config asks for."""
   part, monitor = config.data, config.monitor
   clips = data.clips_in(
       chosen.valid, config_lib.crop_samples(part.crop_seconds))
@@ -171,8 +176,11 @@ def samples(config: Config) -> Samples:
 def read(corpus: data.Corpus, clips: int, length: int, seed: int) -> Sample:
   """Returns the Sample that `data.sample` reads, mapped from the cache.
 
-  At full scale it is some gigabytes, of which the processes of a machine share
-  one copy. `length` is in samples.
+  At full scale it takes gigabytes; processes of a machine share one copy.
+
+  Args:
+    corpus, clips, seed: as of `data.sample`.
+    length: samples of a clip.
   """
   folder = files.local_cache('samples')
   name = files.digest({'corpus': corpus.sha256, 'clips': clips,
@@ -188,11 +196,11 @@ def read(corpus: data.Corpus, clips: int, length: int, seed: int) -> Sample:
   wave_NS, source_N = data.sample(corpus, clips, length, seed)
   for path, array in ((source_path, source_N), (wave_path, wave_NS)):
     files.write_cached(path, functools.partial(save, array))
-  # Where nothing can be cached, this process has a copy of its own.
+  # If nothing can be cached, this process has its own copy.
   return files.read_cached(wave_path, mapped) or Sample(wave_NS, source_N)
 
 
-# The clips of RankMe and those of the loss, for the runs of this process.
+# The clips of RankMe and those of the loss, for all runs of this process.
 _read_once = functools.lru_cache(2)(read)
 
 
@@ -232,8 +240,8 @@ def further_parts(config: Config,
 def further(config: Config) -> Iterator[tuple[str, Sample]]:
   """Yields (name, Sample) of the further samples.
 
-  They are read when they are wanted: at full scale each is some gigabytes. A
-  sample has `monitor.clips` clips, or as many as there are.
+  One at a time: at full scale each takes gigabytes. A sample has
+  `monitor.clips` clips, or fewer if there are not as many.
   """
   if not names(config):
     return

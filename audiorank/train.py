@@ -1,8 +1,8 @@
-"""Training: one loop for one run over a mesh and for several in one program.
+"""Training: one loop for one run on a mesh and for several in one program.
 
-Every number of a run is a function of its config alone: keys are folded with
+All numbers of a run are a function of its config: random keys are folded with
 the step, batches are a function of the step, and what happens at a step does
-not depend on when the process was started, nor in what company a run trains.
+not depend on when the process started or which runs train beside it.
 
 Shapes: B batch, C steps of a call, K runs, S samples.
 """
@@ -41,8 +41,8 @@ from audiorank import validate
 
 Config = config_lib.Config
 
-# What runs of one program may differ in: arguments of the program, and which
-# clips a run trains on. All else must be equal.
+# Fields in which the runs of one program may differ: arguments of the program,
+# and the choice of clips. All other fields must be equal.
 VARIES = ('experiment', 'seed', 'train.init_scale', 'opt.lr', 'opt.warmup',
           'opt.final_lr_ratio', 'opt.weight_decay', 'opt.clip', 'data.seed',
           'data.hours', 'data.category')
@@ -51,9 +51,9 @@ Diverged = metrics.Diverged
 
 
 class Preempted(Exception):
-  """The runs were asked to stop; they are saved, and running again resumes.
+  """The runs were asked to stop. They are saved; running again resumes them.
 
-  `diverged` is what `fit` would have returned.
+  `diverged` has the runs that diverged, as `fit` returns them.
   """
 
   def __init__(self, message: str, diverged: dict[pathlib.Path, Diverged]):
@@ -67,7 +67,7 @@ def check(config: Config, mesh: jax.sharding.Mesh) -> None:
 
 
 def group_key(config: Config) -> str:
-  """Returns a digest that is equal for configs that can train together."""
+  """Returns a digest that is equal for runs that can share a program."""
   tree = config_lib.plain(config)
   for field in VARIES:
     node, name = config_lib.parent(tree, field)
@@ -77,7 +77,7 @@ def group_key(config: Config) -> str:
 
 def describe(config: Config, subset: data.Corpus,
              shapes: train_state.TrainState) -> dict[str, Any]:
-  """Returns what a run is in numbers: sizes, hours, FLOPs by our own count."""
+  """Returns the numbers of a run's record: sizes, hours, FLOPs (our count)."""
   size = config_lib.size_name(config.model.width, config.model.depth)
   return {
       'size': size, 'patches': config_lib.patches(config),
@@ -93,20 +93,20 @@ def fit(workdirs: Sequence[str | os.PathLike[str]],
         stop: Callable[[int], bool] = lambda step: False,
         status: progress.Status | None = None
         ) -> dict[pathlib.Path, Diverged]:
-  """Trains (or resumes) one run over its mesh, or several in one program.
+  """Trains or resumes one run on its mesh, or several in one program.
 
-  Runs of one `group_key` share a program; each keeps its own folder,
-  checkpoints, evaluations and metrics, and may be resumed alone or in other
-  company at any time, with the same numbers up to the rounding of float32.
+  Runs of one `group_key` share a program. Each has its own folder, checkpoints,
+  evaluations and metrics, and may be resumed alone or beside other runs, with
+  the same numbers up to the rounding of float32.
 
   Args:
     workdirs: the runs' folders; each config.json is the run's config.
     configs: frozen configs, of one `group_key`.
-    stop: polled with the step before every call; once True, all is saved and
-      left. Of several processes all must get the same answer.
-    status: told what is being done. It hears `busy` when ending the process
-      would lose steps, `idle` when all is saved, and `report` for people;
-      nothing that a report says has an effect.
+    stop: called with the step before every call of the program; if True, the
+      runs are saved and Preempted is raised. All processes must get the same
+      answer.
+    status: gets `busy` when ending the process would lose steps, `idle` when
+      all is saved, and `report` for display.
 
   Returns:
     {workdir: Diverged} of the runs that diverged; the others are trained.
@@ -115,8 +115,8 @@ def fit(workdirs: Sequence[str | os.PathLike[str]],
     Preempted: stop() was True.
     ValueError, FileNotFoundError: configs that cannot train, or not together.
     OSError: a checkpoint, record or row cannot be written.
-    jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED where the runs do not fit
-      into memory together. What was saved stays: fewer of them can resume.
+    jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED if the runs do not fit into
+      memory together. Fewer of them can resume from what was saved.
   """
   runs, _ = _fit(workdirs, configs, stop, status)
   return diverged(runs)
@@ -126,7 +126,7 @@ def run(workdir: str | os.PathLike[str], config: Config,
         stop: Callable[[int], bool] = lambda step: False,
         status: progress.Status | None = None
         ) -> tuple[train_state.TrainState, jax.sharding.Mesh]:
-  """Trains (or resumes) one run; returns its final state and the mesh.
+  """Trains or resumes one run; returns its final state and the mesh.
 
   Raises:
     Diverged: the loss is not finite; and as `fit`.
@@ -139,7 +139,7 @@ def run(workdir: str | os.PathLike[str], config: Config,
 
 @dataclasses.dataclass
 class Run:
-  """One run of a program: who it is, and what it reads and writes."""
+  """One run of a program: its config, its clips and its files."""
   workdir: pathlib.Path
   config: Config
   samples: sampling.Samples
@@ -153,10 +153,10 @@ class Run:
 
 
 class Alone:
-  """How one run steps: over a whole mesh and every process.
+  """Takes the steps of one run, on a whole mesh and all processes.
 
   Args:
-    runs: the one run.
+    runs: the only run.
     states: its state, placed on the mesh.
     mesh: of the run.
     step: steps done.
@@ -192,15 +192,15 @@ class Alone:
 
 
 class Packed:
-  """How K runs step: one vmapped program, spread over a 'sweep' axis.
+  """Takes the steps of K runs in one vmapped program.
 
-  The devices of that axis share nothing. A run that has diverged is stepped
-  on with the others, and nothing of it is saved.
+  The runs are distributed over a mesh axis 'sweep', without communication. A
+  run that has diverged goes on with the others, but is no longer saved.
 
   Args:
     runs: the runs.
-    states: of each, on one device.
-    mesh: one device, on which a run is evaluated.
+    states: of the runs, each on one device.
+    mesh: of one device, on which runs are evaluated.
     step: steps done.
   """
 
@@ -208,6 +208,7 @@ class Packed:
                states: Sequence[train_state.TrainState],
                mesh: jax.sharding.Mesh, step: int):
     K = len(runs)
+    # Every device must get the same number of runs.
     sweep = jax.make_mesh((math.gcd(K, jax.device_count()),), ('sweep',),
                           axis_types=(AxisType.Auto,))
     self.mesh, self.devices = mesh, sweep.size
@@ -226,7 +227,9 @@ class Packed:
         runs[0].config, spread, self.feed.shared)
 
   def _place(self, rows, axis):
-    spec = P() if self.feed.shared else P(*[None] * axis, 'sweep')
+    spec = P(*[None] * axis, 'sweep')
+    if self.feed.shared:
+      spec = P()
     return jax.device_put(rows, NamedSharding(self._sweep, spec))
 
   def step(self, batches: Any, count: int) -> dict[str, jax.Array]:
@@ -240,6 +243,7 @@ class Packed:
 
   def state(self, index: int) -> train_state.TrainState:
     """Returns the state of one run, on one device."""
+    # Indexing the stacked arrays would gather them from all devices.
     def own(leaf_K):
       for shard in leaf_K.addressable_shards:
         first, last, _ = shard.index[0].indices(len(leaf_K))
@@ -252,10 +256,10 @@ class Packed:
 
 
 class Outputs:
-  """The numbers of a call's steps, fetched from their devices at most once.
+  """The numbers of the steps of a call, fetched from the devices once.
 
   Args:
-    arrays: {name: array}, on their devices.
+    arrays: {name: array} on devices.
     steps, runs: C and K.
   """
 
@@ -274,7 +278,7 @@ class Outputs:
 
 
 def _fit(workdirs, configs, stop, status):
-  """`fit`; returns the Runs and the stepper, which has their states."""
+  """Does what `fit` does; returns (Runs, the stepper with their states)."""
   workdirs, first = [files.path(w) for w in workdirs], configs[0]
   status = status or progress.Status()
   mesh = sharding.mesh(first.mesh.data, first.mesh.fsdp)
@@ -287,15 +291,18 @@ def _fit(workdirs, configs, stop, status):
   with contextlib.ExitStack() as stack:
     runs, states = open_runs(stack, workdirs, configs, samples, mesh)
     step = int(states[0].step)
-    stepper = (Alone if len(runs) == 1 else Packed)(runs, states, mesh, step)
+    kind: type[Alone] | type[Packed] = Alone
+    if len(runs) > 1:
+      kind = Packed
+    stepper = kind(runs, states, mesh, step)
     stack.callback(stepper.feed.close)
+    # Steps free the memory of the states before them, unless named here.
     del states
     name = workdirs[0].name
     if len(runs) > 1:
       name += f' and {len(runs) - 1} others'
     size = config_lib.size_name(first.model.width, first.model.depth)
-    bar = progress.Bar(first.train.steps, step,
-                       f'{name} {size}')
+    bar = progress.Bar(first.train.steps, step, f'{name} {size}')
     stack.callback(bar.close)
     timer = metrics.Throughput(
         name, first.train.batch,
@@ -321,10 +328,10 @@ def open_runs(stack: contextlib.ExitStack, workdirs: Sequence[pathlib.Path],
               configs: Sequence[Config],
               samples: Sequence[sampling.Samples], mesh: jax.sharding.Mesh
               ) -> tuple[list[Run], list[train_state.TrainState]]:
-  """Opens the folders of runs; returns them and the states to begin with.
+  """Opens the folders of runs; returns (Runs, their states).
 
   Args:
-    stack: closes what is opened.
+    stack: closes what is opened here.
     workdirs, configs, samples: of the runs.
     mesh: on which the states are placed.
   """
@@ -372,21 +379,25 @@ def unverified_steps(workdir: pathlib.Path, new: Sequence[int]) -> list[int]:
 
 
 def common_step(folders: Sequence[pathlib.Path]) -> int:
-  """Returns the step that checkpoint folders share, after going back to it.
+  """Returns the step from which packed runs go on; -1: from the start.
 
-  A process that died between the saves of two runs leaves one a save ahead:
-  that save is undone (its run comes to it again). -1: none has any.
+  A process that died between the saves of two runs leaves one run a save
+  ahead. That save is deleted; its run gets there again.
 
   Raises:
-    ValueError: a run that is further ahead, which would lose work.
+    ValueError: a run is further ahead, so that work would be lost.
   """
   newest = {folder: checkpoint.newest(folder) for folder in folders}
-  least = min(-1 if step is None else step for step in newest.values())
+  least = -1
+  if None not in newest.values():
+    least = min(newest.values())
   for folder, step in newest.items():
     if step is None or step == least:
       continue
     if least not in checkpoint.steps(folder)[-2:]:
-      others = 'the start' if least < 0 else least
+      others = str(least)
+      if least < 0:
+        others = 'the start'
       raise ValueError(f'{folder}: at step {step}, others at {others}: '
                        'expected runs at one step')
     checkpoint.rewind(folder, least)
@@ -396,7 +407,7 @@ def common_step(folders: Sequence[pathlib.Path]) -> int:
 def first_state(config: Config, manager: ocp.CheckpointManager,
                 folder: pathlib.Path, samples: sampling.Samples,
                 mesh: jax.sharding.Mesh) -> train_state.TrainState:
-  """Returns the state that a run goes on from: the newest saved, or fresh."""
+  """Returns the newest saved state of a run, or a fresh one."""
   with jax.set_mesh(mesh):
     programs = train_state.programs(config, mesh)
     state = checkpoint.restore(manager, folder, programs.shapes,
@@ -411,19 +422,19 @@ def first_state(config: Config, manager: ocp.CheckpointManager,
 
 @functools.lru_cache(4)
 def mel_statistics(front, mels, sample):
-  """`train_state.mel_statistics`, once for all runs of a sample."""
+  """Returns train_state.mel_statistics; cached for runs of one sample."""
   return train_state.mel_statistics(front, mels, sample.wave_NS)
 
 
 def train_loop(runs: Sequence[Run], stepper: Alone | Packed, step: int,
                stop: Callable[[int], bool], status: progress.Status,
                bar: progress.Bar, timer: metrics.Throughput) -> None:
-  """Takes all steps that are left; see `fit`."""
+  """Takes all remaining steps; see `fit`."""
   config, last = runs[0].config, runs[0].config.train.steps
   eval_steps = set(evals.eval_steps(config))
   unsealed = False
-  # The order is save, evaluate, leave, step: a run that is killed anywhere
-  # comes to the same numbers.
+  # The order is save, evaluate, stop, step: then a run that is killed anywhere
+  # ends with the same numbers.
   while live(runs):
     left = False
     if step == last or step % config.checkpoint.save_every == 0:
@@ -431,7 +442,7 @@ def train_loop(runs: Sequence[Run], stepper: Alone | Packed, step: int,
         save(runs, stepper, bar, force=step == last)
       unsealed = True
     elif unsealed and step % config.train.log_every == 0:
-      # By now the save has been written, beside the steps since.
+      # The save was written in the background, during the steps since.
       with timer.pause():
         seal(runs)
       unsealed = False
@@ -465,16 +476,17 @@ def train_loop(runs: Sequence[Run], stepper: Alone | Packed, step: int,
 
 def call_length(config: Config, step: int,
                 eval_steps: set[int]) -> int:
-  """Returns the steps of the next call.
+  """Returns the number of steps of the next call: train.steps_per_call or 1.
 
-  That is train.steps_per_call, or 1 where an evaluation or a save falls
-  between.
+  It is 1 if a row, a save, an evaluation or the end is fewer steps away.
   """
   train, every = config.train, config.checkpoint.save_every
   undisturbed = min(
       train.steps - step, train.log_every - step % train.log_every,
       every - step % every, *(s - step for s in eval_steps if s > step))
-  return train.steps_per_call if train.steps_per_call <= undisturbed else 1
+  if train.steps_per_call > undisturbed:
+    return 1
+  return train.steps_per_call
 
 
 def diverged(runs: Sequence[Run]) -> dict[pathlib.Path, Diverged]:
@@ -483,12 +495,12 @@ def diverged(runs: Sequence[Run]) -> dict[pathlib.Path, Diverged]:
 
 
 def live(runs: Sequence[Run]) -> list[tuple[int, Run]]:
-  """Returns the runs that have not diverged, with their places."""
+  """Returns (index, run) of the runs that have not diverged."""
   return [(k, run) for k, run in enumerate(runs) if run.diverged is None]
 
 
 def each(runs: Sequence[Run], function: Callable[[int, Run], None]) -> None:
-  """Calls a function with every live run; notes those that diverge in it."""
+  """Calls a function with every live run; marks those that diverge."""
   for k, run in live(runs):
     try:
       function(k, run)
@@ -499,7 +511,7 @@ def each(runs: Sequence[Run], function: Callable[[int, Run], None]) -> None:
 
 def save(runs: Sequence[Run], stepper: Alone | Packed, bar: progress.Bar,
          force: bool) -> None:
-  """Checks every step so far, and saves where all were finite."""
+  """Saves the runs of which all steps so far were finite."""
   each(runs, lambda _, run: show_loss(bar, run.writer.flush()))
   for k, run in live(runs):
     run.writer.store()
@@ -507,7 +519,7 @@ def save(runs: Sequence[Run], stepper: Alone | Packed, bar: progress.Bar,
 
 
 def seal(runs: Sequence[Run]) -> None:
-  """Waits for saves to be written, and writes their checksums."""
+  """Waits until saves are on disk, then writes their checksums."""
   for _, run in live(runs):
     checkpoint.wait(run.manager)
     checkpoint.seal(run.folder)
@@ -515,9 +527,9 @@ def seal(runs: Sequence[Run]) -> None:
 
 def evaluate(runs: Sequence[Run], stepper: Alone | Packed, step: int,
              stop: Callable[[int], bool], bar: progress.Bar) -> bool:
-  """Evaluates every live run; returns False where asked to leave."""
+  """Evaluates every live run; returns False if asked to stop."""
   each(runs, lambda _, run: show_loss(bar, run.writer.flush()))
-  # Of several processes none can leave an evaluation that the others share.
+  # Several processes evaluate together: none of them may stop in between.
   interruptible = jax.process_count() == 1
   for k, run in live(runs):
     checkpoint.check_there(run.manager)
@@ -532,6 +544,6 @@ def evaluate(runs: Sequence[Run], stepper: Alone | Packed, step: int,
 
 
 def show_loss(bar: progress.Bar, row: metrics.Row | None) -> None:
-  """Shows the loss of a row that was written, if one was."""
+  """Shows the loss of a row, if there is one."""
   if row:
     bar.note(f"loss {row['loss']:.4f}")

@@ -1,9 +1,9 @@
-"""The state of a run and the programs that make and advance it.
+"""The state of a run and the compiled programs that create and advance it.
 
-Everything here is a function of config and arrays: no file, no clock. What
-runs of one shape may differ in (`Hparams`) is traced, so that all of them share
-one compilation, and `programs` keeps what was compiled for as long as the
-process lives: a second run of a shape is neither traced nor compiled.
+Everything here is a function of config and arrays, without files or clocks.
+The fields in which runs of one shape may differ (`Hparams`) are traced, so that
+all of these runs share one compilation. `programs` caches compiled programs for
+the life of the process: a second run of a shape is not traced or compiled.
 
 Shapes: B batch, C steps of a call, K runs, S samples, N clips, M mels,
 T frames.
@@ -32,27 +32,26 @@ from audiorank.data import resident
 
 Config = config_lib.Config
 
-SHAPES = 32  # Shapes whose programs are kept; the oldest go first.
-CALIBRATION_CLIPS = 1024  # At most so many start BatchNorm's statistics.
-
+SHAPES = 32  # Programs are cached for so many shapes.
+CALIBRATION_CLIPS = 1024  # Most clips that initialise BatchNorm's statistics.
 
 
 def flops(config: Config) -> dict[str, float]:
   """Returns FLOPs of a training step on one clip, by our own count.
 
-  {'encoder': of what is kept, 'total': of all, ...}: the other parts are the
-  objective's; see its `cost` in objectives.py.
+  {'encoder': of the visible patches, 'total': of all, ...}; for other parts
+  see `cost` of the objective in objectives.py.
   """
   return objectives.parts(config).cost(config, config_lib.patches(config))
 
 
 @flax.struct.dataclass
 class TrainState:
-  """All that a step changes.
+  """Everything that a step changes.
 
   step: int32 scalar, steps done.  params: float32 parameters.
-  batch_stats: BatchNorm's statistics and what else an objective carries along
-  without a gradient.  opt_state: that of `optimizer`.
+  batch_stats: BatchNorm's statistics and other variables without a gradient.
+  opt_state: of `optimizer`.
   """
   step: jax.Array
   params: Any
@@ -62,7 +61,7 @@ class TrainState:
 
 @flax.struct.dataclass
 class Hparams:
-  """What may differ between runs that share one compiled program."""
+  """The numbers in which runs of one compiled program may differ."""
   seed: Any
   init_scale: Any
   lr: Any
@@ -88,8 +87,8 @@ def hparams_shapes() -> Hparams:
                  *[jax.ShapeDtypeStruct((), jnp.float32)] * rest)
 
 
-# What a program takes as an argument, or what the loop and the evaluation
-# alone read. An objective reads none of it.
+# Fields that a program gets as arguments, or that only the training loop and
+# the evaluation use. No objective uses them.
 NOT_COMPILED = (
     'experiment', 'seed', 'trackers', 'monitor', 'checkpoint', 'eval', 'mesh',
     'train.steps', 'train.init_scale', 'train.calibrate_batch_norm',
@@ -100,7 +99,10 @@ NOT_COMPILED = (
 
 
 def static_config(config: Config) -> config_dict.FrozenConfigDict:
-  """Returns what is compiled in: equal for runs that can share programs."""
+  """Returns the fields that are compiled in.
+
+  Runs for which they are equal share programs.
+  """
   tree = config_lib.plain(config)
   for field in NOT_COMPILED:
     node, name = config_lib.parent(tree, field)
@@ -111,9 +113,9 @@ def static_config(config: Config) -> config_dict.FrozenConfigDict:
 
 
 def learning_rate(step: jax.Array, hparams: Hparams) -> jax.Array:
-  """Linear warm-up from 0, then a cosine to `final` times the peak."""
-  # optax's schedules want their number of steps as a Python number: every
-  # number of steps would then be a program of its own.
+  """Returns the rate: linear warm-up from 0, then a cosine to final * lr."""
+  # The schedules of optax need the number of steps as a Python number, so that
+  # every number of steps would compile a program of its own.
   warm = hparams.lr * step / jnp.maximum(hparams.warmup, 1)
   past = (step - hparams.warmup) / jnp.maximum(
       hparams.steps - hparams.warmup, 1)
@@ -126,12 +128,11 @@ def optimizer(config: Config, hparams: Hparams,
               step: jax.Array) -> optax.GradientTransformation:
   """Returns AdamW with clipping for one step.
 
-  The chain is built anew in every trace, with traced numbers in it. It is what
-  optax.inject_hyperparams does, but its state holds the moments alone, as that
-  of a chain with constants.
+  The chain is built in every trace, from traced numbers. Unlike the state of
+  optax.inject_hyperparams, its state contains the moments only.
 
   Args:
-    config: of which b1 and b2 are compiled in.
+    config: its b1 and b2 are compiled in.
     hparams: traced.
     step: steps done, for the schedule.
   """
@@ -146,10 +147,10 @@ def optimizer(config: Config, hparams: Hparams,
 
 
 def adam_state(opt_state: Any) -> optax.ScaleByAdamState:
-  """Returns the part of an optimizer's state that is not empty.
+  """Returns the state of Adam within an optimizer's state.
 
-  Checkpoints hold this part alone: the other links of the chain may change
-  without making a checkpoint unreadable.
+  Checkpoints contain this part only. So the other links of the chain, whose
+  states are empty, may change without making checkpoints unreadable.
   """
   adam, = (link for link in opt_state
            if isinstance(link, optax.ScaleByAdamState))
@@ -157,10 +158,11 @@ def adam_state(opt_state: Any) -> optax.ScaleByAdamState:
 
 
 def with_adam_state(opt_state: Any, adam: optax.ScaleByAdamState) -> Any:
-  """Returns an optimizer's state with another part that is not empty."""
-  return tuple(
-      adam if isinstance(link, optax.ScaleByAdamState) else link
-      for link in opt_state)
+  """Returns an optimizer's state with another state of Adam."""
+  old = adam_state(opt_state)
+  links = list(opt_state)
+  links[[link is old for link in links].index(True)] = adam
+  return tuple(links)
 
 
 def init(config: Config, key: jax.Array) -> TrainState:
@@ -175,12 +177,17 @@ def state_shapes(config: Config) -> TrainState:
 
 def scaled_init(config: Config, key: jax.Array,
                 scale: float | jax.Array) -> TrainState:
-  """Returns `init`'s state with every weight matrix times a factor."""
+  """Returns a fresh state whose weight matrices are scaled by a factor."""
   variables = objectives.parts(config).variables(
       config, key, config_lib.patches(config))
-  # A copy of the network among the statistics is scaled with it.
-  variables = jax.tree.map_with_path(
-      lambda path, x: x * scale if path[-1].key == 'kernel' else x, variables)
+
+  def scaled(path, x):
+    if path[-1].key == 'kernel':
+      return x * scale
+    return x
+
+  # All collections: the copy of a network in batch_stats is scaled with it.
+  variables = jax.tree.map_with_path(scaled, variables)
   params = variables['params']
   step = jnp.zeros((), jnp.int32)
   zeros = Hparams(*[jnp.zeros(())] * len(dataclasses.fields(Hparams)))
@@ -190,7 +197,7 @@ def scaled_init(config: Config, key: jax.Array,
 
 
 class Programs(NamedTuple):
-  """The compiled programs of a shape on a mesh, and what they work on.
+  """The compiled programs of a shape on a mesh, and the state's shapes.
 
   shapes: TrainState of jax.ShapeDtypeStruct.
   shardings: TrainState of the shardings.
@@ -209,7 +216,7 @@ class Programs(NamedTuple):
 
 
 def programs(config: Config, mesh: jax.sharding.Mesh) -> Programs:
-  """Returns the Programs of a config on a mesh, the same ones every time."""
+  """Returns the Programs of a config on a mesh; cached."""
   return _programs(static_config(config), objectives.named(config.objective),
                    objectives.parts(config), mesh)
 
@@ -221,8 +228,8 @@ def init_state(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
 
 @functools.lru_cache(SHAPES)
 def _programs(config, objective, parts, mesh):
-  """`programs` of a static config. Objective and parts are found by name; they
-  are arguments so that another one of the same name has its own programs."""
+  # Objective and parts are looked up by name. They are arguments so that the
+  # cache distinguishes another objective of the same name.
   del objective, parts
 
   def from_hparams(hparams):
@@ -267,7 +274,7 @@ class PackedPrograms(NamedTuple):
 
 def packed_programs(config: Config, spread: jax.sharding.NamedSharding,
                     shared: bool) -> PackedPrograms:
-  """Returns the PackedPrograms of a shape, the same ones every time.
+  """Returns the PackedPrograms of a shape; cached.
 
   Args:
     config: of one of the runs.
@@ -281,7 +288,9 @@ def packed_programs(config: Config, spread: jax.sharding.NamedSharding,
 @functools.lru_cache(SHAPES)
 def _packed_programs(config, objective, spread, shared):
   del objective  # As in `_programs`.
-  batch_axis = None if shared else 0
+  batch_axis = 0
+  if shared:
+    batch_axis = None
   over_runs = sharding.over_runs(
       jax.vmap(train_step(config), (0, batch_axis, 0, None)), spread, shared)
 
@@ -300,7 +309,7 @@ def train_step(config: Config) -> Callable[..., Any]:
   """Returns the step of a config, to be jitted; see `Programs.step`.
 
   Args:
-    config: a static config, or one that has all its fields.
+    config: with all the fields of a static config.
   """
   objective = objectives.named(config.objective)
   samples = config_lib.crop_samples(config.data.crop_seconds)
@@ -329,6 +338,7 @@ def train_step(config: Config) -> Callable[..., Any]:
     params = optax.apply_updates(state.params, updates)
     new = TrainState(state.step + 1, params, stats, opt_state)
     if config.train.max_skipped_steps:
+      # A step that is not finite changes nothing but the step number.
       good = jnp.isfinite(loss) & jnp.isfinite(norm)
       new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new,
                          state.replace(step=new.step))
@@ -344,8 +354,9 @@ def calibrate_batch_norm(config: Config, state: TrainState,
                          wave_NS: npt.NDArray[np.int16]) -> TrainState:
   """Returns the state with BatchNorm's statistics set to a sample's.
 
-  Dasheng starts them at 0 and 1 and needs hundreds of steps to find them;
-  until then an untrained encoder sees raw decibels.
+  Dasheng starts at mean 0 and variance 1 and needs hundreds of steps to reach
+  the statistics of the data. Without calibration the untrained baseline would
+  get unnormalised decibels.
   """
   return with_statistics(
       state, *mel_statistics(config.model.frontend, config.model.mels, wave_NS))
@@ -353,7 +364,7 @@ def calibrate_batch_norm(config: Config, state: TrainState,
 
 def with_statistics(state: TrainState, mean_M: npt.NDArray[np.float32],
                     var_M: npt.NDArray[np.float32]) -> TrainState:
-  """Returns the state with other statistics of the encoder's BatchNorm."""
+  """Returns the state with other statistics in the encoder's BatchNorm."""
   placed = jax.tree.map(
       lambda new, old: jax.device_put(new, old.sharding),
       {'norm_mel': {'mean': mean_M, 'var': var_M}},
@@ -363,17 +374,17 @@ def with_statistics(state: TrainState, mean_M: npt.NDArray[np.float32],
 
 def mel_statistics(frontend: str, mels: int, wave_NS: npt.NDArray[np.int16]
                    ) -> tuple[npt.NDArray[np.float32], ...]:
-  """Returns mean and variance over clips and time, float32 each.
+  """Returns (mean_M, var_M) float32 of the log-mel over clips and time.
 
   Args:
-    frontend, mels: of the model's config; nothing else of a model matters.
-    wave_NS: of which the first CALIBRATION_CLIPS are taken.
+    frontend, mels: fields of the model's config.
+    wave_NS: the clips; only the first CALIBRATION_CLIPS are used.
   """
   moments = _moments(frontend, mels)
   total_M, square_M, n = 0., 0., 0
   for index, wave_BS in embed.batches(
       wave_NS[:CALIBRATION_CLIPS], min(256, len(wave_NS))):
-    # The last batch is filled with silence, which must not count.
+    # The last batch is padded with silence, which must not count.
     sum_M, sq_M = (np.asarray(x, np.float64)[:len(index)].sum(0)
                    for x in moments(wave_BS))
     total_M, square_M = total_M + sum_M, square_M + sq_M
@@ -395,7 +406,7 @@ def _moments(frontend, mels):
     sums = mel_BMT.sum(2), jnp.square(mel_BMT).sum(2)
     if jax.sharding.get_abstract_mesh().empty:
       return sums
-    # On a mesh the front end leaves each device its own clips.
+    # On a mesh the front end leaves the clips distributed over the devices.
     return jax.lax.with_sharding_constraint(
         sums, jax.sharding.PartitionSpec())
 
