@@ -1,4 +1,4 @@
-"""What every command shares: one line for a user's error, no traceback."""
+"""Common parts of all commands: flags, and errors of users in one line."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -23,26 +23,26 @@ from audiorank import config as config_lib
 from audiorank import files
 from audiorank.config import nearest
 
-# Exit codes: run me again; the loss diverged. Others from 1 to 41 are errors
-# that running again would meet again, from 128 on the process was killed.
+# Exit codes: run it again; the loss diverged. Others from 1 to 41 are errors
+# that would happen again; from 128 on the process was killed.
 AGAIN, DIVERGED = 42, 3
 
 
 def run(main: Callable[[list[str]], None], words: bool = False) -> None:
-  """Runs main(argv); a user's error is one line on standard error and exit 1.
+  """Runs main(argv). An error of the user is printed as one line, with exit 1.
 
-  AUDIORANK_TRACEBACK=1 shows where it came from.
+  AUDIORANK_TRACEBACK=1 shows the traceback.
 
   Args:
-    main: what the command does.
-    words: whether it takes words beside its flags.
+    main: the command.
+    words: whether it takes words besides its flags.
   """
   app.run(functools.partial(_guarded, main),
           flags_parser=functools.partial(_parse, words))
 
 
 def _guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
-  """Runs main; errors that a user can mend are one line."""
+  """Runs main; errors that a user can correct are printed as one line."""
   logging.set_verbosity(logging.WARNING)
   logging.use_absl_handler()
   traced = bool(os.environ.get('AUDIORANK_TRACEBACK'))
@@ -56,13 +56,15 @@ def _guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
   except FileNotFoundError as error:
     if traced:
       raise
-    fail(f'{error.filename}: no such file' if error.filename else error)
+    if error.filename:
+      fail(f'{error.filename}: no such file')
+    fail(error)
   except (ValueError, OSError, files.LockHeld) as error:
     if traced:
       raise
     fail(error)
   except AttributeError as error:
-    # Any other is a bug of ours.
+    # Other AttributeErrors are bugs, for which a traceback is needed.
     if traced or not of_config(error):
       raise
     field = str(error).strip('"')
@@ -71,7 +73,7 @@ def _guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
 
 
 def _parse(words: bool, argv: list[str]) -> list[str]:
-  """Returns what is left of a command after its flags."""
+  """Returns the words of a command without its flags."""
   try:
     left = flags.FLAGS(with_config_file(argv))
   except flags.Error as error:
@@ -82,7 +84,7 @@ def _parse(words: bool, argv: list[str]) -> list[str]:
     fail(unknown_field(error, argv))
   except (TypeError, ValueError, OSError) as error:
     fail(error)
-  except Exception as error:  # Of a config file, which may raise any.
+  except Exception as error:  # A config file can raise errors of any type.
     if os.environ.get('AUDIORANK_TRACEBACK'):
       raise
     fail(with_line(error))
@@ -152,16 +154,16 @@ def config_file(value: str) -> str:
 
 
 def of_config(error: AttributeError) -> bool:
-  """Returns whether an error is of a field that a config lacks."""
+  """Returns whether an error is about a field that a config lacks."""
   last = traceback.extract_tb(error.__traceback__)[-1]
   return 'ml_collections' in last.filename
 
 
 def silence_saves() -> None:
-  """Keeps tracebacks of a failed save off standard error.
+  """Hides the tracebacks of a failed save, except for the error itself.
 
-  Orbax raises the error itself where the save is waited for; its threads, and
-  those of tensorstore, print it some dozens of times before.
+  Orbax raises the error when the save is waited for. Before that, its threads
+  and those of tensorstore print it dozens of times.
   """
   def is_new(record: Any) -> bool:
     return not (record.exc_info and ('orbax' in record.pathname
@@ -171,7 +173,7 @@ def silence_saves() -> None:
   hook = sys.unraisablehook
 
   def unraisable(about: Any) -> None:
-    # A write that ends after the event loop of its save was given up.
+    # A write that ended after the event loop of its save.
     closed = str(about.exc_value) == 'Event loop is closed'
     if about.object is not None or not closed:
       hook(about)
@@ -180,9 +182,9 @@ def silence_saves() -> None:
 
 
 def unknown_field(error: Exception, argv: list[str]) -> str:
-  """Returns what to say of a config field that does not exist, in full."""
-  # ml_collections quotes the last part of the name (as a repr, at times
-  # twice), and guesses another.
+  """Returns the message about a config field that does not exist."""
+  # The error of ml_collections has only the last part of the name (as a repr,
+  # sometimes twice) and a suggestion. The full name is on the command line.
   text = re.findall(r'\w+', str(error.args[0]).replace('\\n', ' '))
   fields = [word.split('=')[0] for word in argv
             if text and text[0] in word.split('=')[0].split('.')]
@@ -199,7 +201,7 @@ def unknown_field(error: Exception, argv: list[str]) -> str:
 def flag_error(error: flags.Error) -> str:
   """Returns what is wrong with a flag, in one line."""
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-  # Of a config file that raises: the flag and the error itself.
+  # If a config file raises: the flag and the error, without the traceback.
   if any(line.startswith('Traceback') for line in lines):
     return f'{lines[0].split(": Error")[0]}: {lines[-1]}'
   missing = re.match(r'flag (--\w+)=None: ', lines[0])
@@ -246,7 +248,7 @@ def from_file(name: str, path: pathlib.Path) -> ModuleType:
 
 @contextlib.contextmanager
 def of_file() -> Iterator[None]:
-  """Makes a ValueError of whatever the code of a config file raises."""
+  """Turns any error of the code of a config file into a ValueError."""
   try:
     yield
   except Exception as error:
@@ -254,7 +256,7 @@ def of_file() -> Iterator[None]:
 
 
 def with_line(error: Exception) -> str:
-  """Returns an error with the file and line that it came from."""
+  """Returns the text of an error with its file and line."""
   last = traceback.extract_tb(error.__traceback__)[-1]
   return (f'{last.filename}, line {last.lineno}: {type(error).__name__}: '
           f'{error}')
@@ -268,5 +270,6 @@ def compile_cache() -> None:
   import jax
   jax.config.update('jax_compilation_cache_dir',
                     str(files.cache_folder('compiled')))
+  # Also small programs that compile fast: there are many of them.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)

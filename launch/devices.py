@@ -1,9 +1,9 @@
-"""The devices of this machine, counted without opening any, and worker slots.
+"""Finds the devices of this machine without opening any, and makes slots.
 
-Opening a device here would take it from the workers: a TPU chip belongs to
-one process, and jax takes most of a GPU's memory. So devices are counted as
-the system lists them, and each worker gets some of them in its environment:
-a slot. Locks keep two launchers of one user off the same device.
+Opening a device here would take it from the workers: a TPU chip can be used by
+one process only, and jax allocates most of a GPU's memory. So devices are
+counted as the system lists them. A slot gives a worker some of them in its
+environment. Locks prevent two launchers of a user from using the same device.
 """
 
 from collections.abc import Mapping
@@ -23,17 +23,17 @@ import time
 from typing import IO
 from typing import NamedTuple
 
-# Names pretended devices, such as gpu:8 or tpu:4:16 (GB each), for tests and
-# for trying a sweep out: workers then compute on the CPU.
+# The variable for pretended devices, such as gpu:8 or tpu:4:16 (GB each), for
+# tests and for trying a sweep. Workers then compute on the CPU.
 PRETENDED = 'AUDIORANK_DEVICES'
 GPU_SHARE = .9  # Of a GPU's memory, for all workers on it together.
-IN_USE = .1  # Share of a GPU's memory above which another process has it.
-RELEASE = 30.  # Seconds for the workers of a dead launcher to save and leave.
+IN_USE = .1  # A GPU with more of its memory in use has another process.
+RELEASE = 30.  # Seconds for the workers of a dead launcher to save and end.
 GOOGLE = '0x1ae0'  # PCI vendor of TPU chips.
 # PCI device of a TPU chip -> its name, as jax's hardware_utils lists them.
 TPU_DEVICES = {'0x005e': 'v4', '0x0062': 'v5p', '0x0063': 'v5e',
                '0x006f': 'v6e'}
-# How chips of one process lie on a host.
+# Number of chips of a process -> their arrangement on the host.
 TPU_BOUNDS = {1: '1,1,1', 2: '1,2,1', 4: '2,2,1', 8: '2,4,1'}
 EXTRAS = {'gpu': 'cuda', 'tpu': 'tpu'}
 
@@ -41,11 +41,11 @@ EXTRAS = {'gpu': 'cuda', 'tpu': 'tpu'}
 class Devices(NamedTuple):
   """Devices of one kind on this machine.
 
-  kind: 'cpu', 'gpu' or 'tpu'; of 'cpu' there is one, which is shared.
-  ids: as CUDA_VISIBLE_DEVICES or TPU_VISIBLE_CHIPS take them.
-  memory: bytes of one device, or None where the system does not say.
-  used: bytes of each that some process holds already.
-  pretended: whether they are named by PRETENDED.
+  kind: 'cpu', 'gpu' or 'tpu'. There is one 'cpu', which is shared.
+  ids: as for CUDA_VISIBLE_DEVICES or TPU_VISIBLE_CHIPS.
+  memory: bytes of one device, or None if unknown.
+  used: bytes of each that are in use already.
+  pretended: whether they come from PRETENDED.
   """
   kind: str
   ids: tuple[str, ...] = ()
@@ -55,11 +55,11 @@ class Devices(NamedTuple):
 
 
 class Slot(NamedTuple):
-  """What one worker gets.
+  """The devices, cores and environment of one worker.
 
-  name: such as gpu-0; its log is called so.
+  name: such as gpu-0, also of its log.
   ids: of its devices; () on a CPU.
-  cores: it may run on, or None for all.
+  cores: that it may use, or None for all.
   environment: variables to set; None removes one.
   """
   name: str
@@ -70,11 +70,11 @@ class Slot(NamedTuple):
 
 def find(environ: Mapping[str, str] = os.environ, dev: str = '/dev',
          pci: str = '/sys/bus/pci/devices') -> Devices:
-  """Returns the devices that jax would compute on here; opens none.
+  """Returns the devices that jax would use, without opening them.
 
   Args:
-    environ: JAX_PLATFORMS and CUDA_VISIBLE_DEVICES restrict what is found.
-    dev, pci: where the system lists devices.
+    environ: JAX_PLATFORMS and CUDA_VISIBLE_DEVICES restrict the result.
+    dev, pci: folders in which the system lists devices.
 
   Raises:
     ValueError: AUDIORANK_DEVICES is not of its form.
@@ -94,6 +94,7 @@ def find(environ: Mapping[str, str] = os.environ, dev: str = '/dev',
 
 
 def _pretended(text: str) -> Devices:
+  """Returns the devices of the variable PRETENDED."""
   form = re.fullmatch(r'(cpu|gpu|tpu):(\d+)(?::(\d+))?', text)
   if not form:
     raise ValueError(f'{PRETENDED}={text!r}: expected such as gpu:8 or '
@@ -108,7 +109,7 @@ def _pretended(text: str) -> Devices:
 
 
 def _gpus(environ: Mapping[str, str]) -> Devices:
-  """Returns the NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves."""
+  """Returns the NVIDIA GPUs in CUDA_VISIBLE_DEVICES, by default all."""
   query = '--query-gpu=index,uuid,memory.total,memory.used'
   try:
     listing = subprocess.run(
@@ -127,13 +128,13 @@ def _gpus(environ: Mapping[str, str]) -> Devices:
   else:
     ids = []
     for name in visible.split(','):
-      # As CUDA does: what follows the first that is none is not visible.
+      # As in CUDA: the list ends at the first invalid device.
       if not name.strip() or name.strip() == '-1':
         break
       ids.append(name.strip())
   mib = 2 ** 20
   total = [_number(by_id[i][2]) * mib for i in ids if i in by_id]
-  # What nvidia-smi does not list, such as a part of a GPU, counts as free.
+  # nvidia-smi does not list parts of a GPU. They count as free.
   free = ['', '', '', '0']
   used = [_number(by_id.get(i, free)[3]) * mib for i in ids]
   return Devices('gpu', tuple(ids), min(total, default=0.) or None,
@@ -149,8 +150,9 @@ def _number(text: str) -> float:
 
 
 def _tpu_chips(dev: str, pci: str) -> Devices:
-  """Returns the TPU chips of this host: /dev/accel*, or /dev/vfio/* where the
-  PCI bus has Google's."""
+  """Returns the TPU chips of this host."""
+  # They are /dev/accel*, or /dev/vfio/* if the PCI bus has devices of Google;
+  # other machines use vfio for other devices.
   names = []
   for vendor in sorted(glob.glob(f'{pci}/*/vendor')):
     if pathlib.Path(vendor).read_text().strip() == GOOGLE:
@@ -168,7 +170,7 @@ def _tpu_chips(dev: str, pci: str) -> Devices:
 
 
 def choose(devices: Devices, asked: str) -> Devices:
-  """Returns the devices that `--devices` asks for.
+  """Returns the devices for the flag `--devices`.
 
   Args:
     devices: those of this machine.
@@ -196,7 +198,7 @@ def choose(devices: Devices, asked: str) -> Devices:
 
 
 def check_software(devices: Devices) -> None:
-  """Raises ValueError where the jax installed here cannot use the devices."""
+  """Raises ValueError if the installed jax cannot use the devices."""
   if devices.kind == 'cpu' or devices.pretended:
     return
   if devices.kind == 'tpu':
@@ -221,11 +223,11 @@ def hold(devices: Devices, wait: float = RELEASE) -> list[IO[str]]:
   """Locks devices against other launchers; returns the open lock files.
 
   Workers inherit them, so a device stays locked until the last process on it
-  has ended, however it ends.
+  has ended, even if it was killed.
 
   Args:
-    devices: those that are to be used.
-    wait: seconds for a dead launcher's workers to leave.
+    devices: to be locked.
+    wait: seconds for the workers of a dead launcher to end.
 
   Raises:
     Busy: another process uses one; names it.
@@ -251,8 +253,7 @@ def hold(devices: Devices, wait: float = RELEASE) -> list[IO[str]]:
     while not _locked(file):
       file.seek(0)
       holder = file.read().strip()
-      # A launcher that is gone has left workers that save and end by
-      # themselves within seconds.
+      # If the launcher is dead, its workers save and end within seconds.
       if _alive(holder) or time.monotonic() > end:
         for lock in locks:
           lock.close()
@@ -278,7 +279,7 @@ def _alive(pid: str) -> bool:
 
 
 def _check_chips_free() -> None:
-  """Raises Busy where a process of this machine has a TPU chip open."""
+  """Raises Busy if a process of this machine has opened a TPU chip."""
   for link in glob.glob('/proc/[0-9]*/fd/*'):
     with contextlib.suppress(OSError):
       target = os.readlink(link)
@@ -330,13 +331,13 @@ def slots(devices: Devices, size: int = 1, per_device: int = 1,
     elif devices.kind == 'tpu':
       settings |= _tpu_settings(group)
     if not devices.pretended:
-      # Both named: without the device the worker fails at once, instead of
-      # computing on the CPU.
+      # With an explicit platform a worker without its device fails at once,
+      # instead of computing on the CPU.
       settings['JAX_PLATFORMS'] = {
           'cpu': 'cpu', 'gpu': 'cuda,cpu', 'tpu': 'tpu,cpu'}[devices.kind]
     name = f'{devices.kind}-{number}'
     if devices.kind != 'cpu':
-      cores = None  # It mostly waits for its device: no need to pin it.
+      cores = None  # It mostly waits for its device, so it is not pinned.
     out.append(Slot(name, tuple(group), cores, settings))
   return out
 
@@ -344,7 +345,7 @@ def slots(devices: Devices, size: int = 1, per_device: int = 1,
 def _gpu_settings(ids: Sequence[str], per_device: int,
                   environ: Mapping[str, str]) -> dict[str, str]:
   """Returns the variables that give a worker its GPUs and share of memory."""
-  # jaxlib refuses to find both of its names for the share.
+  # jaxlib has two names for the share, and refuses to have both set.
   name = 'XLA_CLIENT_MEM_FRACTION'
   if not environ.get(name):
     name = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
@@ -355,14 +356,13 @@ def _gpu_settings(ids: Sequence[str], per_device: int,
 
 
 def _tpu_settings(ids: Sequence[str]) -> dict[str, str]:
-  """Returns the variables that make some chips a TPU of their own.
-
-  They are those that jax's own tests with several processes set; the last two
-  keep a host of a slice from asking for its neighbours.
+  """Returns the variables with which some chips are a TPU by themselves.
 
   Raises:
-    ValueError: so many chips do not lie together.
+    ValueError: there is no TPU with so many chips.
   """
+  # jax's tests with several processes set the same variables. The last two
+  # prevent a host of a slice from looking for the other hosts.
   if len(ids) not in TPU_BOUNDS:
     raise ValueError(f'a run takes {len(ids)} TPU chips: expected one of '
                      f'{", ".join(map(str, TPU_BOUNDS))}')
@@ -380,7 +380,7 @@ def _tpu_settings(ids: Sequence[str]) -> dict[str, str]:
 
 
 def core_groups(count: int) -> list[frozenset[int] | None]:
-  """Returns the cores of each of `count` workers (Linux), or None each."""
+  """Returns the cores of each of `count` workers; None if not on Linux."""
   if not hasattr(os, 'sched_getaffinity'):
     return [None] * count
   mine = sorted(os.sched_getaffinity(0))
@@ -390,7 +390,8 @@ def core_groups(count: int) -> list[frozenset[int] | None]:
 
 
 def cores(cgroups: str = '/sys/fs/cgroup') -> int:
-  """Returns how many cores this process may use: affinity and cgroup limit."""
+  """Returns the number of cores for this process, by affinity and cgroups."""
+  # A container may see all cores of its host, but get the time of only some.
   if hasattr(os, 'sched_getaffinity'):
     count = len(os.sched_getaffinity(0))
   else:
@@ -403,7 +404,7 @@ def cores(cgroups: str = '/sys/fs/cgroup') -> int:
 
 
 def _cpu_quota(folder: pathlib.Path) -> tuple[float, float]:
-  """Returns (microseconds of CPU, of time) a cgroup allows; quota 0: all."""
+  """Returns (CPU time, wall time) of a cgroup's quota; CPU time 0 for none."""
   with contextlib.suppress(OSError, ValueError):
     quota, period = (folder / 'cpu.max').read_text().split()
     if quota == 'max':
@@ -416,7 +417,7 @@ def _cpu_quota(folder: pathlib.Path) -> tuple[float, float]:
 
 
 def memory(cgroups: str = '/sys/fs/cgroup') -> float:
-  """Returns the bytes of this machine's memory that are free to be used."""
+  """Returns the free memory of this machine or container, in bytes."""
   try:
     text = pathlib.Path('/proc/meminfo').read_text()
   except OSError:
@@ -426,7 +427,7 @@ def memory(cgroups: str = '/sys/fs/cgroup') -> float:
   for folder in _cgroup_folders(cgroups, 'memory'):
     for limit, used in (('memory.max', 'memory.current'),
                         ('memory.limit_in_bytes', 'memory.usage_in_bytes')):
-      # A limit of 'max' is no number.
+      # 'max' means no limit, and is not a number.
       with contextlib.suppress(OSError, ValueError):
         free = min(free, int((folder / limit).read_text())
                    - int((folder / used).read_text()) + _file_cache(folder))
@@ -434,7 +435,7 @@ def memory(cgroups: str = '/sys/fs/cgroup') -> float:
 
 
 def _file_cache(folder: pathlib.Path) -> int:
-  """Returns the bytes of a cgroup that the kernel gives back when asked."""
+  """Returns the bytes of a cgroup's file cache that the kernel can free."""
   with contextlib.suppress(OSError):
     stat = (folder / 'memory.stat').read_text()
     sizes = re.findall(r'^(?:total_)?inactive_file (\d+)', stat, re.M)
@@ -443,11 +444,9 @@ def _file_cache(folder: pathlib.Path) -> int:
 
 
 def _cgroup_folders(cgroups: str, controller: str) -> list[pathlib.Path]:
-  """Returns the folders of this process's cgroup and of those around it.
-
-  Of version 2 one tree holds all limits, of version 1 one a controller. In a
-  container the path may not exist; the root is then the container's own.
-  """
+  """Returns the folders of this process's cgroup and of its parents."""
+  # Version 2 has one tree for all limits, version 1 one per controller. In a
+  # container the path may not exist; then the root is the container's own.
   try:
     lines = pathlib.Path('/proc/self/cgroup').read_text().splitlines()
   except OSError:
