@@ -109,7 +109,8 @@ def columns(rows: study.Study) -> tuple[pd.DataFrame, list[tuple[float, str]],
       'run_id': trained['run_id'], 'score': trained['score'].astype(float),
       'size': trained['size'], 'configuration': trained['configuration']})
   probes = scored(rows.tasks, trained)
-  rungs, beside = [], {}
+  rungs: list[tuple[float, str]] = []
+  beside: dict[str, list[str]] = {}
   for share in RUNGS:
     ranks = at_rung(trained, history, share, 'rank')
     if ranks is None:

@@ -4,6 +4,7 @@ Shapes: K configurations, C of them compared, G groups.
 """
 
 import math
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -157,7 +158,7 @@ def of_slope(factors: Factors, name: str, one: slopes.Slope,
   compared = factors.live[name]
   counts = counted(factors, compared)
   raw, raw_low, raw_high = raw_slope(factors, name)
-  details = dict(
+  details: dict[str, Any] = dict(
       groups=one.groups, spread=one.spread, reliability=one.reliability,
       raw=raw, raw_low=raw_low, raw_high=raw_high,
       permuted=slopes.permuted(factors.table, compared),
@@ -281,7 +282,7 @@ def of_width(factors: Factors) -> claims.Claim:
   if factors.moments is None:
     return none._replace(needed=claims.Needed('seeds'))
   compared, one = factors.live[WITHIN], factors.slope(WITHIN)
-  rivals = ()
+  rivals: tuple[claims.Rival, ...] = ()
   across_p = math.nan
   if slopes.SIZE in factors.families:
     across = factors.slope(slopes.SIZE)

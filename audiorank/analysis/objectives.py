@@ -4,6 +4,7 @@ Shapes: N configurations of the main objective, M of the other.
 """
 
 import math
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -90,9 +91,10 @@ def of_objectives(rows: study.Study,
               len(others))
     x_M, y_M = means(others)
     x_N, y_N = means(near)
-    details = dict(rank_low=float(others['rank'].min()),
-                   rank_high=float(others['rank'].max()),
-                   sizes=int(others['size'].nunique()), line=len(x_N))
+    details: dict[str, Any] = dict(
+        rank_low=float(others['rank'].min()),
+        rank_high=float(others['rank'].max()),
+        sizes=int(others['size'].nunique()), line=len(x_N))
     if len(x_N) < LINE or not np.ptp(x_N):
       out.append(claims.claim('objective', 'score', family=str(name),
                               counts=counts,

@@ -281,7 +281,7 @@ def alarms(history: pd.DataFrame) -> list[dict[str, Any]]:
 
   Tables of older versions hold sentences, joined by '; '.
   """
-  out = []
+  out: list[dict[str, Any]] = []
   if 'alarms' not in history:
     return out
   for row in history.sort_values('step').itertuples():

@@ -4,6 +4,7 @@ Shapes: N runs, G untrained baselines.
 """
 
 import math
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -68,7 +69,7 @@ def events(rows: study.Study) -> pd.DataFrame:
       out.append((row.run_id, names[row.run_id], row.kind, row.step, 1,
                   row.value, row.before, 'curve'))
     # An alarm that rings at every evaluation is one event.
-    first = {}
+    first: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for alarm in study.alarms(rows.history):
       key = alarm['run_id'], alarm['kind']
       first.setdefault(key, []).append(alarm)

@@ -139,7 +139,7 @@ def against(runs: pd.DataFrame, x: str = 'hours', y: str = 'score',
 
 def _join(ax: style.Axes, trained: pd.DataFrame, x: str, y: str) -> bool:
   """Joins runs that differ in x alone; returns whether there are any."""
-  names = SAME
+  names: tuple[str, ...] = SAME
   if x in ('flops', 'params'):
     names = SAME_OF_SIZE
   same = [name for name in names if name in trained and name != x]
@@ -162,7 +162,7 @@ def _levels(ax: style.Axes, trained: pd.DataFrame, untrained: pd.DataFrame,
       ax.axhline(level, color=style.GREY, ls='--', lw=1, zorder=1)
     return
   levels = untrained.groupby('params')[y].mean()
-  rgba = [style.GREY] * len(levels)
+  rgba: Any = [style.GREY] * len(levels)
   if len(levels) > 1:
     scale = style.shades(pd.concat([trained['params'], untrained['params']]))
     rgba = scale.to_rgba(levels.index.to_numpy(float))

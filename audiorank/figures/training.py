@@ -1,6 +1,7 @@
 """Figures of training: rank over steps, spectra, early against final."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -88,7 +89,7 @@ def spectra(singular: Mapping[str, np.ndarray],
   if not singular:
     raise ValueError('nothing to draw: no spectrum was given')
   ax = ax or style.axes()
-  shade = style.PALETTE
+  shade: Any = style.PALETTE
   if len(singular) > len(shade):
     shade = style.SIZES(np.linspace(0, 1, len(singular)))
   for i, (name, s_K) in enumerate(singular.items()):

@@ -223,12 +223,15 @@ def rows(table: pd.DataFrame, classes: Sequence[str] | None = None,
   for i, (_, row) in enumerate(table.iterrows()):
     cells = ''.join(cell(str(column), value, column == link)
                     for column, value in row.items())
-    body.append(f'<tr{of_class(classes and classes[i])}>{cells}</tr>')
+    mark = ''
+    if classes:
+      mark = of_class(classes[i])
+    body.append(f'<tr{mark}>{cells}</tr>')
   return (f'<div class="wide" tabindex="0"><table{of_class(kind)}><thead><tr>'
           f'{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>')
 
 
-def of_class(name: str | None) -> str:
+def of_class(name: str) -> str:
   """Returns the attribute that gives an element its class, or ''."""
   return f' class="{name}"' if name else ''
 
@@ -238,7 +241,9 @@ def cell(column: str, value: object, is_run: bool) -> str:
   text = escaped(value)
   if is_run:
     text = f'<a href="#run-{text}">{text}</a>'
-  mark = of_class(column == 'verdict' and column)
+  mark = ''
+  if column == 'verdict':
+    mark = of_class('verdict')
   return f'<td data-label="{html.escape(column)}"{mark}>{text}</td>'
 
 

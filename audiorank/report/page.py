@@ -2,6 +2,7 @@
 
 import html
 import os
+import pathlib
 
 from audiorank import analysis
 from audiorank import figures
@@ -245,7 +246,7 @@ def page(root: os.PathLike, sweep: records.Tables, title: str) -> str:
           f'<script>{html_parts.SCRIPT}</script></body></html>\n')
 
 
-def heading(root: os.PathLike) -> str:
+def heading(root: pathlib.Path) -> str:
   """Returns the sweep's title, or the folder's name."""
   path = root / 'sweep.json'
   if not path.exists():
@@ -253,17 +254,18 @@ def heading(root: os.PathLike) -> str:
   return records.read_json(path).get('title', root.name)
 
 
-def write(root: os.PathLike) -> os.PathLike:
+def write(root: files.Path) -> pathlib.Path:
   """Rebuilds <root>/report.html from the records; returns its path.
 
   Raises:
     FileNotFoundError: there are no runs under the root.
     ValueError: there are runs, but none with a record yet.
   """
-  root = files.path(root)
-  sweep = records.collect(root)
+  folder = files.path(root)
+  sweep = records.collect(folder)
   if 'rank' not in sweep.runs or sweep.runs['rank'].isna().all():
-    raise ValueError(f'{root}: no run has a record yet: expected '
+    raise ValueError(f'{folder}: no run has a record yet: expected '
                      '<run_id>/records/*.json')
-  files.write_text(root / 'report.html', page(root, sweep, heading(root)))
-  return root / 'report.html'
+  files.write_text(folder / 'report.html',
+                   page(folder, sweep, heading(folder)))
+  return folder / 'report.html'

@@ -7,6 +7,7 @@ a report.
 
 from collections.abc import Iterable
 import math
+from typing import Any
 from typing import NamedTuple
 
 import pandas as pd
@@ -15,6 +16,9 @@ from audiorank import analysis
 from audiorank.analysis import claims as numbers_of
 from audiorank.analysis import law as law_of
 from audiorank.analysis import study
+from audiorank.analysis.claims import Claim
+from audiorank.analysis.claims import Needed
+from audiorank.analysis.claims import Rival
 from audiorank.laws import early as ranking
 from audiorank.report.numbers import count
 from audiorank.report.numbers import interval
@@ -24,8 +28,6 @@ from audiorank.report.numbers import short
 from audiorank.report.numbers import signed
 from audiorank.report.numbers import tenth
 from audiorank.report.numbers import two
-
-Claim, Rival, Needed = numbers_of.Claim, numbers_of.Rival, numbers_of.Needed
 
 TITLES = {
     'one_slope': 'A doubling of RankMe is worth the same whatever is varied',
@@ -568,7 +570,7 @@ def _size_first(one: Claim) -> str:
           + listed([rival.name for rival in one.rivals if rival.decided < 0]))
 
 
-SHORT = {
+SHORT: dict[str, dict[str, Any]] = {
     numbers_of.HOLDS: {
         'one_slope': lambda one: f'a doubling of RankMe is worth '
                                  f'{signed(one.details["common"])} of score '
