@@ -1,13 +1,13 @@
-"""Objects of Google Cloud Storage: what files.py needs of gs:// paths.
+"""Objects of Google Cloud Storage: the part of files.py for gs:// paths.
 
-Path is an etils.epath.Path whose methods go through this module. gcsfs sends
-every request again, with growing waits, on 408, 429, 5xx and lost connections;
-what fails for good is an OSError of one line. An object appears whole or not
-at all, and reads and writes are compared with the store's own checksum. A
-write may name the generation that it replaces. Nothing is cached here: other
-machines write as well.
+The transport is gcsfs. It repeats a request, with growing waits, after 408,
+429, 5xx and lost connections. Added here: one-line errors; the store's crc32c
+checked on every read and write (gcsfs checks md5, which objects that were
+uploaded in parts lack, or needs a slow crc32c); preconditions on generations;
+and no cache of listings, because other machines write to the bucket as well.
+Path is an etils.epath.Path whose methods use these functions.
 
-`generation` is the store's number of a version of an object: it changes with
+A generation is the store's number of one version of an object. It changes with
 every write; 0 stands for no object.
 """
 
@@ -34,17 +34,17 @@ from etils.epath import gpath
 
 from audiorank import files
 
-PARALLEL = 16  # Requests at once, where there are many.
-ALONE = 50 * 2**20  # Bytes up to which an object is sent in one request.
-TRIES = 3  # Of a transfer whose checksum is wrong.
-# What the pattern of a listing cannot quote.
+PARALLEL = 16  # Requests at a time.
+ALONE = 50 * 2**20  # Objects of up to so many bytes are sent in one request.
+TRIES = 3  # Attempts of a transfer whose checksum is wrong.
+# Characters that a pattern of a listing cannot quote.
 _SPECIAL = re.compile(r'[\[\]{}*?\\]')
 
 Input, Output = TypeVar('Input'), TypeVar('Output')
 
 
 class Info(NamedTuple):
-  """What a listing says of an object."""
+  """The properties of an object in a listing."""
   size: int
   generation: int
   crc32c: str  # Base64, as the store writes it.
@@ -59,7 +59,7 @@ class Stat(NamedTuple):
 class Path(gpath.PosixGPath):
   """A gs:// path with the methods of pathlib.Path that are used here.
 
-  There are no folders in a bucket: one exists while something lies below it.
+  A bucket has no folders: one exists as long as there are objects below it.
   """
 
   @property
@@ -93,7 +93,8 @@ class Path(gpath.PosixGPath):
       yield self / name
 
   def glob(self, pattern: str) -> Iterator['Path']:
-    """Yields what matches, sorted: of a pattern with a slash objects alone."""
+    """Yields the matching paths, sorted; with a slash in the pattern, objects
+    only."""
     if '/' not in pattern:
       names = [path.name for path in self.iterdir()] if self.is_dir() else []
       yield from (self / n for n in names if fnmatch.fnmatchcase(n, pattern))
@@ -125,7 +126,7 @@ class Path(gpath.PosixGPath):
 
   def mkdir(self, mode: int | None = None, parents: bool = False,
             exist_ok: bool = False) -> None:
-    """Does nothing, or refuses what exists as pathlib does."""
+    """Does nothing; raises FileExistsError as pathlib does."""
     if not exist_ok and self.exists():
       raise FileExistsError(f'{self}: exists')
 
@@ -143,7 +144,7 @@ class Path(gpath.PosixGPath):
     in_parallel(lambda name: (self / name).unlink(missing_ok=True), names)
 
   def replace(self, target: Any) -> 'Path':
-    """Moves an object, or all below a folder: copied first, then deleted."""
+    """Moves an object or a folder: copies all of it, then deletes it."""
     target = Path(target)
     if self.is_file():
       pairs = [(self, target)]
@@ -207,18 +208,18 @@ def _client_of(pid: int) -> Any:
 
 def _run(path: 'Path', function: str, *args: Any, timeout: float | None = None,
          **kwargs: Any) -> Any:
-  """Calls a coroutine function of the client; an error is of one line.
+  """Calls a coroutine function of gcsfs; errors become one line.
 
   Args:
-    path: what it is about, for the message.
-    function: its name.
+    path: the object, for the message.
+    function: the function's name.
     *args: its arguments.
-    timeout: seconds after which it is given up, tries included.
+    timeout: seconds for all attempts together.
     **kwargs: further arguments.
 
   Raises:
     FileNotFoundError: no such object, or no such bucket.
-    files.Changed: a precondition does not hold.
+    files.Changed: the precondition on the generation fails.
     OSError: no permission, no network, or the server fails for good.
   """
   client = _client()
@@ -239,8 +240,8 @@ def _run(path: 'Path', function: str, *args: Any, timeout: float | None = None,
 
 
 def _reason(error: Exception) -> str:
-  """Returns what failed, in one line; '' for what is no failure of the store
-  or the network."""
+  """Returns the cause of an error, in one line; '' if it is neither the
+  store's nor the network's."""
   import aiohttp
   import fsspec
   from gcsfs import retry
@@ -266,7 +267,7 @@ def _reason(error: Exception) -> str:
 
 
 def _call(method: str, url: str, path: 'Path', **kwargs: Any) -> Any:
-  """Returns what the JSON API answers about an object; see `_run`."""
+  """Returns the answer of the JSON API for an object; see `_run`."""
   bucket, key = path.parts_of_url
   arguments = [bucket, key][:url.count('{}')]
   return _run(path, '_call', method, url, *arguments, **kwargs)
@@ -280,7 +281,7 @@ def in_parallel(function: Callable[[Input], Output],
 
 
 class _Body(io.BytesIO):
-  """What a request sends; not closed with it, as it may be sent again."""
+  """The body of a request; stays open, as it may be sent again."""
 
   def close(self) -> None:
     pass
@@ -370,10 +371,10 @@ def write(path: 'Path', data: bytes, generation: int | None = None,
   bucket, key = path.parts_of_url
   if generation is None and len(data) > ALONE:
     _run(path, '_pipe_file', os.fspath(path), data)
-    return _stored(path, len(data), crc32c(data)).generation
+    return _check_stored(path, crc32c(data))
   mark = secrets.token_hex(16)
-  # The fake server of the tests honours preconditions of this kind of upload
-  # alone.
+  # A multipart upload, in one request: the checksum goes with the data, and the
+  # store refuses the object if they do not match.
   body = b'\r\n'.join([
       f'--{mark}'.encode(), b'Content-Type: application/json; charset=UTF-8',
       b'', json.dumps({'name': key, 'crc32c': crc32c(data)}).encode(),
@@ -390,7 +391,8 @@ def write(path: 'Path', data: bytes, generation: int | None = None,
         headers={'Content-Type': f'multipart/related; boundary="{mark}"'},
         **condition)
   except files.Changed:
-    # A request that was sent again may have been carried out the first time.
+    # gcsfs may have repeated a request that had succeeded: then this very data
+    # is there.
     there = info(path, timeout)
     if there and there.generation != generation and (
         there.size, there.crc32c) == (len(data), crc32c(data)):
@@ -401,32 +403,31 @@ def write(path: 'Path', data: bytes, generation: int | None = None,
   return int(about['generation'])
 
 
-def _stored(path: 'Path', size: int, checksum: str) -> Info:
-  """Returns the Info of what was just written.
-
-  Raises:
-    OSError: it is not what was sent; it is deleted.
-  """
-  there = info(path)
-  if there is None or (there.size, there.crc32c) != (size, checksum):
-    path.unlink(missing_ok=True)
-    raise OSError(f'{path}: other bytes are stored than were sent')
-  return there
-
-
-def upload(source: str | os.PathLike[str], path: 'Path') -> Info:
+def upload(source: str | os.PathLike[str], path: 'Path') -> None:
   """Writes a local file as an object.
 
   Raises:
     FileNotFoundError: no such bucket.
     OSError: see `_run`; or other bytes are stored than were sent.
   """
-  size, checksum = os.path.getsize(source), file_crc32c(source)
-  if size <= ALONE:
+  if os.path.getsize(source) <= ALONE:
     write(path, pathlib.Path(source).read_bytes())
-  else:
-    _run(path, '_put_file', os.fspath(source), os.fspath(path))
-  return _stored(path, size, checksum)
+    return
+  _run(path, '_put_file', os.fspath(source), os.fspath(path))
+  _check_stored(path, file_crc32c(source))
+
+
+def _check_stored(path: 'Path', checksum: str) -> int:
+  """Returns the generation of a large object that was just written.
+
+  Raises:
+    OSError: its checksum is not that of the data; the object is deleted.
+  """
+  there = info(path)
+  if there is None or there.crc32c != checksum:
+    path.unlink(missing_ok=True)
+    raise OSError(f'{path}: other bytes are stored than were sent')
+  return there.generation
 
 
 def download(path: 'Path', target: str | os.PathLike[str]) -> None:

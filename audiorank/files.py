@@ -37,7 +37,7 @@ class LockHeld(Exception):
 
 
 class Changed(Exception):
-  """An object is of another generation than a write was to replace."""
+  """An object has another generation than the one that a write replaces."""
 
 
 # At least two letters: one letter and a colon is a Windows drive.
@@ -46,10 +46,10 @@ _BUCKET = re.compile(r'gs://[A-Za-z0-9][A-Za-z0-9._-]+(/|$)')
 _COUNTER = itertools.count()  # For temporary names: threads never share one.
 # The tool that mounts a bucket of each kind, for error messages.
 _MOUNTS = {'s3': 'mount-s3', 'az': 'blobfuse2'}
-HOLD = 30.  # Seconds for which lines for a bucket are held back.
-SPACING = 1.  # Seconds between two writes of an object.
-# Folders on buckets that are leased, and what stops a process whose lease may
-# be another's.
+HOLD = 30.  # Seconds between writes of a file of lines on a bucket.
+SPACING = 1.  # Seconds between writes of an object: buckets accept no more.
+# {leased folder on a bucket: function that ends the process if its lease may
+# have been acquired by another}
 _guards: dict[str, Callable[[], None]] = {}
 
 
@@ -99,7 +99,7 @@ def is_on_bucket(name: Path) -> bool:
 
 
 def on_disk(name: Path, field: str = '') -> pathlib.Path:
-  """Returns `path` of what has to lie on a disk.
+  """Returns `path` of something that must be on a disk.
 
   Raises:
     ValueError: a URL; says what to do.
@@ -187,12 +187,12 @@ def write_text(target: Path, text: str, sync: bool = True) -> None:
 
 
 def update_json(target: Path, change: Callable[[Any], Any]) -> Any:
-  """Changes a JSON file that others change at the same time; returns it.
+  """Changes a JSON file that other processes may change too; returns it.
 
   Args:
     target: the file or object.
-    change: called with what is there, None where nothing is; returns what is
-      to be there. Called again where another process was faster.
+    change: old tree, None if there is no file -> new tree. Called again if
+      another process was faster.
   """
   target = path(target)
   if not is_on_bucket(target):
@@ -216,8 +216,8 @@ def update_json(target: Path, change: Callable[[Any], Any]) -> Any:
 
 
 def guard(folder: Path, check: Callable[[], None] | None) -> None:
-  """Has `check` called before anything is written below a folder on a bucket;
-  None ends that."""
+  """Calls `check` before each write below a folder on a bucket; None ends
+  that."""
   if check is None:
     _guards.pop(os.fspath(folder), None)
   else:
@@ -225,7 +225,7 @@ def guard(folder: Path, check: Callable[[], None] | None) -> None:
 
 
 def check_guards(target: Path) -> None:
-  """Stops a process that is about to write what is another's by now."""
+  """Ends the process if another may have the lease of the target's folder."""
   for folder, check in list(_guards.items()):
     if os.fspath(target).startswith(f'{folder}/'):
       check()
@@ -301,13 +301,13 @@ def read_lines(source: Path) -> list[Any]:
 
 
 class Lines:
-  """Text that is added to a file.
+  """A file that text is appended to.
 
-  On a disk it is written at once. An object on a bucket cannot be added to: it
-  is written again, at most every HOLD seconds and when `store` asks for it.
+  On a disk the text is written at once. An object cannot be appended to: on a
+  bucket it is rewritten, at most every HOLD seconds, and by `store`.
 
   Args:
-    target: the file; what it holds stays.
+    target: the file; its text stays.
   """
 
   def __init__(self, target: Path):
@@ -321,7 +321,7 @@ class Lines:
       self._file = open(self._target, 'a', encoding='utf-8')
 
   def add(self, text: str) -> None:
-    """Adds some text."""
+    """Appends text."""
     if not is_on_bucket(self._target):
       self._file.write(text)
       self._file.flush()
@@ -332,7 +332,7 @@ class Lines:
       self.store()
 
   def store(self) -> None:
-    """Writes what waits."""
+    """Writes the text that is not on the bucket yet."""
     if not is_on_bucket(self._target) or not self._waiting:
       return
     # A store takes one write of an object a second.
@@ -341,7 +341,7 @@ class Lines:
     self._waiting, self._stored = False, time.monotonic()
 
   def close(self) -> None:
-    """Ends it; what waits is not written."""
+    """Closes the file, without `store`."""
     if not is_on_bucket(self._target):
       self._file.close()
 
@@ -398,8 +398,8 @@ def stats(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def names(folder: Path) -> set[str]:
-  """Returns the names of what lies directly in a folder; none where there is
-  no such folder."""
+  """Returns the names of a folder's files and folders; none if it does not
+  exist."""
   folder = path(folder)
   if is_on_bucket(folder):
     from audiorank import bucket
@@ -413,13 +413,12 @@ def names(folder: Path) -> set[str]:
 
 def mapped(function: Callable[[Any], Any], inputs: Iterable[Any],
            place: Path) -> list[Any]:
-  """Returns the function of every input; many are called at once where the
-  files that it reads lie on a bucket.
+  """Returns [function(value) for value in inputs]; in parallel for a bucket.
 
   Args:
-    function: reads files.
+    function: reads or writes files.
     inputs: its arguments.
-    place: where they lie.
+    place: a path that says whether the files are on a bucket.
   """
   if is_on_bucket(place):
     from audiorank import bucket
@@ -428,7 +427,7 @@ def mapped(function: Callable[[Any], Any], inputs: Iterable[Any],
 
 
 def read_many(sources: Iterable[Path]) -> list[bytes]:
-  """Returns the bytes of files that lie together."""
+  """Returns the bytes of files, all on a disk or all on a bucket."""
   sources = [path(source) for source in sources]
   return mapped(lambda source: source.read_bytes(), sources,
                 next(iter(sources), ''))
@@ -446,7 +445,7 @@ def read_part(source: Path, begin: int, end: int) -> bytes:
 
 
 def remove(folder: Path) -> None:
-  """Deletes a folder with all below it; nothing where it is not there."""
+  """Deletes a folder and its contents, if it exists."""
   folder = path(folder)
   if is_on_bucket(folder):
     folder.rmtree(missing_ok=True)
@@ -455,7 +454,7 @@ def remove(folder: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-  """Moves a file or a folder to where nothing is."""
+  """Moves a file or a folder; the target must not exist."""
   source, target = path(source), path(target)
   if is_on_bucket(source):
     source.replace(target)
@@ -465,8 +464,7 @@ def move(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def local(source: Path) -> Iterator[pathlib.Path]:
-  """Yields a local path of a file: itself, or a copy of an object that is
-  deleted afterwards.
+  """Yields a local path of a file: itself, or a temporary copy of an object.
 
   Raises:
     FileNotFoundError: no such object.
@@ -482,7 +480,7 @@ def local(source: Path) -> Iterator[pathlib.Path]:
     try:
       yield copy
     except (ValueError, OSError) as error:
-      # Messages name what the user knows.
+      # Messages name the user's path, not the copy.
       error.args = tuple(
           arg.replace(str(copy), str(source)) if isinstance(arg, str) else arg
           for arg in error.args)
@@ -490,15 +488,15 @@ def local(source: Path) -> Iterator[pathlib.Path]:
 
 
 def fetch(folder: Path, target: Path) -> None:
-  """Copies what lies below a folder on a bucket into a local one, but for what
-  is there already."""
+  """Copies a folder on a bucket to a disk, except for files that are there
+  already."""
   from audiorank import bucket
   folder, target = path(folder), pathlib.Path(target)
 
   def get(item):
     name, about = item
     copy = target / name
-    # Of large files the size must do: the checksum would read all of it.
+    # For large files the size must do: their checksum takes long.
     if copy.is_file() and copy.stat().st_size == about.size and (
         about.size > 2**20 or bucket.file_crc32c(copy) == about.crc32c):
       return
@@ -509,12 +507,12 @@ def fetch(folder: Path, target: Path) -> None:
 
 
 def send(source: Path, folder: Path, last: str = '') -> None:
-  """Copies a local folder onto a bucket, but for what is there already.
+  """Copies a local folder to a bucket, except for files that are there.
 
   Args:
     source: a local folder.
     folder: on a bucket.
-    last: name of the file that says that the folder is whole.
+    last: name of the file that marks the folder as complete.
   """
   from audiorank import bucket
   source, folder = pathlib.Path(source), path(folder)
@@ -558,8 +556,8 @@ def cache_folder(kind: str) -> pathlib.Path:
 
 
 def local_cache(kind: str) -> pathlib.Path:
-  """Returns `cache_folder` where that is on a disk, else a folder of this
-  machine: for what is opened in place."""
+  """Returns `cache_folder` if that is on a disk, else a temporary folder of
+  this machine: for files that are opened in place, such as memory maps."""
   folder = cache_folder(kind)
   if is_on_bucket(folder):
     user = os.getuid() if hasattr(os, 'getuid') else 0
@@ -568,7 +566,7 @@ def local_cache(kind: str) -> pathlib.Path:
 
 
 def staging(folder: Path) -> pathlib.Path:
-  """Returns the local folder in which what goes onto a bucket is made."""
+  """Returns the local folder in which a folder of a bucket is written first."""
   return local_cache('staging') / digest(absolute(folder))
 
 

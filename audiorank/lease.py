@@ -1,15 +1,16 @@
-"""Who works on something, where no kernel can lock a file: an object says it.
+"""A lock on a bucket: a lease, with an object's generation as its heartbeat.
 
-The generation of an object is a heartbeat. Whoever has the lease writes the
-object again every BEAT of its term, each time on the condition that it is
-still of the generation that the last write gave it. Whoever wants it notes the
-generation and waits: one that does not change for the whole term belongs to
-nobody, and the object is written on the condition of that generation. Of two
-that try, one succeeds. An empty object was released and may be taken at once.
+The holder rewrites the object every third of the lease's term, with the
+precondition that the object still has the generation of the holder's last
+write. A contender notes the generation and waits. If it does not change for a
+whole term, the holder is dead, and the contender writes the object with the
+precondition of that generation. Of two contenders, one succeeds. An empty
+object is a released lease and can be acquired at once.
 
-Times are spans of each process's own monotonic clock; no two clocks are
-compared. A holder that cannot renew stops before its term is over, counted
-from before its last write was sent: so before anybody may take the lease.
+Every process measures time by its own monotonic clock; no two clocks are
+compared. A holder that cannot renew stops before its term ends, counted from
+the moment before it sent its last write. So it stops before a contender can
+acquire the lease.
 """
 
 from collections.abc import Callable
@@ -30,37 +31,37 @@ from typing import Protocol
 from audiorank import files
 
 TERM = 90.  # Seconds; the environment's AUDIORANK_LEASE_SECONDS replaces it.
-BEAT = 1 / 3  # Of the term, between two writes.
-MARGIN = 1 / 6  # Of the term, at the end of which a holder has stopped.
-SPACING = 1.  # Seconds between writes: a store takes one a second.
-TRIES = 3  # Of a write that meets earlier ones of its own process.
-LOST = 42  # Exit code of a process that lost its lease: run me again.
+BEAT = 1 / 3  # Share of the term between two writes.
+MARGIN = 1 / 6  # The holder stops this share of the term before its end.
+SPACING = 1.  # Seconds between writes of an object: buckets accept no more.
+TRIES = 3  # Attempts of a write that meets earlier writes of its own process.
+LOST = 42  # Exit code of a process that lost its lease: run it again.
 
-Fields = dict[str, Any]  # What a lease says, as JSON material.
+Fields = dict[str, Any]  # The content of a lease: JSON.
 FieldsOf = Callable[[Fields], Fields]
 
 
 class Lost(Exception):
-  """The lease belongs to another process, or to nobody known any more."""
+  """This process no longer has the lease, or cannot know that it has."""
 
 
 class Store(Protocol):
-  """One object, read and written whole."""
+  """One object, which is read and written as a whole."""
 
   def read(self, timeout: float) -> tuple[bytes, int]:
-    """Returns (data, generation); (b'', 0) where there is none."""
+    """Returns (data, generation); (b'', 0) if there is no object."""
 
   def write(self, data: bytes, generation: int, timeout: float) -> int:
-    """Writes on the condition of a generation; returns the new one.
+    """Replaces the object of a generation; returns the new generation.
 
     Raises:
-      files.Changed: the condition does not hold.
-      OSError: it is not known whether anything was written.
+      files.Changed: the object has another generation.
+      OSError: it is unknown whether the object was written.
     """
 
 
 class Watch:
-  """When generations of leases were first seen by this process.
+  """For how long this process has seen each lease unchanged.
 
   Args:
     clock: a monotonic clock, in seconds.
@@ -68,11 +69,11 @@ class Watch:
 
   def __init__(self, clock: Callable[[], float]):
     self._clock = clock
-    # Name -> (generation, when it was first seen, whether it had changed).
+    # name -> (generation, when it was first seen, whether it is a later one)
     self._seen: dict[str, tuple[int, float, bool]] = {}
 
   def age(self, name: str, generation: int) -> float:
-    """Returns the seconds for which a lease has been of a generation."""
+    """Returns the seconds since a lease was first seen at a generation."""
     now = self._clock()
     if name not in self._seen:
       self._seen[name] = generation, now, False
@@ -81,25 +82,25 @@ class Watch:
     return now - self._seen[name][1]
 
   def undecided(self, name: str, generation: int, term: float) -> bool:
-    """Returns whether it is not yet known if the holder of a lease lives."""
+    """Returns whether it is not known yet if the holder of a lease is alive."""
     age = self.age(name, generation)
     return age < term and not self._seen[name][2]
 
 
 class Lease:
-  """What one process has, or has not, of a leased object.
+  """A lease that this process has acquired.
 
   Args:
-    name: of the object, for messages.
+    name: the object's name, for messages.
     store: the object.
-    fields: returns what the lease says at first, of what it said before; {}
-      where it was free.
-    watch: of this process; remembers how long it has seen which generation.
+    fields: content of the lease before, {} if it was free -> first content
+      of this lease.
+    watch: this process's record of the leases that it has seen.
     clock: monotonic, in seconds.
     term: seconds.
 
   Raises:
-    files.LockHeld: somebody has it, or may have it.
+    files.LockHeld: another process has it, or may have it.
     OSError: the store cannot be reached.
   """
 
@@ -124,19 +125,19 @@ class Lease:
       raise files.LockHeld(holder_text(name, parse(data))) from None
 
   def expired(self) -> bool:
-    """Returns whether another process may have the lease by now."""
+    """Returns whether another process may have acquired the lease by now."""
     return self._clock() - self._renewed > self._term * (1 - MARGIN)
 
   def update(self, fields: Fields) -> None:
-    """Sets what the next beat says."""
+    """Sets the content of the next write."""
     self._fields = fields
 
   def beat(self) -> None:
     """Renews the lease.
 
     Raises:
-      Lost: it is another's.
-      OSError: it is not known whether it was renewed.
+      Lost: another process has it.
+      OSError: it is unknown whether it was renewed.
     """
     with self._guard:
       if self.expired():
@@ -148,7 +149,7 @@ class Lease:
                    ) from None
 
   def release(self) -> None:
-    """Frees the lease at once, if it is still ours."""
+    """Releases the lease, if this process still has it."""
     with self._guard, contextlib.suppress(files.Changed, OSError):
       if not self.expired():
         self._store.write(b'', self._generation,
@@ -156,10 +157,10 @@ class Lease:
       self._renewed = -float('inf')
 
   def _write(self) -> None:
-    """Writes what the lease says, on the condition that it is unchanged."""
+    """Renews the lease with its current content."""
     sent = self._clock()
     self._beats += 1
-    # No two writes are equal, so that a process knows its own again.
+    # No two writes are equal, so that a process recognizes its own.
     data = json.dumps({**self._fields, 'term': self._term, 'mark': self._mark,
                        'beat': self._beats}).encode()
     for _ in range(TRIES):
@@ -168,8 +169,8 @@ class Lease:
                                              timeout=self._term * MARGIN)
         break
       except files.Changed:
-        # A write that was given up, or whose answer was lost, may have come
-        # to pass: this one, or one before it.
+        # A write that timed out, or whose answer was lost, may have succeeded
+        # after all: this one, or an earlier one of this process.
         there, generation = self._store.read(timeout=self._term * MARGIN)
         if parse(there).get('mark') != self._mark:
           raise
@@ -182,12 +183,12 @@ class Lease:
 
 
 class Heart:
-  """Renews a lease in a thread until it is released.
+  """A thread that renews a lease until it is released.
 
   Args:
     lease: an acquired lease.
     term: its term, in seconds.
-    on_lost: called with the reason, once, where it is lost.
+    on_lost: called once with the reason, if the lease is lost.
   """
 
   def __init__(self, lease: Lease, term: float,
@@ -198,19 +199,21 @@ class Heart:
     self._thread.start()
 
   def update(self, fields: Fields, now: bool) -> None:
-    """Sets what the next beat says, and lets it follow soon if `now`."""
+    """Sets the content of the next write; `now` brings it forward."""
     self.lease.update(fields)
     if now:
       self._wake.set()
 
   def check(self) -> None:
-    """Stops a process whose lease may be another's: called before it writes
-    what another process may write as well."""
+    """Stops the process if its lease may have been acquired by another.
+
+    Called before each write of a file that the next holder writes as well.
+    """
     if not self._stop.is_set() and self.lease.expired():
       self._on_lost(f'{self.lease.name}: not renewed for too long')
 
   def release(self) -> None:
-    """Frees the lease; a second call does nothing."""
+    """Releases the lease; a second call does nothing."""
     if self._stop.is_set():
       return
     self._stop.set()
@@ -237,14 +240,15 @@ class Heart:
 
 
 def clock() -> float:
-  """Returns seconds that go on while the machine sleeps, where it says so."""
+  """Returns seconds of a monotonic clock."""
+  # One that also runs while the machine is suspended, if there is one.
   if hasattr(time, 'CLOCK_BOOTTIME'):
     return time.clock_gettime(time.CLOCK_BOOTTIME)
   return time.monotonic()
 
 
 def stop_process(reason: str) -> NoReturn:
-  """Ends this process at once: what it works on is another's."""
+  """Ends this process at once: another process has its run."""
   print(f'{reason}: stopping', file=sys.stderr, flush=True)
   os._exit(LOST)
 
@@ -269,7 +273,7 @@ def term() -> float:
 
 
 def parse(data: bytes) -> Fields:
-  """Returns what a lease says, or {} where it is free or unreadable."""
+  """Returns the content of a lease, or {} if it is free or unreadable."""
   try:
     fields = json.loads(data)
   except ValueError:
@@ -278,7 +282,7 @@ def parse(data: bytes) -> Fields:
 
 
 def holder_text(name: str, fields: Fields) -> str:
-  """Returns who has something, as a message."""
+  """Returns a message that names the holder of a lease."""
   return (f'{name}: process {fields.get("pid", "?")} on '
           f'{fields.get("host", "?")} is working on it')
 
@@ -287,15 +291,17 @@ def holder_text(name: str, fields: Fields) -> str:
 
 
 def identity() -> Fields:
-  """Returns what a lease says of its process."""
+  """Returns the part of a lease that identifies its process."""
   return {'host': socket.gethostname(), 'machine': machine(),
           'pid': os.getpid(), 'namespace': _namespace(),
           'started': _started(os.getpid())}
 
 
 def ended(fields: Fields) -> bool:
-  """Returns whether the process of a lease is known to have ended: one of this
-  machine that is not there any more."""
+  """Returns whether the process of a lease is known to have ended.
+
+  Only processes of this machine, in the same container, can be looked up.
+  """
   pid = fields.get('pid')
   if not (isinstance(pid, int) and fields.get('machine') == machine()
           and fields.get('namespace') and fields['namespace'] == _namespace()):
@@ -305,7 +311,8 @@ def ended(fields: Fields) -> bool:
 
 @functools.cache
 def machine() -> str:
-  """Returns what names this machine since it was started."""
+  """Returns the name of this machine and of its last boot."""
+  # After a reboot, process ids are assigned anew.
   try:
     boot = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
   except OSError:
@@ -315,7 +322,7 @@ def machine() -> str:
 
 @functools.cache
 def _namespace() -> str:
-  """Returns what process numbers are counted in: a container has its own."""
+  """Returns the namespace of process ids: a container has its own."""
   try:
     return os.readlink('/proc/self/ns/pid')
   except OSError:
@@ -323,7 +330,7 @@ def _namespace() -> str:
 
 
 def _started(pid: int) -> str:
-  """Returns when a process was started, in ticks, or '' where there is none."""
+  """Returns when a process started, in clock ticks; '' if it has ended."""
   try:
     text = pathlib.Path(f'/proc/{pid}/stat').read_text()
   except OSError:
