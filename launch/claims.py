@@ -200,13 +200,14 @@ class Board:
 
   def _states_on_bucket(self) -> dict[str, str]:
     """Returns {run_id: state} of the runs that were ever locked."""
-    # From listings, because asking for each run takes long on a bucket.
-    out: dict[str, str] = {}
+    # From one listing, because asking for each run takes long on a bucket.
     # The last of these that a run has is its state.
-    for name, state in (('LEASE', 'started'), ('TRAINED', 'trained'),
-                        ('FAILED', 'failed'), ('DONE', 'done')):
-      for path in self.root.glob(f'*/{name}'):
-        out[path.parent.name] = state
+    states = {'LEASE': 'started', 'TRAINED': 'trained', 'FAILED': 'failed',
+              'DONE': 'done'}
+    out: dict[str, str] = {}
+    paths = self.root.glob(f'*/{{{",".join(states)}}}')
+    for path in sorted(paths, key=lambda path: list(states).index(path.name)):
+      out[path.parent.name] = states[path.name]
     return out
 
   def progress(self) -> Progress:

@@ -53,7 +53,7 @@ _SCORE_POOL = flags.DEFINE_string(
 _ACCOUNT = flags.DEFINE_string(
     'service_account', '', 'For jobset: of Kubernetes, that may read and write '
     'the bucket.')
-_SPOT = flags.DEFINE_boolean('spot', False, 'For jobset: spot machines.')
+_SPOT = flags.DEFINE_boolean('spot', False, 'For jobset: TPU hosts are spot machines.')
 _MOUNTS = flags.DEFINE_list(
     'mounts', [], 'For jobset: gs://BUCKET:/path, by gcsfuse and to be read, '
     'or CLAIM:/path of a PersistentVolumeClaim.')
@@ -344,10 +344,19 @@ def tpu_pod(pod: Pod, piece: slices.Slice, command: list[str],
             env: dict[str, str]) -> Tree:
   """Returns the template of a pod on a host of a TPU slice."""
   hosts = hosts_of(piece)
-  return pod_template(
+  nodes = {'cloud.google.com/gke-tpu-accelerator': piece.chip.gke,
+           'cloud.google.com/gke-tpu-topology': pod.topology}
+  tolerations = []
+  if pod.spot:
+    nodes['cloud.google.com/gke-spot'] = 'true'
+    tolerations = [{'key': 'cloud.google.com/gke-spot', 'operator': 'Equal',
+                    'value': 'true', 'effect': 'NoSchedule'}]
+  template = pod_template(
       pod, command, env, {'limits': {'google.com/tpu': piece.chips // hosts}},
-      {'cloud.google.com/gke-tpu-accelerator': piece.chip.gke,
-       'cloud.google.com/gke-tpu-topology': pod.topology})
+      nodes)
+  if tolerations:
+    template['spec']['tolerations'] = tolerations
+  return template
 
 
 def cpu_pod(pod: Pod, command: list[str]) -> Tree:
@@ -372,12 +381,6 @@ def pod_template(pod: Pod, command: list[str], env: dict[str, str],
   spec: Tree = {'restartPolicy': 'Never',
                 'terminationGracePeriodSeconds': GRACE,
                 'containers': [container]}
-  nodes = dict(nodes)
-  if pod.spot:
-    nodes['cloud.google.com/gke-spot'] = 'true'
-    spec['tolerations'] = [{
-        'key': 'cloud.google.com/gke-spot', 'operator': 'Equal',
-        'value': 'true', 'effect': 'NoSchedule'}]
   if nodes:
     spec['nodeSelector'] = nodes
   if pod.service_account:

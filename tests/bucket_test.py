@@ -30,6 +30,7 @@ from audiorank import train
 from audiorank.data import folder as corpus_reader
 from audiorank.rankme import files as embedding_files
 from audiorank.records import lock as lock_lib
+from launch import claims
 from tests import fake_gcs
 from tests import processes
 from tests import tiny
@@ -440,6 +441,18 @@ def check_sweep(root, local):
   for name in names:
     assert records.state(f'{root}/{name}') == 'done'
     processes.check_same(files.path(f'{root}/{name}'), local / name)
+
+
+def test_states_of_runs_are_told_by_one_listing(bucket):
+  entry = claims.Entry(1., 9, 'g', 'p', 'm')._asdict()
+  files.write_json(f'{bucket}/sweep.json', {
+      'runs': dict.fromkeys('abcde', entry)})
+  for name, marks in (('a', 'LEASE'), ('b', 'LEASE TRAINED'),
+                      ('c', 'LEASE TRAINED DONE'), ('d', 'LEASE FAILED')):
+    for mark in marks.split():
+      files.write_text(f'{bucket}/{name}/{mark}', '{}')
+  assert claims.Board(bucket).states == {
+      'a': 'started', 'b': 'trained', 'c': 'done', 'd': 'failed', 'e': 'new'}
 
 
 @pytest.mark.slow

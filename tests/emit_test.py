@@ -74,6 +74,8 @@ def test_a_sweep_is_one_jobset_of_workers_that_pull_and_scorers_after_them():
   job, spec, container = jobs['scorer']
   assert job['parallelism'] == 2
   assert container['command'][-1] == '--roles=score'
+  # A pool of CPU machines is what its owner made it: spot or not.
+  assert spec['nodeSelector'] == {'cloud.google.com/gke-nodepool': 'cpus'}
   assert 'google.com/tpu' not in str(container)
   assert tree['spec']['replicatedJobs'][1]['dependsOn'] == [
       {'name': 'worker', 'status': 'Complete'}]
