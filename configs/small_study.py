@@ -12,7 +12,7 @@ tasks, when every other predictor of the score is given the same chance?
 What several experiments share (the reference point stands in each) is trained
 once.
 Cost: paper 90 runs, 2.0e20 FLOPs; small 61 runs, 6.6e13 FLOPs, some
-2 core-minutes a run, half of it readings and scores.
+2 core-minutes per run, half of it evaluations and scores.
 It fails if the noise between seeds is as large as what the experiments
 differ by.
 """

@@ -110,7 +110,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def tasks(tmp_path_factory):
-  """Two small labelled tasks of the embedded world."""
+  """Two small labelled tasks of the synthetic dataset."""
   folder = tmp_path_factory.mktemp('tasks')
   synth.write_tasks(folder, 0, clips_per_task=(24, 12, 12),
                     names=['texture', 'timbre'], workers=1, progress=False)

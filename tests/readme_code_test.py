@@ -30,10 +30,11 @@ from configs import base
 
 ROOT = readme_test.ROOT
 # The laws' page is run in laws_checklist_test.py, the second block of
-# dasheng's in tests/peers.
+# dasheng's in tests/peers, that of launch/CLOUD.md in cloud_test.py.
 BLOCKS = {'README.md': 1, 'audiorank/README.md': 2,
           'audiorank/dasheng/README.md': 2, 'audiorank/hear/README.md': 3,
-          'audiorank/laws/README.md': 2, 'configs/README.md': 2}
+          'audiorank/laws/README.md': 2, 'configs/README.md': 2,
+          'launch/CLOUD.md': 1}
 
 
 def blocks(page):
