@@ -5,6 +5,7 @@ import pathlib
 
 from absl import flags
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType
 import numpy as np
 import pytest
@@ -16,6 +17,11 @@ jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 flags.FLAGS.mark_as_parsed()
+# Modules that spend their time in the compiler. The programs are tiny, so its
+# optimisations cost more than they save; what is compiled is kept for all.
+QUICK = ('checkpoint', 'divergence', 'evals', 'faults', 'feed', 'laws_fit',
+         'laws_scaling', 'metrics', 'model', 'multihost', 'objectives',
+         'packed', 'rankme', 'sampling', 'sharding', 'train', 'worker')
 STUDY = (pathlib.Path(__file__).resolve().parents[1] / 'notebooks' / 'results'
          / 'small_study')
 
@@ -46,6 +52,36 @@ def user_cache(tmp_path_factory):
     if 'AUDIORANK_CACHE' not in os.environ:
       patch.setenv('AUDIORANK_CACHE', str(tmp_path_factory.mktemp('cache')))
     yield
+
+
+@pytest.fixture(scope='session')
+def compiled_programs(tmp_path_factory):
+  """The folder of what the modules of QUICK compile."""
+  return tmp_path_factory.mktemp('compiled')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compiler(request, compiled_programs):
+  """Compiles the programs of a module of QUICK quickly, and once a session."""
+  if request.path.name.removesuffix('_test.py') not in QUICK:
+    yield
+    return
+  changes = {'jax_disable_most_optimizations': (True, False),
+             'jax_compilation_cache_dir': (str(compiled_programs / 'here'),
+                                           None),
+             'jax_persistent_cache_min_compile_time_secs': (.1, 1.),
+             'jax_persistent_cache_min_entry_size_bytes': (-1, 0)}
+  with pytest.MonkeyPatch.context() as patch:
+    # Processes that a test starts compute with the same bits. They have their
+    # own folder: one that is killed may leave half a file.
+    patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+    patch.setenv('TESTS_COMPILED', str(compiled_programs / 'by-processes'))
+    for index in (0, 1):
+      for name, values in changes.items():
+        jax.config.update(name, values[index])
+      compilation_cache.reset_cache()
+      if not index:
+        yield
 
 
 @pytest.fixture(params=[1, 8])

@@ -21,11 +21,6 @@ pytestmark = pytest.mark.filterwarnings('ignore')
 BAD = (3,)  # Steps, counted from 1; rows are written every second step.
 
 
-@pytest.fixture(autouse=True, scope='module')
-def compiled(tmp_path_factory):
-  yield from tiny.compiled_once(tmp_path_factory.mktemp('compiled'))
-
-
 @pytest.fixture
 def odd(monkeypatch):
   """An objective whose loss and gradient are NaN at the steps of BAD."""

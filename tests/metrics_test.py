@@ -71,11 +71,6 @@ def test_peak_memory_is_of_the_process():
   assert memory['device'] is None or jax.default_backend() != 'cpu'
 
 
-@pytest.fixture(autouse=True, scope='module')
-def compiled(tmp_path_factory):
-  yield from tiny.compiled_once(tmp_path_factory.mktemp('compiled'))
-
-
 def needs(name):
   return pytest.mark.skipif(importlib.util.find_spec(name) is None,
                             reason=f'{name} is not installed')

@@ -1,7 +1,6 @@
 """Several processes are one run: the same numbers, checkpoints either reads."""
 
 import json
-import os
 import pathlib
 import signal
 import socket
@@ -16,6 +15,7 @@ import pytest
 from audiorank import checkpoint
 from audiorank import records
 from audiorank import synth
+from tests import processes
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -41,18 +41,17 @@ def cache(tmp_path_factory):
   return tmp_path_factory.mktemp('compiled')
 
 
-def start(workdir, cache, processes):
-  """Starts one run on `processes` processes of 8 devices together."""
+def start(workdir, cache, count):
+  """Starts one run on `count` processes of 8 devices together."""
   with socket.socket() as s:
     s.bind(('localhost', 0))
     port = s.getsockname()[1]
   out = []
-  for index in range(processes):
-    env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT),
-           'AUDIORANK_CACHE': str(cache),
-           'JAX_NUM_CPU_DEVICES': str(8 // processes)}
-    if processes > 1:
-      env['AUDIORANK_DISTRIBUTED'] = f'localhost:{port},{processes},{index}'
+  for index in range(count):
+    env = {**processes.environment(cache),
+           'JAX_NUM_CPU_DEVICES': str(8 // count)}
+    if count > 1:
+      env['AUDIORANK_DISTRIBUTED'] = f'localhost:{port},{count},{index}'
     out.append(subprocess.Popen(
         [sys.executable, '-m', 'launch.train', f'--workdir={workdir}'],
         cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -60,10 +59,10 @@ def start(workdir, cache, processes):
   return out
 
 
-def end(processes, timeout=900):
+def end(started, timeout=900):
   """Waits for all; returns their exit codes and what they said."""
-  said = [p.communicate(timeout=timeout)[1] for p in processes]
-  return [p.returncode for p in processes], '\n'.join(said)
+  said = [p.communicate(timeout=timeout)[1] for p in started]
+  return [p.returncode for p in started], '\n'.join(said)
 
 
 def trained(workdir):

@@ -19,7 +19,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def environment(cache):
-  """Returns the environment of a command: CPU, one compilation cache."""
+  """Returns the environment of a command: CPU, a cache of its own.
+
+  In modules of conftest.QUICK all commands share what they compile.
+  """
+  cache, compiled = pathlib.Path(cache), os.environ.get('TESTS_COMPILED')
+  if compiled and not (cache.exists() and any(cache.iterdir())):
+    pathlib.Path(compiled).mkdir(exist_ok=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    (cache / 'compiled').symlink_to(compiled)
   path = os.pathsep.join([str(ROOT), *filter(None, [
       os.environ.get('PYTHONPATH')])])
   return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path,

@@ -38,11 +38,6 @@ class Quiet(work.Report):
     self.calls.append('idle')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compiled(tmp_path_factory):
-  yield from tiny.compiled_once(tmp_path_factory.mktemp('compiled'))
-
-
 def sweep(root, configs):
   """Writes a sweep's folders; returns its Board."""
   root.mkdir(exist_ok=True)
