@@ -213,6 +213,7 @@ def prediction(workdir: pathlib.Path, step: int,
   kind = own['configuration'].iloc[0]
   fit, lacks = law.fit(trained[trained['configuration'] != kind])
   if fit is None:
+    assert lacks is not None  # law.fit returns a law or what it lacks.
     return [title, 'No law can be fitted to the other runs. Needed: '
                    f'{wording.needed_text(lacks)}.\n']
   y, low, high = (float(v[0]) for v in fit.predict(
