@@ -29,6 +29,7 @@ import yaml
 
 from audiorank import files
 from launch import cli
+from launch import work
 from launch.tpu import layouts
 from launch.tpu import slices
 
@@ -57,10 +58,6 @@ _SPOT = flags.DEFINE_boolean('spot', False, 'For jobset: TPU hosts are spot mach
 _MOUNTS = flags.DEFINE_list(
     'mounts', [], 'For jobset: gs://BUCKET:/path, by gcsfuse and to be read, '
     'or CLAIM:/path of a PersistentVolumeClaim.')
-_CORPUS = flags.DEFINE_string(
-    'corpus', '', 'For jobset: where the hosts see the corpus, if not where '
-    'the runs name it.')
-_TASKS = flags.DEFINE_string('tasks', '', 'The same of the tasks.')
 _MESH = flags.DEFINE_string(
     'mesh', '', "Of a slice that trains one run: each run's own, 'auto' for "
     'the fastest that fits by the TPU compiler, or such as 64x4 (data x fsdp). '
@@ -486,8 +483,7 @@ def emit_jobsets(folders: Sequence[pathlib.Path], root: str) -> str:
   pod = Pod(_NAME.value, root, _IMAGE.value, _QUEUE.value, _MACHINE.value,
             _TOPOLOGY.value, _SLICES.value, _SCORERS.value, _SCORE_POOL.value,
             _ACCOUNT.value, _SPOT.value,
-            tuple(map(parse_mount, _MOUNTS.value)), _CORPUS.value,
-            _TASKS.value)
+            tuple(map(parse_mount, _MOUNTS.value)), *work.places().values())
   piece = slices.parse(f'{pod.machine}:{pod.topology}')
   placed = layouts.placements(list(folders), pod.machine, pod.topology,
                               _MESH.value) or own_slices(folders, piece)
