@@ -227,6 +227,7 @@ def ended(tmp_path, monkeypatch):
   files.write_json(tmp_path / 'sweep.json', {
       'runs': {'r': claims.Entry(1., 9, 'g', 'p', 'm')._asdict()}})
   (tmp_path / 'r').mkdir()
+  files.write_json(tmp_path / 'r' / 'config.json', {})
   board, errors = claims.Board(tmp_path), ray_cluster.Errors()
 
   def settle(code, hung=0, run_id=''):
