@@ -309,7 +309,7 @@ def test_one_process_a_tpu_chip_whatever_is_killed(corpus, tasks, tmp_path):
 
 def test_a_second_launcher_on_the_same_chips_is_one_line(
     corpus, tasks, tmp_path):
-  first = launch(tmp_path, 'tpu:2', corpus, tasks, 2, seconds=30)
+  first = launch(tmp_path, 'tpu:2', corpus, tasks, 2, seconds=600)
   until(lambda: len(stand_ins(tmp_path)) == 2, first)
   second = launch(tmp_path, 'tpu:2', corpus, tasks, 2)
   assert second.wait(60) == 1
