@@ -76,9 +76,9 @@ def blocks(path: Any, rate: int = config_lib.RATE,
     path, rate: as for `read`.
     max_seconds: longest sound that is read.
     about: a dictionary to be filled with 'format', the detected format;
-      'seconds', decoded so far; 'rate', the file's own; 'lossy', whether the
-      samples depend on where decoding begins; 'mended', whether the header was
-      replaced so that the whole file could be read.
+      'seconds', decoded so far; 'rate' and 'channels', the file's own; 'lossy',
+      whether the samples depend on where decoding begins; 'mended', whether
+      the header was replaced so that the whole file could be read.
   """
   label = name(path)
   if about is None:  # Not `or`: the caller's dictionary is empty too.
@@ -100,7 +100,8 @@ def blocks(path: Any, rate: int = config_lib.RATE,
       raise _undecodable(label, error) from error
     about.update(
         format=sound.form or decoder.format.lower(), rate=decoder.samplerate,
-        lossy=decoder.format in LOSSY, mended=sound.file is not None)
+        channels=decoder.channels, lossy=decoder.format in LOSSY,
+        mended=sound.file is not None)
     yield from _decode(decoder, label, rate, max_seconds, sound, about)
 
 

@@ -113,8 +113,18 @@ def clip_rate(folder: files.Path, rate: int) -> int:
 
 def clips(task: tasks.Task, split: str,
           rate: int) -> tuple[Sequence[str], Sequence[np.ndarray]]:
-  """Returns (files, waves) of a split at `rate` Hz."""
+  """Returns (files, waves) of a split at `rate` Hz.
+
+  Warns of clips that are not as long as the task says.
+  """
   names, waves = zip(*staged.audio(task, split))
+  odd = tasks.other_lengths(task, split, [len(wave_S) for wave_S in waves])
+  if odd:
+    seconds = len(waves[names.index(odd[0])]) / task.rate
+    logging.warning(
+        '%s: %d of %d clips of %s are not %g s long, its sample_duration: '
+        '%s has %g s', task.folder, len(odd), len(names), split,
+        task.sample_duration, odd[0], seconds)
   if task.rate != rate:
     # Resampling overshoots at steps, but models expect [-1, 1].
     waves = [np.clip(soxr.resample(w, task.rate, rate, 'HQ'), -1, 1)

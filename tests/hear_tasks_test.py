@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import soundfile
 
+from audiorank.hear import staged
 from audiorank.hear import tasks
 
 
 def write(folder, clips, labels, rate=16000, **metadata):
   """A task folder; `clips` maps split -> file -> labels (or events)."""
-  folder.mkdir(parents=True)
+  folder.mkdir(parents=True, exist_ok=True)
   kfold = 'train' not in clips
   description = {
       'task_name': 'toy', 'version': 'v1', 'mode': 'full',
@@ -25,7 +26,7 @@ def write(folder, clips, labels, rate=16000, **metadata):
   for split, files in clips.items():
     (folder / f'{split}.json').write_text(json.dumps(files))
     place = folder / str(rate) / split
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
     for i, file in enumerate(files):
       soundfile.write(place / file, np.full(160, i / 100), rate)
   return folder
@@ -198,11 +199,55 @@ def test_bad_metadata(tmp_path, field, value):
   assert 'task_metadata.json' in str(caught.value)
 
 
-def test_wrong_audio(tmp_path):
+@pytest.mark.parametrize('damage, message', [
+    (lambda path: soundfile.write(path, np.zeros((9, 2)), 16000),
+     'a3.wav: 16000 Hz, 2 channels'),
+    (lambda path: soundfile.write(path, np.zeros(9), 8000),
+     'a3.wav: 8000 Hz, 1 channels'),
+    (lambda path: path.write_bytes(b'RIFF'), 'a3.wav: undecodable'),
+    # The header of a whole file, and half of its samples.
+    (lambda path: path.write_bytes(path.read_bytes()[:200]),
+     'a3.wav: cut off'),
+    # Floats in the unit of int16.
+    (lambda path: soundfile.write(path, np.full(160, 9e3), 16000, 'FLOAT'),
+     'a3.wav: wrong magnitude'),
+    (lambda path: soundfile.write(path, np.full(160, np.nan), 16000, 'FLOAT'),
+     'a3.wav: non-finite')])
+def test_a_clip_that_prepare_would_refuse_is_refused(tmp_path, damage, message):
   folder = toy(tmp_path)
-  soundfile.write(folder / '16000/train/a3.wav', np.zeros((9, 2)), 16000)
-  with pytest.raises(ValueError, match='a3.wav: 16000 Hz, 2 channels'):
+  damage(folder / '16000/train/a3.wav')
+  with pytest.raises(ValueError, match=message) as caught:
     list(tasks.audio(tasks.load(folder), 'train'))
-  (folder / '16000/train/a3.wav').write_bytes(b'RIFF')
-  with pytest.raises(ValueError, match='a3.wav: not readable'):
-    list(tasks.audio(tasks.load(folder), 'train'))
+  assert '\n' not in str(caught.value)
+
+
+def test_clips_of_another_length_than_the_task_says_are_named(tmp_path):
+  folder = toy(tmp_path)
+  task = tasks.load(folder)  # Of .01 s, 160 samples.
+  lengths = [160, 170, 140, 160, 500, 160]
+  assert tasks.other_lengths(task, 'train', lengths) == [
+      task.files['train'][2], task.files['train'][4]]
+  assert not tasks.other_lengths(task._replace(sample_duration=None), 'train',
+                                 lengths)
+
+
+def test_names_with_folders_of_their_own(tmp_path):
+  names = lambda s: {f'{label}/{s}{i}.wav': [label]
+                     for label in ('hi', 'lo') for i in range(2)}
+  for split in ('train', 'valid', 'test'):
+    for label in ('hi', 'lo'):
+      (tmp_path / 't/16000' / split / label).mkdir(parents=True)
+  folder = write(tmp_path / 't', {s: names(s) for s in (
+      'train', 'valid', 'test')}, ['hi', 'lo'])
+  task = tasks.load(folder)
+  assert len(dict(tasks.audio(task, 'test'))) == 4
+  # They count in what a record names the task by.
+  before = staged.fingerprint(folder)
+  soundfile.write(folder / '16000/test/hi/test0.wav', np.full(160, .9), 16000)
+  assert staged.fingerprint(folder) != before
+  (folder / '16000/test/hi/test0.wav').unlink()
+  with pytest.raises(FileNotFoundError, match='hi/test0.wav: missing'):
+    tasks.load(folder)
+  (folder / 'test.json').write_text('{"../x.wav": ["hi"], "/y.wav": ["lo"]}')
+  with pytest.raises(ValueError, match=r'test.json: ../x.wav lies outside'):
+    tasks.load(folder)

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -123,6 +124,31 @@ def test_other_files_are_one_line(tmp_path):
   pq.write_table(ragged, tmp_path / 'ragged.parquet')
   with pytest.raises(ValueError, match='lists of other lengths'):
     files.file_rank(tmp_path / 'ragged.parquet')
+
+
+def test_columns_beside_the_dimensions_are_no_dimensions(tmp_path):
+  z_ND = decaying()
+  want = rankme.estimate(z_ND).value
+  frame = pd.DataFrame(z_ND, columns=[f'd{i}' for i in range(12)])
+  path = tmp_path / 'z.parquet'
+  # What pandas writes by itself does not count.
+  times = pd.Index(np.arange(300) * .04)
+  for index in (times, times.rename('seconds')):
+    frame.set_index(index).to_parquet(path)
+    assert files.file_rank(path)['rank']['value'] == pytest.approx(want)
+  for other in ('start_seconds', 'score', 'score1', 'd', ''):
+    frame.assign(**{other: np.arange(300) * 10.}).to_parquet(path)
+    with pytest.raises(ValueError, match=f'found {other}; --array=d takes d0'):
+      files.file_rank(path)
+    assert files.file_rank(path, 'd')['rank']['value'] == pytest.approx(want)
+  with pytest.raises(ValueError, match="no array 'x'"):
+    files.file_rank(path, 'x')
+  frame[['d0', 'd1']].rename(columns={'d0': 'a', 'd1': 'b'}).to_parquet(path)
+  with pytest.raises(ValueError, match='one prefix and a number, found a$'):
+    files.file_rank(path)
+  # Beside a column of lists no float counts.
+  pd.DataFrame({'z': list(z_ND), 'score': 1.}).to_parquet(path)
+  assert files.file_rank(path)['rank']['value'] == pytest.approx(want)
 
 
 def test_nothing_pickled_is_opened(tmp_path):

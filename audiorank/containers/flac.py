@@ -244,7 +244,7 @@ def inspect(file: BinaryIO, begin: int, size: int) -> Sound:
 
 def _before_tags(file: BinaryIO, size: int) -> int:
   """Returns where a file ends, without an ID3v1 tag and zeros at the end."""
-  if read_at(file, size - 128, 3) == b'TAG' and size > 128:
+  if size > 128 and read_at(file, size - 128, 3) == b'TAG':
     size -= 128
   tail = read_at(file, max(0, size - 2**16), min(size, 2**16))
   zeros = len(tail) - len(tail.rstrip(b'\0'))

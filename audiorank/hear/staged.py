@@ -53,7 +53,7 @@ def fingerprint(folder: files.Path) -> str:
     # Of audio files only the name, the size and the middle 4 KiB. Reading all
     # of a large task takes longer than computing its embeddings.
     sizes = {name: size for name, (size, _) in files.stats(folder).items()
-             if name.count('/') == 2}
+             if name.count('/') > 1}
     clips = sorted(sizes, key=pathlib.PurePosixPath)
 
     def middle(name: str) -> bytes:

@@ -21,9 +21,9 @@ from typing import Any
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
 
 from audiorank import config as config_lib
+from audiorank import decode
 from audiorank import files
 
 METADATA = 'task_metadata.json'
@@ -35,6 +35,8 @@ SPLIT_MODES = ('trainvaltest', 'presplit_kfold', 'new_split_kfold')
 # same stem. WAV is preferred if both exist.
 SUFFIXES = ('.wav', '.flac', '.ogg', '.opus')
 BLOCK = 64  # Clips on a bucket that are read at once.
+# How far a clip's length may be from sample_duration, as a share of it.
+LENGTH_SLACK = .1
 # hear-eval-kit extends the half-open interval [start, end) of an event by so
 # many milliseconds, so that it includes the end.
 END_SLACK_MS = 1e-4
@@ -212,22 +214,42 @@ def audio(task: Task, split: str) -> Iterator[tuple[str, np.ndarray]]:
     the name of a clip, and wave_S float32 in [-1, 1].
 
   Raises:
-    ValueError: a clip is empty, or not mono at the task's rate; names it.
+    ValueError: a clip that `launch.prepare` would refuse as well (cut off,
+      damaged, ...: see decode.read), or that is not mono at the task's rate;
+      names the file.
   """
   for name, path, source in zip(task.files[split], task.paths[split],
                                 _sources(task.paths[split])):
+    about: dict[str, Any] = {}
     try:
-      wave_S, rate = soundfile.read(source, dtype='float32')
-    except soundfile.LibsndfileError as error:
-      raise ValueError(f'{path}: not readable as audio ({error})') from error
-    if rate != task.rate or wave_S.ndim != 1 or not wave_S.size:
-      channels = 1
-      if wave_S.ndim > 1:
-        channels = wave_S.shape[1]
+      parts = list(decode.blocks(source, task.rate, about=about))
+    except ValueError as error:
+      if str(path) in str(error):
+        raise
+      raise ValueError(f'{path}: {error}') from error
+    if about['rate'] != task.rate or about['channels'] != 1 or not parts:
       raise ValueError(
-          f'{path}: {rate} Hz, {channels} channels, {len(wave_S)} samples; '
-          f'expected mono at {task.rate} Hz, not empty')
-    yield name, wave_S
+          f'{path}: {about["rate"]} Hz, {about["channels"]} channels, '
+          f'{about["seconds"]:g} s; expected mono at {task.rate} Hz, not empty')
+    yield name, np.concatenate(parts)
+
+
+def other_lengths(task: Task, split: str,
+                  samples: Sequence[int]) -> list[str]:
+  """Returns the files of a split that are not as long as the task says.
+
+  hear-preprocess cuts or pads every clip of a task to its sample_duration; a
+  codec may add or lose some milliseconds.
+
+  Args:
+    task, split: of the clips.
+    samples: of each clip, at the task's rate.
+  """
+  if task.sample_duration is None:
+    return []
+  seconds = task.sample_duration
+  return [name for name, count in zip(task.files[split], samples)
+          if abs(count / task.rate - seconds) > LENGTH_SLACK * seconds]
 
 
 def _sources(paths: Sequence[pathlib.Path]) -> Iterator[Any]:
@@ -420,21 +442,31 @@ def _paths(folder: pathlib.Path, names: Sequence[str],
            described: pathlib.Path) -> tuple[pathlib.Path, ...]:
   """Returns the files of the clips of a split, in the order of their names.
 
+  A name may have a folder of its own.
+
   Raises:
     FileNotFoundError: one is missing; names it.
+    ValueError: a name that leads out of the folder.
   """
   if not folder.is_dir():
     raise FileNotFoundError(f'{folder}: no such folder of clips')
-  # One listing: asking for each clip takes long on a bucket.
-  present = files.names(folder)
+  # One listing of each folder: asking for each clip takes long on a bucket.
+  present: dict[pathlib.Path, set[str]] = {}
   out = []
   for name in names:
-    stem = name.removesuffix('.wav')
-    others = [stem + s for s in SUFFIXES if stem + s in present]
-    if name not in present and not others:
+    place = (folder / name).parent
+    if pathlib.PurePath(name).is_absolute() or '..' in place.parts:
+      raise ValueError(f'{described}: {name} lies outside {folder}')
+    if place not in present:
+      present[place] = set()
+      if place.is_dir():
+        present[place] = set(files.names(place))
+    file = pathlib.PurePath(name).name
+    stem = file.removesuffix('.wav')
+    lying = [other for other in (file, *(stem + s for s in SUFFIXES))
+             if other in present[place]]
+    if not lying:
       raise FileNotFoundError(
           f'{folder / name}: missing, though {described.name} lists it')
-    if name not in present:
-      name = others[0]
-    out.append(folder / name)
+    out.append(place / lying[0])
   return tuple(out)

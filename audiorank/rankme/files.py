@@ -9,11 +9,13 @@ Shapes: N clips, D width.
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 import hashlib
 import json
 import math
 import os
 import pathlib
+import re
 from typing import Any
 from typing import NamedTuple
 import zipfile
@@ -47,8 +49,10 @@ def open_table(path: str | os.PathLike[str], name: str = '') -> Table:
 
   Args:
     path: a .npy, .npz, .parquet or .safetensors file. In parquet an embedding
-      is one column of lists, or every floating column is one dimension.
-    name: which array (or column of lists); '' where there is only one.
+      is one column of lists, or a floating column for each dimension, all
+      called by one prefix and a number.
+    name: which array (or column of lists, or prefix); '' where there is only
+      one.
 
   Raises:
     FileNotFoundError: no such file.
@@ -194,6 +198,53 @@ def _safetensors(path, name):
                lambda: _sliced(array), mapped)
 
 
+def numbered(path: pathlib.Path, names: Sequence[str], prefix: str
+             ) -> list[str]:
+  """Returns the columns that are the dimensions of an embedding.
+
+  They are called by one prefix and a number: d0, d1, ... or 0, 1, ... Any
+  other column of floats, such as a time or a score, would change the rank.
+
+  Args:
+    path: of the file, for messages.
+    names: its columns of floats.
+    prefix: of the columns to take; '' where no others may be there.
+
+  Raises:
+    ValueError: there are others, or none; names one.
+  """
+  prefix_of = {n: re.fullmatch(r'(.*?)\d+', n, re.DOTALL) for n in names}
+  by_prefix: dict[str, list[str]] = {}
+  others = []
+  for column, match in prefix_of.items():
+    if match is None:
+      others.append(column)
+    else:
+      by_prefix.setdefault(match[1], []).append(column)
+  if prefix:
+    if prefix not in by_prefix:
+      raise ValueError(f'{path}: no array {prefix!r}: neither a column of '
+                       f'lists nor {prefix}0, {prefix}1, ...')
+    return by_prefix[prefix]
+  # Of several the one with most columns is the embedding, most likely.
+  ranked = sorted(by_prefix, key=lambda p: -len(by_prefix[p]))
+  others += [by_prefix[p][0] for p in ranked[1:]]
+  if not ranked or others:
+    advice = ''
+    if ranked and ranked[0]:
+      advice = f'; --array={ranked[0]} takes {by_prefix[ranked[0]][0]}, ...'
+    raise ValueError(
+        f'{path}: expected one column of lists, or columns of floats called by '
+        f'one prefix and a number, found {(others or ["none"])[0]}{advice}')
+  return by_prefix[ranked[0]]
+
+
+def _index_columns(schema):
+  """Returns the columns of a parquet file that are an index of pandas."""
+  about = (schema.pandas_metadata or {}).get('index_columns', [])
+  return {column for column in about if isinstance(column, str)}
+
+
 def _parquet(path, name):
   import pyarrow as pa
   import pyarrow.parquet as pq
@@ -205,8 +256,10 @@ def _parquet(path, name):
   listed = lambda kind: (pa.types.is_list(kind) or pa.types.is_large_list(kind)
                          or pa.types.is_fixed_size_list(kind))
   lists = {f.name: 2 for f in schema if listed(f.type)}
-  scalars = [f.name for f in schema if pa.types.is_floating(f.type)]
-  if lists or name:
+  index = _index_columns(schema)
+  scalars = [f.name for f in schema
+             if pa.types.is_floating(f.type) and f.name not in index]
+  if lists and (not name or name in lists):
     name = pick(path, name, lists)
     columns, label = [name], f'{path}, column {name}'
     dtype = np.dtype(schema.field(name).type.value_type.to_pandas_dtype())
@@ -215,9 +268,8 @@ def _parquet(path, name):
     if first is not None:
       width = len(first.column(0)[0])
   else:
-    columns, label, width = scalars, str(path), len(scalars)
-    if not scalars:
-      raise ValueError(f'{path}: no column of lists and none of floats')
+    columns, label = numbered(path, scalars, name), str(path)
+    lists, width = {}, len(columns)
     dtype = np.result_type(*(schema.field(c).type.to_pandas_dtype()
                              for c in columns))
 
