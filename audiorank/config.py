@@ -66,6 +66,7 @@ RENAMED = {
 LISTS = ('trackers', 'data.mixture', 'data.category', 'data.world.tasks',
          'monitor.layers', 'monitor.samples', 'eval.task_names')
 INTEGERS = ('monitor.layers',)
+PART_TYPES = (Mapping, config_dict.ConfigDict)
 # The parts that every config has.
 PARTS = ('model', 'mask', 'data', 'train', 'opt', 'monitor', 'checkpoint',
          'eval', 'mesh')
@@ -200,11 +201,11 @@ def split(field: str, text: str) -> list[Any]:
   return [int(item) if item.isdecimal() else item for item in items]
 
 
-def has(tree: Tree, field: str) -> bool:
+def has(tree: Tree | Config, field: str) -> bool:
   """Returns whether a config tree has a field; '' is the tree itself."""
   node: Any = tree
   for name in filter(None, field.split('.')):
-    if not isinstance(node, dict) or name not in node:
+    if not isinstance(node, PART_TYPES) or name not in node:
       return False
     node = node[name]
   return True

@@ -125,6 +125,9 @@ def fields(config: Config, devices: int = 1) -> None:
     ValueError: names the field, its value and what is expected.
   """
   # Each field by itself.
+  for old, new in config_lib.RENAMED.items():
+    if config_lib.has(config, old):
+      raise ValueError(f'{old}: no such field: it is now {new}')
   for field, bounds in WHOLE.items():
     value = config_lib.get(config, field)
     # In Python, True is an int.

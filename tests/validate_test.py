@@ -66,6 +66,14 @@ def test_an_impossible_value_names_its_field(field, value, expected):
   assert expected in str(error.value) and '\n' not in str(error.value)
 
 
+def test_a_field_of_an_old_name_is_refused_with_the_new_one():
+  config = changed()
+  with config.opt.unlocked():
+    config.opt.final = .5
+  with pytest.raises(ValueError, match='opt.final: .*now opt.final_lr_ratio'):
+    validate.fields(config)
+
+
 @pytest.mark.parametrize('changes, text', [
     ({'model__heads': 3}, 'model.width 128 is not a multiple of model.heads 3'),
     ({'model__decoder__heads': 7}, 'multiple of model.decoder.heads 7'),
