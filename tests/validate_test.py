@@ -67,9 +67,7 @@ def test_an_impossible_value_names_its_field(field, value, expected):
 
 
 def test_a_field_of_an_old_name_is_refused_with_the_new_one():
-  config = changed()
-  with config.opt.unlocked():
-    config.opt.final = .5
+  config = changed(opt__final=.5)
   with pytest.raises(ValueError, match='opt.final: .*now opt.final_lr_ratio'):
     validate.fields(config)
 
