@@ -287,16 +287,16 @@ def parse_json(data: bytes, source: Path) -> Any:
 
 
 def read_lines(source: Path) -> list[Any]:
-  """Returns the rows of a file of JSON lines, up to the first damaged one.
+  """Returns the rows of a file of JSON lines, without damaged ones.
 
   A process that was killed leaves half a line at the end.
   """
   rows = []
-  for text in path(source).read_text(encoding='utf-8').splitlines():
-    try:
-      rows.append(json.loads(text))
-    except ValueError:
-      break
+  for line in path(source).read_bytes().splitlines():
+    with contextlib.suppress(ValueError):
+      row = json.loads(line)
+      if isinstance(row, dict):
+        rows.append(row)
   return rows
 
 

@@ -129,6 +129,32 @@ def test_a_damaged_json_is_named(tmp_path):
     records.load_config(tmp_path / 'none')
 
 
+def test_what_is_damaged_costs_itself_alone(tmp_path):
+  for seed in (0, 1):
+    config = base.get_config('en128-12')
+    config.seed = seed
+    workdir = tmp_path / records.run_id(config)
+    records.open_run(workdir, config)
+    (workdir / 'metrics.jsonl').write_text(
+        '{"step": 1, "loss": 2.0}\n{"step": 2, "lo\n{"step": 3, "loss": 1.0}\n')
+  whole = records.collect(tmp_path)
+  assert list(whole.runs['run_id']) == sorted(
+      w.name for w in records.run_folders(tmp_path))
+  curves = records.curves(tmp_path)
+  assert list(curves['step']) == [1, 3, 1, 3]
+  assert [row['step'] for row in records.read_lines(
+      workdir / 'metrics.jsonl')] == [1, 3]
+  (workdir / 'records').mkdir(exist_ok=True)
+  (workdir / 'records' / 'monitor-00000000.json').write_text('')
+  rest = records.collect(tmp_path)
+  assert len(rest.runs) == 1 and workdir.name not in set(rest.runs['run_id'])
+  for other in records.run_folders(tmp_path):
+    (other / 'records').mkdir(exist_ok=True)
+    (other / 'records' / 'monitor-00000000.json').write_text('[')
+  with pytest.raises(ValueError, match='not a JSON file'):
+    records.collect(tmp_path)
+
+
 def test_collecting_nothing_is_an_error(tmp_path):
   with pytest.raises(FileNotFoundError, match='no runs'):
     records.collect(tmp_path)

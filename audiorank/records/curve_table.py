@@ -1,5 +1,7 @@
 """The training curves of a sweep as one table, from every metrics.jsonl."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -17,6 +19,14 @@ def parsed(data):
   return arrow_json.read_json(pa.BufferReader(data), read_options=options)
 
 
+def is_row(line):
+  """Returns whether a line is a row of metrics."""
+  try:
+    return 'step' in json.loads(line)
+  except (ValueError, TypeError):
+    return False
+
+
 def whole_lines(workdir):
   """Returns the bytes of a run's rows, without a half-written last one."""
   try:
@@ -32,26 +42,21 @@ def gather(folders):
   Args:
     folders: of the runs.
 
-  Raises:
-    ValueError: a file that is not JSON lines; names it.
+  Damaged lines are left out.
   """
   pieces = files.mapped(whole_lines, folders, next(iter(folders), ''))
   names = np.array([f.name for f in folders])
+  # Arrow reads all files at once, or says that one of them is damaged.
+  try:
+    table = parsed(b''.join(pieces) or b'{}\n')
+  except pa.ArrowInvalid:
+    pieces = [b''.join(line + b'\n' for line in data.splitlines()
+                       if is_row(line)) for data in pieces]
+    table = parsed(b''.join(pieces) or b'{}\n')
   counts = [data.count(b'\n') for data in pieces]
   if not sum(counts):
     return pa.table({'run_id': pa.array([], pa.string()),
                      'step': pa.array([], pa.int64())})
-  try:
-    table = parsed(b''.join(pieces))
-  except pa.ArrowInvalid:
-    for folder, data in zip(folders, pieces):
-      try:
-        if data:
-          parsed(data)
-      except pa.ArrowInvalid as error:
-        raise ValueError(f'{folder}/metrics.jsonl: not JSON lines '
-                         f'({error})') from None
-    raise
   numbers = [c for c in table.column_names
              if pa.types.is_floating(table[c].type)
              or pa.types.is_integer(table[c].type)]

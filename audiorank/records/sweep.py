@@ -13,6 +13,7 @@ import re
 from typing import Any
 from typing import NamedTuple
 
+from absl import logging
 import pandas as pd
 
 from audiorank import baselines
@@ -275,6 +276,14 @@ def read_run(workdir: pathlib.Path) -> RunRecords:
         'remove the file and DONE, and run the sweep again') from None
 
 
+def _read_or_error(workdir: pathlib.Path) -> RunRecords | ValueError:
+  """Returns the records of a run, or what is wrong with them."""
+  try:
+    return read_run(workdir)
+  except ValueError as error:
+    return error
+
+
 def wanted(record: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
   """Returns whether a score is by the settings asked for.
 
@@ -291,10 +300,18 @@ def tables(root: files.Path) -> Tables:
   Where sweep.json names the sweep's runs, others in the folder are left out;
   so are scores by settings that a run's config no longer names.
 
+  A run with a damaged record or config is left out, and named in a warning.
+
   Raises:
-    ValueError: a record or config that is damaged; names the folder.
+    ValueError: every run is damaged; names one.
   """
-  read = files.mapped(read_run, sweep_folders(root), root)
+  outcomes = files.mapped(_read_or_error, sweep_folders(root), root)
+  read = [one for one in outcomes if isinstance(one, RunRecords)]
+  errors = [one for one in outcomes if isinstance(one, ValueError)]
+  if errors and not read:
+    raise errors[0]
+  for error in errors:
+    logging.warning('%s; this run is left out of the tables', error)
   name_baselines(read)
   scored = score_table.newest([s for one in read for s in one.scores])
   score_table.add_features(scored, [f for one in read for f in one.features])

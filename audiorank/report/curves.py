@@ -6,7 +6,6 @@ a page of a thousand runs stays a page.
 
 from collections.abc import Callable
 import html
-import json
 import os
 from typing import Any
 
@@ -59,9 +58,8 @@ def loss(root: os.PathLike, run_id: str, history: pd.DataFrame) -> str:
   """Returns the drawing of training and held-out loss, or ''."""
   lines, path = [], files.path(root) / run_id / 'metrics.jsonl'
   if path.is_file():
-    rows = [json.loads(line) for line in
-            path.read_text(encoding='utf-8').splitlines() if line.strip()]
-    rows = [row for row in rows if row.get('loss') is not None]
+    rows = [row for row in files.read_lines(path)
+            if row.get('loss') is not None]
     lines.append(([row['step'] for row in rows],
                   [row['loss'] for row in rows], 'faint'))
   if 'valid_loss' in history:

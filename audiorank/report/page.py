@@ -1,5 +1,6 @@
 """The page: what a user can act on, the slopes, then what they rest on."""
 
+from collections.abc import Iterable
 import html
 import os
 import pathlib
@@ -47,7 +48,8 @@ def sections(root: os.PathLike, result: analysis.Analysis,
       ('Run by run', curves.runs(root, sweep)),
       ('How it was measured and judged', [html_parts.listed(
           wording.rows_used(result)
-          + wording.conventions(last_monitor(root), result))]),
+          + wording.conventions(
+              last_monitor(root, sweep.runs['run_id']), result))]),
       ('How the law was fitted', fitted(result))]
 
 
@@ -213,10 +215,10 @@ def fitted(result: analysis.Analysis) -> list[str]:
       '2502.18969.')]
 
 
-def last_monitor(root: os.PathLike) -> dict | None:
-  """Returns a monitor record of the sweep, or None."""
-  for workdir in records.sweep_folders(root):
-    several = records.read(workdir, 'monitor')
+def last_monitor(root: os.PathLike, run_ids: Iterable[str]) -> dict | None:
+  """Returns a monitor record of one of some runs, or None."""
+  for run_id in run_ids:
+    several = records.read(files.path(root) / run_id, 'monitor')
     if several:
       return several[-1]
   return None
