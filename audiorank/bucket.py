@@ -40,7 +40,8 @@ TRIES = 3  # Attempts of a transfer whose checksum is wrong.
 # Characters that a pattern of a listing cannot quote.
 _SPECIAL = re.compile(r'[\[\]{}*?\\]')
 
-Input, Output = TypeVar('Input'), TypeVar('Output')
+Input = TypeVar('Input')
+Output = TypeVar('Output')
 
 
 class Info(NamedTuple):
@@ -61,12 +62,6 @@ class Path(gpath.PosixGPath):
 
   A bucket has no folders: one exists as long as there are objects below it.
   """
-
-  @property
-  def parts_of_url(self) -> tuple[str, str]:
-    """The bucket, and the name of the object in it."""
-    bucket, _, key = os.fspath(self).removeprefix('gs://').partition('/')
-    return bucket, key
 
   def exists(self) -> bool:
     return self.is_file() or self.is_dir()
@@ -158,7 +153,7 @@ class Path(gpath.PosixGPath):
 
   def resolve(self, strict: bool = False) -> 'Path':
     """Returns the path without '..'."""
-    bucket, key = self.parts_of_url
+    bucket, key = parts_of_url(self)
     normal = os.path.normpath('/' + key).lstrip('/')
     return Path(f'gs://{bucket}/{normal}'.rstrip('/'))
 
@@ -170,6 +165,12 @@ class Path(gpath.PosixGPath):
 
 
 # --- Requests ---
+
+
+def parts_of_url(path: files.Path) -> tuple[str, str]:
+  """Returns the bucket of a gs:// path, and the name of the object in it."""
+  bucket, _, key = os.fspath(path).removeprefix('gs://').partition('/')
+  return bucket, key
 
 
 def check_installed() -> None:
@@ -206,8 +207,8 @@ def _client_of(pid: int) -> Any:
           total=None, sock_connect=30, sock_read=60))
 
 
-def _run(path: 'Path', function: str, *args: Any, timeout: float | None = None,
-         **kwargs: Any) -> Any:
+def _run(path: files.Path, function: str, *args: Any,
+         timeout: float | None = None, **kwargs: Any) -> Any:
   """Calls a coroutine function of gcsfs; errors become one line.
 
   Args:
@@ -266,9 +267,9 @@ def _reason(error: Exception) -> str:
   return ''  # Such as a full local disk.
 
 
-def _call(method: str, url: str, path: 'Path', **kwargs: Any) -> Any:
+def _call(method: str, url: str, path: files.Path, **kwargs: Any) -> Any:
   """Returns the answer of the JSON API for an object; see `_run`."""
-  bucket, key = path.parts_of_url
+  bucket, key = parts_of_url(path)
   arguments = [bucket, key][:url.count('{}')]
   return _run(path, '_call', method, url, *arguments, **kwargs)
 
@@ -296,7 +297,7 @@ def crc32c(data: bytes) -> str:
   return base64.b64encode(google_crc32c.Checksum(data).digest()).decode()
 
 
-def file_crc32c(source: str | os.PathLike[str]) -> str:
+def file_crc32c(source: files.Path) -> str:
   """Returns the checksum of a local file as the store writes it.
 
   Raises:
@@ -320,9 +321,9 @@ def _info_of(about: dict[str, Any]) -> Info:
               about.get('crc32c', ''))
 
 
-def info(path: 'Path', timeout: float | None = None) -> Info | None:
+def info(path: files.Path, timeout: float | None = None) -> Info | None:
   """Returns the Info of an object, or None where there is none."""
-  if not path.parts_of_url[1]:
+  if not parts_of_url(path)[1]:
     return None
   try:
     return _info_of(_call('GET', 'b/{}/o/{}', path, json_out=True,
@@ -331,7 +332,7 @@ def info(path: 'Path', timeout: float | None = None) -> Info | None:
     return None
 
 
-def read(path: 'Path', timeout: float | None = None) -> tuple[bytes, int]:
+def read(path: files.Path, timeout: float | None = None) -> tuple[bytes, int]:
   """Returns an object's bytes and its generation.
 
   Raises:
@@ -348,12 +349,12 @@ def read(path: 'Path', timeout: float | None = None) -> tuple[bytes, int]:
   raise OSError(f'{path}: other bytes arrive than are stored')
 
 
-def read_part(path: 'Path', begin: int, end: int) -> bytes:
+def read_part(path: files.Path, begin: int, end: int) -> bytes:
   """Returns the bytes of an object from begin to end - 1."""
   return _run(path, '_cat_file', os.fspath(path), start=begin, end=end)
 
 
-def write(path: 'Path', data: bytes, generation: int | None = None,
+def write(path: files.Path, data: bytes, generation: int | None = None,
           timeout: float | None = None) -> int:
   """Writes an object whole; returns its generation.
 
@@ -368,7 +369,7 @@ def write(path: 'Path', data: bytes, generation: int | None = None,
     FileNotFoundError: no such bucket.
     OSError: see `_run`.
   """
-  bucket, key = path.parts_of_url
+  bucket, key = parts_of_url(path)
   if generation is None and len(data) > ALONE:
     _run(path, '_pipe_file', os.fspath(path), data)
     return _check_stored(path, crc32c(data))
@@ -403,7 +404,7 @@ def write(path: 'Path', data: bytes, generation: int | None = None,
   return int(about['generation'])
 
 
-def upload(source: str | os.PathLike[str], path: 'Path') -> None:
+def upload(source: files.Path, path: files.Path) -> None:
   """Writes a local file as an object.
 
   Raises:
@@ -417,7 +418,7 @@ def upload(source: str | os.PathLike[str], path: 'Path') -> None:
   _check_stored(path, file_crc32c(source))
 
 
-def _check_stored(path: 'Path', checksum: str) -> int:
+def _check_stored(path: files.Path, checksum: str) -> int:
   """Returns the generation of a large object that was just written.
 
   Raises:
@@ -425,12 +426,12 @@ def _check_stored(path: 'Path', checksum: str) -> int:
   """
   there = info(path)
   if there is None or there.crc32c != checksum:
-    path.unlink(missing_ok=True)
+    Path(path).unlink(missing_ok=True)
     raise OSError(f'{path}: other bytes are stored than were sent')
   return there.generation
 
 
-def download(path: 'Path', target: str | os.PathLike[str]) -> None:
+def download(path: files.Path, target: files.Path) -> None:
   """Copies an object into a local file.
 
   Raises:
@@ -448,11 +449,11 @@ def download(path: 'Path', target: str | os.PathLike[str]) -> None:
   raise OSError(f'{path}: other bytes arrive than are stored')
 
 
-def _copy(source: 'Path', target: 'Path') -> None:
+def _copy(source: files.Path, target: files.Path) -> None:
   _run(source, '_cp_file', os.fspath(source), os.fspath(target))
 
 
-def listing(folder: 'Path', pattern: str = '') -> dict[str, Info]:
+def listing(folder: files.Path, pattern: str = '') -> dict[str, Info]:
   """Returns {name below the folder: Info} of all objects at any depth.
 
   Args:
@@ -460,12 +461,12 @@ def listing(folder: 'Path', pattern: str = '') -> dict[str, Info]:
     pattern: of the names wanted: '*' and '?' stand for what has no slash,
       '{a,b}' for alternatives; '' takes all.
   """
-  key = folder.parts_of_url[1]
+  key = parts_of_url(folder)[1]
   query = {}
   if pattern and not _SPECIAL.search(key):
     query['matchGlob'] = f'{key}/{pattern}'.lstrip('/')
   try:
-    objects, _ = _page(folder, '', **query)
+    objects, _ = _page(folder, '', None, **query)
   except FileNotFoundError:
     return {}
   # A server that knows no patterns returns all.
@@ -474,7 +475,7 @@ def listing(folder: 'Path', pattern: str = '') -> dict[str, Info]:
           if matches.fullmatch(name)}
 
 
-def entries(folder: 'Path') -> tuple[dict[str, Info], list[str]]:
+def entries(folder: files.Path) -> tuple[dict[str, Info], list[str]]:
   """Returns ({name: Info}, folders) of what lies directly in a folder."""
   try:
     return _page(folder, '/')
@@ -488,7 +489,7 @@ def _expression(pattern: str) -> str:
   return ''.join(tokens.get(c, re.escape(c)) for c in pattern)
 
 
-def _page(folder: 'Path', delimiter: str, most: int | None = None,
+def _page(folder: files.Path, delimiter: str, most: int | None = None,
           **query: str) -> tuple[dict[str, Info], list[str]]:
   """Returns ({name: Info}, folders) below a folder, of all pages.
 
@@ -498,7 +499,7 @@ def _page(folder: 'Path', delimiter: str, most: int | None = None,
     most: of them that are wanted.
     **query: of the request.
   """
-  prefix = folder.parts_of_url[1]
+  prefix = parts_of_url(folder)[1]
   prefix = f'{prefix}/' if prefix else ''
   objects: dict[str, Info] = {}
   folders: list[str] = []
@@ -528,7 +529,7 @@ class Leased:
     path: of the object.
   """
 
-  def __init__(self, path: 'Path'):
+  def __init__(self, path: files.Path):
     self._path = path
 
   def read(self, timeout: float | None = None) -> tuple[bytes, int]:

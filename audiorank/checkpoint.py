@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
+import dataclasses
 import os
 import pathlib
 import re
@@ -161,9 +162,9 @@ def restore(manager: ocp.CheckpointManager, folder: PathLike,
   while True:
     step = -1
     if not jax.process_index():
-      step = newest(folder)
-      if step is None:
-        step = -1
+      whole = newest(folder)
+      if whole is not None:
+        step = whole
     if jax.process_count() > 1:
       # The first process verifies, and all restore the step that it chose.
       step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
@@ -185,8 +186,8 @@ def restore(manager: ocp.CheckpointManager, folder: PathLike,
       continue
     number = jax.device_put(
         np.asarray(step, shapes.step.dtype), shardings.step)
-    return shapes.replace(
-        step=number, params=saved.params['params'],
+    return dataclasses.replace(
+        shapes, step=number, params=saved.params['params'],
         batch_stats=saved.params['batch_stats'],
         opt_state=train_state.with_adam_state(
             shapes.opt_state, saved.opt_state))
@@ -464,9 +465,10 @@ def fsck(path: PathLike) -> list[tuple[int, str]]:
     FileNotFoundError: there is no checkpoint; names the path.
   """
   folder, only = find(path)
-  chosen = [only]
   if only is None:
     chosen = steps(folder)
+  else:
+    chosen = [only]
   faults = []
   for step in chosen:
     fault = 'no checksums, so damage would go unnoticed'

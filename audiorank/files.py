@@ -448,7 +448,8 @@ def remove(folder: Path) -> None:
   """Deletes a folder and its contents, if it exists."""
   folder = path(folder)
   if is_on_bucket(folder):
-    folder.rmtree(missing_ok=True)
+    from audiorank import bucket
+    bucket.Path(folder).rmtree(missing_ok=True)
   else:
     shutil.rmtree(folder, ignore_errors=True)
 

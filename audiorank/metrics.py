@@ -46,6 +46,7 @@ FAILURES = 10  # Errors in a row after which a tracker is dropped.
 
 Row = dict[str, Any]  # One line of metrics.jsonl.
 Numbers = Mapping[str, float]
+Rates = Mapping[str, float | None]  # Of `Throughput.row`.
 
 
 class Diverged(Exception):
@@ -77,14 +78,14 @@ class MetricWriter:
     self.skipped = skipped_steps(workdir)
     # Steps not checked yet, as (step, function that fetches the numbers).
     self._unchecked: list[tuple[int, Callable[[], Numbers]]] = []
-    self._pending: tuple[int, Callable[[], Numbers], Numbers] | None = None
+    self._pending: tuple[int, Callable[[], Numbers], Rates] | None = None
     self._latest: Row = {}
     if main:
       self._lines = files.Lines(workdir / 'metrics.jsonl')
       self._trackers = MultiTracker(workdir, config, step)
 
   def add_step(self, step: int, fetch: Callable[[], Numbers],
-               throughput: Numbers | None) -> Row | None:
+               throughput: Rates | None) -> Row | None:
     """Adds a step, and writes the row of an earlier one if it has one.
 
     Args:
@@ -248,7 +249,7 @@ class Throughput:
     yield
     self._waited += time.monotonic() - start
 
-  def row(self, step: int) -> dict[str, float | None]:
+  def row(self, step: int) -> Rates:
     """Returns the rates since the previous row.
 
     waiting: seconds of waiting for input. clips_per_second. tflops: 1e12 FLOPs

@@ -183,8 +183,9 @@ def latent_prediction(config: Config, variables: Variables,
   teacher_variables = {'params': teacher, 'batch_stats': stats}
   patches_BLP, _ = net.apply(teacher_variables, mel_BMT, train,
                              method='patches', mutable=['batch_stats'])
+  teacher_BLD: Any = net.apply(teacher_variables, patches_BLP)
   target_BLD = jax.lax.stop_gradient(
-      normalise(net.apply(teacher_variables, patches_BLP)))
+      normalise(teacher_BLD))
   loss = reconstruction(pred_BRD, model.take(target_BLD, drop_BR))
   if train:
     rate = 1 - config.latent.decay
@@ -222,13 +223,13 @@ def latent_variables(config: Config, key: jax.Array, L: int) -> Variables:
       'teacher': variables['params']['encoder']}}
 
 
-def mae_cost(config: Config, L: int) -> dict[str, float]:
+def mae_cost(config: Config, L: int) -> dict[str, int]:
   """Returns FLOPs by part of a training step of an MAE on one clip."""
   return flops.step_flops(
       config.model, L, config_lib.unmasked(L, config.mask.ratio))
 
 
-def contrastive_cost(config: Config, L: int) -> dict[str, float]:
+def contrastive_cost(config: Config, L: int) -> dict[str, int]:
   """Returns FLOPs by part: encoder of two crops, head with comparisons."""
   c, own = config.model, config.contrastive
   # Two FLOPs a multiply-add; the backward pass costs two forward passes.
@@ -239,7 +240,7 @@ def contrastive_cost(config: Config, L: int) -> dict[str, float]:
           'total': 6 * (encoder + head)}
 
 
-def latent_cost(config: Config, L: int) -> dict[str, float]:
+def latent_cost(config: Config, L: int) -> dict[str, int]:
   """Returns FLOPs by part: those of an MAE and the teacher's forward pass."""
   c = config.model
   out = flops.step_flops(
@@ -256,7 +257,7 @@ class Parts(NamedTuple):
     'total': of all, ...}.
   """
   variables: Callable[[Config, jax.Array, int], Variables] = mae_variables
-  cost: Callable[[Config, int], dict[str, float]] = mae_cost
+  cost: Callable[[Config, int], dict[str, int]] = mae_cost
 
 
 OBJECTIVES: dict[str, Callable[..., Loss]] = {

@@ -8,6 +8,7 @@ Shapes: B batch, C steps of a call, K runs, S samples.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import dataclasses
@@ -264,7 +265,8 @@ class Outputs:
   """
 
   def __init__(self, arrays: dict[str, jax.Array], steps: int, runs: int):
-    self._arrays, self._shape, self._fetched = arrays, (steps, runs), False
+    self._arrays: Mapping[str, jax.Array | np.ndarray] = arrays
+    self._shape, self._fetched = (steps, runs), False
 
   def at(self, step: int, run: int) -> dict[str, float]:
     """Returns the numbers of one step of one run."""
@@ -388,9 +390,10 @@ def common_step(folders: Sequence[pathlib.Path]) -> int:
     ValueError: a run is further ahead, so that work would be lost.
   """
   newest = {folder: checkpoint.newest(folder) for folder in folders}
+  saved = [step for step in newest.values() if step is not None]
   least = -1
-  if None not in newest.values():
-    least = min(newest.values())
+  if len(saved) == len(newest):
+    least = min(saved)
   for folder, step in newest.items():
     if step is None or step == least:
       continue

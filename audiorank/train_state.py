@@ -36,7 +36,7 @@ SHAPES = 32  # Programs are cached for so many shapes.
 CALIBRATION_CLIPS = 1024  # Most clips that initialise BatchNorm's statistics.
 
 
-def flops(config: Config) -> dict[str, float]:
+def flops(config: Config) -> dict[str, int]:
   """Returns FLOPs of a training step on one clip, by our own count.
 
   {'encoder': of the visible patches, 'total': of all, ...}; for other parts
@@ -369,7 +369,8 @@ def with_statistics(state: TrainState, mean_M: npt.NDArray[np.float32],
       lambda new, old: jax.device_put(new, old.sharding),
       {'norm_mel': {'mean': mean_M, 'var': var_M}},
       state.batch_stats['encoder'])
-  return state.replace(batch_stats={**state.batch_stats, 'encoder': placed})
+  return dataclasses.replace(
+      state, batch_stats={**state.batch_stats, 'encoder': placed})
 
 
 def mel_statistics(frontend: str, mels: int, wave_NS: npt.NDArray[np.int16]
@@ -381,7 +382,7 @@ def mel_statistics(frontend: str, mels: int, wave_NS: npt.NDArray[np.int16]
     wave_NS: the clips; only the first CALIBRATION_CLIPS are used.
   """
   moments = _moments(frontend, mels)
-  total_M, square_M, n = 0., 0., 0
+  total_M, square_M, n = np.zeros(mels), np.zeros(mels), 0
   for index, wave_BS in embed.batches(
       wave_NS[:CALIBRATION_CLIPS], min(256, len(wave_NS))):
     # The last batch is padded with silence, which must not count.

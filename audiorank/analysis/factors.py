@@ -48,7 +48,8 @@ class Factors(NamedTuple):
     return list(self.live).index(name)
 
   def slope(self, name: str) -> slopes.Slope:
-    """Returns the Slope of a comparison."""
+    """Returns the Slope of a comparison; `moments` must be known."""
+    assert self.moments is not None
     return slopes.slope(self.moments, self.place(name), self.table,
                         self.live[name])
 
@@ -132,6 +133,7 @@ def adjusted(factors: Factors,
   alone promises: the root of how far it moves beyond the noise of seeds.
   Shapes of one size are a closer look at size: they count where size does.
   """
+  assert factors.moments is not None  # They are what slopes are known by.
   tested = [name for name in known
             if name in factors.families and name not in factors.flat]
   moved_F = np.array([factors.moments.m_F[factors.place(name)]
@@ -200,6 +202,7 @@ def raw_slope(factors: Factors,
   It is pulled towards 0, and it is what a plain regression says.
   """
   moments, f = factors.moments, factors.place(name)
+  assert moments is not None  # Without them there is no slope to correct.
   value = float(np.sum(moments.u_FK[f] * factors.table['y']) / moments.x2_F[f])
   se = math.sqrt(max(moments.covariance(0.)[f, f], 0.)) / moments.x2_F[f]
   reach = float(special.stdtrit(moments.t_free_F[f], .975)) * se

@@ -397,6 +397,9 @@ def _from_array_records(corpus: Corpus) -> Reader:
 def _from_sound_files(corpus: Corpus) -> Reader:
   """Reads FLAC or Opus records from tars, or sound files in place."""
   index, in_place = corpus.index, corpus.store == 'none'
+  inner_R, bytes_R = index.inner, index.bytes_R
+  # Only ArrayRecord files have no places of sound files.
+  assert inner_R is not None and bytes_R is not None
   folder = os.path.join(corpus.root, 'shards')
   if in_place:
     folder = corpus.audio
@@ -404,7 +407,7 @@ def _from_sound_files(corpus: Corpus) -> Reader:
       lambda code: stored.Handle(_path(folder, index.shards[code])))
 
   def read(row: int, start: int, samples: int) -> np.ndarray:
-    length, inner = int(index.samples_R[row]), index.inner[row]
+    length, inner = int(index.samples_R[row]), inner_R[row]
     # A record in a tar is a sound file of its own. In place, it is a part of a
     # recording.
     begin = 0
@@ -413,7 +416,7 @@ def _from_sound_files(corpus: Corpus) -> Reader:
     try:
       address = stored.Address(
           index.file[row], int(index.position_R[row]),
-          int(index.bytes_R[row]), inner.removeprefix(stored.MEND))
+          int(bytes_R[row]), inner.removeprefix(stored.MEND))
       source = stored.opened(opened(int(index.shard_R[row])), address, {})
       if inner.startswith(stored.MEND):
         source = stored.mended(source)

@@ -16,6 +16,7 @@ format_description.txt.
 """
 
 from collections.abc import Iterator
+import io
 import os
 import struct
 from typing import Any
@@ -33,6 +34,8 @@ SNAPPY_BLOCK = 2**16
 # Our name for snappy's blocks without the length that a snappy stream begins
 # with.
 BLOCKS = 'SNAPPY_BLOCKS'
+
+File = BinaryIO | io.RawIOBase  # Such as stored.Region.
 
 
 class Place(NamedTuple):
@@ -185,7 +188,7 @@ def _pages(path: str, chunk: Any, levels: int, rows: int) -> Iterator[Place]:
       at += size
 
 
-def read(file: BinaryIO, where: Place, last: dict) -> bytes | None:
+def read(file: File, where: Place, last: dict) -> bytes | None:
   """Returns the bytes of one value, or None for null.
 
   Args:
@@ -204,7 +207,7 @@ def read(file: BinaryIO, where: Place, last: dict) -> bytes | None:
   return bytes(page.body[begin:begin + length])
 
 
-def locate(file: BinaryIO, where: Place, last: dict) -> Span:
+def locate(file: File, where: Place, last: dict) -> Span:
   """Returns the Span of a value that is not null; arguments as for `read`."""
   value = _value(file, where, last)
   assert value is not None  # As the caller promises.
@@ -227,7 +230,7 @@ def locate(file: BinaryIO, where: Place, last: dict) -> Span:
               BLOCKS, raw, begin - first * SNAPPY_BLOCK, length)
 
 
-def read_span(file: BinaryIO, offset: int, size: int, text: str) -> bytes:
+def read_span(file: File, offset: int, size: int, text: str) -> bytes:
   """Returns the value of a Span.
 
   Args:
@@ -302,7 +305,7 @@ def _snappy_blocks(page: _Page) -> list[int]:
 # --- Pages ---
 
 
-def _value(file: BinaryIO, where: Place, last: dict) -> tuple[
+def _value(file: File, where: Place, last: dict) -> tuple[
     _Page, int, int] | None:
   """Returns (page, begin, length) of a value, or None for null.
 
@@ -328,7 +331,7 @@ def _value(file: BinaryIO, where: Place, last: dict) -> tuple[
   return rows[where.row]
 
 
-def _page(file: BinaryIO, offset: int, size: int, codec: str) -> _Page:
+def _page(file: File, offset: int, size: int, codec: str) -> _Page:
   """Reads a page."""
   header, length = _header(file, offset)
   file.seek(offset + length)
@@ -458,7 +461,7 @@ def _varint(data: memoryview | bytes, at: int) -> tuple[int, int]:
 # --- Headers, in Thrift's compact protocol ---
 
 
-def _header(file: BinaryIO, at: int) -> tuple[dict, int]:
+def _header(file: File, at: int) -> tuple[dict, int]:
   """Returns a page's header as {field: value}, and its length."""
   file.seek(at)
   data = file.read(LONGEST_HEADER)

@@ -83,7 +83,8 @@ class Region(io.RawIOBase):
 
   def __init__(self, handle: Handle, name: str, begin: int, size: int):
     super().__init__()
-    self.name, self.failed = name, None
+    self.name = name
+    self.failed: str | None = None
     self._handle, self._begin, self._size, self._at = handle, begin, size, 0
 
   def readable(self) -> bool:
@@ -123,6 +124,7 @@ def opened(handle: Handle, address: Address, last: dict) -> Any:
   Raises:
     ValueError: there is none.
   """
+  data: bytes | None
   if ':' in address.inner:  # A place in a parquet file.
     whole = Region(handle, address.path, 0, handle.size)
     try:

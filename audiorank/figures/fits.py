@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from matplotlib import artist
 from matplotlib import colors
 from matplotlib import figure
 from matplotlib import ticker
@@ -72,7 +73,7 @@ def residuals(fit: laws.Fit, x: str | None = None, labels: Any = None,
   # Beyond two standard deviations 1 in 20 lies by chance.
   for k in (-2, 2):
     ax.axhline(k * fit.sd, color=style.GREY, lw=.8, ls='--')
-  handles = [style.line('2 sd', ls='--', lw=.8)]
+  handles: list[artist.Artist] = [style.line('2 sd', ls='--', lw=.8)]
   if x is not None:
     style.log_axis(ax.xaxis, x)
   else:
@@ -172,11 +173,10 @@ def law(fit: laws.Fit, held_out: Any = None, color: Any = None,
     rgba = style.size_colors(ax, color, 'size')
   ax.scatter(x[used], y[used], c=rgba[used], s=30, zorder=3,
              edgecolors='white', linewidths=.4)
-  out_x, out_y = [x[~used]], [y[~used]]
+  out_x, out_y = x[~used], y[~used]
   if held_out is not None:
-    out_x.append(np.asarray(held_out[fit.x[0]], float))
-    out_y.append(np.asarray(held_out[fit.y], float))
-  out_x, out_y = np.concatenate(out_x), np.concatenate(out_y)
+    out_x = np.concatenate([out_x, np.asarray(held_out[fit.x[0]], float)])
+    out_y = np.concatenate([out_y, np.asarray(held_out[fit.y], float)])
   handles = [style.marker('o', 'fitted', color=style.PALETTE[0])]
   if len(out_x):
     ax.scatter(out_x, out_y, facecolors='none', edgecolors=style.INK, s=34,

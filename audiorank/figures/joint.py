@@ -70,7 +70,8 @@ def frontier(optimal: pd.DataFrame, what: str = 'size', observed: Any = None,
     text += f'\nexponent {value:.3f} ({low:.3f} to {high:.3f})'
   handles = [style.line(text, style.PALETTE[0])]
   if observed is not None:
-    ax.scatter(*observed, s=26, facecolors='white', edgecolors=style.INK,
+    flops, values = observed
+    ax.scatter(flops, values, s=26, facecolors='white', edgecolors=style.INK,
                zorder=3)
     handles.append(style.marker('o', 'observed', False, style.INK))
   style.log_axis(ax.xaxis)

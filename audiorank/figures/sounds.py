@@ -69,7 +69,8 @@ def embedding_map(z_ND: np.ndarray, labels: Any = None,
     # All colours first, then the next marker: colour is seen first.
     color = style.PALETTE[i % len(style.PALETTE)]
     shape = style.MARKERS[i // len(style.PALETTE) % len(style.MARKERS)]
-    ax.scatter(*at[here].T, s=16, color=color, marker=shape, alpha=.8, lw=0)
+    ax.scatter(at[here, 0], at[here, 1], s=16, color=color, marker=shape,
+               alpha=.8, lw=0)
     handles.append(style.marker(shape, kind, color=color))
   share = s_K ** 2 / (s_K ** 2).sum()
   ax.set_xlabel(f'first component ({share[0]:.0%} of the variance)')

@@ -63,7 +63,8 @@ def save(ax: Axes, stem: str | os.PathLike[str],
   for kind in formats:
     paths.append(stem.with_name(f'{stem.name}.{kind}'))
     with files.replacing(paths[-1], sync=False) as part:
-      ax.figure.savefig(part, dpi=dpi, format=kind)
+      # The whole figure, where `ax` is in a part of one.
+      ax.figure.figure.savefig(part, dpi=dpi, format=kind)
   return paths
 
 
@@ -85,7 +86,8 @@ def label(name: str) -> str:
   return LABELS.get(name, str(name).replace('_', ' '))
 
 
-def log_axis(axis: mpl_axis.Axis, name: str | None = None) -> None:
+def log_axis(axis: mpl_axis.XAxis | mpl_axis.YAxis,
+             name: str | None = None) -> None:
   """Makes an axis logarithmic, with plain numbers and few of them."""
   getattr(axis.axes, f'set_{axis.axis_name}scale')('log')
   low, high = sorted(axis.get_view_interval())
@@ -179,9 +181,10 @@ def bar(ax: Axes, scale: cm.ScalarMappable, text: str,
   colorbar = ax.figure.colorbar(scale, ax=ax, pad=.015, aspect=30)
   ticks = np.unique(values)
   if not 0 < len(ticks) <= 5:
-    ticks = np.geomspace(scale.norm.vmin, scale.norm.vmax, 4)
-  colorbar.set_ticks(ticks, labels=[plain(float(f'{t:.2g}')) for t in ticks],
-                     minor=False)
+    ticks = np.geomspace(*scale.get_clim(), 4)
+  colorbar.set_ticks(
+      ticks.tolist(), labels=[plain(float(f'{t:.2g}')) for t in ticks],
+      minor=False)
   colorbar.ax.minorticks_off()
   colorbar.set_label(text, fontsize=LETTERS)
 

@@ -335,7 +335,7 @@ def name_baselines(read: Sequence[RunRecords]) -> None:
   Of a sweep that trained several untrained networks which are equal to the
   bit, as older versions did, the first one that is scored stands for all.
   """
-  chosen = {}
+  chosen: dict[str, str] = {}
   order = lambda r: (r.row['baseline'] != r.row['run_id'], not r.scores,
                      r.row['run_id'])
   for one in sorted(read, key=order):

@@ -75,8 +75,10 @@ def spectrum(root: os.PathLike, run_id: str) -> str:
              if record['rank'].get('spectrum')]
   if not several:
     return ''
-  lines = [(*zip(*shares), kind) for shares, kind in (
-      (several[0], 'faint'), (several[-1], ''))]
+  lines: list[Line] = []
+  for shares, kind in ((several[0], 'faint'), (several[-1], '')):
+    number, share = zip(*shares)
+    lines.append((number, share, kind))
   return chart('share of singular values by component; faint: first '
                'evaluation, bold: last', lines, log_x=True, log_y=True)
 

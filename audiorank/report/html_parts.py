@@ -186,8 +186,9 @@ def svg(ax: style.Axes) -> str:
   buffer = io.StringIO()
   with matplotlib.rc_context({'svg.fonttype': 'none',
                               'svg.hashsalt': 'audiorank'}):
-    ax.figure.savefig(buffer, format='svg', transparent=True, dpi=150,
-                      metadata={'Date': None, 'Creator': None})
+    ax.figure.figure.savefig(
+        buffer, format='svg', transparent=True, dpi=150,
+        metadata={'Date': None, 'Creator': None})
   code = buffer.getvalue()
   code = code[code.index('<svg'):]
   code = re.sub(r'<metadata>.*?</metadata>', '', code, flags=re.S)

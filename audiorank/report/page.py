@@ -1,6 +1,7 @@
 """The page: what a user can act on, the slopes, then what they rest on."""
 
 from collections.abc import Iterable
+import functools
 import html
 import os
 import pathlib
@@ -72,18 +73,18 @@ def claims(result: analysis.Analysis) -> list[str]:
 
 def rank_score(result: analysis.Analysis) -> list[str]:
   """Returns the figure of the law, its limit, and the forms compared."""
-  line = 'No law is fitted.'
-  if result.fit:
+  line, fit = 'No law is fitted.', result.fit
+  if fit:
     line = ('The line is fitted to the runs that score above their untrained '
             'network.')
   out = [html_parts.drawing(
-      lambda: figures.rank_score(study.every(result.study), result.fit),
+      lambda: figures.rank_score(study.every(result.study), fit),
       f'RankMe against score, 95 % intervals of RankMe. {line}'),
          html_parts.listed(wording.law_words(result)
                            + wording.form_words(result.forms))]
-  if result.fit:
+  if fit:
     out.append(html_parts.drawing(
-        lambda: figures.profile(result.fit),
+        lambda: figures.profile(fit),
         'How much worse the law fits as its limit is moved: limits under the '
         'dashed line agree with the runs.'))
   if len(result.forms):
@@ -122,12 +123,14 @@ def samples(sweep: records.Tables) -> list[str]:
 
 def data_size(result: analysis.Analysis) -> list[str]:
   """Returns the figures of score and rank against hours and size."""
+  def drawn(x: str, y: str) -> figures.style.Axes:
+    return figures.against(study.every(result.study), x=x, y=y)
+
   out = []
   for x in ('hours_asked', 'params'):
     for y in ('score', 'rank'):
       out.append(html_parts.drawing(
-          lambda x=x, y=y: figures.against(
-              study.every(result.study), x=x, y=y),
+          functools.partial(drawn, x, y),
           f'{TITLES[y]} against {TITLES[x]}.'))
   return [f'<div class="grid">{"".join(out)}</div>']
 
@@ -165,8 +168,7 @@ def early(result: analysis.Analysis) -> list[str]:
   if soon.runs['size'].nunique() > 1:
     family = 'size'
   plots = [html_parts.drawing(
-      lambda name=name: figures.early_final(
-          soon.runs, name, 'score', family),
+      functools.partial(figures.early_final, soon.runs, name, 'score', family),
       f'{name} of training against the final score, by size.')
            for _, name in soon.rungs[:1] + soon.rungs[1:][-1:]]
   return [
@@ -188,12 +190,12 @@ def early(result: analysis.Analysis) -> list[str]:
 
 def trouble(result: analysis.Analysis) -> list[str]:
   """Returns outliers, bends and unstable runs."""
-  wrong = result.diagnostics
+  wrong, fit = result.diagnostics, result.fit
   out = [html_parts.listed(wording.trouble_words(result))]
-  if result.fit:
+  if fit:
     above = study.above_baseline(result.study.trained)
     out.append(html_parts.drawing(
-        lambda: figures.residuals(result.fit, 'rank', above['size'].to_numpy(),
+        lambda: figures.residuals(fit, 'rank', above['size'].to_numpy(),
                                   marked=wrong.outliers),
         'Residuals of the law against RankMe, by size; ringed and named: '
         'beyond chance.'))

@@ -698,6 +698,7 @@ def law_words(result: analysis.Analysis) -> list[str]:
   if one is None:
     return []
   if result.fit is None:
+    assert result.lacks is not None  # law.fit returns a law or what it lacks.
     return [f'No law is fitted. Needed: {needed_text(result.lacks)}.']
   out = [f'Q = Q_inf − a R^−b: {measured(one)}. {sentence(beside(one))}.']
   if result.study.bounded and one.high > one.details['ceiling']:
@@ -750,8 +751,10 @@ def width_words(trained: pd.DataFrame) -> list[str]:
 def early_words(result: analysis.Analysis) -> list[str]:
   """Returns whether early RankMe chooses the run."""
   one = next((c for c in result.claims if c.key == 'early'), None)
-  if one is None or result.early.lacks:
-    return [f'Not judged. Needed: {needed_text(result.early.lacks)}.']
+  lacks = result.early.lacks
+  if one is None or lacks:
+    assert lacks is not None  # Without claims there are too few runs as well.
+    return [f'Not judged. Needed: {needed_text(lacks)}.']
   out = [f'{sentence(measured(one))} (a coin: 50 %).',
          f'{sentence(beside(one))}.']
   saved = result.early.halving.set_index('chooser')
@@ -778,7 +781,7 @@ def choosers(saved: pd.DataFrame) -> str:
 def trouble_words(result: analysis.Analysis) -> list[str]:
   """Returns what does not follow the law and which runs went wrong."""
   wrong, out = result.diagnostics, []
-  if result.fit is not None:
+  if wrong.signs is not None:  # Where there is a law.
     out += outlier_words(wrong.outliers) + family_words(wrong.families)
     runs, expected, p = wrong.signs
     if math.isfinite(p):
