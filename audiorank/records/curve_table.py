@@ -39,10 +39,10 @@ def whole_lines(workdir):
 def gather(folders):
   """Returns a table: run_id, step and every number of every row.
 
+  Damaged lines are left out.
+
   Args:
     folders: of the runs.
-
-  Damaged lines are left out.
   """
   pieces = files.mapped(whole_lines, folders, next(iter(folders), ''))
   names = np.array([f.name for f in folders])
