@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from audiorank import synth
+from audiorank import train
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
@@ -83,6 +84,7 @@ def quick_compiler(request, compiled_programs):
       # Programs of another module, compiled the other way, differ in the last
       # bit.
       jax.clear_caches()
+      train.mel_statistics.cache_clear()
       if not index:
         yield
 
