@@ -483,6 +483,15 @@ def test_without_seeds_the_residual_is_the_noise():
   assert factors.of_slopes(it)[0].needed.kind == 'seeds'
 
 
+def test_without_seeds_slopes_are_not_called_unequal(rows):
+  """Noise in RankMe flattens slopes by an amount that only seeds can tell."""
+  once = rows.trained.drop_duplicates('configuration')
+  it = factors.compare(rows._replace(trained=once))
+  one = factors.of_one_slope(it)
+  assert it.noise.free == 0 and one.p < .05
+  assert one.verdict == claims.INCONCLUSIVE and one.needed.kind == 'seeds'
+
+
 def test_configurations_are_compared_by_every_field():
   """Weight decay has no column of its own: the configuration tells it."""
   tables = sweep(6)

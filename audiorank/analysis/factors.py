@@ -235,7 +235,9 @@ def of_one_slope(factors: Factors) -> claims.Claim:
   is varied: slopes by family and Cochran's Q of them.
 
   It fails where Q says so. It holds where the slopes are above 0 together and
-  the upper end of their standard deviation is below EVEN of the mean.
+  the upper end of their standard deviation is below EVEN of the mean. Without
+  seeds it is inconclusive: slopes are then not corrected for noise in RankMe,
+  which flattens most where RankMe moves least, so equal slopes look unequal.
   """
   names = list(factors.families)
   counts = total(factors)
@@ -253,15 +255,17 @@ def of_one_slope(factors: Factors) -> claims.Claim:
     size = factors.slope(slopes.SIZE).value
     if len(rest) > 1:
       without = slopes.one_slope(factors.moments, rest)
-  verdict = claims.INCONCLUSIVE
-  if test.p < claims.LEVEL:
+  verdict, needed = claims.INCONCLUSIVE, claims.Needed('slopes', EVEN)
+  if not factors.noise.free:
+    needed = claims.Needed('seeds')
+  elif test.p < claims.LEVEL:
     verdict = claims.FAILS
   elif test.common > 0 and test.between_high < EVEN * test.common:
     verdict = claims.HOLDS
   return claims.claim(
       'one_slope', PER_DOUBLING, test.between, test.between_low,
-      test.between_high, test.p, verdict,
-      claims.Needed('slopes', EVEN), counts=counts, q=test.q, free=test.free,
+      test.between_high, test.p, verdict, needed, counts=counts, q=test.q,
+      free=test.free,
       common=test.common, names=tuple(names), without=without,
       size=size)
 
