@@ -221,7 +221,7 @@ def _run(path: files.Path, function: str, *args: Any,
   Raises:
     FileNotFoundError: no such object, or no such bucket.
     files.Changed: the precondition on the generation fails.
-    OSError: no permission, no network, or the server fails for good.
+    files.StoreError: no permission, no network, or the server fails for good.
   """
   client = _client()
   from fsspec import asyn
@@ -237,7 +237,7 @@ def _run(path: files.Path, function: str, *args: Any,
     reason = _reason(error)
     if not reason:
       raise
-    raise OSError(f'{path}: {reason}') from error
+    raise files.StoreError(f'{path}: {reason}') from error
 
 
 def _reason(error: Exception) -> str:

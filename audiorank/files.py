@@ -36,6 +36,13 @@ class LockHeld(Exception):
   """Another live process has the lock; the message says which."""
 
 
+class StoreError(OSError):
+  """A store refuses, fails for good, or cannot be reached.
+
+  Unlike a missing object, this says nothing about the object.
+  """
+
+
 class Changed(Exception):
   """An object has another generation than the one that a write replaces."""
 

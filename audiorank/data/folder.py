@@ -215,7 +215,9 @@ def _audio(root: pathlib.Path, about: dict, index: index_lib.Index) -> str:
   Raises:
     FileNotFoundError: its first file is missing, so the folder was moved.
   """
-  audio = files.absolute(root / str(about.get('audio', '')))
+  audio = str(about.get('audio', ''))
+  if not files.is_on_bucket(audio):
+    audio = files.absolute(root / audio)
   first = _path(audio, index.shards[0])
   if not files.path(first).exists():
     raise FileNotFoundError(

@@ -15,13 +15,15 @@ parquet-format), with headers in Thrift's compact protocol; snappy's
 format_description.txt.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import io
-import os
 import struct
 from typing import Any
 from typing import BinaryIO
 from typing import NamedTuple
+
+from audiorank import files
 
 # Numbers of the format: encodings of values, and types of pages.
 PLAIN, DICTIONARY = (0,), (2, 8)
@@ -84,21 +86,23 @@ class _Page(NamedTuple):
   levels: bytes  # What precedes the values in a page of version 2.
 
 
-def sounds(path: str) -> Iterator[tuple[str, Place]]:
+def sounds(opener: Callable[[], BinaryIO]) -> Iterator[tuple[str, Place]]:
   """Yields (name or '', Place) of the sound file in every row.
 
   Args:
-    path: of a parquet file.
+    opener: opens the parquet file; called twice, for names and for pages.
 
   Raises:
     KeyError: it has no column of sound files.
     ValueError: it is damaged, or uses a part of the format that this module
       does not read.
+    files.StoreError: it is on a bucket that cannot be reached.
   """
   import pyarrow
   from pyarrow import parquet
   try:
-    with parquet.ParquetFile(path) as file:
+    with opener() as raw, opener() as table, parquet.ParquetFile(
+        table) as file:
       about = file.metadata
       column = _column(file)
       levels = file.schema.column(column).max_definition_level
@@ -109,11 +113,13 @@ def sounds(path: str) -> Iterator[tuple[str, Place]]:
         chunk = about.row_group(group).column(column)
         rows = about.row_group(group).num_rows
         count = 0
-        for where in _pages(path, chunk, levels, rows):
+        for where in _pages(raw, chunk, levels, rows):
           yield next(names, ''), where
           count += 1
         if count != rows:
           raise ValueError(f'{count} of {rows} rows in row group {group}')
+  except files.StoreError:
+    raise
   except (pyarrow.ArrowException, OSError, struct.error, IndexError) as error:
     # pyarrow's messages have several lines; some errors have no message.
     first, *_ = [*str(error).splitlines(), type(error).__name__]
@@ -152,11 +158,12 @@ def _names(file: Any, column: int) -> Iterator[str]:
       yield value or ''
 
 
-def _pages(path: str, chunk: Any, levels: int, rows: int) -> Iterator[Place]:
+def _pages(file: BinaryIO, chunk: Any, levels: int, rows: int
+           ) -> Iterator[Place]:
   """Yields the Place of each row of a column chunk.
 
   Args:
-    path: of the file.
+    file: open.
     chunk: pyarrow's description of the chunk.
     levels: see Place.
     rows: of the row group.
@@ -167,25 +174,24 @@ def _pages(path: str, chunk: Any, levels: int, rows: int) -> Iterator[Place]:
     begin = min(begin, chunk.dictionary_page_offset)
   at, end = begin, begin + chunk.total_compressed_size
   dictionary, done = (0, 0), 0
-  if end > os.path.getsize(path):
+  if end > file.seek(0, io.SEEK_END):
     raise ValueError('cut off')
-  with open(path, 'rb') as file:
-    while at < end and done < rows:
-      # Fields of a page's header by their numbers in parquet.thrift. 1: type.
-      # 3: compressed bytes. 5, 8: the header of a data page of version 1 or 2,
-      # whose field 1 is its number of values.
-      header, length = _header(file, at)
-      size = length + header.get(3, 0)
-      if header.get(3, -1) < 0 or at + size > end:
-        raise ValueError(f'a page of {size} bytes at byte {at}')
-      if header.get(1) == DICTIONARY_PAGE:
-        dictionary = at, size
-      elif header.get(1) in (DATA_PAGE, DATA_PAGE_V2):
-        inner = header.get(5) or header.get(8) or {}
-        for index in range(min(inner.get(1, 0), rows - done)):
-          done += 1
-          yield Place(at, size, index, chunk.compression, levels, *dictionary)
-      at += size
+  while at < end and done < rows:
+    # Fields of a page's header by their numbers in parquet.thrift. 1: type.
+    # 3: compressed bytes. 5, 8: the header of a data page of version 1 or 2,
+    # whose field 1 is its number of values.
+    header, length = _header(file, at)
+    size = length + header.get(3, 0)
+    if header.get(3, -1) < 0 or at + size > end:
+      raise ValueError(f'a page of {size} bytes at byte {at}')
+    if header.get(1) == DICTIONARY_PAGE:
+      dictionary = at, size
+    elif header.get(1) in (DATA_PAGE, DATA_PAGE_V2):
+      inner = header.get(5) or header.get(8) or {}
+      for index in range(min(inner.get(1, 0), rows - done)):
+        done += 1
+        yield Place(at, size, index, chunk.compression, levels, *dictionary)
+    at += size
 
 
 def read(file: File, where: Place, last: dict) -> bytes | None:

@@ -9,11 +9,13 @@ record at another rate is always resampled as a whole.
 Shapes: C channels, S samples.
 """
 
+import functools
 import io
 import math
 import os
 import struct
 from typing import Any
+from typing import BinaryIO
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +32,8 @@ from audiorank.data import parquet
 MARGIN = 8192
 # A file of at most so many bytes per wanted sample is read at once.
 WHOLE = 4
-BUFFER = 2**14  # Bytes read ahead in other files.
+BUFFER = 2**14  # Bytes read ahead in other files,
+AHEAD = 2**20  # and in those on a bucket, where each read is a request.
 AT_ONCE = 2**23  # Bytes up to which a sound on a bucket is read at once.
 # In an address: the file needs the corrected header of containers.inspect.
 MEND = 'mend'
@@ -48,7 +51,6 @@ class Handle:
   """An open file that threads share. It is closed with its last reference.
 
   Attributes:
-    size: its bytes.
     remote: whether it is an object on a bucket, where each read is a request.
   """
 
@@ -56,10 +58,15 @@ class Handle:
     self.remote = files.is_on_bucket(path)
     if self.remote:
       self._object = files.path(path)
-      self.size = self._object.stat().st_size
     else:
       self.fd = os.open(path, os.O_RDONLY)
-      self.size = os.fstat(self.fd).st_size
+
+  @functools.cached_property
+  def size(self) -> int:
+    """The bytes of the file: on a bucket a request, so only if needed."""
+    if self.remote:
+      return self._object.stat().st_size
+    return os.fstat(self.fd).st_size
 
   def read_into(self, buffer: memoryview, begin: int) -> int:
     """Fills a buffer with the bytes from `begin` on; returns how many."""
@@ -78,14 +85,18 @@ class Handle:
 class Region(io.RawIOBase):
   """A range of bytes of a file, as a file. It does not move a shared position.
 
-  libsndfile cannot report an error of reading, so `failed` keeps it.
+  libsndfile cannot report an error of reading. So `error` keeps it, and the
+  file seems to end there, unless `strict`.
   """
 
-  def __init__(self, handle: Handle, name: str, begin: int, size: int):
+  def __init__(self, handle: Handle, name: str, begin: int, size: int,
+               strict: bool = False):
     super().__init__()
     self.name = name
-    self.failed: str | None = None
+    self.error: OSError | None = None
+    self.remote = handle.remote
     self._handle, self._begin, self._size, self._at = handle, begin, size, 0
+    self._strict = strict
 
   def readable(self) -> bool:
     return True
@@ -105,12 +116,33 @@ class Region(io.RawIOBase):
     try:
       count = self._handle.read_into(memoryview(buffer)[:want],
                                      self._begin + self._at)
-    # libsndfile cannot hear of it: the caller looks at `failed`.
     except OSError as error:
-      self.failed = error.strerror or str(error)
+      if self._strict:
+        raise
+      self.error = error
       return 0
     self._at += count
     return count
+
+  def check(self) -> None:
+    """Raises the error of a read, if there was one.
+
+    Raises:
+      files.StoreError: the store failed, which says nothing about the file.
+      ValueError: the file cannot be read.
+    """
+    if isinstance(self.error, files.StoreError):
+      raise self.error
+    if self.error is not None:
+      raise ValueError(f'unreadable: {self.error.strerror or self.error}')
+
+
+def open_file(path: str | os.PathLike) -> BinaryIO:
+  """Opens a file on a disk or on a bucket, to be read in parts."""
+  if not files.is_on_bucket(path):
+    return open(path, 'rb')
+  handle = Handle(os.fspath(path))
+  return ahead(Region(handle, os.fspath(path), 0, handle.size, strict=True))
 
 
 def opened(handle: Handle, address: Address, last: dict) -> Any:
@@ -134,19 +166,21 @@ def opened(handle: Handle, address: Address, last: dict) -> Any:
       else:
         data = parquet.read(
             whole, parquet.place(address.offset, address.inner), last)
-    except (IndexError, struct.error) as error:
+    except (IndexError, ValueError, struct.error) as error:
+      # If reading failed, the missing bytes are no damage.
+      whole.check()
+      if isinstance(error, ValueError):
+        raise
       raise ValueError(f'unreadable: {error}') from error
-    if whole.failed:
-      raise ValueError(f'unreadable: {whole.failed}')
+    whole.check()
     if data is None:
       raise ValueError('unreadable: no bytes in this row')
     return io.BytesIO(data)
   size = address.size or handle.size - address.offset
   region = Region(handle, address.path, address.offset, size)
   if handle.remote and size <= AT_ONCE:
-    data = region.read()
-    if region.failed:
-      raise ValueError(f'unreadable: {region.failed}')
+    data = region.read(size)  # In one request.
+    region.check()
     return io.BytesIO(data)
   return region
 
@@ -176,6 +210,7 @@ def piece(source: Any, begin: int, length: int, start: int, samples: int,
 
   Raises:
     ValueError: it cannot be decoded.
+    files.StoreError: it is on a bucket that cannot be reached.
   """
   samples = min(samples, length - start)
   try:
@@ -189,12 +224,27 @@ def piece(source: Any, begin: int, length: int, start: int, samples: int,
         _seek(file, begin + start)
         wave_S = _mono(file, samples)
   except (RuntimeError, TypeError) as error:
+    check_reads(source)
     why = getattr(error, 'error_string', str(error)).strip().rstrip('.')
     raise ValueError(f'undecodable: {why}') from error
   if len(wave_S) < samples:
+    check_reads(source)
     raise ValueError(f'cut off: {len(wave_S)} of {samples} samples from '
                      f'{begin + start}')
   return wave_S
+
+
+def check_reads(source: Any) -> None:
+  """Raises the error of reading a sound file, if there was one.
+
+  A decoder takes what could not be read for the end of the file.
+
+  Args:
+    source: what the decoder reads.
+  """
+  region = getattr(source, 'raw', source)  # Beneath the buffer.
+  if isinstance(region, Region):
+    region.check()
 
 
 def _seek(file: soundfile.SoundFile, frame: int) -> None:
@@ -250,7 +300,14 @@ def buffered(source: Any, samples: int) -> Any:
   source.seek(0)
   if size <= WHOLE * samples:
     return io.BytesIO(source.read(size))
+  if source.remote:
+    return ahead(source)
   return io.BufferedReader(source, BUFFER)
+
+
+def ahead(region: Region) -> BinaryIO:
+  """Returns a large sound on a bucket with a large buffer."""
+  return io.BufferedReader(region, AHEAD)
 
 
 def mended(source: Any) -> Any:

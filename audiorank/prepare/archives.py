@@ -18,6 +18,9 @@ from typing import BinaryIO
 from typing import NamedTuple
 import zlib
 
+from audiorank import files
+from audiorank.data import stored
+
 PACKED = ('.tar.gz', '.tgz', '.tar.bz2', '.tbz2', '.tar.xz', '.txz', '.tar.zst',
           '.tzst')
 # A header has 512 bytes; a long name adds some. A header that claims more
@@ -60,9 +63,10 @@ def members(path: pathlib.Path, most: int,
     ValueError: it is damaged. The members before the damage are valid.
     OSError: it cannot be read.
   """
-  size, count = path.stat().st_size, 0
+  count = 0
   begin: int | None = 0
-  with open(path, 'rb') as raw:
+  with stored.open_file(path) as raw:
+    size = raw.seek(0, os.SEEK_END)
     while begin is not None:
       raw.seek(begin)
       try:
@@ -218,9 +222,12 @@ def _decompressed(path: pathlib.Path) -> Iterator[bytes]:
     ValueError: it is damaged or cannot be read.
   """
   try:
-    with _opener(path.suffix.lower())(path) as file:
+    with files.local(path) as copy, _opener(
+        path.suffix.lower())(copy) as file:
       while data := file.read(2**20):
         yield data
+  except files.StoreError:
+    raise
   except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
     raise ValueError(f'damaged archive: {error}') from error
 

@@ -30,6 +30,9 @@ RATE = config_lib.RATE
 # The contents of .lock. It marks a folder as a corpus from the beginning, so
 # that no other folder is ever overwritten.
 MARK = 'audiorank prepare\n'
+# Seconds without progress after which a file of a bucket is refused. Longer
+# than all attempts of a request, so that an outage refuses none.
+PATIENCE = 600.
 # Settings that were added later, and their values in older plans.
 LATER = {'store': 'int16', 'min_seconds': 0.}
 
@@ -53,7 +56,8 @@ def run(audio: str | os.PathLike, out: str | os.PathLike,
 
   Args:
     audio: a folder (searched to any depth, with the tars and parquet files in
-      it), a tar, which may be compressed, or a parquet file.
+      it), a tar, which may be compressed, or a parquet file; on a disk or on
+      gs://.
     out: folder to write, or gs://: new, empty, or begun by the same call.
     workers: processes; None means one per available core.
     piece_seconds: longest record; longer files are cut into equal parts.
@@ -78,18 +82,18 @@ def run(audio: str | os.PathLike, out: str | os.PathLike,
     FileNotFoundError: no such input.
     ValueError: no sound in the input, or all of it refused; an `out` that
       belongs to something else, or contains the input; an unreadable table.
-    OSError: `out` cannot be written.
+    OSError: `out` cannot be written, or a bucket cannot be read.
   """
-  audio, target = files.on_disk(audio, 'audio'), files.path(out)
-  out = _begin(target, store)
-  _check(audio, out, workers, piece_seconds, max_hours, timeout, store)
+  audio, target = files.path(audio, 'audio'), files.path(out)
+  out = _begin(target, audio, store)
+  _check(audio, out, target, workers, piece_seconds, max_hours, timeout, store)
   workers = workers or _cores()
   settings = {'rate': RATE, 'piece_seconds': float(piece_seconds),
               'max_hours': float(max_hours), 'min_seconds': float(min_seconds),
               'store': store}
   table = _table_path(audio, manifest)
   tables = {path for path in [table] if path}
-  below = listing.walk(audio, skip=out)
+  below = listing.walk(audio, skip=target)
   packed = listing.packed(below)
   if packed and store == 'none':
     raise ValueError(f'{packed[0]}: cannot be read in place while it is '
@@ -110,11 +114,12 @@ def run(audio: str | os.PathLike, out: str | os.PathLike,
     _check_plan(out, audio, {'listing': listing.fingerprint(entries),
                              'files': len(entries), **settings})
     jobs = _jobs(out, entries, {**settings, 'audio': str(audio.absolute())})
+    if files.is_on_bucket(audio):
+      timeout = max(timeout, PATIENCE)
     _make(out, jobs, workers, timeout)
     about = _about(settings, passed, sources)
     if store == 'none':
-      # Relative, so that corpus and input can be moved together.
-      about['audio'] = os.path.relpath(audio.absolute(), out.absolute())
+      about['audio'] = _relative(audio, target)
     described = shards.finish(str(out), [job['shard'] for job in jobs], RATE,
                               about, store)
     archives.remove_unpacked(len(packed), out / 'unpacked')
@@ -132,15 +137,28 @@ def _about(settings: dict, passed: listing.Passed, sources: dict) -> dict:
       'sources_from': sources}
 
 
-def _begin(target: pathlib.Path, store: str) -> pathlib.Path:
+def _relative(audio: pathlib.Path, out: pathlib.Path) -> str:
+  """Returns how a corpus that is read in place names its input: relative to
+  itself, so that both can be moved together, or by URL."""
+  if files.is_on_bucket(audio) and not files.is_on_bucket(out):
+    return files.absolute(audio)
+  audio, out = files.absolute(audio), files.absolute(out)
+  # Of two buckets, gs: and nothing else is common.
+  if files.is_on_bucket(audio) and audio.split('/')[2] != out.split('/')[2]:
+    return audio
+  return os.path.relpath(audio, out)
+
+
+def _begin(target: pathlib.Path, audio: pathlib.Path,
+           store: str) -> pathlib.Path:
   """Returns the local folder that a corpus is written to: of one on a bucket,
   a folder of the user's cache, which gets the plan that is there."""
   out = files.beside(target)
   if not files.is_on_bucket(target):
     return out
-  if store == 'none':
+  if store == 'none' and not files.is_on_bucket(audio):
     raise ValueError(f'{target}: expected another store than none: the sounds '
-                     'are not on the bucket')
+                     'are not on a bucket')
   there = files.names(target)
   if 'plan.json' in there:
     plan = target / 'plan.json'
@@ -151,10 +169,15 @@ def _begin(target: pathlib.Path, store: str) -> pathlib.Path:
   return out
 
 
-def _check(audio: pathlib.Path, out: pathlib.Path, workers: int | None,
-           piece_seconds: float, max_hours: float, timeout: float,
-           store: str) -> None:
-  """Raises an error if an argument of `run` is wrong."""
+def _check(audio: pathlib.Path, out: pathlib.Path, target: pathlib.Path,
+           workers: int | None, piece_seconds: float, max_hours: float,
+           timeout: float, store: str) -> None:
+  """Raises an error if an argument of `run` is wrong.
+
+  Args:
+    out: the local folder that is written; all others as for `run`.
+    target: where the corpus is to be, on a disk or on a bucket.
+  """
   if not audio.exists():
     raise FileNotFoundError(f'{audio}: no such folder or archive')
   if not (piece_seconds > 0 and max_hours > 0 and timeout > 0):
@@ -165,12 +188,14 @@ def _check(audio: pathlib.Path, out: pathlib.Path, workers: int | None,
   if store not in shards.STORES:
     raise ValueError(f'store {store!r}: expected one of '
                      f'{", ".join(shards.STORES)}')
-  inner, outer = audio.resolve(), out.resolve()
+  inner, outer = audio.resolve(), target.resolve()
+  if files.is_on_bucket(audio) != files.is_on_bucket(target):
+    return
   if inner == outer:
-    raise ValueError(f'{out}: the output cannot be the input')
+    raise ValueError(f'{target}: the output cannot be the input')
   if inner.is_relative_to(outer):
-    raise ValueError(f'{out}: the output contains the input {audio}; choose a '
-                     'folder beside or below it')
+    raise ValueError(f'{target}: the output contains the input {audio}; choose '
+                     'a folder beside or below it')
 
 
 def _cores() -> int:

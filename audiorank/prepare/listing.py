@@ -15,7 +15,9 @@ import pathlib
 import stat
 from typing import NamedTuple
 
+from audiorank import files
 from audiorank.data import parquet
+from audiorank.data import stored
 from audiorank.prepare import archives
 from audiorank.prepare import sources as sources_lib
 
@@ -47,6 +49,8 @@ MAGIC = ((0, b'RIFF'), (0, b'RF64'), (0, b'fLaC'), (0, b'OggS'), (0, b'ID3'),
          (0, b'caff'), (0, b'.snd'), (0, b'NIST_1A'), (8, b'AIFF'),
          (8, b'AIFC'), (4, b'ftyp'), (0, b'\xff\xfb'))
 MOST_NAMED = 100  # Names of unread files in corpus.json.
+
+Others = list[tuple[str, str]]  # (name, why it may contain sound or '').
 
 
 class Entry(NamedTuple):
@@ -94,62 +98,96 @@ class Listing(NamedTuple):
   passed: Passed
 
 
-def walk(audio: pathlib.Path, skip: pathlib.Path) -> list:
-  """Returns the files of an input as (name, path).
+class File(NamedTuple):
+  """One file of an input."""
+  name: str  # Below the input.
+  path: pathlib.Path  # Or a bucket.Path.
+  size: int  # Bytes on a bucket, whose listing has them; 0 on a disk.
+
+
+def walk(audio: pathlib.Path, skip: pathlib.Path) -> list[File]:
+  """Returns the files of an input.
 
   Args:
     audio: a folder, searched to any depth, or a single file.
     skip: a folder to leave out.
   """
+  if files.is_on_bucket(audio):
+    return _objects(audio, skip)
   if not audio.is_dir():
-    return [(audio.name, audio)]
+    return [File(audio.name, audio, 0)]
   return _walk(audio, skip)
 
 
-def packed(files: list) -> list[pathlib.Path]:
+def _objects(audio: pathlib.Path, skip: pathlib.Path) -> list[File]:
+  """Returns the objects below a gs:// path, or the object of that name."""
+  below = files.stats(audio)
+  if not below:
+    return [File(audio.name, audio, audio.stat().st_size)]
+  out = f'{os.fspath(skip)}/'
+  return [File(name, audio / name, size)
+          for name, (size, _) in sorted(below.items())
+          if not os.fspath(audio / name).startswith(out)]
+
+
+def packed(below: list[File]) -> list[pathlib.Path]:
   """Returns the compressed tars among the files of `walk`."""
-  return [path for name, path in files
-          if archives.is_packed(name) and _regular(path)]
+  return [file.path for file in below
+          if archives.is_packed(file.name) and _regular(file.path)]
 
 
-def scan(audio: pathlib.Path, files: list, max_members: int,
+def scan(audio: pathlib.Path, below: list[File], max_members: int,
          unpacked: dict, tables: set) -> Listing:
   """Lists the sound of an input.
 
   Args:
     audio: the folder or file, for messages.
-    files: from `walk`.
+    below: from `walk`.
     max_members: the most members that a tar may have.
     unpacked: {compressed tar: its plain copy, or a str why there is none}.
     tables: paths of tables of sources, which are not part of the input.
 
   Raises:
     ValueError: there is no sound; names a file that may contain some.
+    files.StoreError: it is on a bucket that cannot be reached.
   """
   entries: list[Entry] = []
   passed = Passed()
-  for name, path in files:
-    if path in tables:
-      continue
-    if path.is_dir():  # A folder that cannot be opened; see `_walk`.
-      entries.append(_refused(name, path, 'unreadable'))
-    elif archives.is_tar(name):
-      entries += _of_tar(name, path, unpacked.get(path, path), max_members,
-                         passed)
-    elif name.lower().endswith('.parquet') and _regular(path):
-      entries += _of_parquet(name, path, passed)
-    elif _is_sound(name):
-      entries.append(_entry(name, path))
-    elif _is_part(name):
-      entries.append(_refused(name, path, 'several parts: part of a split '
-                              'archive; join the parts and unpack them'))
-    else:
-      passed.add(name, _suspicion(name, functools.partial(_first_bytes, path)))
+  for of_file, others in files.mapped(
+      lambda file: _of_file(file, max_members, unpacked),
+      [file for file in below if file.path not in tables], audio):
+    entries += of_file
+    for name, why in others:
+      passed.add(name, why)
   if not entries:
     raise ValueError(f'{audio}: no sound files in it '
                      f'({sum(passed.kinds.values())} other files)'
                      f'{_named(passed)}')
   return Listing(sorted(entries), passed)
+
+
+def _of_file(file: File, max_members: int, unpacked: dict) -> tuple[
+    list[Entry], Others]:
+  """Returns the sounds of a file, and the names of what is not read.
+
+  Args:
+    file: from `walk`.
+    max_members, unpacked: as for `scan`.
+  """
+  name, path, _ = file
+  # A folder that cannot be opened; see `_walk`.
+  if not files.is_on_bucket(path) and path.is_dir():
+    return [_refused(file, 'unreadable')], []
+  if archives.is_tar(name):
+    return _of_tar(file, unpacked.get(path, path), max_members)
+  if name.lower().endswith('.parquet') and _regular(path):
+    return _of_parquet(file)
+  if _is_sound(name):
+    return [_entry(file)], []
+  if _is_part(name):
+    return [_refused(file, 'several parts: part of a split archive; join the '
+                     'parts and unpack them')], []
+  return [], [(name, _suspicion(name, functools.partial(_first_bytes, path)))]
 
 
 def _named(passed: Passed) -> str:
@@ -277,24 +315,31 @@ def _first_bytes(path: pathlib.Path) -> bytes:
   try:
     if not _regular(path):
       return b''
+    if files.is_on_bucket(path):
+      return files.read_part(path, 0, archives.SNIFFED)
     with open(path, 'rb') as file:
       return file.read(archives.SNIFFED)
+  except files.StoreError:
+    raise
   except OSError:
     return b''
 
 
 def _regular(path: pathlib.Path) -> bool:
   """Returns whether a path is a file; opening a pipe would wait forever."""
+  if files.is_on_bucket(path):
+    return True
   try:
     return stat.S_ISREG(os.stat(path).st_mode)
   except OSError:
     return False
 
 
-def _walk(root: pathlib.Path, skip: pathlib.Path) -> list:
-  """Returns the files below a folder as (name with slashes, path)."""
+def _walk(root: pathlib.Path, skip: pathlib.Path) -> list[File]:
+  """Returns the files below a folder."""
   # By identity and not by path, because links can lead around in a circle.
-  visited, pending, files = set(), [root], []
+  visited, pending = set(), [root]
+  out: list[File] = []
   if skip.exists():
     visited.add(_identity(skip))
   while pending:
@@ -307,13 +352,13 @@ def _walk(root: pathlib.Path, skip: pathlib.Path) -> list:
     except OSError:
       # Listed like a file, so that `scan` refuses it by name.
       names = []
-      files.append((f'{folder.relative_to(root).as_posix()}/.', folder))
+      out.append(File(f'{folder.relative_to(root).as_posix()}/.', folder, 0))
     for path in (folder / name for name in names):
       if os.path.isdir(path):
         pending.append(path)
       else:
-        files.append((path.relative_to(root).as_posix(), path))
-  return sorted(files)
+        out.append(File(path.relative_to(root).as_posix(), path, 0))
+  return sorted(out)
 
 
 def _identity(folder: pathlib.Path) -> tuple[int, int]:
@@ -322,9 +367,13 @@ def _identity(folder: pathlib.Path) -> tuple[int, int]:
   return status.st_dev, status.st_ino
 
 
-def _entry(name: str, path: pathlib.Path) -> Entry:
+def _entry(file: File) -> Entry:
   """Returns the entry of a sound file in a folder."""
-  refused, size = '', 0
+  name, path, size = file
+  label = printable(name)
+  if files.is_on_bucket(path):
+    return Entry(label, os.fspath(path), 0, size, label, _category(label), '')
+  refused = ''
   try:
     status = path.stat()
     size = status.st_size
@@ -334,7 +383,6 @@ def _entry(name: str, path: pathlib.Path) -> Entry:
       refused = 'unreadable'
   except OSError as error:
     refused = f'unreadable: {error.strerror}'
-  label = printable(name)
   return Entry(label, str(path), 0, size, label, _category(label), refused)
 
 
@@ -346,25 +394,27 @@ def _category(label: str) -> str:
   return first
 
 
-def _of_tar(name: str, original: pathlib.Path, path: pathlib.Path | str,
-            most: int, passed: Passed) -> list[Entry]:
+def _of_tar(file: File, path: pathlib.Path | str, most: int) -> tuple[
+    list[Entry], Others]:
   """Returns the sound files of a tar, and the tar itself if it is damaged.
 
   Args:
-    name: of the tar.
-    original: the file of that name.
+    file: the tar.
     path: the tar to read: a plain copy of a compressed one, or a str, the
       reason that there is none.
     most: the most members that it may have.
-    passed: counts the other files.
+
+  Returns:
+    entries, and the members that are not read.
   """
+  name = file.name
   if isinstance(path, str):
-    return [_refused(name, original, path)]
+    return [_refused(file, path)], []
   if not _regular(path):
-    return [_refused(name, path, 'not a regular file')]
+    return [_refused(file, 'not a regular file')], []
   outer = printable(name).rpartition('/')[0]
   entries: list[Entry] = []
-  others = []
+  others: Others = []
   places: dict[str, int] = {}  # Label -> its position in entries.
   look = lambda inner: not _is_sound(inner) and (
       _ending(inner.rpartition('/')[2]) not in PLAIN)
@@ -382,37 +432,35 @@ def _of_tar(name: str, original: pathlib.Path, path: pathlib.Path | str,
         entries[places[label]] = earlier._replace(
             refused='replaced: a later member has the same name')
       places[label] = len(entries)
-      entries.append(Entry(label, str(path), member.offset, member.size, label,
-                           folder.partition('/')[0], member.refused))
+      entries.append(Entry(
+          label, os.fspath(path), member.offset, member.size, label,
+          folder.partition('/')[0], member.refused))
+  except files.StoreError:
+    raise
   except (ValueError, OSError) as error:
-    refusal = _refused(name, path, f'damaged archive: {error}')
+    refusal = _refused(file._replace(path=path), f'damaged archive: {error}')
     if f'more than {most} members' in str(error):
-      return [refusal]  # A bomb: nothing of it is wanted.
+      return [refusal], []  # A bomb: nothing of it is wanted.
     entries.append(refusal)
-  for other in others:
-    passed.add(*other)
-  return entries
+  return entries, others
 
 
-def _of_parquet(name: str, path: pathlib.Path, passed: Passed) -> list[Entry]:
+def _of_parquet(file: File) -> tuple[list[Entry], Others]:
   """Returns the sounds of a parquet file, or the file itself if damaged.
 
-  Args:
-    name: of the file.
-    path: of the file.
-    passed: counts the file if it has no sound.
+  Returns:
+    entries, and the file's name if it has no sound.
   """
+  name, path, _ = file
   outer, label = printable(name).rpartition('/')[0], printable(name)
   try:
-    rows = list(parquet.sounds(str(path)))
+    rows = list(parquet.sounds(functools.partial(stored.open_file, path)))
     if not _begins_like_sound(path, rows):
-      passed.add(name, HOLDERS['parquet'])
-      return []
+      return [], [(name, HOLDERS['parquet'])]
   except KeyError:
-    passed.add(name, HOLDERS['parquet'])
-    return []
+    return [], [(name, HOLDERS['parquet'])]
   except ValueError as error:
-    return [_refused(name, path, f'damaged archive: {error}')]
+    return [_refused(file, f'damaged archive: {error}')], []
   # Sizes are of pages, which contain several values. Their average is enough
   # for `shares`.
   on_page = collections.Counter(place.offset for _, place in rows)
@@ -426,17 +474,17 @@ def _of_parquet(name: str, path: pathlib.Path, passed: Passed) -> list[Entry]:
                      if p not in ('', '.', '..'))
     folder = outer or inner.rpartition('/')[0]
     entries.append(Entry(
-        f'{label}/{inner}', str(path), place.offset,
+        f'{label}/{inner}', os.fspath(path), place.offset,
         max(1, place.size // on_page[place.offset]), f'{label}/{inner}',
         folder.partition('/')[0], '', place.text()))
-  return entries
+  return entries, []
 
 
 def _begins_like_sound(path: pathlib.Path, rows: list) -> bool:
   """Returns whether one of the first values is a sound file."""
   # A column `audio` may also contain tokens or numbers.
   page: dict = {}
-  with open(path, 'rb') as file:
+  with stored.open_file(path) as file:
     for _, place in rows[:16]:
       head = parquet.read(file, place, page)
       if head is not None and _is_magic(head[:archives.SNIFFED]):
@@ -451,10 +499,10 @@ def _is_magic(head: bytes) -> bool:
       len(head) > 1 and head[0] == 255 and head[1] >= 0xE0)
 
 
-def _refused(name: str, path: pathlib.Path, why: str) -> Entry:
+def _refused(file: File, why: str) -> Entry:
   """Returns an entry that refuses a whole file."""
-  label = printable(name)
-  size = 0
-  if path.is_file():
-    size = path.stat().st_size
-  return Entry(label, str(path), 0, size, label, '', why)
+  label = printable(file.name)
+  size = file.size
+  if not files.is_on_bucket(file.path) and file.path.is_file():
+    size = file.path.stat().st_size
+  return Entry(label, os.fspath(file.path), 0, size, label, '', why)

@@ -28,6 +28,7 @@ import soundfile
 from audiorank import config as config_lib
 from audiorank import files
 from audiorank.data import index as index_lib
+from audiorank.data import stored
 
 COLUMNS = ('record', 'shard', 'position', 'source', 'file', 'start', 'samples',
            'sha256', 'category')
@@ -361,13 +362,13 @@ def checksum(path: str | os.PathLike, offset: int = 0, size: int | None = None,
   """Returns the SHA-256 of a file, in hex.
 
   Args:
-    path: of the file.
+    path: of the file, on a disk or on a bucket.
     offset: first byte.
     size: bytes; None for all up to the end.
     tick: called with the number of bytes read so far.
   """
   digest = hashlib.sha256()
-  with open(path, 'rb') as file:
+  with stored.open_file(path) as file:
     file.seek(offset)
     left = float('inf')
     if size is not None:

@@ -8,6 +8,7 @@ Shapes: S samples.
 
 from collections.abc import Callable
 from collections.abc import Iterator
+import io
 import json
 import os
 import queue
@@ -22,6 +23,7 @@ from typing import BinaryIO
 import numpy as np
 
 from audiorank import decode
+from audiorank import files
 from audiorank.data import stored
 from audiorank.prepare import shards
 
@@ -49,6 +51,10 @@ def serve(jobs: queue.SimpleQueue, say: Say) -> None:
   while (job := jobs.get()) is not None:
     try:
       say({'done': _shard(job, say)})
+    except files.StoreError as error:
+      # Of an input on a bucket. It ends the job: if it refused the file, an
+      # outage would cost every file that it lasts for.
+      say({'fatal': str(error)})
     except OSError as error:
       say({'fatal': f'cannot write {job["shard"]}: {error}'})
 
@@ -126,14 +132,16 @@ def _decode(entry: dict, settings: dict, spool: Spool, tick: Tick,
       constant = constant and bool((pcm_S == first).all())
       samples += len(pcm_S)
       spool.write(pcm_S.astype('<i2').tobytes())
+    stored.check_reads(region)
   except ValueError as error:
-    # If reading failed, what the decoder says of the missing bytes misleads.
-    if not getattr(region, 'failed', None):
-      return 0, str(error).removeprefix(f'{decode.name(region)}: ')
+    try:
+      # If reading failed, what the decoder says of the missing bytes misleads.
+      stored.check_reads(region)
+    except ValueError as cause:
+      return 0, str(cause)
+    return 0, str(error).removeprefix(f'{decode.name(region)}: ')
   except MemoryError:
     return 0, 'undecodable: asks for too much memory'
-  if getattr(region, 'failed', None):
-    return 0, f'unreadable: {region.failed}'
   shortest = round(settings['min_seconds'] * settings['rate'])
   if not samples:
     return 0, 'empty'
@@ -149,7 +157,8 @@ def _opened(entry: dict, pages: dict) -> Any:
 
   Args:
     entry: a listing.Entry as a dictionary.
-    pages: keeps the last page of a parquet file between calls.
+    pages: keeps the last page of a parquet file between calls, and the last
+      sound of a bucket.
 
   Raises:
     ValueError: it cannot be opened.
@@ -161,8 +170,17 @@ def _opened(entry: dict, pages: dict) -> Any:
     handle = stored.Handle(entry['path'])
   except OSError as error:
     raise ValueError(f'unreadable: {error.strerror}') from error
-  return stored.opened(handle, stored.Address(
-      entry['file'], entry['offset'], entry['size'], entry['inner']), pages)
+  address = stored.Address(
+      entry['file'], entry['offset'], entry['size'], entry['inner'])
+  if not handle.remote:
+    return stored.opened(handle, address, pages)
+  # Pieces are read again one by one; the download is not repeated.
+  if pages.get('sound') != address:
+    pages['data'] = stored.opened(handle, address, pages)
+    pages['sound'] = address
+  if isinstance(pages['data'], io.BytesIO):
+    return io.BytesIO(pages['data'].getvalue())
+  return stored.ahead(stored.opened(handle, address, pages))
 
 
 def _pieces(spool: Spool, samples: int, settings: dict) -> Iterator:
@@ -188,6 +206,7 @@ def _spanned(entry: dict, pages: dict) -> dict:
 
 def _place(entry: dict, settings: dict, about: dict) -> dict:
   """Returns the columns of the manifest that say where a file's records are."""
+  # For gs:// too: it is relative.
   shard = os.path.relpath(entry['path'], settings['audio'])
   if shard == '.':
     shard = ''  # The input is that one file.
