@@ -1,8 +1,9 @@
 """Prepares sound files: python -m launch.prepare --audio=INPUT --out=DIR.
 
 INPUT is a folder (searched to any depth, with the tars and parquet files in
-it), a tar or a parquet file. If it is interrupted, run the same command again
-to resume. Recipes for public datasets: audiorank/prepare/README.md.
+it), a tar or a parquet file, on a disk or on gs://. If it is interrupted, run
+the same command again to resume. Recipes for public datasets:
+audiorank/prepare/README.md.
 """
 
 import sys
@@ -13,8 +14,9 @@ from launch import cli
 
 _AUDIO = flags.DEFINE_string(
     'audio', None, 'Folder (searched to any depth, with its tars and parquet '
-    'files), tar or parquet file.', required=True)
-_OUT = flags.DEFINE_string('out', None, 'Folder to write.', required=True)
+    'files), tar or parquet file; local or gs://.', required=True)
+_OUT = flags.DEFINE_string('out', None, 'Folder to write; local or gs://.',
+                           required=True)
 _STORE = flags.DEFINE_enum(
     'store', 'int16', ['int16', 'flac', 'opus', 'none'],
     'How records are stored; none: the files are checked, and later read in '

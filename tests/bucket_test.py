@@ -88,14 +88,15 @@ def test_two_that_change_a_file_both_do(bucket):
 def test_rows_are_held_back_and_stored_on_demand(bucket):
   lines = files.Lines(f'{bucket}/rows')
   for i in range(3):
-    lines.add(f'{i}\n')
+    lines.add(files.json_line({'step': i}))
   assert not files.path(f'{bucket}/rows').exists()
   lines.store()
-  assert files.path(f'{bucket}/rows').read_text() == '0\n1\n2\n'
+  assert len(files.path(f'{bucket}/rows').read_text().splitlines()) == 3
   again = files.Lines(f'{bucket}/rows')
-  again.add('3\n')
+  again.add(files.json_line({'step': 3}))
   again.store()
-  assert files.read_lines(f'{bucket}/rows') == [0, 1, 2, 3]
+  assert files.read_lines(f'{bucket}/rows') == [
+      {'step': i} for i in range(4)]
 
 
 @pytest.mark.parametrize('name', ['gs://nobody/x', 'gs://nobody/a/b.json'])

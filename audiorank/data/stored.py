@@ -113,6 +113,8 @@ class Region(io.RawIOBase):
 
   def readinto(self, buffer: Any) -> int:
     want = max(0, min(len(buffer), self._size - self._at))
+    if not want:
+      return 0  # At the end; of an object this would be a request.
     try:
       count = self._handle.read_into(memoryview(buffer)[:want],
                                      self._begin + self._at)

@@ -85,8 +85,8 @@ def run(audio: str | os.PathLike, out: str | os.PathLike,
     OSError: `out` cannot be written, or a bucket cannot be read.
   """
   audio, target = files.path(audio, 'audio'), files.path(out)
+  _check(audio, target, workers, piece_seconds, max_hours, timeout, store)
   out = _begin(target, audio, store)
-  _check(audio, out, target, workers, piece_seconds, max_hours, timeout, store)
   workers = workers or _cores()
   settings = {'rate': RATE, 'piece_seconds': float(piece_seconds),
               'max_hours': float(max_hours), 'min_seconds': float(min_seconds),
@@ -117,9 +117,7 @@ def run(audio: str | os.PathLike, out: str | os.PathLike,
     if files.is_on_bucket(audio):
       timeout = max(timeout, PATIENCE)
     _make(out, jobs, workers, timeout)
-    about = _about(settings, passed, sources)
-    if store == 'none':
-      about['audio'] = _relative(audio, target)
+    about = _about(settings, passed, sources, _relative(audio, target))
     described = shards.finish(str(out), [job['shard'] for job in jobs], RATE,
                               about, store)
     archives.remove_unpacked(len(packed), out / 'unpacked')
@@ -128,10 +126,14 @@ def run(audio: str | os.PathLike, out: str | os.PathLike,
   return described
 
 
-def _about(settings: dict, passed: listing.Passed, sources: dict) -> dict:
+def _about(settings: dict, passed: listing.Passed, sources: dict,
+           audio: str) -> dict:
   """Returns what corpus.json says beside the records."""
+  place = {}
+  if settings['store'] == 'none':
+    place['audio'] = audio
   return {
-      'settings': settings, 'ignored': sum(passed.kinds.values()),
+      **place, 'settings': settings, 'ignored': sum(passed.kinds.values()),
       'ignored_kinds': dict(passed.kinds.most_common()),
       'suspects': passed.suspects, 'suspects_count': passed.suspects_count,
       'sources_from': sources}
@@ -169,15 +171,10 @@ def _begin(target: pathlib.Path, audio: pathlib.Path,
   return out
 
 
-def _check(audio: pathlib.Path, out: pathlib.Path, target: pathlib.Path,
-           workers: int | None, piece_seconds: float, max_hours: float,
-           timeout: float, store: str) -> None:
-  """Raises an error if an argument of `run` is wrong.
-
-  Args:
-    out: the local folder that is written; all others as for `run`.
-    target: where the corpus is to be, on a disk or on a bucket.
-  """
+def _check(audio: pathlib.Path, out: pathlib.Path, workers: int | None,
+           piece_seconds: float, max_hours: float, timeout: float,
+           store: str) -> None:
+  """Raises an error if an argument of `run` is wrong."""
   if not audio.exists():
     raise FileNotFoundError(f'{audio}: no such folder or archive')
   if not (piece_seconds > 0 and max_hours > 0 and timeout > 0):
@@ -188,14 +185,14 @@ def _check(audio: pathlib.Path, out: pathlib.Path, target: pathlib.Path,
   if store not in shards.STORES:
     raise ValueError(f'store {store!r}: expected one of '
                      f'{", ".join(shards.STORES)}')
-  inner, outer = audio.resolve(), target.resolve()
-  if files.is_on_bucket(audio) != files.is_on_bucket(target):
+  inner, outer = audio.resolve(), out.resolve()
+  if files.is_on_bucket(inner) != files.is_on_bucket(outer):
     return
   if inner == outer:
-    raise ValueError(f'{target}: the output cannot be the input')
+    raise ValueError(f'{out}: the output cannot be the input')
   if inner.is_relative_to(outer):
-    raise ValueError(f'{target}: the output contains the input {audio}; choose '
-                     'a folder beside or below it')
+    raise ValueError(f'{out}: the output contains the input {audio}; choose a '
+                     'folder beside or below it')
 
 
 def _cores() -> int:
