@@ -20,9 +20,9 @@ from audiorank import records
 from audiorank import validate
 from audiorank.hear import tasks as task_lib
 from audiorank.records import lock as lock_lib
-from launch import claims
 from launch import cli
 from launch import devices as machine
+from launch import run_queue
 
 # Bytes of a parameter while it is trained: itself, its gradient and Adam's
 # two moments, in float32.
@@ -105,7 +105,7 @@ def resolve(configs: dict[str, Any],
     config.eval.sha256 = described[which]
 
 
-def runs(configs: dict[str, Any]) -> dict[str, tuple[Any, claims.Entry]]:
+def runs(configs: dict[str, Any]) -> dict[str, tuple[Any, run_queue.Entry]]:
   """Returns {run_id: (config, entry)}, largest first.
 
   The untrained baselines of the configs are included; many share the same.
@@ -113,7 +113,7 @@ def runs(configs: dict[str, Any]) -> dict[str, tuple[Any, claims.Entry]]:
   out = {}
   for config in [*configs.values(),
                  *(baselines.untrained(c) for c in configs.values())]:
-    out[records.run_id(config)] = config, claims.entry(config)
+    out[records.run_id(config)] = config, run_queue.entry(config)
   return dict(sorted(out.items(), key=lambda item: -item[1][1].work))
 
 
@@ -136,7 +136,7 @@ def open_run(workdir: pathlib.Path, config: Any) -> None:
 
 
 def write_index(root: pathlib.Path, title: str, experiment: str,
-                runs: Mapping[str, tuple[Any, claims.Entry]]) -> list[str]:
+                runs: Mapping[str, tuple[Any, run_queue.Entry]]) -> list[str]:
   """Adds runs to <root>/sweep.json; returns the names of all its runs.
 
   Several commands may add to the same root at the same time.
@@ -151,7 +151,7 @@ def write_index(root: pathlib.Path, title: str, experiment: str,
     before = before or {}
     entries = before.get('runs', {})
     if isinstance(entries, list):  # As older versions wrote it.
-      entries = {run_id: claims.entry(records.load_config(root / run_id))
+      entries = {run_id: run_queue.entry(records.load_config(root / run_id))
                  ._asdict() for run_id in entries
                  if (root / run_id / 'config.json').exists()}
     entries = entries | {run_id: entry._asdict()

@@ -15,7 +15,7 @@ from audiorank import files
 from audiorank import progress
 from audiorank import records
 from audiorank.records import lock as lock_lib
-from launch import claims
+from launch import run_queue
 
 if TYPE_CHECKING:
   import pandas as pd
@@ -50,7 +50,7 @@ class Meter:
           total=1., dynamic_ncols=True, leave=False,
           bar_format='{percentage:3.0f}% {bar} {postfix[0]}', postfix=[''])
 
-  def show(self, board: claims.Board) -> None:
+  def show(self, board: run_queue.Board) -> None:
     """Shows the board's state; called each time after it is updated."""
     at = board.progress()
     if self.first is None:
@@ -69,7 +69,7 @@ class Meter:
       self.printed = time.monotonic()
       print(f'sweep: {text}', file=sys.stderr, flush=True)
 
-  def text(self, at: claims.Progress) -> str:
+  def text(self, at: run_queue.Progress) -> str:
     """Returns runs, steps and the time left as one line."""
     done = at.share - (self.first or 0.)
     left = float('inf')
@@ -189,7 +189,7 @@ def plan(configs: Mapping[str, Any], workers: int) -> str:
     clips = config.train.steps * config.train.batch
     total += cost['total'] * clips
     seconds = clips / rate * (
-        cost['total'] + claims.FRONT_END * config.data.crop_seconds)
+        cost['total'] + run_queue.FRONT_END * config.data.crop_seconds)
     spent += seconds
     sizes = flops.parameter_counts(shapes.params)
     hours = 'all'

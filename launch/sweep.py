@@ -38,11 +38,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from audiorank import files
-from launch import claims
 from launch import cli
 from launch import devices as machine
 from launch import grid
 from launch import overview
+from launch import run_queue
 from launch.engines import local
 
 WORDS = ('run', 'plan', 'write', 'status', 'retry')
@@ -88,7 +88,7 @@ _PACK = flags.DEFINE_integer(
     'as fit on an accelerator, and 1 on a CPU, where more are not faster.',
     lower_bound=0)
 _ROLES = flags.DEFINE_list(
-    'roles', list(claims.ROLES), 'What workers do: train, score or both.')
+    'roles', list(run_queue.ROLES), 'What workers do: train, score or both.')
 
 
 class Place(NamedTuple):
@@ -187,7 +187,7 @@ def write(root: pathlib.Path, module: ModuleType, configs: dict[str, Any],
                runs, root)
   experiment = next(iter(configs.values())).experiment
   names = grid.write_index(root, title(module, root), experiment, runs)
-  again, diverged = claims.reopen(root, runs)
+  again, diverged = run_queue.reopen(root, runs)
   states = files.mapped(records.state, [root / name for name in known], root)
   parts = [f'{len(runs) - len(known)} new', f'{len(known)} known',
            f'{states.count("done")} done before']
@@ -217,13 +217,13 @@ def title(module: ModuleType, root: pathlib.Path) -> str:
 def run(module: ModuleType, environ: Mapping[str, str]) -> None:
   """Runs a sweep and writes its report."""
   began = time.monotonic()
-  claims.check_roles(_ROLES.value)
+  run_queue.check_roles(_ROLES.value)
   root = files.path(_ROOT.value, '--root')
   configs = grid.points(module, cli.overrides('config'), _SCALE.value)
   start, where = engine(configs, environ)
   root.mkdir(parents=True, exist_ok=True)
   ids = write(root, module, configs, where)
-  board = claims.Board(root, ids)
+  board = run_queue.Board(root, ids)
   logs = files.beside(root) / 'logs'
   logs.mkdir(parents=True, exist_ok=True)
   listing = logs / f'{os.getpid()}.runs'
@@ -245,7 +245,7 @@ def run(module: ModuleType, environ: Mapping[str, str]) -> None:
   finish(root, board, unfinished, began)
 
 
-def finish(root: pathlib.Path, board: claims.Board, unfinished: list[str],
+def finish(root: pathlib.Path, board: run_queue.Board, unfinished: list[str],
            began: float) -> None:
   """Prints the table of a sweep's runs and its failures; writes its report.
 

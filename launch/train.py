@@ -23,8 +23,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from audiorank import files
-from launch import claims
 from launch import cli
+from launch import run_queue
 from launch import work
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The run\'s folder.',
@@ -143,7 +143,7 @@ def follow(workdir: pathlib.Path, config: Any,
   return 0
 
 
-def train_one(run: claims.Claim, stop: Callable[[int], bool],
+def train_one(run: run_queue.Claim, stop: Callable[[int], bool],
               status: work.Report) -> int:
   """Trains, scores and marks a claimed run; returns the exit code."""
   from audiorank import records
@@ -167,10 +167,10 @@ def train_one(run: claims.Claim, stop: Callable[[int], bool],
     # If a process of the run is lost, all others get this error and end.
     if work.is_of_device(error):
       work.die(error)
-    claims.fail(run.workdir, error)
+    run_queue.fail(run.workdir, error)
     raise
   except (ValueError, OSError) as error:
-    claims.fail(run.workdir, error)
+    run_queue.fail(run.workdir, error)
     raise
   finally:
     run.lock.release()
@@ -217,7 +217,7 @@ def main(argv: list[str]) -> None:
     return
   (workdir / 'FAILED').unlink(missing_ok=True)
   status.claimed = [lock]
-  run = claims.Claim(workdir, config, lock, claims.entry(config))
+  run = run_queue.Claim(workdir, config, lock, run_queue.entry(config))
   sys.exit(train_one(run, stop, status))
 
 

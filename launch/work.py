@@ -27,9 +27,9 @@ from audiorank import files
 from audiorank import progress
 from audiorank import records
 from audiorank.records import lock as lock_lib
-from launch import claims
 from launch import cli
 from launch import grid
+from launch import run_queue
 
 _CORPUS = flags.DEFINE_string(
     'corpus', '', "The new place of the runs' corpus, if it has moved.")
@@ -124,8 +124,8 @@ def places() -> dict[str, str]:
   return {'data.root': _CORPUS.value, 'eval.tasks': _TASKS.value}
 
 
-def train(runs: Sequence[claims.Claim], stop: Callable[[int], bool],
-          status: Report) -> list[claims.Claim]:
+def train(runs: Sequence[run_queue.Claim], stop: Callable[[int], bool],
+          status: Report) -> list[run_queue.Claim]:
   """Trains claimed runs in one program; returns those that did not diverge.
 
   A run that diverges is marked as FAILED and released.
@@ -155,18 +155,18 @@ def train(runs: Sequence[claims.Claim], stop: Callable[[int], bool],
   return trained
 
 
-def fail_diverged(runs: Sequence[claims.Claim],
+def fail_diverged(runs: Sequence[run_queue.Claim],
                   diverged: dict[pathlib.Path, Any]) -> None:
   """Marks the runs that diverged as FAILED and releases them."""
   for run in runs:
     if run.workdir in diverged:
       error = diverged[run.workdir]
-      claims.fail(run.workdir, error, error.about)
+      run_queue.fail(run.workdir, error, error.about)
       print(f'error: {run.workdir.name}: {error}', file=sys.stderr, flush=True)
       run.lock.release()
 
 
-def score(run: claims.Claim, asked: Callable[[], bool],
+def score(run: run_queue.Claim, asked: Callable[[], bool],
           status: Report) -> bool:
   """Scores a trained run and marks it as DONE.
 
@@ -188,7 +188,7 @@ def score(run: claims.Claim, asked: Callable[[], bool],
   return True
 
 
-def mark(run: claims.Claim, name: str, began: float) -> None:
+def mark(run: run_queue.Claim, name: str, began: float) -> None:
   """Writes TRAINED or DONE, with run, device and seconds.
 
   Args:
@@ -213,12 +213,12 @@ class Worker:
     status: of this process.
   """
 
-  def __init__(self, board: claims.Board, roles: Collection[str], pack: int,
+  def __init__(self, board: run_queue.Board, roles: Collection[str], pack: int,
                workers: int, status: Report):
     self.board = board
     self.roles, self.pack, self.workers = roles, pack, workers
     self.status = status
-    self.last: claims.Entry | None = None
+    self.last: run_queue.Entry | None = None
     # Group -> runs that fit in one program, after it ran out of memory.
     self.limits: dict[str, int] = {}
     # Groups that are trained one by one, to find the run with an error.
@@ -230,10 +230,10 @@ class Worker:
     from audiorank import train as training
     name = f'{socket.gethostname()} {os.getpid()}'
     while not self.status.asked:
-      runs = claims.claim(self.board, self.roles, self.last, self.size,
-                          self.tried, name, places())
+      runs = run_queue.claim(self.board, self.roles, self.last, self.size,
+                             self.tried, name, places())
       if not runs:
-        if claims.await_leases(self.board, self.roles):
+        if run_queue.await_leases(self.board, self.roles):
           continue
         return 0
       self.last = runs[0].entry
@@ -254,7 +254,7 @@ class Worker:
 
   def size(self, config: Any) -> int:
     """Returns how many runs of a config's group may share a program."""
-    group = claims.entry(config).group
+    group = run_queue.entry(config).group
     if group in self.alone:
       return 1
     # Not more than this worker's share, so that the others have work as well.
@@ -262,7 +262,7 @@ class Worker:
     most = min(self.pack or packed(config), part)
     return min(most, self.limits.get(group, most))
 
-  def do(self, runs: list[claims.Claim]) -> bool:
+  def do(self, runs: list[run_queue.Claim]) -> bool:
     """Trains and scores claimed runs; returns False if asked to stop."""
     stop = lambda step: self.status.asked
     if self.board.states[runs[0].workdir.name] != 'trained':
@@ -275,7 +275,7 @@ class Worker:
       return True
     return all(self.score(run) for run in runs)
 
-  def score(self, run: claims.Claim) -> bool:
+  def score(self, run: run_queue.Claim) -> bool:
     """Scores a trained run. An error fails only this run, not its group."""
     print(f'scoring {run.workdir.name}', flush=True)
     try:
@@ -284,7 +284,7 @@ class Worker:
       self.fail(run, error)
       return True
 
-  def recover(self, runs: list[claims.Claim], error: Exception) -> None:
+  def recover(self, runs: list[run_queue.Claim], error: Exception) -> None:
     """Handles an error in training.
 
     Runs that ran out of memory are claimed again in smaller groups, and other
@@ -317,16 +317,16 @@ class Worker:
     else:
       self.fail(runs[0], error)
 
-  def fail(self, run: claims.Claim, error: Exception) -> None:
+  def fail(self, run: run_queue.Claim, error: Exception) -> None:
     """Marks a run as failed; this worker does not try it again."""
     if not isinstance(error, (ValueError, OSError)):
       traceback.print_exception(error)
-    claims.fail(run.workdir, error)
+    run_queue.fail(run.workdir, error)
     self.tried.add(run.workdir.name)
     print(f'error: {run.workdir.name}: {error}', file=sys.stderr, flush=True)
 
 
-def on_devices(run: claims.Claim) -> claims.Claim:
+def on_devices(run: run_queue.Claim) -> run_queue.Claim:
   """Returns a run with a mesh for the devices of this process.
 
   If `mesh.data` is -1, it becomes the largest number over which the batches can

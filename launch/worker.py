@@ -17,14 +17,15 @@ import sys
 from absl import flags
 
 from audiorank import files
-from launch import claims
 from launch import cli
+from launch import run_queue
 from launch import work
 
 _ROOT = flags.DEFINE_string('root', None, 'Folder of the sweep.',
                             required=True)
 _ROLES = flags.DEFINE_list(
-    'roles', list(claims.ROLES), 'What this worker does: train, score or both.')
+    'roles', list(run_queue.ROLES),
+    'What this worker does: train, score or both.')
 _PACK = flags.DEFINE_integer(
     'pack', 0, 'Runs of one shape that train in one program; 0 takes as many '
     'as fit on an accelerator and 1 on a CPU.', lower_bound=0)
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
   """Runs the command."""
   del argv
   work.die_with_parent()
-  claims.check_roles(_ROLES.value)
+  run_queue.check_roles(_ROLES.value)
   status = work.Status()
   cli.compile_cache()
   # Before a run is claimed, so that a broken device does not fail runs.
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> None:
   only = None
   if _RUNS.value:
     only = files.path(_RUNS.value, '--runs').read_text(encoding='utf-8').split()
-  board = claims.Board(files.path(_ROOT.value, '--root'), only)
+  board = run_queue.Board(files.path(_ROOT.value, '--root'), only)
   sys.exit(work.Worker(board, _ROLES.value, _PACK.value, _WORKERS.value,
                        status).run())
 

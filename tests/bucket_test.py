@@ -30,7 +30,7 @@ from audiorank import train
 from audiorank.data import folder as corpus_reader
 from audiorank.rankme import files as embedding_files
 from audiorank.records import lock as lock_lib
-from launch import claims
+from launch import run_queue
 from tests import fake_gcs
 from tests import processes
 from tests import tiny
@@ -444,14 +444,14 @@ def check_sweep(root, local):
 
 
 def test_states_of_runs_are_told_by_one_listing(bucket):
-  entry = claims.Entry(1., 9, 'g', 'p', 'm')._asdict()
+  entry = run_queue.Entry(1., 9, 'g', 'p', 'm')._asdict()
   files.write_json(f'{bucket}/sweep.json', {
       'runs': dict.fromkeys('abcde', entry)})
   for name, marks in (('a', 'LEASE'), ('b', 'LEASE TRAINED'),
                       ('c', 'LEASE TRAINED DONE'), ('d', 'LEASE FAILED')):
     for mark in marks.split():
       files.write_text(f'{bucket}/{name}/{mark}', '{}')
-  assert claims.Board(bucket).states == {
+  assert run_queue.Board(bucket).states == {
       'a': 'started', 'b': 'trained', 'c': 'done', 'd': 'failed', 'e': 'new'}
 
 

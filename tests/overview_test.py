@@ -6,8 +6,8 @@ from audiorank import progress
 from audiorank import records
 from audiorank.records import lock as lock_lib
 from configs import quickstart
-from launch import claims
 from launch import overview
+from launch import run_queue
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_status_of_a_failure_without_a_reason(sweep):
 
 def test_the_meter_shows_runs_steps_and_each_failure_once(sweep, capsys):
   meter = overview.Meter(sweep)
-  board = claims.Board(sweep)
+  board = run_queue.Board(sweep)
   meter.began -= 60
   meter.show(board)
   meter.printed -= 2 * overview.LINES

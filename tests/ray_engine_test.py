@@ -15,8 +15,8 @@ from audiorank import files
 from audiorank import records
 from audiorank import synth
 from audiorank.records import lock as lock_lib
-from launch import claims
 from launch import cli
+from launch import run_queue
 from launch.engines import ray_cluster
 from tests import processes
 
@@ -225,10 +225,10 @@ def ended(tmp_path, monkeypatch):
   """A function that settles a worker, or a run on a slice, with an exit code;
   returns the runs that it left over."""
   files.write_json(tmp_path / 'sweep.json', {
-      'runs': {'r': claims.Entry(1., 9, 'g', 'p', 'm')._asdict()}})
+      'runs': {'r': run_queue.Entry(1., 9, 'g', 'p', 'm')._asdict()}})
   (tmp_path / 'r').mkdir()
   files.write_json(tmp_path / 'r' / 'config.json', {})
-  board, errors = claims.Board(tmp_path), ray_cluster.Errors()
+  board, errors = run_queue.Board(tmp_path), ray_cluster.Errors()
 
   def settle(code, hung=0, run_id=''):
     left_over = set()
@@ -245,7 +245,7 @@ def test_lost_machines_are_no_fault_and_ends_without_progress_are(ended):
     assert ended(code) == set()
   assert ended(0) == {'r'}
   assert ended(0, run_id='r') == set()
-  for _ in range(claims.DEATHS - 1):
+  for _ in range(run_queue.DEATHS - 1):
     ended(-9)
   with pytest.raises(OSError, match='5 workers ended without progress'):
     ended(0, hung=1)

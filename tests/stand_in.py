@@ -16,7 +16,7 @@ import sys
 import time
 
 from audiorank import records
-from launch import claims
+from launch import run_queue
 from launch import work
 
 NAMES = ('CUDA_VISIBLE_DEVICES', 'XLA_PYTHON_CLIENT_MEM_FRACTION',
@@ -39,8 +39,8 @@ def main():
   (folder / f'{os.getpid()}.json').write_text(json.dumps(
       {name: os.environ[name] for name in NAMES if name in os.environ}))
   only = pathlib.Path(flags['runs']).read_text().split()
-  board = claims.Board(flags['root'], only)
-  while runs := claims.claim(board, flags['roles'].split(',')):
+  board = run_queue.Board(flags['root'], only)
+  while runs := run_queue.claim(board, flags['roles'].split(',')):
     time.sleep(float(seconds))
     for run in runs:
       with open(folder / 'done.txt', 'a') as done:

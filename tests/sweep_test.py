@@ -17,10 +17,10 @@ from audiorank import files
 from audiorank import lease
 from audiorank import records
 from audiorank.records import lock as lock_lib
-from launch import claims
 from launch import cli
 from launch import devices
 from launch import grid
+from launch import run_queue
 from launch.engines import local
 from tests import processes
 from tests import tiny
@@ -361,7 +361,7 @@ def test_a_full_disk_ends_neither_a_worker_that_reports_nor_the_sweep(
   assert lock_lib.read(tmp_path)['step'] == 4
   holder.release()
   monkeypatch.setattr(files, 'write_json', full)
-  claims.fail(tmp_path, ValueError('no room'))
+  run_queue.fail(tmp_path, ValueError('no room'))
   assert records.state(tmp_path) != 'failed'
 
 
@@ -369,12 +369,12 @@ def test_a_full_disk_ends_neither_a_worker_that_reports_nor_the_sweep(
 def place(tmp_path):
   """A place with a worker that has ended; a board of one run."""
   files.write_json(tmp_path / 'sweep.json', {
-      'runs': {'r': claims.Entry(1., 9, 'g', 'p', 'm')._asdict()}})
+      'runs': {'r': run_queue.Entry(1., 9, 'g', 'p', 'm')._asdict()}})
   (tmp_path / 'r').mkdir()
   slot = devices.Slot('cpu-0', (), None, {})
   out = local.Place(slot, tmp_path / 'log.txt')
   (tmp_path / 'log.txt').write_text('x\nerror: no such thing\n\n')
-  board = claims.Board(tmp_path)
+  board = run_queue.Board(tmp_path)
 
   def ended(code, has_a_run=False):
     process = subprocess.Popen(['true'])
@@ -393,10 +393,10 @@ def test_what_an_ended_worker_means(place):
   out, ended = place
   assert ended(0) and not out.error
   assert not ended(cli.AGAIN) and not out.error
-  for _ in range(claims.DEATHS - 1):
+  for _ in range(run_queue.DEATHS - 1):
     assert not ended(-9) and not out.error
   ended(0)
-  for _ in range(claims.DEATHS):
+  for _ in range(run_queue.DEATHS):
     ended(134)
   assert 'died 5 times before it had a run (code 134)' in out.error
   out.error = ''
@@ -406,7 +406,7 @@ def test_what_an_ended_worker_means(place):
 
 def test_deaths_of_a_worker_that_had_a_run_are_counted_by_the_run(place):
   out, ended = place
-  for _ in range(2 * claims.DEATHS):
+  for _ in range(2 * run_queue.DEATHS):
     ended(-9, has_a_run=True)
   assert not out.error
 
@@ -482,10 +482,10 @@ def test_a_run_that_somebody_works_on_keeps_its_settings(corpus, tmp_path):
 
 
 def test_scorers_wait_for_runs_that_are_trained_elsewhere(tmp_path):
-  entry = claims.Entry(1., 9, 'g', 'p', 'm')._asdict()
+  entry = run_queue.Entry(1., 9, 'g', 'p', 'm')._asdict()
   files.write_json(tmp_path / 'sweep.json', {'runs': {'r': entry}})
   holder = lock_lib.Lock(tmp_path / 'r')
-  board = claims.Board(tmp_path)
+  board = run_queue.Board(tmp_path)
   assert local.awaited(board, ['score'], set())
   assert local.awaited(board, ['train'], set())
   assert not local.awaited(board, ['train'], {'r'})

@@ -18,7 +18,7 @@ from audiorank import synth
 from audiorank import train
 from audiorank import train_state
 from configs import base
-from launch import claims
+from launch import run_queue
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings('ignore::UserWarning:orbax')
@@ -126,7 +126,7 @@ def test_a_run_whose_folder_is_moved_ends_and_leaves_nothing_behind(
 
   with pytest.raises(OSError, match='/run: moved or deleted while the run'):
     train.run(tmp_path / 'run', config, stop=stop)
-  claims.fail(tmp_path / 'run', OSError('moved'))
+  run_queue.fail(tmp_path / 'run', OSError('moved'))
   # Orbax may have begun a save there.
   left = {path.name for path in (tmp_path / 'run').glob('*')}
   assert left <= {'checkpoints'}

@@ -14,9 +14,9 @@ from audiorank import feed
 from audiorank import records
 from audiorank.data import resident
 from audiorank.records import lock as lock_lib
-from launch import claims
 from launch import cli
 from launch import grid
+from launch import run_queue
 from launch import work
 from launch.engines import local
 from tests import processes
@@ -41,11 +41,11 @@ class Quiet(work.Report):
 def sweep(root, configs):
   """Writes a sweep's folders; returns its Board."""
   root.mkdir(exist_ok=True)
-  runs = {records.run_id(c): (c, claims.entry(c)) for c in configs}
+  runs = {records.run_id(c): (c, run_queue.entry(c)) for c in configs}
   for run_id, (config, _) in runs.items():
     records.open_run(root / run_id, config)
   grid.write_index(root, 'A title', 'tiny', runs)
-  return claims.Board(root, list(runs))
+  return run_queue.Board(root, list(runs))
 
 
 def small(corpus, tasks, **changes):
@@ -59,7 +59,7 @@ def states(board):
   return sorted(board.states.values())
 
 
-def done(board, roles=claims.ROLES, pack=1, status=None):
+def done(board, roles=run_queue.ROLES, pack=1, status=None):
   """Lets a worker do what it can; returns its exit code."""
   return work.Worker(board, roles, pack, 1, status or Quiet()).run()
 
@@ -83,7 +83,7 @@ def finished(corpus, tasks, tmp_path_factory):
 
 def test_a_run_that_diverges_leaves_the_worker_alive(finished):
   root, configs = finished
-  board = claims.Board(root)
+  board = run_queue.Board(root)
   assert states(board) == ['done'] * 4 + ['failed']
   (bad,) = [r for r, state in board.states.items() if state == 'failed']
   about = records.read_json(root / bad / 'FAILED')
@@ -102,7 +102,7 @@ def test_a_failed_run_is_tried_again_by_the_next_command_unless_it_diverged(
                       ('bad', {'error': 'nan', 'last_good_step': 3})):
     (tmp_path / name).mkdir()
     records.write_json(tmp_path / name / 'FAILED', about)
-  assert claims.reopen(tmp_path, ['lost', 'hand', 'bad', 'new']) == (2, 1)
+  assert run_queue.reopen(tmp_path, ['lost', 'hand', 'bad', 'new']) == (2, 1)
   assert records.state(tmp_path / 'bad') == 'failed'
   assert records.state(tmp_path / 'lost') == 'new'
 
@@ -118,7 +118,7 @@ def test_trained_here_and_scored_elsewhere_is_the_same_run(
   assert done(board, roles=['train']) == 0
   assert states(board) == ['trained'] * 2
   assert not list(tmp_path.glob('*/records/hear.*'))
-  assert done(claims.Board(tmp_path), roles=['score']) == 0
+  assert done(run_queue.Board(tmp_path), roles=['score']) == 0
   assert states(board) == ['done'] * 2
   for run_id in board.states:
     for ours, theirs in zip(leaves(tmp_path / run_id), leaves(root / run_id),
@@ -277,15 +277,15 @@ def test_a_worker_keeps_to_a_shape_and_others_begin_elsewhere(
   done(board)
   programs = [board.entries[run_id].program for (run_id,) in groups]
   assert len(set(programs[:2])) == len(set(programs[2:])) == 1  # Large first.
-  orders = {tuple(claims.in_order(board, list(board.states), None, name))
+  orders = {tuple(run_queue.in_order(board, list(board.states), None, name))
             for name in 'abcd'}
   assert len(orders) > 1
   # Where somebody works on the larger shape, the other comes first.
   board = sweep(tmp_path / 'busy', shapes)
-  (first,) = claims.claim(board, claims.ROLES)
-  (second,) = claims.claim(board, claims.ROLES)
+  (first,) = run_queue.claim(board, run_queue.ROLES)
+  (second,) = run_queue.claim(board, run_queue.ROLES)
   assert first.entry.program != second.entry.program
-  (third,) = claims.claim(board, claims.ROLES, first.entry)
+  (third,) = run_queue.claim(board, run_queue.ROLES, first.entry)
   assert third.entry.program == first.entry.program
   for run in (first, second, third):
     run.lock.release()
@@ -294,7 +294,7 @@ def test_a_worker_keeps_to_a_shape_and_others_begin_elsewhere(
 def test_a_group_is_divided_among_the_workers(shapes, tmp_path, monkeypatch):
   groups = fake(monkeypatch, lambda runs: None)
   board = sweep(tmp_path, shapes)
-  work.Worker(board, claims.ROLES, 16, 4, Quiet()).run()
+  work.Worker(board, run_queue.ROLES, 16, 4, Quiet()).run()
   assert max(map(len, groups)) == 2
 
 
@@ -305,9 +305,9 @@ def test_an_open_mesh_takes_the_devices_of_the_slot(shapes):
     tree = records.plain(config)
     tree['train']['batch'] = batch
     tree['mesh'].update(data=-1, fsdp=fsdp)
-    run = claims.Claim(pathlib.Path('r'), records.frozen(tree), None, None)
+    run = run_queue.Claim(pathlib.Path('r'), records.frozen(tree), None, None)
     assert work.on_devices(run).config.mesh.data == data
-  fixed = claims.Claim(pathlib.Path('r'), config, None, None)
+  fixed = run_queue.Claim(pathlib.Path('r'), config, None, None)
   assert work.on_devices(fixed) is fixed
 
 
@@ -334,10 +334,10 @@ def test_accelerators_pack_what_their_memory_holds_and_a_cpu_nothing(
 def test_a_run_on_which_workers_die_is_given_up(shapes, tmp_path):
   board = sweep(tmp_path, shapes[:1])
   run_id = next(iter(board.states))
-  for _ in range(claims.DEATHS):
-    (run,) = claims.claim(board, claims.ROLES)
+  for _ in range(run_queue.DEATHS):
+    (run,) = run_queue.claim(board, run_queue.ROLES)
     run.lock._claim._file.close()  # As a kill leaves it.
-  assert claims.claim(board, claims.ROLES) == []
+  assert run_queue.claim(board, run_queue.ROLES) == []
   assert records.state(tmp_path / run_id) == 'failed'
   error = records.read_json(tmp_path / run_id / 'FAILED')['error']
   assert error == 'its workers died 5 times without progress'
@@ -362,7 +362,7 @@ def test_runs_go_on_together_from_a_step_that_all_have(shapes, tmp_path):
     saved(board, run_id, *steps)
     lock_lib.Lock(tmp_path / run_id).release()
   companies = []
-  while runs := claims.claim(board, claims.ROLES, size=lambda config: 6):
+  while runs := run_queue.claim(board, run_queue.ROLES, size=lambda config: 6):
     companies.append({ids.index(run.workdir.name) for run in runs})
     for run in runs:
       records.write_json(run.workdir / 'DONE', {})
@@ -372,7 +372,7 @@ def test_runs_go_on_together_from_a_step_that_all_have(shapes, tmp_path):
 
 def test_a_look_at_ten_thousand_runs_is_cheap(tmp_path):
   """At most 50 ms of CPU: the least of several, on a machine with others."""
-  entry = claims.Entry(1., 10, 'g', 'p', 'm')._asdict()
+  entry = run_queue.Entry(1., 10, 'g', 'p', 'm')._asdict()
   names = [f'{i:012x}' for i in range(10_000)]
   records.write_json(tmp_path / 'sweep.json',
                      {'runs': dict.fromkeys(names, entry)})
@@ -380,7 +380,7 @@ def test_a_look_at_ten_thousand_runs_is_cheap(tmp_path):
     (tmp_path / name).mkdir()
     if i % 2:
       (tmp_path / name / 'DONE').touch()
-  board = claims.Board(tmp_path)
+  board = run_queue.Board(tmp_path)
   times = []
   for _ in range(5):
     began = time.process_time()
@@ -397,23 +397,23 @@ def test_a_sweep_keeps_the_runs_it_had(shapes, tmp_path):
   sweep(tmp_path, shapes[:2])
   sweep(tmp_path, shapes[2:4])
   assert len(records.sweep_folders(tmp_path)) == 4
-  assert len(claims.Board(tmp_path).states) == 4
+  assert len(run_queue.Board(tmp_path).states) == 4
   # An older version had a list, and the file names no work.
   index = records.read_json(tmp_path / 'sweep.json')
   records.write_json(tmp_path / 'sweep.json',
                      {**index, 'runs': sorted(index['runs'])})
-  board = claims.Board(tmp_path)
-  assert board.entries[records.run_id(shapes[0])] == claims.entry(shapes[0])
+  board = run_queue.Board(tmp_path)
+  assert board.entries[records.run_id(shapes[0])] == run_queue.entry(shapes[0])
   sweep(tmp_path, shapes[4:5])
-  assert len(claims.Board(tmp_path).states) == 5
+  assert len(run_queue.Board(tmp_path).states) == 5
 
 
 def test_there_must_be_a_sweep(tmp_path):
   with pytest.raises(FileNotFoundError, match='expected the --root of a sweep'):
-    claims.Board(tmp_path)
+    run_queue.Board(tmp_path)
   for roles in (['trian'], []):
     with pytest.raises(ValueError, match='expected train, score or both'):
-      claims.check_roles(roles)
+      run_queue.check_roles(roles)
 
 
 def test_a_second_run_of_a_shape_is_neither_traced_nor_compiled(
@@ -427,13 +427,13 @@ def test_a_second_run_of_a_shape_is_neither_traced_nor_compiled(
       if step == 1 and doing == 'training' and len(spent) < len(began):
         spent.append(time.process_time() - began[-1])
 
-  claim = claims.claim
+  claim = run_queue.claim
 
   def timed(*arguments):
     began.append(time.process_time())
     return claim(*arguments)
 
-  monkeypatch.setattr(claims, 'claim', timed)
+  monkeypatch.setattr(run_queue, 'claim', timed)
   assert done(board, ['train'], status=Timed()) == 0
   assert len(spent) == 4
   # The least of three: other threads of the process count as well.

@@ -19,9 +19,9 @@ from typing import IO
 
 from audiorank import files
 from audiorank.records import lock as lock_lib
-from launch import claims
 from launch import cli
 from launch import devices as machine
+from launch import run_queue
 
 LOOK = 1.  # Seconds between looks at the run folders.
 LOOK_ON_BUCKET = 5.  # Each costs some requests.
@@ -86,7 +86,7 @@ class Place:
       if mine:
         os.sched_setaffinity(0, mine)
 
-  def settle(self, board: claims.Board) -> bool:
+  def settle(self, board: run_queue.Board) -> bool:
     """Decides what an ended worker means; returns whether it left by itself
     with nothing more to do."""
     worker, self.process = self.process, None
@@ -104,7 +104,7 @@ class Place:
           lock_lib.read(board.folder(run_id)).get('pid') == pid
           for run_id in board.left(('train', 'score')))
       self.deaths = 0 if had_a_run else self.deaths + 1
-      if self.deaths == claims.DEATHS:
+      if self.deaths == run_queue.DEATHS:
         self.error = (f'its worker died {self.deaths} times before it had a '
                       f'run (code {code}): {last_line(self.log)}')
     return False
@@ -120,9 +120,9 @@ def last_line(log: pathlib.Path) -> str:
   return (lines or [''])[-1][:300].removeprefix('error: ')
 
 
-def run(board: claims.Board, arguments: Sequence[str],
-        roles: Collection[str] = claims.ROLES,
-        show: Callable[[claims.Board], None] = lambda board: None, *,
+def run(board: run_queue.Board, arguments: Sequence[str],
+        roles: Collection[str] = run_queue.ROLES,
+        show: Callable[[run_queue.Board], None] = lambda board: None, *,
         slots: Sequence[machine.Slot],
         environ: Mapping[str, str] = os.environ,
         locks: Sequence[IO[str]] = (), poll: float = .2) -> list[str]:
@@ -179,7 +179,7 @@ def run(board: claims.Board, arguments: Sequence[str],
   return sorted(ready)
 
 
-def awaited(board: claims.Board, roles: Collection[str],
+def awaited(board: run_queue.Board, roles: Collection[str],
             ready: set[str]) -> bool:
   """Returns whether workers of other launchers have runs that may still be
   done here: because they die, or leave them to be scored."""
@@ -190,7 +190,7 @@ def awaited(board: claims.Board, roles: Collection[str],
       for run_id, state in board.states.items() if state == 'started')
 
 
-def vacant(places: Sequence[Place], board: claims.Board,
+def vacant(places: Sequence[Place], board: run_queue.Board,
            ready: int) -> list[Place]:
   """Returns the places that get a worker: as many as there are runs ready
   beyond those that workers without a run will take."""
@@ -200,7 +200,7 @@ def vacant(places: Sequence[Place], board: claims.Board,
   return empty[:max(0, ready - at_work)]
 
 
-def free(board: claims.Board, roles: Collection[str]) -> list[str]:
+def free(board: run_queue.Board, roles: Collection[str]) -> list[str]:
   """Returns the runs left to do that no live process of this machine has."""
   return [run_id for run_id in board.left(roles)
           if board.states[run_id] == 'new'

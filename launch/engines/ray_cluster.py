@@ -26,9 +26,9 @@ from typing import Any
 from typing import NamedTuple
 
 from audiorank import files
-from launch import claims
 from launch import cli
 from launch import devices
+from launch import run_queue
 from launch.engines import local
 
 # Ray waits for ever for a slice that lost a host after it was reserved.
@@ -128,7 +128,7 @@ def place() -> tuple[int, str, int]:
   return rank(), ray.util.get_node_ip_address(), port
 
 
-def start(board: claims.Board, arguments: Sequence[str], run_id: str,
+def start(board: run_queue.Board, arguments: Sequence[str], run_id: str,
           needs: Needs) -> Started | None:
   """Starts a worker where there is room; None for a slice that cannot be had
   now.
@@ -271,7 +271,7 @@ class Errors:
   def __init__(self):
     self.count, self.share = 0, -1.
 
-  def add(self, board: claims.Board, text: str) -> None:
+  def add(self, board: run_queue.Board, text: str) -> None:
     """Counts one, anew where the sweep has come further.
 
     Raises:
@@ -280,14 +280,14 @@ class Errors:
     share = board.progress().share
     self.count = 1 if share > self.share else self.count + 1
     self.share = max(share, self.share)
-    if self.count >= claims.DEATHS:
+    if self.count >= run_queue.DEATHS:
       raise OSError(f'{self.count} workers ended without progress, the last: '
                     f'{text} (see logs/)')
 
 
-def run(board: claims.Board, arguments: Sequence[str],
-        roles: Collection[str] = claims.ROLES,
-        show: Callable[[claims.Board], None] = lambda board: None,
+def run(board: run_queue.Board, arguments: Sequence[str],
+        roles: Collection[str] = run_queue.ROLES,
+        show: Callable[[run_queue.Board], None] = lambda board: None,
         *, needs: Needs, most: int | None = None,
         poll: float = .5) -> list[str]:
   """Has workers do the runs of a board; returns those that nobody could do.
@@ -352,7 +352,7 @@ def run(board: claims.Board, arguments: Sequence[str],
   return sorted(free)
 
 
-def settle(board: claims.Board, started: Started, hung: int,
+def settle(board: run_queue.Board, started: Started, hung: int,
            left_over: set[str], errors: Errors) -> None:
   """Decides what the end of a worker means.
 
@@ -379,12 +379,12 @@ def settle(board: claims.Board, started: Started, hung: int,
   if code in (None, cli.AGAIN):
     return
   if code == 0 and not started.run_id:
-    left_over |= set(local.free(board, claims.ROLES))
+    left_over |= set(local.free(board, run_queue.ROLES))
   elif 0 < code < 128 and started.run_id:
     # Written by launch.train, unless it could not begin.
     if board.states[started.run_id] != 'failed':
-      claims.fail(board.folder(started.run_id),
-                  OSError(f'launch.train ended with exit code {code}'))
+      run_queue.fail(board.folder(started.run_id),
+                     OSError(f'launch.train ended with exit code {code}'))
       board.states[started.run_id] = 'failed'
   elif code != 0:
     errors.add(board, f'exit code {code}')

@@ -1,4 +1,4 @@
-"""Finds the remaining runs of a sweep, and claims those to work on next.
+"""The queue of a sweep: which runs remain, and which to work on next.
 
 The state of a run is in its folder: LEASE is locked by the process that works
 on it, and TRAINED, DONE and FAILED are written when it gets there. sweep.json
