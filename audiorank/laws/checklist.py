@@ -41,6 +41,8 @@ def fill(fit: Fit, about: Mapping[str, Any] | None = None,
   Raises:
     ValueError: `about` names an item that is none.
   """
+  # Items that the table of points cannot answer stay UNSTATED: an empty answer
+  # would pass for a complete one.
   known = fit.diagnostics
   items = {
       'hypothesis': {
@@ -74,6 +76,7 @@ def fill(fit: Fit, about: Mapping[str, Any] | None = None,
   rows = [(head, item, answer) for head in HEADS
           for item, answer in items[head].items()]
   result = pd.DataFrame(rows, columns=['head', 'item', 'answer'])
+  # Answers of the owner replace what was computed: they know better.
   for item, answer in (about or {}).items():
     here = result['item'] == item
     if not here.any():
@@ -120,6 +123,7 @@ def _repeats(fit):
   """Returns the number of rows per group, as text."""
   used = fit.problem.w_N > 0
   size = np.bincount(fit.group_N[used])
+  # `bincount` also counts numbers of groups that have no weight left.
   size = size[size > 0]
   if size.max() == 1:
     return 'one row a group'
@@ -183,6 +187,7 @@ def _beyond(fit, name):
   """Returns the error on the largest values of a column, if left out."""
   used = fit.problem.w_N > 0
   data = {key: np.asarray(col)[used] for key, col in fit.data.items()}
+  # The name of the loss, looked up from what it consists of.
   loss = {v: k for k, v in problem_lib.LOSSES.items()}[fit.problem.loss]
   out = select.largest(data, name)
   try:

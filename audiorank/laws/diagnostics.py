@@ -23,6 +23,7 @@ def diagnose(fit: 'Fit') -> dict[str, Any]:
   r_N, w_N = fit.residuals, problem.w_N / problem.w_N.mean()
   target_N = problem_lib.link(np, problem.loss.link, problem.y_N)
   total = np.sum(w_N * (target_N - np.average(target_N, weights=w_N)) ** 2)
+  # A constant output has no variance to explain.
   r2 = math.nan
   if total:
     r2 = float(1 - np.sum(w_N * r_N ** 2) / total)
@@ -69,6 +70,8 @@ def at_bound(fit: 'Fit') -> list[str]:
 def identifiable(fit: 'Fit', bounds: list[str]) -> dict[str, bool]:
   """Returns whether the data bound each parameter on both sides, at 95 %."""
   out = {}
+  # A profile costs some hundred solves, so parameters at a bound, which are not
+  # identified anyway, are spared.
   for name in fit.form.names:
     if name in bounds or not intervals.has_profile(fit, name):
       out[name] = name not in bounds
@@ -106,6 +109,7 @@ def report(fit: 'Fit') -> str:
     lines.append(f'  {known["repeats"]} rows are equal to another one and '
                  'count with it as one')
   for name in fit.params:
+    # Derived parameters are made of several fitted ones: no profile.
     method = 'bootstrap'
     if intervals.has_profile(fit, name):
       method = 'profile'

@@ -31,10 +31,13 @@ def leverage(fit: Fit) -> np.ndarray:
 
   Of the law linearised at the optimum; 0 for rows of no weight.
   """
+  # Leverage is the diagonal of the hat matrix, J (J^T J)^-1 J^T: squared rows
+  # of the left singular vectors.
   jac_NP, _ = intervals.jacobian(fit)
   w_N = fit.problem.w_N / fit.problem.w_N.mean()
   jac_NP = np.where(np.isfinite(jac_NP), jac_NP, 0.) * np.sqrt(w_N)[:, None]
   left_NP, size_P, _ = np.linalg.svd(jac_NP, full_matrices=False)
+  # Directions in which the parameters have no effect carry no leverage.
   left_NP = left_NP[:, size_P > 1e-12 * size_P[0]]
   return np.clip((left_NP ** 2).sum(1), 0., 1.)
 
@@ -58,9 +61,11 @@ def studentised(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
   if free < 1 or not judged_N.any():
     return np.full(N, np.nan), leverage_N
   rows = np.flatnonzero(judged_N)
+  # One refit per judged row, all in one call.
   r_FN = select.residuals_without(fit, np.arange(N) == rows[:, None])
   w_N = fit.problem.w_N / fit.problem.w_N[fit.problem.w_N > 0].mean()
   own_F = r_FN[np.arange(len(rows)), rows] * np.sqrt(w_N[rows])
+  # The noise that judges a point comes from the other points alone.
   r_FN[np.arange(len(rows)), rows] = 0.
   variance_F = np.sum(np.where(w_N > 0, w_N * r_FN ** 2, 0.), 1) / free
   t_N = np.full(N, np.nan)
@@ -69,6 +74,8 @@ def studentised(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
   size = np.average(np.abs(target_N), weights=w_N)
   fine_F = np.sqrt(variance_F) > 1e-12 * size
   with np.errstate(all='ignore'):
+    # The error of a prediction is larger than that of a residual, by 1 / sqrt(1
+    # - leverage) for a law linear in its parameters.
     t_F = own_F * np.sqrt((1 - leverage_N[rows]) / variance_F)
   t_N[rows] = np.where(fine_F & np.isfinite(t_F), t_F, np.nan)
   return t_N, leverage_N
@@ -89,6 +96,8 @@ def holm(p_N: np.ndarray, weight_N: np.ndarray | None = None) -> np.ndarray:
       weight_N, float)
   adjusted_N = np.full(len(p_N), np.nan)
   rows = np.flatnonzero(~np.isnan(p_N))
+  # Holm: the smallest p is compared with level / all, the next with level /
+  # what is left; the running maximum keeps the adjusted p ordered.
   rows = rows[np.argsort(p_N[rows] / weight_N[rows], kind='stable')]
   left = np.cumsum(weight_N[rows][::-1])[::-1]
   stair = np.maximum.accumulate(p_N[rows] * left / weight_N[rows])
@@ -115,6 +124,7 @@ def outliers(fit: Fit, labels: Sequence[Any] | None = None,
   """
   t_N, _ = studentised(fit)
   free = max(fit.n - fit.size - 1, 1)
+  # Student's t, two-sided: externally studentised residuals follow it.
   p_N = 2 * special.stdtr(free, -np.abs(t_N))
   rows = np.arange(len(p_N))
   label_N, family_N = rows, np.full(len(p_N), '')
@@ -154,9 +164,11 @@ def families(fit: Fit, labels: Sequence[Any]) -> pd.DataFrame:
     r = fit.residuals[label_N == family]
     mean, low, high, p = r.mean(), math.nan, math.nan, math.nan
     if len(r) > 1:
+      # The spread within this family only.
       error = r.std(ddof=1) / math.sqrt(len(r))
       half = error * special.stdtrit(len(r) - 1, .975)
       low, high = mean - half, mean + half
+      # 1e-300 keeps a family of equal residuals from dividing by 0.
       p = 2 * special.stdtr(len(r) - 1, -abs(mean) / (error + 1e-300))
     rows.append({'family': family, 'n': len(r), 'mean': mean, 'low': low,
                  'high': high, 'p': p})
@@ -188,6 +200,8 @@ def runs_test(fit: Fit,
     return runs, math.nan, math.nan
   # Ways to cut n signs into k runs; runs of the two signs alternate.
   ways = lambda n, k: math.comb(n - 1, k - 1)
+  # Wald and Wolfowitz: P(runs <= observed) is a sum over even counts (as many
+  # runs of either sign) and odd ones (one more of either).
   chance = 0.
   for count in range(2, runs + 1):
     half = count // 2
@@ -219,6 +233,7 @@ def bends(data: Data, x: str, y: str, loss: str = 'log_ls',
   table = select.compare(['power', 'power_floor', 'broken'], data, loss,
                          groups, x, y)
   broken = table['law'] == 'broken'
+  # Both criteria have to agree before a break is believed.
   best = table.loc[table['loo'].idxmin(), 'law'] == 'broken'
   table.attrs['broken'] = bool(best and (table['aicc'][broken] == 0).all())
   return table
@@ -262,6 +277,7 @@ def _fallen(curve, drop):
   rank, step = rank[step > 0], step[step > 0]
   if len(rank) > 1:
     most = np.maximum.accumulate(rank)
+    # The first evaluation below the threshold is where it began.
     low = np.flatnonzero(rank < drop * most)
     if len(low):
       kind = 'dip'

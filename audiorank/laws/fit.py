@@ -102,6 +102,7 @@ class Fit:
   @functools.cached_property
   def sd(self) -> float:
     """Residual standard deviation there, for the degrees of freedom left."""
+    # Weights of mean 1: the deviation then does not depend on their scale.
     w_N = self.problem.w_N / self.problem.w_N.mean()
     free = max(self.n - self.size, 1)
     return float(np.sqrt(np.sum(w_N * self.residuals ** 2) / free))
@@ -111,6 +112,8 @@ class Fit:
     """The same fit with a y of range 1: what intervals are searched on."""
     problem = problem_lib.normalized(self.problem)
     best = self.best._replace(
+        # The law is linear in its coefficients, so dividing y by its unit
+        # divides these alone; nonlinear parameters stay.
         c_SQ=self.best.c_SQ / problem_lib.unit(self.problem))
     value = float(problem_lib.objective(
         problem, problem_lib.values(problem, best.c_SQ, best.theta_SP),
@@ -181,6 +184,7 @@ class Fit:
     Raises:
       ValueError: a missing column or a value that is not positive.
     """
+    # The fit was made in columns divided by their geometric mean.
     cols = self.columns(x)
     scaled = [col / c for col, c in zip(cols, self.problem.centre)]
     there = self.problem._replace(cols=scaled)
@@ -194,6 +198,7 @@ class Fit:
 
   def columns(self, x: Any) -> list[np.ndarray]:
     """Returns the inputs as checked float arrays, in the form's order."""
+    # A Series has keys too (its index), but it is one column.
     if isinstance(x, pd.Series) or not hasattr(x, 'keys'):
       if len(self.x) > 1:
         raise ValueError(f'{self.form.name} needs the columns '
@@ -206,6 +211,7 @@ class Fit:
     far = np.zeros(1)
     for name, col in zip(self.x, self.columns(x)):
       inside, at = np.log10(np.asarray(self.data[name], float)), np.log10(col)
+      # Positive on either side of the data, negative within.
       far = np.maximum(far, np.maximum(inside.min() - at, at - inside.max()))
     return np.maximum(far, 0.)
 
@@ -254,7 +260,9 @@ def _groups(data, groups, cols, y_N):
                                   return_inverse=True)
     # Numbered in the order of the table.
     rank = np.argsort(np.argsort(first))
+    # NumPy 2.0 returns this inverse as a column.
     return rank[group_N.reshape(-1)], len(y_N) - len(first)
+  # A name of a column, or the labels themselves.
   if isinstance(groups, str):
     groups = table.raw(data, groups)
   label_N = np.asarray(groups)
@@ -264,12 +272,14 @@ def _groups(data, groups, cols, y_N):
   if missing_N.any():
     raise ValueError(f'groups: row {int(missing_N.argmax())} has no label '
                      f'({int(missing_N.sum())} in all): expected one a row')
+  # Labels become numbers in the order in which they first occur.
   return pd.factorize(label_N)[0], 0
 
 
 def _check_points(form, x, y, cols, y_N, used_N):
   """Raises ValueError for a constant column or too few different points."""
   for name, col in zip((*x, y), (*cols, y_N)):
+    # A constant column cannot tell its exponent from its amplitude.
     if used_N.sum() > 1 and np.ptp(col[used_N]) == 0:
       raise ValueError(f'column {name!r} is constant ({col[used_N][0]:g}): '
                        'nothing to fit')
@@ -338,6 +348,8 @@ def fit(form: str | forms.Form, data: Data, loss: str = 'ls',
   problem = problem_lib.Problem(
       form, problem_lib.LOSSES[loss], float(delta),
       [col / c for col, c in zip(cols, centre)], centre, y_N, w_N)
+  # Starts, search and units are the business of `solvers`; what is left here is
+  # to name the result.
   best, agreeing, starts = solvers.solve(problem)
   if not math.isfinite(best.value_S[0]):
     raise ValueError(f'{form.name} finds no admissible fit to {y!r}')

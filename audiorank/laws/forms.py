@@ -87,6 +87,8 @@ def reported(form: Form, xp: ModuleType, c: tuple[Array, ...], theta: Named,
     theta: the fitted nonlinear parameters by name.
     centre: the geometric means of the columns.
   """
+  # Forms whose coefficients mix (an offset and a slope) bring their own report;
+  # for amplitudes times powers it follows from the basis.
   if form.report is not None:
     return form.report(xp, c, theta, centre)
   units = dict(zip(form.x, centre))
@@ -127,12 +129,15 @@ def _saturating(xp, theta, r):
 
 
 def _saturating_report(xp, c, theta, centre):
+  # c[0] + c[1] (1 - r^-b) / b in scaled r: the constant parts of both terms add
+  # up to Q_inf, and the power takes up the unit.
   slope = c[1] / theta['b']
   return {'Q_inf': c[0] + slope, 'a': slope * centre[0] ** theta['b'],
           'b': theta['b']}
 
 
 def _log_linear_report(xp, c, theta, centre):
+  # log(R / centre) = log R - log centre: the shift goes to the offset.
   return {'c': c[0] - c[1] * xp.log(centre[0]), 'd': c[1]}
 
 
@@ -142,12 +147,15 @@ def _logistic(xp, theta, r):
 
 
 def _broken(xp, theta, x):
+  # (1 + (x / d)^(1 / f)) as logaddexp: the power overflows long before its
+  # logarithm, multiplied by f, does.
   bend = xp.logaddexp(xp.log(x / theta['d']) / theta['f'], xp.zeros_like(x))
   return (xp.ones_like(x), xp.exp(
       -theta['c_0'] * xp.log(x) - theta['c_1'] * theta['f'] * bend))
 
 
 def _smooth_min(xp, theta, n, d):
+  # In logarithms: with k up to 60 the powers themselves can leave float64.
   low = xp.logaddexp(
       -theta['k'] * theta['g'] * xp.log(n),
       -theta['k'] * (theta['d'] * xp.log(d) + xp.log(theta['rho'])))

@@ -40,6 +40,8 @@ def interval(fit: 'Fit', name: str, method: str, confidence: float,
     raise ValueError(f'no interval by {method!r}: one of '
                      f'{", ".join(METHODS)}')
   # Coefficients, and what is derived from them, carry the unit of y.
+  # Everything below works on the normalized fit; `size` turns its intervals
+  # back into the units of the data.
   size = fit.params[name] / (fit.normalized.params[name] or 1.)
   if name in fit.form.linear:
     size = problem_lib.unit(fit.problem)
@@ -48,6 +50,8 @@ def interval(fit: 'Fit', name: str, method: str, confidence: float,
     return low * size, high * size
   if method == 'bootstrap':
     return _bootstrap_interval(fit, name, confidence, draws, seed)
+  # Student's t with one degree of freedom per independent group, not per row:
+  # rows of a group share their errors.
   free = max(fit.units - fit.size, 1)
   half = special.stdtrit(free, (1 + confidence) / 2) * (
       size * wald(fit.normalized)[name])
@@ -75,6 +79,7 @@ def resample(fit: 'Fit', count: int, seed: int) -> solvers.Optimum:
   rng = np.random.default_rng(seed)
   live = np.unique(fit.group_N[fit.problem.w_N > 0])
   enough = min(fit.size, len(live) - 2)
+  # Rejection sampling, in batches: nearly all draws of many groups pass.
   parts: list[np.ndarray] = []
   for _ in range(200):
     times = rng.multinomial(len(live), np.full(len(live), 1 / len(live)),
@@ -84,6 +89,7 @@ def resample(fit: 'Fit', count: int, seed: int) -> solvers.Optimum:
       break
   times_SG = np.zeros((count, fit.group_N.max() + 1))
   times_SG[:, live] = parts[:count]
+  # A row drawn twice has twice the weight; one not drawn has none.
   w_SN = times_SG[:, fit.group_N] * fit.problem.w_N
   return solvers.refit(fit.problem, fit.best, w_SN)
 
@@ -93,6 +99,8 @@ def _bootstrap_interval(fit, name, confidence, draws, seed):
     return -math.inf, math.inf  # Too few groups to know anything.
   resamples = resample(fit, draws, seed)
   values = np.array(solvers.params(fit.problem, resamples)[name], float)
+  # A limit that runs off in a resample is infinite: otherwise the percentile
+  # would depend on where its search happened to stop.
   if fit.form.linear.get(name) == 'free':
     y = fit.problem.y_N
     far = np.abs(values) > np.abs(y).max() + _FAR * np.ptp(y)
@@ -121,12 +129,15 @@ def band(fit: 'Fit', there: problem_lib.Problem, kind: str, confidence: float,
     if kind == 'new':
       rng = np.random.default_rng([seed, 1])
       w_N = fit.problem.w_N
+      # A further run is the law plus noise, so residuals are added on the scale
+      # of the loss, where they have one spread.
       # Residuals of n points and p parameters are too small by this factor.
       inflation = math.sqrt(fit.n / max(fit.n - fit.size, 1))
       noise = rng.choice(fit.residuals, f_SM.shape, p=w_N / w_N.sum())
       f_SM = problem_lib.unlink(
           link, problem_lib.link(np, link, f_SM) + inflation * noise)
   tail = (1 - confidence) / 2
+  # Outside the domain of the link a draw says nothing; quantiles skip it.
   f_SM = np.where(np.isfinite(f_SM), f_SM, np.nan)
   low_M, high_M = np.nanquantile(f_SM, [tail, 1 - tail], axis=0)
   return low_M, high_M
@@ -146,10 +157,14 @@ def jacobian(fit: 'Fit') -> tuple[np.ndarray, dict[str, np.ndarray]]:
   p_P = newton.pack(form, fit.best.c_SQ, fit.best.theta_SP)[0]
   P = len(p_P)
   low_P, high_P = newton.bounds(problem)
+  # Near the cube root of float64's rounding, 6e-6, which balances truncation
+  # and rounding of a central difference.
   step_P = 1e-5 * np.maximum(np.abs(p_P), 1e-2)
   p_SP = np.repeat(p_P[None], 2 * P, 0)
   p_SP[np.arange(P), np.arange(P)] += step_P
   p_SP[P + np.arange(P), np.arange(P)] -= step_P
+  # At a bound one of the two sides cannot move, so the step that was really
+  # taken is what the difference is divided by.
   p_SP = np.clip(p_SP, low_P, high_P)
   wide_P = np.maximum(p_SP[np.arange(P), np.arange(P)] -
                       p_SP[P + np.arange(P), np.arange(P)], 1e-300)
@@ -159,6 +174,7 @@ def jacobian(fit: 'Fit') -> tuple[np.ndarray, dict[str, np.ndarray]]:
                             problem_lib.values(problem, c_SQ, theta_SP))
   there = solvers.Optimum(c_SQ, theta_SP, np.zeros(2 * P), np.zeros(2 * P),
                           np.zeros(2 * P, bool))
+  # The delta method needs the same derivative of the reported parameters.
   slopes = {name: (v[:P] - v[P:]) / wide_P
             for name, v in solvers.params(problem, there).items()}
   return ((f_SN[:P] - f_SN[P:]) / wide_P[:, None]).T, slopes
@@ -204,16 +220,20 @@ def covariances(fit: 'Fit') -> Covariances:
   jac_NP, gradients = jacobian(fit)
   low_P, high_P = newton.bounds(fit.problem)
   p_P = newton.pack(fit.form, fit.best.c_SQ, fit.best.theta_SP)[0]
+  # A parameter at its bound has no two-sided slope: it is held there.
   free_P = ((p_P > low_P + 1e-9) & (p_P < high_P - 1e-9) &
             np.isfinite(jac_NP).all(0))
   jac_NP = np.where(free_P, jac_NP, 0.)
   w_N = fit.problem.w_N / fit.problem.w_N.mean()
   psi_N, bend = influence(fit)
   # The sandwich of Huber and White, clustered: bread, filling, bread.
+  # bread: the curvature of the objective. filling: the spread of the scores.
   bread_PP = np.linalg.pinv((jac_NP.T * w_N) @ jac_NP * bend, rcond=1e-15,
                             hermitian=True)
   spread = np.sum(w_N * psi_N ** 2) / max(fit.n - fit.size, 1)
   naive_PP = bread_PP @ ((jac_NP.T * w_N) @ jac_NP) @ bread_PP * spread
+  # Scores are summed within a group before they are squared: this is what lets
+  # rows of one group be correlated.
   score = np.zeros((fit.group_N.max() + 1, len(p_P)))
   np.add.at(score, fit.group_N, (w_N * psi_N)[:, None] * jac_NP)
   units, N = fit.units, fit.n
@@ -231,6 +251,8 @@ def wald(fit: 'Fit') -> dict[str, float]:
   """
   covariance = covariances(fit)
   cov_PP = covariance.robust_PP
+  # With one row per group and squares, both estimates are consistent and the
+  # naive one is less noisy in small samples.
   if fit.units == fit.n and fit.problem.loss.kind == 'ls':
     cov_PP = covariance.naive_PP
   elif fit.units <= fit.size:
@@ -260,6 +282,7 @@ def profile(fit: 'Fit', name: str, values: Any) -> np.ndarray:
   if not has_profile(fit, name):
     raise ValueError(f'no profile for {name}, which is made of several '
                      "fitted numbers: use method='bootstrap'")
+  # One solve per value, each with the parameter held there.
   w_SN = np.repeat(fit.problem.w_N[None], len(values), 0)
   return solvers.refit(fit.problem, fit.best, w_SN, (name, values)).value_S
 
@@ -292,11 +315,14 @@ def threshold(fit: 'Fit', name: str, confidence: float) -> float:
   rise = special.fdtri(1, free, confidence) * spread / (2 * bend)
   if clustered or fit.problem.loss.kind != 'ls':
     covariance = covariances(fit)
+    # The delta method: variance of a reported parameter is g C g^T.
     g = covariance.gradients[name]
     rise *= max(1., (g @ covariance.robust_PP @ g) /
                 max(g @ covariance.naive_PP @ g, 1e-300))
   size = np.sum(w_N * problem_lib.link(np, fit.problem.loss.link,
                                        fit.problem.y_N) ** 2)
+  # The last term is rounding: points exactly on the law have an objective of 0,
+  # and no rise above it.
   return fit.objective + rise + 1e-24 * size
 
 
@@ -329,6 +355,8 @@ def _axis(fit, name):
     if param.low >= 0:
       lowest = 0.
     return Axis(best, same, error, (param.high - param.low) / 8,
+                # A logarithm of everything that is positive: a likelihood is
+                # more nearly symmetric there, and doubling steps cover decades.
                 (param.low, param.high), (lowest, math.inf))
   if param is not None or kind == 'positive':
     at = math.log(max(best, 1e-290))
@@ -342,6 +370,7 @@ def _axis(fit, name):
   y = fit.problem.y_N
   size = np.ptp(y)
   # The coefficient of a rising logarithm also scales with its input.
+  # Where the error is larger than y itself, the search must reach farther.
   if math.isfinite(error) and error < _FAR * size:
     size = max(size, error)
   reach = y.min() - _FAR * size, y.max() + _FAR * size
@@ -354,6 +383,8 @@ def _profile_interval(fit, name, confidence):
   if limit == math.inf:
     return axis.ends
   error = axis.error
+  # No usable standard error (a flat or kinked objective): start small, since
+  # steps double anyway.
   if not (math.isfinite(error) and error > 0):
     error = 1e-3 * max(abs(axis.at), 1e-3)
   ends = []
@@ -374,6 +405,8 @@ def _bracket(f, at, step, sign, edge, limit):
   """
   # Sixteen points a call: one block of solves.
   room = abs(edge - at)
+  # Doubling from a quarter of the standard error: the first steps resolve a
+  # tight interval, the last ones reach any edge.
   steps = min(step / 4, room / 4) * 2. ** np.arange(48)
   v = at + sign * np.append(steps[steps < room], room)
   inner, f_inner = at, None
@@ -398,6 +431,7 @@ def _cross(f, at, step, sign, edge, limit):
   if outer is None:
     return None
   # Sixteen points at a time, one block of solves, narrow the bracket.
+  # Each round divides the bracket by 17, so a few of them are enough.
   for _ in range(12):
     if abs(outer - inner) < 1e-3 * step:
       break
@@ -411,6 +445,8 @@ def _cross(f, at, step, sign, edge, limit):
       outer, f_outer = v[first], values[first]
     if first:
       inner, f_inner = v[first - 1], values[first - 1]
+  # The first step is already above, or the objective beyond is infinite: no
+  # line can be drawn through the ends.
   if f_inner is None or not np.isfinite(f_outer):
     return inner
   # The bracket is narrow: a straight line through its ends is enough.

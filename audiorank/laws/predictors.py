@@ -29,6 +29,8 @@ def _design(data, names):
   cols = [np.ones(len(table.column(data, names[0])))]
   for name in names:
     col = table.column(data, name)
+    # Sizes and ranks act by their ratios; standardised columns make the cut-off
+    # of lstsq mean the same for each.
     if (col > 0).all():
       col = np.log(col)
     spread = col.std()
@@ -98,6 +100,7 @@ class _Folds:
     self.group_N = pd.factorize(labels)[0]
     self.groups = int(self.group_N.max()) + 1
     rng = np.random.default_rng(seed)
+    # One set of resamples for all predictors, which makes differences paired.
     self.times_SG = rng.multinomial(
         self.groups, np.full(self.groups, 1 / self.groups), draws)
     self.tails = [(1 - confidence) / 2, (1 + confidence) / 2]
@@ -109,6 +112,7 @@ class _Folds:
   def worse(self, e_N: np.ndarray, reference_N: np.ndarray
             ) -> tuple[float, float, float]:
     """Returns mean squared error less the reference's: value, low, high."""
+    # Squared errors by group: a resample of groups is then a product.
     gap_G = np.bincount(self.group_N, e_N ** 2 - reference_N ** 2,
                         self.groups)
     each_S = self.times_SG @ gap_G / np.maximum(
@@ -122,6 +126,8 @@ class _Folds:
     each_S: Any = partial(
         z_N, self.y_N, known_NP, self.times_SG[:, self.group_N] * 1.)
     each_S = each_S[np.isfinite(each_S)]
+    # If half of the resamples leave nothing to correlate, an interval of the
+    # other half would be one of chosen samples.
     if not math.isfinite(value) or len(each_S) < len(self.times_SG) / 2:
       return value, math.nan, math.nan
     return value, *np.quantile(each_S, self.tails)
@@ -183,6 +189,7 @@ def compare_predictors(
   for name in predictors:
     z_NP = _design(data, [name])
     e_N = folds.errors(z_NP)
+    # Known columns other than itself: width given width would be nothing.
     others = [column for column in known if column != name]
     known_NP = ones_N1
     if others:
@@ -192,6 +199,7 @@ def compare_predictors(
                  ranking.spearman(z_NP[:, 1], y_N),
                  *folds.partial(z_NP[:, 1], known_NP),
                  *folds.worse(e_N, reference_N)))
+  # What the known columns alone achieve: the mark for all others.
   base_NP = ones_N1
   if known:
     base_NP = _design(data, known)

@@ -51,6 +51,7 @@ def link(xp: ModuleType, name: str, y: Array) -> Array:
   if name == 'log':
     return xp.log(y)
   if name == 'logit':
+    # log1p keeps the digits of 1 - y near y = 1.
     return xp.log(y) - xp.log1p(-y)
   return y
 
@@ -77,9 +78,11 @@ def rho(kind: str, r: np.ndarray, delta: float) -> np.ndarray:
 def basis(form: forms.Form, theta: dict[str, np.ndarray],
           cols: list[np.ndarray]) -> np.ndarray:
   """Returns the terms phi_SNQ, for nonlinear parameters (S,) by name."""
+  # A column per point, a row per solve: [S, 1] against [1, N] below.
   theta = {name: value[:, None] for name, value in theta.items()}
   with np.errstate(all='ignore'):
     terms = form.basis(np, theta, *(col[None] for col in cols))
+  # A form without nonlinear parameters has one row, for all solves.
   size = (max([1, *(len(value) for value in theta.values())]), len(cols[0]))
   return np.stack([np.broadcast_to(term, size) for term in terms], -1)
 
@@ -119,6 +122,8 @@ def objective(problem: Problem, f_SN: np.ndarray,
 
 def unit(problem: Problem) -> float:
   """Returns the range of y if a law's coefficients have its unit, else 1."""
+  # logit needs y between 0 and 1, and a form without coefficients has nothing
+  # to absorb a unit: both stay as they are.
   if not problem.form.linear or problem.loss.link == 'logit':
     return 1.
   return float(np.ptp(problem.y_N[problem.w_N > 0]))
@@ -128,6 +133,7 @@ def normalized(problem: Problem) -> Problem:
   """The same problem with a y of range 1: searches stop at absolute steps."""
   size = unit(problem)
   delta = problem.delta
+  # On a logarithm the unit of y is an offset, which no residual sees.
   if problem.loss.link == 'identity':
     delta = delta / size
   return problem._replace(y_N=problem.y_N / size, delta=delta)

@@ -96,6 +96,8 @@ def _signs(v_N):
 
 def _tau(s_NN, q_NN, w_NN):
   """Returns Kendall's tau-b over weighted pairs."""
+  # tau-b: pairs tied on one side count neither in the numerator nor in the norm
+  # of that side.
   size = math.sqrt(np.sum(w_NN * s_NN ** 2) * np.sum(w_NN * q_NN ** 2))
   if not size:
     return math.nan
@@ -113,6 +115,7 @@ def _multiplicities(label_N, draws, seed):
   """How often each run occurs in each resample of groups, times_SN."""
   count = label_N.max() + 1
   rng = np.random.default_rng(seed)
+  # Whole groups: a configuration's seeds are drawn together.
   times_SG = rng.multinomial(count, np.full(count, 1 / count), draws)
   return times_SG[:, label_N].astype(float)
 
@@ -132,6 +135,8 @@ def _interval(each_S, label_N, confidence):
   each_S = each_S[np.isfinite(each_S)]
   if label_N.max() + 1 < LEAST_GROUPS or not len(each_S):
     return math.nan, math.nan
+  # Percentiles of tau: its distribution is skewed near -1 and 1, where a
+  # standard error would leave the range.
   tail = (1 - confidence) / 2
   low, high = np.quantile(each_S, [tail, 1 - tail])
   return float(low), float(high)
@@ -159,6 +164,7 @@ def agreement(early: Any, final: Any, strata: Any = None, groups: Any = None,
   s_NN, q_NN = _signs(s_N), _signs(q_N)
   within = math.nan
   if strata is not None:
+    # Pairs of different families have no weight in `within`.
     family_N = pd.factorize(np.asarray(strata))[0]
     within = _tau(s_NN, q_NN, 1. * (family_N[:, None] == family_N[None]))
   low, high = _interval(
@@ -166,6 +172,7 @@ def agreement(early: Any, final: Any, strata: Any = None, groups: Any = None,
       confidence)
   rho = math.nan
   if np.ptp(s_N) and np.ptp(q_N):
+    # Constant on either side: no order, and no correlation of ranks.
     rho = spearman(s_N, q_N)
   # Pairs with equal final quality have no right order; a tie in the early
   # number is a coin toss.
@@ -191,6 +198,7 @@ def _p(s_N, q_N, label_N):
   """
   size_G = np.bincount(label_N)
   s_G, q_G = (np.bincount(label_N, v_N) / size_G for v_N in (s_N, q_N))
+  # Below three means, or without any spread, every order is as good.
   if len(size_G) < 3 or not np.ptp(s_G) or not np.ptp(q_G):
     return math.nan
   if len(size_G) <= _EXACT:
@@ -202,6 +210,7 @@ def _p(s_N, q_N, label_N):
 
 def _exact(s_NN, q_NN):
   """Two-sided p of the concordance over all orders (at most 9 runs)."""
+  # All orders of one side, the other fixed: 362,880 rows at most.
   n = len(s_NN)
   orders = np.array(list(itertools.permutations(range(n))))
   rows, cols = np.triu_indices(n, 1)
@@ -209,6 +218,7 @@ def _exact(s_NN, q_NN):
   total = np.zeros(len(orders))
   for i, j in zip(rows, cols):
     total += s_NN[i, j] * q_NN[orders[:, i], orders[:, j]]
+  # As extreme in either direction; the slack is for rounding of sums.
   return float(np.mean(np.abs(total) >= observed - 1e-9))
 
 
@@ -235,7 +245,9 @@ def difference(early: Any, other: Any, final: Any, groups: Any = None,
   label_N = _labels(len(s_N), groups)
   gap = lambda times_SN: (_taus(s_N, q_N, times_SN) -
                           _taus(r_N, q_N, times_SN))
+  # Weights of one are the data themselves.
   value = float(gap(np.ones((1, len(s_N))))[0])
+  # The same resamples for both predictors: their common noise cancels.
   each_S = gap(_multiplicities(label_N, draws, seed))
   return value, *_interval(each_S, label_N, confidence)
 
@@ -248,6 +260,8 @@ def top(early: Any, final: Any, k: int = 1) -> Choice:
   s_N, q_N = _pair(early, final)
   if not 1 <= k <= len(s_N):
     raise ValueError(f'k is {k}: expected 1 to {len(s_N)}')
+  # The last key of lexsort is the first to sort by: the early number,
+  # descending; among equals the worse run comes first.
   chosen = np.lexsort((q_N, -s_N))[:k]
   return Choice(bool(q_N[chosen].max() == q_N.max()),
                 float(q_N.max() - q_N[chosen].max()),
@@ -256,6 +270,7 @@ def top(early: Any, final: Any, k: int = 1) -> Choice:
 
 def _random_regret(q_N, k):
   """Returns the expected regret of k runs drawn without replacement."""
+  # Qualities below the best, the best run first.
   gap_N = q_N.max() - np.sort(q_N)[::-1]
   n = len(q_N)
   # The best of the k is the i-th best of all.
@@ -295,10 +310,12 @@ def halving(scores_TN: Any, steps: Sequence[float], total: float, final: Any,
   for score_N, step in zip(scores_TN, at_T):
     spent += cost_N[alive].sum() * (step - before)
     before = step
+    # A run that has failed by this rung sorts last.
     value = np.where(np.isnan(score_N), -np.inf, score_N)[alive]
     # Ties are broken against the chooser, as in `top`.
     order = np.lexsort((q_N[alive], -value))
     alive = alive[order[:max(1, math.ceil(len(alive) * keep))]]
+  # The survivors run from the last rung to the end.
   spent += cost_N[alive].sum() * (total - before)
   return Halving(float(1 - spent / (cost_N.sum() * total)),
                  float(q_N.max() - q_N[alive].max()),
@@ -329,6 +346,7 @@ def predict(runs: Any, early: str, final: str = 'score',
     ValueError: both sides are divided by the width. That alone makes two
       independent ranks agree.
   """
+  # R / D of two runs shares the factor 1 / D, whatever R is.
   divided = lambda name: '_over_width' in name or '_per_width' in name
   pick = lambda key: None if key is None else table.raw(runs, key)
   rows = []

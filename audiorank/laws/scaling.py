@@ -50,6 +50,8 @@ def _check_pair(fit):
 
 def _with_resamples(fit, draws, seed):
   """Returns the fit itself, then its resamples, as one Optimum."""
+  # The fit first: row 0 of everything below is the estimate, the rest are its
+  # resamples.
   resamples = intervals.resample(fit, draws, seed)
   return solvers.Optimum(*(np.concatenate([a, b]) for a, b in
                            zip(fit.best, resamples)))
@@ -57,6 +59,8 @@ def _with_resamples(fit, draws, seed):
 
 def _values(fit, optima, n_SM, d_SM):
   """Returns the law of every set of parameters at its own points."""
+  # One set of parameters at a time: each has its own points, at which the
+  # others need not be evaluated.
   out = []
   for i in range(len(n_SM)):
     there = fit.problem._replace(cols=[n_SM[i] / fit.problem.centre[0],
@@ -77,6 +81,8 @@ def _quantiles(values_S, confidence):
 
 
 def _rises(fit):
+  # From the low corner of the data to the high one, by deciles so that no
+  # single outlier decides.
   """Returns whether the output grows with both inputs, across the data."""
   corner = {name: np.quantile(np.asarray(fit.data[name], float), [.1, .9])
             for name in fit.x}
@@ -100,6 +106,8 @@ def _best_sizes(fit, optima, C_B, data_at, sign):
       fit, optima, flat(np.broadcast_to(grid, C_SBM.shape)),
       flat(data_at(C_SBM, grid))).reshape(C_SBM.shape)
   at = np.argmin(np.where(np.isnan(value_SBM), np.inf, value_SBM), 2)
+  # A minimum on the edge of the grid is no optimum: the law is monotone in size
+  # at that budget.
   edge = (at == 0) | (at == len(grid) - 1)
   low = np.log(grid[np.maximum(at - 1, 0)]).ravel()
   high = np.log(grid[np.minimum(at + 1, len(grid) - 1)]).ravel()
@@ -151,6 +159,7 @@ def frontier(fit: Fit, budgets: Sequence[float] | np.ndarray,
   v_SB = _values(fit, optima, n_SB, d_SB)
   out = {'flops': C_B}
   for name, v in (('size', n_SB), ('data', d_SB), ('value', v_SB)):
+    # Row 0 is the estimate; the interval comes from the resamples alone.
     out[name] = v[0]
     out[f'{name}_low'], out[f'{name}_high'] = np.transpose(
         [_quantiles(col, confidence) for col in v[1:].T])
@@ -161,6 +170,7 @@ def frontier(fit: Fit, budgets: Sequence[float] | np.ndarray,
         {fit.x[0]: n_SB[0][inside], fit.x[1]: d_SB[0][inside]})
   result = pd.DataFrame(out)
   result.attrs = {'compute': compute}
+  # The exponent a in N* ~ C^a, as a straight line through the logarithms.
   if len(C_B) > 1 and np.ptp(C_B) > 0:
     for name, v in (('size', n_SB), ('data', d_SB)):
       slope_S = np.polyfit(np.log(C_B), np.log(v).T, 1)[0]
@@ -191,13 +201,17 @@ def longer_or_larger(fit: Fit, size: float, data: float,
     'longer_wins': the fraction of resamples in which longer beats larger.
   """
   _check_pair(fit)
+  # The cost law is proportional to C, so one unit of budget prices the run.
   budget = data / data_at(1., size)
   larger = _larger(data_at, budget * factor, size, data)
+  # Two draws: only the estimate of the best split is used, its interval comes
+  # from the resamples below.
   best = frontier(fit, [budget * factor], data_at, draws=2, seed=seed)
   points = [('as it is', size, data),
             ('longer', size, data_at(budget * factor, size)),
             ('larger', larger, data),
             ('best split', best['size'][0], best['data'][0])]
+  # The best split is NaN where the optimum lies at the edge of the grid.
   points = [p for p in points if np.isfinite(p[1])]
   optima = _with_resamples(fit, draws, seed)
   S = len(optima.value_S)
@@ -208,6 +222,7 @@ def longer_or_larger(fit: Fit, size: float, data: float,
       'choice': [p[0] for p in points], 'size': n_M, 'data': d_M,
       'value': v_SM[0], 'value_low': bands[:, 0], 'value_high': bands[:, 1],
       'distance': fit.distance({fit.x[0]: n_M, fit.x[1]: d_M})})
+  # Losses fall: longer wins where its value is lower.
   sign = -1.
   if _rises(fit):
     sign = 1.
@@ -218,6 +233,7 @@ def longer_or_larger(fit: Fit, size: float, data: float,
 
 def _larger(data_at, budget, start, data):
   """The size that spends the budget on this much data, by bisection."""
+  # Bisection in log size: data falls with size at a fixed budget.
   low, high = start / 1e6, start * 1e6
   for _ in range(200):
     middle = math.sqrt(low * high)
@@ -267,9 +283,11 @@ def data_bound(fit: Fit, data: float, eps: float = .02,
   optima = _with_resamples(fit, draws, seed)
   sizes, amounts = (np.asarray(fit.data[name], float) for name in fit.x)
   refuse = lambda why: Bound(math.nan, math.nan, math.nan, why)
+  # Outside the data a law still has a crossing, but nothing supports it.
   if not amounts.min() <= data <= amounts.max():
     return refuse(f'{data:g} lies outside the {fit.x[1]} observed '
                   f'({amounts.min():g} to {amounts.max():g})')
+  # The smooth minimum of two branches: where both give the same rank.
   if fit.form.name == 'smooth_min':
     p = solvers.params(fit.problem, optima)
     with np.errstate(all='ignore'):
@@ -285,6 +303,7 @@ def data_bound(fit: Fit, data: float, eps: float = .02,
   # A resample that never stalls has its bound beyond all sizes.
   size_S = np.where(np.isnan(size_S), np.inf, size_S)
   tail = (1 - confidence) / 2
+  # Order statistics, because an interpolation between infinities is NaN.
   ordered = np.sort(size_S[1:])
   last = len(ordered) - 1
   return Bound(float(size_S[0]), float(ordered[math.floor(tail * last)]),
@@ -303,6 +322,8 @@ def _stall(fit, optima, data, eps):
         np.log(np.abs(y_SM)).reshape(*u_SM.shape, 2), -1, 0)
     return np.abs(high - low) / (2 * STEP)
 
+  # A grid for the first size at which the slope is small enough, then bisection
+  # within that cell.
   grid = np.log(np.geomspace(sizes.min() / 100, sizes.max() * 100, 201))
   below_SM = slope(np.broadcast_to(grid, (S, len(grid)))) <= eps
   at = np.argmax(below_SM, 1)
@@ -378,6 +399,7 @@ def valleys(data: Any, flops: str = 'flops', size: str = 'params',
 def _valley(u, v, degree, confidence, draws, rng):
   """Returns the minimum of a budget: its row, and (centre, coefficients)."""
   centre = u.mean()
+  # Centred: powers of a raw log size are nearly collinear.
   design = np.vander(u - centre, degree + 1)
   hat = np.linalg.pinv(design)
   curve_K = hat @ v
@@ -385,6 +407,8 @@ def _valley(u, v, degree, confidence, draws, rng):
   # Residuals of n points and K coefficients are too small by this factor.
   inflation = math.sqrt(len(u) / max(len(u) - degree - 1, 1))
   noise = rng.choice(r, (draws, len(r))) * inflation
+  # A residual bootstrap: the sizes are a design, not a sample, so they stay and
+  # only the noise is drawn again.
   every_SK = np.concatenate([curve_K[None], (v - r + noise) @ hat.T])
   at_S = np.array([_minimum(k, u - centre) for k in every_SK]) + centre
   low, high = _quantiles(10 ** at_S[1:], confidence)
@@ -399,6 +423,7 @@ def _valley(u, v, degree, confidence, draws, rng):
 
 def _budgets(c_N):
   """Number of the budget of each run, counting up from 0 at the least."""
+  # Sorted budgets are cut wherever the next is more than SAME_BUDGET away.
   order = np.argsort(c_N)
   far = np.diff(np.log(c_N[order])) > math.log(SAME_BUDGET)
   label_N = np.empty(len(c_N), int)
@@ -410,6 +435,7 @@ def _minimum(curve_K, u):
   """The lowest interior minimum of a polynomial over the window of u."""
   # Where the slope is 0, inside the window, and the curve bends upwards.
   roots = np.roots(np.polyder(curve_K))
+  # Roots come as complex numbers; real ones carry an imaginary rounding.
   roots = roots[np.abs(roots.imag) < 1e-9].real
   roots = roots[(roots > u.min()) & (roots < u.max())]
   bend = np.polyval(np.polyder(curve_K, 2), roots)

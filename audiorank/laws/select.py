@@ -33,6 +33,7 @@ def aicc(fit: Fit) -> float:
   The scale counts as a parameter. Infinite where there are too few points.
   """
   n, k = fit.n, fit.size + 1
+  # The denominator of the correction: with fewer points it changes sign.
   if n - k - 1 <= 0:
     return math.inf
   r_N, loss = np.abs(fit.residuals), fit.problem.loss
@@ -54,6 +55,8 @@ def leave_one_out(fit: Fit) -> np.ndarray:
     weight.
   """
   live = np.unique(fit.group_N[fit.problem.w_N > 0])
+  # One fold per group; each row is left out exactly once, so the sum over folds
+  # below picks its own error.
   out_FN = fit.group_N[None] == live[:, None]
   r_FN = residuals_without(fit, out_FN)
   return np.where(out_FN.any(0) & (fit.problem.w_N > 0),
@@ -67,6 +70,8 @@ def residuals_without(fit: Fit, out_FN: np.ndarray) -> np.ndarray:
     fit: a Fit.
     out_FN: which rows each fold leaves out.
   """
+  # Weight 0 leaves rows out without a change of shape, so that all folds are
+  # one batch.
   w_SN = np.where(out_FN, 0., fit.problem.w_N)
   optima = solvers.refit(fit.problem, fit.best, w_SN)
   f_SN = problem_lib.values(fit.problem, optima.c_SQ, optima.theta_SP)
@@ -89,6 +94,7 @@ def largest(data: Data, by: str, fraction: float = .2) -> np.ndarray:
     N booleans.
   """
   col = table.column(data, by)
+  # Ascending, so the first that is small enough holds out the most.
   # The smallest value that leaves at most the fraction above it.
   for value in np.unique(col):
     out = col >= value
@@ -170,17 +176,22 @@ def compare(names: Sequence[str | forms.Form], data: Data,
       one = fit_law(form, data, loss, groups, weights, x, y, delta)
       row.update(aicc=aicc(one), sd=one.sd,
                  loo=_rms(leave_one_out(one), one.problem.w_N),
+                 # A parameter at its bound means that the form wants to be
+                 # another one.
                  at_bound=', '.join(diagnostics.at_bound(one)))
       if not one.converged:
         row['problem'] = 'the search has not converged'
       if out is not None:
         row['held_out'] = held_out(form, data, out, loss, groups, x, y, delta,
                                    weights)
+    # A law that cannot be fitted stays in the table with its reason.
     except ValueError as error:
       row['problem'] = str(error)
     rows.append(row)
   result = pd.DataFrame(rows)
+  # All NaN: sorting would pretend that there is a best law.
   if result['loo'].isna().all():
     raise ValueError(f'no law could be fitted: {rows[0]["problem"]}')
+  # Only differences of AICc mean something.
   result['aicc'] -= result['aicc'].min()
   return result.sort_values('loo', ignore_index=True)

@@ -39,6 +39,8 @@ class Optimum(NamedTuple):
 
 def projected(problem: problem_lib.Problem) -> bool:
   """Returns whether variable projection alone solves this problem."""
+  # Elsewhere squares on y are not what is minimised, or a one-dimensional
+  # search is not enough.
   return (problem.loss == problem_lib.LOSSES['ls']
           and len(problem.form.nonlinear) < 2
           and len(problem.form.linear) in (1, 2))
@@ -85,6 +87,7 @@ def solve(problem: problem_lib.Problem) -> tuple[Optimum, float, int]:
   """
   # Absolute tolerances of the searches presuppose a y of range 1.
   normalized = problem_lib.normalized(problem)
+  # The projected search is global in its bounds: no starts to compare.
   if projected(problem):
     optimum = _project(normalized, problem.w_N[None])
     return _in_units(problem, optimum), 1., 1
@@ -113,6 +116,7 @@ def refit(problem: problem_lib.Problem, start: Optimum, w_SN: np.ndarray,
     fixed: None, or (name, v_S).
   """
   size = problem_lib.unit(problem)
+  # Linear coefficients carry the unit of y; nonlinear ones do not.
   if fixed is not None and fixed[0] in problem.form.linear:
     fixed = fixed[0], np.asarray(fixed[1]) / size
   start = start._replace(c_SQ=start.c_SQ / size)
@@ -124,6 +128,9 @@ def _refit(problem, start, w_SN, fixed):
   if projected(problem):
     return _project(problem, w_SN, fixed)
   if fixed is not None and _depends(problem, fixed[0]):
+    # A Newton search holds fitted numbers. If the reported one depends on
+    # others, the problem is solved in the units of the data, where both are the
+    # same.
     problem, start = _unscaled(problem, start)
   # A resample's optimum is near: one start is enough.
   p_SP = newton.pack(problem.form, start.c_SQ, start.theta_SP)

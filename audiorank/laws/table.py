@@ -61,6 +61,8 @@ def numbers(name: str, values: Any) -> np.ndarray:
     ValueError: it is none; names the column and the row.
   """
   array = np.asarray(values)
+  # np.asarray(True, float) is 1.0: without this, a column of flags would be
+  # fitted as numbers.
   if array.dtype == bool:
     raise ValueError(f'column {name!r} is of true and false: expected numbers')
   try:
@@ -88,6 +90,7 @@ def numbers(name: str, values: Any) -> np.ndarray:
 
 def _not_numeric(name, values, error):
   """The message about a column that is not numeric: its first such row."""
+  # numpy's error names no row, so values are tried one by one.
   for i, value in enumerate(np.asarray(values, object).ravel()):
     try:
       float(value)
@@ -132,6 +135,7 @@ def in_domain(name: str, col: np.ndarray, link: str) -> None:
   """Raises ValueError where a value has no image on the scale of the loss."""
   if link == 'identity':
     return
+  # Exact 0 and 1 have an infinite logit.
   bad = np.flatnonzero((col <= 0) | ((col >= 1) & (link == 'logit')))
   if len(bad):
     expected = 'between 0 and 1'

@@ -33,11 +33,15 @@ def _normal(phi_SNQ, y_SN, w_SN, refine=1):
   ridge_SQ = 1e-13 * size_SQ + 1e-250
   gram_SQQ = gram_SQQ + ridge_SQ[..., None] * np.eye(gram_SQQ.shape[1])
   if gram_SQQ.shape[1] == 1:
+    # One coefficient, the common case of a profile: a division instead of a
+    # call of LAPACK for thousands of 1 x 1 matrices.
     inverse_SQQ = 1 / gram_SQQ
   else:
     inverse_SQQ = np.linalg.inv(gram_SQQ)
   c_SQ = np.zeros(size_SQ.shape)
   r_SN = np.broadcast_to(y_SN, w_SN.shape)
+  # Iterative refinement: normal equations square the condition number, and a
+  # second solve for the residual wins back what that costs.
   for _ in range(1 + refine):
     step_SQ1 = inverse_SQQ @ (weighted_SQN @ r_SN[..., None])
     c_SQ = c_SQ + step_SQ1[..., 0]
@@ -54,6 +58,8 @@ def _with_zeros(phi_SNQ, y_SN, w_SN, positive):
   signed = np.flatnonzero(positive)
   for mask in range(1, 2 ** len(signed)):
     zero = [q for i, q in enumerate(signed) if mask >> i & 1]
+    # The bits of `mask` say which signed coefficients are 0; mask 0 is the
+    # plain solution, which the caller has tried.
     rest_Q = np.ones(Q, bool)
     rest_Q[zero] = False
     c_SQ = np.zeros((S, Q))
@@ -61,6 +67,7 @@ def _with_zeros(phi_SNQ, y_SN, w_SN, positive):
       c_SQ[:, rest_Q], sse_S = _normal(phi_SNQ[..., rest_Q], y_SN, w_SN)
     else:
       sse_S = np.einsum('sn,sn->s', w_SN, y_SN ** 2)
+    # A set counts only if its other coefficients keep their signs.
     better_S = (sse_S < best_S) & ~np.any((c_SQ < 0) & positive, 1)
     best_S = np.where(better_S, sse_S, best_S)
     best_SQ = np.where(better_S[:, None], c_SQ, best_SQ)
@@ -82,6 +89,8 @@ def linear(phi_SNQ: np.ndarray, y_SN: np.ndarray, w_SN: np.ndarray,
   """
   S, N, Q = phi_SNQ.shape
   w_SN, y_SN = np.broadcast_to(w_SN, (S, N)), np.broadcast_to(y_SN, (S, N))
+  # One non-finite term (a power that overflows) would turn the whole solve into
+  # NaN.
   bad_S = ~np.isfinite(phi_SNQ).all((1, 2))
   if bad_S.any():
     phi_SNQ = np.where(bad_S[:, None, None], 0., phi_SNQ)
@@ -100,6 +109,8 @@ def golden(f: Callable[[np.ndarray], np.ndarray], low_S: np.ndarray,
   """Returns the minimum of each of S functions between its two ends."""
   # Forty steps shrink the bracket by 4e-9: the objective, flat at its
   # minimum, is then exact to rounding.
+  # a < b < c < d: each step drops one end and keeps an inner point, so it costs
+  # a single evaluation of f.
   a, d = low_S.copy(), high_S.copy()
   b, c = d - _GOLDEN * (d - a), a + _GOLDEN * (d - a)
   f_b, f_c = f(b), f(c)
@@ -133,19 +144,24 @@ def _scan(phi_GNQ, y_N, w_SN, positive):
            .reshape(N, G * Q)).reshape(-1, G, Q)
   gram = (w_SN @ np.einsum('gnq,gnr->ngqr', phi_GNQ, phi_GNQ)
           .reshape(N, -1)).reshape(-1, G, Q, Q)
+  # What a single term explains of the sum of squares: (w phi y)^2 / (w phi^2).
   total_S1 = (w_SN @ y_N ** 2)[:, None]
   single = [first[..., q] ** 2 / np.maximum(gram[..., q, q], 1e-250)
             for q in range(Q)]
   explained = single[0]
   if Q == 2:
+    # Two terms: Cramer's rule for the 2 x 2 normal equations of every solve and
+    # grid point.
     det = np.maximum(gram[..., 0, 0] * gram[..., 1, 1] -
                      gram[..., 0, 1] ** 2, 1e-250)
     c_0 = gram[..., 1, 1] * first[..., 0] - gram[..., 0, 1] * first[..., 1]
     c_1 = gram[..., 0, 0] * first[..., 1] - gram[..., 0, 1] * first[..., 0]
     both = (c_0 * first[..., 0] + c_1 * first[..., 1]) / det
+    # Where a sign is wrong, the first term alone: near enough to bracket.
     wrong = ((c_0 < 0) & positive[0]) | ((c_1 < 0) & positive[1])
     explained = np.where(wrong, single[0], both)
   sse_SG = total_S1 - explained
+  # A difference below 1e-8 of the total has lost half of float64's digits.
   if (sse_SG.min(1) > 1e-8 * total_S1[:, 0]).all():
     return sse_SG
   return None
@@ -166,6 +182,7 @@ def project(problem: problem_lib.Problem, w_SN: np.ndarray,
     c_SQ, theta_SP (P is 0 or 1) and the sums of squares sse_S.
   """
   form, S = problem.form, len(w_SN)
+  # With its only nonlinear parameter fixed, the law is linear: no search.
   if fixed is not None and fixed[0] in form.nonlinear:
     (name, param), = form.nonlinear.items()
     units: dict[Any, float] = dict(zip(form.x, problem.centre))
@@ -178,6 +195,7 @@ def project(problem: problem_lib.Problem, w_SN: np.ndarray,
                   ) -> tuple[np.ndarray, np.ndarray]:
     """Returns c_SQ and sse_S of some problems at nonlinear parameters."""
     phi_SNQ = problem_lib.basis(form, theta, problem.cols)
+    # Terms without a nonlinear parameter are equal for all problems.
     if phi_SNQ.shape[0] == 1:
       phi_SNQ = np.broadcast_to(phi_SNQ, (len(rows), *phi_SNQ.shape[1:]))
     if fixed is None:
@@ -197,6 +215,8 @@ def project(problem: problem_lib.Problem, w_SN: np.ndarray,
     if fixed is None:
       sse_SG = _scan(problem_lib.basis(form, {name: grid}, problem.cols),
                      problem.y_N, w_SN[rows], problem.positive)
+    # With a fixed coefficient, or where moments are too coarse, every grid
+    # point is solved in full.
     if sse_SG is None:
       every = np.tile(grid, len(rows))
       sse_SG = best_linear({name: every}, np.repeat(rows, len(grid)))[1]
@@ -227,6 +247,7 @@ def _with_fixed(problem, theta, phi_SNQ, w_SN, name, v_S):
   part_SQ, sse_S = linear(rest_SNQ, problem.y_N - v_S[:, None] * lead_SN,
                           w_SN, problem.positive[others])
   c_SQ = np.zeros((len(v_S), Q))
+  # Back to Q coefficients: the fixed one is what the others leave of v.
   c_SQ[:, others] = part_SQ
   explained_S = np.einsum('sq,sq->s', gain_SQ[:, others], part_SQ)
   c_SQ[:, at] = (v_S - explained_S) / gain_SQ[:, at]
@@ -243,6 +264,8 @@ def candidates(problem: problem_lib.Problem, count: int = 16
   form = problem.form
   axes = [_starts(param, problem.cols) for param in form.nonlinear.values()]
   theta_GP = np.zeros((1, 0))
+  # All combinations of the starts; np.unique drops those that clipping to the
+  # bounds has made equal.
   if axes:
     mesh = np.meshgrid(*axes, indexing='ij')
     theta_GP = np.unique(np.stack([m.ravel() for m in mesh], 1), axis=0)
@@ -262,5 +285,6 @@ def candidates(problem: problem_lib.Problem, count: int = 16
     parts.append((c_SQ, problem_lib.objective(problem, f_SN,
                                               problem.w_N[None])))
   c_GQ, value_G = (np.concatenate(part) for part in zip(*parts))
+  # Stable, so that equal objectives are polished in the order of the grid.
   best = np.argsort(value_G, kind='stable')[:count]
   return c_GQ[best], theta_GP[best], value_G[best]
