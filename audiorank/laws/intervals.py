@@ -355,9 +355,9 @@ def _axis(fit, name):
     if param.low >= 0:
       lowest = 0.
     return Axis(best, same, error, (param.high - param.low) / 8,
-                # A logarithm of everything that is positive: a likelihood is
-                # more nearly symmetric there, and doubling steps cover decades.
                 (param.low, param.high), (lowest, math.inf))
+  # A logarithm of everything that is positive: a likelihood is more nearly
+  # symmetric there, and doubling steps cover decades.
   if param is not None or kind == 'positive':
     at = math.log(max(best, 1e-290))
     reach = at - 25., at + 50.

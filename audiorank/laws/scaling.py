@@ -81,9 +81,9 @@ def _quantiles(values_S, confidence):
 
 
 def _rises(fit):
+  """Returns whether the output grows with both inputs, across the data."""
   # From the low corner of the data to the high one, by deciles so that no
   # single outlier decides.
-  """Returns whether the output grows with both inputs, across the data."""
   corner = {name: np.quantile(np.asarray(fit.data[name], float), [.1, .9])
             for name in fit.x}
   low, high = fit.predict(corner)

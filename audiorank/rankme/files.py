@@ -31,6 +31,7 @@ from audiorank.rankme import record
 from audiorank.rankme import streaming
 
 CHUNK = 2 ** 25  # Bytes read at a time, roughly.
+# What safetensors calls them; numpy has no bfloat16 of its own, jax does.
 SAFE_TYPES = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16,
               'BF16': jnp.bfloat16, 'I64': np.int64, 'I32': np.int32}
 
@@ -67,6 +68,7 @@ def open_table(path: str | os.PathLike[str], name: str = '') -> Table:
   if not path.is_file():
     raise FileNotFoundError(f'{path}: no such file')
   try:
+    # Readers see only headers here; the rows come later, by chunks.
     table = readers[path.suffix](path, name)
   except (EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
     raise ValueError(f'{path}: damaged: {error}') from None
@@ -90,6 +92,7 @@ def pick(path: pathlib.Path, name: str, arrays: dict[str, int]) -> str:
       raise ValueError(f'{path}: no array {name!r}: there are '
                        f'{", ".join(sorted(arrays)) or "none"}')
     return name
+  # Without a name, exactly one array may look like embeddings.
   flat = sorted(n for n, dimensions in arrays.items() if dimensions == 2)
   if len(flat) != 1:
     names = ', '.join(flat) or 'none'
@@ -108,6 +111,7 @@ def _npy(path, name):
   if name:
     raise ValueError(f'{path}: an .npy holds one array, without a name')
   try:
+    # allow_pickle=False: a pickle runs code of whoever wrote the file.
     array = np.load(path, mmap_mode='r', allow_pickle=False)
   except ValueError as error:
     raise ValueError(f'{path}: not an .npy of numbers ({error})') from None
@@ -122,6 +126,8 @@ def _npy(path, name):
 
 
 def _header(file):
+  # Of an array in an archive only the header is read: shape and dtype decide
+  # what follows.
   version = np.lib.format.read_magic(file)
   read = {(1, 0): np.lib.format.read_array_header_1_0,
           (2, 0): np.lib.format.read_array_header_2_0}
@@ -149,12 +155,14 @@ def _npz(path, name):
   def chunks() -> Iterator[np.ndarray]:
     step = rows_of(shape, dtype)
     width = math.prod(shape[1:]) * dtype.itemsize
+    # An archive cannot be memory-mapped: rows are read in order.
     with zipfile.ZipFile(path) as archive, archive.open(
         f'{name}.npy') as file:
       _header(file)
       for start in range(0, shape[0], step):
         rows = min(step, shape[0] - start)
         data = file.read(rows * width)
+        # The header may promise more rows than the member has.
         if len(data) < rows * width:
           raise ValueError(f'{label}: cut short')
         yield np.frombuffer(data, dtype).reshape(rows, *shape[1:])
@@ -168,6 +176,7 @@ def _npz(path, name):
 
 def _safetensors(path, name):
   with open(path, 'rb') as file:
+    # The format: eight bytes of length, a header in JSON, then the arrays.
     size = int.from_bytes(file.read(8), 'little')
     if not 0 < size <= path.stat().st_size - 8:
       raise ValueError(f'{path}: not a safetensors file')
@@ -185,10 +194,12 @@ def _safetensors(path, name):
                        f'{", ".join(SAFE_TYPES)}')
     dtype, shape = np.dtype(SAFE_TYPES[entry['dtype']]), tuple(entry['shape'])
     start, end = entry['data_offsets']
+    # Offsets come from the file: checked before memory is mapped at them.
     if (end - start != math.prod(shape) * dtype.itemsize
         or 8 + size + end > path.stat().st_size):
       raise ValueError(f'{path}, array {key}: damaged: {shape} of {dtype} in '
                        f'{end - start} bytes')
+    # mmap refuses a length of 0.
     if not end - start:
       return np.zeros(shape, dtype)
     return np.memmap(path, dtype, 'r', 8 + size + start, shape)
@@ -213,6 +224,7 @@ def numbered(path: pathlib.Path, names: Sequence[str], prefix: str
   Raises:
     ValueError: there are others, or none; names one.
   """
+  # 'd12' has the prefix 'd', '12' the prefix ''.
   prefix_of = {n: re.fullmatch(r'(.*?)\d+', n, re.DOTALL) for n in names}
   by_prefix: dict[str, list[str]] = {}
   others = []
@@ -263,6 +275,7 @@ def _parquet(path, name):
     name = pick(path, name, lists)
     columns, label = [name], f'{path}, column {name}'
     dtype = np.dtype(schema.field(name).type.value_type.to_pandas_dtype())
+    # The width is in no schema of a variable list: the first row tells.
     first = next(file.iter_batches(1, columns=columns), None)
     width = 0
     if first is not None:
@@ -270,10 +283,12 @@ def _parquet(path, name):
   else:
     columns, label = numbered(path, scalars, name), str(path)
     lists, width = {}, len(columns)
+    # Columns of several floating types: the widest.
     dtype = np.result_type(*(schema.field(c).type.to_pandas_dtype()
                              for c in columns))
 
   def values(batch: Any) -> np.ndarray:
+    # A missing value would become NaN, or a 0 that changes the rank.
     if any(column.null_count for column in batch.columns):
       raise ValueError(f'{label}: missing values')
     if not lists:
@@ -304,6 +319,8 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
   path = files.path(path)
   if not path.is_file():
     return ''
+  # Size, first and last MiB: enough to notice another file, and as fast for 100
+  # GB as for one.
   size, part = path.stat().st_size, 1 << 20
   first = files.read_part(path, 0, min(part, size))
   last = files.read_part(path, max(0, size - part), size)
@@ -313,6 +330,7 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
 def _group_ids(path, table, name):
   """Returns the file's array of recording ids, checked against the table."""
   group_N = table.column(name)
+  # Lists or dictionaries as ids cannot be compared.
   if group_N.ndim == 1 and len(group_N) and not np.isscalar(group_N[0]):
     raise ValueError(f'{path}: groups {name}: found '
                      f'{type(group_N[0]).__name__}, expected one id a clip')
@@ -328,10 +346,12 @@ def _stream_state(table, block_N):
   state, start = streaming.init(width, int(block_N.max()) + 1), 0
   buffer_BD = gram.buffer(width)
   for z_ND in table.chunks():
+    # Checked while rows pass, because the file is read only once.
     finite_N = np.isfinite(z_ND).all(axis=1)
     if not finite_N.all():
       raise ValueError(f'{table.label}: NaN or infinity in row '
                        f'{start + int(finite_N.argmin())}')
+    # Half precision: as float32, like embeddings in memory (`gram.checked`).
     if z_ND.dtype.itemsize < 4:
       z_ND = z_ND.astype(np.float32)
     streaming.add_rows(state, z_ND, block_N[start:start + len(z_ND)],
@@ -377,6 +397,7 @@ def _local_rank(path: pathlib.Path, array: str, groups: str) -> record.Fields:
     logging.warning('%s: the rounding of %s moves RankMe by up to 3 %% '
                     '(float16) or 35 %% (bfloat16) where the spectrum decays '
                     'fast', table.label, table.dtype)
+  # Without ids every clip counts as a recording of its own.
   group_N, sources = None, n
   if groups:
     group_N = _group_ids(path, table, groups)

@@ -25,6 +25,7 @@ def _unit_blocks(z_ND):
     length_B = np.linalg.norm(x_BD, axis=1)
     if not np.isfinite(length_B).all():
       gram.refuse_nonfinite(z_ND)
+    # Scaled to length 1, a zero vector would be NaN.
     if not length_B.all():
       raise ValueError(f'embedding {start + int(length_B.argmin())} is zero: '
                        'it has no direction')
@@ -45,9 +46,11 @@ def _of_moments(n, sum_D, gram_DD):
   # Sum of squared cosines of n isotropic directions: n of 1, and 1 / D of
   # each other pair.
   chance = n + n * (n - 1) / width
+  # Unbiased (n - 1), from sums of squares; cancellation may leave -1e-17.
   deviation_D = np.sqrt(np.maximum(np.diag(gram_DD) - sum_D**2 / n, 0)
                         / (n - 1))
   return {
+      # Of all pairs (u, v), the n pairs of a clip with itself taken out.
       'mean_cosine': float((sum_D @ sum_D - n) / (n * (n - 1))),
       'self_clustering': float(((gram_DD**2).sum() - chance)
                                / (n**2 - chance)),
@@ -88,13 +91,16 @@ def uniformity(z_ND: layout.Embeddings, t: float = 2.0,
   """
   z_ND = gram.checked(z_ND)
   if len(z_ND) > limit:
+    # Evenly spaced, not random: the same rows at every evaluation.
     z_ND = z_ND[np.linspace(0, len(z_ND) - 1, limit).astype(int)]
+  # float32: N^2 products dominate, and a cosine needs no more digits.
   u_ND = np.concatenate([u.astype(np.float32) for u in _unit_blocks(z_ND)])
   n, total = len(u_ND), 0.0
   # |u - v|^2 = 2 - 2 cos: N^2 products, a block of rows at a time.
   for start in range(0, n, gram.HOST_ROWS):
     cosine_BN = u_ND[start:start + gram.HOST_ROWS] @ u_ND.T
     total += np.exp(2 * t * (cosine_BN - 1)).sum(dtype=np.float64)
+  # The n pairs of a row with itself contribute exp(0) = 1 each.
   return float(np.log((total - n) / (n * (n - 1))))
 
 
@@ -138,8 +144,11 @@ def lidar(z_NVD: npt.ArrayLike, delta: float = 1e-4,
   # Between clips by their means, within a clip by its views.
   about_ND = mean_ND - mean_ND.mean(axis=0)
   between_DD = about_ND.T @ about_ND / (n - 1)
+  # The views' deviations from their own clip's mean, all clips pooled.
   noise_RD = (z_NVD - mean_ND[:, None]).reshape(-1, width)
   within_DD = noise_RD.T @ noise_RD / (n * (views - 1))
+  # The generalised problem Sb v = lam (Sw + delta I) v has the eigenvalues of
+  # Sw^-1/2 Sb Sw^-1/2, without an inverse root.
   lam_D = scipy.linalg.eigh(between_DD, within_DD + delta * np.eye(width),
                             eigvals_only=True)
   return spectrum.effective_rank(np.maximum(lam_D, 0), eps)
@@ -160,6 +169,7 @@ def token_rank(tokens_NLD: Any) -> float:
     if not (np.isfinite(length_L).all() and length_L.all()):
       raise ValueError('a token is NaN, infinite, or equal to the mean of its '
                        f'clip (clip {len(entropies)}): it has no direction')
+    # Squared singular values are the eigenvalues of the second moment.
     s_K = np.linalg.svd(x_LD / length_L[:, None], compute_uv=False)
     entropies.append(np.log(spectrum.effective_rank(s_K**2, 0.0)))
   return float(np.exp(np.mean(entropies)))

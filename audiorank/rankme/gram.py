@@ -59,6 +59,7 @@ def checked(z_ND: Any, least: int = 2) -> Any:
     raise ValueError('embeddings must be float32 or float64, found '
                      f'{z_ND.dtype}')
   if jnp.finfo(z_ND.dtype).bits < 32:
+    # A warning, not an error: the numbers may exist in no other type.
     warnings.warn(
         f'embeddings are {z_ND.dtype}: its rounding adds a noise floor to the '
         'spectrum, which moves RankMe by up to 3 % (float16) or 35 % '
@@ -70,12 +71,15 @@ def checked(z_ND: Any, least: int = 2) -> Any:
 
 @jax.jit
 def _bad_rows(z_ND):
+  # On the device, so that only two integers come to the host.
   bad_N = ~jnp.isfinite(z_ND).all(axis=1)
   return bad_N.sum(), bad_N.argmax()
 
 
 def refuse_nonfinite(z_ND: layout.Embeddings) -> NoReturn:
   """Raises the ValueError that names the rows which are not finite."""
+  # Reached only after a Gram matrix was not finite: rows are searched when
+  # there is something to report, not before every rank.
   if isinstance(z_ND, jax.Array):
     count, first = (int(x) for x in jax.device_get(_bad_rows(z_ND)))
   else:
@@ -101,6 +105,7 @@ def _blocks(low, high, leaf):
   """
   if high - low <= leaf:
     return [(low, high, low, high)]
+  # The square above the diagonal, then the two triangles beside it.
   half = low + (high - low) // 2
   return [(low, half, half, high), *_blocks(low, half, leaf),
           *_blocks(half, high, leaf)]
@@ -112,6 +117,7 @@ def _triangle(width):
 
 def _over_rows(add, sums, z_ND, rows):
   """Returns sums with all of z_ND added, `rows` rows at a time."""
+  # One block at a time, so that what `add` makes of its rows stays small.
   n = len(z_ND)
   rows = min(rows, n)
   sums = lax.fori_loop(
@@ -164,6 +170,7 @@ def block_rows(z_ND: jax.Array) -> int:
 
 def _device_moments(z_ND, axes, rows):
   sums = block_moments(z_ND, rows)
+  # Sums of rows add up over devices: D x D numbers cross the mesh, no row does.
   if axes:
     sums = lax.psum(sums, axes)
   sum_D, parts = sums
@@ -181,6 +188,7 @@ def traced_eigenvalues(gram_DD: jax.Array) -> jax.Array:
 
 
 def _lapack(gram_DD):
+  # The first half of LAPACK's symmetric eigensolver; `_dsyevd` is the second.
   _, diagonal_D, beside_D, _ = lax.linalg.tridiagonal(gram_DD, lower=True)
   return _dsyevd(jnp.diag(diagonal_D) + jnp.diag(beside_D, -1)
                  + jnp.diag(beside_D, 1))
@@ -192,6 +200,7 @@ def _dsyevd(tridiagonal_DD):
   # left to reduce.
   shape = lambda size, dtype: jax.ShapeDtypeStruct(size, dtype)
   width = len(tridiagonal_DD)
+  # mode 'N': eigenvalues alone. 'L': they are read from the lower triangle.
   _, square_D, wrong = jax.ffi.ffi_call(
       'lapack_dsyevd_ffi',
       (shape((width, width), jnp.float64), shape((width,), jnp.float64),
@@ -220,11 +229,13 @@ def _digits(z_BD, exponent_D):
 
   z = 2^exponent * sum over i of digit_i * 2^-(6 + 7 i).
   """
+  # Scaling by a power of two is exact; the first digit is then at most 64.
   x_BD = jnp.ldexp(z_BD, 6 - exponent_D[None])
   digits = []
   for _ in range(SLICES):
     digit_BD = jnp.round(x_BD)
     digits.append(digit_BD.astype(jnp.int8))
+    # What rounding left, shifted by the next seven bits.
     x_BD = (x_BD - digit_BD) * 128
   return digits
 
@@ -243,6 +254,7 @@ def _device_sliced(z_ND, axes):
                      jnp.max(jnp.abs(z_ND), axis=0), jnp.inf)
   if axes:
     peak_D = lax.pmax(peak_D, axes)
+  # The exponents must agree on all devices, or their sums could not be added.
   exponent_D = jnp.frexp(peak_D)[1]
   # Products of digits i and j have the weight 2^-7(i + j): one sum an order.
   orders = 2 * SLICES - 1
@@ -255,9 +267,12 @@ def _device_sliced(z_ND, axes):
         product_DD = lax.dot_general(
             left_BD, digits[j], (((0,), (0,)), ((), ())),
             preferred_element_type=jnp.int32)
+        # digit_i^T digit_j and its transpose have the same weight: one product
+        # serves both orders.
         if i != j:
           product_DD += product_DD.T
         products[i + j] += product_DD
+    # Sums of the columns, for the mean, from the same digits.
     columns = jnp.stack([d.astype(jnp.int32).sum(axis=0) for d in digits])
     new = _split(jnp.stack(products)), _split(columns)
     return jax.tree.map(jnp.add, sums, new)
@@ -297,6 +312,7 @@ def sliced_moments(
   mesh, _ = layout.row_mesh(z_ND)
   with layout.mesh_context(mesh):
     sums, exponent_D, peak_D = jax.device_get(sliced_program(z_ND))
+  # Digits of infinity mean nothing; NaN tells the caller, who names the rows.
   if not np.isfinite(peak_D).all():
     width = len(peak_D)
     return np.full(width, np.nan), np.full((width, width), np.nan)
@@ -338,6 +354,8 @@ def mirror(gram_DD: layout.Floats) -> None:
   width = len(gram_DD)
   for start in range(0, width, MIRRORED):
     end = start + MIRRORED
+    # The square on the diagonal has both triangles; the columns beside it take
+    # over rows below.
     square_DD = gram_DD[start:end, start:end]
     square_DD[:] = np.tril(square_DD) + np.tril(square_DD, -1).T
     gram_DD[start:end, end:] = gram_DD[end:, start:end].T
@@ -384,6 +402,7 @@ def moments(z_ND: layout.Embeddings) -> tuple[layout.Floats, layout.Floats]:
   if layout.on_host(z_ND):
     # numpy reads them without a copy.
     return _summed(map(np.asarray, layout.row_shards(z_ND)), z_ND.shape[1])
+  # A TPU has no float64 arithmetic.
   if layout.platform(z_ND) == 'tpu':
     return sliced_moments(z_ND)
   mesh, _ = layout.row_mesh(z_ND)

@@ -50,6 +50,7 @@ def assign_blocks(n: int, blocks: int = streaming.BLOCKS,
   if groups.shape != (n,):
     raise ValueError(f'groups of shape {groups.shape} for {n} embeddings')
   try:
+    # Recordings as numbers, and how many clips each has.
     _, group_N, size_J = np.unique(groups, return_inverse=True,
                                    return_counts=True)
   except TypeError:
@@ -58,6 +59,8 @@ def assign_blocks(n: int, blocks: int = streaming.BLOCKS,
   # A manifest sorted by category would deal its categories evenly round the
   # blocks and hide their variance: hence the shuffle, with a fixed seed.
   order = np.random.default_rng(0).permutation(len(size_J))
+  # Largest first to the least loaded block (longest processing time first):
+  # blocks come out nearly equal. Stable, so the shuffle decides among equals.
   order = order[np.argsort(-size_J[order], kind='stable')]
   load_B = np.zeros(min(blocks, len(size_J)), np.int64)
   block_J = np.empty(len(size_J), np.int64)
@@ -90,6 +93,7 @@ def _state_of(z_ND, block_N):
   if z_ND.is_fully_addressable and not layout.on_host(z_ND):
     streaming.add_rows(state, np.asarray(z_ND), block_N, buffer_BD)
     return state
+  # Rows that are replicated count once: only the first replica of each.
   for shard in z_ND.addressable_shards:
     if shard.replica_id == 0:
       streaming.add_rows(state, np.asarray(shard.data),
@@ -190,6 +194,7 @@ def jackknife(whole: float, without_B: npt.NDArray[np.float64],
   share_B = n_B / n_B.sum()
   free = len(n_B) * whole - ((1 - share_B) * without_B).sum()
   pseudo_B = whole / share_B - (1 / share_B - 1) * without_B
+  # Blocks weigh by their share of the clips.
   variance = ((pseudo_B - free)**2 / (1 / share_B - 1)).mean()
   return float(np.sqrt(variance)), float(free)
 
@@ -202,6 +207,7 @@ def _infinitesimal(state, center, eps):
   same for either half.
   """
   b = len(state.n_B)
+  # Two halves of the blocks, each a sample of half the size.
   halves = [streaming.total(streaming.State(*(a[half] for a in state)))
             for half in (slice(0, b // 2), slice(b // 2, b))]
   n, sum_D, gram_DD = (sum(parts) for parts in zip(*halves))
@@ -214,19 +220,26 @@ def _infinitesimal(state, center, eps):
   lam_K, v_DK = (a[..., ::-1][..., :n] for a in (lam_D, v_DD))
   s_K = np.sqrt(np.maximum(lam_K, 0))
   whole = np.log(spectrum.effective_rank(s_K, eps))
+  # d s / d lambda = 1 / (2 s); directions at rounding level have no slope.
   slope_K = np.divide(summaries.log_rank_slope(s_K, eps), 2 * s_K,
                       out=np.zeros_like(s_K), where=s_K > 1e-8 * s_K[0])
   weight_DD = _weighted(v_DK, slope_K)
   own_D = weight_DD.diagonal()
   # Of the states' Gram matrices only the lower triangles count.
+  # trace(weight gram_B), from lower triangles: the off-diagonal ones count
+  # twice, the diagonal once.
   pull_B = (2 * (state.gram_BDD.reshape(b, -1) @ weight_DD.ravel())
             - np.diagonal(state.gram_BDD, axis1=1, axis2=2) @ own_D)
   if center:
     at_mean_D = weight_DD @ mean_D + mean_D @ weight_DD - own_D * mean_D
+    # The mean moves with the block too: its part of the centred Gram matrix.
     pull_B += state.n_B * (mean_D @ at_mean_D) - 2 * state.sum_BD @ at_mean_D
+  # The infinitesimal jackknife: the standard error is the length of the pulls.
   se = np.sqrt(b / (b - 1) * (pull_B**2).sum())
   first, other = (part[0] for part in halves)
   away = _log_rank(*halves[0], center, eps) - whole
+  # The half's deviation less its first-order part is the bias of the smaller
+  # sample; biases go as 1 / n, which rescales it to the whole.
   bias = (away - pull_B[:b // 2].sum() * n / first) * first / other
   if math.isnan(bias):  # A half without a spectrum: too little to go by.
     se = math.nan
@@ -239,6 +252,7 @@ def _weighted(v_DK, weight_K):
   As differences of squares: BLAS finds a square's triangle in half the time.
   """
   lower_DD = np.zeros((len(v_DK),) * 2)
+  # Weights of both signs: a sum of squares for each.
   for sign in (1., -1.):
     some_K = sign * weight_K > 0
     x_KD = (v_DK[:, some_K] * np.sqrt(sign * weight_K[some_K])).T
@@ -260,6 +274,7 @@ def _finish(whole, se, free, n, width, confidence, center, eps, blocks,
   endless = most(width, width, eps)
   if math.isfinite(se):
     # On log R, whose errors are nearer to normal and keep R above 0.
+    # Blocks are the independent pieces, hence blocks - 1 degrees of freedom.
     reach = se * special.stdtrit(blocks - 1, (1 + confidence) / 2)
     low, high = _possible(value, math.exp(whole - reach),
                           math.exp(min(whole + reach, 100.)), largest)
@@ -275,6 +290,8 @@ def _finish(whole, se, free, n, width, confidence, center, eps, blocks,
   else:
     se, free = None, math.nan
     low, high, low_inf, high_inf = least, largest, least, endless
+  # log R(n) = log R - c D / n holds from about four clips per dimension on;
+  # below it there is nothing to extrapolate.
   value_inf, bias = None, None
   if n >= spectrum.ENOUGH * width and math.isfinite(free):
     value_inf = min(max(math.exp(free), low_inf), high_inf)
@@ -291,6 +308,7 @@ def _finish(whole, se, free, n, width, confidence, center, eps, blocks,
 
 
 def _of_state(state, confidence, center, eps, method):
+  # An empty block leaves out nothing, so it would count as a perfect replicate.
   state = streaming.State(*(a[state.n_B > 0] for a in state))
   if len(state.n_B) < 2:
     raise ValueError('an interval needs at least 2 recordings (or blocks), '
@@ -302,6 +320,7 @@ def _of_state(state, confidence, center, eps, method):
   else:
     n, sum_D, gram_DD = streaming.total(state)
     whole = _whole(n, sum_D, gram_DD, center, eps)
+    # Sums less the block's own: no second pass over the embeddings.
     without_B = np.array([
         _log_rank(n - m, sum_D - s_D, gram_DD - g_DD, center, eps)
         for m, s_D, g_DD in zip(*state)])
@@ -318,6 +337,7 @@ def _device_jackknife(z_ND, n, axes, blocks, rows, center, eps):
   """
   local, width = z_ND.shape
   size = -(-local // blocks)
+  # Blocks of equal size, since shapes are static; zero rows add nothing.
   z_ND = jnp.pad(z_ND, ((0, size * blocks - local), (0, 0)))
   # Each device leaves out its own blocks: no matrix crosses a wire but the
   # sum.
@@ -326,6 +346,7 @@ def _device_jackknife(z_ND, n, axes, blocks, rows, center, eps):
       lambda z: gram_lib.block_moments(z, rows), z_GND)
   assemble = functools.partial(gram_lib.assemble, width=width)
   gram_GDD = jax.vmap(assemble)(parts)
+  # How many true rows each block has: padding may fill the last ones.
   first = lax.axis_index(axes) * local
   edge_G = jnp.minimum(jnp.arange(blocks + 1) * size, local) + first
   n_G = jnp.diff(jnp.minimum(edge_G, n))
@@ -335,15 +356,18 @@ def _device_jackknife(z_ND, n, axes, blocks, rows, center, eps):
 
   def log_rank(m: jax.Array, sum_D: jax.Array, gram_DD: jax.Array
                ) -> jax.Array:
+    # The covariance about the mean of the rows that are left.
     if center:
       gram_DD = gram_DD - jnp.outer(sum_D, sum_D) / m
     square_D = gram_lib.traced_eigenvalues(gram_DD)[::-1]
     # The rows left are at least n - size; fewer than D only if n is small.
     alive_D = jnp.arange(width) < m
     s_D = jnp.sqrt(jnp.maximum(square_D, 0)) * alive_D
+    # As `spectrum.effective_rank`, which cannot run inside this program.
     p_D = s_D / s_D.sum() + eps
     return (jax.scipy.special.entr(p_D) * alive_D).sum()
 
+  # One decomposition at a time: together they would need a workspace each.
   without_G = lax.map(lambda part: log_rank(n - part[0], sum_D - part[1],
                                             gram_DD - part[2]),
                       (n_G, sum_GD, gram_GDD))
@@ -355,6 +379,7 @@ def _device_jackknife(z_ND, n, axes, blocks, rows, center, eps):
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _mesh_program(z_ND, center, eps):
   mesh, axes = layout.row_mesh(z_ND)
+  # At least eight blocks in all, and a whole number of them per device.
   blocks = -(-8 // mesh.size)
   rows = gram_lib.block_rows(z_ND)
   local = functools.partial(
@@ -374,6 +399,7 @@ def _of_mesh(z_ND, confidence, center, eps):
     gram_lib.refuse_nonfinite(z_ND)
   n, width = z_ND.shape
   whole = _whole(n, sum_D, gram_DD, center, eps)
+  # Blocks that are padding alone left out nothing.
   without_B, n_B = without_B[n_B > 0], n_B[n_B > 0]
   se, free = jackknife(whole, without_B, n_B)
   return _finish(whole, se, free, n, width, confidence, center, eps,
@@ -450,6 +476,7 @@ def curve(state: streaming.State, center: bool = False,
   # Blocks hold whole recordings, so smaller samples hold fewer of them.
   live = np.flatnonzero(state.n_B)
   out: list[tuple[int, float]] = []
+  # Nested samples: differences along the curve are not noise between samples.
   for share in (8, 4, 2, 1):
     take = live[:max(1, len(live) // share)]
     n, sum_D, gram_DD = streaming.total(

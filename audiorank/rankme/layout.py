@@ -40,11 +40,13 @@ def row_mesh(z_ND: Embeddings) -> tuple[AnyMesh | None, tuple[str, ...]]:
     mesh: AnyMesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
       return None, ()
+  # Of a concrete array its own sharding says where rows lie.
   elif isinstance(z_ND, jax.Array) and isinstance(z_ND.sharding,
                                                   NamedSharding):
     mesh = z_ND.sharding.mesh
   else:
     return None, ()
+  # Manual axes belong to a shard_map of the caller: rows are already local.
   axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types)
                if kind != AxisType.Manual)
   if not axes or mesh.size == 1:
@@ -56,12 +58,14 @@ def platform(z_ND: Embeddings) -> str:
   """Returns 'cpu', 'gpu' or 'tpu', where the work on z_ND will run."""
   if is_traced(z_ND) or not isinstance(z_ND, jax.Array):
     return jax.default_backend()
+  # All devices of an array are of one kind.
   device: Any = next(iter(z_ND.sharding.device_set))
   return device.platform
 
 
 def place(z_ND: jax.Array, mesh: AnyMesh, spec: P) -> jax.Array:
   """Returns z_ND with a sharding, inside a trace, for any mesh axes."""
+  # Sharding in types: there a constraint is not enough, a reshard is needed.
   if AxisType.Explicit in mesh.axis_types:
     return jax.sharding.reshard(z_ND, spec)
   return lax.with_sharding_constraint(z_ND, spec)
@@ -93,6 +97,7 @@ def on_host(z_ND: jax.Array) -> bool:
 
   That is, on CPU devices of this process alone.
   """
+  # Divided by columns, no shard has whole rows.
   return (platform(z_ND) == 'cpu' and z_ND.is_fully_addressable
           and all(shard.data.shape[1] == z_ND.shape[1]
                   for shard in z_ND.addressable_shards))

@@ -68,6 +68,7 @@ def spectrum_fields(state: streaming.State) -> Fields:
   n, width = int(state.n_B.sum()), state.sum_BD.shape[1]
   fields = {}
   for name, center in (('rank', False), ('rank_center', True)):
+    # One state serves both spectra: embeddings are passed over once.
     s_K = spectrum.singular_values(state, center=center)
     if s_K.sum() > 0:
       fields[name] = {
@@ -88,6 +89,8 @@ def shares(s_K: npt.NDArray[np.float64],
 
   At most `most` values of k, at equal ratios: enough to draw the spectrum.
   """
+  # Equal ratios, since spectra are looked at on logarithmic axes; rounding
+  # repeats the first ones.
   k = np.unique(np.rint(np.geomspace(1, len(s_K), most)).astype(int))
   share_K = s_K / s_K.sum()
   return [[int(i), float(share_K[i - 1])] for i in k]

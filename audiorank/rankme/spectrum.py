@@ -127,12 +127,15 @@ def _tsqr(z_ND, center):
     r_DD = _local_qr(z_ND)
   else:
     def reduce(z_ND):
+      # Factors of D x D are gathered, not rows: R of stacked R's is R of all.
       r_DD = lax.all_gather(_local_qr(z_ND), axes, tiled=True)
       return jnp.linalg.qr(r_DD, mode='r')
     r_DD = jax.shard_map(reduce, mesh=mesh, in_specs=P(axes), out_specs=P(),
                          check_vma=False)(
                              layout.spread_rows(z_ND, mesh, axes))
+  # R has the singular values of z: Q is orthogonal.
   s_K = jnp.linalg.svd(r_DD, full_matrices=False, compute_uv=False)
+  # Padded rows give more than min(N, D) values; the others are 0.
   return s_K[:min(n, width)]
 
 
@@ -186,6 +189,8 @@ def singular_values(z_ND: layout.Embeddings | streaming.State,
       raise ValueError(f'a rank needs at least 2 clips, found {n}')
     return _of_moments(n, sum_D, gram_DD, center)
   z_ND: Any = gram_lib.checked(z_ND)  # type: ignore[no-redef]
+  # Inside a jit of the caller no value is known: nothing can be raised, and
+  # results are jax arrays.
   if layout.is_traced(z_ND):
     if method == 'sliced':
       raise ValueError("method 'sliced' ends on the host: call it outside jit")
@@ -202,6 +207,7 @@ def singular_values(z_ND: layout.Embeddings | streaming.State,
     mesh, _ = layout.row_mesh(z_ND)
     with layout.mesh_context(mesh):
       s_K = np.asarray(program(z_ND, center), np.float64)
+      # All rows nearly one vector: what is left is float32 rounding.
       if center and (s_K ** 2).sum() <= CONSTANT_32 * float(
           jnp.vdot(z_ND, z_ND)):
         s_K = np.zeros_like(s_K)

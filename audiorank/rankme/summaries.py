@@ -20,6 +20,7 @@ ALPHA_FIRST, ALPHA_LAST = 11, 100
 def _alpha_req(lam_K):
   """Returns (decay exponent of lam_j ~ j^-alpha, first, last index)."""
   first, last = ALPHA_FIRST, min(ALPHA_LAST, len(lam_K))
+  # Fewer than 22 eigenvalues: from the first one on.
   if last < 2 * ALPHA_FIRST:
     first = 1
   j = np.arange(first, last + 1)
@@ -44,7 +45,10 @@ def certificate(s_K: npt.ArrayLike, eps: float = 1e-7,
   s_K = np.asarray(s_K, np.float64)
   if energy is None:
     energy = (s_K**2).sum()
+  # EPS64 is 2 u, so this is 4 u ||Z||^2, the most an eigenvalue can move.
   move = 2 * EPS64 * energy
+  # s moves by about move / s; where s^2 is below the bound itself, it may move
+  # by its root.
   shift_K = move / np.maximum(s_K, np.sqrt(move))
   return float(np.abs(log_rank_slope(s_K, eps)) @ shift_K)
 
@@ -52,6 +56,7 @@ def certificate(s_K: npt.ArrayLike, eps: float = 1e-7,
 def log_rank_slope(s_K: layout.Floats, eps: float = 1e-7) -> layout.Floats:
   """Returns d log RankMe / d s_k, the weights of first-order errors."""
   total = s_K.sum()
+  # With eps=0 a share of 0 has no logarithm; its weight is 0 as well.
   log_p_K = np.log(np.maximum(s_K / total + eps, np.finfo(np.float64).tiny))
   return -(log_p_K - s_K @ log_p_K / total) / total
 
@@ -96,8 +101,10 @@ def metrics(s_K: npt.ArrayLike, n: int,
   rank = spectrum.effective_rank(s_K, eps)
   lam_K = s_K**2 / n
   energy = lam_K.sum()
+  # Energies are squares of singular values; RankMe's shares are not.
   share_K = np.cumsum(lam_K) / energy
   alpha, first, last = _alpha_req(lam_K)
+  # Embeddings are float32, whatever the spectrum was computed in.
   single = float(np.finfo(np.float32).eps)
   out = {
       'rankme': rank,
