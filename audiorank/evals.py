@@ -51,6 +51,7 @@ def eval_steps(config: Config) -> list[int]:
   `monitor.first_eval`, and every multiple of `monitor.eval_every`.
   """
   last, monitor = config.train.steps, config.monitor
+  # Equal ratios: representations change fastest at the beginning.
   between = np.geomspace(min(monitor.first_eval, max(last, 1)), max(last, 1),
                          monitor.num_evals - 1)[:-1]
   fixed: Iterable[int] = ()
@@ -125,6 +126,7 @@ def evaluate(config: Config, state: train_state.TrainState,
 
   per_layer, per_sample = [], []
   with jax.set_mesh(mesh):
+    # The final layer first: its fields are the record's own.
     for layer in ('final', *layers(config)):
       per_layer.append(rank_fields(samples.monitor, layer))
       if per_layer[-1] is None:
@@ -154,6 +156,7 @@ def valid_loss(config: Config, variables: Any,
   first = jax.process_index() * share
   losses = []
   for i in range(0, len(valid_NS), B):
+    # This process's rows of the global batch.
     wave_BS = valid_NS[i:i + B][first:first + share]
     losses.append(float(loss_of(variables, sharding.to_global(wave_BS, mesh))))
   return float(np.mean(losses))
@@ -172,16 +175,21 @@ def evaluate_once(workdir: pathlib.Path, config: Config,
   if jax.process_count() > 1:
     # All processes must agree on it; a shared file system may lag.
     known = bool(multihost_utils.broadcast_one_to_all(np.int32(known)))
+  # A record is never measured twice: a resumed run keeps what it reported.
   if known:
     return files.read_json(path)
   further: Iterable[tuple[str, sampling.Sample]] = ()
+  # Further samples cost as much again, so only at both ends.
   if step in (0, config.train.steps):
     further = sampling.further(config)
   fields = evaluate(config, state, samples, mesh, stop, further)
   if fields is None:
     return None
+  # Alarms compare with earlier steps only, so they are the same in a run that
+  # was resumed.
   before = [r for r in records.read(workdir, 'monitor') if r['step'] < step]
   fields['alarms'] = alarms(fields, step, before)
+  # All processes have the same numbers; one writes.
   if jax.process_index() == 0:
     records.write(workdir, 'monitor', step, fields)
   log_new_alarms(workdir.name, fields['alarms'], before)
@@ -216,6 +224,7 @@ def alarms(fields: Fields, step: int, before: Sequence[Fields] = ()
     out.append({'kind': kind, 'value': value, 'threshold': threshold,
                 'step': step})
 
+  # A rank of None (all embeddings zero) is below every threshold.
   rank, centred = fields['rank']['value'] or 0., fields['rank_center']
   if fields['n'] < CLIPS_PER_DIMENSION * fields['width']:
     alarm('small_sample', fields['n'], CLIPS_PER_DIMENSION * fields['width'])
@@ -237,6 +246,8 @@ def alarms(fields: Fields, step: int, before: Sequence[Fields] = ()
   elif loss is not None and losses and loss > LOSS_RISE * min(losses):
     alarm('valid_loss_rise', loss, min(losses))
   earlier = None
+  # RankMe falls steeply at the start of most trainings: the change from the
+  # first evaluation to the second is no alarm.
   if len(before) > 1:
     earlier = before[-1]['rank']['value']
   if earlier and rank and not 1 / RANK_JUMP < rank / earlier < RANK_JUMP:

@@ -61,6 +61,7 @@ class Feed:
     names = [(s.subset.sha256, c.data.seed) for c, s in zip(configs, samples)]
     unique = {name: (c, s) for name, c, s in zip(names, configs, samples)}
     self.shared = len(unique) == 1
+    # Which of the different streams each run takes its batches from.
     self._of_run = [list(unique).index(name) for name in names]
     self._place = place
     self.audio_RW: jax.Array | None = None
@@ -88,6 +89,7 @@ class Feed:
     batches = [self._next() for _ in range(count)]
     if count == 1:
       return self._place(batches[0], 0)
+    # The first axis is the steps of the call; runs or rows come second.
     return self._place(np.stack(batches), 1)
 
   def close(self) -> None:
@@ -96,6 +98,7 @@ class Feed:
       stream.close()
 
   def _next(self) -> np.ndarray:
+    # Every stream advances by one batch, also for runs that have diverged.
     batches = [next(stream) for stream in self._streams]
     if self.shared:
       return batches[0]
@@ -113,6 +116,7 @@ def resident_corpus(config: Config, samples: Sequence[sampling.Samples],
   candidates = [samples[0].usable]
   if shared:
     candidates.append(samples[0].subset)
+  # The larger one first: it serves more runs.
   for corpus in candidates:
     if fits(config.data.in_memory, resident.size(corpus)):
       return corpus
@@ -130,10 +134,12 @@ def fits(wanted: bool, size: int) -> bool:
     size: bytes of the corpus.
   """
   if jax.default_backend() == 'cpu':
+    # All of the machine's memory, since cgroup limits are not visible here.
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     return wanted and size < HOST_SHARE * memory / (os.cpu_count() or 1)
   if _FROM_DISK:
     return False
+  # A backend without statistics has a limit of 0 here: read from disk.
   stats = jax.local_devices()[0].memory_stats() or {}
   return size < DEVICE_SHARE * stats.get('bytes_limit', 0)
 
@@ -164,6 +170,7 @@ def stream_audio(config: Config, subset: data.Corpus, step: int,
 def stream_places(config: Config, subset: data.Corpus, step: int,
                   on_devices: resident.Resident) -> Any:
   """Returns `stream_audio`'s iterator, of where the clips are on devices."""
+  # This process's rows of the global batch, as in `data.stream`.
   share = config.train.batch // jax.process_count()
   first = jax.process_index() * share
   return resident.stream(

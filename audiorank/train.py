@@ -86,6 +86,7 @@ def describe(config: Config, subset: data.Corpus,
       'parameters': flops.parameter_counts(shapes.params),
       'flops_per_clip': train_state.flops(config),
       'hours': subset.hours, 'records': len(subset),
+      # The baseline of a run is looked up by this id, not by its size.
       'corpus': subset.sha256, 'baseline': baselines.untrained_id(config)}
 
 
@@ -133,6 +134,8 @@ def run(workdir: str | os.PathLike[str], config: Config,
     Diverged: the loss is not finite; and as `fit`.
   """
   (one,), stepper = _fit([workdir], [config], stop, status)
+  # A caller of one run expects an error, one of several a list of those that
+  # failed.
   if one.diverged:
     raise one.diverged
   return stepper.state(0), stepper.mesh
@@ -171,6 +174,7 @@ class Alone:
     self.mesh, self.devices = mesh, mesh.size
     self._programs = train_state.programs(run.config, mesh)
     self._hparams = train_state.make_hparams(run.config)
+    # Batches are split over the mesh; a corpus on the devices is whole on each.
     self.feed = feed.Feed(
         [run.config], [run.samples], step,
         lambda rows, axis: sharding.to_global(rows, mesh, axis),
@@ -181,6 +185,7 @@ class Alone:
     program = self._programs.step
     if count > 1:
       program = self._programs.steps
+    # Shardings in the model are written as axis names, which need a mesh.
     with jax.set_mesh(self.mesh):
       self._state, numbers = program(self._state, batches, self._hparams,
                                      self.feed.audio_RW)
@@ -219,15 +224,19 @@ class Packed:
       return jax.device_put(
           jax.tree.map(lambda *leaves: np.stack(leaves), *trees), spread)
 
+    # By way of the host: the states lie on one device, the stack on all.
     self._states = stack([jax.device_get(state) for state in states])
     self._hparams = stack([train_state.make_hparams(r.config) for r in runs])
     self.feed = feed.Feed([r.config for r in runs], [r.samples for r in runs],
                           step, self._place, NamedSharding(sweep, P()))
     self._sweep = sweep
+    # Hyper-parameters are stacked too, so one program serves all learning rates
+    # and seeds.
     self._programs = train_state.packed_programs(
         runs[0].config, spread, self.feed.shared)
 
   def _place(self, rows, axis):
+    # Runs with equal batches get one copy; others each get their own.
     spec = P(*[None] * axis, 'sweep')
     if self.feed.shared:
       spec = P()
@@ -270,6 +279,7 @@ class Outputs:
 
   def at(self, step: int, run: int) -> dict[str, float]:
     """Returns the numbers of one step of one run."""
+    # Not before a number is asked for: until then the devices can work ahead.
     if not self._fetched:
       self._arrays = {
           name: np.reshape(array, self._shape)
@@ -284,11 +294,13 @@ def _fit(workdirs, configs, stop, status):
   workdirs, first = [files.path(w) for w in workdirs], configs[0]
   status = status or progress.Status()
   mesh = sharding.mesh(first.mesh.data, first.mesh.fsdp)
+  # Packed runs have a device each, whatever mesh their config names.
   if len(configs) > 1:
     mesh = sharding.mesh(1, 1)
     check_group(workdirs, configs)
   for config in configs:
     check(config, mesh)
+  # The clips to train on, and the fixed clips of the evaluations.
   samples = [sampling.samples(config) for config in configs]
   with contextlib.ExitStack() as stack:
     runs, states = open_runs(stack, workdirs, configs, samples, mesh)
@@ -297,9 +309,12 @@ def _fit(workdirs, configs, stop, status):
     if len(runs) > 1:
       kind = Packed
     stepper = kind(runs, states, mesh, step)
+    # Closed in reverse order: the feed before the writers and checkpoints of
+    # `open_runs`.
     stack.callback(stepper.feed.close)
     # Steps free the memory of the states before them, unless named here.
     del states
+    # Only for the progress bar and the log.
     name = workdirs[0].name
     if len(runs) > 1:
       name += f' and {len(runs) - 1} others'
@@ -341,6 +356,7 @@ def open_runs(stack: contextlib.ExitStack, workdirs: Sequence[pathlib.Path],
   folders = [workdir / 'checkpoints' for workdir in workdirs]
   for folder in folders:
     folder.mkdir(parents=True, exist_ok=True)
+  # Before any checkpoint manager caches which steps there are.
   if len(folders) > 1:
     common_step(folders)
   runs, states = [], []
@@ -348,10 +364,12 @@ def open_runs(stack: contextlib.ExitStack, workdirs: Sequence[pathlib.Path],
       workdirs, folders, configs, samples):
     manager = stack.enter_context(checkpoint.open_manager(
         folder, config.checkpoint.save_every, config.checkpoint.keep_every))
+    # Asked before `seal` gives the last save its checksums.
     unverified = checkpoint.unsealed(folder)
     state = first_state(config, manager, folder, sample, mesh)
     step = int(state.step)
     checkpoint.seal(folder)
+    # Rows after the restored step would otherwise be there twice.
     if main:
       records.cut_metrics(workdir, step)
       records.write(workdir, 'run', 0, {
@@ -392,11 +410,14 @@ def common_step(folders: Sequence[pathlib.Path]) -> int:
   newest = {folder: checkpoint.newest(folder) for folder in folders}
   saved = [step for step in newest.values() if step is not None]
   least = -1
+  # A run without any save starts afresh, so all have to.
   if len(saved) == len(newest):
     least = min(saved)
   for folder, step in newest.items():
     if step is None or step == least:
       continue
+    # One save of difference comes from a death between two saves; more is
+    # another history.
     if least not in checkpoint.steps(folder)[-2:]:
       others = str(least)
       if least < 0:
@@ -416,6 +437,7 @@ def first_state(config: Config, manager: ocp.CheckpointManager,
     state = checkpoint.restore(manager, folder, programs.shapes,
                                programs.shardings)
     if state is None:
+      # Nothing to restore: the run starts here.
       state = programs.init(train_state.make_hparams(config))
       if config.train.calibrate_batch_norm:
         state = train_state.with_statistics(state, *mel_statistics(
@@ -440,6 +462,7 @@ def train_loop(runs: Sequence[Run], stepper: Alone | Packed, step: int,
   # ends with the same numbers.
   while live(runs):
     left = False
+    # Save first: an evaluation that dies is repeated from this very state.
     if step == last or step % config.checkpoint.save_every == 0:
       with timer.pause():
         save(runs, stepper, bar, force=step == last)
@@ -453,6 +476,7 @@ def train_loop(runs: Sequence[Run], stepper: Alone | Packed, step: int,
       status.report('evaluating', step, last, force=True)
       with timer.pause():
         left = not evaluate(runs, stepper, step, stop, bar)
+    # After its evaluation, so that the last step has a record too.
     if step == last and not left:
       break
     if left or stop(step):
@@ -460,10 +484,13 @@ def train_loop(runs: Sequence[Run], stepper: Alone | Packed, step: int,
       seal(runs)
       raise Preempted(f'saved at step {step}', diverged(runs))
     count = call_length(config, step, eval_steps)
+    # Time spent waiting for data is reported apart from the steps.
     with timer.data_wait():
       batches = stepper.feed.next(count)
     outputs = Outputs(stepper.step(batches, count), count, len(runs))
+    # From here on ending the process would lose steps.
     status.busy()
+    # One row per step, although the steps of a call ran together.
     for index in range(count):
       step += 1
       row = None
@@ -473,6 +500,7 @@ def train_loop(runs: Sequence[Run], stepper: Alone | Packed, step: int,
           step, functools.partial(outputs.at, index, k), row)))
     bar.step(count)
     status.report('training', step, last)
+  # The last save is still being written.
   seal(runs)
   status.idle()
 
@@ -484,9 +512,12 @@ def call_length(config: Config, step: int,
   It is 1 if a row, a save, an evaluation or the end is fewer steps away.
   """
   train, every = config.train, config.checkpoint.save_every
+  # Rows, saves and evaluations happen between calls, so a call must not step
+  # over one.
   undisturbed = min(
       train.steps - step, train.log_every - step % train.log_every,
       every - step % every, *(s - step for s in eval_steps if s > step))
+  # 1 rather than what is left: any other length would compile one more program.
   if train.steps_per_call > undisturbed:
     return 1
   return train.steps_per_call
@@ -515,6 +546,8 @@ def each(runs: Sequence[Run], function: Callable[[int, Run], None]) -> None:
 def save(runs: Sequence[Run], stepper: Alone | Packed, bar: progress.Bar,
          force: bool) -> None:
   """Saves the runs of which all steps so far were finite."""
+  # Flushing looks at the losses that are still on the devices, and marks runs
+  # that have diverged: their states must not be saved.
   each(runs, lambda _, run: show_loss(bar, run.writer.flush()))
   for k, run in live(runs):
     run.writer.store()
@@ -531,6 +564,7 @@ def seal(runs: Sequence[Run]) -> None:
 def evaluate(runs: Sequence[Run], stepper: Alone | Packed, step: int,
              stop: Callable[[int], bool], bar: progress.Bar) -> bool:
   """Evaluates every live run; returns False if asked to stop."""
+  # A run that has diverged is not evaluated.
   each(runs, lambda _, run: show_loss(bar, run.writer.flush()))
   # Several processes evaluate together: none of them may stop in between.
   interruptible = jax.process_count() == 1

@@ -107,6 +107,7 @@ def static_config(config: Config) -> config_dict.FrozenConfigDict:
   for field in NOT_COMPILED:
     node, name = config_lib.parent(tree, field)
     node.pop(name, None)
+  # Of the data only what the step computes with; the rest chooses clips.
   tree['data'] = {name: tree['data'][name]
                   for name in ('crop_seconds', 'gain_low', 'gain_high')}
   return config_lib.frozen(tree)
@@ -136,6 +137,7 @@ def optimizer(config: Config, hparams: Hparams,
     hparams: traced.
     step: steps done, for the schedule.
   """
+  # clip 0 means no clipping; the choice is traced, like all other numbers.
   no_limit = jnp.inf
   return optax.chain(
       optax.clip_by_global_norm(
@@ -182,6 +184,7 @@ def scaled_init(config: Config, key: jax.Array,
       config, key, config_lib.patches(config))
 
   def scaled(path, x):
+    # Weight matrices only: biases, norms and embeddings keep their scale.
     if path[-1].key == 'kernel':
       return x * scale
     return x
@@ -190,6 +193,7 @@ def scaled_init(config: Config, key: jax.Array,
   variables = jax.tree.map_with_path(scaled, variables)
   params = variables['params']
   step = jnp.zeros((), jnp.int32)
+  # Only the shape of the state counts here, so any numbers do.
   zeros = Hparams(*[jnp.zeros(())] * len(dataclasses.fields(Hparams)))
   return TrainState(
       step=step, params=params, batch_stats=variables['batch_stats'],
@@ -236,8 +240,10 @@ def _programs(config, objective, parts, mesh):
     return scaled_init(config, jax.random.key(hparams.seed),
                        hparams.init_scale)
 
+  # Shapes first: shardings must be known before anything is allocated.
   shapes = jax.eval_shape(from_hparams, hparams_shapes())
   shardings = sharding.place(shapes, mesh)
+  # Donated: the new state takes the memory of the old one.
   steps = jax.jit(scan_steps(train_step(config)), donate_argnums=0,
                   out_shardings=(shardings, None))
   return Programs(
@@ -292,6 +298,7 @@ def _packed_programs(config, objective, spread, shared):
   if shared:
     batch_axis = None
   over_runs = sharding.over_runs(
+      # States and hyper-parameters have an axis of runs, the audio has none.
       jax.vmap(train_step(config), (0, batch_axis, 0, None)), spread, shared)
 
   def step(states, batch, hparams, audio_RW=None):
@@ -315,13 +322,17 @@ def train_step(config: Config) -> Callable[..., Any]:
   samples = config_lib.crop_samples(config.data.crop_seconds)
 
   def step(state, batch, hparams, audio_RW=None):
+    # Keys are folded with the step, not split from a chain: a resumed run draws
+    # what an uninterrupted one would have drawn.
     mask_key = jax.random.fold_in(jax.random.key(hparams.seed), 1)
     key = jax.random.fold_in(mask_key, state.step)
     wave_BS = batch
+    # The corpus is on the device: the batch only says where its clips are.
     if audio_RW is not None:
       wave_BS = resident.gather(audio_RW, batch, samples)
     wave_BS = audio.to_float(wave_BS)
     gain = config.data.gain_low, config.data.gain_high
+    # A key of its own, so that masks do not change when the gain does.
     if any(gain):
       wave_BS = audio.random_gain(jax.random.fold_in(key, 1), wave_BS, *gain)
 
@@ -332,6 +343,7 @@ def train_step(config: Config) -> Callable[..., Any]:
 
     (loss, (stats, extra)), grads = jax.value_and_grad(
         loss_of, has_aux=True)(state.params)
+    # Before clipping: a spike must be seen in the record.
     norm = optax.tree.norm(grads)
     updates, opt_state = optimizer(config, hparams, state.step).update(
         grads, state.opt_state, state.params)
@@ -344,6 +356,7 @@ def train_step(config: Config) -> Callable[..., Any]:
                          state.replace(step=new.step))
       extra = {**extra, 'skipped': 1. - good}
     return new, {'loss': loss, 'grad_norm': norm,
+                 # The rate that this step used.
                  'lr': learning_rate(state.step, hparams),
                  'param_norm': optax.tree.norm(new.params), **extra}
 
@@ -365,6 +378,7 @@ def calibrate_batch_norm(config: Config, state: TrainState,
 def with_statistics(state: TrainState, mean_M: npt.NDArray[np.float32],
                     var_M: npt.NDArray[np.float32]) -> TrainState:
   """Returns the state with other statistics in the encoder's BatchNorm."""
+  # Placed as the old ones are, so that no program is compiled anew.
   placed = jax.tree.map(
       lambda new, old: jax.device_put(new, old.sharding),
       {'norm_mel': {'mean': mean_M, 'var': var_M}},
@@ -381,6 +395,7 @@ def mel_statistics(frontend: str, mels: int, wave_NS: npt.NDArray[np.int16]
     frontend, mels: fields of the model's config.
     wave_NS: the clips; only the first CALIBRATION_CLIPS are used.
   """
+  # Sums per clip on the device, their total in float64 on the host.
   moments = _moments(frontend, mels)
   total_M, square_M, n = np.zeros(mels), np.zeros(mels), 0
   for index, wave_BS in embed.batches(
@@ -389,8 +404,10 @@ def mel_statistics(frontend: str, mels: int, wave_NS: npt.NDArray[np.int16]
     sum_M, sq_M = (np.asarray(x, np.float64)[:len(index)].sum(0)
                    for x in moments(wave_BS))
     total_M, square_M = total_M + sum_M, square_M + sq_M
+    # Frames of a centred STFT: one more than hops fit.
     n += len(index) * (1 + wave_BS.shape[1] // config_lib.HOP)
   mean_M = total_M / n
+  # A silent band must not be divided by 0.
   var_M = np.maximum(square_M / n - mean_M ** 2, 1e-3)
   return mean_M.astype(np.float32), var_M.astype(np.float32)
 

@@ -75,6 +75,8 @@ def stream(corpus: Corpus, batch: int, samples: int, seed: int,
                      'processes')
   if not 0 <= process_index < process_count:
     raise ValueError(f'process_index {process_index} of {process_count}')
+  # Consecutive rows for each process, so that shards of the global batch lie
+  # where they are used.
   rows = batch // process_count
   batches = Batches(corpus, batch, samples, seed, slice(
       process_index * rows, (process_index + 1) * rows), resident)
@@ -120,6 +122,7 @@ class Batches:
   def __getitem__(self, step: int) -> np.ndarray:
     record_B, start_B = (a[self._rows] for a in self._clips(int(step)))
     wave_BS = np.empty((len(record_B), self._samples), np.int16)
+    # Into one array: no list of clips, no copy to stack them.
     for row, record, start in zip(wave_BS, record_B, start_B):
       wave_S = self._read(record, start, self._samples)
       row[:len(wave_S)] = wave_S
@@ -164,7 +167,9 @@ def _schedule(corpus: Corpus, batch: int, samples: int, seed: int,
   def clips(step: int) -> tuple[np.ndarray, np.ndarray]:
     record_B, row_B = at(step * batch + np.arange(batch))
     length_B = np.asarray(corpus.index.samples_R[row_B], np.int64)
+    # Where a crop may begin; a record shorter than a clip begins at 0.
     spare_B = np.maximum(length_B - samples, 0)
+    # Named by the step: crops need no state, and resuming draws the same.
     start_B = _below(_bits(f'crop:{seed}:{step}', batch), spare_B + 1)
     if dense:
       return record_B, start_B
@@ -175,10 +180,12 @@ def _schedule(corpus: Corpus, batch: int, samples: int, seed: int,
 def _mixed_order(corpus: Corpus, samples: int, seed: int) -> Callable:
   """Returns a function clip_B -> (record_B, row_B) of a mixture."""
   parts = mixture.parts(corpus)
+  # Records are numbered through all corpora of the mixture.
   before = np.cumsum([0] + [len(part) for part in parts])
   # If nothing of a corpus is selected, the others get its share.
   weights = np.array(corpus.weights) * [len(part) > 0 for part in parts]
   places = mixture.places(tuple(weights / weights.sum()), seed)
+  # Each corpus has its own order, which the others' shares do not change.
   orders = {k: _Order(part, samples, f'epoch:{seed}:{k}')
             for k, part in enumerate(parts) if len(part)}
 
@@ -199,6 +206,7 @@ class _Order:
 
   def __init__(self, corpus: Corpus, samples: int, name: str):
     units = self._units = Units(corpus, samples)
+    # Two, because a batch may end one epoch and begin the next.
     self._epoch = functools.lru_cache(maxsize=2)(
         lambda number: _Epoch(f'{name}:{number}', units.count))
     # One thread computes an epoch; others that ask for it wait.
@@ -237,10 +245,12 @@ class Units:
     for row_N, samples_N in corpus.columns('samples_R'):
       total = len(corpus.index.samples_R)
       begin = len(units) * index_lib.ROWS
+      # Ceiling divisions: the last block of a corpus is shorter.
       blocks = -(-min(index_lib.ROWS, total - begin) // folder.FINE)
       block_N = (row_N - begin) // folder.FINE
       units.append(np.bincount(block_N, self._units(samples_N), blocks))
       records.append(np.bincount(block_N, minlength=blocks))
+    # Ends of the blocks: a unit's block is a binary search.
     self._unit_ends = np.cumsum(np.concatenate(units)).astype(np.int64)
     self._record_ends = np.cumsum(np.concatenate(records))
     self.count = int(self._unit_ends[-1])
@@ -299,6 +309,7 @@ class _Epoch:
 
   def _sort(self, rank: int) -> None:
     """Sorts a window of ranks that contains `rank`."""
+    # Small enough to sort all at once.
     if self._count <= 2 * WINDOW:
       self._order = np.argsort(_bits(self._name, self._count), kind='stable')
       self._begin = 0
@@ -312,6 +323,7 @@ class _Epoch:
     # One pass over all numbers, which are drawn again: they take less time than
     # memory. `below` becomes the rank of the first number inside the range.
     below, units, numbers = 0, [], []
+    # The range in terms of the raw 64-bit numbers.
     first = np.uint64(int(low * 2.**64))
     last = np.uint64(min(int(high * 2.**64), 2**64 - 1))
     for begin in range(0, self._count, CHUNK):
@@ -320,6 +332,7 @@ class _Epoch:
       inside = np.flatnonzero((bits_U >= first) & (bits_U <= last))
       units.append(inside + begin)
       numbers.append(bits_U[inside])
+    # Stable, as in the branch above: equal numbers keep their order.
     order = np.argsort(np.concatenate(numbers), kind='stable')
     if not below <= rank < below + len(order):
       raise RuntimeError(f'rank {rank} of {self._count} is not in its window')
@@ -381,6 +394,7 @@ def sample(corpus: Corpus, clips: int, samples: int,
   for n in np.argsort(row_N, kind='stable'):
     wave_S = read(row_N[n], start_N[n], samples)
     wave_NS[n, :len(wave_S)] = wave_S
+  # 63 bits of a hash: positive as int64.
   number = {code: int(selection.digest(f'source:{index.sources[code]}')[:16],
                       16) >> 1 for code in np.unique(code_N).tolist()}
   return wave_NS, np.array([number[c] for c in code_N.tolist()], np.int64)
@@ -397,9 +411,12 @@ def _spread(corpus: Corpus, clips: int, samples: int, seed: int) -> tuple[
   unit = record = 0
   for row_N, samples_N, source_N in corpus.columns('samples_R', 'source_R'):
     count_N = _slots(samples_N, samples)
+    # All slots draw their number, also of recordings left out: so the numbers
+    # of the others do not depend on the choice.
     mine_N = chosen_G[source_N]
     bits_U = _bits(f'sample:{seed}', int(count_N.sum()), unit)
     mine_U = np.repeat(mine_N, count_N)
+    # Numbers each record's slots from 0, without a loop.
     begin_N = np.cumsum(count_N) - count_N
     slot_U = np.arange(len(mine_U)) - np.repeat(begin_N, count_N)
     rows.append(np.repeat(row_N, count_N)[mine_U])
@@ -414,6 +431,7 @@ def _spread(corpus: Corpus, clips: int, samples: int, seed: int) -> tuple[
   code_U = np.asarray(index.source_R[row_U], np.int64)
   by_source_U = np.lexsort((bits_U, code_U))
   code_V = code_U[by_source_U]
+  # A slot's turn is its place among those of its recording.
   turn_V = np.arange(len(code_V)) - np.searchsorted(code_V, code_V)
   rank_V = _ranks(corpus, code_V, seed)
   chosen_N = by_source_U[np.lexsort((rank_V, turn_V))[:clips]]

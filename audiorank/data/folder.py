@@ -275,6 +275,7 @@ def select(corpus: Corpus, mask_of: Callable[..., np.ndarray],
   # A bit per record: a selection of 33 million takes 4 MB.
   total = len(corpus.index.samples_R)
   bits, count, samples = np.zeros(-(-total // 8), np.uint8), 0, 0
+  # The checksum of a selection: the corpus's, and which records.
   digest = hashlib.sha256(corpus.sha256.encode())
   for block, (row_N, samples_N, *more) in enumerate(
       corpus.columns('samples_R', *names)):
@@ -283,6 +284,7 @@ def select(corpus: Corpus, mask_of: Callable[..., np.ndarray],
     begin = block * index_lib.ROWS
     mask = np.zeros(min(index_lib.ROWS, total - begin), bool)
     mask[chosen_N - begin] = True
+    # Blocks begin at multiples of 8 records, so bytes never straddle two.
     packed = np.packbits(mask, bitorder='little')
     bits[begin // 8:begin // 8 + len(packed)] = packed
     digest.update(chosen_N.astype('<i8').tobytes())

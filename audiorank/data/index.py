@@ -173,6 +173,8 @@ def release(*columns: np.ndarray) -> None:
     if isinstance(owner, memoryview):
       owner = owner.obj
     if isinstance(owner, mmap.mmap) and hasattr(mmap, 'MADV_DONTNEED'):
+      # Pages of a read-only mapping can be dropped: they come again from the
+      # file's cache when they are touched.
       owner.madvise(mmap.MADV_DONTNEED)
 
 
@@ -206,6 +208,7 @@ class Writer:
 
   def __enter__(self) -> 'Writer':
     self.folder.mkdir(exist_ok=True)
+    # An unfinished index must not look complete.
     (self.folder / 'index.json').unlink(missing_ok=True)
     return self
 
@@ -281,6 +284,7 @@ class Writer:
     _save_texts(self.folder, 'categories', list(self._categories))
     for file in self._files.values():
       file.flush()
+      # On disk before index.json says so.
       os.fsync(file.fileno())
       file.close()
     _renumber(self.folder / 'source.bin', self._codes, names)

@@ -230,6 +230,7 @@ def places(weights: tuple[float, ...], seed: int) -> Callable[
   def period(number: int) -> tuple[np.ndarray, np.ndarray]:
     key = hashlib.sha256(f'mixture:{seed}:{number}'.encode()).digest()[:16]
     bits_L = np.random.Philox(key=np.frombuffer(key, '<u8')).random_raw(PERIOD)
+    # A shuffle of the exact counts, so no share drifts within a period.
     which_L = corpus_L[np.argsort(bits_L, kind='stable')]
     # How many clips of the same corpus come before, within the period.
     rank_L = np.empty(PERIOD, np.int64)
@@ -244,6 +245,7 @@ def places(weights: tuple[float, ...], seed: int) -> Callable[
       which_L, rank_L = period(int(number))
       inner_B = clip_B[here_B] % PERIOD
       which_B[here_B] = which_L[inner_B]
+      # Earlier periods took exactly count_K clips each.
       index_B[here_B] = rank_L[inner_B] + number * count_K[which_L[inner_B]]
     return which_B, index_B
   return at

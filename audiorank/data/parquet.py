@@ -106,6 +106,7 @@ def sounds(opener: Callable[[], BinaryIO]) -> Iterator[tuple[str, Place]]:
       about = file.metadata
       column = _column(file)
       levels = file.schema.column(column).max_definition_level
+      # A list has several sounds a row: `Place` has room for one.
       if file.schema.column(column).max_repetition_level:
         raise ValueError('a list of sounds per row')
       names = _names(file, column)
@@ -188,6 +189,7 @@ def _pages(file: BinaryIO, chunk: Any, levels: int, rows: int
       dictionary = at, size
     elif header.get(1) in (DATA_PAGE, DATA_PAGE_V2):
       inner = header.get(5) or header.get(8) or {}
+      # A damaged count must not yield more rows than the group has.
       for index in range(min(inner.get(1, 0), rows - done)):
         done += 1
         yield Place(at, size, index, chunk.compression, levels, *dictionary)
@@ -220,6 +222,7 @@ def locate(file: File, where: Place, last: dict) -> Span:
   page, begin, length = value
   if page.codec == 'UNCOMPRESSED':
     return Span(page.offset + begin, length, page.codec, length, 0, length)
+  # Other codecs compress the page as one piece, so all of it is read.
   whole = Span(page.offset, len(page.packed), page.codec, len(page.body), begin,
                length)
   if page.codec != 'SNAPPY':
@@ -253,6 +256,7 @@ def read_span(file: File, offset: int, size: int, text: str) -> bytes:
   if len(data) < size:
     raise ValueError('cut off')
   if codec == BLOCKS:
+    # Blocks are a valid stream once a length is put before them.
     codec, data = 'SNAPPY', _snappy_length(int(raw)) + data
   body = _decompressed(data, int(raw), codec)
   return bytes(body[int(begin):int(begin) + int(length)])
@@ -264,6 +268,7 @@ def read_span(file: File, offset: int, size: int, text: str) -> bytes:
 def _snappy_length(length: int) -> bytes:
   """Returns the beginning of a snappy stream of so many raw bytes."""
   out = bytearray()
+  # A varint: seven bits a byte, the eighth says that more follow.
   while length > 127:
     out.append(length & 127 | 128)
     length >>= 7
@@ -300,6 +305,7 @@ def _snappy_blocks(page: _Page) -> list[int]:
       back = int.from_bytes(data[at:at + width], 'little')
       at += width
     inside = done % SNAPPY_BLOCK
+    # A copy from outside the block, or an element across its end.
     if back > inside or inside + length > SNAPPY_BLOCK:
       return []
     done += length
@@ -364,6 +370,8 @@ def _decompressed(body: bytes, size: int, codec: str) -> bytes:
   if not 0 <= size <= LARGEST_PAGE:
     raise ValueError(f'a page of {size} bytes')
   import pyarrow
+  # Parquet's LZ4_RAW and pyarrow's `lz4_raw` are the block format; `lz4` alone
+  # is the frame format.
   name = {'LZ4': 'lz4_raw'}.get(codec, codec.lower())
   try:
     return pyarrow.Codec(name).decompress(body, size, asbytes=True)
@@ -400,6 +408,7 @@ def _rows(page: _Page, most: int, dictionary: list | None) -> list:
   elif encoding in DICTIONARY and dictionary is not None:
     width = 0
     if present:
+      # Indices into the dictionary are preceded by their width in bits.
       width = body[at]
     values = (dictionary[i] for i in _hybrid(
         body[at + 1:], (1 << width) - 1, present))

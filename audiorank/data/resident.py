@@ -85,6 +85,7 @@ def _load(corpus: folder.Corpus, sharding: jax.sharding.Sharding) -> Resident:
   with concurrent.futures.ThreadPoolExecutor() as pool:
     # A list, so that the first error of a thread is raised here.
     list(pool.map(fetch, range(len(index_N))))
+  # -1: a record that was not selected has no row.
   row_N = np.full(len(corpus.index.samples_R), -1, np.int64)
   row_N[index_N] = first_N
   return Resident(
@@ -109,6 +110,7 @@ def stream(resident: Resident, corpus: folder.Corpus, batch: int, samples: int,
   step = first_step
   while True:
     record_B, start_B = (array[rows] for array in clips(step))
+    # The same schedule as `clips.stream`, in rows instead of records.
     row_B = resident.row_N[index_N[record_B]] + start_B // W
     length_B = np.minimum(length_N[record_B] - start_B, samples)
     yield np.stack([row_B, start_B % W, length_B], 1).astype(np.int32)
@@ -124,6 +126,7 @@ def gather(audio_RW: jax.Array, clip_B3: jax.Array, samples: int) -> jax.Array:
   at_BR = row_B[:, None] + jnp.arange(rows)[None]
   rows_BRW = audio_RW.at[at_BR].get(mode='clip')
   wave_BT = rows_BRW.reshape(len(row_B), rows * W)
+  # Whole rows are gathered, then cut at the clip's first sample.
   wave_BS = jax.vmap(lambda wave_T, place: jax.lax.dynamic_slice(
       wave_T, (place,), (samples,)))(wave_BT, place_B)
   inside_BS = jnp.arange(samples)[None] < length_B[:, None]

@@ -58,12 +58,14 @@ def subset(corpus: Corpus, hours: float, seed: int) -> Corpus:
     bucket_N = (keys_G[source_N] >> np.uint64(SHIFT)).astype(int)
     samples_K += np.bincount(bucket_N, samples_N, len(samples_K))
   ends_K = np.cumsum(samples_K)
+  # The bucket in which the sum reaches what is wanted.
   last = int(np.searchsorted(ends_K, wanted))
   if last:
     wanted -= ends_K[last - 1]
   edge = _split_bucket(corpus, keys_G, last, wanted, f'subset:{seed}:')
 
   def keep(row_N: np.ndarray, source_N: np.ndarray) -> np.ndarray:
+    # Whole buckets below the cut, and part of the one with it.
     keep_N = (keys_G[source_N] >> np.uint64(SHIFT)) < last
     # The records of the edge that are in this block; both ascend.
     place_N = np.searchsorted(row_N, edge)

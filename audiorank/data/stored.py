@@ -217,8 +217,11 @@ def piece(source: Any, begin: int, length: int, start: int, samples: int,
   samples = min(samples, length - start)
   try:
     with soundfile.SoundFile(source) as file:
+      # Resampled as a whole: a crop's edge would change the samples near it.
       if file.samplerate != rate:
         wave_S = _resampled(file, begin, length, rate)[start:start + samples]
+      # From the beginning of the record: what these decoders return after a
+      # seek depends on where it was.
       elif file.format in decode.LOSSY:
         _seek(file, begin)
         wave_S = _mono(file, start + samples)[start:]
@@ -229,6 +232,7 @@ def piece(source: Any, begin: int, length: int, start: int, samples: int,
     check_reads(source)
     why = getattr(error, 'error_string', str(error)).strip().rstrip('.')
     raise ValueError(f'undecodable: {why}') from error
+  # Either the store failed or the file is shorter than when it was prepared.
   if len(wave_S) < samples:
     check_reads(source)
     raise ValueError(f'cut off: {len(wave_S)} of {samples} samples from '
@@ -277,6 +281,8 @@ def _resampled(file: soundfile.SoundFile, begin: int, length: int,
   # The window begins where a sample of one rate coincides with one of the
   # other, so that the resampler's phase is the same for every record.
   step = math.gcd(file.samplerate, rate)
+  # In one step of the two clocks there are `own` samples of the file and `ours`
+  # of the corpus.
   own, ours = file.samplerate // step, rate // step
   first = max(0, begin // ours - MARGIN // own - 1)
   last = -(-(begin + length) // ours) + MARGIN // own + 1
