@@ -32,7 +32,8 @@ from launch.benches import timing
 
 AREAS = tuple(sorted(
     p.stem for p in (pathlib.Path(__file__).parent / 'benches').glob('*.py')
-    if p.stem not in ('__init__', 'timing', 'spectra', 'steps')))
+    if p.stem not in ('__init__', 'timing', 'spectra', 'steps',
+                      'fake_gcs')))
 _OUT = flags.DEFINE_string('out', None, 'JSON file: rows, versions, machine.')
 _QUICK = flags.DEFINE_boolean('quick', False, 'Small sizes, few turns.')
 _ONLY = flags.DEFINE_string('only', '', 'Only rows whose names contain this.')

@@ -31,7 +31,7 @@ from audiorank.data import folder as corpus_reader
 from audiorank.rankme import files as embedding_files
 from audiorank.records import lock as lock_lib
 from launch import run_queue
-from tests import fake_gcs
+from launch.benches import fake_gcs
 from tests import processes
 from tests import tiny
 

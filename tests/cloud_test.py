@@ -109,7 +109,7 @@ def points():
   env = stand_ins(tmp_path / 'bin', f'exec {sys.executable} "$@"')
   script = SCRIPT[:SCRIPT.index('kubectl delete')].replace(
       'PROJECT=my-project', 'PROJECT=page')
-  from tests import fake_gcs
+  from launch.benches import fake_gcs
   fake_gcs.make(bucket_server, 'page-audiorank')
   done = subprocess.run(
       ['bash', '-euo', 'pipefail', '-c', script], cwd=tmp_path, timeout=500,

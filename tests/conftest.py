@@ -1,5 +1,6 @@
 """The test world: 8 CPU devices, warnings as errors, rank promotion refused."""
 
+import contextlib
 import os
 import pathlib
 
@@ -164,8 +165,13 @@ def bucket_server():
 
   From here on every gs:// client of this process and its children uses it.
   """
-  from tests import fake_gcs
-  with fake_gcs.running() as url, pytest.MonkeyPatch.context() as patch:
+  from launch.benches import fake_gcs
+  with contextlib.ExitStack() as stack:
+    try:
+      url = stack.enter_context(fake_gcs.running())
+    except ModuleNotFoundError as error:
+      pytest.skip(str(error))
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
     for name, value in fake_gcs.environment(url).items():
       patch.setenv(name, value)
     yield url

