@@ -289,7 +289,8 @@ def verify(folder: PathLike, step: int) -> str:
     expected = files.read_json(path)
   except ValueError:
     return f'{path.name} is damaged'
-  if not isinstance(expected, dict):
+  if not isinstance(expected, dict) or not all(
+      isinstance(value, str) for value in expected.values()):
     return f'{path.name} is damaged'
   actual = file_digests(folder / str(step), expected)
   for name in sorted(expected):

@@ -24,7 +24,6 @@ from numpy import typing as npt
 from audiorank import audio
 from audiorank import config as config_lib
 from audiorank import embed
-from audiorank import files
 from audiorank import metrics
 from audiorank import objectives
 from audiorank import records
@@ -177,7 +176,10 @@ def evaluate_once(workdir: pathlib.Path, config: Config,
     known = bool(multihost_utils.broadcast_one_to_all(np.int32(known)))
   # A record is never measured twice: a resumed run keeps what it reported.
   if known:
-    return files.read_json(path)
+    try:
+      return records.read_record(path)
+    except ValueError as error:  # The same on every process.
+      logging.warning('%s; it is computed again', error)
   further: Iterable[tuple[str, sampling.Sample]] = ()
   # Further samples cost as much again, so only at both ends.
   if step in (0, config.train.steps):
@@ -187,7 +189,8 @@ def evaluate_once(workdir: pathlib.Path, config: Config,
     return None
   # Alarms compare with earlier steps only, so they are the same in a run that
   # was resumed.
-  before = [r for r in records.read(workdir, 'monitor') if r['step'] < step]
+  before = [r for r in records.read_whole(workdir, 'monitor')
+            if r['step'] < step]
   fields['alarms'] = alarms(fields, step, before)
   # All processes have the same numbers; one writes.
   if jax.process_index() == 0:

@@ -322,9 +322,13 @@ def is_current(path: pathlib.Path, folder: files.Path,
   """Returns whether there is a record of this task with these settings."""
   if not path.exists():
     return False
-  record = files.read_json(path)
-  return (record['settings'] == config_lib.plain(settings)
-          and record['task_sha256'] == staged.fingerprint(folder)
+  try:
+    record = records.read_record(path)
+  except ValueError as error:
+    logging.warning('%s; it is computed again', error)
+    return False
+  return (record.get('settings') == config_lib.plain(settings)
+          and record.get('task_sha256') == staged.fingerprint(folder)
           and record.get('version') == probe.VERSION)
 
 

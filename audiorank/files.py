@@ -22,6 +22,7 @@ import os
 import pathlib
 import re
 import shutil
+import stat
 import tempfile
 import time
 from typing import Any
@@ -214,7 +215,7 @@ def update_json(target: Path, change: Callable[[Any], Any]) -> Any:
   store = bucket.Leased(target)
   while True:
     data, generation = store.read()
-    tree = change(json.loads(data) if data else None)
+    tree = change(parse_json(data, target) if data else None)
     try:
       store.write(json_text(tree).encode(), generation)
       return tree
@@ -278,7 +279,36 @@ def read_json(source: Path) -> Any:
     FileNotFoundError: there is no such file.
     ValueError: the file is not JSON; names it.
   """
-  return parse_json(path(source).read_bytes(), source)
+  return parse_json(read_regular(source), source)
+
+
+def read_regular(source: Path) -> bytes:
+  """Returns the bytes of a file.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    OSError: it is a folder, a device or a pipe, on which a read may never end;
+      names it.
+  """
+  source = path(source)
+  if not is_on_bucket(source):
+    check_regular(source)
+  return source.read_bytes()
+
+
+def check_regular(source: Path) -> None:
+  """Raises OSError for a path that exists and is no regular file."""
+  mode = os.stat(source).st_mode
+  if not stat.S_ISREG(mode):
+    raise OSError(f'{source}: a folder, device or pipe: expected a file')
+
+
+def one_line(error: object) -> str:
+  """Returns the text of another library's error as one short line."""
+  text = ' '.join(str(error).split()) or type(error).__name__
+  if len(text) > 200:
+    return text[:200] + ' ...'
+  return text
 
 
 def parse_json(data: bytes, source: Path) -> Any:
@@ -289,8 +319,12 @@ def parse_json(data: bytes, source: Path) -> Any:
   """
   try:
     return json.loads(data.decode('utf-8'))
+  except RecursionError:
+    raise ValueError(f'{source}: not a JSON file of ours (nested too deeply)'
+                     ) from None
   except ValueError as error:
-    raise ValueError(f'{source}: not a JSON file ({error})') from None
+    raise ValueError(f'{source}: not a JSON file ({one_line(error)})'
+                     ) from None
 
 
 def read_lines(source: Path) -> list[Any]:
@@ -299,9 +333,9 @@ def read_lines(source: Path) -> list[Any]:
   A process that was killed leaves half a line at the end.
   """
   rows = []
-  for line in path(source).read_bytes().splitlines():
+  for line in read_regular(source).split(b'\n'):
     with contextlib.suppress(ValueError):
-      row = json.loads(line)
+      row = parse_json(line, source)
       if isinstance(row, dict):
         rows.append(row)
   return rows
@@ -393,11 +427,14 @@ def stats(folder: Path) -> dict[str, tuple[int, int]]:
   def add(place, prefix):
     with os.scandir(place) as entries:
       for entry in entries:
-        if entry.is_dir():
-          add(entry.path, f'{prefix}{entry.name}/')
-        else:
+        try:
+          if entry.is_dir():
+            add(entry.path, f'{prefix}{entry.name}/')
+            continue
           about = entry.stat()
-          out[prefix + entry.name] = about.st_size, about.st_mtime_ns
+        except OSError:  # A link to nothing or to itself, a file just deleted.
+          continue
+        out[prefix + entry.name] = about.st_size, about.st_mtime_ns
 
   if folder.is_dir():
     add(folder, '')
@@ -436,8 +473,7 @@ def mapped(function: Callable[[Any], Any], inputs: Iterable[Any],
 def read_many(sources: Iterable[Path]) -> list[bytes]:
   """Returns the bytes of files, all on a disk or all on a bucket."""
   sources = [path(source) for source in sources]
-  return mapped(lambda source: source.read_bytes(), sources,
-                next(iter(sources), ''))
+  return mapped(read_regular, sources, next(iter(sources), ''))
 
 
 def read_part(source: Path, begin: int, end: int) -> bytes:

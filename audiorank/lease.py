@@ -276,7 +276,7 @@ def parse(data: bytes) -> Fields:
   """Returns the content of a lease, or {} if it is free or unreadable."""
   try:
     fields = json.loads(data)
-  except ValueError:
+  except (ValueError, RecursionError):
     return {}
   return fields if isinstance(fields, dict) else {}
 

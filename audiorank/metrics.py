@@ -190,7 +190,7 @@ class MetricWriter:
     self.skipped.append(step)
     self._write_row({'step': step, 'skipped': 1., 'why': why, 'clips': names})
     if self.main:
-      about = files.read_json(records.path(self.workdir, 'run', 0))
+      about = records.read_record(records.path(self.workdir, 'run', 0))
       records.write(self.workdir, 'run', 0,
                     {**about, 'skipped': self.skipped})
 
@@ -206,10 +206,7 @@ def is_finite(numbers: Numbers) -> bool:
 
 def skipped_steps(workdir: str | os.PathLike[str]) -> list[int]:
   """Returns the steps whose updates were skipped, from metrics.jsonl."""
-  path = files.path(workdir) / 'metrics.jsonl'
-  if not path.exists():
-    return []
-  return [row['step'] for row in files.read_lines(path) if 'why' in row]
+  return [row['step'] for row in records.metric_rows(workdir) if 'why' in row]
 
 
 class Throughput:

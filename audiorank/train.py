@@ -391,7 +391,7 @@ def unverified_steps(workdir: pathlib.Path, new: Sequence[int]) -> list[int]:
     new: steps that have none now.
   """
   try:
-    earlier = files.read_json(records.path(workdir, 'run', 0))['unverified']
+    earlier = records.read_record(records.path(workdir, 'run', 0))['unverified']
     return sorted({*earlier, *new})
   # No record yet, a damaged one, or one of an older version.
   except (OSError, ValueError, KeyError, TypeError):

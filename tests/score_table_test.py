@@ -109,18 +109,18 @@ def test_a_mean_over_other_tasks_is_no_gain(sweep):
 def test_scores_of_older_versions_are_not_mixed_with_newer(sweep):
   root, trained, untrained = sweep
   path = records.path(root / untrained, 'hear.one', 0)
-  old = records.read_json(path)
+  old = records.read_record(path)
   old.pop('version')
-  records.write_json(path, old)
+  records.write(root / untrained, 'hear.one', 0, old)
   runs = records.tables(root).runs.set_index('run_id')
   assert runs.loc[untrained, 'scored_tasks'] == 1
   # Where all are old they are shown, without what they do not have.
   for path in root.glob('*/records/hear.*'):
-    old = records.read_json(path)
+    old = records.read_record(path)
     old.pop('version', None)
     old['result'] = {k: old['result'][k] for k in
                      ('score', 'std', 'protocol', 'per_split')}
-    records.write_json(path, old)
+    records.write(path.parents[1], old['kind'], old['step'], old)
   runs = records.tables(root).runs.set_index('run_id')
   assert runs.loc[trained, 'scored_tasks'] == 2
   assert runs.loc[trained, 'gain'] == pytest.approx(6 / CLIPS)

@@ -37,6 +37,7 @@ SUFFIXES = ('.wav', '.flac', '.ogg', '.opus')
 BLOCK = 64  # Clips on a bucket that are read at once.
 # How far a clip's length may be from sample_duration, as a share of it.
 LENGTH_SLACK = .1
+LONGEST = 1e9  # Seconds or milliseconds that no clip has.
 # hear-eval-kit extends the half-open interval [start, end) of an event by so
 # many milliseconds, so that it includes the end.
 END_SLACK_MS = 1e-4
@@ -116,7 +117,8 @@ def load(task_dir: files.Path, rate: int = config_lib.RATE,
       _check_classes(described, targets[split], labels)
     else:
       targets[split] = tuple(
-          _events(described, name, entries[name], labels) for name in names)
+          _events(described, name, entries[name], labels,
+                  fields['sample_duration']) for name in names)
       if not any(targets[split]):
         raise ValueError(f'{described}: no event in {len(names)} clips: '
                          'expected some')
@@ -139,11 +141,14 @@ def _metadata(folder: pathlib.Path) -> dict[str, Any]:
          'prediction_type': field('prediction_type',
                                   ('multiclass', 'multilabel')),
          'split_mode': field('split_mode', SPLIT_MODES),
-         'splits': tuple(field('splits')),
-         'evaluation': tuple(field('evaluation')),
+         'splits': _names(path, 'splits', field('splits')),
+         'evaluation': _names(path, 'evaluation', field('evaluation')),
          'sample_duration': field('sample_duration')}
   if not out['evaluation']:
     raise ValueError(f'{path}: evaluation names no score')
+  for split in out['splits']:
+    if pathlib.PurePath(split).name != split:
+      raise ValueError(f'{path}: splits: {split!r} is no name of a folder')
   if (out['embedding_type'], out['prediction_type']) == ('event', 'multiclass'):
     raise ValueError(f"{path}: event tasks are multilabel, found "
                      "prediction_type 'multiclass'")
@@ -155,9 +160,30 @@ def _metadata(folder: pathlib.Path) -> dict[str, Any]:
   elif len(splits) < 3 or len(set(splits)) < len(splits):
     raise ValueError(f'{path}: split_mode {out["split_mode"]} wants 3 or more '
                      f'distinct folds, found {list(splits)}')
-  if out['sample_duration'] is not None:
-    out['sample_duration'] = float(out['sample_duration'])
+  seconds = out['sample_duration']
+  if seconds is not None:
+    if not (_is_number(seconds) and 0 < seconds < LONGEST):
+      raise ValueError(f'{path}: sample_duration is {seconds!r}, expected '
+                       'seconds or null')
+    out['sample_duration'] = float(seconds)
   return out
+
+
+def _names(path: pathlib.Path, field: str, value: Any) -> tuple[str, ...]:
+  """Returns a field of the metadata that is a list of names.
+
+  Raises:
+    ValueError: it is something else.
+  """
+  if not isinstance(value, list) or not all(
+      isinstance(name, str) and name for name in value):
+    raise ValueError(f'{path}: {field} is {value!r}, expected a list of names')
+  return tuple(value)
+
+
+def _is_number(value: Any) -> bool:
+  """Returns whether a value of a JSON file is a finite number."""
+  return type(value) in (int, float) and -LONGEST < value < LONGEST
 
 
 def find(root: files.Path) -> list[pathlib.Path]:
@@ -304,12 +330,24 @@ def _json(path: pathlib.Path, kind: type) -> Any:
   Raises:
     FileNotFoundError, ValueError: it is missing or not like this.
   """
+  twice: list[str] = []
+
+  def tree(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) < len(pairs):
+      names = [name for name, _ in pairs]
+      twice.append(next(name for name in names if names.count(name) > 1))
+    return out
+
   try:
-    value = json.loads(path.read_text(encoding='utf-8'))
+    value = json.loads(files.read_regular(path).decode('utf-8'),
+                       object_pairs_hook=tree)
   except FileNotFoundError:
     raise FileNotFoundError(f'{path}: missing from the task folder') from None
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise ValueError(f'{path}: not JSON ({error})') from None
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f'{path}: not JSON ({files.one_line(error)})') from None
+  if twice:
+    raise ValueError(f'{path}: {files.one_line(twice[0])!r} is there twice')
   if not isinstance(value, kind):
     raise ValueError(f'{path}: expected an object, found '
                      f'{type(value).__name__}')
@@ -339,9 +377,9 @@ def _vocabulary(path: pathlib.Path) -> tuple[str, ...]:
   """
   if not path.is_file():
     raise FileNotFoundError(f'{path}: missing from the task folder')
-  with path.open(newline='', encoding='utf-8') as lines:
-    rows = list(csv.DictReader(lines))
-  if not rows or set(rows[0]) != {'idx', 'label'}:
+  rows = _rows(path)
+  if not rows or any(set(row) != {'idx', 'label'} or not row['label']
+                     for row in rows):
     raise ValueError(f'{path}: expected a header idx,label and one row a label')
   try:
     by_index = {int(row['idx']): row['label'] for row in rows}
@@ -353,6 +391,21 @@ def _vocabulary(path: pathlib.Path) -> tuple[str, ...]:
     raise ValueError(f'{path}: expected distinct labels with idx 0 to '
                      f'{len(rows) - 1}, found {sorted(by_index)}')
   return labels
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, str]]:
+  """Returns the rows of a CSV file with a header.
+
+  Raises:
+    ValueError: it is no such file.
+  """
+  try:
+    # Some programs write a byte-order mark.
+    text = files.read_regular(path).decode('utf-8-sig')
+    return list(csv.DictReader(io.StringIO(text, newline='')))
+  except (csv.Error, UnicodeDecodeError) as error:
+    raise ValueError(f'{path}: not a CSV file ({files.one_line(error)})'
+                     ) from None
 
 
 def _check_classes(described: pathlib.Path, y_NC: np.ndarray,
@@ -376,11 +429,16 @@ def _groups(path: pathlib.Path, names_of: dict[str, tuple[str, ...]]
   """
   if not path.is_file():
     return None
-  with path.open(newline='', encoding='utf-8') as lines:
-    rows = list(csv.DictReader(lines))
+  rows = _rows(path)
   if not rows or not {'file', 'group'} <= set(rows[0]):
     return None
-  group_of = {row['file']: row['group'] for row in rows}
+  group_of: dict[str, str] = {}
+  for row in rows:
+    if not row['file'] or not row['group']:
+      raise ValueError(f'{path}: a row without file or group')
+    if group_of.setdefault(row['file'], row['group']) != row['group']:
+      raise ValueError(f'{path}: {row["file"]} has two groups, '
+                       f'{group_of[row["file"]]} and {row["group"]}')
   for split, names in names_of.items():
     for name in names:
       if name not in group_of:
@@ -416,15 +474,33 @@ def _scene_targets(described: pathlib.Path, names: Sequence[str],
   return y_NC
 
 
-def _events(described: pathlib.Path, name: str, entries: list[dict],
-            labels: Sequence[str]) -> tuple[dict[str, Any], ...]:
+def _events(described: pathlib.Path, name: str, entries: Any,
+            labels: Sequence[str], seconds: float | None
+            ) -> tuple[dict[str, Any], ...]:
   """Returns the events of one clip.
 
+  Args:
+    described: the split's file.
+    name: of the clip.
+    entries: what the file says of it.
+    labels: of the task.
+    seconds: of every clip, if the task says that.
+
   Raises:
-    ValueError: an event without a field or with an unknown label.
+    ValueError: no list of events; an event without a field, with an unknown
+      label, or at times that cannot be.
   """
   out = []
+  if not isinstance(entries, list):
+    raise ValueError(f'{described}: {name} has {type(entries).__name__}, '
+                     'expected a list of events')
+  latest = LONGEST
+  if seconds is not None:
+    latest = 1000 * seconds * (1 + LENGTH_SLACK)
   for event in entries:
+    if not isinstance(event, dict):
+      raise ValueError(f'{described}: an event of {name} is {event!r}, '
+                       'expected label, start and end')
     missing = {'label', 'start', 'end'} - set(event)
     if missing:
       raise ValueError(f'{described}: an event of {name} has no '
@@ -433,8 +509,13 @@ def _events(described: pathlib.Path, name: str, entries: list[dict],
     if label not in labels:
       raise ValueError(f'{described}: {name} has label {label!r}, which '
                        f'{VOCABULARY} does not list')
-    out.append({'label': label, 'start': float(event['start']),
-                'end': float(event['end'])})
+    start, end = event['start'], event['end']
+    if not (_is_number(start) and _is_number(end)
+            and 0 <= start <= end and start <= latest):
+      raise ValueError(
+          f'{described}: an event of {name} is from {start!r} to {end!r} ms: '
+          f'expected 0 <= start <= end, and start within the clip')
+    out.append({'label': label, 'start': float(start), 'end': float(end)})
   return tuple(out)
 
 

@@ -33,7 +33,8 @@ def read(path: str | os.PathLike[str]) -> pd.DataFrame:
       else:
         data = pd.read_csv(copy, skipinitialspace=True)
   except Exception as error:  # Each parser has its own.
-    raise ValueError(f'{path}: not a table ({error})') from None
+    raise ValueError(f'{path}: not a table ({files.one_line(error)})'
+                     ) from None
   data = data.rename(columns=lambda name: str(name).strip())
   try:
     repeated = data.duplicated()
@@ -95,8 +96,9 @@ def _not_numeric(name, values, error):
     try:
       float(value)
     except (TypeError, ValueError):
-      return f'column {name!r} is not numeric: {str(value)!r} in row {i}'
-  return f'column {name!r} is not numeric: {error}'
+      text = repr(files.one_line(value))
+      return f'column {name!r} is not numeric: {text} in row {i}'
+  return f'column {name!r} is not numeric: {files.one_line(error)}'
 
 
 def column(data: Any, name: str) -> np.ndarray:

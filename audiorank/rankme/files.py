@@ -10,6 +10,7 @@ Shapes: N clips, D width.
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import hashlib
 import json
 import math
@@ -67,17 +68,38 @@ def open_table(path: str | os.PathLike[str], name: str = '') -> Table:
     raise ValueError(f'{path}: expected a file {", ".join(readers)}')
   if not path.is_file():
     raise FileNotFoundError(f'{path}: no such file')
-  try:
+  with damage_named(path):
     # Readers see only headers here; the rows come later, by chunks.
     table = readers[path.suffix](path, name)
-  except (EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
-    raise ValueError(f'{path}: damaged: {error}') from None
   if len(table.shape) != 2 or not all(table.shape):
     raise ValueError(f'{table.label}: shape {tuple(table.shape)}, expected '
                      '(clips, width)')
   if not jnp.issubdtype(table.dtype, jnp.floating):
     raise ValueError(f'{table.label}: {table.dtype}, expected floating point')
-  return table
+
+  def chunks() -> Iterator[np.ndarray]:
+    with damage_named(path):
+      yield from table.chunks()
+
+  def column(other: str) -> np.ndarray:
+    with damage_named(path):
+      return table.column(other)
+
+  return table._replace(chunks=chunks, column=column)
+
+
+@contextlib.contextmanager
+def damage_named(path: pathlib.Path) -> Iterator[None]:
+  """Turns what a reader raises of a damaged file into a ValueError."""
+  try:
+    yield
+  except MemoryError as error:
+    raise ValueError(f'{path}: out of memory: {files.one_line(error)}'
+                     ) from None
+  except Exception as error:  # Of any reader: zip, JSON, arrow, numpy.
+    if isinstance(error, ValueError) and str(error).startswith(str(path)):
+      raise
+    raise ValueError(f'{path}: damaged: {files.one_line(error)}') from None
 
 
 def rows_of(shape: tuple[int, ...], dtype: np.dtype) -> int:
@@ -114,7 +136,8 @@ def _npy(path, name):
     # allow_pickle=False: a pickle runs code of whoever wrote the file.
     array = np.load(path, mmap_mode='r', allow_pickle=False)
   except ValueError as error:
-    raise ValueError(f'{path}: not an .npy of numbers ({error})') from None
+    raise ValueError(f'{path}: not an .npy of numbers '
+                     f'({files.one_line(error)})') from None
   if not isinstance(array, np.ndarray):
     raise ValueError(f'{path}: an archive, expected an .npy')
 
@@ -141,7 +164,12 @@ def _npz(path, name):
     headers = {}
     for member in archive.namelist():
       with archive.open(member) as file:
-        headers[member.removesuffix('.npy')] = _header(file)
+        shape, _, dtype = header = _header(file)
+        # `tell` is the end of the header.
+        size = archive.getinfo(member).file_size - file.tell()
+        if not dtype.hasobject and size != math.prod(shape) * dtype.itemsize:
+          raise ValueError(f'{member}: {shape} of {dtype} in {size} bytes')
+        headers[member.removesuffix('.npy')] = header
   name = pick(path, name, {n: len(h[0]) for n, h in headers.items()})
   shape, fortran, dtype = headers[name]
   label = f'{path}, array {name}'
@@ -182,10 +210,19 @@ def _safetensors(path, name):
       raise ValueError(f'{path}: not a safetensors file')
     try:
       header = json.loads(file.read(size))
-    except ValueError:
+    except (ValueError, RecursionError):
       raise ValueError(f'{path}: not a safetensors file') from None
   header.pop('__metadata__', None)
   name = pick(path, name, {n: len(h['shape']) for n, h in header.items()})
+  # The format has no gaps: a changed shape or offset leaves one.
+  end = 0
+  for first, last in sorted(h['data_offsets'] for h in header.values()):
+    if first != end or last < first:
+      raise ValueError(f'{path}: damaged: a gap at byte {end} of the data')
+    end = last
+  if 8 + size + end != path.stat().st_size:
+    raise ValueError(f'{path}: damaged: {end} bytes of data, expected '
+                     f'{path.stat().st_size - 8 - size}')
 
   def mapped(key: str) -> np.ndarray:
     entry = header[pick(path, key, dict.fromkeys(header, 0))]
@@ -195,7 +232,7 @@ def _safetensors(path, name):
     dtype, shape = np.dtype(SAFE_TYPES[entry['dtype']]), tuple(entry['shape'])
     start, end = entry['data_offsets']
     # Offsets come from the file: checked before memory is mapped at them.
-    if (end - start != math.prod(shape) * dtype.itemsize
+    if (start < 0 or end - start != math.prod(shape) * dtype.itemsize
         or 8 + size + end > path.stat().st_size):
       raise ValueError(f'{path}, array {key}: damaged: {shape} of {dtype} in '
                        f'{end - start} bytes')
@@ -263,7 +300,8 @@ def _parquet(path, name):
   try:
     file = pq.ParquetFile(path)
   except pa.ArrowInvalid as error:
-    raise ValueError(f'{path}: not a parquet file ({error})') from None
+    raise ValueError(f'{path}: not a parquet file '
+                     f'({files.one_line(error)})') from None
   schema, n = file.schema_arrow, file.metadata.num_rows
   listed = lambda kind: (pa.types.is_list(kind) or pa.types.is_large_list(kind)
                          or pa.types.is_fixed_size_list(kind))

@@ -9,9 +9,11 @@
 """
 
 from collections.abc import Mapping
+import json
 import pathlib
 from typing import Any
 
+from absl import logging
 from ml_collections import config_dict
 
 from audiorank import config as config_lib
@@ -21,6 +23,12 @@ from audiorank.records import lock as lock_lib
 # Fields of records and rows that differ between two runs of the same config.
 TIMES = ('seconds', 'started', 'host', 'rate', 'waiting', 'clips_per_second',
          'tflops', 'encoder_tflops', 'mfu', 'memory', 'unverified', 'verified')
+
+
+DIGEST = 'digest'  # The field of a record with the digest of the others.
+# Fields of rows of metrics that are no numbers, and the largest number.
+TEXTS = ('alarms', 'clips', 'why')
+LARGEST = 1e300
 
 
 def open_run(workdir: files.Path, config: Any) -> None:
@@ -128,9 +136,42 @@ def path(workdir: files.Path, kind: str, step: int) -> pathlib.Path:
 
 def write(workdir: files.Path, kind: str, step: int, fields: dict[str, Any]
           ) -> None:
-  """Writes one result; it replaces an earlier one of the same (kind, step)."""
+  """Writes one result; it replaces an earlier one of the same (kind, step).
+
+  The file also has the digest of the result, so that a flipped bit shows.
+  """
+  # The tree as JSON gives it back: keys are strings, NaN is null.
+  tree = json.loads(files.json_text({'kind': kind, 'step': step, **fields}))
   files.write_json(path(workdir, kind, step),
-                   {'kind': kind, 'step': step, **fields})
+                   {**tree, DIGEST: files.digest(tree)})
+
+
+def read_record(source: files.Path) -> dict[str, Any]:
+  """Returns the record in a file, without its digest.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is not a record, not the one of its name, or not what was
+      written; names the file. Records of older versions have no digest.
+  """
+  return parse_record(files.read_regular(source), files.path(source))
+
+
+def parse_record(data: bytes, source: pathlib.Path) -> dict[str, Any]:
+  """Returns the record in the bytes of a file; see `read_record`."""
+  tree = files.parse_json(data, source)
+  kind: Any = ''
+  step: Any = -1
+  if isinstance(tree, dict):
+    kind, step = tree.get('kind'), tree.get('step')
+  if not isinstance(kind, str) or type(step) is not int or (
+      path('', kind, step).name != source.name):
+    raise ValueError(f'{source}: not a record of that kind and step')
+  digest = tree.pop(DIGEST, None)
+  if digest is not None and digest != digest_of(tree):
+    raise ValueError(f'{source}: damaged or edited: not what was written '
+                     f'({DIGEST})')
+  return tree
 
 
 def read(workdir: files.Path, kind: str | None = None
@@ -142,14 +183,72 @@ def read(workdir: files.Path, kind: str | None = None
     kind: of the records; None returns all.
 
   Raises:
-    ValueError: a record that is not JSON; names it.
+    ValueError: a record that is damaged; names it.
   """
   folder = files.path(workdir) / 'records'
   sources = [folder / name for name in sorted(files.names(folder))
              if name.endswith('.json') and not name.startswith('.')
              and (kind is None or name.startswith(f'{kind}-'))]
-  return [files.parse_json(data, source)
+  return [parse_record(data, source)
           for source, data in zip(sources, files.read_many(sources))]
+
+
+def digest_of(tree: Any) -> str:
+  """Returns files.digest of a record; '' of one that JSON cannot hold."""
+  try:
+    return files.digest(tree)
+  except ValueError:  # NaN, which no record has.
+    return ''
+
+
+def read_whole(workdir: files.Path, kind: str) -> list[dict[str, Any]]:
+  """Returns the records of a kind, as `read`, without damaged ones.
+
+  A warning names each that is left out.
+  """
+  folder, out = files.path(workdir) / 'records', []
+  for name in sorted(files.names(folder)):
+    if name.startswith(f'{kind}-') and name.endswith('.json'):
+      try:
+        out.append(read_record(folder / name))
+      except (ValueError, OSError) as error:
+        logging.warning('%s; it is left out', error)
+  return out
+
+
+def metric_rows(workdir: files.Path) -> list[dict[str, Any]]:
+  """Returns the rows of a run's metrics.jsonl; none if there is no such file.
+
+  Damaged lines are left out; a warning says how many. A process that was
+  killed leaves half a line at the end, which is none.
+  """
+  source = files.path(workdir) / 'metrics.jsonl'
+  try:
+    data = files.read_regular(source)
+  except FileNotFoundError:
+    return []
+  lines = data[:data.rfind(b'\n') + 1].splitlines()
+  rows = [row for row in map(metric_row, lines) if row is not None]
+  if len(rows) < len(lines):
+    logging.warning('%s: %d of %d lines are damaged: they are left out',
+                    source, len(lines) - len(rows), len(lines))
+  return rows
+
+
+def metric_row(line: bytes) -> dict[str, Any] | None:
+  """Returns the row of metrics in a line, or None if it is damaged."""
+  try:
+    row = files.parse_json(line, '')
+  except ValueError:
+    return None
+  if not isinstance(row, dict) or type(row.get('step')) is not int:
+    return None
+  for name, value in row.items():
+    # Rows of skipped steps and of evaluations also have texts.
+    number = type(value) in (int, float) and abs(value) < LARGEST
+    if not (number or value is None or name in TEXTS):
+      return None
+  return row
 
 
 def cut_metrics(workdir: files.Path, step: int) -> None:
@@ -162,7 +261,7 @@ def cut_metrics(workdir: files.Path, step: int) -> None:
     return
   # A run that resumes at a step saves, then evaluates, then goes on. So it
   # writes the evaluation of that step and all later rows again.
-  rows = [row for row in files.read_lines(target) if row['step'] < step or
+  rows = [row for row in metric_rows(workdir) if row['step'] < step or
           row['step'] == step and 'rank' not in row]
   files.write_text(target, ''.join(map(files.json_line, rows)))
 

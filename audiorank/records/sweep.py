@@ -244,12 +244,41 @@ def run_folders(root: files.Path) -> list[pathlib.Path]:
 
 def sweep_folders(root: files.Path) -> list[pathlib.Path]:
   """Returns the folders of a sweep's own runs."""
-  path = files.path(root) / 'sweep.json'
-  folders = run_folders(root)
-  if not path.exists():
+  folders, named = run_folders(root), index(root).get('runs')
+  if named is None:
     return folders
-  mine = set(files.read_json(path).get('runs', []))
-  return [f for f in folders if f.name in mine]
+  missing = sorted(set(named) - {f.name for f in folders})
+  if missing:
+    logging.warning('%s: no folder of the run %s, which sweep.json names',
+                    root, files.one_line(', '.join(missing)))
+  others = [f.name for f in folders if f.name not in named]
+  if missing and others:
+    logging.warning('%s: sweep.json does not name the run %s: left out',
+                    root, files.one_line(', '.join(others)))
+  return [f for f in folders if f.name in named]
+
+
+def index(root: files.Path) -> dict[str, Any]:
+  """Returns the contents of sweep.json; {} where there is none.
+
+  Of one that is damaged a warning is logged: then every run of the folder is
+  the sweep's.
+  """
+  path = files.path(root) / 'sweep.json'
+  try:
+    tree = files.read_json(path)
+  except FileNotFoundError:
+    return {}
+  except ValueError as error:
+    logging.warning('%s; every run of the folder is taken', error)
+    return {}
+  runs = tree.get('runs', []) if isinstance(tree, dict) else None
+  if not isinstance(runs, (dict, list)) or not all(
+      isinstance(name, str) for name in runs):
+    logging.warning('%s: damaged: names no runs; every run of the folder is '
+                    'taken', path)
+    return {}
+  return tree
 
 
 def read_run(workdir: pathlib.Path) -> RunRecords:
@@ -259,7 +288,7 @@ def read_run(workdir: pathlib.Path) -> RunRecords:
     ValueError: a record or config that is damaged; names the folder.
   """
   try:
-    config = config_lib.complete(run_dir.config_tree(workdir))
+    config = own_config(workdir)
     records = run_dir.read(workdir)
     row = run_columns(workdir, config, records)
     return RunRecords(
@@ -270,10 +299,27 @@ def read_run(workdir: pathlib.Path) -> RunRecords:
          if r['kind'].startswith('hear.') and wanted(r, config)],
         [r for r in records if r['kind'].startswith('features.')
          and wanted(r, config)])
-  except (KeyError, TypeError, AttributeError) as error:
+  except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
     raise ValueError(
-        f'{workdir}: config.json or a record is damaged (no {error}): '
-        'remove the file and DONE, and run the sweep again') from None
+        f'{workdir}: config.json or a record is damaged '
+        f'({type(error).__name__}: {files.one_line(error)}): remove the file '
+        'and DONE, and run the sweep again') from None
+
+
+def own_config(workdir: pathlib.Path) -> config_lib.Tree:
+  """Returns the config tree of a run's folder.
+
+  Raises:
+    ValueError: damaged, or of another run than the folder's name says.
+  """
+  config = config_lib.complete(run_dir.config_tree(workdir))
+  known = config_lib.run_id(config)
+  # Folders of runs outside a sweep may have any name.
+  if known != workdir.name and re.fullmatch('[0-9a-f]{12}', workdir.name):
+    raise ValueError(f'{workdir}/config.json: the config of run {known}')
+  if not isinstance(config.get('experiment'), str):
+    raise ValueError(f'{workdir}/config.json: experiment: expected a text')
+  return config
 
 
 def _read_or_error(workdir: pathlib.Path) -> RunRecords | ValueError:
@@ -282,6 +328,8 @@ def _read_or_error(workdir: pathlib.Path) -> RunRecords | ValueError:
     return read_run(workdir)
   except ValueError as error:
     return error
+  except OSError as error:
+    return ValueError(f'{workdir}: cannot be read: {error.strerror or error}')
 
 
 def wanted(record: Mapping[str, Any], config: Mapping[str, Any]) -> bool:

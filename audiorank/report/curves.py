@@ -56,10 +56,10 @@ def rank(history: pd.DataFrame) -> str:
 
 def loss(root: os.PathLike, run_id: str, history: pd.DataFrame) -> str:
   """Returns the drawing of training and held-out loss, or ''."""
-  lines, path = [], files.path(root) / run_id / 'metrics.jsonl'
-  if path.is_file():
-    rows = [row for row in files.read_lines(path)
-            if row.get('loss') is not None]
+  lines = []
+  rows = [row for row in records.metric_rows(files.path(root) / run_id)
+          if row.get('loss') is not None]
+  if rows:
     lines.append(([row['step'] for row in rows],
                   [row['loss'] for row in rows], 'faint'))
   if 'valid_loss' in history:

@@ -252,10 +252,7 @@ def page(root: os.PathLike, sweep: records.Tables, title: str) -> str:
 
 def heading(root: pathlib.Path) -> str:
   """Returns the sweep's title, or the folder's name."""
-  path = root / 'sweep.json'
-  if not path.exists():
-    return root.name
-  return records.read_json(path).get('title', root.name)
+  return str(records.index(root).get('title', root.name))
 
 
 def write(root: files.Path) -> pathlib.Path:
