@@ -41,7 +41,7 @@ from tests import tiny
 
 def get_config(point='1e-3'):
   return tiny.config('', **{SETTINGS!r} | {{
-      'opt.lr': float(point), 'train.steps': 60, 'checkpoint.every': 10}})
+      'opt.lr': float(point), 'train.steps': 60, 'checkpoint.save_every': 10}})
 
 def points():
   return ['1e-3', '2e-3']
@@ -508,7 +508,8 @@ def test_killed_at_many_moments_a_sweep_ends_in_the_same_numbers(
 def test_two_processes_are_a_slice_and_their_cache_is_on_the_bucket(
     server, moved, corpus, tasks, bucket, tmp_path):
   config = tiny.config(moved[0], **SETTINGS, **{
-      'eval.tasks': moved[1], 'eval.names': 'timbre-v1-full', 'mesh.data': 2})
+      'eval.tasks': moved[1], 'eval.task_names': ('timbre-v1-full',),
+      'mesh.data': 2})
   config.data.sha256 = data.load(config.data.root).sha256
   workdir = files.path(f'{bucket}/{records.run_id(config)}')
   records.open_run(workdir, config)

@@ -170,7 +170,7 @@ def trained(folder, folders, points, **changes):
     workdirs.append(folder / name)
     records.open_run(workdirs[-1], config(folders, **{
         'train.steps_per_call': 2, 'data.gain_low': -3., 'data.gain_high': 3.,
-        'train.steps': 4, 'checkpoint.every': 4, 'train.log_every': 2,
+        'train.steps': 4, 'checkpoint.save_every': 4, 'train.log_every': 2,
         'train.calibrate_batch_norm': False, 'monitor.num_evals': 2,
         'monitor.valid_clips': 0, **point, **changes}))
     configs.append(records.load_config(workdirs[-1]))

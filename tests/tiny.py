@@ -30,7 +30,8 @@ def config(corpus, **changes):
                     'first_eval': 2, 'batch': 8, 'valid_clips': 8})
   c.checkpoint.update({'save_every': 2, 'keep_every': 100})
   c.mesh.data = 1
-  c.update_from_flattened_dict(changes)
+  # Locked, so that a field that does not exist is an error.
+  c.lock().update_from_flattened_dict(changes)
   return c
 
 
