@@ -312,10 +312,13 @@ def in_order(board: Board, ids: list[str], last: Entry | None,
   """Returns runs in the order in which a worker tries to claim them.
 
   First those whose programs it has compiled, then those whose programs no
-  worker has, largest first.
+  worker has, largest first. Of these, a model that no worker has comes first:
+  its initialisation and evaluation are then compiled by one worker, and the
+  others find them in the cache.
   """
-  busy = {board.entries[run_id].program
-          for run_id, state in board.states.items() if state == 'started'}
+  started = [board.entries[run_id] for run_id, state in board.states.items()
+             if state == 'started']
+  programs, models = {e.program for e in started}, {e.model for e in started}
   largest: dict[str, float] = {}
   for run_id in ids:
     e = board.entries[run_id]
@@ -324,8 +327,8 @@ def in_order(board: Board, ids: list[str], last: Entry | None,
   def key(run_id: str) -> tuple[Any, ...]:
     e = board.entries[run_id]
     return (last is None or e.program != last.program,
-            last is None or e.model != last.model, e.program in busy,
-            -largest[e.program], e.program, -e.work,
+            last is None or e.model != last.model, e.model in models,
+            e.program in programs, -largest[e.program], e.program, -e.work,
             zlib.crc32(f'{worker} {run_id}'.encode()))
 
   return sorted(ids, key=key)

@@ -1,9 +1,12 @@
-"""Time from the start of a process to its first step, cold and warm.
+"""Time to the first step: of a process, cold and warm, and of a further run.
 
-These are CPU seconds until the first step begins, and until the process has
-ended after it: start of Python and jax, opening the corpus, initialisation, and
-compilation or loading from jax's cache. Evaluation and checkpoints are not
-included.
+Of a process, these are CPU seconds until the first step begins, and until the
+process has ended after it: start of Python and jax, opening the corpus,
+initialisation, and compilation or loading from jax's cache. Evaluation and
+checkpoints are not included.
+
+Of a further run of a shape, they are the CPU seconds of a worker from its claim
+to the end of its first step, with the evaluation at step 0.
 """
 
 from collections.abc import Iterator
@@ -41,6 +44,70 @@ with jax.set_mesh(mesh):
   print(time.process_time())
   jax.block_until_ready(step(*arguments))
 '''
+
+# A worker that trains two runs of a shape, one step each.
+TWO_RUNS = '''
+import sys
+import time
+from absl import flags
+from audiorank import files
+from launch import claims, work
+flags.FLAGS(sys.argv[:1])
+began, spent = [], []
+claim = claims.claim
+
+def timed(*arguments):
+  began.append(time.process_time())
+  return claim(*arguments)
+
+class Status(work.Report):
+  def report(self, doing, step=None, steps=None, force=False):
+    if doing == 'training' and step == 1:
+      spent.append(time.process_time() - began[-1])
+
+  def busy(self): pass
+  def idle(self): pass
+
+claims.claim = timed
+board = claims.Board(files.path(sys.argv[1]))
+code = work.Worker(board, ['train'], 1, 1, Status()).run()
+assert code == 0 and len(spent) == 2, (code, spent)
+print(*spent)
+'''
+
+
+def second_run(folder: pathlib.Path, env: dict[str, str]) -> timing.Row:
+  """Returns the Row of a worker's second run of a shape.
+
+  Args:
+    folder: of the corpus; the sweep is written there.
+    env: of the worker.
+  """
+  from audiorank import records
+  from configs import quickstart
+  from launch import grid
+  root, configs = folder / 'two', {}
+  for seed in range(2):
+    c = quickstart.get_config()
+    c.seed = seed
+    c.data.update({'root': str(folder / 'corpus'), 'hours': 0.,
+                   'valid_fraction': .3})
+    c.train.update({'steps': 1, 'log_every': 1})
+    c.opt.warmup = 0
+    c.monitor.update({'clips': 50, 'batch': 50, 'num_evals': 2,
+                      'first_eval': 1, 'valid_clips': 0})
+    configs[str(seed)] = c
+  runs = {run_id: run for run_id, run in grid.runs(configs).items()
+          if run[0].train.steps}
+  for run_id, (config, _) in runs.items():
+    records.open_run(root / run_id, config)
+  grid.write_index(root, 'Two runs of a shape', 'two', runs)
+  output = subprocess.run([sys.executable, '-c', TWO_RUNS, str(root)], env=env,
+                          check=True, capture_output=True, text=True).stdout
+  first, second = map(float, output.split()[-2:])
+  return timing.alone('claim to first step, second run of a shape', second,
+                      's', None, 'CPU seconds; at most .5 wanted',
+                      'second run', 'first run', first)
 
 
 def spent(command: list[str], env: dict[str, str]) -> tuple[float, float]:
@@ -87,3 +154,5 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
           (' and its end', warm[1], cold[1], 'CPU seconds, with the step')):
         yield timing.alone(what + part, mine, 's', None, note,
                            'compiled before', 'cold', rival)
+    if only in 'claim to first step, second run of a shape':
+      yield second_run(folder, env)
