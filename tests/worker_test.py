@@ -291,6 +291,24 @@ def test_a_worker_keeps_to_a_shape_and_others_begin_elsewhere(
     run.lock.release()
 
 
+def test_a_second_worker_begins_with_another_model(tmp_path):
+  """Else both would compile the same initialisation and evaluation at once."""
+  entries = {
+      'a': claims.Entry(9., 10, 'g1', 'large, one mask', 'large'),
+      'b': claims.Entry(8., 10, 'g2', 'large, other mask', 'large'),
+      'c': claims.Entry(1., 10, 'g3', 'small', 'small')}
+  records.write_json(tmp_path / 'sweep.json', {
+      'runs': {name: e._asdict() for name, e in entries.items()}})
+  order = lambda board: claims.in_order(board, list('abc'), None, '')
+  assert order(claims.Board(tmp_path)) == ['a', 'b', 'c']
+  first = lock_lib.Lock(tmp_path / 'a')
+  assert order(claims.Board(tmp_path)) == ['c', 'b', 'a']
+  both = lock_lib.Lock(tmp_path / 'c')
+  assert order(claims.Board(tmp_path)) == ['b', 'a', 'c']
+  first.release()
+  both.release()
+
+
 def test_a_group_is_divided_among_the_workers(shapes, tmp_path, monkeypatch):
   groups = fake(monkeypatch, lambda runs: None)
   board = sweep(tmp_path, shapes)
