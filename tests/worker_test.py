@@ -294,17 +294,17 @@ def test_a_worker_keeps_to_a_shape_and_others_begin_elsewhere(
 def test_a_second_worker_begins_with_another_model(tmp_path):
   """Else both would compile the same initialisation and evaluation at once."""
   entries = {
-      'a': claims.Entry(9., 10, 'g1', 'large, one mask', 'large'),
-      'b': claims.Entry(8., 10, 'g2', 'large, other mask', 'large'),
-      'c': claims.Entry(1., 10, 'g3', 'small', 'small')}
+      'a': run_queue.Entry(9., 10, 'g1', 'large, one mask', 'large'),
+      'b': run_queue.Entry(8., 10, 'g2', 'large, other mask', 'large'),
+      'c': run_queue.Entry(1., 10, 'g3', 'small', 'small')}
   records.write_json(tmp_path / 'sweep.json', {
       'runs': {name: e._asdict() for name, e in entries.items()}})
-  order = lambda board: claims.in_order(board, list('abc'), None, '')
-  assert order(claims.Board(tmp_path)) == ['a', 'b', 'c']
+  order = lambda board: run_queue.in_order(board, list('abc'), None, '')
+  assert order(run_queue.Board(tmp_path)) == ['a', 'b', 'c']
   first = lock_lib.Lock(tmp_path / 'a')
-  assert order(claims.Board(tmp_path)) == ['c', 'b', 'a']
+  assert order(run_queue.Board(tmp_path)) == ['c', 'b', 'a']
   both = lock_lib.Lock(tmp_path / 'c')
-  assert order(claims.Board(tmp_path)) == ['b', 'a', 'c']
+  assert order(run_queue.Board(tmp_path)) == ['b', 'a', 'c']
   first.release()
   both.release()
 

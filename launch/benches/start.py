@@ -51,10 +51,10 @@ import sys
 import time
 from absl import flags
 from audiorank import files
-from launch import claims, work
+from launch import run_queue, work
 flags.FLAGS(sys.argv[:1])
 began, spent = [], []
-claim = claims.claim
+claim = run_queue.claim
 
 def timed(*arguments):
   began.append(time.process_time())
@@ -68,8 +68,8 @@ class Status(work.Report):
   def busy(self): pass
   def idle(self): pass
 
-claims.claim = timed
-board = claims.Board(files.path(sys.argv[1]))
+run_queue.claim = timed
+board = run_queue.Board(files.path(sys.argv[1]))
 code = work.Worker(board, ['train'], 1, 1, Status()).run()
 assert code == 0 and len(spent) == 2, (code, spent)
 print(*spent)
