@@ -1,0 +1,124 @@
+"""What to scale next, on simulated studies whose truth is known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from audiorank import records
+from audiorank.analysis import advice
+from audiorank.analysis import study
+from audiorank.laws import averaged
+
+NONE = pd.DataFrame()
+MIDDLE = {'params': 6e4, 'hours_asked': .5, 'steps': 4000.}
+CONSTANT, PER = 4e7, 1.2e3  # FLOPs of a step: the decoder's, per parameter.
+
+
+def truth(rng):
+  """A score of size, hours and steps: none is of the law's own exponents."""
+  kind, bend = rng.integers(4), rng.uniform(-1, 1)
+  e, weight = rng.uniform(.15, .8, 3), rng.uniform(.02, .2, 3)
+
+  def score(params, hours_asked, steps):
+    x = [np.asarray(v, float) / middle for v, middle in
+         zip((params, hours_asked, steps), MIDDLE.values())]
+    u = [(1 - v ** -k) / k for v, k in zip(x, e)]
+    if kind == 0:  # A sum of power laws.
+      return .5 + .5 * sum(w * v for w, v in zip(weight, u))
+    if kind == 1:  # More data is worth more, or less, to a larger model.
+      return .5 + .3 * sum(w * v for w, v in zip(weight, u)) + (
+          .2 * bend * weight[0] * u[0] * u[1])
+    if kind == 2:  # Data bound the size: a smooth minimum.
+      loss = (x[0] ** (-3 * e[0]) + (
+          (1 + bend / 2) * x[1] ** -e[1]) ** 3) ** (1 / 3)
+      return .9 - .3 * (loss + .5 * x[2] ** -e[2])
+    return 1 / (1 + np.exp(-3 * sum(w * v for w, v in zip(weight, u))))
+
+  return score
+
+
+def simulated(rng, score):
+  """The table of a sweep: a grid, often with holes, and some seeds."""
+  sides = [6e4 * 4. ** np.arange(-1, rng.integers(2, 4)),
+           .5 * 3. ** np.arange(-1, rng.integers(1, 3)),
+           4000 * 2. ** np.arange(-1, rng.integers(1, 3))]
+  grid = np.stack(np.meshgrid(*sides), -1).reshape(-1, 3)
+  if rng.random() < .5:
+    grid = grid[rng.random(len(grid)) < .6]
+  repeats = int(rng.integers(0, 6))
+  middle = np.repeat([list(MIDDLE.values())], repeats, 0)
+  runs = pd.DataFrame(np.vstack([grid, middle]), columns=list(MIDDLE))
+  sd = rng.uniform(.004, .015)
+  runs['score'] = score(**runs[list(MIDDLE)]) + sd * rng.standard_normal(
+      len(runs))
+  runs['flops'] = (CONSTANT + PER * runs['params']) * runs['steps']
+  runs['width'], runs['hours'] = runs['params'], 30.
+  runs['run_id'] = [str(i) for i in range(len(runs))]
+  runs['rank'], runs['seed'] = 10., np.arange(len(runs))
+  return runs.assign(untrained=False, objective='mae'), sd
+
+
+def read(runs):
+  return study.read(records.Tables(runs, NONE, NONE))
+
+
+def best_measured(rng, table, score, sd):
+  """The true score of the run that looks best of some."""
+  true = score(*table[list(MIDDLE)].to_numpy(float).T)
+  return true[np.argmax(true + sd * rng.standard_normal(len(true)))]
+
+
+def even_grid(table, budget):
+  """Runs of equal shares of the budget, spread over what these afford."""
+  most = next(k for k in (8, 4, 2, 1) if (table['flops'] <= budget / k).any())
+  can = table[table['flops'] <= budget / most]
+  for name in MIDDLE:
+    middle = np.quantile(can[name], [.25, .75], method='nearest')
+    can = can[can[name].isin(middle)]
+  return can
+
+
+def judge(seeds):
+  """Returns (whether each gain's interval holds the truth, regrets)."""
+  covered, regrets = [], []
+  for seed in seeds:
+    rng = np.random.default_rng(seed)
+    score = truth(rng)
+    runs, sd = simulated(rng, score)
+    result = advice.advise(read(runs))
+    if result.scaling is None:
+      continue
+    known = result.scaling
+    origin = {'params': known.start.params, 'hours_asked': known.start.hours,
+              'steps': known.start.steps}
+    for one in result.gains:
+      moved = {**origin, advice.AXES[one.axis]: one.end}
+      covered.append(one.low <= score(**moved) - score(**origin) <= one.high)
+    budget = known.start.flops * 10 ** rng.uniform(.3, 1.3)
+    table = advice.candidates(known, budget)
+    every = score(*table[list(MIDDLE)].to_numpy(float).T)
+    chosen = [one.row for one in advice.to_gain(known, table, budget)]
+    grid = even_grid(table, budget)
+    regrets.append(every.max() - np.array([
+        best_measured(rng, table.iloc[chosen], score, sd),
+        rng.choice(every), best_measured(rng, grid, score, sd)]))
+  return np.array(covered), np.array(regrets)
+
+
+def check(covered, regrets, low, high):
+  assert low <= covered.mean() <= high
+  own, random, grid = np.median(regrets, 0)
+  assert own <= .5 * random and own < grid, (own, random, grid)
+
+
+def test_gains_cover_the_truth_and_points_beat_chance_and_the_grid():
+  covered, regrets = judge(range(12))
+  # 36 gains: 2 and 1 standard errors of a coverage of .95 beyond .90 and .98.
+  check(covered, regrets, .86, 1.)
+
+
+@pytest.mark.slow
+def test_two_hundred_studies_of_known_truth():
+  covered, regrets = judge(range(1000, 1220))
+  assert len(regrets) >= 200
+  check(covered, regrets, .90, .98)
