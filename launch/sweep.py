@@ -9,6 +9,8 @@
                                                  workers started elsewhere
   python -m launch.sweep status --root=DIR       the state of every run
   python -m launch.sweep retry --root=DIR        let failed runs be tried again
+  python -m launch.sweep next --root=DIR --budget=FLOPS   what to scale next:
+                                                 prints it, and writes a config
   python -m launch.sweep --engine=ray --address=auto --config=FILE --root=DIR
                                                  on a Ray cluster
 
@@ -41,11 +43,12 @@ from audiorank import files
 from launch import cli
 from launch import devices as machine
 from launch import grid
+from launch import next as next_runs
 from launch import overview
 from launch import run_queue
 from launch.engines import local
 
-WORDS = ('run', 'plan', 'write', 'status', 'retry')
+WORDS = ('run', 'plan', 'write', 'status', 'retry', 'next')
 _ROOT = flags.DEFINE_string('root', '', 'Folder of the sweep.')
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file of configs/ with points().')
@@ -307,6 +310,10 @@ def main(argv: list[str]) -> None:
       print(f'{workdir}: will be tried again')
   if word in ('status', 'retry'):
     print(overview.status(_ROOT.value))
+    return
+  if word == 'next':
+    leave_devices()
+    next_runs.main(_ROOT.value)
     return
   if _CONFIG.value is None:
     raise ValueError('--config=FILE: expected a file of configs/')

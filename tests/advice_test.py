@@ -112,9 +112,61 @@ def check(covered, regrets, low, high):
 
 
 def test_gains_cover_the_truth_and_points_beat_chance_and_the_grid():
-  covered, regrets = judge(range(12))
-  # 36 gains: 2 and 1 standard errors of a coverage of .95 beyond .90 and .98.
-  check(covered, regrets, .86, 1.)
+  covered, regrets = judge(range(6))
+  # Gains of a study share its fit, so that 6 studies count, not 18 gains: a
+  # coverage of .95 has a standard error of .09.
+  check(covered, regrets, .75, 1.)
+
+
+def test_the_expected_width_is_what_comes_out():
+  """Runs chosen to decide an axis narrow it as far as was expected."""
+  ratios, narrower = [], []
+  for seed in range(5):
+    rng = np.random.default_rng(seed)
+    score = truth(rng)
+    runs, sd = simulated(rng, score)
+    known = advice.advise(read(runs)).scaling
+    budget = 6 * known.start.flops
+    several = advice.to_decide(known, 'hours', advice.candidates(
+        known, known.start.flops), budget)
+    assert sum(one.flops for one in several) <= budget
+    now, expected = advice.widths_after(known, several)['hours']
+    inputs = {'size': [p.params for p in several],
+              'hours': [p.hours for p in several],
+              'steps': [p.steps for p in several]}
+    true = score(*(np.array(v) for v in inputs.values()))
+    later = known._replace(law=averaged.with_points(
+        known.law, inputs, true + sd * rng.standard_normal(len(true)),
+        known.group))
+    ratios.append(advice.width(advice.gain(later, 'hours')) / expected)
+    narrower.append(expected < now)
+  # One outcome each: their median is near 1, and the noise of each is large.
+  assert .5 < np.median(ratios) < 1.6 and np.mean(narrower) > .5
+
+
+def test_points_along_an_axis_that_varies_with_another_are_refused():
+  x = np.geomspace(1, 100, 8)
+  with pytest.raises(ValueError, match='size does not vary by itself'):
+    averaged.fit({'size': x, 'steps': x ** 2}, x, np.zeros(8))
+  with pytest.raises(ValueError, match='expected at least 4'):
+    averaged.fit({'size': x[:3]}, x[:3], np.zeros(3))
+
+
+def test_a_run_added_is_a_run_fitted():
+  """The law with a point more is the law of all runs together."""
+  rng = np.random.default_rng(0)
+  runs, _ = simulated(rng, truth(rng))
+  inputs = {axis: runs[name].to_numpy(float)
+            for axis, name in advice.AXES.items()}
+  y, group = runs['score'].to_numpy(float), np.zeros(len(runs))
+  part = averaged.fit({k: v[:-1] for k, v in inputs.items()}, y[:-1],
+                      group[:-1])
+  more = averaged.with_points(part, {k: v[-1:] for k, v in inputs.items()},
+                              y[-1:])
+  whole = averaged.fit(inputs, y, group)
+  assert more.data.free == whole.data.free
+  assert more.data.error == pytest.approx(whole.data.error)
+  assert more.sd == pytest.approx(whole.sd, rel=.05)
 
 
 @pytest.mark.slow

@@ -11,18 +11,23 @@ import pandas as pd
 
 from audiorank import laws
 from audiorank import records
+from audiorank.analysis import advice
 from audiorank.analysis import early
 from audiorank.analysis import factors
 from audiorank.analysis import law
 from audiorank.analysis import objectives
 from audiorank.analysis import study
 from audiorank.analysis import training
+from audiorank.analysis.advice import Advice
+from audiorank.analysis.advice import Point
+from audiorank.analysis.advice import REACH
 from audiorank.analysis.claims import Claim
 from audiorank.analysis.claims import FAILS
 from audiorank.analysis.claims import HOLDS
 from audiorank.analysis.claims import INCONCLUSIVE
 from audiorank.analysis.claims import Needed
 from audiorank.analysis.claims import Rival
+from audiorank.analysis.decide import Plan
 
 
 class Analysis(NamedTuple):
@@ -32,7 +37,7 @@ class Analysis(NamedTuple):
   fit: the law from rank to score, or None.  lacks: what it lacks, or None.
   predictors: a row a predictor of the score.  forms: a row a form of law.
   early: an early.Early.  diagnostics: a training.Diagnostics.
-  tasks: a row a task.
+  tasks: a row a task.  scaling: what to scale next.
   """
   study: study.Study
   claims: tuple[Claim, ...]
@@ -43,6 +48,7 @@ class Analysis(NamedTuple):
   early: early.Early
   diagnostics: training.Diagnostics
   tasks: pd.DataFrame
+  scaling: advice.Advice
 
 
 def analyze(tables: records.Tables) -> Analysis:
@@ -54,7 +60,7 @@ def analyze(tables: records.Tables) -> Analysis:
   return Analysis(
       rows, claims_of(rows, fit, lacks, table, soon), fit, lacks, table,
       law.forms(rows.trained, fit), soon, training.diagnose(rows, fit),
-      training.tasks(rows))
+      training.tasks(rows), advice.advise(rows))
 
 
 def claims_of(rows: study.Study, fit: laws.Fit | None, lacks: Needed | None,

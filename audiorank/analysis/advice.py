@@ -140,11 +140,16 @@ def advise(rows: study.Study, budget: float | None = None,
   known, needs = scaling(trained, rows.fields, hours or most_hours(rows))
   if known is None:
     return Advice(None, tuple(missing_gain(*item) for item in needs.items()),
-                  math.nan, None, next(iter(needs.values())))
+                  math.nan, None, first_need(needs))
   gains = tuple(gain(known, axis) if axis in known.axes
                 else missing_gain(axis, needs[axis]) for axis in AXES)
   budget = budget or 2 * known.start.flops
   return Advice(known, gains, budget, best(known, budget), None)
+
+
+def first_need(needs: dict[str, claims.Needed]) -> claims.Needed:
+  """Returns what to do first: more runs along an axis that is varied."""
+  return max(needs.values(), key=lambda one: one.kind == 'scaling_runs')
 
 
 def missing_gain(axis: str, needed: claims.Needed) -> Gain:

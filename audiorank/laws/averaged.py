@@ -269,11 +269,11 @@ def _posterior(data, pairs, column_MP, variance, length):
   rest_M = np.maximum(rest_M, 1e-12 * (y_K @ y_K + 1e-12))
   count, P_M = len(y_K) - G + data.free, A + has_product_M
   free_M = np.maximum(count - P_M, 1)
-  # Half of the prior is that no product is needed, and half that nothing
+  # Half of the prior is that no product is needed, and a third that nothing
   # deviates from the law.
   prior_M = np.where(has_product_M, 1. / max(len(pairs), 1), 1.)
   if variance:
-    prior_M /= len(DEVIATIONS) - 1
+    prior_M = 2 * prior_M / (len(DEVIATIONS) - 1)
   log_M = (np.log(prior_M) - free_M / 2 * np.log(rest_M)
            - P_M / 2 * math.log(count) - np.log(np.diag(root_KK)).sum()
            - np.log(np.abs(np.diag(r_GG))).sum())

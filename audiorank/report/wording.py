@@ -485,6 +485,14 @@ NEEDED = {
     'scores': 'scores that differ',
     'grid': 'three sizes or more at two amounts of data or more',
     'line': '{amount:.0f} configurations of the main objective at these sizes',
+    'vary': 'runs that differ in {names} alone, at two values '
+            'or more',
+    'vary_alone': 'runs that differ in {names} alone: it changes together '
+                  'with another axis',
+    'scaling_runs': '{amount:.0f} scored configurations or more that differ in '
+                    'size, hours or steps alone',
+    'columns': 'records of this version: the table lacks {names}',
+    'budget': 'a budget of at least {amount:.3g} FLOPs',
     'repeats': 'several seeds at each size: with one run a size, noise and a '
                'difference between sizes cannot be told apart'}
 
@@ -503,7 +511,7 @@ def needed_text(what: Needed) -> str:
 
 
 def opening(result: analysis.Analysis) -> list[str]:
-  """Returns three sentences: what holds, what does not, what to do next."""
+  """Returns what holds, what does not, what to do and what to scale next."""
   if not result.claims:
     return ['No trained run is scored yet, so nothing can be said.',
             'Nothing is refused either.',
@@ -523,7 +531,8 @@ def opening(result: analysis.Analysis) -> list[str]:
     if left == len(result.claims):
       which = 'all'
     fails += f'; {which} {len(result.claims)} claims are inconclusive'
-  return [holds, f'{fails}.', f'What to do next: {next_step(result)}.']
+  return [holds, f'{fails}.', f'What to do next: {next_step(result)}.',
+          f'What to scale next: {advice_words(result.scaling)}.']
 
 
 def phrases(result: analysis.Analysis, verdict: str,
@@ -901,3 +910,120 @@ def checklist(result: analysis.Analysis) -> dict[str, str]:
       'how compute is counted': 'encoder and decoder, forward and backward; '
                                 'no compute enters this law',
       'points left out': left_out}
+
+
+# --- What to scale next ---
+
+# Axis: what grows, its unit.
+GROWTH = {'size': ('the compute by a larger model', 'parameters'),
+          'hours': ('the hours of audio, at the same compute', 'h'),
+          'steps': ('the compute by longer training', 'steps')}
+
+
+def amount(axis: str, value: float) -> str:
+  """Returns an amount of an axis with its unit."""
+  if axis == 'hours':
+    return f'{value:.3g} {GROWTH[axis][1]}'
+  return f'{value:,.0f} {GROWTH[axis][1]}'
+
+
+def gain_words(result: analysis.Advice) -> list[str]:
+  """Returns a sentence an axis: what a doubling is expected to add."""
+  out = []
+  for one in result.gains:
+    growth, _ = GROWTH[one.axis]
+    if one.needed is not None:
+      out.append(f'Doubling {growth}: nothing is known. Needed: '
+                 f'{needed_text(one.needed)}.')
+      continue
+    text = (f'Doubling {growth} ({amount(one.axis, one.start)} to '
+            f'{amount(one.axis, one.end)}): expected score '
+            f'{signed(one.value)} {interval(one.low, one.high, 1.)}')
+    if one.beyond > 1.01:
+      text += f', {one.beyond:.2g} times beyond the largest tried'
+    out.append(f'{text}.')
+  return out
+
+
+def best_words(result: analysis.Advice) -> list[str]:
+  """Returns the best run of a budget, and where the optimum lies."""
+  known, top = result.scaling, result.best
+  if known is None or top is None:
+    return []
+  first, one = known.start, top.point
+  out = [f'The best configuration so far by the law: {run_text(first)}.',
+         f'The best run of at most {result.budget:.3g} FLOPs '
+         f'({short(result.budget / first.flops)} times as much): '
+         f'{run_text(one)}.']
+  ends = {'size': top.params, 'hours': top.hours, 'steps': top.steps}
+  parts = [f'{amount(axis, low)} to {amount(axis, high)}'
+           for axis, (low, high) in ends.items() if axis in known.axes]
+  out.append(f'With 95 % probability the optimum of that budget lies within '
+             f'{listed(parts)}.')
+  if top.edges:
+    out.append(f'In {listed(top.edges)} the best is the largest allowed: by '
+               'the budget, by the audio that there is, or by '
+               f'{analysis.REACH:.0f} times the largest tried.')
+  return out
+
+
+def run_text(one: analysis.Point) -> str:
+  """Returns a run with its expected score and price."""
+  return (f'{amount("size", one.params)}, {amount("hours", one.hours)}, '
+          f'{amount("steps", one.steps)}, {one.flops:.3g} FLOPs, expected '
+          f'score {short(one.score)} [{short(one.low)}, {short(one.high)}]')
+
+
+def point_words(goal: str, several: dict[str, analysis.Point],
+                widths: dict[str, tuple[float, float]]) -> list[str]:
+  """Returns the runs proposed and what they do to the intervals.
+
+  Args:
+    goal: what they were chosen for.
+    several: {name: run}.
+    widths: {axis: (width of the gain's interval now, expected afterwards)}.
+  """
+  total = sum(one.flops for one in several.values())
+  out = [f'{count(len(several), "run")} {goal}, {total:.3g} FLOPs:']
+  out += [f'  {name}: {run_text(one)}' for name, one in several.items()]
+  for axis, (now, after) in widths.items():
+    out.append(f'The interval of the gain of {axis} is {short(now)} wide and '
+               f'is expected to be {short(after)} wide afterwards.')
+  return out
+
+
+def decide_words(plan: analysis.Plan) -> list[str]:
+  """Returns what further seeds of a family's configurations would do."""
+  out = [f'{count(plan.seeds, "seed")} more of each of '
+         f'{count(len(plan.runs) // plan.seeds, "configuration")}, '
+         f'{plan.flops:.3g} FLOPs, to decide the slope of {plan.family}.']
+  now, after = (f'{short(v)} wide' if math.isfinite(v) else 'unbounded'
+                for v in (plan.now, plan.after))
+  if math.isnan(plan.after):
+    return [*out, 'No configuration has two seeds yet, so that the width '
+            'afterwards is not known.']
+  return [*out, f'The interval of the slope is {now} and is expected to be '
+          f'{after} afterwards.']
+
+
+def advice_words(result: analysis.Advice) -> str:
+  """Returns what to scale next, or why nothing is known."""
+  known = [one for one in result.gains if one.needed is None]
+  if result.scaling is None or result.best is None or not known:
+    lacks = result.lacks or Needed('scaling_runs', 4)
+    return ('these runs say nothing about size, hours or steps; needed: '
+            f'{needed_text(lacks)}')
+  top = max(known, key=lambda one: one.value)
+  sure = 'which these runs do not tell from 0'
+  if top.low > 0:
+    sure = 'more than 0 by its interval'
+  if top.high < 0:
+    sure = 'less than 0 by its interval'
+  one = result.best.point
+  return (f'of what was varied, doubling {GROWTH[top.axis][0]} promises most: '
+          f'{signed(top.value)} of score {interval(top.low, top.high, 1.)}, '
+          f'{sure}; the best run of {result.budget:.3g} FLOPs, twice those of '
+          f'the best so far, would have {amount("size", one.params)}, '
+          f'{amount("hours", one.hours)} and {amount("steps", one.steps)}, '
+          f'expected score {short(one.score)} [{short(one.low)}, '
+          f'{short(one.high)}]')
