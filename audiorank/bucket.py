@@ -195,6 +195,7 @@ def _client_of(pid: int) -> Any:
   except ImportError:
     raise ValueError("gs:// needs gcsfs: pip install 'audiorank[bucket]'"
                      ) from None
+  _check_key()
   # Every error is raised, and becomes one line; gcsfs logs it as well.
   logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
   # TensorFlow, where it is installed, would be imported to read objects.
@@ -205,6 +206,25 @@ def _client_of(pid: int) -> Any:
       skip_instance_cache=True, use_listings_cache=False,
       requests_timeout=aiohttp.ClientTimeout(
           total=None, sock_connect=30, sock_read=60))
+
+
+def _check_key() -> None:
+  """Raises ValueError if the key that the user names is none.
+
+  gcsfs would go on without credentials, and be refused for another reason.
+  """
+  variable = 'GOOGLE_APPLICATION_CREDENTIALS'
+  name = os.environ.get(variable)
+  if not name or os.environ.get('STORAGE_EMULATOR_HOST'):
+    return
+  try:
+    tree = json.loads(pathlib.Path(name).read_text('utf-8'))
+  except OSError as error:
+    raise ValueError(f'{variable} {name}: {error.strerror}') from None
+  except ValueError:
+    tree = None
+  if not isinstance(tree, dict) or 'type' not in tree:
+    raise ValueError(f'{variable} {name}: not a key file of Google Cloud')
 
 
 def _run(path: files.Path, function: str, *args: Any,

@@ -377,7 +377,10 @@ def at_one_step(claims: list[Claim]) -> list[Claim]:
 
 def fail(workdir: pathlib.Path, error: Exception,
          about: dict[str, Any] | None = None) -> None:
-  """Marks a run as failed, unless the disk is full."""
+  """Marks a run as failed, unless the disk is full or a bucket cannot be
+  reached."""
+  if isinstance(error, files.StoreError):
+    return
   text = str(error).strip() or repr(error)
   if not (workdir / 'config.json').is_file():
     return  # The folder was moved or deleted; it is not created again.

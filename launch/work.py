@@ -280,6 +280,8 @@ class Worker:
     print(f'scoring {run.workdir.name}', flush=True)
     try:
       return score(run, lambda: self.status.asked, self.status)
+    except files.StoreError:
+      raise  # See `recover`.
     except (ValueError, OSError) as error:
       self.fail(run, error)
       return True
@@ -293,6 +295,8 @@ class Worker:
     """
     from audiorank import feed
     group = runs[0].entry.group
+    if isinstance(error, files.StoreError):
+      raise error  # A bucket that cannot be reached is no fault of the run.
     if out_of_memory(error):
       if len(runs) > 1:
         self.limits[group] = half = (len(runs) + 1) // 2

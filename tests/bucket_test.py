@@ -1,6 +1,7 @@
 """Files, runs and sweeps on gs://, against a fake server."""
 
 import contextlib
+import dataclasses
 import http.server
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import jax
 import numpy as np
@@ -404,6 +406,77 @@ def test_what_fails_for_good_is_one_line(faulty, code, words):
   with pytest.raises(OSError, match=f'gs://b1/x: {words}') as caught:
     files.path('gs://b1/x').stat()
   assert '\n' not in str(caught.value)
+
+
+@pytest.fixture
+def outage(bucket_server, monkeypatch):
+  """Nobody answers any more; a list of the waits between attempts."""
+  waits = []
+
+  async def sleep(seconds):
+    waits.append(seconds)
+  retry = pytest.importorskip('gcsfs.retry')
+  monkeypatch.setattr(retry, 'asyncio', types.SimpleNamespace(sleep=sleep))
+  monkeypatch.setenv('STORAGE_EMULATOR_HOST', 'http://127.0.0.1:9')
+  bucket_lib._client_of.cache_clear()
+  yield waits
+  bucket_lib._client_of.cache_clear()
+
+
+@pytest.mark.parametrize('attempt', [
+    lambda path: path.read_bytes(), lambda path: path.write_bytes(b'1'),
+    lambda path: path.exists(), files.names, files.stats, files.remove,
+    data.load, records.run_folders])
+def test_a_lasting_outage_is_one_line_after_bounded_attempts(outage, attempt):
+  with pytest.raises(files.StoreError, match='gs://bucket/x') as caught:
+    attempt(files.path('gs://bucket/x'))
+  assert 'the store cannot be reached' in str(caught.value)
+  assert '\n' not in str(caught.value)
+  # Five waits, each about twice as long as the one before.
+  assert len(outage) == 5 and sum(outage) < 40
+
+
+def test_a_read_of_a_shard_that_never_answers_is_given_up(corpus, monkeypatch):
+  pytest.importorskip('gcsfs')
+  from array_record.python import array_record_module
+
+  class Stuck:
+    def __init__(self, *_):
+      self.num_records = lambda: 10**6
+
+    def read(self, _):
+      time.sleep(1)
+
+  monkeypatch.setattr(array_record_module, 'ArrayRecordReader', Stuck)
+  monkeypatch.setattr(corpus_reader, 'PATIENCE', .05)
+  there = dataclasses.replace(data.load(corpus), root='gs://bucket/corpus')
+  with pytest.raises(files.StoreError, match='gs://bucket/corpus/shards/.*: '
+                     'no answer from the store in 0 s'):
+    corpus_reader.row_reader(there)(0, 0, 9)
+
+
+@pytest.mark.parametrize('content, words', [
+    (None, 'No such file'), ('{', 'not a key'), ('[]', 'not a key')])
+def test_credentials_that_are_none_are_one_line(
+    monkeypatch, tmp_path, content, words):
+  pytest.importorskip('gcsfs')
+  key = tmp_path / 'key.json'
+  if content is not None:
+    key.write_text(content)
+  monkeypatch.delenv('STORAGE_EMULATOR_HOST', raising=False)
+  monkeypatch.setenv('GOOGLE_APPLICATION_CREDENTIALS', str(key))
+  bucket_lib._client_of.cache_clear()
+  with pytest.raises(ValueError, match='GOOGLE_APPLICATION_CREDENTIALS .*'
+                     f'key.json: {words}'):
+    files.path('gs://bucket/x')
+  bucket_lib._client_of.cache_clear()
+
+
+def test_a_private_bucket_without_credentials_is_one_line(faulty):
+  # What the store answers to somebody who is nobody.
+  faulty.extend([401] * 9)
+  with pytest.raises(OSError, match='gcloud auth application-default login'):
+    files.path('gs://b1/x').read_bytes()
 
 
 # --- Commands ---

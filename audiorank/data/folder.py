@@ -13,6 +13,7 @@ import io
 import json
 import os
 import pathlib
+import queue
 import threading
 from typing import Any
 from typing import TYPE_CHECKING
@@ -31,6 +32,9 @@ FORMATS = (1, 2)
 OPEN = 512
 # Rows of a block in which single records are looked up.
 FINE = 1024
+# Seconds after which a read from a bucket is given up. ArrayRecord's own client
+# would try for a quarter of an hour.
+PATIENCE = 300.
 # A manifest beside an index is checked against its checksum up to this size.
 # Reading a larger one at every start would take seconds to minutes.
 CHECKED = 2**26
@@ -371,6 +375,7 @@ def _from_array_records(corpus: Corpus) -> Reader:
   from array_record.python import array_record_module
   index, folder = corpus.index, files.path(corpus.root) / 'shards'
   lock = threading.Lock()
+  remote = files.is_on_bucket(folder)
 
   @functools.lru_cache(OPEN)
   def opened(code: int) -> Any:
@@ -378,17 +383,27 @@ def _from_array_records(corpus: Corpus) -> Reader:
     return array_record_module.ArrayRecordReader(
         os.fspath(folder / index.shards[code]), 'readahead_buffer_size:0')
 
+  def record(row: int) -> bytes:
+    # A cache is not enough: two threads could open one shard twice.
+    with lock:
+      shard = opened(int(index.shard_R[row]))
+    position = int(index.position_R[row])
+    # The reader takes a missing file for an empty one.
+    if position >= shard.num_records():
+      raise ValueError(f'{shard.num_records()} records in the shard')
+    [data] = shard.read([position])
+    return data
+
   def read(row: int, start: int, samples: int) -> np.ndarray:
     length = int(index.samples_R[row])
     try:
-      # A cache is not enough: two threads could open one shard twice.
-      with lock:
-        shard = opened(int(index.shard_R[row]))
-      position = int(index.position_R[row])
-      # The reader takes a missing file for an empty one.
-      if position >= shard.num_records():
-        raise ValueError(f'{shard.num_records()} records in the shard')
-      [data] = shard.read([position])
+      if remote:
+        data = _in_time(lambda: record(row), PATIENCE)
+      else:
+        data = record(row)
+    except TimeoutError:
+      raise files.StoreError(f'{where(corpus, row)}: no answer from the store '
+                             f'in {PATIENCE:.0f} s') from None
     except (RuntimeError, ValueError, IndexError) as error:
       raise ValueError(f'{where(corpus, row)}: {error}') from error
     if len(data) != 2 * length:
@@ -396,6 +411,27 @@ def _from_array_records(corpus: Corpus) -> Reader:
                        f'{2 * length}')
     return np.frombuffer(data, '<i2')[start:start + samples]
   return read
+
+
+def _in_time(function: Callable[[], Any], seconds: float) -> Any:
+  """Returns function(), or raises TimeoutError if it takes longer."""
+  results: queue.SimpleQueue = queue.SimpleQueue()
+
+  def work() -> None:
+    try:
+      results.put((function(), None))
+    except Exception as error:  # Raised by the caller below.
+      results.put((None, error))
+
+  # A daemon: a read that hangs must not keep the process from ending.
+  threading.Thread(target=work, daemon=True).start()
+  try:
+    value, error = results.get(timeout=seconds)
+  except queue.Empty:
+    raise TimeoutError from None
+  if error is not None:
+    raise error
+  return value
 
 
 def _from_sound_files(corpus: Corpus) -> Reader:
@@ -426,6 +462,8 @@ def _from_sound_files(corpus: Corpus) -> Reader:
         source = stored.mended(source)
       return stored.piece(stored.buffered(source, samples), begin, length,
                           start, samples, corpus.rate)
+    except files.StoreError as error:
+      raise files.StoreError(f'{where(corpus, row)}: {error}') from error
     except (ValueError, OSError) as error:
       raise ValueError(f'{where(corpus, row)}: {error}') from error
   return read
