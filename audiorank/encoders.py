@@ -3,6 +3,8 @@
 - Our models: a checkpoint folder, a folder of `export.save_pretrained`, an
   official Dasheng file (.pt, .safetensors) or a Hugging Face repository with
   one (owner/name).
+- Models of the transformers library by name, such as
+  'hf:facebook/wav2vec2-base'; families.py lists their types.
 - Others: any Python module with the HEAR API (arXiv 2203.03022), that is
   load_model(path), get_scene_embeddings(audio, model),
   get_timestamp_embeddings(audio, model), and a model with sample_rate,
@@ -21,7 +23,6 @@ import importlib.metadata
 import json
 import numbers
 import pathlib
-import re
 import sys
 import types
 from typing import Any
@@ -35,11 +36,12 @@ from audiorank import checkpoint
 from audiorank import config as config_lib
 from audiorank import dasheng
 from audiorank import embed
+from audiorank import families
 from audiorank import files
+from audiorank import hub
 from audiorank.export import pretrained
 
 SUFFIXES = ('.pt', '.pth', '.safetensors')
-HUB = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 
 
 # Width of each: the mean over time of 64 log-mel bands; mean and standard
@@ -201,8 +203,8 @@ def weights(path: files.Path, step: int | None = None
     ValueError: damaged or foreign weights, or the hub cannot be reached.
   """
   kind, file, verified = 'dasheng', files.path(path), None
-  if not file.exists() and HUB.fullmatch(str(path)):
-    kind, folder = 'hub', from_hub(str(path))
+  if not file.exists() and hub.NAME.fullmatch(str(path)):
+    kind, folder = 'hub', hub.download(str(path), pretrained.FILES)
     config, params = pretrained.load_pretrained(folder)
   elif (file / pretrained.WEIGHTS).is_file():
     kind = 'pretrained'
@@ -236,27 +238,85 @@ def digest(config: config_lib.Config, params: Any) -> str:
   return sha.hexdigest()[:12]
 
 
-def from_hub(name: str) -> pathlib.Path:
-  """Returns the folder of a Hugging Face repository's files, 'owner/name'.
+def by_name(name: str, batch: int = 64,
+            layer: str | int = 'final') -> Encoder:
+  """Returns the Encoder of 'hf:NAME', a model of the transformers library.
+
+  Args:
+    name: 'hf:owner/name', with '@REVISION' for a branch, tag or commit; or
+      'hf:FOLDER', a folder of save_pretrained. Dasheng's repositories and our
+      own are read without transformers.
+    batch: clips encoded at once, at most.
+    layer: 'final', or a block's index.
 
   Raises:
-    ValueError: huggingface_hub is missing, or has no such file and cannot get
-      it; one line.
+    ValueError: no audio encoder, no such repository, a gated one, no network,
+      a missing library; one line.
   """
-  try:
-    import huggingface_hub
-  except ModuleNotFoundError:
-    raise ValueError(
-        f'{name}: no such file or folder; as a hub id it needs '
-        "huggingface_hub (pip install 'audiorank[hub]')") from None
-  try:
-    # Only weights and their description, never code.
-    return pathlib.Path(huggingface_hub.snapshot_download(
-        name, allow_patterns=list(pretrained.FILES)))
-  except Exception as error:  # Of httpx, requests or the hub itself.
-    reason = ' '.join(str(error).split())[:200] or type(error).__name__
-    raise ValueError(f'{name}: no such file or folder, and the hub gives '
-                     f'nothing: {reason}') from None
+  source_name, revision = hub.split(name)
+  folder = pathlib.Path(source_name)
+  local = folder.is_dir()
+  if not local:
+    if not hub.NAME.fullmatch(source_name):
+      raise ValueError(f'{name}: no such folder, and no hub id: expected '
+                       'hf:owner/name or hf:FOLDER')
+    folder = hub.download(source_name, families.SMALL, families.EXTRA, revision)
+  kind = families.model_type(folder, name)
+  if kind == 'dasheng':
+    if revision:
+      raise ValueError(f'{name}: a revision is taken of models of the '
+                       'transformers library only')
+    return ours(source_name, None, batch, layer)
+  # Before the weights are downloaded.
+  families.check(folder, kind, name)
+  if not local:
+    folder = hub.download(source_name, families.SAFE, families.EXTRA, revision)
+    if not any(folder.glob('*.safetensors')):
+      folder = hub.download(source_name, families.OLD, families.EXTRA, revision)
+  adapter = families.load(folder, name)
+  if layer not in adapter.layers:
+    raise ValueError(f"layer {layer!r}: expected 'final' or 0 ... "
+                     f'{adapter.depth - 1}')
+  about = {'kind': 'transformers', 'checkpoint': name, 'step': None,
+           'model_type': kind, 'weights': content(adapter.model, ''),
+           'revision': hub.revision_of(folder), 'licence': hub.licence(folder),
+           'parameters': sum(p.numel() for p in adapter.model.parameters()),
+           'preprocessing': preprocessing(adapter.extractor),
+           'pooling': adapter.pooling, 'layer': layer, 'depth': adapter.depth,
+           'width': adapter.width, 'rate': adapter.rate, 'batch': batch,
+           'distributions': {d: importlib.metadata.version(d)
+                             for d in ('torch', 'transformers')}}
+  return of_adapter(adapter, batch, layer, about)
+
+
+def of_adapter(adapter: families.Adapter, batch: int, layer: str | int,
+               about: dict[str, Any]) -> Encoder:
+  """Returns the Encoder of an adapter; arguments as for `by_name`."""
+  block: int | None = None
+  if isinstance(layer, int):
+    block = layer
+
+  def scene(waves: Sequence[np.ndarray]) -> np.ndarray:
+    z = families.scenes(adapter, waves, batch, block is not None)
+    if block is None:
+      return z[-1]
+    return z[block]
+
+  def timestamps(wave_BS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return families.timestamps(adapter, wave_BS, block)
+
+  # Where a repository lies and what its card says change no embedding.
+  key = files.digest({k: v for k, v in about.items() if k not in (
+      'checkpoint', 'revision', 'licence')})
+  return Encoder(adapter.rate, scene, timestamps, about, key)
+
+
+def preprocessing(extractor: Any) -> str:
+  """Returns a digest of the settings of a feature extractor."""
+  # Tables of filters follow from the numbers.
+  settings = {key: value for key, value in extractor.to_dict().items()
+              if isinstance(value, (bool, int, float, str, type(None)))}
+  return files.digest(settings)
 
 
 def module(name: str, path: str = '', batch: int = 64) -> Encoder:

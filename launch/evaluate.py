@@ -3,12 +3,14 @@
   python -m launch.evaluate --checkpoint=runs/one --tasks=DIR
   python -m launch.evaluate --checkpoint=dasheng_base.pt --tasks=DIR --task=esc50-v2.0.0-full
   python -m launch.evaluate --checkpoint=runs/one --corpus=corpus --clips=30000
+  python -m launch.evaluate --checkpoint=hf:facebook/wav2vec2-base --tasks=DIR
   python -m launch.evaluate --module=my_package.my_model --checkpoint=weights.pt --tasks=DIR
   python -m launch.evaluate --embeddings=z.npy
   python -m launch.evaluate --cached
 
 A checkpoint is a run's folder, one step of it, an official Dasheng file (.pt,
-.safetensors) or a Hugging Face id. With --module it is the argument of that
+.safetensors), a Hugging Face id, or hf:NAME for an audio encoder of the
+transformers library (audiorank/families.py lists them). With --module it is the argument of that
 module's load_model. Any module with the HEAR API works, of torch, TensorFlow or
 numpy, such as the public wrappers of wav2vec 2.0 and PaSST. Embeddings are a
 .npy, .npz, .parquet or .safetensors with an array (clips, width), of any model
@@ -35,7 +37,7 @@ from audiorank import files
 from launch import cli
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None,
-                                  'Run, Dasheng file or hub id.')
+                                  'Run, Dasheng file, hub id or hf:NAME.')
 _STEP = flags.DEFINE_integer('step', None, 'Step; by default the newest.')
 _MODULE = flags.DEFINE_string('module', None, 'Module with the HEAR API.')
 _LAYER = flags.DEFINE_string('layer', 'final', "'final' or a block's number.")
@@ -209,6 +211,15 @@ def check() -> None:
                         or _CLAMP.value != 'clip'):
     raise ValueError('--step, --layer and --clamp are for our checkpoints and '
                      'cannot be combined with --module')
+  if named() and (_STEP.value is not None or _CLAMP.value != 'clip'
+                  or _VIEWS.value):
+    raise ValueError('--step, --clamp and --views are for our checkpoints and '
+                     f'cannot be combined with {_CHECKPOINT.value}')
+
+
+def named() -> bool:
+  """Returns whether --checkpoint is hf:NAME."""
+  return bool(_CHECKPOINT.value) and _CHECKPOINT.value.startswith('hf:')
 
 
 def encoder() -> Any:
@@ -221,6 +232,8 @@ def encoder() -> Any:
   layer: int | str = _LAYER.value
   if _LAYER.value.isdigit():
     layer = int(_LAYER.value)
+  if named():
+    return encoders.by_name(_CHECKPOINT.value, _BATCH.value, layer)
   return encoders.ours(_CHECKPOINT.value, _STEP.value, _BATCH.value, layer,
                        _CLAMP.value)
 
@@ -247,6 +260,9 @@ def main(argv: list[str]) -> None:
     if _TASKS.value:
       folders = evaluate.named_folders(_TASKS.value, _TASK.value, '--task')
     model = encoder()
+    # Before any audio is read: a task may have only lower rates.
+    for folder in folders:
+      evaluate.clip_rate(folder, model.rate)
     record['encoder'] = model.about
     name = pathlib.Path(_CHECKPOINT.value or _MODULE.value).name
     if model.about['step'] is not None:
