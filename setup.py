@@ -73,6 +73,8 @@ setuptools.setup(
         'cuda': ['jax[cuda]'],
         'torch': ['torch', 'safetensors'],
         'hub': ['huggingface_hub', 'safetensors'],
+        'transformers': ['huggingface_hub', 'safetensors', 'torch',
+                         'transformers>=4.56'],
         'export': ['flatbuffers', 'safetensors'],
         'onnx': ['jax2onnx', 'onnx', 'onnxruntime'],
         'ray': ['ray>=2.60'],
