@@ -56,7 +56,8 @@ def encoder(config: ModelConfig, kind: str, layer: int | str, clamp: str
   Args:
     config: frozen model config.
     kind: 'scene' (mean of the tokens over time) or 'tokens'.
-    layer: 'final' (after the last norm) or a block's index, from 0.
+    layer: 'final' (after the last norm), a block's index, from 0, or 'all'
+      for z_KBD or z_KBLD of every block and, last, of the final layer.
     clamp: see audio.log_mel.
   """
   config = float32(config)
@@ -64,16 +65,29 @@ def encoder(config: ModelConfig, kind: str, layer: int | str, clamp: str
   def run(params: Params, wave_BS: jax.Array) -> jax.Array:
     wave_BS = audio.to_float(wave_BS)
     mel_BMT = audio.front(config, wave_BS, clamp)
-    if layer == 'final':
-      z_BLD = model.encode(config, params, mel_BMT)
-    else:
-      _, layers_NBLD = model.encode(config, params, mel_BMT, layers=True)
-      z_BLD = layers_NBLD[layer]
+    z = tokens(config, params, mel_BMT, layer)
     if kind == 'scene':
-      return z_BLD.mean(1)
-    return z_BLD
+      return z.mean(-2)
+    return z
 
   return jax.jit(run)
+
+
+def tokens(config: ModelConfig, params: Params, mel_BMT: jax.Array,
+           layer: int | str, valid_L: jax.Array | None = None) -> jax.Array:
+  """Returns z_BLD of a layer, or z_KBLD of every block and the final layer.
+
+  Args:
+    config, params, mel_BMT, valid_L: see model.encode.
+    layer: 'final', a block's index, or 'all'.
+  """
+  if layer == 'final':
+    return model.encode(config, params, mel_BMT, valid_L=valid_L)
+  final_BLD, blocks_NBLD = model.encode(config, params, mel_BMT,
+                                        valid_L=valid_L, layers=True)
+  if layer == 'all':
+    return jnp.concatenate([blocks_NBLD, final_BLD[None]])
+  return blocks_NBLD[layer]
 
 
 @functools.lru_cache(maxsize=64)
@@ -97,17 +111,15 @@ def filled_encoder(config: ModelConfig, kind: str, layer: int | str, clamp: str
       own_BS = jnp.arange(wave_BS.shape[1])[None] < samples_B[:, None]
       mel_BMT = audio.front(config, jnp.where(own_BS, wave_BS, 0))
     valid_B = frames_B // config.patch_frames
-    if layer == 'final':
-      z_BLD = model.encode(config, params, mel_BMT, valid_L=valid_B)
-    else:
-      z_BLD = model.encode(config, params, mel_BMT, valid_L=valid_B,
-                           layers=True)[1][layer]
+    z = tokens(config, params, mel_BMT, layer, valid_B)
     if kind == 'tokens':
-      return z_BLD
+      return z
     # The mean over a clip's own tokens.
-    own_BL = jnp.arange(z_BLD.shape[1])[None] < valid_B[:, None]
-    return (jnp.where(own_BL[:, :, None], z_BLD, 0).sum(1)
-            / valid_B[:, None].astype(jnp.float32))
+    own_BL1 = (jnp.arange(z.shape[-2])[None] < valid_B[:, None])[:, :, None]
+    count_B1 = valid_B[:, None].astype(jnp.float32)
+    if layer == 'all':
+      own_BL1, count_B1 = own_BL1[None], count_B1[None]
+    return jnp.where(own_BL1, z, 0).sum(-2) / count_B1
 
   return jax.jit(run)
 
@@ -164,9 +176,16 @@ def filled(waves: Sequence[np.ndarray] | np.ndarray, rows: int
   return wave_BS, samples_B
 
 
-def check_layer(config: Any, layer: int | str) -> None:
-  """Raises ValueError for a layer the model does not have."""
-  if layer != 'final' and not (
+def check_layer(config: Any, layer: int | str, every: bool = True) -> None:
+  """Raises ValueError for a layer the model does not have.
+
+  Args:
+    config: of the model.
+    layer: 'final', a block's index or 'all'.
+    every: whether 'all' is allowed.
+  """
+  known = layer == 'final' or (every and layer == 'all')
+  if not known and not (
       isinstance(layer, int) and 0 <= layer < config.depth):
     raise ValueError(f"layer {layer!r}: expected 'final' or 0 ... "
                      f'{config.depth - 1}')
@@ -198,7 +217,8 @@ def scene(config: Any, params: Params, waves: Sequence[np.ndarray] | np.ndarray,
           ) -> np.ndarray:
   """Returns z_ND float32: per clip, the mean of its tokens over time.
 
-  With clamp='clip' an embedding never depends on the other clips.
+  With layer='all', z_KND of every block and, last, of the final layer, at the
+  cost of one. With clamp='clip' an embedding never depends on the other clips.
 
   Args:
     config: the run's config (or its `model` part).
@@ -206,7 +226,7 @@ def scene(config: Any, params: Params, waves: Sequence[np.ndarray] | np.ndarray,
     waves: wave_NS, or a sequence of wave_S of any lengths; float32 in
       [-1, 1] or int16, 16 kHz.
     batch: clips encoded at once.
-    layer: 'final', or a block's index.
+    layer: 'final', a block's index, or 'all'.
     clamp: see audio.log_mel; 'batch' holds over each batch of `batch` clips.
 
   Raises:
@@ -217,22 +237,25 @@ def scene(config: Any, params: Params, waves: Sequence[np.ndarray] | np.ndarray,
   if not len(waves):
     raise ValueError('no clips to embed')
   run = encoder(config, 'scene', layer, clamp)
-  z_ND = np.zeros((len(waves), config.width), np.float32)
+  shape: tuple[int, ...] = (len(waves), config.width)
+  if layer == 'all':
+    shape = (config.depth + 1, *shape)
+  z = np.zeros(shape, np.float32)
   lengths = np.array([len(w) for w in waves])
   batch = min(batch, len(waves))
   # With clamp='batch', padding and the order of clips would change embeddings.
   if len(np.unique(lengths)) <= LENGTHS or clamp == 'batch':
     for index, wave_BS in batches(waves, batch):
-      z_ND[index] = np.asarray(run(params, wave_BS))[:len(index)]
-    return z_ND
+      z[..., index, :] = np.asarray(run(params, wave_BS))[..., :len(index), :]
+    return z
   run_filled = filled_encoder(config, 'scene', layer, clamp)
   # Sorted by length, so that clips of a batch need little padding.
   order = np.argsort(lengths, kind='stable')
   for start in range(0, len(order), batch):
     index = order[start:start + batch]
-    z_BD = run_filled(params, *filled([waves[i] for i in index], batch))
-    z_ND[index] = np.asarray(z_BD)[:len(index)]
-  return z_ND
+    part = run_filled(params, *filled([waves[i] for i in index], batch))
+    z[..., index, :] = np.asarray(part)[..., :len(index), :]
+  return z
 
 
 def timestamps(config: Any, params: Params, waves: np.ndarray,
@@ -240,11 +263,13 @@ def timestamps(config: Any, params: Params, waves: np.ndarray,
                fill: bool = False) -> tuple[np.ndarray, np.ndarray]:
   """Returns (z_BLD, ms_BL): one embedding per 40 ms and its centre in ms.
 
+  With layer='all' the embeddings are z_KBLD, as of `scene`.
+
   Args:
     config: the run's config (or its `model` part).
     params: the linen variables.
     waves: wave_BS, clips of one length.
-    layer: 'final', or a block's index.
+    layer: 'final', a block's index, or 'all'.
     clamp: see the module's docstring.
     fill: pad clips to one of a few sizes, and the batch to a power of two.
       Then calls with many shapes need few programs; the embeddings are the
@@ -262,17 +287,16 @@ def timestamps(config: Any, params: Params, waves: np.ndarray,
   wave_BS = np.asarray(waves)
   B, S = wave_BS.shape
   if fill:
-    z_BLD = np.asarray(filled_encoder(config, 'tokens', layer, clamp)(
+    z = np.asarray(filled_encoder(config, 'tokens', layer, clamp)(
         params, *filled(wave_BS, 1 << (B - 1).bit_length())))
     frames = 1 + max(S, SHORTEST) // audio.HOP
-    z_BLD = z_BLD[:B, :frames // config.patch_frames]
+    z = z[..., :B, :frames // config.patch_frames, :]
   else:
     wave_BS = np.pad(wave_BS, ((0, 0), (0, max(0, SHORTEST - S))))
-    z_BLD = np.asarray(
-        encoder(config, 'tokens', layer, clamp)(params, wave_BS))
+    z = np.asarray(encoder(config, 'tokens', layer, clamp)(params, wave_BS))
   token = 10. * config.patch_frames  # Milliseconds: a frame is 10 ms.
-  ms_L = (token * np.arange(z_BLD.shape[1]) + token / 2).astype(np.float32)
-  return z_BLD, np.broadcast_to(ms_L, z_BLD.shape[:2])
+  ms_L = (token * np.arange(z.shape[-2]) + token / 2).astype(np.float32)
+  return z, np.broadcast_to(ms_L, z.shape[-3:-1])
 
 
 @functools.lru_cache(maxsize=64)
@@ -289,10 +313,35 @@ def sharded_encoder(config: ModelConfig, layer: int | str,
   return lambda params, wave_BS: gathered(run(params, wave_BS))
 
 
+@functools.lru_cache(maxsize=16)
+def sharded_layers(config: ModelConfig, mesh: jax.sharding.Mesh
+                   ) -> Callable[[Params, Any, Any], jax.Array]:
+  """Returns (params, wave_BS, at_B) -> z_2KBD, replicated over a mesh.
+
+  The first is of the mean of every layer's tokens, the second of one token: of
+  L tokens that of the number floor(at L), at in [0, 1).
+  """
+  run = encoder(config, 'tokens', 'all', 'clip')
+
+  def both(z_KBLD: jax.Array, at_B: jax.Array) -> jax.Array:
+    index_B = (at_B * z_KBLD.shape[2]).astype(jnp.int32)
+    token_KBD = jnp.take_along_axis(
+        z_KBLD, index_B[None, :, None, None], axis=2)[:, :, 0]
+    return jnp.stack([z_KBLD.mean(2), token_KBD])
+
+  program = jax.jit(lambda params, wave_BS, at_B: both(
+      run(params, wave_BS), at_B))
+  gathered = jax.jit(lambda z: z, out_shardings=sharding.replicated(mesh))
+  return lambda params, wave_BS, at_B: gathered(program(params, wave_BS, at_B))
+
+
 def sharded(config: ModelConfig, params: Params, wave_NS: np.ndarray,
             mesh: jax.sharding.Mesh, batch: int, layer: int | str = 'final',
-            leave: Callable[[], bool] = lambda: False) -> np.ndarray | None:
+            leave: Callable[[], bool] = lambda: False,
+            at_N: np.ndarray | None = None) -> np.ndarray | None:
   """Returns z_ND, computed over a whole mesh and copied to every host.
+
+  With layer='all' it is z_KND, as of `scene`.
 
   Args:
     config: frozen model config.
@@ -300,11 +349,15 @@ def sharded(config: ModelConfig, params: Params, wave_NS: np.ndarray,
     wave_NS: int16, the same on every process.
     mesh: over all devices.
     batch: clips encoded at once, over all devices.
-    layer: 'final', or a block's index.
+    layer: 'final', a block's index, or 'all'.
     leave: called before every batch; once it returns True, the result is None.
+    at_N: with layer='all', float32 in [0, 1): also the token at this share of
+      each clip; the result is then z_2KND, see `sharded_layers`.
   """
   check_layer(config, layer)
-  run = sharded_encoder(config, layer, mesh)
+  run: Callable[..., jax.Array] = sharded_encoder(config, layer, mesh)
+  if at_N is not None:
+    run = sharded_layers(config, mesh)
   N, S = wave_NS.shape
   mine = slice(None)
   # Every process has all clips, and passes its own rows of each batch.
@@ -319,9 +372,12 @@ def sharded(config: ModelConfig, params: Params, wave_NS: np.ndarray,
     wave_BS = np.zeros((batch, S), wave_NS.dtype)
     part = wave_NS[start:start + batch]
     wave_BS[:len(part)] = part
-    z_BD = run(params, sharding.to_global(wave_BS[mine], mesh))
-    pieces.append(np.asarray(z_BD)[:len(part)])
-  return np.concatenate(pieces)
+    arrays = [wave_BS]
+    if at_N is not None:
+      arrays.append(np.resize(at_N[start:start + batch], batch))
+    z = run(params, *(sharding.to_global(x[mine], mesh) for x in arrays))
+    pieces.append(np.asarray(z)[..., :len(part), :])
+  return np.concatenate(pieces, axis=-2)
 
 
 @functools.lru_cache(maxsize=16)

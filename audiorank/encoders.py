@@ -52,12 +52,17 @@ TOKEN_FRAMES = 4
 
 
 class Encoder(NamedTuple):
-  """An encoder as evaluation uses it."""
+  """An encoder as evaluation uses it.
+
+  One of every layer returns dictionaries, {layer: what another returns}, from
+  one pass; the last layer is 'final'.
+  """
   rate: int  # Hz of the waves that it takes.
   scene: Callable  # waves, float32 or int16 -> z_ND float32.
   timestamps: Callable  # wave_BS, the same -> (z_BLD float32, ms_BL).
   about: dict  # Its description in a record, as JSON.
   key: str  # Digest of all that determines embeddings; '' must not be cached.
+  layers: tuple[int | str, ...] = ()  # Of an encoder of every layer.
 
 
 def ours(path: files.Path, step: int | None = None, batch: int = 64,
@@ -67,7 +72,7 @@ def ours(path: files.Path, step: int | None = None, batch: int = 64,
   Args:
     path, step: see `weights`.
     batch: clips encoded at once.
-    layer, clamp: see embed.scene.
+    layer, clamp: see embed.scene; 'all' is an encoder of every layer.
 
   Raises:
     FileNotFoundError, ValueError: as `weights`; an unknown layer or clamp.
@@ -97,17 +102,28 @@ def of_params(config: config_lib.Config, params: Any, batch: int = 64,
   about = {**(about or {'weights': ''}), 'layer': layer, 'clamp': clamp,
            'batch': batch, 'rate': config_lib.RATE, 'width': config.width}
 
-  def scene(waves: Sequence[np.ndarray]) -> np.ndarray:
-    return embed.scene(config, params, waves, batch, layer, clamp)
+  layers: tuple[int | str, ...] = ()
+  if layer == 'all':
+    layers = (*range(config.depth), 'final')
 
-  def timestamps(wave_BS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return embed.timestamps(config, params, wave_BS, layer, clamp, fill=True)
+  def scene(waves: Sequence[np.ndarray]) -> Any:
+    z = embed.scene(config, params, waves, batch, layer, clamp)
+    if layers:
+      return dict(zip(layers, z))
+    return z
+
+  def timestamps(wave_BS: np.ndarray) -> Any:
+    z, ms_BL = embed.timestamps(config, params, wave_BS, layer, clamp,
+                                fill=True)
+    if layers:
+      return {k: (z_BLD, ms_BL) for k, z_BLD in zip(layers, z)}
+    return z, ms_BL
 
   key = ''
   if about['weights']:
     key = files.digest({k: about[k] for k in
                         ('weights', 'layer', 'clamp', 'batch')})
-  return Encoder(config_lib.RATE, scene, timestamps, about, key)
+  return Encoder(config_lib.RATE, scene, timestamps, about, key, layers)
 
 
 def features(name: str) -> Encoder:
@@ -247,7 +263,7 @@ def by_name(name: str, batch: int = 64,
       'hf:FOLDER', a folder of save_pretrained. Dasheng's repositories and our
       own are read without transformers.
     batch: clips encoded at once, at most.
-    layer: 'final', or a block's index.
+    layer: 'final', a block's index, or 'all' for an encoder of every layer.
 
   Raises:
     ValueError: no audio encoder, no such repository, a gated one, no network,
@@ -274,7 +290,7 @@ def by_name(name: str, batch: int = 64,
     if not any(folder.glob('*.safetensors')):
       folder = hub.download(source_name, families.OLD, families.EXTRA, revision)
   adapter = families.load(folder, name)
-  if layer not in adapter.layers:
+  if layer not in (*adapter.layers, 'all'):
     raise ValueError(f"layer {layer!r}: expected 'final' or 0 ... "
                      f'{adapter.depth - 1}')
   about = {'kind': 'transformers', 'checkpoint': name, 'step': None,
@@ -292,23 +308,31 @@ def by_name(name: str, batch: int = 64,
 def of_adapter(adapter: families.Adapter, batch: int, layer: str | int,
                about: dict[str, Any]) -> Encoder:
   """Returns the Encoder of an adapter; arguments as for `by_name`."""
-  block: int | None = None
-  if isinstance(layer, int):
-    block = layer
+  names = adapter.layers
 
-  def scene(waves: Sequence[np.ndarray]) -> np.ndarray:
-    z = families.scenes(adapter, waves, batch, block is not None)
-    if block is None:
+  def scene(waves: Sequence[np.ndarray]) -> Any:
+    z = families.scenes(adapter, waves, batch, layer != 'final')
+    if layer == 'all':
+      return dict(zip(names, z))
+    if layer == 'final':
       return z[-1]
-    return z[block]
+    return z[names.index(layer)]
 
-  def timestamps(wave_BS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return families.timestamps(adapter, wave_BS, block)
+  def timestamps(wave_BS: np.ndarray) -> Any:
+    parts = families.timestamps(adapter, wave_BS, layer != 'final')
+    if layer == 'all':
+      return dict(zip(names, parts))
+    if layer == 'final':
+      return parts[-1]
+    return parts[names.index(layer)]
 
+  layers: tuple[int | str, ...] = ()
+  if layer == 'all':
+    layers = names
   # Where a repository lies and what its card says change no embedding.
   key = files.digest({k: v for k, v in about.items() if k not in (
       'checkpoint', 'revision', 'licence')})
-  return Encoder(adapter.rate, scene, timestamps, about, key)
+  return Encoder(adapter.rate, scene, timestamps, about, key, layers)
 
 
 def preprocessing(extractor: Any) -> str:

@@ -64,12 +64,14 @@ def layers(config: Config) -> list[int]:
   """Returns the blocks whose outputs are measured beside the final layer.
 
   Raises:
-    ValueError: not the numbers of blocks; names the field.
+    ValueError: neither 'all' nor the numbers of blocks; names the field.
   """
+  if tuple(config.monitor.layers) == ('all',):
+    return list(range(config.model.depth))
   for layer in config.monitor.layers:
     if layer not in range(config.model.depth):
       raise ValueError(f'monitor.layers {layer!r}: expected numbers of blocks, '
-                       f'0 to {config.model.depth - 1}')
+                       f"0 to {config.model.depth - 1}, or 'all'")
   return list(config.monitor.layers)
 
 
@@ -111,27 +113,32 @@ def evaluate(config: Config, state: train_state.TrainState,
   Returns:
     the fields of `record.rank_fields` of the final layer; 'layers' and
     'samples', lists of those of further layers and samples; 'valid_loss' if
-    there are held-out clips; 'memory' in bytes; 'seconds'.
+    there are held-out clips; 'memory' in bytes; 'seconds'. With further layers
+    each one, and the final one, also has 'tokens': value, low and high of
+    RankMe of single tokens, one of each clip.
   """
   start = time.monotonic()
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
 
-  def rank_fields(sample, layer):
+  def rank_fields(sample):
     z_ND = embed.sharded(config.model, variables, sample.wave_NS, mesh,
-                         config.monitor.batch, layer, stop)
+                         config.monitor.batch, 'final', stop)
     if z_ND is None:
       return None
-    return record.rank_fields(z_ND, sample.source_N, layer)
+    return record.rank_fields(z_ND, sample.source_N, 'final')
 
-  per_layer, per_sample = [], []
+  blocks, per_sample = layers(config), []
   with jax.set_mesh(mesh):
     # The final layer first: its fields are the record's own.
-    for layer in ('final', *layers(config)):
-      per_layer.append(rank_fields(samples.monitor, layer))
-      if per_layer[-1] is None:
-        return None
+    if blocks:
+      per_layer = layer_fields(config, variables, samples.monitor, mesh, blocks,
+                               stop)
+    else:
+      per_layer = [rank_fields(samples.monitor)]
+    if not per_layer or per_layer[0] is None:
+      return None
     for name, sample in further:
-      fields = rank_fields(sample, 'final')
+      fields = rank_fields(sample)
       if fields is None:
         return None
       per_sample.append({'sample': name, **fields})
@@ -141,6 +148,35 @@ def evaluate(config: Config, state: train_state.TrainState,
                                         samples.valid.wave_NS, mesh)
   return {**fields, 'memory': metrics.peak_memory(),
           'seconds': time.monotonic() - start}
+
+
+def layer_fields(config: Config, variables: Any, sample: sampling.Sample,
+                 mesh: jax.sharding.Mesh, blocks: Sequence[int],
+                 stop: Callable[[], bool]) -> list[Fields]:
+  """Returns the rank fields of the final layer and of blocks, from one pass.
+
+  Each has 'tokens', see `evaluate`. Returns [] if stop() became True.
+
+  Args:
+    config, variables, mesh, stop: as for `evaluate`.
+    sample: of clips.
+    blocks: their numbers.
+  """
+  # A fixed place in each clip, so that all evaluations see the same tokens.
+  at_N = np.random.default_rng(0).random(len(sample.wave_NS), np.float32)
+  z_2KND = embed.sharded(config.model, variables, sample.wave_NS, mesh,
+                         config.monitor.batch, 'all', stop, at_N)
+  if z_2KND is None:
+    return []
+  out = []
+  for layer in ('final', *blocks):
+    k = -1
+    if layer != 'final':
+      k = layer
+    fields = record.rank_fields(z_2KND[0, k], sample.source_N, layer)
+    fields['tokens'] = record.token_fields(z_2KND[1, k], sample.source_N)
+    out.append(fields)
+  return out
 
 
 def valid_loss(config: Config, variables: Any,

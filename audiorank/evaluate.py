@@ -31,6 +31,7 @@ from audiorank import rankme
 from audiorank import records
 from audiorank import train_state
 from audiorank.hear import probe
+from audiorank.hear import scores as scores_lib
 from audiorank.hear import staged
 from audiorank.hear import tasks
 from audiorank.rankme import record as rank_record
@@ -135,19 +136,32 @@ def clips(task: tasks.Task, split: str,
 def embeddings(encoder: encoders.Encoder, task: tasks.Task) -> dict[str, Any]:
   """Returns the embeddings of a task, as hear.probe.evaluate takes them.
 
-  Of a scene task {split: z_ND}, of an event task {file: (z_LD, ms_L)}.
+  Of a scene task {split: z_ND}, of an event task {file: (z_LD, ms_L)}; of an
+  encoder of every layer {layer: these}.
   """
-  out: dict[str, Any] = {}
+  out: dict[Any, dict[str, Any]] = {
+      layer: {} for layer in encoder.layers or ('',)}
+
+  def keep(name: str, z: Any, first: bool = False) -> None:
+    for layer, of_one in out.items():
+      value = z
+      if encoder.layers:
+        value = z[layer]
+      if first:  # The only clip of a batch.
+        value = (value[0][0], value[1][0])
+      of_one[name] = value
+
   for split in task.splits:
     names, waves = clips(task, split, encoder.rate)
     if task.embedding_type == 'scene':
-      out[split] = encoder.scene(waves)
+      keep(split, encoder.scene(waves))
       continue
     # One by one: files of an event task are long and of different lengths.
     for name, wave_S in zip(names, waves):
-      z_BLD, ms_BL = encoder.timestamps(wave_S[None])
-      out[name] = (z_BLD[0], ms_BL[0])
-  return out
+      keep(name, encoder.timestamps(wave_S[None]), first=True)
+  if encoder.layers:
+    return out
+  return out['']
 
 
 def cached_embeddings(encoder: encoders.Encoder, task: tasks.Task,
@@ -160,21 +174,36 @@ def cached_embeddings(encoder: encoders.Encoder, task: tasks.Task,
     root: the cache's folder, or ''.
   """
   event = task.embedding_type == 'event'
+  # The cache stores arrays by name, so layers and pairs are taken apart.
+  prefixes = {layer: f'layer-{layer}/' for layer in encoder.layers}
+
+  def flat(z: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    if not event:
+      return {f'{prefix}{split}': z_ND for split, z_ND in z.items()}
+    return {f'{prefix}{part}/{file}': x for file, pair in z.items()
+            for part, x in zip(('z', 'ms'), pair)}
 
   def compute() -> dict[str, Any]:
     z = embeddings(encoder, task)
-    if not event:
-      return z
-    # The cache stores arrays by name, so pairs are taken apart.
-    return {f'{part}/{file}': x for file, pair in z.items()
-            for part, x in zip(('z', 'ms'), pair)}
+    if not encoder.layers:
+      return flat(z)
+    out: dict[str, Any] = {}
+    for layer, prefix in prefixes.items():
+      out |= flat(z[layer], prefix)
+    return out
 
   arrays, hit = embedding_cache.fetch(
       root, encoder.key, task.name, contents(task), compute)
-  if not event:
-    return arrays, hit
-  return {file: (arrays[f'z/{file}'], arrays[f'ms/{file}'])
-          for names in task.files.values() for file in names}, hit
+
+  def nested(prefix: str = '') -> dict[str, Any]:
+    if not event:
+      return {split: arrays[f'{prefix}{split}'] for split in task.splits}
+    return {file: (arrays[f'{prefix}z/{file}'], arrays[f'{prefix}ms/{file}'])
+            for names in task.files.values() for file in names}
+
+  if not encoder.layers:
+    return nested(), hit
+  return {layer: nested(prefix) for layer, prefix in prefixes.items()}, hit
 
 
 def contents(task: tasks.Task) -> dict[str, Any]:
@@ -211,6 +240,7 @@ def score(encoder: encoders.Encoder, folder: files.Path,
     task, task_sha256, embedding_type, metric, clip_rate: of the task.
     settings, version: of the predictor; see `probe.VERSION`.
     result: from hear.probe.evaluate.
+    layers: of an encoder of every layer, from `layer_results`.
     cached, seconds: whether embeddings were in the cache, and wall time.
 
   Raises:
@@ -219,13 +249,45 @@ def score(encoder: encoders.Encoder, folder: files.Path,
   began = time.monotonic()
   task = staged.load(folder, clip_rate(folder, encoder.rate))
   z, hit = cached_embeddings(encoder, task, cache)
-  result = probe.evaluate(task, z, **settings)
+  more = {}
+  if encoder.layers:
+    results = {layer: probe.evaluate(task, z[layer], **settings)
+               for layer in encoder.layers}
+    result, more = results['final'], layer_results(task, results)
+  else:
+    result = probe.evaluate(task, z, **settings)
   return {'task': task.name, 'task_sha256': staged.fingerprint(folder),
           'embedding_type': task.embedding_type,
           'metric': task.evaluation[0], 'clip_rate': task.rate,
           'settings': dict(settings), 'version': probe.VERSION,
           'result': result, 'cached': hit,
-          'seconds': time.monotonic() - began}
+          'seconds': time.monotonic() - began, **more}
+
+
+def layer_results(task: tasks.Task, results: Mapping[int | str, Any]
+                  ) -> dict[str, Any]:
+  """Returns the scores of every layer, and the layer that validation chooses.
+
+  Args:
+    task: that was scored.
+    results: {layer: result of hear.probe.evaluate}.
+
+  Returns:
+    layers: a list of layer, score, low, high and valid, the validation score;
+    best: of these the layer with the best validation score, the first of
+      equal ones, with its whole result. Its test score is of a layer that
+      was not chosen by the test clips.
+  """
+  rows = [{'layer': layer, **{name: result[name] for name in
+                              ('score', 'low', 'high', 'valid')}}
+          for layer, result in results.items()]
+  sign = 1
+  if not scores_lib.maximise(task.evaluation[0]):
+    sign = -1
+  value_K = np.array([sign * _number(row['valid']) for row in rows])
+  best = rows[int(np.argmax(np.where(np.isnan(value_K), -np.inf, value_K)))]
+  return {'layers': rows,
+          'best': {**best, 'result': results[best['layer']]}}
 
 
 def feature_score(name: str, folder: files.Path,
@@ -434,6 +496,9 @@ def corpus_rank(encoder: encoders.Encoder, corpus: data.Corpus, clips: int,
                 seconds: float, root: str) -> tuple[dict[str, Any], bool]:
   """Returns (rank fields, whether the embeddings were in the cache).
 
+  Of an encoder of every layer those of the final one, and 'layers', a list of
+  those of every layer.
+
   Args:
     encoder: from audiorank.encoders.
     corpus: from data.load.
@@ -448,12 +513,21 @@ def corpus_rank(encoder: encoders.Encoder, corpus: data.Corpus, clips: int,
     if encoder.rate != corpus.rate:
       waves = [soxr.resample(w, corpus.rate, encoder.rate, 'HQ')
                for w in wave_NS]
-    return {'z': encoder.scene(waves), 'source': source_N}
+    z = encoder.scene(waves)
+    if encoder.layers:
+      return {'source': source_N,
+              **{f'layer-{layer}': z[layer] for layer in encoder.layers}}
+    return {'z': z, 'source': source_N}
 
   arrays, hit = embedding_cache.fetch(root, encoder.key, 'corpus', {
       'corpus': corpus.sha256, 'clips': clips, 'seconds': seconds}, compute)
-  return rank_record.rank_fields(
-      arrays['z'], arrays['source'], encoder.about.get('layer', 'scene')), hit
+  if not encoder.layers:
+    return rank_record.rank_fields(
+        arrays['z'], arrays['source'],
+        encoder.about.get('layer', 'scene')), hit
+  fields = [rank_record.rank_fields(arrays[f'layer-{layer}'], arrays['source'],
+                                    layer) for layer in encoder.layers]
+  return {**fields[-1], 'layers': fields}, hit
 
 
 def views_of(path: files.Path, step: int | None, corpus: data.Corpus,

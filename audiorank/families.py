@@ -420,39 +420,51 @@ def scenes(adapter: Adapter, waves: Sequence[np.ndarray], batch: int,
   return out
 
 
-def timestamps(adapter: Adapter, wave_BS: np.ndarray, block: int | None
-               ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (z_BLD, ms_BL): an embedding per token and its centre in ms.
+def timestamps(adapter: Adapter, wave_BS: np.ndarray, layers: bool
+               ) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Returns [(z_BLD, ms_BL)]: embeddings of tokens and their centres in ms.
+
+  Of the blocks, if asked for, and of the final layer.
 
   Args:
     adapter: from `load`.
     wave_BS: clips of one length at its rate.
-    block: whose output is taken; None for the final layer.
+    layers: whether to return those of the blocks.
   """
   wave_BS = np.asarray(wave_BS)
   window = adapter.window or wave_BS.shape[1] or 1
-  index = -1
-  if block is not None:
-    index = block
-  first, step = adapter.token
-  z, ms = [], []
+  pieces = []
   for start in range(0, max(wave_BS.shape[1], 1), window):
     waves = [prepared(adapter, wave_S[start:start + window])
              for wave_S in wave_BS]
-    states, own_B = adapter.states(waves, block is not None)
-    x_BLD = adapter.frames(states[index]).cpu().numpy()
-    # A block of CLAP has another number of columns than the final layer has.
-    own, pace = own_B[0], step
-    if adapter.model_type == 'clap':
-      pace = step * adapter.frames(states[-1]).shape[1] / x_BLD.shape[1]
-      own = max(1, round(own * step / pace))
-    x_BLD = x_BLD[:, :own]
-    z.append(x_BLD)
-    ms.append(1000 * start / adapter.rate + first * pace / step
-              + pace * np.arange(x_BLD.shape[1]))
-  ms_L = np.concatenate(ms).astype(np.float32)
-  z_BLD = np.concatenate(z, axis=1).astype(np.float32)
-  return z_BLD, np.broadcast_to(ms_L, z_BLD.shape[:2])
+    states, own_B = adapter.states(waves, layers)
+    x = [adapter.frames(state).cpu().numpy() for state in states]
+    pieces.append([located(adapter, x_BLD, x[-1].shape[1], own_B[0],
+                           1000 * start / adapter.rate) for x_BLD in x])
+  out = []
+  for parts in zip(*pieces):
+    z_BLD = np.concatenate([z for z, _ in parts], axis=1)
+    ms_L = np.concatenate([ms for _, ms in parts]).astype(np.float32)
+    out.append((z_BLD, np.broadcast_to(ms_L, z_BLD.shape[:2])))
+  return out
+
+
+def located(adapter: Adapter, x_BLD: np.ndarray, final: int, own: int,
+            start: float) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (z_BLD, ms_L): a clip's own tokens and their centres.
+
+  Args:
+    adapter: of the tokens.
+    x_BLD: tokens of a layer.
+    final: tokens of the final layer, of which a block of CLAP has a multiple.
+    own: the final layer's tokens that are the clip's own.
+    start: of the clip, ms.
+  """
+  first, step = adapter.token
+  finer = max(1, x_BLD.shape[1] // final)
+  z_BLD = x_BLD[:, :own * finer].astype(np.float32)
+  ms_L = start + (first + step * np.arange(z_BLD.shape[1])) / finer
+  return z_BLD, ms_L
 
 
 def prepared(adapter: Adapter, wave_S: np.ndarray) -> np.ndarray:

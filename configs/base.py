@@ -167,7 +167,8 @@ def monitor():
   part.num_evals = 12  # Step 0, the rest log-spaced to the end.
   part.eval_every = 0  # Steps between further evaluations; 0 adds none.
   part.first_eval = 1_000  # The first after step 0, if there are more than 2.
-  part.layers = ()  # Blocks measured beside the final layer, such as (0, 5).
+  # Blocks measured beside the final layer, such as (0, 5); ('all',) is all.
+  part.layers = ()
   # Further samples RankMe is measured on, at the first evaluation and the
   # last: categories, 'valid' (the held-out recordings) and 'train' (what this
   # very run trains on).

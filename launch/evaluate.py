@@ -27,6 +27,7 @@ audio, layer, clamp and batch.
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import math
 import pathlib
 from typing import Any
@@ -40,7 +41,9 @@ _CHECKPOINT = flags.DEFINE_string('checkpoint', None,
                                   'Run, Dasheng file, hub id or hf:NAME.')
 _STEP = flags.DEFINE_integer('step', None, 'Step; by default the newest.')
 _MODULE = flags.DEFINE_string('module', None, 'Module with the HEAR API.')
-_LAYER = flags.DEFINE_string('layer', 'final', "'final' or a block's number.")
+_LAYER = flags.DEFINE_string(
+    'layer', 'final', "'final', a block's number, or 'all': every layer from "
+    'one pass.')
 _CLAMP = flags.DEFINE_enum(
     'clamp', 'clip', ['clip', 'batch'], 'The range of a log-mel ends at the '
     'loudest value of the clip, or of the batch as in the official Dasheng.')
@@ -159,6 +162,39 @@ def measure_line(name: str, raw: float, centred: float | None = None) -> str:
     centred_text = f'{centred:.4g}'
   return (f'{name:24s} {raw:10.4g} {centred_text:>10s}  '
           f'{MEANINGS.get(name, "")}').rstrip()
+
+
+def layer_profile(layers: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Returns one line per layer with its RankMe, raw and centred."""
+  out = ['', f'{"RankMe of every layer":32s} {"raw":>10s}  95 % interval'
+         f'{"":9s}{"centred":>10s}']
+  for fields in layers:
+    raw, centred = fields['rank'], fields['rank_center']
+    if raw['value'] is None or centred['value'] is None:
+      out.append(f"  {fields['layer']!s:30s}  undefined: all are one vector")
+      continue
+    interval = f"[{raw['low']:.3f}, {raw['high']:.3f}]"
+    out.append(f"  {fields['layer']!s:30s} {raw['value']:10.3f}  "
+               f"{interval:22s}{centred['value']:10.3f}")
+  return out
+
+
+def layer_scores(record: Mapping[str, Any]) -> list[str]:
+  """Returns one line per layer with its score on a task.
+
+  The layer that the validation clips choose is marked.
+  """
+  out = []
+  for row in record['layers']:
+    mark = ''
+    if row['layer'] == record['best']['layer']:
+      mark = '  <- best on validation'
+    interval = 'no interval'
+    if row['low'] is not None and not math.isnan(row['low']):
+      interval = f"[{row['low']:.4f}, {row['high']:.4f}]"
+    out.append(f"  layer {row['layer']!s:24s} {record['metric']:22s} "
+               f"{row['score']:7.4f}  {interval}{mark}")
+  return out
 
 
 def score_lines(record: Mapping[str, Any], encoder: str = '') -> list[str]:
@@ -310,6 +346,8 @@ def corpus_record(model: Any, cache: str) -> dict[str, Any]:
   rank, _ = evaluate.corpus_rank(model, corpus, _CLIPS.value, _SECONDS.value,
                                  cache)
   print('\n'.join(rank_lines(rank)))
+  if 'layers' in rank:
+    print('\n'.join(layer_profile(rank['layers'])))
   out = {'rank': rank, 'corpus': {
       'path': _CORPUS.value, 'sha256': corpus.sha256, 'clips': _CLIPS.value,
       'seconds': _SECONDS.value}}
@@ -342,6 +380,8 @@ def task_records(model: Any, folders: list[pathlib.Path],
     record = evaluate.score(model, folder, settings, cache)
     out[folder.name] = record
     print('\n'.join(score_lines(record)), flush=True)
+    if 'layers' in record:
+      print('\n'.join(layer_scores(record)), flush=True)
     if not _FEATURES.value:
       continue
     for name in encoders.FEATURES:

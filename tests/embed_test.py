@@ -76,6 +76,38 @@ def test_any_layer(config, params):
         atol=1e-5)
 
 
+def test_all_layers_come_from_one_pass(config, params):
+  wave_NS = clips()
+  each = [embed.scene(config, params, wave_NS, layer=layer)
+          for layer in (0, 1, 'final')]
+  np.testing.assert_allclose(
+      embed.scene(config, params, wave_NS, layer='all'), each, atol=TIGHT)
+  # Of many lengths, which are padded.
+  waves = [w[:n] for w, n in zip(wave_NS, (7520, 900, 3000, 5000, 2000, 4000))]
+  each = [embed.scene(config, params, waves, layer=layer)
+          for layer in (0, 1, 'final')]
+  np.testing.assert_allclose(
+      embed.scene(config, params, waves, layer='all'), each, atol=TIGHT)
+  z_KBLD, ms_BL = embed.timestamps(config, params, wave_NS, 'all', fill=True)
+  z_BLD, want_BL = embed.timestamps(config, params, wave_NS, 1)
+  np.testing.assert_allclose(z_KBLD[1], z_BLD, atol=TIGHT)
+  np.testing.assert_array_equal(ms_BL, want_BL)
+
+
+def test_tokens_come_from_the_same_pass(config, params):
+  mesh, wave_NS = sharding.mesh(4, 2), clips(N=11)
+  placed = jax.device_put(params, sharding.place(params, mesh))
+  at_N = np.linspace(0, .999, 11).astype(np.float32)
+  with jax.set_mesh(mesh):
+    z_2KND = embed.sharded(config.model, placed, wave_NS, mesh, 8, 'all',
+                           at_N=at_N)
+  z_KNLD, _ = embed.timestamps(config, params, wave_NS, 'all')
+  # Tokens of a block are of order ten: float32 rounds them at 1e-6.
+  np.testing.assert_allclose(z_2KND[0], z_KNLD.mean(2), atol=1e-5, rtol=1e-5)
+  want = z_KNLD[:, np.arange(11), (at_N * z_KNLD.shape[2]).astype(int)]
+  np.testing.assert_allclose(z_2KND[1], want, atol=1e-5, rtol=1e-5)
+
+
 def test_neither_batch_mates_nor_padding_matter(config, params):
   wave_NS = clips()
   want_ND = embed.scene(config, params, wave_NS, batch=4)

@@ -227,14 +227,21 @@ def test_samples_are_read_first_and_last_and_end_in_the_tables(
 
 def test_devices_do_not_change_what_is_read(corpus):
   c = config(corpus, **{'monitor.samples': ('valid', 'speech'),
-                        'train.steps': 0})
+                        'train.steps': 0, 'monitor.layers': ('all',)})
   samples = sampling.samples(c)._replace(valid=sampling.EMPTY)
   found = []
   for n in (1, 8):
     on = sharding.mesh(n, 1)
-    found.append(evals.evaluate(
+    fields = evals.evaluate(
         c, train_state.init_state(c, on), samples, on,
-        further=sampling.further(c))['samples'])
+        further=sampling.further(c))
+    found.append(fields['samples'])
+    assert [f['layer'] for f in fields['layers']] == [
+        *range(c.model.depth)]
+    for one in (fields, *fields['layers']):
+      tokens = one['tokens']
+      assert tokens['low'] < tokens['value'] < tokens['high']
+      assert tokens['value'] != one['rank']['value']
   for one, eight in zip(*found, strict=True):
     assert one['sample'] == eight['sample'] and one['n'] == eight['n']
     assert one['rank']['value'] == pytest.approx(

@@ -36,7 +36,7 @@ def encoder(config: Any, params: Any, layer: int | str = 'final'
     ValueError: an unknown layer.
   """
   config = embed.float32(getattr(config, 'model', config))
-  embed.check_layer(config, layer)
+  embed.check_layer(config, layer, every=False)
   variables = jax.tree.map(jnp.asarray, model.encoder_variables(params))
 
   def run(wave_BS: jax.Array) -> tuple[jax.Array, jax.Array]:

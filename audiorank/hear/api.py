@@ -51,7 +51,7 @@ def load_model(model_file_path: str = '', layer: str | int = 'final',
   if clamp not in ('clip', 'batch'):
     raise ValueError(f"clamp {clamp!r}: expected 'clip' or 'batch'")
   config, params, _ = encoders.weights(path)
-  embed.check_layer(config.model, layer)
+  embed.check_layer(config.model, layer, every=False)
   return shell(config.model, params, layer, clamp)
 
 

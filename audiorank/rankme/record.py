@@ -43,11 +43,7 @@ def rank_fields(z_ND: npt.NDArray[Any] | jax.Array, source_N: npt.ArrayLike,
   N, D = z_ND.shape
   sources = len(np.unique(source_N))
   fields = {'n': N, 'width': D, 'layer': layer, 'sources': sources}
-  # The interval leaves out whole recordings. If there is only one, it leaves
-  # out consecutive clips instead.
-  groups = None
-  if sources > 1:
-    groups = source_N
+  groups = recordings(source_N)
   with warnings.catch_warnings():
     # A small sample is an alarm in the record itself: warn only once.
     warnings.simplefilter('ignore', spectrum.SmallSample)
@@ -55,6 +51,36 @@ def rank_fields(z_ND: npt.NDArray[Any] | jax.Array, source_N: npt.ArrayLike,
   if np.linalg.norm(z_ND, axis=1).all():
     fields['directions'] = geometry.directions(z_ND)
   return fields
+
+
+def recordings(source_N: npt.ArrayLike) -> npt.ArrayLike | None:
+  """Returns the groups of an interval: recordings, if there are several.
+
+  The interval leaves out whole recordings. If there is only one, it leaves out
+  consecutive clips instead.
+  """
+  if len(np.unique(source_N)) > 1:
+    return source_N
+  return None
+
+
+def token_fields(token_ND: npt.NDArray[Any], source_N: npt.ArrayLike) -> Fields:
+  """Returns value, low and high of RankMe of single tokens, one of each clip.
+
+  The sample is as large as that of the pooled embeddings, so that the two
+  values can be compared.
+
+  Args:
+    token_ND: one token of every clip.
+    source_N: id of the recording that each clip was cut from.
+  """
+  if not np.any(token_ND):
+    return {'value': None, 'low': None, 'high': None}
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', spectrum.SmallSample)
+    estimate = interval.estimate(
+        interval.state_of(token_ND, recordings(source_N)))
+  return {'value': estimate.value, 'low': estimate.low, 'high': estimate.high}
 
 
 def spectrum_fields(state: streaming.State) -> Fields:

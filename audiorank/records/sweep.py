@@ -171,6 +171,11 @@ def rank_columns(run: Row, record: Mapping[str, Any]) -> Row:
   # measured at the first and the last step.
   for layer in record.get('layers', ()):
     out[f"rank_layer_{layer['layer']}"] = number(layer['rank']['value'])
+    if 'tokens' in layer:
+      out[f"rank_token_layer_{layer['layer']}"] = number(
+          layer['tokens']['value'])
+  if 'tokens' in record:
+    out['rank_token'] = number(record['tokens']['value'])
   for sample in record.get('samples', ()):
     name = sample['sample']
     out[f'clips_{name}'] = sample['n']
