@@ -42,7 +42,7 @@ LATER: dict[str, Any] = {
     'train.max_skipped_steps': 0, 'train.steps_per_call': 1, 'trackers': [],
     'data.mixture': [], 'data.gain_low': 0, 'data.gain_high': 0,
     'data.category': [], 'monitor.samples': [], 'model.frontend': 'log_mel',
-    'eval.sha256': '',
+    'eval.sha256': '', 'eval.every_layer': False,
     'contrastive': {'share': .5, 'hidden': 512, 'width': 128,
                     'temperature': .1},
     'latent': {'decay': .999}}

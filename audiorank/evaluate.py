@@ -31,6 +31,7 @@ from audiorank import rankme
 from audiorank import records
 from audiorank import train_state
 from audiorank.hear import probe
+from audiorank.hear import protocols
 from audiorank.hear import scores as scores_lib
 from audiorank.hear import staged
 from audiorank.hear import tasks
@@ -221,8 +222,36 @@ def contents(task: tasks.Task) -> dict[str, Any]:
 def protocol(config: config_lib.Config) -> dict[str, Any]:
   """Returns the predictor's settings, as they are in a record."""
   e = config.eval
-  return {'protocol': e.protocol, 'grid_points': e.grid_points,
-          'hidden': e.hidden, 'max_epochs': e.max_epochs, 'seed': e.seed}
+  out = {'protocol': e.protocol, 'grid_points': e.grid_points,
+         'hidden': e.hidden, 'max_epochs': e.max_epochs, 'seed': e.seed}
+  # Not where it is False: records from before have no such entry.
+  if e.every_layer:
+    out['every_layer'] = True
+  return out
+
+
+def sweep_protocol(root: files.Path) -> dict[str, Any]:
+  """Returns the predictor's settings of the runs of a sweep, or of one run.
+
+  Args:
+    root: folder of a sweep, or of a run.
+
+  Raises:
+    FileNotFoundError, ValueError: no runs there, or of several settings.
+  """
+  folders = records.run_folders(root) or [files.path(root)]
+  if not (folders[0] / 'config.json').is_file():
+    raise FileNotFoundError(f'{root}: no runs: expected <run_id>/config.json '
+                            'in it')
+  by_digest = {}
+  for folder in folders:
+    settings = protocol(records.load_config(folder))
+    by_digest[files.digest(settings)] = settings
+  if len(by_digest) > 1:
+    names = ', '.join(sorted({s['protocol'] for s in by_digest.values()}))
+    raise ValueError(f'{root}: runs scored by {len(by_digest)} different '
+                     f'settings ({names}): name one run')
+  return next(iter(by_digest.values()))
 
 
 def score(encoder: encoders.Encoder, folder: files.Path,
@@ -248,14 +277,20 @@ def score(encoder: encoders.Encoder, folder: files.Path,
   """
   began = time.monotonic()
   task = staged.load(folder, clip_rate(folder, encoder.rate))
+  name = settings.get('protocol', 'hear')
+  arguments = {k: v for k, v in settings.items() if k != 'every_layer'}
+  if name in probe.OTHERS:  # Before any audio is read.
+    protocols.check(task, name)
   z, hit = cached_embeddings(encoder, task, cache)
   more = {}
-  if encoder.layers:
-    results = {layer: probe.evaluate(task, z[layer], **settings)
+  if name == 'weighted' and not encoder.layers:  # Of features: one layer.
+    z = {'final': z}
+  if encoder.layers and name != 'weighted':
+    results = {layer: probe.evaluate(task, z[layer], **arguments)
                for layer in encoder.layers}
     result, more = results['final'], layer_results(task, results)
   else:
-    result = probe.evaluate(task, z, **settings)
+    result = probe.evaluate(task, z, **arguments)
   return {'task': task.name, 'task_sha256': staged.fingerprint(folder),
           'embedding_type': task.embedding_type,
           'metric': task.evaluation[0], 'clip_rate': task.rate,
@@ -370,13 +405,21 @@ def run(workdir: files.Path, config: config_lib.Config,
       # Loaded only if a record is missing.
       if encoder is None:
         _, params = checkpoint.load(workdir, step)
-        encoder = encoders.of_params(config, params, config.eval.batch)
+        encoder = encoders.of_params(config, params, config.eval.batch,
+                                     scored_layer(config))
       record = score(encoder, folder, settings)
     if record:
       record['verified'] = checkpoint.checksums(
           workdir / 'checkpoints', step).exists()
       records.write(workdir, kind, step, record)
   return True
+
+
+def scored_layer(config: config_lib.Config) -> str:
+  """Returns the layer that a run is scored at: 'final' or 'all'."""
+  if config.eval.every_layer or config.eval.protocol == 'weighted':
+    return 'all'
+  return 'final'
 
 
 def is_current(path: pathlib.Path, folder: files.Path,
@@ -439,7 +482,7 @@ def scores(model: tuple[Any, Any, Any] | files.Path, tasks_root: files.Path,
     model: from `audiorank.load`, or an argument for it.
     tasks_root: a folder of HEAR task folders, or one of them.
     names: of the folders to use; None for all.
-    protocol: 'hear', 'shuffled' or 'logistic'; see audiorank/hear/README.md.
+    protocol: of hear.probe.PROTOCOLS; see audiorank/hear/README.md.
     grid_points: number of HEAR's 16 settings to try.
     cached: a folder for embeddings; '' for no cache.
 
@@ -455,7 +498,10 @@ def scores(model: tuple[Any, Any, Any] | files.Path, tasks_root: files.Path,
   if isinstance(model, (str, os.PathLike)):
     model = encoders.weights(model)
   config, params, about = model
-  encoder = encoders.of_params(config, params, about=about)
+  layer = 'final'
+  if protocol == 'weighted':
+    layer = 'all'
+  encoder = encoders.of_params(config, params, layer=layer, about=about)
   settings = {'protocol': protocol, 'grid_points': grid_points}
   rows = []
   for folder in named_folders(tasks_root, names or (), 'names'):

@@ -193,6 +193,8 @@ def evaluation():
   part.task_names = ()  # Names of its folders; () takes every one.
   part.sha256 = ''  # Checksum of what describes them; the sweep fills it in.
   part.protocol = 'hear'  # Predictor: see audiorank/hear/README.md.
+  # Score every layer, and the one that is best on the validation clips.
+  part.every_layer = False
   part.grid_points = 8  # Of HEAR's 16 hyper-parameter settings.
   part.hidden = 1024  # Units of a hidden layer.
   part.max_epochs = 500  # Of a predictor.

@@ -16,6 +16,10 @@ numpy, such as the public wrappers of wav2vec 2.0 and PaSST. Embeddings are a
 .npy, .npz, .parquet or .safetensors with an array (clips, width), of any model
 and any size: they are read in pieces.
 
+The predictor is --protocol, or that of the checkpoint's own sweep, or that of
+another sweep, --like=ROOT. audiorank/hear/README.md describes them. --layer=all
+measures and scores every layer from one pass.
+
 Every score is printed with its 95 % interval, the number of test clips, and
 chance, the score of predictions that ignore the clip. --features also scores
 the mean log-mel and MFCC of the clips, which need no network.
@@ -49,10 +53,16 @@ _CLAMP = flags.DEFINE_enum(
     'loudest value of the clip, or of the batch as in the official Dasheng.')
 _TASKS = flags.DEFINE_string('tasks', None, 'Folder of HEAR task folders.')
 _TASK = flags.DEFINE_list('task', [], 'Names of task folders; by default all.')
-_PROTOCOL = flags.DEFINE_enum('protocol', 'hear',
-                              ['hear', 'shuffled', 'logistic'], 'Predictor.')
-_GRID = flags.DEFINE_integer('grid_points', 8,
-                             "Number of HEAR's 16 settings to try.")
+_PROTOCOL = flags.DEFINE_enum(
+    'protocol', None, ['hear', 'shuffled', 'logistic', 'knn', 'xares_knn',
+                       'xares', 'fewshot', 'weighted'],
+    "Predictor. By default that of the checkpoint's own sweep, or else 'hear'.")
+_LIKE = flags.DEFINE_string(
+    'like', None, 'A sweep or a run, whose protocol is used: for scores that '
+    'can be compared with it.')
+_GRID = flags.DEFINE_integer(
+    'grid_points', None, "Number of HEAR's 16 settings to try; by default 8.")
+_SHOTS = flags.DEFINE_list('shots', ['8'], "Labels of each class of 'fewshot'.")
 _FEATURES = flags.DEFINE_bool(
     'features', False, 'Also score the mean log-mel and MFCC of the clips, '
     'with the same predictor.')
@@ -179,22 +189,34 @@ def layer_profile(layers: Sequence[Mapping[str, Any]]) -> list[str]:
   return out
 
 
-def layer_scores(record: Mapping[str, Any]) -> list[str]:
-  """Returns one line per layer with its score on a task.
+def more_scores(record: Mapping[str, Any]) -> list[str]:
+  """Returns lines of a record's layers and of its numbers of labels, if any.
 
   The layer that the validation clips choose is marked.
   """
   out = []
-  for row in record['layers']:
+  for row in record['result'].get('curve', ()):
+    out.append(f"  {row['shots']:4d} labels a class       "
+               f"{record['metric']:>22s} {row['score']:9.4f}  "
+               f"{interval_text(row)}, sd of draws {row['std']:.4f}")
+  for layer, share in record['result'].get('layer_weights', {}).items():
+    out.append(f'  layer {layer:24s} weight {share:.3f}')
+  for row in record.get('layers', ()):
     mark = ''
     if row['layer'] == record['best']['layer']:
       mark = '  <- best on validation'
-    interval = 'no interval'
-    if row['low'] is not None and not math.isnan(row['low']):
-      interval = f"[{row['low']:.4f}, {row['high']:.4f}]"
     out.append(f"  layer {row['layer']!s:24s} {record['metric']:22s} "
-               f"{row['score']:7.4f}  {interval}{mark}")
+               f"{row['score']:7.4f}  {interval_text(row)}{mark}")
+  if out:
+    out.append('')
   return out
+
+
+def interval_text(row: Mapping[str, Any]) -> str:
+  """Returns the interval of a row as text."""
+  if row['low'] is None or math.isnan(row['low']):
+    return 'no interval'
+  return f"[{row['low']:.4f}, {row['high']:.4f}]"
 
 
 def score_lines(record: Mapping[str, Any], encoder: str = '') -> list[str]:
@@ -207,9 +229,6 @@ def score_lines(record: Mapping[str, Any], encoder: str = '') -> list[str]:
   from audiorank import evaluate
   out, result = [], record['result']
   for i, row in enumerate(evaluate.measures(record)):
-    interval = f"[{row['low']:.4f}, {row['high']:.4f}]"
-    if math.isnan(row['low']):
-      interval = 'no interval'
     chance = ''
     if not math.isnan(row['chance']):
       chance = f", chance {row['chance']:.4f}"
@@ -221,7 +240,7 @@ def score_lines(record: Mapping[str, Any], encoder: str = '') -> list[str]:
         about += ', cached embeddings'
       about = f"  {result['clips']} clips ({about})"
     out.append(f"{name:32s} {row['measure']:22s} {row['score']:7.4f}  "
-               f'{interval}{chance}{about}')
+               f'{interval_text(row)}{chance}{about}')
   return out
 
 
@@ -236,6 +255,9 @@ def check() -> None:
     raise ValueError('expected --checkpoint, --module or --embeddings')
   elif not (_TASKS.value or _CORPUS.value):
     raise ValueError('expected --tasks, --corpus or both')
+  if _LIKE.value and _PROTOCOL.value:
+    raise ValueError('--like takes the protocol of a sweep and cannot be '
+                     'combined with --protocol')
   if _VIEWS.value == 1 or _VIEWS.value < 0:
     raise ValueError(f'--views={_VIEWS.value}: expected at least 2, or 0')
   if _VIEWS.value and (_MODULE.value or not _CORPUS.value
@@ -258,20 +280,64 @@ def named() -> bool:
   return bool(_CHECKPOINT.value) and _CHECKPOINT.value.startswith('hf:')
 
 
-def encoder() -> Any:
-  """Returns the Encoder of the flags."""
+def encoder(settings: Mapping[str, Any]) -> Any:
+  """Returns the Encoder of the flags.
+
+  Args:
+    settings: of the predictor; 'weighted' needs every layer.
+  """
   from audiorank import encoders
   cli.compile_cache()
   if _MODULE.value:
     return encoders.module(_MODULE.value, _CHECKPOINT.value or '',
                            _BATCH.value)
   layer: int | str = _LAYER.value
+  if _TASKS.value and settings['protocol'] == 'weighted':
+    layer = 'all'
   if _LAYER.value.isdigit():
     layer = int(_LAYER.value)
   if named():
     return encoders.by_name(_CHECKPOINT.value, _BATCH.value, layer)
   return encoders.ours(_CHECKPOINT.value, _STEP.value, _BATCH.value, layer,
                        _CLAMP.value)
+
+
+def protocol() -> dict[str, Any]:
+  """Returns the settings of hear.probe.evaluate that the flags ask for.
+
+  Raises:
+    FileNotFoundError, ValueError: --like is no sweep, --shots no numbers.
+  """
+  from audiorank import evaluate
+  settings: dict[str, Any] = {'protocol': 'hear', 'grid_points': 8}
+  own = own_run()
+  if _LIKE.value:
+    settings = evaluate.sweep_protocol(_LIKE.value)
+  elif own and not _PROTOCOL.value:
+    settings = evaluate.sweep_protocol(own)
+  settings.pop('every_layer', None)  # --layer says it.
+  if _PROTOCOL.value:
+    settings['protocol'] = _PROTOCOL.value
+  if _GRID.value:
+    settings['grid_points'] = _GRID.value
+  if settings['protocol'] == 'fewshot':
+    if not all(text.isdecimal() for text in _SHOTS.value):
+      raise ValueError(f'--shots={",".join(_SHOTS.value)}: expected numbers of '
+                       'labels, such as 8,32,128')
+    settings['shots'] = [int(text) for text in _SHOTS.value]
+  return settings
+
+
+def own_run() -> pathlib.Path | None:
+  """Returns the folder of the run that --checkpoint names, if it is one."""
+  if not _CHECKPOINT.value or _MODULE.value or named():
+    return None
+  folder = files.path(_CHECKPOINT.value)
+  # A run, its checkpoints folder, or one step.
+  for path in (folder, *folder.parents[:2]):
+    if (path / 'config.json').is_file() and (path / 'checkpoints').is_dir():
+      return path
+  return None
 
 
 def main(argv: list[str]) -> None:
@@ -295,7 +361,8 @@ def main(argv: list[str]) -> None:
     folders = []
     if _TASKS.value:
       folders = evaluate.named_folders(_TASKS.value, _TASK.value, '--task')
-    model = encoder()
+    settings = protocol()
+    model = encoder(settings)
     # Before any audio is read: a task may have only lower rates.
     for folder in folders:
       evaluate.clip_rate(folder, model.rate)
@@ -305,7 +372,7 @@ def main(argv: list[str]) -> None:
       name += f"-{model.about['step']}"
     if _CORPUS.value:
       record |= corpus_record(model, cache)
-    record |= task_records(model, folders, cache)
+    record |= task_records(model, folders, settings, cache)
   print(evaluate.write(_OUT.value, name, record))
 
 
@@ -361,12 +428,13 @@ def corpus_record(model: Any, cache: str) -> dict[str, Any]:
 
 
 def task_records(model: Any, folders: list[pathlib.Path],
-                 cache: str) -> dict[str, Any]:
+                 settings: Mapping[str, Any], cache: str) -> dict[str, Any]:
   """Prints the scores of a model and, with --features, of features.
 
   Args:
     model: an Encoder.
     folders: of the tasks.
+    settings: of the predictor.
     cache: folder of embeddings, or ''.
 
   Returns:
@@ -374,14 +442,12 @@ def task_records(model: Any, folders: list[pathlib.Path],
   """
   from audiorank import encoders
   from audiorank import evaluate
-  settings = {'protocol': _PROTOCOL.value, 'grid_points': _GRID.value}
   out = {}
   for folder in folders:
     record = evaluate.score(model, folder, settings, cache)
     out[folder.name] = record
     print('\n'.join(score_lines(record)), flush=True)
-    if 'layers' in record:
-      print('\n'.join(layer_scores(record)), flush=True)
+    print('\n'.join(more_scores(record)), end='', flush=True)
     if not _FEATURES.value:
       continue
     for name in encoders.FEATURES:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+from absl.testing import flagsaver
 import jax
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from audiorank import model
 from audiorank import records
 from audiorank.hear import tasks
 from configs import base
+from launch import evaluate as launched
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -288,6 +290,71 @@ def test_scenes_of_ours_are_embed_scenes(weights):
       embed.scene(config, params, wave_NS, batch=2))
 
 
+@pytest.mark.parametrize('kind', ['scene', 'event'])
+def test_every_layer_is_scored_from_one_pass(tmp_path, weights, kind):
+  folder = write_task(tmp_path / 'tones-v1-full', kind=kind)
+  every = encoders.ours(weights, layer='all')
+  assert every.layers == (0, 1, 'final')
+  settings = {'protocol': 'logistic'}
+  record = evaluate.score(every, folder, settings, tmp_path / 'cache')
+  assert [row['layer'] for row in record['layers']] == [0, 1, 'final']
+  # Each is that of the layer alone, and the record's own the final layer's.
+  one = evaluate.score(encoders.ours(weights, layer=1), folder, settings)
+  assert record['layers'][1]['score'] == pytest.approx(one['result']['score'])
+  assert record['result']['score'] == record['layers'][2]['score']
+  valid = [row['valid'] for row in record['layers']]
+  best = record['best']
+  assert best['layer'] == record['layers'][int(np.argmax(valid))]['layer']
+  assert best['score'] == best['result']['score']
+  again = evaluate.score(silent(every), folder, settings, tmp_path / 'cache')
+  assert again['cached'] and again['layers'] == record['layers']
+
+
+def test_weighted_layers_of_a_model(tmp_path, weights):
+  folder = write_task(tmp_path / 'tones-v1-full', clips=16)
+  record = evaluate.score(encoders.ours(weights, layer='all'), folder,
+                          {'protocol': 'weighted', 'seeds': 2})
+  assert record['result']['protocol'] == 'weighted'
+  assert list(record['result']['layer_weights']) == ['0', '1', 'final']
+  assert 'layers' not in record
+
+
+def test_the_protocol_is_that_of_the_sweep(tmp_path):
+  config = base.get_config('en32-2')
+  config.eval.update({'protocol': 'logistic', 'max_epochs': 100})
+  for seed in (0, 1):
+    config.seed = seed
+    records.open_run(tmp_path / 'sweep' / f'{seed}', records.frozen(config))
+  want = {'protocol': 'logistic', 'grid_points': 8, 'hidden': 1024,
+          'max_epochs': 100, 'seed': 42}
+  assert evaluate.sweep_protocol(tmp_path / 'sweep') == want
+  assert evaluate.sweep_protocol(tmp_path / 'sweep' / '1') == want
+  config.seed, config.eval.protocol = 2, 'knn'
+  records.open_run(tmp_path / 'sweep' / '2', records.frozen(config))
+  with pytest.raises(ValueError, match=r'2 different settings \(knn, logi'):
+    evaluate.sweep_protocol(tmp_path / 'sweep')
+  with pytest.raises(FileNotFoundError, match='no runs: expected'):
+    evaluate.sweep_protocol(tmp_path)
+
+
+def test_flags_choose_the_protocol(tmp_path):
+  config = base.get_config('en32-2')
+  config.eval.protocol = 'logistic'
+  run = tmp_path / 'sweep' / 'a'
+  records.open_run(run, records.frozen(config))
+  (run / 'checkpoints' / '3').mkdir(parents=True)
+  with flagsaver.flagsaver(checkpoint=str(run / 'checkpoints' / '3')):
+    assert launched.protocol()['protocol'] == 'logistic'
+    with flagsaver.flagsaver(protocol='fewshot', shots=['8', '32']):
+      settings = launched.protocol()
+      assert settings['protocol'] == 'fewshot' and settings['shots'] == [8, 32]
+  with flagsaver.flagsaver(checkpoint='hf:some/one'):
+    assert launched.protocol() == {'protocol': 'hear', 'grid_points': 8}
+    with flagsaver.flagsaver(like=str(run.parent), grid_points=2):
+      assert launched.protocol()['protocol'] == 'logistic'
+      assert launched.protocol()['grid_points'] == 2
+
+
 def command(*args, **env):
   return subprocess.run(
       [sys.executable, '-m', 'launch.evaluate', *map(str, args)], cwd=ROOT,
@@ -375,7 +442,10 @@ def test_features_are_scored_once(tmp_path, monkeypatch):
     ([], 'expected --checkpoint, --module or --embeddings'),
     (['--checkpoint=x'], 'expected --tasks, --corpus or both'),
     (['--embeddings=z.npy', '--module=x'], '--embeddings cannot be combined'),
-    (['--module=x', '--tasks=y', '--layer=3'], 'combined with --module')])
+    (['--module=x', '--tasks=y', '--layer=3'], 'combined with --module'),
+    (['--checkpoint=hf:a/b', '--tasks=y', '--step=3'], 'combined with hf:a/b'),
+    (['--checkpoint=x', '--tasks=y', '--like=z', '--protocol=knn'],
+     '--like takes the protocol of a sweep')])
 def test_flags_that_do_not_go_together(args, message):
   done = command(*args)
   assert done.returncode == 1 and message in done.stderr

@@ -1,4 +1,4 @@
-"""Scores frozen embeddings on a HEAR task, by one of three protocols.
+"""Scores frozen embeddings on a HEAR task, by one of several protocols.
 
 'hear'      the predictor and the search of hear-eval-kit 2021.1.3
             (arXiv 2203.03022)
@@ -6,6 +6,7 @@
             statistically better, but not comparable with the kit
 'logistic'  L2-regularised logistic regression, the penalty chosen on the
             validation split: fast, convex, no seed
+others      of X-ARES, MTEB and SUPERB, for scene tasks: see protocols.py
 
 A result contains the name of its protocol. README.md describes the differences,
 and intervals.py the interval of a score.
@@ -14,6 +15,7 @@ Shapes: N clips (or frames) of a split, D width, C labels, L frames of a file,
 P penalties, B resamples.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import itertools
@@ -27,11 +29,13 @@ from audiorank.hear import folds
 from audiorank.hear import intervals
 from audiorank.hear import linear
 from audiorank.hear import predictions
+from audiorank.hear import protocols
 from audiorank.hear import scores
 from audiorank.hear import search
 from audiorank.hear import tasks
 
-PROTOCOLS = ('hear', 'shuffled', 'logistic')
+PROTOCOLS = ('hear', 'shuffled', 'logistic', 'knn', 'xares_knn', 'xares',
+             'fewshot', 'weighted')
 # To be raised when the same embeddings would get another score or interval.
 VERSION = 2
 # The kit's grid of predictors.
@@ -48,6 +52,13 @@ KIT_OVERRIDES = {'dcase2016_task2': {'check_val_every_n_epoch': [10]}}
 KNOBS = {'grid_points': ('points', 8), 'hidden': ('hidden', 1024),
          'max_epochs': ('epochs', 500), 'check_every': ('every', 3),
          'patience': ('patience', 20)}
+# Name -> (task, embeddings, seeds, shots) -> result, of protocols.py.
+OTHERS: dict[str, Callable[..., dict[str, Any]]] = {
+    'knn': lambda task, z, *_: protocols.knn(task, z),
+    'xares_knn': lambda task, z, *_: protocols.knn(task, z, columns=True),
+    'xares': lambda task, z, seeds, _: protocols.xares(task, z, seeds),
+    'weighted': lambda task, z, seeds, _: protocols.weighted(task, z, seeds),
+    'fewshot': lambda task, z, _, shots: protocols.fewshot(task, z, shots)}
 # {split: z_ND} of a scene task, {file: (z_LD, ms_L)} of an event task.
 Embeddings = Mapping[str, Any]
 
@@ -55,7 +66,8 @@ Embeddings = Mapping[str, Any]
 def evaluate(task: tasks.Task, embeddings: Embeddings, grid_points: int = 8,
              hidden: int = 1024, max_epochs: int = 500, check_every: int = 3,
              patience: int = 20, seed: int = 42, protocol: str = 'hear',
-             seeds: int = 5) -> dict[str, Any]:
+             seeds: int = 5, shots: Sequence[int] = protocols.SHOTS
+             ) -> dict[str, Any]:
   """Trains predictors on a task's embeddings; returns their scores.
 
   Other numbers than the defaults make a cheaper protocol, which gets a name of
@@ -65,7 +77,8 @@ def evaluate(task: tasks.Task, embeddings: Embeddings, grid_points: int = 8,
   Args:
     task: from `tasks.load`.
     embeddings: of a scene task {split: z_ND}, rows in the order of
-      `task.files`; of an event task {file: (z_LD, ms_L)}.
+      `task.files`; of an event task {file: (z_LD, ms_L)}. 'weighted' takes
+      {layer: these}.
     grid_points: number of points to try, of the 16 in the kit's order.
     hidden: units of a hidden layer.
     max_epochs: at most.
@@ -73,7 +86,8 @@ def evaluate(task: tasks.Task, embeddings: Embeddings, grid_points: int = 8,
     patience: validations without improvement after which a fit stops.
     seed: the first one.
     protocol: one of PROTOCOLS.
-    seeds: number of seeds of 'shuffled'.
+    seeds: number of seeds of 'shuffled', 'xares' and 'weighted'.
+    shots: labels of each class of 'fewshot', see protocols.fewshot.
 
   Returns:
     plain Python values: score (of the test split, by the task's first
@@ -91,6 +105,9 @@ def evaluate(task: tasks.Task, embeddings: Embeddings, grid_points: int = 8,
     raise ValueError(f'protocol is {protocol!r}, expected one of {PROTOCOLS}')
   if protocol == 'logistic':
     return logistic(task, embeddings)
+  if protocol not in ('hear', 'shuffled'):
+    protocols.check(task, protocol)
+    return OTHERS[protocol](task, embeddings, seeds, shots)
   knobs = dict(grid_points=grid_points, hidden=hidden, max_epochs=max_epochs,
                check_every=check_every, patience=patience)
   for name, value in {**knobs, 'seeds': seeds}.items():

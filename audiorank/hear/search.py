@@ -139,10 +139,10 @@ def _report(problem: Problem, seeds: list[int], models: list[list[Trained]]
   if len(seeds) == 1:
     del repeats[0]['seed']
     return repeats[0], mean_B
-  return _over_seeds(repeats), mean_B
+  return over_seeds(repeats), mean_B
 
 
-def _over_seeds(repeats: list[dict[str, Any]]) -> dict[str, Any]:
+def over_seeds(repeats: list[dict[str, Any]]) -> dict[str, Any]:
   """Returns the means of several seeds' results, which are in `per_seed`."""
   names = list(repeats[0]['scores'])
   of_split = lambda i, field: scores.mean(
