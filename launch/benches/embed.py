@@ -5,12 +5,16 @@ training step sees a quarter of a clip's patches (forwards and backwards) and
 has the decoder; embedding sees them all, forwards: on paper the ratio is
 (3/4 E + 3 D) / E of the forward passes of encoder and decoder, no more than 3
 where the decoder is the smaller part.
+
+The other rows are of all layers against the last one alone: embeddings, and
+RankMe with its interval.
 """
 
 from collections.abc import Callable
 from collections.abc import Iterator
 import time
 from typing import Any
+import warnings
 
 import jax
 import numpy as np
@@ -19,14 +23,30 @@ from launch.benches import steps
 from launch.benches import timing
 
 PINNED = True
+BATCH = 16  # Clips embedded at once.
 CASES = (steps.Case('en128-12', (512, 8, 16), 4, dtype='float32'),
          steps.Case('en128-12', (128, 4, 4), 16, dtype='float32'),
          steps.Case('en768-12', (512, 8, 16), 2, dtype='float32'))
 
 
-def embedding(config: Any, wave_NS: np.ndarray) -> Callable[[], None]:
-  """Returns a function that embeds clips as an evaluation does."""
+LAYERS = (steps.Case('en64-4', (64, 2, 4), 16, dtype='float32'),
+          steps.Case('en768-12', (64, 2, 4), 4, dtype='float32'))
+# What every layer may cost: 1.3 times one layer.
+LEAST = 1 / 1.3
+
+
+def embedding(config: Any, wave_NS: np.ndarray, layer: str = 'final',
+              ranked: bool = False) -> Callable[[], None]:
+  """Returns a function that embeds clips as an evaluation does.
+
+  Args:
+    config: of the model.
+    wave_NS: clips.
+    layer: 'final' or 'all'.
+    ranked: also compute RankMe of every layer, with its interval.
+  """
   from audiorank import embed
+  from audiorank import rankme
   from audiorank import sharding
   from audiorank import train_state
   mesh = sharding.mesh(1, 1)
@@ -35,9 +55,42 @@ def embedding(config: Any, wave_NS: np.ndarray) -> Callable[[], None]:
 
   def embedded() -> None:
     with jax.set_mesh(mesh):
-      embed.sharded(config.model, variables, wave_NS, mesh, len(wave_NS))
+      z = embed.sharded(config.model, variables, wave_NS, mesh,
+                        min(len(wave_NS), BATCH), layer)
+    if ranked:
+      for z_ND in z.reshape(-1, *z.shape[-2:]):
+        rankme.estimate(z_ND)
 
   return embedded
+
+
+def layer_rows(quick: bool, only: str) -> Iterator[timing.Row]:
+  """Yields the Rows of all layers against the last one."""
+  for case in timing.sized(quick, LAYERS[:1], LAYERS):
+    what = ('embeddings and RankMe of every layer against the last one, '
+            f'{case.name}')
+    if only not in what:
+      continue
+    config = steps.config_of(case)
+    # Enough clips for RankMe: four for each dimension.
+    clips = max(4 * config.model.width, BATCH)
+    if quick:
+      clips = BATCH
+    wave_NS = np.resize(steps.waves(case), (
+        clips, steps.waves(case).shape[1]))
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore', rankme_warning())
+      yield timing.turns(
+          what, embedding(config, wave_NS, 'all', ranked=True),
+          embedding(config, wave_NS, ranked=True),
+          timing.sized(quick, 2, 3), time.process_time, LEAST,
+          ('all layers', 'the last one'), per=clips)
+
+
+def rankme_warning() -> type[Warning]:
+  """Returns the warning that a sample is small."""
+  from audiorank import rankme
+  return rankme.SmallSample
 
 
 def rows(quick: bool, only: str) -> Iterator[timing.Row]:
@@ -60,3 +113,4 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
         timing.sized(quick, 2, 5), time.process_time, 3.,
         ('embedding', 'training step'),
         f'{paper:.1f} by FLOPs', case.batch)
+  yield from layer_rows(quick, only)
