@@ -117,7 +117,13 @@ MEANINGS = {
     'uniformity': 'how evenly directions fill the sphere (lower: more)',
     'mean_cosine': 'mean cosine of two clips',
     'self_clustering': 'how far clips cluster by themselves (0 to 1)',
-    'normalised_std': 'spread of the directions (1: as random ones)'}
+    'normalised_std': 'spread of the directions (1: as random ones)',
+    'twonn': 'intrinsic dimension by the two nearest clips (TwoNN)',
+    'mle_dimension': 'intrinsic dimension by 20 neighbours (Levina, Bickel)',
+    'mst_dimension': 'intrinsic dimension by a spanning tree (IdEst)',
+    'kmeans_inertia': 'share of the variance within clusters of k-means',
+    'davies_bouldin': 'overlap of these clusters (lower: apart)',
+    'cluster_learnability': 'clusters told by the nearest clip before (CLID)'}
 
 
 def rank_lines(fields: Mapping[str, Any]) -> list[str]:
@@ -135,6 +141,10 @@ def rank_lines(fields: Mapping[str, Any]) -> list[str]:
       out.append(measure_line(name, value, centred.get(name, math.nan)))
   for name, value in fields.get('directions', {}).items():
     out.append(measure_line(name, value))
+  for name, number in fields.get('neighbourhood', {}).items():
+    if number is None:
+      number = math.nan
+    out.append(measure_line(name, number))
   return out
 
 

@@ -16,6 +16,7 @@ from audiorank.rankme.geometry import normalised_std
 from audiorank.rankme.geometry import self_clustering
 from audiorank.rankme.geometry import token_rank
 from audiorank.rankme.geometry import uniformity
+from audiorank.rankme.neighbours import measures as neighbourhood
 from audiorank.rankme.interval import Estimate
 from audiorank.rankme.interval import estimate
 from audiorank.rankme.interval import curve
