@@ -6,6 +6,7 @@
   python -m launch.evaluate --checkpoint=hf:facebook/wav2vec2-base --tasks=DIR
   python -m launch.evaluate --module=my_package.my_model --checkpoint=weights.pt --tasks=DIR
   python -m launch.evaluate --embeddings=z.npy
+  python -m launch.evaluate --embeddings=z.npz --labels=y.csv --protocol=knn
   python -m launch.evaluate --cached
 
 A checkpoint is a run's folder, one step of it, an official Dasheng file (.pt,
@@ -82,6 +83,9 @@ _ARRAY = flags.DEFINE_string('array', '', 'Name of the array in the file, if '
 _GROUPS = flags.DEFINE_string(
     'groups', '', 'Name of the array with the recording of each clip; the '
     'interval then leaves out whole recordings.')
+_LABELS = flags.DEFINE_string(
+    'labels', '', 'Labels of the embeddings, for a score without audio: name of '
+    'an array of the file, or a file with one label a row.')
 _OUT = flags.DEFINE_string(
     'out', 'evaluations', 'JSON file, or folder of JSON files, for the record.')
 _CACHE = flags.DEFINE_string(
@@ -261,6 +265,8 @@ def check() -> None:
     if _TASKS.value or _CORPUS.value or model:
       raise ValueError('--embeddings cannot be combined with --checkpoint, '
                        '--module, --tasks or --corpus')
+  elif _LABELS.value:
+    raise ValueError('--labels needs --embeddings')
   elif not model:
     raise ValueError('expected --checkpoint, --module or --embeddings')
   elif not (_TASKS.value or _CORPUS.value):
@@ -398,11 +404,20 @@ def list_cache(cache: str) -> None:
 
 
 def embeddings_record() -> dict[str, Any]:
-  """Prints RankMe of a file of embeddings; returns its record."""
+  """Prints RankMe, and the score, of a file of embeddings; returns its record.
+  """
   from audiorank.rankme import files as embeddings
   rank = embeddings.file_rank(_EMBEDDINGS.value, _ARRAY.value, _GROUPS.value)
   print('\n'.join(rank_lines(rank)))
-  return {'rank': rank, 'embeddings': {
+  out: dict[str, Any] = {}
+  if _LABELS.value:
+    from audiorank import labelled
+    one = labelled.score(_EMBEDDINGS.value, _LABELS.value, _ARRAY.value,
+                         _GROUPS.value, protocol())
+    out[one['task']] = one
+    print('\n'.join(score_lines(one)))
+    print('\n'.join(more_scores(one)), end='')
+  return {**out, 'rank': rank, 'embeddings': {
       'file': _EMBEDDINGS.value, 'array': _ARRAY.value,
       'groups': _GROUPS.value, 'seen': embeddings.fingerprint(_EMBEDDINGS.value)}}
 

@@ -2,6 +2,8 @@
 
   python -m launch.report --workdir=runs/quickstart
   python -m launch.report --workdir=runs/quickstart --publish=tables
+  python -m launch.report --workdir=runs/quickstart --points=evaluations
+  python -m launch.report --board=evaluations       one page of encoders
   python -m launch.report --table=runs.parquet      a sweep's claims and law
   python -m launch.report --table=runs.parquet --markdown --slopes=slopes.png
   python -m launch.report --table=runs.csv --law=saturating --x=rank --y=score
@@ -20,6 +22,13 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'The sweep\'s folder.')
 _PUBLISH = flags.DEFINE_string(
     'publish', None, 'Folder for its tables and versions, to be shown without '
     'the runs: what notebooks/figures and notebooks/small_study read.')
+_POINTS = flags.DEFINE_list(
+    'points', [], 'Encoders of others to show in the report: records of '
+    'launch.evaluate (files or folders), or tables with name, rank and score.')
+_BOARD = flags.DEFINE_list(
+    'board', [], 'Records of launch.evaluate (files or folders) of which a '
+    'page of encoders, tasks and layers is made.')
+_OUT = flags.DEFINE_string('out', 'board.html', 'File of the board.')
 _TABLE = flags.DEFINE_string('table', None, 'A .csv or .parquet with a row a '
                              'run.')
 _LAW = flags.DEFINE_string('law', 'saturating', 'A form of audiorank/laws.')
@@ -147,11 +156,17 @@ def print_law(data: Any, groups: str | None) -> None:
 def main(argv: list[str]) -> None:
   """Rebuilds a report, or prints what a table shows."""
   del argv
-  if bool(_WORKDIR.value) == bool(_TABLE.value):
-    raise ValueError('expected --workdir or --table')
+  if sum(map(bool, (_WORKDIR.value, _TABLE.value, _BOARD.value))) != 1:
+    raise ValueError('expected one of --workdir, --table and --board')
+  if _POINTS.value and not _WORKDIR.value:
+    raise ValueError('--points needs --workdir, the sweep that they join')
+  if _BOARD.value:
+    from audiorank.report import board
+    print(board.write(_BOARD.value, _OUT.value))
+    return
   if _WORKDIR.value:
     from audiorank import report
-    print(report.write(_WORKDIR.value))
+    print(report.write(_WORKDIR.value, _POINTS.value))
     if _PUBLISH.value:
       from audiorank import records
       records.publish(_WORKDIR.value, _PUBLISH.value)

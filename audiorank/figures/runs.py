@@ -1,5 +1,6 @@
 """Figures of runs: rank and score over size, data, steps and tasks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib import colors
@@ -31,7 +32,8 @@ def _halves(runs: pd.DataFrame,
 
 def rank_score(runs: pd.DataFrame, fit: laws.Fit | None = None,
                ax: style.Axes | None = None,
-               here: tuple[float, float, str] | None = None) -> style.Axes:
+               here: tuple[float, float, str] | None = None,
+               others: Sequence[tuple[float, float, str]] = ()) -> style.Axes:
   """RankMe against score: the law of the paper, or its absence.
 
   Trained runs filled, coloured by size, marker by masking rate; untrained
@@ -43,6 +45,7 @@ def rank_score(runs: pd.DataFrame, fit: laws.Fit | None = None,
     fit: a Fit of score to rank, or None.
     ax: Axes to draw in, or None.
     here: (rank, score, name) of a model to mark among them, or None.
+    others: (rank, score, name) of encoders of others, each named.
   """
   ax = ax or style.axes()
   trained, untrained = _halves(runs, 'rank', 'score')
@@ -54,8 +57,14 @@ def rank_score(runs: pd.DataFrame, fit: laws.Fit | None = None,
                edgecolors=style.INK, linewidths=.7, zorder=5)
     handles.append(style.marker('*', here[2], color=style.PALETTE[1]))
     y.append(np.array([here[1]]))
+  for rank, score, name in others:
+    ax.scatter(rank, score, marker='D', s=46, color=style.PALETTE[2],
+               edgecolors=style.INK, linewidths=.7, zorder=5)
+    ax.annotate(name, (rank, score), (6, 4), textcoords='offset points',
+                fontsize=style.LEGEND)
+    y.append(np.array([score]))
   if fit is not None:
-    x = runs['rank'].to_numpy(float)
+    x = np.r_[runs['rank'].to_numpy(float), [one[0] for one in others]]
     x = x[np.isfinite(x) & (x > 0)]
     fits.curve(ax, fit, fit.x[0], low=x.min(), high=x.max() * 1.1)
     handles.append(style.line(

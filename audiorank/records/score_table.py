@@ -10,6 +10,9 @@ Of every task, and as means over scene tasks of every run:
   gain, gain_low, gain_high, gain_se       score less untrained_score, paired
                                            clip by clip
 
+Where every layer was scored, also score_layer_<k>, and best_layer_score of the
+layer (best_layer, of a task) that the validation clips choose.
+
 What is not known is NaN.
 """
 
@@ -66,6 +69,11 @@ def scored(run: Row, record: Record) -> Scored:
       'embedding_type': record['embedding_type'],
       **dict.fromkeys((*FEATURES, 'untrained_score', 'gain', 'gain_low',
                        'gain_high', 'gain_se'), math.nan)}
+  if 'best' in record:
+    row['best_layer'] = str(record['best']['layer'])
+    row['best_layer_score'] = number(record['best']['score'])
+    for layer in record['layers']:
+      row[f"score_layer_{layer['layer']}"] = number(layer['score'])
   return Scored(row, record, scored_as(record))
 
 
@@ -154,7 +162,13 @@ def means(scored: Sequence[Scored],
       [gains.get((s.row['run_id'], s.row['step'], s.row['task']),
                  intervals.UNKNOWN) for s in last],
       mean('gain'), within=False)
+  # Of runs that were scored at every layer.
+  layers = [name for name in last[0].row
+            if name == 'best_layer_score' or name.startswith('score_layer_')]
+  by_layer = {name: mean(name) for name in layers
+              if all(name in s.row for s in last)}
   return {
+      **by_layer,
       'score': mean('score'), 'scored_tasks': len(last),
       'score_low': own.low, 'score_high': own.high, 'score_se': own.se,
       'test_clips': float(np.sum([s.row['test_clips'] for s in last])),

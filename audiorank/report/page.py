@@ -1,6 +1,7 @@
 """The page: what a user can act on, the slopes, then what they rest on."""
 
 from collections.abc import Iterable
+from collections.abc import Sequence
 import functools
 import html
 import os
@@ -12,6 +13,7 @@ from audiorank import files
 from audiorank import laws
 from audiorank import records
 from audiorank.analysis import study
+from audiorank.report import board
 from audiorank.report import curves
 from audiorank.report import html_parts
 from audiorank.report import tables
@@ -23,24 +25,28 @@ EMPTY = 'Too few configurations, or too little variation, to leave any out.'
 
 
 def sections(root: os.PathLike, result: analysis.Analysis,
-             sweep: records.Tables) -> list[tuple[str, list[str]]]:
+             sweep: records.Tables, own: Sequence[board.Point] = ()
+             ) -> list[tuple[str, list[str]]]:
   """Returns the sections of the report as (title, [html]).
 
   Args:
     root: the sweep's folder.
     result: its analysis.
     sweep: its tables.
+    own: encoders of others, from board.points.
   """
   return [
       ('What a doubling of RankMe is worth', slopes(result)),
       ('All claims', claims(result)),
-      ('Rank and score', rank_score(result)),
+      ('Rank and score', rank_score(result, own)),
+      ('Encoders of others', foreign(result, own)),
       ('Rank during training', during(result)),
       ('What predicts the score', predictors(result)),
       ('Can RankMe choose a run early?', early(result)),
       ('Data and size', data_size(result)),
       ('Trained against untrained, task by task', tasks(result)),
       ('RankMe by sample', samples(sweep)),
+      ('Layer by layer', layers(sweep)),
       ('Where the law fails, and unstable runs', trouble(result)),
       ('Runs', [tables.runs(result, sweep.runs), html_parts.small(
           'Grey: untrained. Red: scores no higher than its untrained '
@@ -71,14 +77,49 @@ def claims(result: analysis.Analysis) -> list[str]:
   return [tables.claims(result.claims)]
 
 
-def rank_score(result: analysis.Analysis) -> list[str]:
+def foreign(result: analysis.Analysis,
+            own: Sequence[board.Point]) -> list[str]:
+  """Returns what the law says about encoders of others."""
+  if not own:
+    return []
+  last = result.study.tasks
+  if len(last):
+    last = last[last['step'] == last['steps']]
+  return [html_parts.rows(
+      board.placed(own, result.fit, result.study.trained, last),
+      kind='sorted text'), html_parts.small(
+          'Law: the score that the law of the runs predicts at this RankMe, '
+          'with the 95 % interval of a further run of this sweep. An encoder '
+          'lies on it if its score is inside. RankMe must be of the same clips '
+          'and the score of the same tasks and protocol: '
+          'launch.evaluate --like.')]
+
+
+def layers(sweep: records.Tables) -> list[str]:
+  """Returns RankMe and score of every layer; nothing where not measured."""
+  table = tables.layers(sweep)
+  if not len(table):
+    return []
+  return [html_parts.rows(table, kind='sorted', link='run_id'),
+          html_parts.small(
+              'RankMe of every measured block at the last evaluation, of '
+              'pooled embeddings and, after the bar, of single tokens. Best '
+              'layer: the mean score of the layers that the validation clips '
+              'of each task choose, on its test clips, beside that of the '
+              'final layer.')]
+
+
+def rank_score(result: analysis.Analysis,
+               own: Sequence[board.Point] = ()) -> list[str]:
   """Returns the figure of the law, its limit, and the forms compared."""
   line, fit = 'No law is fitted.', result.fit
   if fit:
     line = ('The line is fitted to the runs that score above their untrained '
             'network.')
   out = [html_parts.drawing(
-      lambda: figures.rank_score(study.every(result.study), fit),
+      lambda: figures.rank_score(
+          study.every(result.study), fit,
+          others=[(p.rank, p.score, p.name) for p in own]),
       f'RankMe against score, 95 % intervals of RankMe. {line}'),
          html_parts.listed(wording.law_words(result)
                            + wording.form_words(result.forms))]
@@ -226,11 +267,12 @@ def last_monitor(root: os.PathLike, run_ids: Iterable[str]) -> dict | None:
   return None
 
 
-def page(root: os.PathLike, sweep: records.Tables, title: str) -> str:
-  """Returns the report as one HTML text."""
+def page(root: os.PathLike, sweep: records.Tables, title: str,
+         own: Sequence[board.Point] = ()) -> str:
+  """Returns the report as one HTML text; arguments as for `sections`."""
   result = analysis.analyze(sweep)
   # A section without content leaves the page and its list of links.
-  parts = [(name, body) for name, body in sections(root, result, sweep)
+  parts = [(name, body) for name, body in sections(root, result, sweep, own)
            if any(body)]
   nav = ' '.join(f'<a href="#s{i}">{html.escape(name)}</a>'
                  for i, (name, _) in enumerate(parts))
@@ -255,18 +297,22 @@ def heading(root: pathlib.Path) -> str:
   return str(records.index(root).get('title', root.name))
 
 
-def write(root: files.Path) -> pathlib.Path:
+def write(root: files.Path, points: Iterable[files.Path] = ()) -> pathlib.Path:
   """Rebuilds <root>/report.html from the records; returns its path.
+
+  Args:
+    root: the sweep's folder.
+    points: files of encoders of others, see board.points.
 
   Raises:
     FileNotFoundError: there are no runs under the root.
     ValueError: there are runs, but none with a record yet.
   """
-  folder = files.path(root)
+  folder, own = files.path(root), board.points(points)
   sweep = records.collect(folder)
   if 'rank' not in sweep.runs or sweep.runs['rank'].isna().all():
     raise ValueError(f'{folder}: no run has a record yet: expected '
                      '<run_id>/records/*.json')
   files.write_text(folder / 'report.html',
-                   page(folder, sweep, heading(folder)))
+                   page(folder, sweep, heading(folder), own))
   return folder / 'report.html'

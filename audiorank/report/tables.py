@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 import math
+import re
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from audiorank import analysis
+from audiorank import records
 from audiorank.analysis import claims as numbers_of
 from audiorank.analysis import law
 from audiorank.report import html_parts
@@ -122,6 +124,50 @@ def samples(table: pd.DataFrame, names: list[str]) -> str:
       cells[text] = cell
     shown.append(cells)
   return html_parts.rows(pd.DataFrame(shown), kind='sorted', link='run')
+
+
+def layers(sweep: records.Tables) -> pd.DataFrame:
+  """Returns a row of texts for every run measured or scored at every layer.
+
+  Args:
+    sweep: its tables.
+  """
+  table = sweep.runs
+  number_of = lambda name: int(name.rsplit('_', 1)[1])
+  ranks = sorted((c for c in table if re.fullmatch(r'rank_layer_\d+', c)),
+                 key=number_of)
+  shown = []
+  for _, row in ordered(table).iterrows():
+    # Models of several depths stand in one table.
+    depth = [c for c in ranks if not pd.isna(row[c])]
+    scored = not pd.isna(row.get('best_layer_score'))
+    if not depth and not scored:
+      continue
+    cells = {'run_id': row['run_id'], 'what': row['name']}
+    for name in ranks:
+      cells[f'RankMe, block {number_of(name)}'] = beside(
+          row.get(name), row.get(name.replace('rank_', 'rank_token_')))
+    cells['RankMe, final'] = beside(row['rank'], row.get('rank_token'))
+    if scored:
+      for name in sorted((c for c in table
+                          if re.fullmatch(r'score_layer_\d+', c)),
+                         key=number_of):
+        cells[f'score, block {number_of(name)}'] = numbers.number(
+            row[name], '{:.3f}')
+      cells['score, final'] = numbers.number(row['score'], '{:.3f}')
+      cells['score, best layer'] = numbers.number(row['best_layer_score'],
+                                                  '{:.3f}')
+    shown.append(cells)
+  return pd.DataFrame(shown).fillna('')
+
+
+def beside(pooled: Any, token: Any) -> str:
+  """Returns RankMe of pooled embeddings and, if known, of single tokens."""
+  if pooled is None or pd.isna(pooled):
+    return ''
+  if token is None or pd.isna(token):
+    return f'{pooled:.1f}'
+  return f'{pooled:.1f} | {token:.1f}'
 
 
 def tasks(table: pd.DataFrame) -> str:

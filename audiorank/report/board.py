@@ -1,0 +1,326 @@
+"""A board of encoders: one sortable page from records of launch.evaluate.
+
+And foreign points in a sweep's report: their RankMe and score beside the runs,
+with what the sweep's law says about them.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import math
+import pathlib
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from audiorank import files
+from audiorank import laws
+from audiorank.laws import table as law_table
+from audiorank.report import html_parts
+
+Record = Mapping[str, Any]  # Of launch.evaluate.
+COLUMNS = ('name', 'rank', 'score')  # Of a table of points.
+
+
+class Point(NamedTuple):
+  """An encoder of others in a sweep's figure."""
+  name: str
+  rank: float
+  low: float  # Of RankMe's interval, NaN if unknown.
+  high: float
+  score: float  # Mean over tasks.
+  tasks: tuple[str, ...]  # Their names, () if unknown.
+  protocol: str
+
+
+# --- Records ---
+
+
+def read(paths: Iterable[files.Path]) -> list[Record]:
+  """Returns the records of launch.evaluate in files and folders.
+
+  Raises:
+    FileNotFoundError, ValueError: no such file, or no record; names it.
+  """
+  out = []
+  for path in map(files.path, paths):
+    if path.is_dir():
+      inside = sorted(p for p in files.walk(path) if p.suffix == '.json')
+      if not inside:
+        raise FileNotFoundError(f'{path}: no .json in it, expected records of '
+                                'launch.evaluate')
+      out += [record_of(p) for p in inside]
+    else:
+      out.append(record_of(path))
+  return out
+
+
+def record_of(path: pathlib.Path) -> Record:
+  """Returns one record of launch.evaluate.
+
+  Raises:
+    FileNotFoundError, ValueError: there is none; names the file.
+  """
+  if not path.is_file():
+    raise FileNotFoundError(f'{path}: no such file')
+  try:
+    record = files.read_json(path)
+  except ValueError as error:
+    raise ValueError(f'{path}: no JSON: {error}') from None
+  if not isinstance(record, dict) or 'versions' not in record or not (
+      'rank' in record or scores(record)):
+    raise ValueError(f'{path}: no record of launch.evaluate, which has '
+                     'versions, and a rank or the scores of tasks')
+  return record
+
+
+def scores(record: Record) -> dict[str, Record]:
+  """Returns {task: its record}, without those of features."""
+  return {name: value for name, value in record.items()
+          if isinstance(value, dict) and 'task_sha256' in value
+          and value['task'] == name}
+
+
+def name_of(record: Record) -> str:
+  """Returns the name of a record's encoder."""
+  encoder = record.get('encoder', {})
+  name = encoder.get('checkpoint') or encoder.get('module')
+  if name is None:
+    name = encoder.get('features') or record.get('embeddings', {}).get('file')
+  step = encoder.get('step')
+  if step is not None:
+    return f'{name} at {step}'
+  return str(name)
+
+
+# --- The board ---
+
+
+def table(records: Sequence[Record]) -> pd.DataFrame:
+  """Returns one row of texts for every encoder, task and layer.
+
+  And for every encoder and layer a row of the mean over its tasks, where there
+  are several of one protocol and measure between 0 and 1.
+  """
+  out = []
+  for record in records:
+    ranks = {str(f['layer']): f['rank'] for f in layers_of(record)}
+    about = record.get('encoder', {})
+    sums: dict[tuple[str, str], list[float]] = {}
+    for task, one in scores(record).items():
+      for row in score_rows(one):
+        rank = ranks.get(row['layer'], {})
+        sums.setdefault((row['layer'], row['protocol']), []).append(
+            row.pop('value'))
+        out.append({'encoder': name_of(record), 'task': task, **row,
+                    **described(rank, about)})
+    for (layer, protocol), values in sums.items():
+      if len(values) > 1:
+        out.append({'encoder': name_of(record),
+                    'task': f'mean of {len(values)} tasks', 'layer': layer,
+                    'score': number(float(np.mean(values))), 'interval': '',
+                    'measure': 'mean', 'clips': '', 'protocol': protocol,
+                    **described(ranks.get(layer, {}), about)})
+    if not sums:
+      out += [{'encoder': name_of(record), 'task': '', 'layer': layer,
+               'score': '', 'interval': '', 'measure': '', 'clips': '',
+               'protocol': '', **described(rank, about)}
+              for layer, rank in ranks.items()]
+  return pd.DataFrame(out).fillna('')
+
+
+def layers_of(record: Record) -> list[Record]:
+  """Returns the rank fields of every layer of a record, [] without any."""
+  rank = record.get('rank')
+  if not rank:
+    return []
+  return rank.get('layers') or [{'layer': 'final', **rank}]
+
+
+def score_rows(one: Record) -> list[dict[str, Any]]:
+  """Returns a row for every layer of a task's record."""
+  result = one['result']
+  layers = one.get('layers') or [{
+      'layer': 'final', 'score': result['score'], 'low': result['low'],
+      'high': result['high']}]
+  best = one.get('best', {}).get('layer')
+  out = []
+  for row in layers:
+    mark = ''
+    if 'layers' in one and row['layer'] == best:
+      mark = ' (best on validation)'
+    value = row['score']
+    if value is None:
+      value = math.nan
+    out.append({'layer': str(row['layer']), 'score': number(value),
+                'interval': between(row['low'], row['high']),
+                'measure': one['metric'] + mark, 'clips': result['clips'],
+                'protocol': result['protocol'], 'value': value})
+  return out
+
+
+def described(rank: Record, about: Record) -> dict[str, Any]:
+  """Returns the columns of a row that do not depend on the task."""
+  return {'RankMe': number(rank.get('value'), 1),
+          'RankMe, interval': between(rank.get('low'), rank.get('high'), 1),
+          'RankMe clips': rank.get('n', ''), 'width': about.get('width', ''),
+          'parameters': about.get('parameters', ''),
+          'licence': about.get('licence') or '',
+          'revision': (about.get('revision') or '')[:12]}
+
+
+def number(value: float | None, digits: int = 3) -> str:
+  """Returns a number as text, '' if it is not known."""
+  if value is None or math.isnan(value):
+    return ''
+  return f'{value:.{digits}f}'
+
+
+def between(low: float | None, high: float | None, digits: int = 3) -> str:
+  """Returns an interval as text, '' if it is not known."""
+  if not number(low) or not number(high):
+    return ''
+  return f'{number(low, digits)} to {number(high, digits)}'
+
+
+def page(records: Sequence[Record]) -> str:
+  """Returns the board as one HTML text."""
+  rows = table(records)
+  encoders = rows['encoder'].nunique()
+  protocols = sorted(set(rows['protocol']) - {''})
+  lead = [f'{encoders} encoders. A click on a heading sorts. Intervals are '
+          '95 %; best on validation: the layer that the validation clips '
+          'choose, with its score on the test clips.']
+  if len(protocols) > 1:
+    lead.append(f'Scores of different protocols ({", ".join(protocols)}) '
+                'cannot be compared.')
+  sizes = sorted({str(n) for n in rows['RankMe clips']} - {''})
+  if len(sizes) > 1:
+    lead.append(f'RankMe grows with the clips ({", ".join(sizes)}): compare '
+                'rows of equal numbers.')
+  return ('<!doctype html><html lang="en"><meta charset="utf-8">'
+          '<meta name="viewport" content="width=device-width, '
+          'initial-scale=1"><meta name="color-scheme" content="light dark">'
+          f'<title>Encoders</title><style>{html_parts.STYLE}</style>'
+          '<body><h1>Encoders</h1>'
+          f'<div class="lead">{"".join(map(html_parts.small, lead))}</div>'
+          f'{html_parts.rows(rows, kind="sorted")}'
+          f'<script>{html_parts.SCRIPT}</script></body></html>\n')
+
+
+def write(paths: Iterable[files.Path], out: files.Path) -> pathlib.Path:
+  """Writes the board of some records as an HTML file; returns its path.
+
+  Raises:
+    FileNotFoundError, ValueError: as `read`.
+  """
+  text, path = page(read(paths)), files.path(out)
+  files.write_text(path, text)
+  return path
+
+
+# --- Points in a sweep's report ---
+
+
+def points(paths: Iterable[files.Path]) -> list[Point]:
+  """Returns the points of records of launch.evaluate and of tables.
+
+  Args:
+    paths: .json records with a rank and scores, folders of them, or .csv and
+      .parquet tables with the columns name, rank and score (and low, high of
+      the rank).
+
+  Raises:
+    FileNotFoundError, ValueError: a file without a rank and a score; names it.
+  """
+  out = []
+  for path in map(files.path, paths):
+    if path.suffix in ('.csv', '.parquet'):
+      out += points_of_table(path)
+      continue
+    for record in read([path]):
+      if 'rank' not in record or not scores(record):
+        raise ValueError(f'{path}: a point needs a rank and a score: run '
+                         'launch.evaluate with --corpus and --tasks')
+      rank, of_tasks = record['rank']['rank'], scores(record)
+      values = [one['result']['score'] for one in of_tasks.values()]
+      if rank['value'] is None or None in values:
+        raise ValueError(f'{path}: its rank or a score is undefined')
+      out.append(Point(
+          name_of(record), rank['value'], rank['low'], rank['high'],
+          float(np.mean(values)), tuple(sorted(of_tasks)),
+          ', '.join(sorted({one['result']['protocol']
+                            for one in of_tasks.values()}))))
+  return out
+
+
+def points_of_table(path: pathlib.Path) -> list[Point]:
+  """Returns the points of a .csv or .parquet table; see `points`."""
+  data = law_table.read(path)
+  missing = [name for name in COLUMNS if name not in data]
+  if missing:
+    raise ValueError(f'{path}: no column {missing[0]!r}, expected '
+                     f'{", ".join(COLUMNS)}')
+  out = []
+  for _, row in data.iterrows():
+    rank, score = float(row['rank']), float(row['score'])
+    if not (rank > 0 and math.isfinite(score)):
+      raise ValueError(f'{path}: {row["name"]}: rank {rank:g} and score '
+                       f'{score:g}, expected numbers, the rank above 0')
+    out.append(Point(str(row['name']), rank, float(row.get('low', math.nan)),
+                     float(row.get('high', math.nan)), score, (), ''))
+  return out
+
+
+def placed(own: Sequence[Point], fit: laws.Fit | None, runs: pd.DataFrame,
+           tasks: pd.DataFrame) -> pd.DataFrame:
+  """Returns a row of texts for every point: what the law says about it.
+
+  Args:
+    own: the points.
+    fit: the sweep's law from rank to score, or None.
+    runs: the sweep's trained runs, for the range of RankMe.
+    tasks: the sweep's table of tasks, to say what differs.
+  """
+  out = []
+  ranks = runs['rank'].astype(float)
+  for point in own:
+    row = {'encoder': point.name, 'RankMe': number(point.rank, 1),
+           'RankMe, interval': between(point.low, point.high, 1),
+           'score': number(point.score), 'law': '', 'law, interval': '',
+           'on the law': 'no law is fitted'}
+    if fit is not None:
+      value, low, high = (float(x[0]) for x in fit.predict(
+          {fit.x[0]: np.array([point.rank])}, band='new'))
+      row.update({'law': number(value), 'law, interval': between(low, high),
+                  'on the law': verdict(point, low, high)})
+      if not ranks.min() <= point.rank <= ranks.max():
+        row['on the law'] += ', beyond the runs'
+    row['compared'] = compared(point, tasks)
+    out.append(row)
+  return pd.DataFrame(out)
+
+
+def verdict(point: Point, low: float, high: float) -> str:
+  """Returns whether a point lies within the law's interval of a new run."""
+  if math.isnan(low) or math.isnan(high):
+    return 'inconclusive'
+  if low <= point.score <= high:
+    return 'yes'
+  if point.score > high:
+    return 'no, above'
+  return 'no, below'
+
+
+def compared(point: Point, tasks: pd.DataFrame) -> str:
+  """Returns what of a point's score differs from the sweep's."""
+  if not point.tasks or not len(tasks):
+    return 'tasks unknown'
+  parts = []
+  if set(point.tasks) != set(tasks['task']):
+    parts.append('other tasks')
+  if set(point.protocol.split(', ')) != set(tasks['protocol'].dropna()):
+    parts.append(f'another protocol ({point.protocol})')
+  return ', '.join(parts) or 'same tasks and protocol'

@@ -1,0 +1,167 @@
+"""Points of others in a report, the board, and scores without audio."""
+
+import json
+import types
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from audiorank import labelled
+from audiorank import laws
+from audiorank.records import score_table
+from audiorank.report import board
+from audiorank.report import tables
+
+
+def rank(value=20., layer='final'):
+  return {'layer': layer, 'rank': {'value': value, 'low': value - 1,
+                                   'high': value + 1, 'n': 500}}
+
+
+def scored(task='bells', value=.7, protocol='knn', **more):
+  return {'task': task, 'task_sha256': 'abc', 'metric': 'top1_acc',
+          'result': {'score': value, 'low': value - .1, 'high': value + .1,
+                     'clips': 40, 'protocol': protocol}, **more}
+
+
+def record(name='hf:some/one', tasks=('bells', 'birds'), value=.7, at=20.,
+           **more):
+  return {'versions': {}, 'encoder': {
+      'checkpoint': name, 'step': None, 'width': 768, 'parameters': 10,
+      'licence': 'mit', 'revision': 'f' * 40},
+          'rank': {**rank(at), **more},
+          **{task: scored(task, value) for task in tasks}}
+
+
+def write(path, content):
+  path.write_text(json.dumps(content))
+  return path
+
+
+def test_a_board_has_encoders_tasks_and_layers(tmp_path):
+  layers = [rank(9., 0), rank(20.)]
+  one = record(layers=layers)
+  one['bells'] |= {
+      'layers': [{'layer': 0, 'score': .8, 'low': .7, 'high': .9},
+                 {'layer': 'final', 'score': .7, 'low': .6, 'high': .8}],
+      'best': {'layer': 0, 'score': .8}}
+  # Scores of features are not those of the encoder.
+  one['bells.mfcc'] = scored('bells', .2)
+  write(tmp_path / 'a.json', one)
+  write(tmp_path / 'b.json', record('runs/<mine>', ('bells',), .6, 30.))
+  rows = board.table(board.read([tmp_path]))
+  assert len(rows) == 5
+  first = rows.iloc[0]
+  assert first['score'] == '0.800' and first['RankMe'] == '9.0'
+  assert first['measure'] == 'top1_acc (best on validation)'
+  assert first['interval'] == '0.700 to 0.900'
+  mean = rows[rows['task'] == 'mean of 2 tasks'].iloc[0]
+  assert mean['score'] == '0.700' and mean['layer'] == 'final'
+  out = board.write([tmp_path], tmp_path / 'board.html')
+  text = out.read_text()
+  assert 'runs/&lt;mine&gt;' in text and 'class="sorted"' in text
+  assert '2 encoders' in text and 'ffffffffffff' in text
+  assert 'cannot be compared' not in text
+  other = record('x')
+  other['bells']['result']['protocol'] = 'hear'
+  write(tmp_path / 'c.json', other)
+  assert 'hear, knn) cannot be compared' in board.page(board.read([tmp_path]))
+
+
+def test_what_is_no_record_is_refused_in_one_line(tmp_path):
+  with pytest.raises(FileNotFoundError, match='no such file'):
+    board.read([tmp_path / 'none.json'])
+  with pytest.raises(FileNotFoundError, match='no .json in it'):
+    board.read([tmp_path])
+  (tmp_path / 'a.json').write_text('{')
+  with pytest.raises(ValueError, match='a.json: no JSON'):
+    board.read([tmp_path])
+  write(tmp_path / 'a.json', {'a': 1})
+  with pytest.raises(ValueError, match='a.json: no record of launch.evaluate'):
+    board.read([tmp_path])
+  bare = {k: v for k, v in record().items() if k != 'rank'}
+  path = write(tmp_path / 'a.json', bare)
+  with pytest.raises(ValueError, match='a point needs a rank and a score'):
+    board.points([path])
+  (tmp_path / 'p.csv').write_text('name,rank\nx,3\n')
+  with pytest.raises(ValueError, match="no column 'score'"):
+    board.points([tmp_path / 'p.csv'])
+  (tmp_path / 'p.csv').write_text('name,rank,score\nx,-3,.5\n')
+  with pytest.raises(ValueError, match='the rank above 0'):
+    board.points([tmp_path / 'p.csv'])
+
+
+def test_points_lie_on_the_law_or_beside_it(tmp_path):
+  rng = np.random.default_rng(0)
+  x = np.geomspace(8, 100, 20)
+  runs = pd.DataFrame({'rank': x, 'score': .9 - 1.2 * x ** -.6
+                       + .004 * rng.normal(size=20)})
+  fit = laws.fit('saturating', runs, x='rank', y='score')
+  (tmp_path / 'p.csv').write_text(
+      'name,rank,score\non,30,%f\nabove,30,.95\nfar,300,.1\n' % (
+          .9 - 1.2 * 30 ** -.6))
+  path = write(tmp_path / 'a.json', record(value=.5))
+  own = board.points([tmp_path / 'p.csv', path])
+  assert own[3].score == .5 and own[3].tasks == ('bells', 'birds')
+  tasks = pd.DataFrame({'task': ['bells', 'birds'], 'protocol': ['knn'] * 2})
+  rows = board.placed(own, fit, runs, tasks)
+  assert rows['on the law'].tolist() == [
+      'yes', 'no, above', 'no, below, beyond the runs', 'no, below']
+  assert rows['compared'].tolist() == ['tasks unknown'] * 3 + [
+      'same tasks and protocol']
+  assert board.compared(own[3]._replace(protocol='hear'), tasks) == (
+      'another protocol (hear)')
+  none = board.placed(own, None, runs, tasks)
+  assert set(none['on the law']) == {'no law is fitted'}
+
+
+def test_layers_reach_the_tables():
+  run = {'run_id': 'a', 'untrained': False, 'steps': 3}
+  one = {'step': 3, **scored(value=.7), 'embedding_type': 'scene',
+         'settings': {'protocol': 'knn'},
+         'layers': [{'layer': 0, 'score': .8}, {'layer': 'final', 'score': .7}],
+         'best': {'layer': 0, 'score': .8}}
+  row = score_table.scored(run, one)
+  means = score_table.means([row], {})
+  assert means['best_layer_score'] == .8 and means['score_layer_0'] == .8
+  assert means['score'] == .7
+  runs = pd.DataFrame([{
+      **run, **means, 'name': 'one', 'width': 8, 'rank': 5., 'rank_token': 6.,
+      'rank_layer_0': 7., 'rank_token_layer_0': 8.},
+      {**run, 'run_id': 'b', 'name': 'two', 'width': 8, 'rank': 4.}])
+  shown = tables.layers(types.SimpleNamespace(runs=runs))
+  (cells,) = shown.to_dict('records')
+  assert cells['RankMe, block 0'] == '7.0 | 8.0'
+  assert cells['RankMe, final'] == '5.0 | 6.0'
+  assert cells['score, best layer'] == '0.800'
+
+
+@pytest.mark.parametrize('grouped', [False, True])
+def test_embeddings_are_scored_by_labels_alone(tmp_path, grouped):
+  rng = np.random.default_rng(0)
+  label_N = np.repeat(['cat', 'dog', 'owl'], 40)
+  z_ND = rng.standard_normal((120, 6)).astype(np.float32)
+  z_ND[:, 0] += 6 * (label_N == 'cat')
+  z_ND[:, 1] += 6 * (label_N == 'dog')
+  group_N = np.arange(120) // 4
+  np.savez(tmp_path / 'z.npz', z=z_ND, who=group_N)
+  (tmp_path / 'y.txt').write_text('\n'.join(label_N) + '\n')
+  groups = 'who' if grouped else ''
+  one = labelled.score(tmp_path / 'z.npz', str(tmp_path / 'y.txt'), 'z', groups,
+                       {'protocol': 'knn'})
+  assert one['result']['score'] > .9 and one['result']['clips'] == 120
+  assert one['result']['units'] == (30 if grouped else 120)
+  task, z = labelled.folded(tmp_path, z_ND, label_N,
+                            group_N if grouped else None)
+  assert sum(map(len, z.values())) == 120
+  if grouped:
+    several = [set(g) for g in task.groups.values()]
+    assert sum(map(len, several)) == len(set.union(*several)) == 30
+  (tmp_path / 'y.txt').write_text('\n'.join(label_N[:-1]) + '\n')
+  with pytest.raises(ValueError, match=r'\(119,\) labels for 120 embeddings'):
+    labelled.score(tmp_path / 'z.npz', str(tmp_path / 'y.txt'), 'z')
+  with pytest.raises(FileNotFoundError, match='no such file'):
+    labelled.score(tmp_path / 'z.npz', str(tmp_path / 'no.csv'), 'z')
+  with pytest.raises(ValueError, match='1 label, expected at least 2'):
+    labelled.folded(tmp_path, z_ND, ['one'] * 120)
