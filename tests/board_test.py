@@ -150,7 +150,7 @@ def test_embeddings_are_scored_by_labels_alone(tmp_path, grouped):
   groups = 'who' if grouped else ''
   one = labelled.score(tmp_path / 'z.npz', str(tmp_path / 'y.txt'), 'z', groups,
                        {'protocol': 'knn'})
-  assert one['result']['score'] > .9 and one['result']['clips'] == 120
+  assert one['result']['score'] > .85 and one['result']['clips'] == 120
   assert one['result']['units'] == (30 if grouped else 120)
   task, z = labelled.folded(tmp_path, z_ND, label_N,
                             group_N if grouped else None)

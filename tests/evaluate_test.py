@@ -290,7 +290,8 @@ def test_scenes_of_ours_are_embed_scenes(weights):
       embed.scene(config, params, wave_NS, batch=2))
 
 
-@pytest.mark.parametrize('kind', ['scene', 'event'])
+@pytest.mark.parametrize('kind', [
+    'scene', pytest.param('event', marks=pytest.mark.slow)])
 def test_every_layer_is_scored_from_one_pass(tmp_path, weights, kind):
   folder = write_task(tmp_path / 'tones-v1-full', kind=kind)
   every = encoders.ours(weights, layer='all')
@@ -353,6 +354,12 @@ def test_flags_choose_the_protocol(tmp_path):
     with flagsaver.flagsaver(like=str(run.parent), grid_points=2):
       assert launched.protocol()['protocol'] == 'logistic'
       assert launched.protocol()['grid_points'] == 2
+      with flagsaver.flagsaver(protocol='knn', tasks='y'), pytest.raises(
+          ValueError, match='--like takes the protocol of a sweep'):
+        launched.check()
+    with flagsaver.flagsaver(step=3, tasks='y'), pytest.raises(
+        ValueError, match='cannot be combined with hf:some/one'):
+      launched.check()
 
 
 def command(*args, **env):
@@ -442,10 +449,7 @@ def test_features_are_scored_once(tmp_path, monkeypatch):
     ([], 'expected --checkpoint, --module or --embeddings'),
     (['--checkpoint=x'], 'expected --tasks, --corpus or both'),
     (['--embeddings=z.npy', '--module=x'], '--embeddings cannot be combined'),
-    (['--module=x', '--tasks=y', '--layer=3'], 'combined with --module'),
-    (['--checkpoint=hf:a/b', '--tasks=y', '--step=3'], 'combined with hf:a/b'),
-    (['--checkpoint=x', '--tasks=y', '--like=z', '--protocol=knn'],
-     '--like takes the protocol of a sweep')])
+    (['--module=x', '--tasks=y', '--layer=3'], 'combined with --module')])
 def test_flags_that_do_not_go_together(args, message):
   done = command(*args)
   assert done.returncode == 1 and message in done.stderr
