@@ -145,6 +145,7 @@ class Path(gpath.PosixGPath):
       pairs = [(self, target)]
     else:
       pairs = [(self / name, target / name) for name in listing(self)]
+    # All copies before the first deletion: a crash between leaves both.
     in_parallel(lambda pair: _copy(*pair), pairs)
     in_parallel(lambda pair: pair[0].unlink(missing_ok=True), pairs)
     return target
@@ -201,9 +202,11 @@ def _client_of(pid: int) -> Any:
   # TensorFlow, where it is installed, would be imported to read objects.
   os.environ.setdefault('EPATH_USE_TF', 'false')
   for protocol in ('gs', 'gcs'):
+    # Cached listings would hide what other machines have written.
     fsspec.config.conf.setdefault(protocol, {})['use_listings_cache'] = False
   return core.GCSFileSystem(
       skip_instance_cache=True, use_listings_cache=False,
+      # No limit for a whole transfer, but for a connection that says nothing.
       requests_timeout=aiohttp.ClientTimeout(
           total=None, sock_connect=30, sock_read=60))
 
@@ -362,6 +365,8 @@ def read(path: files.Path, timeout: float | None = None) -> tuple[bytes, int]:
   for _ in range(TRIES):
     url = _client().url(os.fspath(path).removeprefix('gs://'))
     headers, data = _run(path, '_call', 'GET', url, timeout=timeout)
+    # What is stored compressed arrives decompressed: its checksum is of other
+    # bytes.
     whole = headers.get('X-Goog-Stored-Content-Encoding', 'identity')
     match = re.search(r'crc32c=([^,]+)', headers.get('X-Goog-Hash', ''))
     if whole != 'identity' or not match or match[1] == crc32c(data):
@@ -390,6 +395,7 @@ def write(path: files.Path, data: bytes, generation: int | None = None,
     OSError: see `_run`.
   """
   bucket, key = parts_of_url(path)
+  # Large objects go up in pieces, without a precondition.
   if generation is None and len(data) > ALONE:
     _run(path, '_pipe_file', os.fspath(path), data)
     return _check_stored(path, crc32c(data))
@@ -463,6 +469,7 @@ def download(path: files.Path, target: files.Path) -> None:
     if there is None:
       raise FileNotFoundError(f'{path}: no such object')
     _run(path, '_get_file', os.fspath(path), os.fspath(target))
+    # Size first: it costs nothing.
     if os.path.getsize(target) == there.size and (
         file_crc32c(target) == there.crc32c):
       return
@@ -483,6 +490,7 @@ def listing(folder: files.Path, pattern: str = '') -> dict[str, Info]:
   """
   key = parts_of_url(folder)[1]
   query = {}
+  # A server-side pattern saves a listing of everything below.
   if pattern and not _SPECIAL.search(key):
     query['matchGlob'] = f'{key}/{pattern}'.lstrip('/')
   try:
@@ -537,6 +545,7 @@ def _page(folder: files.Path, delimiter: str, most: int | None = None,
         objects[name] = _info_of(item)
     folders += [p.removeprefix(prefix).rstrip('/')
                 for p in page.get('prefixes', ())]
+    # A page has at most a thousand objects.
     token = page.get('nextPageToken')
     if not token or most:
       return objects, folders

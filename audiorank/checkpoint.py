@@ -54,9 +54,11 @@ def open_manager(folder: PathLike, every: int, keep: int
   manager = ocp.CheckpointManager(
       files.path(folder).absolute(),
       options=ocp.CheckpointManagerOptions(
+          # Either the interval is due, or jax's preemption notice has come.
           save_decision_policy=cm.AnySavePolicy([
               cm.FixedIntervalPolicy(every),
               cm.PreemptionCheckpointingPolicy()]),
+          # Two, not one: if the last save is damaged, there is one before it.
           preservation_policy=cm.AnyPreservationPolicy(
               [cm.LatestN(2), cm.EveryNSteps(keep)])))
   try:
@@ -78,15 +80,20 @@ def save(manager: ocp.CheckpointManager, state: train_state.TrainState,
       reason.
   """
   step = int(state.step)
+  # A run that is asked to stop at a saved step saves nothing.
   if step in manager.all_steps():
     return False
   files.check_guards(manager.directory)
   check_there(manager)
+  # Orbax first waits for the save before, and raises what went wrong in it.
   with one_error(manager):
     return manager.save(step, force=force, args=A.Composite(
+        # Items of their own: a reader of weights does not read the optimizer's
+        # moments, which are twice as large.
         params=A.StandardSave({'params': state.params,
                                'batch_stats': state.batch_stats}),
         opt_state=A.StandardSave(train_state.adam_state(state.opt_state)),
+        # With paths relative to the runs' folder, so that it may be moved.
         config=A.JsonSave(config_lib.portable(
             config_lib.plain(config), root_of(manager), strict=False))))
 
@@ -124,6 +131,7 @@ def one_error(manager: ocp.CheckpointManager) -> Iterator[None]:
   try:
     yield
   except (ValueError, RuntimeError, OSError) as error:
+    # The folder may be gone, which explains more than orbax's error.
     check_there(manager)
     # Orbax's message has many lines of paths; one has the system's number.
     reason, number = str(error), re.search(r"os_error_code='(\d+)'", str(error))
@@ -168,6 +176,7 @@ def restore(manager: ocp.CheckpointManager, folder: PathLike,
     if jax.process_count() > 1:
       # The first process verifies, and all restore the step that it chose.
       step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+    # Steps may have been put aside or copied since it was opened.
     manager.reload()
     if step < 0:
       return None
@@ -182,8 +191,10 @@ def restore(manager: ocp.CheckpointManager, folder: PathLike,
     except (ValueError, OSError, KeyError) as error:
       if jax.process_count() > 1:
         raise
+      # A save without checksums may turn out to be unreadable only here.
       put_aside(folder, step, str(error).splitlines()[0])
       continue
+    # The step is the folder's name; it is not saved as an array.
     number = jax.device_put(
         np.asarray(step, shapes.step.dtype), shardings.step)
     return dataclasses.replace(
@@ -203,6 +214,7 @@ def steps(folder: PathLike) -> list[int]:
     # Copied from a disk, where orbax commits by giving the folder its name.
     whole |= sealed(folder) & files.names(folder)
     return sorted(int(name) for name in whole if name.isdigit())
+  # Others are folders that orbax has not renamed yet, and checksums.
   return sorted(int(p.name) for p in folder.glob('*')
                 if p.name.isdigit() and p.is_dir())
 
@@ -233,6 +245,7 @@ def file_digests(step_folder: pathlib.Path, like: Mapping[str, str] | None
     # Folders that were copied from a disk have none.
     if name.rpartition('/')[2] == COMMITTED:
       continue
+    # A file that is not in `like` gets the kind that costs least here.
     wanted = (like or crcs).get(name, next(iter(crcs.values()), ''))
     if not wanted.startswith(CRC):
       out[name] = files.sha256(step_folder / name)
@@ -255,6 +268,7 @@ def seal(folder: PathLike) -> None:
   committed, named = set(map(str, steps(folder))), sealed(folder)
   for step in sorted(committed - named):
     files.write_json(checksums(folder, step), file_digests(folder / step))
+  # Checksums of steps that orbax has deleted since.
   for step in named - committed:
     if step.isdigit():  # Another program's ._10.sha256.json stays.
       checksums(folder, step).unlink(missing_ok=True)
@@ -292,7 +306,9 @@ def verify(folder: PathLike, step: int) -> str:
   if not isinstance(expected, dict) or not all(
       isinstance(value, str) for value in expected.values()):
     return f'{path.name} is damaged'
+  # The kind that was written: sha256, or the store's.
   actual = file_digests(folder / str(step), expected)
+  # Names in order, so that the message is the same each time.
   for name in sorted(expected):
     if name not in actual:
       return f'{name} is missing'
@@ -309,6 +325,7 @@ def newest(folder: PathLike) -> int | None:
 
   A step without checksums is whole if it can be read.
   """
+  # Newest first: usually one step is verified, not all.
   for step in reversed(steps(folder)):
     fault = verify(folder, step)
     if not fault and not checksums(folder, step).exists():
@@ -359,6 +376,7 @@ def put_aside(folder: PathLike, step: int, fault: str) -> None:
   folder = files.path(folder)
   aside = folder.parent / 'damaged'
   aside.mkdir(exist_ok=True)
+  # A step of that number may have been put aside before.
   files.remove(aside / str(step))
   files.move(folder / str(step), aside / str(step))
   checksums(folder, step).unlink(missing_ok=True)
@@ -431,6 +449,7 @@ def choose(path: PathLike, step: int | None = None
   folder, only = find(path)
   if step is None:
     step = only
+  # Newest first, as training does.
   candidates = steps(folder)[::-1]
   if step is not None:
     if step not in candidates:

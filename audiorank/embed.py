@@ -110,6 +110,7 @@ def filled_encoder(config: ModelConfig, kind: str, layer: int | str, clamp: str
       # need: the patches of a picture must end in zeros.
       own_BS = jnp.arange(wave_BS.shape[1])[None] < samples_B[:, None]
       mel_BMT = audio.front(config, jnp.where(own_BS, wave_BS, 0))
+    # A patch that the clip fills only in part is no token, as in training.
     valid_B = frames_B // config.patch_frames
     z = tokens(config, params, mel_BMT, layer, valid_B)
     if kind == 'tokens':
@@ -242,6 +243,7 @@ def scene(config: Any, params: Params, waves: Sequence[np.ndarray] | np.ndarray,
     shape = (config.depth + 1, *shape)
   z = np.zeros(shape, np.float32)
   lengths = np.array([len(w) for w in waves])
+  # A single clip should not be computed as 64.
   batch = min(batch, len(waves))
   # With clamp='batch', padding and the order of clips would change embeddings.
   if len(np.unique(lengths)) <= LENGTHS or clamp == 'batch':

@@ -77,6 +77,7 @@ def path(name: Path, field: str = '') -> pathlib.Path:
   if _BUCKET.match(text):
     return _on_bucket(text)
   match = _SCHEME.match(text)
+  # The other schemes in the order of how likely a typing error is.
   if match and match[1].lower() == 'file':
     raise ValueError(f'{label}: expected a path without file://')
   # os.path functions turn gs://bucket into gs:/bucket.
@@ -150,6 +151,7 @@ def replacing(target: Path, sync: bool = True) -> Iterator[pathlib.Path]:
   target = path(target)
   if is_on_bucket(target):
     from audiorank import bucket
+    # An object appears only when its upload is complete.
     with tempfile.TemporaryDirectory() as folder:
       part = pathlib.Path(folder) / target.name
       yield part
@@ -163,6 +165,8 @@ def replacing(target: Path, sync: bool = True) -> Iterator[pathlib.Path]:
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
     yield part
+    # Contents before the name: after a power cut a new name must not lead to an
+    # empty file.
     if sync:
       with open(part, 'rb') as file:
         os.fsync(file.fileno())
@@ -205,6 +209,7 @@ def update_json(target: Path, change: Callable[[Any], Any]) -> Any:
   target = path(target)
   if not is_on_bucket(target):
     target.parent.mkdir(parents=True, exist_ok=True)
+    # A lock of its own, since the file itself is replaced.
     with open(target.with_name(f'.{target.stem}.lock'), 'a',
               encoding='utf-8') as file:
       fcntl.flock(file, fcntl.LOCK_EX)
@@ -212,6 +217,8 @@ def update_json(target: Path, change: Callable[[Any], Any]) -> Any:
       write_json(target, tree)
     return tree
   from audiorank import bucket
+  # On a bucket no lock: read, change, and write on condition that nobody else
+  # has written since.
   store = bucket.Leased(target)
   while True:
     data, generation = store.read()
@@ -356,6 +363,7 @@ class Lines:
     if is_on_bucket(self._target):
       from audiorank import bucket
       data, _ = bucket.Leased(self._target).read()
+      # All of the text: an object is rewritten as a whole.
       self._text, self._stored = data.decode('utf-8'), time.monotonic()
       self._waiting = False
     else:
@@ -425,6 +433,7 @@ def stats(folder: Path) -> dict[str, tuple[int, int]]:
   out = {}
 
   def add(place, prefix):
+    # scandir, because it knows which entries are folders without asking.
     with os.scandir(place) as entries:
       for entry in entries:
         try:
@@ -571,6 +580,7 @@ def send(source: Path, folder: Path, last: str = '') -> None:
       bucket.upload(source / name, folder / name)
 
   bucket.in_parallel(put, [name for name in every if name != last])
+  # Last of all: whoever sees this file may rely on all others.
   if last in every:
     put(last)
 

@@ -75,6 +75,8 @@ class Watch:
   def age(self, name: str, generation: int) -> float:
     """Returns the seconds since a lease was first seen at a generation."""
     now = self._clock()
+    # Clocks of machines differ, so times in a lease are never compared with
+    # this one's; only how long it stays unchanged counts.
     if name not in self._seen:
       self._seen[name] = generation, now, False
     elif self._seen[name][0] != generation:
@@ -112,11 +114,14 @@ class Lease:
     self._guard = threading.Lock()
     data, generation = store.read(timeout=term * MARGIN)
     before = parse(data)
+    # A lease is free if it is empty, if its process is known to have ended, or
+    # if nobody renewed it for a whole term.
     if data and not ended(before) and (
         watch.age(name, generation) < before.get('term', term)):
       raise files.LockHeld(holder_text(name, before))
     self._fields = fields(before)
     self._generation, self._renewed = generation, -float('inf')
+    # The write is conditional on the generation: of two that try, one gets it.
     try:
       self._write()
     except files.Changed:
@@ -140,6 +145,7 @@ class Lease:
       OSError: it is unknown whether it was renewed.
     """
     with self._guard:
+      # Another process may have it already: a write now could undo theirs.
       if self.expired():
         raise Lost(f'{self.name}: could not be renewed in time')
       try:
@@ -158,6 +164,8 @@ class Lease:
 
   def _write(self) -> None:
     """Renews the lease with its current content."""
+    # From before the request: the term counts for others from when the object
+    # changed, which is later.
     sent = self._clock()
     self._beats += 1
     # No two writes are equal, so that a process recognizes its own.
@@ -218,6 +226,7 @@ class Heart:
       return
     self._stop.set()
     self._wake.set()
+    # A beat under way must end first, or it would renew what is released.
     self._thread.join(self._term)
     self.lease.release()
 
@@ -225,6 +234,7 @@ class Heart:
     spacing = min(SPACING, self._term / 10)
     wait = self._term * BEAT
     while not self._stop.wait(spacing):
+      # `update` may bring a beat forward, but never closer than the spacing.
       self._wake.wait(wait - spacing)
       self._wake.clear()
       if self._stop.is_set():
@@ -335,5 +345,7 @@ def _started(pid: int) -> str:
     text = pathlib.Path(f'/proc/{pid}/stat').read_text()
   except OSError:
     return ''
+  # After the name in parentheses, which may itself contain spaces; field 22 of
+  # stat, counted from 1, is the start time.
   state, *fields = text.rpartition(')')[2].split()
   return '' if state in 'ZX' else fields[18]

@@ -75,6 +75,7 @@ class MetricWriter:
                subset: data.Corpus, step: int, main: bool):
     self.workdir, self.config, self.subset = workdir, config, subset
     self.main = main
+    # From the file, so that a resumed run counts on.
     self.skipped = skipped_steps(workdir)
     # Steps not checked yet, as (step, function that fetches the numbers).
     self._unchecked: list[tuple[int, Callable[[], Numbers]]] = []
@@ -99,6 +100,7 @@ class MetricWriter:
     Raises:
       Diverged: a step up to the row is not finite.
     """
+    # The row before: its numbers have arrived while this step was computed.
     row = self._write_pending()
     self._unchecked.append((step, fetch))
     if throughput is not None:
@@ -137,6 +139,7 @@ class MetricWriter:
     step, fetch, throughput = self._pending
     self._pending = None
     self._check_finite(step)
+    # `_on_nonfinite` has written a row for it.
     if step in self.skipped:
       return None
     row = {'step': step, **fetch(), **throughput}
@@ -144,6 +147,7 @@ class MetricWriter:
     return row
 
   def _write_row(self, row):
+    # All processes check, one writes.
     if not self.main:
       return
     self._lines.add(files.json_line(row))
@@ -172,6 +176,7 @@ class MetricWriter:
 
   def _on_nonfinite(self, step, numbers):
     """Notes a step as skipped, or raises Diverged."""
+    # The stream is a function of the step: the clips can still be named.
     names = data.clip_names(
         self.subset, batch=self.config.train.batch,
         samples=config_lib.crop_samples(self.config.data.crop_seconds),
@@ -184,11 +189,13 @@ class MetricWriter:
     if not numbers.get('skipped') or len(self.skipped) >= most:
       raise Diverged(
           f"{why}, clips {', '.join(names[:4])} ...{limit}",
+          # As text: JSON has no NaN.
           {'step': step, 'last_good_step': step - 1, 'clips': names,
            **{k: str(numbers[k])
               for k in ('loss', 'grad_norm', 'param_norm')}})
     self.skipped.append(step)
     self._write_row({'step': step, 'skipped': 1., 'why': why, 'clips': names})
+    # The record of the run says how many were skipped, without its rows.
     if self.main:
       about = records.read_record(records.path(self.workdir, 'run', 0))
       records.write(self.workdir, 'run', 0,
@@ -256,6 +263,7 @@ class Throughput:
     it contains the compilation.
     """
     now = time.monotonic()
+    # Waiting for input is part of it: clips per second are those that one gets.
     seconds = max(now - self._start - self._paused, 1e-9)
     clips = (step - self._step) * self._batch / seconds
     rates: dict[str, float | None] = {
@@ -265,6 +273,7 @@ class Throughput:
     if self._peak:
       rates['mfu'] = clips * self._flops['total'] / (
           self._peak * self._devices)
+    # The first row's time is that of compilation.
     if not self._compiled:
       rates = dict.fromkeys(rates)
     else:
@@ -275,6 +284,7 @@ class Throughput:
     return row
 
   def _warn_of_waiting(self, step, share):
+    # Once per process: the advice stays the same.
     if share > WAIT_SHARE and self._waited > WAIT_SECONDS and not self._warned:
       self._warned = True
       logging.warning(
@@ -398,6 +408,7 @@ class MultiTracker:
 
   def log(self, step: int, row: Mapping[str, Any]) -> None:
     """Logs the finite numbers of a row."""
+    # A copy, because trackers may be dropped on the way.
     for name, tracker in list(self._open.items()):
       self._call(name, tracker.log, step, finite_numbers(row))
       if self._failures[name] >= FAILURES:
@@ -422,5 +433,6 @@ class MultiTracker:
         logging.warning('tracker %s: %s: %s; the run goes on without it', name,
                         type(error).__name__, error)
       return None
+    # Only errors in a row count.
     self._failures[name] = 0
     return result

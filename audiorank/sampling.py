@@ -87,12 +87,14 @@ def parts(config: Config) -> Parts:
   except FileNotFoundError as error:
     raise FileNotFoundError(f'{error} (moved? --corpus=FOLDER says where the '
                             'corpus is now)') from None
+  # A run resumed on another corpus would be two runs in one.
   if part.sha256 and corpus.sha256 != part.sha256:
     raise ValueError(f'data.root {part.root}: manifest {corpus.sha256[:12]}, '
                      f'but this run was made for {part.sha256[:12]}')
   hours = part.hours
   if not config.train.steps:
     hours = 0  # An untrained baseline needs no hours to train on.
+  # Checked on both parts: categories of few recordings may miss one.
   names = data.categories(corpus, part.category, 'data.category')
   if names:
     for corpus_part, what in ((usable, 'to train on'), (held_out, 'held out')):
@@ -185,6 +187,7 @@ def read(corpus: data.Corpus, clips: int, length: int, seed: int) -> Sample:
   folder = files.local_cache('samples')
   name = files.digest({'corpus': corpus.sha256, 'clips': clips,
                        'length': length, 'seed': seed})
+  # Named by all that the content depends on.
   wave_path, source_path = folder / f'{name}.npy', folder / f'{name}-source.npy'
 
   def mapped(path):
@@ -194,6 +197,7 @@ def read(corpus: data.Corpus, clips: int, length: int, seed: int) -> Sample:
   if sample is not None:
     return sample
   wave_NS, source_N = data.sample(corpus, clips, length, seed)
+  # The waves last: `read` takes their file for a sign that both are there.
   for path, array in ((source_path, source_N), (wave_path, wave_NS)):
     files.write_cached(path, functools.partial(save, array))
   # If nothing can be cached, this process has its own copy.

@@ -91,6 +91,7 @@ def _member(raw: BinaryIO, member: tarfile.TarInfo, size: int,
             sniff: Callable[[str], bool]) -> Member:
   """Returns a Member, refused if it is no ordinary file within the tar."""
   parts = pathlib.PurePosixPath(member.name).parts
+  # The order matters: what is not a file has no bytes to check.
   refused, head = '', b''
   if member.type == CONTINUED:
     refused = 'several parts: goes on from another volume of the archive'
@@ -101,6 +102,8 @@ def _member(raw: BinaryIO, member: tarfile.TarInfo, size: int,
   elif member.offset_data + member.size > size:
     refused = 'damaged archive: cut off in this member'
   elif sniff(member.name):
+    # tarfile reads on from where its own counter says, so the position may
+    # move.
     raw.seek(member.offset_data)
     head = raw.read(min(SNIFFED, member.size))
   return Member('/'.join(p for p in parts if p not in ('/', '..')),
@@ -193,6 +196,7 @@ def unpack(packed: list[pathlib.Path], folder: pathlib.Path,
               raise ValueError('damaged archive: compressed archives unpack to '
                                f'more than {max_gb:g} GB')
             sink.write(data)
+        # A copy that has its name is complete, so a resumed job keeps it.
         part.rename(target)
       except ValueError as error:
         plain[path] = str(error)

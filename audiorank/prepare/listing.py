@@ -153,6 +153,7 @@ def scan(audio: pathlib.Path, below: list[File], max_members: int,
   """
   entries: list[Entry] = []
   passed = Passed()
+  # On a bucket in parallel, where each look is a request.
   for of_file, others in files.mapped(
       lambda file: _of_file(file, max_members, unpacked),
       [file for file in below if file.path not in tables], audio):
@@ -219,6 +220,7 @@ def fingerprint(entries: Iterable[Entry]) -> str:
   """Returns a hash of the names, sizes and sources of a listing."""
   digest = hashlib.sha256()
   for entry in entries:
+    # Sizes but no contents: hashing a whole corpus would take hours.
     digest.update(repr((entry.file, entry.size, entry.source,
                         entry.refused)).encode())
   return digest.hexdigest()
@@ -235,6 +237,7 @@ def shares(entries: list, target: int = 64, smallest: int = 2**20,
     most: the most files of a run.
   """
   total = sum(entry.size for entry in entries)
+  # Small corpora get few shards, large ones many of 256 MB.
   limit = min(max(total // target, smallest), largest)
   runs: list[list] = [[]]
   size = 0
@@ -455,6 +458,7 @@ def _of_parquet(file: File) -> tuple[list[Entry], Others]:
   outer, label = printable(name).rpartition('/')[0], printable(name)
   try:
     rows = list(parquet.sounds(functools.partial(stored.open_file, path)))
+    # Its first values decide.
     if not _begins_like_sound(path, rows):
       return [], [(name, HOLDERS['parquet'])]
   except KeyError:

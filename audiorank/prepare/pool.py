@@ -46,17 +46,20 @@ def run(jobs: list[dict], count: int, timeout: float, notice: Notice) -> None:
   with selectors.DefaultSelector() as selector:
     try:
       while waiting or any(worker.job for worker in workers):
+        # No more workers than there are jobs left to do.
         while len(workers) < min(count, len(waiting) + len(workers)):
           workers.append(_Worker(selector))
         for worker in workers:
           if worker.ready and worker.job is None and waiting:
             worker.give(waiting.pop())
+        # Half a second, so that silent workers are noticed too.
         events = selector.select(timeout=0.5)
         if not events:
           notice(None, None)
         for key, _ in events:
           for message in key.data.messages():
             _receive(key.data, message, failures, notice)
+        # A copy, since failed workers are removed on the way.
         for worker in list(workers):
           why = worker.failure(timeout)
           if why:
@@ -101,6 +104,7 @@ def _count_failure(worker: '_Worker', why: str, failures: dict,
   """
   key = None
   if worker.job is not None:
+    # The last is the next: the shard is tried again at once.
     waiting.append(worker.job)
     if worker.file is not None:
       key = (worker.job['shard'], worker.file)
@@ -168,6 +172,7 @@ class _Worker:
         return f'crashed the decoder: {signal.Signals(-code).name}'
       return f'crashed the decoder: exit code {code}'
     silent = time.monotonic() - self._last_sign
+    # Starting imports numpy and soundfile from a cold disk.
     if not self.ready and silent > max(timeout, START):
       return f'no sign of life in {silent:.0f} s'
     if self.job is not None and silent > timeout:
@@ -177,6 +182,7 @@ class _Worker:
   def stop(self) -> None:
     """Kills the process, and keeps the last line of its stderr."""
     self._selector.unregister(self._output)
+    # Not terminate: a decoder in a loop of C code heeds no signal handler.
     self._process.kill()
     self._process.wait()
     with contextlib.suppress(BrokenPipeError):

@@ -80,6 +80,7 @@ class _Tar:
     """Returns the record's place and the samples that will be read from it."""
     form, subtype = ENCODINGS[self._store]
     buffer = io.BytesIO()
+    # In memory first: the header of the tar comes before and has the size.
     soundfile.write(buffer, wave_S, self._rate, format=form, subtype=subtype)
     data = buffer.getvalue()
     info = tarfile.TarInfo(f'{self._stem}-{self._count:06d}.{self._store}')
@@ -136,6 +137,7 @@ def make(folder: str, shard: str, items: Iterable[dict], store: str = 'int16',
   Raises:
     OSError: the shard cannot be written; the unfinished file is removed.
   """
+  # The process's number: a worker that hangs may still write its own file.
   part = os.path.join(folder, f'{shard}.{os.getpid()}.part')
   records: list[dict] = []
   refused: list[dict] = []
@@ -159,6 +161,7 @@ def make(folder: str, shard: str, items: Iterable[dict], store: str = 'int16',
                       f'{writer.written}')
       about['sha256'] = checksum(part)
       _sync(part)
+      # First the shard, then its .json, each whole or not at all.
       os.replace(part, os.path.join(folder, shard))
     files.write_text(os.path.join(folder, f'{shard}.json'), json.dumps(about))
     return about
@@ -239,12 +242,14 @@ def finish(out: str, names: list[str], rate: int, about: dict,
   tally = Tally()
   manifest = os.path.join(out, 'manifest.csv')
   quarantine = os.path.join(out, 'quarantine.jsonl')
+  # One pass over the shards' descriptions writes all three tables.
   with (open(f'{manifest}.part', 'wb') as rows,
         open(f'{quarantine}.part', 'w', encoding='utf-8') as refusals,
         index_lib.Writer(os.path.join(out, 'index')) as index):
     lines = _Manifest(rows, columns)
     for shard in names:
       done = check(folder, shard, whole=False)
+      # Checked by size only: the workers have just written or verified it.
       if done is None:
         raise OSError(f'{folder}/{shard}: changed while the job ran')
       for record in done['records']:
@@ -260,6 +265,7 @@ def finish(out: str, names: list[str], rate: int, about: dict,
       os.fsync(file.fileno())
     if tally.records:
       copies = index.finish(lines.digest.hexdigest(), rate)
+  # Also if nothing is usable: it says why.
   os.replace(f'{quarantine}.part', quarantine)
   if not tally.records:
     os.remove(f'{manifest}.part')

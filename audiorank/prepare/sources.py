@@ -72,6 +72,7 @@ def read(path: pathlib.Path, file_column: str = '',
     raise ValueError(f'{path}: unreadable: {error}') from error
   names = []
   if rows:
+    # Names of columns compare without quotes and case.
     names = [cell.strip().strip('"\'').lower() for cell in rows[0]]
   file = _column(path, names, file_column, FILE)
   source = _column(path, names, source_column, SOURCE)
@@ -98,6 +99,7 @@ def _text(path: pathlib.Path) -> str:
     ValueError: it is not a text file.
   """
   data = path.read_bytes()
+  # A byte order mark, as Excel's "Unicode text" has it.
   if data[:2] in (b'\xff\xfe', b'\xfe\xff'):
     coding = 'utf-16'
   else:
@@ -168,6 +170,7 @@ def match(table: Table, files: Iterable[str],
   for row in table.rows:
     name = row.file
     if name not in exact:
+      # An exact name wins; otherwise paths are compared from their ends.
       name = _plain(name, root)
       base = name.rpartition('/')[2]
       fits = [f for f in ends.get(base, ()) if _agree(_plain(f), name)]
@@ -175,6 +178,8 @@ def match(table: Table, files: Iterable[str],
         # Many tables have names without ending, or numbers.
         fits = [f for f in stems.get(_bare(base), ()) if '/' not in name
                 or _agree(_plain(f).rpartition('.')[0], name)]
+      # Two files fit, or none: no guess, since a wrong recording would leak
+      # clips from training into validation.
       if len(fits) != 1:
         problem = 'unmatched'
         if fits:

@@ -128,10 +128,13 @@ def _decode(entry: dict, settings: dict, spool: Spool, tick: Tick,
       tick(region.tell())
       pcm_S = decode.to_int16(wave_S)
       if first is None:
+        # A constant file is silence or a broken recording.
         first = pcm_S[0]
       constant = constant and bool((pcm_S == first).all())
       samples += len(pcm_S)
+      # Little-endian on every machine.
       spool.write(pcm_S.astype('<i2').tobytes())
+    # A decoder takes what it could not read for the end of the file.
     stored.check_reads(region)
   except ValueError as error:
     try:
@@ -163,6 +166,7 @@ def _opened(entry: dict, pages: dict) -> Any:
   Raises:
     ValueError: it cannot be opened.
   """
+  # Offsets mean nothing in another file.
   if pages.get('path') != entry['path']:
     pages.clear()
     pages['path'] = entry['path']
@@ -228,6 +232,8 @@ def _reread(pieces: Iterator, entry: dict, place: dict, settings: dict,
 def _refusal(entry: dict, refused: str, tick: Tick, about: dict) -> dict:
   """Returns the line of quarantine.jsonl for a refused file."""
   reason, _, detail = refused.partition(': ')
+  # What cannot be read has no checksum; a sound within parquet is no range of
+  # bytes of its own.
   sha256 = ''
   try:
     if reason not in ('not a regular file', 'unreadable') and not entry[
@@ -249,6 +255,7 @@ def _ticker(say: Say) -> Tick:
   """Returns a Tick that sends messages, at most one per second."""
   last = time.monotonic()
 
+  # The parent only needs to know that work goes on.
   def tick(place: int = 0) -> None:
     nonlocal last
     if time.monotonic() - last > 1:
@@ -269,6 +276,7 @@ def _main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     with open('/proc/self/statm', encoding='ascii') as file:
       size = int(file.read().split()[5]) * resource.getpagesize()  # Data.
+    # A decoder that asks for more gets MemoryError, and its file is refused.
     resource.setrlimit(resource.RLIMIT_DATA, (size + MEMORY, hard))
 
   def say(message: dict) -> None:
