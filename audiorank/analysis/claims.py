@@ -110,6 +110,7 @@ def against(rivals: tuple[Rival, ...]) -> str:
   about all needs no correction. It fails where some rival is better by the
   intervals corrected for their number.
   """
+  # Failing first: one better rival is enough.
   if any(rival.decided < 0 for rival in rivals):
     return FAILS
   if rivals and all(rival.low > 0 for rival in rivals):

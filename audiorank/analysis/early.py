@@ -54,6 +54,7 @@ def nearest(rows: pd.DataFrame | None, share: float) -> int | None:
   """
   if rows is None:
     return None
+  # The untrained network and the final one are no early evaluations.
   rows = rows[(rows['step'] > 0) & (rows['step'] < rows['steps'])]
   if not len(rows):
     return None
@@ -168,6 +169,7 @@ def predict(rows: study.Study) -> Early:
     # A bootstrap over a handful of configurations is no interval.
     ends = [name for name in agreement if name.endswith(('_low', '_high'))]
     agreement[ends] = np.nan
+  # Several rungs are several tests of RankMe: adjusted for their number.
   own = agreement['early'].isin([name for _, name in rungs])
   agreement['holm'] = np.nan
   agreement.loc[own, 'holm'] = failures.holm(
@@ -187,6 +189,7 @@ def halvings(table: pd.DataFrame, trained: pd.DataFrame,
   choosers = {law.SUBJECT: [name for _, name in rungs]}
   losses = [other for _, name in rungs for other in beside[name]
             if 'validation loss' in other]
+  # A chooser needs a number at every rung.
   if len(losses) == len(rungs):
     choosers['validation loss'] = losses
   # What is known beforehand chooses the same runs at every rung.
@@ -216,8 +219,10 @@ def of_early(rows: study.Study, soon: Early) -> claims.Claim:
   own = table.loc[name]
   others = [i for i in table.index
             if i != name and table.loc[i, 'share'] == share]
+  # Bonferroni over the rivals, for the verdict that one of them is better.
   confidence = 1 - claims.LEVEL / max(len(others), 1)
   rivals = []
+  # Width first: the cheapest rival.
   for other in sorted(others, key=lambda i: i != law.WIDTH):
     row = table.loc[other]
     _, low, high = laws.early.difference(

@@ -68,6 +68,8 @@ def compare(rows: study.Study) -> Factors:
   live = differing(table, live)
   moments = None
   if live:
+    # The noise is pooled over controlled families alone: at equal width many
+    # fields vary at once.
     moments = slopes.measure(table, list(live.values()), noise,
                              list(families.values()))
   return Factors(
@@ -141,6 +143,7 @@ def adjusted(factors: Factors,
   p_F = failures.holm(np.array([known[name].p for name in tested]),
                       np.sqrt(np.maximum(moved_F, TINY)))
   out = dict(zip(tested, map(float, p_F)))
+  # A closed test: the part is significant only if the whole is.
   if slopes.SHAPE in known and slopes.SHAPE not in factors.flat:
     out[slopes.SHAPE] = max(known[slopes.SHAPE].p,
                             out.get(slopes.SIZE, 0.))
@@ -216,6 +219,7 @@ def explained(table: pd.DataFrame, compared: slopes.Comparison,
   if name not in table:
     return math.nan
   n_C, _, y_C = slopes.centered(table, compared)
+  # The same centring within groups, of another column.
   n_C, v_C, _ = slopes.centered(table.assign(x=table[name]), compared)
   below = np.sum(n_C * v_C ** 2) * np.sum(n_C * y_C ** 2)
   if below <= 0:
@@ -250,6 +254,7 @@ def of_one_slope(factors: Factors) -> claims.Claim:
   which = [factors.place(name) for name in names]
   test = slopes.one_slope(factors.moments, which)
   rest = [f for f, name in zip(which, names) if name != slopes.SIZE]
+  # Sizes usually carry the slope, so the test is repeated without them.
   without, size = None, math.nan
   if slopes.SIZE in names:
     size = factors.slope(slopes.SIZE).value
@@ -295,6 +300,7 @@ def of_width(factors: Factors) -> claims.Claim:
     across = factors.slope(slopes.SIZE)
     gap, low, high, _ = slopes.difference(
         factors.moments, factors.place(WITHIN), factors.place(slopes.SIZE))
+    # A single rival: no correction for their number.
     decided = int(low > 0) - int(high < 0)
     rivals = (claims.Rival(slopes.SIZE, across.value, gap, low, high,
                            decided),)
@@ -321,6 +327,7 @@ def of_noise(factors: Factors) -> claims.Claim:
     return claims.claim('noise', 'score', counts=counts,
                         needed=claims.Needed('seeds'))
   n_K, y_K = table['n'].to_numpy(float), table['y'].to_numpy(float)
+  # An F test: variance between configurations over that between seeds.
   around = np.sum(n_K * (y_K - np.average(y_K, weights=n_K)) ** 2)
   free = len(table) - 1
   ratio = math.inf  # Seeds that give one score to the last digit.
@@ -371,6 +378,8 @@ def of_bound(factors: Factors) -> claims.Claim:
     x_C = np.log2(table['params'].to_numpy(float)[at_C])
     y_C = table['y'].to_numpy(float)[at_C]
     x_C = x_C - x_C.mean()
+    # The slope as a linear function of the scores, so that its variance follows
+    # from theirs.
     w_C = x_C / np.sum(x_C ** 2)
     rest_C = y_C - y_C.mean() - (w_C @ y_C) * x_C
     hours.append(amount)

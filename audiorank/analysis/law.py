@@ -92,6 +92,7 @@ def of_law(rows: study.Study, law: laws.Fit | None,
   # Configurations are left out whole: seeds of one know each other's score.
   e_N = laws.leave_one_out(law)
   plain_N = left_out_mean(law.problem.y_N, law.group_N)
+  # Paired over configurations: some are hard for any prediction.
   gap, gap_low, gap_high = paired(plain_N, e_N, law.group_N)
   ceiling = 1. if rows.bounded else math.inf
   bounded = high < ceiling and math.isfinite(low)
@@ -104,6 +105,7 @@ def of_law(rows: study.Study, law: laws.Fit | None,
   needed = claims.Needed('decades', NARROW)
   if span >= NARROW:
     needed = claims.Needed('wider', span)
+  # A limit that the data do not bound is no number.
   limit = math.nan
   if bounded:
     limit = law.params['Q_inf']
@@ -143,6 +145,7 @@ def paired(worse_N: np.ndarray, own_N: np.ndarray, group_N: np.ndarray,
   live = np.flatnonzero(size_G)
   times_SG = rng.multinomial(len(live), np.full(len(live), 1 / len(live)),
                              DRAWS)
+  # A ratio of sums, since configurations have different numbers of seeds.
   each_S = times_SG @ gap_G[live] / (times_SG @ size_G[live])
   tail = (1 - confidence) / 2
   low, high = np.quantile(each_S, [tail, 1 - tail])
@@ -217,6 +220,7 @@ def of_rivals(rows: study.Study, table: pd.DataFrame) -> claims.Claim:
     return claims.claim('rivals', unit, counts=counts,
                         needed=claims.Needed('configurations', 4))
   names = [name for name in RIVALS if name in set(table['predictor'])]
+  # Bonferroni over the rivals; the intervals that are shown stay at 95 %.
   corrected = predictors(rows.trained, 1 - claims.LEVEL / max(len(names), 1)
                          ).set_index('predictor')
   known = table.set_index('predictor')
@@ -264,6 +268,7 @@ def of_samples(rows: study.Study, table: pd.DataFrame) -> claims.Claim | None:
                          counts[1]))
     wide = beside(name, corrected.loc[text], own, corrected.loc[text],
                   counts[1])
+    # Beyond the margin as a whole, in either direction.
     apart |= wide.low > margin or wide.high < -margin
     order[name] = laws.early.spearman(
         rows.trained['rank'].to_numpy(float),
@@ -271,6 +276,7 @@ def of_samples(rows: study.Study, table: pd.DataFrame) -> claims.Claim | None:
   verdict = claims.INCONCLUSIVE
   if apart and counts[1] >= FEWEST:
     verdict = claims.FAILS
+  # An equivalence test: every interval lies inside the margin.
   elif counts[1] >= FEWEST and all(
       -margin < rival.low and rival.high < margin for rival in rivals):
     verdict = claims.HOLDS

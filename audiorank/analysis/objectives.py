@@ -53,6 +53,7 @@ def offset(x_N: np.ndarray, y_N: np.ndarray, x_M: np.ndarray,
     return Offset(value, math.nan, math.nan, math.nan, math.nan)
   left = float(np.sum((y_N - slope * x_N - level) ** 2)) / (N - 2)
   about = float(np.sum((x_N - x_N.mean()) ** 2))
+  # The variance of a fitted line at the mean of the points.
   of_line = left * (1 / N + (x_M.mean() - x_N.mean()) ** 2 / about)
   spread = float(away_M.std(ddof=1))
   own, free = spread ** 2, M - 1

@@ -120,6 +120,7 @@ def noise(trained: pd.DataFrame) -> Noise:
   for rows in trained.groupby('configuration').indices.values():
     if len(rows) > 1:
       x, y = x_N[rows] - x_N[rows].mean(), y_N[rows] - y_N[rows].mean()
+      # Variances of score and log2 RankMe, and their covariance.
       total += [np.sum(y * y), np.sum(x * x), np.sum(x * y)]
       free += len(rows) - 1
       runs += len(rows)
@@ -231,6 +232,7 @@ def apart_from(table: pd.DataFrame, fields: tuple[str, ...],
   """Returns the fewest other fields that differ wherever `vary` does."""
   others = [name for name in fields
             if name not in vary and table[name].nunique(dropna=False) > 1]
+  # Values as numbers, so that a comparison is one array operation.
   code_KM = np.stack([pd.factorize(table[name])[0] for name in others], 1)
   code_KV = np.stack([pd.factorize(table[name])[0] for name in vary
                       if name in table], 1)
@@ -350,10 +352,14 @@ def measure(table: pd.DataFrame, several: list[Comparison], floor: Noise,
   scale_F, t_free_F = np.ones(len(several)), np.full(len(several), t_free)
   for f, compared in enumerate(several):
     n_C, x_C, y_C = centered(table, compared)
+    # T is linear in the mean scores, with these weights.
     u_FK[f, compared.at_C] = n_C * x_C
     x2 = np.sum(n_C * x_C ** 2)
+    # Sums of products and of squares, each less what the noise of seeds alone
+    # adds: the correction for errors in the predictor.
     rows.append((np.sum(n_C * x_C * y_C) - compared.free * cross,
                  x2 - compared.free * rank, compared.free, x2))
+    # What is left over, and what the pooled noise would leave.
     left_KK = _leftover(table, compared)
     left, expected = y_K @ left_KK @ y_K, np.trace(
         left_KK @ np.diag(between + run / n_K))
@@ -391,13 +397,16 @@ def _pooled(table: pd.DataFrame, pool: list[Comparison],
   free = 0.
   if square > 1e-12:
     free = mean ** 2 / square
+  # No seeds: the lines' residuals are all that is known of noise.
   if free and not floor.free:
     return left / mean, 0., free
   if not free:
     return floor.score ** 2, 0., float(floor.free)
   if left / mean <= floor.score ** 2:
+    # Both estimate the same noise: pooled by their degrees of freedom.
     own = floor.free * floor.score ** 2 + free * left / mean
     return own / (floor.free + free), 0., floor.free + free
+  # More than seeds explain: the rest is between configurations.
   extra = (left - mean * floor.score ** 2) / np.trace(left_KK)
   return floor.score ** 2, float(extra), free
 
@@ -417,6 +426,7 @@ def slope(moments: Moments, f: int, table: pd.DataFrame,
   A = m ** 2 - reach ** 2 * p2
   B = -2 * a * m - reach ** 2 * p1
   C = a ** 2 - reach ** 2 * p0
+  # Fieller's theorem: the interval of a ratio of two estimates.
   root = B ** 2 - 4 * A * C
   # Where A <= 0 no slope is far enough off to be excluded.
   low, high = -math.inf, math.inf
@@ -442,6 +452,8 @@ def one_slope(moments: Moments, which: list[int]) -> OneSlope:
 
   se_F = np.sqrt(np.diag(moments.covariance(0.))[pick]) / np.maximum(
       np.abs(moments.m_F[pick]), 1e-12)
+  # The mean of the slopes, weighted by their precision, is near the minimum of
+  # Q.
   start = float(np.average(moments.a_F[pick] / np.where(
       moments.m_F[pick] == 0, np.inf, moments.m_F[pick]), weights=se_F ** -2.))
   span = REACH * float(se_F.min())
@@ -480,6 +492,7 @@ def _between(moments: Moments, pick: np.ndarray, common: float):
     if q(0.) <= limit:
       return 0.
     high = 1e-3
+    # Q falls as tau grows: double until it is below.
     while q(high) > limit and high < 1e6:
       high *= 2
     return float(optimize.brentq(lambda tau: q(tau) - limit, 0., high))
@@ -498,12 +511,14 @@ def permuted(table: pd.DataFrame, compared: Comparison, draws: int = 2000,
   place_SC = np.tile(np.arange(len(y_C)), (draws, 1))
   for group in np.unique(compared.group_C):
     here = np.flatnonzero(compared.group_C == group)
+    # Random numbers sorted are a random order, for all draws at once.
     order_SC = np.argsort(rng.random((draws, len(here))), axis=1)
     place_SC[:, here] = here[order_SC]
   # Raw scores: x is centred, so levels do not matter.
   y_C = table['y'].to_numpy(float)[compared.at_C]
   own = abs(w_C @ y_C)
   each_S = np.abs(y_C[place_SC] @ w_C)
+  # The observed order is one of the possible ones, so p is never 0.
   return float((1 + np.sum(each_S >= own * (1 - 1e-9))) / (1 + draws))
 
 
@@ -511,6 +526,7 @@ def difference(moments: Moments, f: int, g: int) -> tuple[float, float, float,
                                                        float]:
   """Returns (slope f less slope g, low, high, p) with their covariance."""
   b_f, b_g = (moments.a_F[i] / moments.m_F[i] for i in (f, g))
+  # The delta method for a difference of two ratios.
   var = (moments.covariance(b_f)[f, f] / moments.m_F[f] ** 2
          + moments.covariance(b_g)[g, g] / moments.m_F[g] ** 2
          - 2 * moments.covariance((b_f + b_g) / 2)[f, g]

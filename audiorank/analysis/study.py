@@ -102,6 +102,7 @@ def read(tables: records.Tables) -> Study:
   once = without_repeats(every, tables.history, fields)
   once = with_baselines(once, runs, untrained)
   once = once.assign(configuration=numbers(once, fields))
+  # The objective with most runs is the main one.
   is_main = np.zeros(len(once), bool)
   if len(once):
     is_main = (once['objective'] == once['objective'].mode().iloc[0]).to_numpy()

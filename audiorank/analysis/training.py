@@ -200,6 +200,7 @@ def tasks(rows: study.Study) -> pd.DataFrame:
     score = part.set_index('run_id')['score'].astype(float)
     mine = rows.trained[rows.trained['run_id'].isin(score.index)]
     y_N = mine['run_id'].map(score).astype(float)
+    # Each run against its own baseline, on this task.
     base_N = mine['baseline'].map(score).astype(float)
     gain_N = (y_N - base_N).dropna()
     x_N = np.log2(mine['rank'].astype(float))
@@ -230,6 +231,7 @@ def related(x_N: np.ndarray, y_N: np.ndarray,
   if len(x_N) < 4 or not np.ptp(x_N) or not np.ptp(y_N):
     return {}
   out = {'spearman': laws.early.spearman(x_N, y_N)}
+  # About the mean of their size, so that size itself explains nothing.
   x_N, y_N = (v - pd.Series(v).groupby(size_N).transform('mean').to_numpy()
               for v in (x_N, y_N))
   if np.sum(x_N ** 2):

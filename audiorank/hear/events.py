@@ -42,11 +42,13 @@ def decode(p_LC: np.ndarray, ms_L: np.ndarray, labels: Sequence[str],
   if median_filter_ms and len(ms_L) > 1:
     frames = int(round(median_filter_ms / np.mean(np.diff(ms_L))))
     if frames:
+      # Over time alone: a column is filtered by itself.
       p_LC = ndimage.median_filter(p_LC, size=(frames, 1))
   out = []
   silent_1C = np.zeros((1, p_LC.shape[1]), np.int8)
   # Silence before and after, so that every event has two edges.
   on_LC = np.concatenate([silent_1C, p_LC > THRESHOLD, silent_1C])
+  # +1 where an event begins, -1 after it ends.
   for c, edge_L in enumerate(np.diff(on_LC.astype(np.int8), axis=0).T):
     starts, ends = np.flatnonzero(edge_L > 0), np.flatnonzero(edge_L < 0) - 1
     for start, end in zip(ms_L[starts].tolist(), ms_L[ends].tolist()):
@@ -69,6 +71,7 @@ def settings(task: tasks.Task) -> list[dict[str, float]]:
   if unknown:
     raise ValueError(f'{task.name}: event_postprocessing_grid wants the fields '
                      f'{sorted(GRID)}, found {names}')
+  # Names sorted: the same order on every machine.
   return [dict(zip(names, values))
           for values in itertools.product(*(grid[name] for name in names))]
 

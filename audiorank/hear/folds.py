@@ -56,6 +56,7 @@ def load(task: tasks.Task, embeddings: Mapping[str, Any]) -> list[Fold]:
   parts: list[tuple[str, Split, Split, Split]] = []
   for train, valid, test in tasks.folds(task):
     joined = _join([splits[name] for name in train])
+    # Batch normalisation needs a variance.
     if len(joined.z_ND) < 2:
       raise ValueError(f'{task.name}: {len(joined.z_ND)} training rows for '
                        f'{test}, expected at least 2')
@@ -114,11 +115,13 @@ def _events(task: tasks.Task, split: str,
     if z_LD.ndim != 2 or len(z_LD) != len(ms_L) or not len(ms_L):
       raise ValueError(f'{task.name}: {file} has embeddings {z_LD.shape} for '
                        f'{len(ms_L)} timestamps')
+    # The decoder of events takes frames as they follow in time.
     if np.any(np.diff(ms_L) <= 0):
       raise ValueError(f'{task.name}: timestamps of {file} do not increase')
     parts.append(z_LD)
     frames.append((file, ms_L))
   truth = dict(zip(files, task.targets[split]))
+  # A frame has the labels that are active at its time.
   y_NC = np.concatenate([tasks.frame_targets(truth[file], task.labels, ms_L)
                          for file, ms_L in frames])
   return Split(np.concatenate(parts).astype(np.float32), y_NC, frames, truth)

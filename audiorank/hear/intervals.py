@@ -77,6 +77,7 @@ def units(task: tasks.Task) -> Units:
     names = sorted({group for split in tested for group in name_of[split]})
     # A single group cannot be resampled.
     if len(names) > 1:
+      # Groups that occur in several folds are drawn together in all of them.
       number = {name: i for i, name in enumerate(names)}
       return Units('group', len(names), clips, {
           split: np.array([number[g] for g in name_of[split]])
@@ -144,6 +145,8 @@ def of_repeats(repeats: Sequence[Sequence[float]],
     if not np.isfinite(defined).all():
       return None
     if len(defined) > 1:
+      # Pooled within lists: each has its own mean, and gives up one degree of
+      # freedom for it.
       squares += float(np.var(defined)) * len(defined)
       free += len(defined) - 1
   if not free:
@@ -183,6 +186,7 @@ def of_choice(values: Sequence[float], share_P: np.ndarray) -> Source:
     return Source(0., max(1, len(value_P) - 1))
   value_P = np.where(share_P > 0, value_P, 0)
   mean = np.average(value_P, weights=share_P)
+  # The spread of test scores over what would have been chosen.
   variance = np.average((value_P - mean) ** 2, weights=share_P)
   return Source(float(variance), max(1, len(value_P) - 1))
 
@@ -243,6 +247,7 @@ def interval(value: float, source: Source | None, within: bool,
   n: float = count
   if source.variance and spread > 0:
     n = spread / source.variance
+  # Wilson 1927, with Student's t for the normal quantile.
   middle = (value + t * t / (2 * n)) / (1 + t * t / n)
   half = t * math.sqrt(spread / n + t * t / (4 * n * n)) / (1 + t * t / n)
   return Interval(max(0., middle - half), min(1., middle + half), se,
@@ -345,6 +350,7 @@ def difference(ours: Mapping[str, Any],
       ours['units'] == theirs['units'])
   if not comparable:
     return gap, UNKNOWN
+  # Resample by resample: both were scored on the same draws.
   q_B = decode(ours['resamples']) - decode(theirs['resamples'])
   sources: dict[str, Source | None] = {
       'clips': of_clips(q_B, ours['units']),

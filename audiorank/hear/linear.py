@@ -80,6 +80,8 @@ def standardise(z_ND: np.ndarray) -> tuple[np.ndarray, ...]:
   dead_D = std_D <= 1e-7 * np.abs(mean_D).clip(1e-30)
   scale_D = np.where(dead_D, 0, 1 / np.where(dead_D, 1, std_D))
   x_ND = (z_ND - mean_D[None]) * scale_D[None]
+  # In this basis curvatures are bounded column by column, which makes a step
+  # size per column possible.
   spectrum_D, basis_DD = np.linalg.eigh(x_ND.T @ x_ND / len(x_ND))
   return mean_D, scale_D[:, None] * basis_DD, spectrum_D.clip(0)
 
@@ -117,6 +119,7 @@ def path(train: predictor.Rows, spectrum_D: jax.Array, penalties_P: jax.Array,
     return _dot(x_ND.T, residual_NC) + penalty * w_DC, residual_NC.sum(0)
 
   def solve(start: Any, penalty: jax.Array) -> tuple[Any, Any]:
+    # One over an upper bound of the curvature: every step descends.
     scale_D = 1 / (curvature * spectrum_D + penalty)
 
     def step(carry: Any) -> Any:
@@ -127,6 +130,7 @@ def path(train: predictor.Rows, spectrum_D: jax.Array, penalties_P: jax.Array,
       # Restart the momentum where it points uphill (O'Donoghue, Candes 2015).
       uphill = (g_DC * (new_DC - w_DC)).sum() + (g_C * (new_C - b_C)).sum() > 0
       t = jnp.where(uphill, 1., t)
+      # Nesterov's sequence, as in FISTA.
       after = (1 + jnp.sqrt(1 + 4 * t * t)) / 2
       pull = jnp.where(uphill, 0., (t - 1) / after)
       # In units of logits: the change by this step on a typical row.

@@ -91,6 +91,7 @@ def row(folders: Sequence[str], seeds: int, grid_points: int,
   ours_R = np.asarray([
       probe.evaluate(task, embeddings, grid_points=grid_points, seed=seed,
                      protocol=protocol)['score'] for seed in range(seeds)])
+  # Both means vary by seed; their errors are independent.
   error = math.hypot(scores.std(kit_R) / math.sqrt(len(kit_R)),
                      scores.std(ours_R) / math.sqrt(len(ours_R)))
   gap = ours_R.mean() - kit_R.mean()

@@ -43,6 +43,7 @@ def tested(task: tasks.Task, fold: folds.Fold, p_NC: np.ndarray,
   unit_N = intervals.units(task).of[fold.name]
 
   def resampled(name: str) -> tuple[np.ndarray, np.ndarray]:
+    # Units are drawn over all folds at once; each fold looks up its clips.
     count_BN = intervals.draws(intervals.units(task).total)[:, unit_N]
     q_B = _resampled(task, name, p_NC, split, postprocessing, count_BN)
     return q_B, count_BN.sum(1) / len(unit_N)
@@ -142,6 +143,7 @@ def aggregate(task: tasks.Task, per_split: list[dict]) -> dict[str, Any]:
   for name in names:
     undefined = [split['split'] for split in per_split
                  if math.isnan(split['scores'][name])]
+    # A mean over fewer folds must say so.
     if undefined:
       notes.append(f'{name} is undefined on {", ".join(undefined)}')
   means = {n: scores.mean(values[n]) for n in names}

@@ -67,6 +67,7 @@ def rows(z_ND: np.ndarray, y_NC: np.ndarray,
   (n, width), labels = z_ND.shape, y_NC.shape[1]
   if capacity is None:
     capacity = max(n, 1)
+  # A few sizes of one batch; larger splits are several batches of 1,024.
   B = next((size for size in ROWS if capacity <= size), BATCH)
   A = -(-capacity // B)
   z_ABD = np.zeros((A * B, rounded_up(width, WIDTH)), np.float32)
@@ -104,6 +105,7 @@ def init(rng: np.random.Generator, widths: Sequence[int],
     gain = np.sqrt(2.0)
     if i == 0:
       gain = 1.0
+    # Xavier: variance 2 / (fan in + fan out).
     std = gain * np.sqrt(2.0 / (fan_in + fan_out))
     if initialization == 'xavier_normal':
       kernel = rng.standard_normal((fan_in, fan_out)) * std
@@ -175,14 +177,17 @@ def train_logits(net: Net, stats: Stats, z_BD: jax.Array, real_B: jax.Array,
     word: uint32 that determines dropout.
   """
   x_BH, updated = z_BD, []
+  # Padded rows have weight 0 in every statistic.
   n = real_B.sum()
   for i, (layer, stat) in enumerate(zip(net['hidden'], stats)):
     x_BH = linear(layer, x_BH)
     mean_H = dot(real_B, x_BH) / n
     centred_BH = x_BH - mean_H[None]
     var_H = dot(real_B, jnp.square(centred_BH)) / n
+    # Scale and normalisation in one factor.
     slope_H = layer['scale'] * jax.lax.rsqrt(var_H + EPSILON)
     x_BH = centred_BH * slope_H[None] + layer['shift'][None]
+    # A different mask for each layer of the step.
     keep_BH = survivors(hashed(word + jnp.uint32(i)), x_BH.shape)
     x_BH = jnp.where(keep_BH, jax.nn.relu(x_BH) / (1 - DROPOUT), 0)
     # As in torch: the running variance is the unbiased one, and that of the
@@ -216,6 +221,7 @@ def loss(logits_BC: jax.Array, y_BC: jax.Array, real_B: jax.Array,
   if multiclass:
     loss_B = -(jax.nn.log_softmax(logits_BC) * y_BC).sum(1)
   else:
+    # Binary cross-entropy of logits, without overflow.
     loss_BC = jax.nn.softplus(logits_BC) - logits_BC * y_BC
     loss_B = loss_BC.sum(1) / c
   return jnp.where(real_B > 0, loss_B, 0).sum() / real_B.sum()
@@ -263,10 +269,12 @@ def _ranking(name: str, p_N: jax.Array, y_N: jax.Array, real_N: jax.Array,
   above = lambda among_N, t_N: len(p_N) - jnp.searchsorted(
       jnp.sort(jnp.where(among_N, p_N, -1)), t_N, side='right')
   if name == 'mAP':
+    # As `scores.average_precision`, for arrays of fixed shape.
     precision_N = at_least(positive_N, p_N) / at_least(real_N, p_N)
     return (jnp.where(positive_N, precision_N, 0).sum()
             / jnp.maximum(positives, 1))
   negative_N = real_N & ~(y_N > 0)
+  # Twice the negatives below, ties once: Mann-Whitney in whole numbers.
   beaten_N = 2 * (n - positives) - (
       at_least(negative_N, p_N) + above(negative_N, p_N))
   auc = (jnp.where(positive_N, beaten_N, 0).sum()
@@ -313,6 +321,7 @@ def _batch(state: State, z_BD: jax.Array, y_BC: jax.Array, real_B: jax.Array,
 
   grads, stats = jax.grad(objective, has_aux=True)(net)
   updates, moments = _adam.update(grads, moments)
+  # The rate is traced: all rates of the grid share one program.
   net = jax.tree.map(lambda p, u: p - lr * u, net, updates)
   return net, stats, moments, step + 1
 
@@ -324,6 +333,7 @@ def _epoch(state: State, epoch: jax.Array, train: Rows, lr: jax.Array,
   z_ABD, y_ABC = train.z_ABD, train.y_ABC
   if shuffled and A > 1:
     index_N = jnp.arange(A * B, dtype=jnp.uint32)
+    # A permutation by sorting hashes: the same for any padding.
     draw_N = hashed(hashed(index_N + word) ^ hashed(word + epoch))
     # Padding must stay at the end, so it sorts behind every real row.
     last = jnp.uint32(2 ** 31)
@@ -355,6 +365,8 @@ def _advance(state: State, epoch: jax.Array, count: jax.Array, train: Rows,
              lr: jax.Array, word: jax.Array, multiclass: bool,
              shuffled: bool) -> State:
   """Returns the state after `count` more epochs."""
+  # A loop in the program: the host waits once per validation, not once per
+  # epoch.
   step = lambda i, state: _epoch(
       state, jnp.uint32(epoch + i), train, lr, word, multiclass, shuffled)
   return jax.lax.fori_loop(0, count, step, state)

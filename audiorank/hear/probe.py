@@ -121,6 +121,8 @@ def evaluate(task: tasks.Task, embeddings: Embeddings, grid_points: int = 8,
   problem = search.Problem(task, folds.load(task, embeddings), points,
                            schedule, hidden, shuffled)
   result = search.run(problem, range(seed, seed + count))
+  # Every departure from the kit's numbers is in the protocol's name, so that
+  # scores of different protocols are not compared by mistake.
   changed = [f'-{short}{knobs[name]}' for name, (short, default)
              in KNOBS.items() if knobs[name] != default]
   result['protocol'] = protocol + ''.join(changed)
@@ -152,6 +154,8 @@ def logistic(task: tasks.Task, embeddings: Embeddings,
   for fold in folds.load(task, embeddings):
     model = _path(task, fold, penalties_P)
     share_P, posts = _weigh(task, fold, model)
+    # Probabilities are averaged, not weights: these are linear in no common
+    # basis.
     average = lambda p_PNC, share_P=share_P: np.tensordot(share_P, p_PNC, 1)
     valid_NC, test_NC = average(model.valid_PNC), average(model.test_PNC)
     post, value = predictions.valid_score(task, valid_NC, fold.valid[0])
@@ -221,6 +225,7 @@ def _choice(choices: Sequence[tuple], name: str) -> intervals.Source:
   """
   of_folds = [intervals.of_choice([s[name] for s in by_penalty], share_P)
               for share_P, by_penalty in choices]
+  # The score is a mean over folds: the variance of a sum over F^2.
   whole = intervals.added(of_folds)
   return intervals.Source(
       intervals.AVERAGED * whole.variance / len(of_folds) ** 2, whole.free)
@@ -247,6 +252,7 @@ def search_space(task: tasks.Task, knobs: Mapping[str, int]
     if name in GRID:
       space[name] = values
     elif name == 'max_epochs' and len(values) == 1:
+      # A task may ask for fewer epochs; a cheap protocol stays cheap.
       schedule[name] = min(int(values[0]), schedule[name])
     elif name in SCHEDULE and len(values) == 1:
       schedule[SCHEDULE[name]] = int(values[0])

@@ -59,6 +59,7 @@ def hits(p_NC: np.ndarray, y_NC: np.ndarray,
     p_NC, y_NC: predictions and labels.
     octave: classes that differ by a multiple of it count as the same.
   """
+  # Modulo the number of classes changes nothing.
   octave = octave or p_NC.shape[1]
   return p_NC.argmax(1) % octave == y_NC.argmax(1) % octave
 
@@ -151,6 +152,7 @@ def scene_resampled(name: str, p_NC: np.ndarray, y_NC: np.ndarray,
   octave = None
   if name == 'chroma_acc':
     octave = 12
+  # A resample is a vector of counts, so all of them are one product.
   right_B = count_BN @ hits(p_NC, y_NC, octave)
   # A resample of groups may draw none of a fold's clips; it is undefined.
   with np.errstate(invalid='ignore'):
@@ -169,6 +171,7 @@ def _ranked(name: str, p_N: np.ndarray, on_N: np.ndarray,
   # All three measures depend on the ranks of positives only. Equal predictions
   # have the same rank, that of the first.
   first_P = np.searchsorted(p_N, p_N[on_N], 'left')
+  # Each positive counts as often as it was drawn.
   own_BP = count_BN[:, on_N].astype(float)
   total_B = own_BP.sum(1)
   with np.errstate(invalid='ignore', divide='ignore'):
@@ -179,8 +182,11 @@ def _ranked(name: str, p_N: np.ndarray, on_N: np.ndarray,
       precision_BP = np.where(own_BP > 0, relevant_BP / retrieved_BP, 0)
       return (own_BP * precision_BP).sum(1) / total_B
     last_P = np.searchsorted(p_N, p_N[on_N], 'right')
+    # Negatives below each rank; the column of zeros in front makes index k the
+    # sum of the first k.
     below_BN = np.cumsum(np.where(on_N[None], 0, count_BN), axis=1)
     below_BN = np.pad(below_BN, ((0, 0), (1, 0)))
+    # Mann-Whitney again: ties count half.
     beaten_BP = (below_BN[:, first_P] + below_BN[:, last_P]) / 2
     area_B = (own_BP * beaten_BP).sum(1) / (total_B * below_BN[:, -1])
   if name == 'aucroc':
@@ -230,6 +236,7 @@ def onset_counts(predicted: Events, reference: Events, collar_ms: float,
   """Returns count_F3 of each file: matched, estimated, reference events."""
   counts = []
   for file, events in predicted.items():
+    # Labels are matched one by one: an event never matches another label.
     truth = reference.get(file, ())
     matched = sum(
         _matches([e for e in truth if e['label'] == label],
@@ -257,6 +264,7 @@ def _matches(truth: Sequence[Event], events: Sequence[Event],
                                     length_share * length_R1)
   if not near_RE.any():
     return 0
+  # Hopcroft and Karp's algorithm.
   match_R = sparse.csgraph.maximum_bipartite_matching(
       sparse.csr_array(near_RE), perm_type='column')
   return int(np.sum(match_R >= 0))
@@ -341,6 +349,8 @@ def event_resampled(name: str, predicted: Events, reference: Events,
       errors_B, active_B = (count_BF @ count_F2).T
       return errors_B / (active_B + TINY)
     count_F3 = onset_counts(predicted, reference, *ONSET_MS[name])
+    # F is a ratio of sums over files, so resampled counts are enough: no event
+    # is matched again.
     correct_B, estimated_B, referred_B = (count_BF @ count_F3).T
     # F is undefined without estimated or without reference events.
     defined_B = (estimated_B > 0) & (referred_B > 0)

@@ -84,8 +84,11 @@ def run(problem: Problem, seeds: Iterable[int]) -> dict[str, Any]:
           for seed in seeds]
   fits = _each(lambda job: _fit(problem, job[0], 0, job[1]), jobs)
   first = dict(zip(jobs, fits))
+  # Seeds are averaged before points are compared: the choice is of a setting,
+  # not of a lucky seed.
   value_P = [np.mean([first[seed, point].value for seed in seeds])
              for point in range(len(problem.points))]
+  # argmax takes the first of equal values.
   best = int(np.argmax(problem.sign * np.asarray(value_P)))
   later = [(seed, fold) for seed in seeds
            for fold in range(1, len(problem.folds))]
@@ -134,6 +137,7 @@ def _report(problem: Problem, seeds: list[int], models: list[list[Trained]]
     result['notes'] += notes
     repeats.append({'seed': seed, **result})
     resampled.append(predictions.resamples(problem.task, of_seed))
+  # The reported score is the mean over seeds, so each resample is too.
   mean_B = {name: np.mean([r[name] for r in resampled], axis=0)
             for name in problem.task.evaluation}
   if len(seeds) == 1:
@@ -181,6 +185,8 @@ def _uncertainty(problem: Problem, result: dict[str, Any],
   """
   task, fold = problem.task, problem.folds[0]
   count = intervals.units(task).total
+  # Test scores of the points that were not chosen say how much the choice
+  # matters.
   of_points = [[_test(problem, trained, fold) for trained in of_seeds]
                for of_seeds in candidates]
   # How often each grid point would be chosen on other validation clips.

@@ -114,6 +114,7 @@ def audio(task: tasks.Task, split: str) -> Iterator[tuple[str, np.ndarray]]:
         task.files[split], index[split], strict=True):
       file.seek(start)
       content = file.read(size)
+      # A flipped bit in the cache would change a score without a trace.
       if zlib.crc32(content) != checksum:
         path.unlink(missing_ok=True)
         raise ValueError(f'{path}: damaged, and deleted: run again')
@@ -143,6 +144,8 @@ def write_samples(task: tasks.Task, path: pathlib.Path) -> None:
         index[split].append(
             (file.tell(), len(content), bits, zlib.crc32(content)))
         file.write(content)
+    # The index comes last, because offsets are known only then; its size is at
+    # the very end.
     text = json.dumps(index).encode()
     file.write(text + len(text).to_bytes(8, 'little'))
 
@@ -168,6 +171,7 @@ def to_json(task: tasks.Task) -> dict[str, Any]:
       split: [str(p.relative_to(task.folder)) for p in paths]
       for split, paths in task.paths.items()}
   if task.embedding_type == 'scene':
+    # Columns of ones: a dense matrix as JSON would be large.
     tree['targets'] = {
         split: [np.flatnonzero(y_C).tolist() for y_C in y_NC]
         for split, y_NC in task.targets.items()}
@@ -221,6 +225,7 @@ def _fits(task: tasks.Task, path: pathlib.Path) -> bool:
       if clip.suffix != '.wav':
         size_on_disk *= EXPANDS
       size += size_on_disk
+  # The cache's folder may not exist yet: its disk is that of a parent.
   folder = path.parent
   while not folder.is_dir():
     folder = folder.parent
@@ -245,6 +250,7 @@ def _remembered(path: pathlib.Path, read: Callable[[], Any],
     value = compute()
     files.write_cached(path, lambda part: write(part, value))
   if len(_memory) >= REMEMBERED:
+    # All at once: which task comes next cannot be known.
     _memory.clear()
   _memory[path] = value
   return value

@@ -302,6 +302,7 @@ def frame_targets(events: Iterable[Mapping[str, Any]], labels: Sequence[str],
   y_LC = np.zeros((len(ms_L), len(labels)), np.uint8)
   column = {label: c for c, label in enumerate(labels)}
   for event in events:
+    # Half-open, but for the slack that the kit adds.
     active_L = ((ms_L >= event['start'])
                 & (ms_L < event['end'] + END_SLACK_MS))
     y_LC[active_L, column[event['label']]] = 1
@@ -386,6 +387,7 @@ def _vocabulary(path: pathlib.Path) -> tuple[str, ...]:
   except (TypeError, ValueError):
     raise ValueError(
         f'{path}: idx must be a whole number on every row') from None
+  # Columns of the targets are in the order of idx.
   labels = tuple(by_index[i] for i in range(len(rows)) if i in by_index)
   if len(labels) < len(rows) or len(set(labels)) < len(labels):
     raise ValueError(f'{path}: expected distinct labels with idx 0 to '
@@ -411,6 +413,7 @@ def _rows(path: pathlib.Path) -> list[dict[str, str]]:
 def _check_classes(described: pathlib.Path, y_NC: np.ndarray,
                    labels: Sequence[str]) -> None:
   """Raises ValueError if all clips of a split have the same labels."""
+  # Every predictor is right or undefined on such a split.
   share_C = y_NC.mean(0)
   if ((share_C == 0) | (share_C == 1)).all():
     ours = [label for label, share in zip(labels, share_C) if share]
@@ -536,6 +539,7 @@ def _paths(folder: pathlib.Path, names: Sequence[str],
   out = []
   for name in names:
     place = (folder / name).parent
+    # Names come from a downloaded file.
     if pathlib.PurePath(name).is_absolute() or '..' in place.parts:
       raise ValueError(f'{described}: {name} lies outside {folder}')
     if place not in present:
@@ -544,6 +548,7 @@ def _paths(folder: pathlib.Path, names: Sequence[str],
         present[place] = set(files.names(place))
     file = pathlib.PurePath(name).name
     stem = file.removesuffix('.wav')
+    # The name itself first, then the preferred formats.
     lying = [other for other in (file, *(stem + s for s in SUFFIXES))
              if other in present[place]]
     if not lying:

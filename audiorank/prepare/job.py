@@ -85,7 +85,6 @@ def run(audio: str | os.PathLike, out: str | os.PathLike,
     OSError: `out` cannot be written, or a bucket cannot be read.
   """
   audio, target = files.path(audio, 'audio'), files.path(out)
-  # Arguments are checked before any folder is created.
   _check(audio, target, workers, piece_seconds, max_hours, timeout, store)
   out = _begin(target, audio, store)
   workers = workers or _cores()
@@ -94,7 +93,6 @@ def run(audio: str | os.PathLike, out: str | os.PathLike,
               'store': store}
   table = _table_path(audio, manifest)
   tables = {path for path in [table] if path}
-  # The output may lie below the input: it is not part of it.
   below = listing.walk(audio, skip=target)
   packed = listing.packed(below)
   if packed and store == 'none':
@@ -113,8 +111,6 @@ def run(audio: str | os.PathLike, out: str | os.PathLike,
     if packed:
       entries, passed, sources = listed(archives.unpack(
           packed, out / 'unpacked', max_unpacked_gb))
-    # Names and sizes of all files are part of the plan: resuming with other
-    # files would mix two corpora.
     _check_plan(out, audio, {'listing': listing.fingerprint(entries),
                              'files': len(entries), **settings})
     jobs = _jobs(out, entries, {**settings, 'audio': str(audio.absolute())})
