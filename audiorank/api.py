@@ -179,6 +179,8 @@ def listed(sounds: Any) -> list[Any]:
     path = files.path(sounds)
     if not path.is_dir():
       return [path]
+    # By their endings, so that a folder with covers and texts needs no
+    # cleaning.
     paths: list[Any] = [p for p in files.walk(path)
                         if p.suffix.lower().lstrip('.') in listing.SOUND]
     if not paths:

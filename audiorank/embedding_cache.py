@@ -63,6 +63,8 @@ def fetch(root: str, encoder: str, name: str, depends_on: Any,
     return arrays, True
   arrays = compute()
   files.write_cached(path, lambda part: write(part, arrays))
+  # The .json says in plain text what the digest stands for, and `is_own`
+  # recomputes the digest from it.
   files.write_cached(path.with_suffix('.json'),
                      lambda part: part.write_text(json.dumps(about, indent=1)))
   return arrays, False
@@ -109,6 +111,7 @@ def clear(root: files.Path) -> int:
   for path in cached:
     path.unlink(missing_ok=True)
     path.with_suffix('.json').unlink(missing_ok=True)
+  # Folders of encoders without any file left.
   for parent in {path.parent for path in cached}:
     if not files.names(parent):
       files.remove(parent)

@@ -119,6 +119,7 @@ def of_params(config: config_lib.Config, params: Any, batch: int = 64,
       return {k: (z_BLD, ms_BL) for k, z_BLD in zip(layers, z)}
     return z, ms_BL
 
+  # Without a digest of the weights two models could share a cache entry.
   key = ''
   if about['weights']:
     key = files.digest({k: about[k] for k in
@@ -146,6 +147,7 @@ def features(name: str) -> Encoder:
   def scene(waves: Sequence[np.ndarray]) -> np.ndarray:
     z_ND = np.zeros((len(waves), FEATURES[name]), np.float32)
     for index, wave_BS in embed.batches(waves, batch=64):
+      # Without the padded rows, which librosa would compute as well.
       x_BDT = spectral_frames(name, audio.to_float(wave_BS[:len(index)]))
       z_BD = x_BDT.mean(2)
       if name == 'mfcc':
@@ -158,6 +160,7 @@ def features(name: str) -> Encoder:
                             config_lib.HOP)
     B, D, T = x_BDT.shape
     L = T // TOKEN_FRAMES
+    # A last token of fewer frames would be noisier than the others.
     x_BDT = x_BDT[:, :, :L * TOKEN_FRAMES]
     z_BLD = x_BDT.reshape(B, D, L, TOKEN_FRAMES).mean(3).transpose(0, 2, 1)
     ms_L = TOKEN_FRAMES * 10. * (np.arange(L, dtype=np.float32) + .5)
@@ -181,6 +184,7 @@ def spectral_frames(name: str, wave_BS: np.ndarray,
       the 10 ms of our models for the log-mel.
   """
   import librosa  # Takes seconds, which most commands need not wait.
+  # 32 ms for the log-mel, as in our models; librosa's default for MFCC.
   window = 512
   if name == 'mfcc':
     window = 2048
@@ -245,6 +249,8 @@ def digest(config: config_lib.Config, params: Any) -> str:
   # Without the decoder, on which embeddings do not depend.
   sha = hashlib.sha256(json.dumps(
       config_lib.plain(config.model), sort_keys=True).encode())
+  # Flattening sorts dictionaries by key, so the digest does not depend on the
+  # order of insertion.
   arrays, _ = jax.tree_util.tree_flatten_with_path(
       {kind: tree.get('encoder', tree) for kind, tree in params.items()})
   for path, x in arrays:
@@ -383,6 +389,7 @@ def module(name: str, path: str = '', batch: int = 64) -> Encoder:
   def scene(waves: Sequence[np.ndarray]) -> np.ndarray:
     out_ND = np.zeros((len(waves), model.scene_embedding_size), np.float32)
     for index, wave_BS in embed.batches(waves, batch):
+      # No gradients: a graph of every batch would be kept.
       with guard():
         z_BD = to_numpy(api.get_scene_embeddings(
             give(audio.to_float(wave_BS[:len(index)])), model))
@@ -430,6 +437,7 @@ def adapter(model: Any) -> tuple[Callable, Callable]:
     device = 'cpu'
     if torch.cuda.is_available():
       device = 'cuda'
+    # eval: dropout off, BatchNorm with its running statistics.
     model.to(device).eval()
     return (lambda x: torch.from_numpy(x).to(device)), torch.no_grad
   if tf and isinstance(model, tf.Module):
@@ -482,6 +490,7 @@ def source(api: types.ModuleType) -> str:
 
   It is of all .py files of its package, or of its only file.
   """
+  # The whole package, since a model's code is rarely one file.
   top = sys.modules[api.__name__.split('.')[0]]
   folders = [pathlib.Path(p) for p in getattr(top, '__path__', ())]
   modules = sorted(p for folder in folders for p in folder.rglob('*.py'))

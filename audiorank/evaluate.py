@@ -60,6 +60,7 @@ def checked_folders(config: config_lib.Config) -> list[pathlib.Path]:
   except FileNotFoundError as error:
     raise FileNotFoundError(f'{error} (moved? --tasks=FOLDER says where they '
                             'are now)') from None
+  # Scores on other tasks under the same names would not be comparable.
   wanted = config.eval.sha256
   if wanted and tasks.checksum(folders) != wanted:
     raise ValueError(f'eval.tasks {config.eval.tasks}: other tasks than this '
@@ -105,6 +106,7 @@ def clip_rate(folder: files.Path, rate: int) -> int:
   # The public archives of HEAR tasks have 48 kHz only.
   rates = sorted(int(p.name) for p in files.path(folder).iterdir()
                  if p.is_dir() and p.name.isdigit())
+  # Resampling down loses nothing that the model hears; up would invent it.
   enough = [r for r in rates if r >= rate]
   if rates and not enough:
     raise ValueError(f'{folder}: clips at {", ".join(map(str, rates))} Hz, the '
@@ -121,6 +123,7 @@ def clips(task: tasks.Task, split: str,
   Warns of clips that are not as long as the task says.
   """
   names, waves = zip(*staged.audio(task, split))
+  # A warning only: the score is still what HEAR would give.
   odd = tasks.other_lengths(task, split, [len(wave_S) for wave_S in waves])
   if odd:
     seconds = len(waves[names.index(odd[0])]) / task.rate
@@ -343,6 +346,7 @@ def feature_score(name: str, folder: files.Path,
   """
   encoder = encoders.features(name)
   task = staged.load(folder, clip_rate(folder, encoder.rate))
+  # All that the score depends on, so any sweep of this user can share it.
   key = files.digest([encoder.key, contents(task), config_lib.plain(settings),
                       probe.VERSION, embedding_cache.versions()])
   path = files.cache_folder('scores') / f'{name}-{task.name}-{key}.json'
@@ -351,6 +355,7 @@ def feature_score(name: str, folder: files.Path,
     return record
   with contextlib.ExitStack() as stack:
     try:
+      # On a disk even if the cache is on a bucket, which has no locks.
       ours = files.local_cache('scores') / f'{path.stem}.lock'
       ours.parent.mkdir(parents=True, exist_ok=True)
       lock = stack.enter_context(open(ours, 'a'))
@@ -410,6 +415,7 @@ def run(workdir: files.Path, config: config_lib.Config,
                                      scored_layer(config))
       record = score(encoder, folder, settings)
     if record:
+      # Says whether a flipped bit in the weights would have been noticed.
       record['verified'] = checkpoint.checksums(
           workdir / 'checkpoints', step).exists()
       records.write(workdir, kind, step, record)
@@ -606,6 +612,7 @@ def views_of(path: files.Path, step: int | None, corpus: data.Corpus,
   config, params = checkpoint.load(path, step)
   wave_NS, _ = data.sample(corpus, clips, int(round(seconds * corpus.rate)), 0)
   folder, _ = checkpoint.find(path)
+  # The true untrained network, if its checkpoint is still there.
   if 0 in checkpoint.steps(folder):
     _, before = checkpoint.load(folder, 0)
   else:
@@ -654,11 +661,13 @@ def view_fields(config: config_lib.Config, params: dict[str, Any],
   Source: Thilak et al., arXiv 2312.04000 (LiDAR); Wei et al., arXiv
   2401.17139 (Diff-eRank); see rankme.lidar and rankme.diff_erank.
   """
+  # Three quarters of the clip at most, so that crops of one clip differ.
   samples = min(config_lib.crop_samples(config.data.crop_seconds),
                 wave_NS.shape[1] * 3 // 4)
   group = config.mask.group_size * config.model.patch_frames * audio.HOP
   samples = samples // group * group  # A whole number of masked groups.
   z_NVD = embed.views(config, params, wave_NS, views, samples, seed, batch)
+  # Token ranks cost an SVD per clip; a few hundred clips are enough.
   few_NS = wave_NS[:tokens]
   rank = [rankme.token_rank(embed.timestamps(config, p, few_NS)[0])
           for p in (before, params)]

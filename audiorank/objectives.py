@@ -70,6 +70,8 @@ def masked_autoencoding(config: Config, variables: Variables,
   L = T // c.patch_frames
   keep_BK, drop_BR = model.random_mask(
       key, B, L, config.mask.ratio, config.mask.group_size)
+  # Only visible patches enter the encoder, which is where an MAE saves its
+  # compute.
   pred_BRP, updates = model.MAE(c).apply(
       variables, mel_BMT, keep_BK, drop_BR, train=train,
       mutable=['batch_stats'])
@@ -121,13 +123,17 @@ def nt_xent(y_NW: jax.Array, temperature: float
   """
   N, W = y_NW.shape
   square_N1 = jnp.square(y_NW).sum(1, keepdims=True)
+  # Length 1: products are cosines.
   y_NW = y_NW * jax.lax.rsqrt(square_N1 + 1e-12)
+  # Each row next to the other of its pair.
   other_NW = y_NW.reshape(N // 2, 2, W)[:, ::-1].reshape(N, W)
   pair_N = (y_NW * other_NW).sum(1) / temperature
+  # A row is not its own candidate.
   logits_NN = jnp.where(
       jnp.eye(N, dtype=bool), -jnp.inf, jnp.dot(
           y_NW, y_NW.T, precision=jax.lax.Precision.HIGHEST) / temperature)
   loss = (jax.nn.logsumexp(logits_NN, axis=1) - pair_N).mean()
+  # i ^ 1 is the other row of a pair: 2 b and 2 b + 1.
   accuracy = (logits_NN.argmax(1) == jnp.arange(N) ^ 1).mean()
   return loss, accuracy
 
@@ -180,6 +186,8 @@ def latent_prediction(config: Config, variables: Variables,
       {'params': variables['params'], 'batch_stats': {'encoder': stats}},
       mel_BMT, keep_BK, drop_BR, train=train, mutable=['batch_stats'])
   net = model.Encoder(c)
+  # The student's statistics: both see the same batch, and a second set would
+  # drift.
   teacher_variables = {'params': teacher, 'batch_stats': stats}
   patches_BLP, _ = net.apply(teacher_variables, mel_BMT, train,
                              method='patches', mutable=['batch_stats'])
@@ -189,6 +197,7 @@ def latent_prediction(config: Config, variables: Variables,
   loss = reconstruction(pred_BRD, model.take(target_BLD, drop_BR))
   if train:
     rate = 1 - config.latent.decay
+    # After the loss: the teacher that this step used is the one before.
     teacher = jax.tree.map(lambda old, new: old + rate * (new - old),
                            teacher, variables['params']['encoder'])
   return loss, ({**updates['batch_stats'], 'teacher': teacher},

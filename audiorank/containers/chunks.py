@@ -100,6 +100,7 @@ def _samples(file: BinaryIO, form: str, begin: int, size: int, data: _Data,
              order: str) -> Sound:
   """Compares the announced end of the samples with the end of the file."""
   have = size - data.begin
+  # Programs that record into a pipe cannot go back to write the size.
   unknown = UNKNOWN <= data.size <= 0xFFFFFFFF and data.size > have
   # A size of 0 may be true: then another chunk follows, or nothing.
   if data.size == 0 and have > 0 and not _is_chunk(

@@ -38,12 +38,14 @@ def layout(tree: dict[str, Any], prefix: str, decoder: bool
   D, M, t = tree['width'], tree['mels'], tree['patch_frames']
   L = tree['target_frames'] // t
   at, stats = 'params/encoder', 'batch_stats/encoder/norm_mel'
+  # The second of a torch.nn.Sequential; the first only swaps axes.
   batch_norm = f'{prefix}init_bn.1'
   yield turned(f'{prefix}time_pos_embed', f'{at}/time', (1, D, 1, L), (L, D))
   yield same(f'{prefix}freq_pos_embed', f'{at}/freq', D, shape=(1, D, 1, 1))
   yield from norm(batch_norm, f'{at}/norm_mel', M)
   yield same(f'{batch_norm}.running_mean', f'{stats}/mean', M)
   yield same(f'{batch_norm}.running_var', f'{stats}/var', M)
+  # A convolution of one patch's size without overlap is a dense layer.
   yield turned(f'{prefix}patch_embed.proj.weight', f'{at}/patch/kernel',
                (D, 1, M, t), (M * t, D))
   yield same(f'{prefix}patch_embed.proj.bias', f'{at}/patch/bias', D)
@@ -94,6 +96,7 @@ def blocks(part: str, path: str, width: int, depth: int, mlp_ratio: int
     name, ours = f'{part}blocks.{layer}', f'{path}/blocks'
     for tensor in (
         *norm(f'{name}.norm1', f'{ours}/norm1', width),
+        # Queries, keys and values are one matrix in both.
         *dense(f'{name}.attn.qkv', f'{ours}/qkv', width, 3 * width),
         *dense(f'{name}.attn.proj', f'{ours}/proj', width, width),
         *norm(f'{name}.norm2', f'{ours}/norm2', width),

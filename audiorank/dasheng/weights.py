@@ -62,6 +62,7 @@ def from_state_dict(state: Mapping[str, Any], config: Any = None
   if any(name.startswith(('decoder.', 'encoder.')) for name in arrays):
     prefix = 'encoder.'
   tree = sizes.infer(arrays, prefix, decoder, fields)
+  # Known tensors are taken out; whatever is left is an error.
   params = take_tensors(arrays, names.layout(tree, prefix, decoder))
   # The remaining tensors are the front end, or unknown.
   names.check_front_end(arrays, prefix)
@@ -102,6 +103,7 @@ def take_tensors(arrays: sizes.State, layout: Iterator[names.Tensor]) -> Tree:
       raise ValueError(f'{tensor.name}: {np.sum(~np.isfinite(x))} of {x.size} '
                        'values are not finite')
     if tensor.turned:
+      # torch has (out, in), flax (in, out).
       x = x.reshape(tensor.ours[::-1]).T
     else:
       x = x.reshape(tensor.ours)
@@ -160,6 +162,7 @@ def to_state_dict(config: Any, params: Tree) -> sizes.State:
     if tensor.turned:
       x = x.T
     state[tensor.name] = np.ascontiguousarray(x.reshape(tensor.shape))
+  # A strict load_state_dict asks for it.
   counter = {f'{prefix}init_bn.1.num_batches_tracked': np.zeros((), np.int64)}
   return {**state, **names.front_end(prefix), **counter}
 

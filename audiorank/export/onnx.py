@@ -57,6 +57,8 @@ def encoder(config: Any, params: Any
   def run(wave_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
     mel_BMT = log_mel(wave_BS)
     patches_BLP: Any = net.apply(variables, mel_BMT, method='patches')
+    # As model.Encoder: a patch has a position in time and one, for all, in
+    # frequency.
     at_LD = own['time'][:patches_BLP.shape[1]] + own['freq'][None]
     x_BLD = (patches_BLP @ own['patch']['kernel']
              + own['patch']['bias'][None, None] + at_LD[None])

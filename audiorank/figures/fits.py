@@ -101,10 +101,13 @@ def profile(fit: laws.Fit, name: str = 'Q_inf', ax: style.Axes | None = None,
   low, high = fit.ci(name, 'profile', confidence)
   v = _places(fit, name, low, high)
   limit = intervals.threshold(fit, name, confidence)
+  # In units of the threshold: the interval is where the curve is below 1.
   rise = (intervals.profile(fit, name, v) - fit.objective) / (
       limit - fit.objective)
   ax.plot(v, rise, color=style.PALETTE[0], lw=1.4)
   ax.axhline(1., color=style.GREY, lw=.8, ls='--')
+  # Far beyond the interval a profile rises without end and would flatten what
+  # matters.
   ax.set_ylim(0., 2.2)
   inside = (v >= low) & (v <= high)
   ax.fill_between(v, 0., 2.2, where=inside, color=style.PALETTE[0],
@@ -137,6 +140,7 @@ def _places(fit: laws.Fit, name: str, low: float, high: float) -> np.ndarray:
       best = min(best, y_N.max() + reach)
     if low == -math.inf:
       best = max(best, y_N.min() - reach)
+  # As far again as the side that is bounded, or the range of the data.
   if not math.isfinite(high):
     below = 0.
     if math.isfinite(low):
@@ -217,6 +221,7 @@ def predicted_actual(fit: laws.Fit, out: Any = None,
     if not len(y):
       continue
     ax.scatter(f, y, s=30, zorder=3, edgecolors=color, facecolors=face)
+    # A median, which one failed run does not move.
     error = np.median(np.abs(f / y - 1))
     handles.append(style.marker('o', f'{text}: median error {error:.1%}',
                                 face != 'none', color))
@@ -259,6 +264,7 @@ def pairs(draws: pd.DataFrame, names: Any = None) -> np.ndarray:
       values, [.005, .25, .5, .75, .995], axis=0)
   near = 8 * np.minimum(third - middle, middle - first)
   low, high = np.maximum(low, middle - near), np.minimum(high, middle + near)
+  # Rank correlations, because parameters trade off along curves.
   ranks = np.argsort(np.argsort(values, axis=0), axis=0)
   related = np.corrcoef(ranks, rowvar=False).reshape(P, P)
   for i, row in enumerate(grid):
@@ -268,6 +274,7 @@ def pairs(draws: pd.DataFrame, names: Any = None) -> np.ndarray:
       for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(ticker.MaxNLocator(3))
         axis.set_major_formatter(ticker.FuncFormatter(style.plain))
+      # Numbers above the diagonal, clouds below, histograms on it.
       if j > i:
         ax.axis('off')
         ax.text(.5, .5, f'{related[i, j]:.2f}', ha='center', va='center',

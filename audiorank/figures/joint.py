@@ -28,6 +28,7 @@ def isoflop(valleys: pd.DataFrame,
     n, y = points[size][here], points[loss][here]
     ax.scatter(n, y, color=color, s=16, zorder=3)
     centre, poly = valleys.attrs['curves'][float(row['flops'])]
+    # A valley is drawn only where there are runs: a cubic turns elsewhere.
     u = np.linspace(np.log10(n.min()), np.log10(n.max()), 100)
     ax.plot(10 ** u, np.exp(np.polyval(poly, u - centre)), color=color, lw=1)
     if row['inside']:
@@ -104,6 +105,8 @@ def contours(fit: laws.Fit, ax: style.Axes | None = None, levels: int = 9,
   y_M = fit.predict({fit.x[0]: n_M.ravel(), fit.x[1]: d_M.ravel()})
   y_M = y_M.reshape(n_M.shape)
   y_N = fit.problem.y_N
+  # One scale for lines and points, so that a point of another colour than its
+  # surroundings is a residual.
   norm = colors.Normalize(min(y_N.min(), y_M.min()),
                           max(y_N.max(), y_M.max()))
   levels_drawn = ax.contour(n_M, d_M, y_M, levels, cmap=style.SIZES,

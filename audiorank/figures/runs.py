@@ -148,6 +148,8 @@ def against(runs: pd.DataFrame, x: str = 'hours', y: str = 'score',
 
 def _join(ax: style.Axes, trained: pd.DataFrame, x: str, y: str) -> bool:
   """Joins runs that differ in x alone; returns whether there are any."""
+  # FLOPs and parameters follow from size and batch, which therefore need not be
+  # equal.
   names: tuple[str, ...] = SAME
   if x in ('flops', 'params'):
     names = SAME_OF_SIZE

@@ -70,6 +70,7 @@ def _mark(ax: style.Axes, history: pd.DataFrame, marked: pd.DataFrame,
     for row in rows.itertuples():
       curve = history[history['run_id'] == row.run_id]
       if len(curve):
+        # The curve has points only where RankMe was measured.
         near = curve.loc[(curve['step'] - row.step).abs().idxmin()]
         ax.scatter(max(near['step'], start), near['rank'], marker=shape, s=60,
                    color=style.PALETTE[1], edgecolors='white', zorder=5)

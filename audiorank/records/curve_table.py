@@ -103,6 +103,7 @@ def gather(folders: Sequence[pathlib.Path]) -> pa.Table:
   numbers = [c for c in table.column_names if is_number(table[c].type)]
   columns = {c: table[c].cast(pa.int64() if c == 'step' else pa.float64())
              for c in sorted(numbers)}
+  # Each name once: ids repeat for thousands of rows.
   ids = pa.DictionaryArray.from_arrays(
       np.repeat(np.arange(len(names), dtype=np.int32), counts), names)
   return pa.table({'run_id': ids, **columns})

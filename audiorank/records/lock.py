@@ -38,6 +38,8 @@ class _File:
     path.parent.mkdir(parents=True, exist_ok=True)
     self._file = open(path, 'a+', encoding='utf-8')
     try:
+      # 'a+' above does not truncate: the report of the process before is still
+      # there if the lock is held.
       files.lock(self._file)
     except BlockingIOError:
       self._file.close()
@@ -47,6 +49,7 @@ class _File:
       self._file.close()
       raise OSError(f'{path}: cannot be locked ({error.strerror}): '
                     'expected a file system with locks') from None
+    # The report of the process before says whether it died.
     self.write(fields(read(path.parent)))
 
   def write(self, fields: dict[str, Any], now: bool = False) -> None:
@@ -76,12 +79,15 @@ class _Object:
     claim = lease.Lease(str(path.parent), bucket.Leased(path), fields, _watch,
                         lease.clock, term)
     self._heart = lease.Heart(claim, term, lease.stop_process)
+    # From now on every write below the folder asks first whether the lease
+    # still holds.
     files.guard(self._folder, self._heart.check)
 
   def write(self, fields: dict[str, Any], now: bool = False) -> None:
     self._heart.update(fields, now)
 
   def release(self) -> None:
+    # Unguarded first: what is written after the release is not ours to stop.
     files.guard(self._folder, None)
     self._heart.release()
 

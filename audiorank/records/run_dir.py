@@ -57,6 +57,7 @@ def open_run(workdir: files.Path, config: Any) -> None:
   except FileNotFoundError:
     files.write_json(target, written)
     return
+  # Compared by identity: settings of the evaluation and paths may differ.
   there, here = config_lib.run_id(theirs), config_lib.run_id(ours)
   if there != here:
     field = config_lib.difference(config_lib.identity(theirs),
@@ -64,6 +65,7 @@ def open_run(workdir: files.Path, config: Any) -> None:
     raise ValueError(
         f'{folder}: holds run {there}, this config is run {here} ({field}): '
         'expected the same config or an empty folder')
+  # With absolute paths on both sides, since a folder may have been moved.
   theirs = config_lib.located(config_lib.complete(theirs), folder.parent)
   ours = config_lib.complete(config_lib.located(written, folder.parent))
   if theirs == ours:
@@ -122,6 +124,7 @@ def config_tree(workdir: files.Path) -> config_lib.Tree:
   except (FileNotFoundError, NotADirectoryError):
     raise FileNotFoundError(f'{source}: no such file: expected the folder of a '
                             'run') from None
+  # Any JSON file may be called config.json.
   for part in config_lib.PARTS:
     if not isinstance(tree, dict) or not isinstance(tree.get(part), dict):
       raise ValueError(f'{source}: not the config of a run: no {part!r} in it')
@@ -270,6 +273,7 @@ def state(workdir: files.Path) -> str:
   """Returns 'done', 'failed', 'trained' (not scored), 'started' or 'new'."""
   folder = files.path(workdir)
   there = files.names(folder)
+  # In the order of what counts: a run that is done may also have TRAINED.
   for name in ('DONE', 'FAILED', 'TRAINED'):
     if name in there:
       return name.lower()

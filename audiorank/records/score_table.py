@@ -152,6 +152,7 @@ def means(scored: Sequence[Scored],
           and not math.isnan(s.row['score'])]
   if not last:
     return {'score': None, 'scored_tasks': 0}
+  # np.mean, not nanmean: a mean over fewer tasks would be another score.
   mean = lambda name: float(np.mean([s.row[name] for s in last]))
   result = lambda s, name: number(s.record['result'].get(name))
   own = intervals.mean_interval(

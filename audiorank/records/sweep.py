@@ -71,6 +71,8 @@ def run_columns(workdir: pathlib.Path, config: Mapping[str, Any],
   m, t, keys = config['model'], config['train'], baselines.columns(config)
   # Before it had a seed of its own, the order of clips was the run's.
   ordered_by = config['data'] if 'seed' in config['data'] else config
+  # The names of columns are an interface: published tables and notebooks use
+  # them.
   row = {
       'run_id': workdir.name, 'experiment': config['experiment'],
       'state': run_dir.state(workdir), 'untrained': t['steps'] == 0,
@@ -136,12 +138,14 @@ def name_runs(runs: Sequence[Row], *others: Sequence[Row]) -> None:
   names = {}
   for untrained in (False, True):
     mine = [r for r in runs if r['untrained'] == untrained]
+    # A field is named only if it tells apart runs that would share a name.
     varied = [v for v in VARIED if len({(run_name(r), r[v]) for r in mine})
               > len({run_name(r) for r in mine})]
     usual = {}
     for name in varied:
       (value, count), = collections.Counter(
           r[name] for r in mine).most_common(1)
+      # The value of most runs is left out of names: it would be noise.
       if count > 2 and 2 * count > len(mine):
         usual[name] = value
     names.update({r['run_id']: run_name(r, varied, usual) for r in mine})
@@ -184,6 +188,7 @@ def rank_columns(run: Row, record: Mapping[str, Any]) -> Row:
   out['alarms'] = json.dumps([alarm(a, step)
                               for a in record.get('alarms', ())])
   for part in ('', '_encoder'):
+    # FLOPs so far, with and without the decoder.
     per_clip = run.get(f'flops_per_clip{part}')
     out[f'flops{part}'] = (
         None if per_clip is None else per_clip * run['batch'] * step)
@@ -360,17 +365,21 @@ def tables(root: files.Path) -> Tables:
   """
   outcomes = files.mapped(_read_or_error, sweep_folders(root), root)
   read = [one for one in outcomes if isinstance(one, RunRecords)]
+  # One damaged run must not hide the others.
   errors = [one for one in outcomes if isinstance(one, ValueError)]
   if errors and not read:
     raise errors[0]
   for error in errors:
     logging.warning('%s; this run is left out of the tables', error)
   name_baselines(read)
+  # Features and gains are added to all rows at once, because baselines are runs
+  # of their own.
   scored = score_table.newest([s for one in read for s in one.scores])
   score_table.add_features(scored, [f for one in read for f in one.features])
   gains = score_table.add_gains(scored)
   runs, history = [], []
   for one in read:
+    # A run without any evaluation still has its columns.
     last = max(one.history, key=lambda r: r['step'], default=one.row)
     means = score_table.means(
         [s for s in scored if s.row['run_id'] == one.row['run_id']], gains)
@@ -391,6 +400,7 @@ def name_baselines(read: Sequence[RunRecords]) -> None:
   chosen: dict[str, str] = {}
   order = lambda r: (r.row['baseline'] != r.row['run_id'], not r.scores,
                      r.row['run_id'])
+  # The run that is named itself first, then one that is scored.
   for one in sorted(read, key=order):
     if one.row['untrained']:
       chosen.setdefault(one.row['baseline'], one.row['run_id'])

@@ -15,6 +15,7 @@ from audiorank.synth import waves
 RATE = waves.RATE
 CATEGORIES = ('music', 'speech', 'texture', 'pulses', 'sweeps', 'events',
               'scene')
+# Major, minor and two pentatonic scales, in semitones.
 _SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 7, 9),
            (0, 3, 5, 7, 10))
 
@@ -47,6 +48,7 @@ def _spans(g, n, low, high):
 def music(g: np.random.Generator, n: int) -> np.ndarray:
   """A motif that repeats with variations, one or two voices, maybe drums."""
   wave_S = np.zeros(n)
+  # A new tempo, scale and motif in every span.
   for start, length in _spans(g, n, 4., 9.):
     beat = int(g.integers(1600, 5600))
     scale = _SCALES[g.integers(len(_SCALES))]
@@ -54,6 +56,7 @@ def music(g: np.random.Generator, n: int) -> np.ndarray:
       family = sounds.TIMBRES[g.integers(len(sounds.TIMBRES))]
       root = int(g.integers(48, 72))
       count = int(g.integers(3, 7))
+      # Up to one step beyond the octave.
       degrees = g.integers(0, len(scale) + 2, count)
       lengths = g.choice((1, 1, 2, 3), count)
       gain = waves.decibels(-6. * voice + g.uniform(-6., 0.))
@@ -70,6 +73,7 @@ def music(g: np.random.Generator, n: int) -> np.ndarray:
         _add(wave_S, at, gain * sound_S)
         at, step = at + duration, step + 1
     if g.integers(2):
+      # Negative numbers are rests.
       pattern = g.integers(-2, len(sounds.DRUMS), int(g.integers(4, 9)))
       for step, at in enumerate(range(start, start + length, beat)):
         kind = pattern[step % len(pattern)]
@@ -84,6 +88,7 @@ def speech(g: np.random.Generator, n: int) -> np.ndarray:
   for start, length in _spans(g, n, 5., 12.):
     base = waves.log_uniform(g, 90., 260.)  # Of one speaker, Hz.
     rate = g.uniform(3., 6.)
+    # Six words of one to three syllables, which the phrases repeat.
     words = [g.integers(len(sounds.VOWELS), size=int(g.integers(1, 4)))
              for _ in range(6)]
     at = start
@@ -214,6 +219,7 @@ def events(g: np.random.Generator, n: int) -> np.ndarray:
 
 def scene(g: np.random.Generator, n: int) -> np.ndarray:
   """Two or three of the other categories at once, at random levels."""
+  # All but the last category, which is `scene` itself.
   kinds = g.permutation(len(CATEGORIES) - 1)[:int(g.integers(2, 4))]
   wave_S = np.zeros(n)
   for kind in kinds:

@@ -19,6 +19,7 @@ VOWELS = ((270, 2290, 3010), (390, 1990, 2550), (530, 1840, 2480),
           (440, 1020, 2240), (300, 870, 2240), (640, 1190, 2390),
           (490, 1350, 1690))
 
+# Those above waves.CEILING are left out by waves.harmonic.
 _HARMONICS = 64
 
 
@@ -28,6 +29,7 @@ def _partials(g, family):
   The first two are amplitudes of spectra between which a note can move.
   """
   k_H = np.arange(1, _HARMONICS + 1)
+  # No two instruments of a family are equal.
   uneven_H = waves.decibels(2.5 * g.standard_normal(_HARMONICS))
   odd_H = k_H % 2 == 1
   slope = {'bowed': 1.1, 'brass': .7, 'clarinet': 1.2, 'electric': 1.,
@@ -81,6 +83,7 @@ def note(g: np.random.Generator, family: str, f: float, n: int) -> np.ndarray:
   if family == 'voice':
     harmonics_H = f * np.arange(1, _HARMONICS + 1)
     formants = VOWELS[g.integers(len(VOWELS))]
+    # Resonances of the vocal tract at fixed frequencies, whatever the pitch.
     bright_H = bright_H * sum(
         1. / (1. + ((harmonics_H - c) / 90.) ** 2) for c in formants)
     bright_H = bright_H / np.max(bright_H)

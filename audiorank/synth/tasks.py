@@ -73,6 +73,7 @@ def _place(g, n, sound_S):
 
 
 def _pitch(g, label):
+  # Out of tune by up to a fifth of a semitone.
   f = recordings.midi(int(label)) * 2. ** (g.uniform(-.2, .2) / 12.)
   # Any timbre, so that only the pitch distinguishes the labels.
   family = sounds.TIMBRES[g.integers(len(sounds.TIMBRES))]
@@ -85,6 +86,7 @@ def _timbre(g, label):
   f = recordings.midi(int(g.integers(50, 80)))
   wave_S = np.zeros(CLIP)
   duration = int(g.integers(5000, CLIP + 1))
+  # One note or several, so that the number of attacks does not tell.
   for start in range(0, CLIP, duration):
     length = min(duration, CLIP - start)
     if length > 1600:  # A shorter note would be only an attack.
@@ -210,6 +212,7 @@ def _hive(g, pick, low, high):
     low, high: seconds of hum between two calls.
   """
   n = LONG_CLIP
+  # Up to a semitone, slowly.
   drift = 2. ** (waves.course(g, 'triangle', n, .05, .2) / 12.)
   amps_H = np.arange(1, 41) ** -g.uniform(.6, 1.4)
   wave_S = waves.normalise(waves.harmonic(
@@ -280,6 +283,8 @@ def make(seed: int, task: str, split: str,
     return _sound_events(g)
   labels = EVERY[task].labels
   if task == 'scene':
+    # Every label is present equally often as the first one; up to two others
+    # join it.
     present = [labels[index % len(labels)]]
     others = [label for label in labels if label not in present]
     extra = g.permutation(len(others))[:int(g.integers(0, 3))]

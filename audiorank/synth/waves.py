@@ -101,9 +101,11 @@ def harmonic(f_S: np.ndarray, amps_H: np.ndarray,
   # would become a jump to another entry.
   count = int(min(len(amps_H), CEILING // np.max(f_S), _TABLE // 4))
   spectrum_F = np.zeros(_TABLE // 2 + 1, complex)
+  # Below CEILING by construction: no filter has to remove aliases.
   spectrum_F[1:count + 1] = (amps_H * np.exp(1j * phases_H))[:count]
   table = fft.irfft(spectrum_F) * (_TABLE / 2)
   table = np.append(table, table[0])
+  # The phase is the integral of the frequency, in periods.
   at_S = np.cumsum(f_S / RATE) % 1. * _TABLE
   entry_S = at_S.astype(np.int64)
   return table[entry_S] + (at_S - entry_S) * np.diff(table)[entry_S]
@@ -139,6 +141,8 @@ def resonate(wave_S: np.ndarray, f: float, bandwidth: float) -> np.ndarray:
     f: centre, Hz.
     bandwidth: Hz.
   """
+  # The radius of the poles gives the bandwidth, their angle the centre; zeros
+  # at 0 Hz and at half the rate make the gain at the centre one.
   r = np.exp(-np.pi * bandwidth / RATE)
   b = np.array([1., 0., -1.]) * (1. - r * r) / 2.
   a = np.array([1., -2. * r * np.cos(2. * np.pi * f / RATE), r * r])
@@ -164,6 +168,8 @@ def colour(g: np.random.Generator, wave_S: np.ndarray, spread: float,
   """
   n = len(wave_S)
   tail = int(reverb * RATE)
+  # Longer than the clip by the reverberation, so that its end does not wrap
+  # around to the beginning.
   size = fft.next_fast_len(n + tail, real=True)
   f_F = np.arange(size // 2 + 1) * (RATE / size)
   octave_F = np.log2(np.maximum(f_F, 40.) / 40.)
@@ -171,6 +177,7 @@ def colour(g: np.random.Generator, wave_S: np.ndarray, spread: float,
   gain_F = decibels(np.interp(octave_F, np.arange(9), knots_db))
   spectrum_F = fft.rfft(wave_S, size) * gain_F
   if tail:
+    # Down by 60 dB (e^-6.9 in amplitude) after the reverberation time.
     room_S = noise(g, tail) * np.exp(-6.9 * seconds(tail) / reverb)
     room_S *= decibels(g.uniform(-18., 0.)) / np.sqrt(np.sum(room_S ** 2))
     spectrum_F *= 1. + fft.rfft(room_S, size)
@@ -240,5 +247,6 @@ def stage(g: np.random.Generator, wave_S: np.ndarray, snr: tuple[float, float],
   wave_S = normalise(colour(g, wave_S, spread, reverb))
   wave_S = wave_S + band(g, len(wave_S)) * decibels(-g.uniform(*snr))
   wave_S = normalise(wave_S) * decibels(g.uniform(*levels))
+  # Scaled, not clipped: clipping would add harmonics.
   wave_S = wave_S * min(1., .99 / np.max(np.abs(wave_S)))
   return np.rint(wave_S * 32767.).astype(np.int16)

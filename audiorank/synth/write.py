@@ -100,12 +100,14 @@ def _map(function: Callable[[Any], None], items: Sequence[Any],
     # Spawned: forking a process with threads of JAX can deadlock.
     context = multiprocessing.get_context('spawn')
     with futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+      # Eight at a time: a clip takes less time than sending a task.
       pending = [pool.submit(_call, function, items[i:i + 8])
                  for i in range(0, len(items), 8)]
       try:
         for done in futures.as_completed(pending):
           tell(done.result())
       except BaseException:
+        # Otherwise an interrupt would wait for all clips.
         pool.shutdown(cancel_futures=True)
         raise
   finally:
@@ -129,6 +131,7 @@ def _write_recording(out: pathlib.Path, seed: int, index: int) -> None:
 def count(hours: float, seed: int) -> int:
   """Returns how many recordings have at least `hours` hours together."""
   total, index = 0, 0
+  # Lengths are drawn without making a sound, so this takes moments.
   while total < hours * 3600 * RATE:
     total += recordings.length(seed, index)
     index += 1
@@ -176,6 +179,7 @@ def write_audio(out: str | os.PathLike, hours: float, seed: int,
   _map(functools.partial(_write_recording, out, seed), range(wanted), workers,
        progress, 'synthetic dataset: recordings')
   samples = sum(recordings.length(seed, i) for i in range(wanted))
+  # The marker last: without it the folder counts as unfinished.
   _write_json(out / MARKER, {
       'world': VERSION, 'kind': 'audio', 'seed': seed, 'recordings': wanted,
       'hours': samples / RATE / 3600})
