@@ -83,6 +83,8 @@ def find(environ: Mapping[str, str] = os.environ, dev: str = '/dev',
     return _pretended(environ[PRETENDED])
   platform = environ.get('JAX_PLATFORMS', '').split(',')[0]
   if platform in ('', 'tpu'):
+    # By listing device files: opening a device here would take it from the
+    # workers.
     chips = _tpu_chips(dev, pci)
     if chips.ids:
       return chips
@@ -121,6 +123,7 @@ def _gpus(environ: Mapping[str, str]) -> Devices:
           for line in listing.splitlines() if line.count(',') == 3]
   by_id = {}
   for row in rows:
+    # CUDA_VISIBLE_DEVICES may name a GPU by its index or by its UUID.
     by_id[row[0]] = by_id[row[1]] = row
   visible = environ.get('CUDA_VISIBLE_DEVICES')
   if visible is None:
@@ -133,6 +136,7 @@ def _gpus(environ: Mapping[str, str]) -> Devices:
         break
       ids.append(name.strip())
   mib = 2 ** 20
+  # The smallest: every slot must hold the same runs.
   total = [_number(by_id[i][2]) * mib for i in ids if i in by_id]
   # nvidia-smi does not list parts of a GPU. They count as free.
   free = ['', '', '', '0']
@@ -205,6 +209,7 @@ def check_software(devices: Devices) -> None:
     usable = importlib.util.find_spec('libtpu') is not None
   else:
     plugins = importlib.util.find_spec('jax_plugins')
+    # Without importing the plugin, which would open the devices.
     usable = plugins is not None and any(
         module.name.startswith('xla_cuda') for module in
         pkgutil.iter_modules(plugins.submodule_search_locations))
@@ -243,6 +248,7 @@ def hold(devices: Devices, wait: float = RELEASE) -> list[IO[str]]:
   if devices.kind == 'tpu' and not devices.pretended:
     _check_chips_free()
   folder = pathlib.Path(tempfile.gettempdir(), f'audiorank-{os.getuid()}')
+  # Of this user alone: others cannot lock what they cannot write.
   folder.mkdir(mode=0o700, exist_ok=True)
   locks: list[IO[str]] = []
   end = time.monotonic() + wait
@@ -260,6 +266,7 @@ def hold(devices: Devices, wait: float = RELEASE) -> list[IO[str]]:
         raise Busy(f'{devices.kind} {device}: in use by process {holder} on '
                    'this machine: expected a free device')
       time.sleep(.1)
+    # Names the launcher for messages; the lock itself is the kernel's.
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
@@ -317,6 +324,7 @@ def slots(devices: Devices, size: int = 1, per_device: int = 1,
     if size > len(ids):
       raise ValueError(f'a run takes {size} {devices.kind}s, there are '
                        f'{len(ids)}')
+    # Neighbours together; devices that are left over stay idle.
     groups = [ids[i:i + size] for i in range(0, len(ids) - size + 1, size)
               for _ in range(per_device)]
   out = []
@@ -366,6 +374,7 @@ def _tpu_settings(ids: Sequence[str]) -> dict[str, str]:
   if len(ids) not in TPU_BOUNDS:
     raise ValueError(f'a run takes {len(ids)} TPU chips: expected one of '
                      f'{", ".join(map(str, TPU_BOUNDS))}')
+  # Port 0 has the system choose a free one.
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
@@ -385,6 +394,7 @@ def core_groups(count: int) -> list[frozenset[int] | None]:
     return [None] * count
   mine = sorted(os.sched_getaffinity(0))
   share = max(1, len(mine) // max(count, 1))
+  # With more workers than cores they start again at the first core.
   return [frozenset(mine[i * share % len(mine):][:share])
           for i in range(count)]
 

@@ -135,6 +135,8 @@ def check(runs: Sequence[str], **fields: str) -> None:
   """Raises ValueError for a name that could mean more than itself."""
   forms = {'name': NAME, 'queue': NAME, 'score_pool': NAME,
            'service_account': NAME, 'partition': PARTITION}
+  # Everything that enters a shell script or YAML has one of a few forms, so
+  # nothing in it can be a command.
   for run in runs:
     if not RUN.fullmatch(run):
       raise ValueError(f'run {run!r}: expected 12 hexadecimal digits')
@@ -259,6 +261,7 @@ def sweep_jobset(pod: Pod, listed: bool) -> Tree:
     scorer = replicated(
         'scorer', 1, pod.scorers,
         cpu_pod(pod, ['worker', *root, '--roles=score']), 1, RESTARTS)
+    # Scorers wait: idle CPU pods would cost as much as working ones.
     jobs.append({**scorer, 'dependsOn': [{'name': 'worker',
                                           'status': 'Complete'}]})
   return named(pod.name, pod, jobs, {})
@@ -329,6 +332,7 @@ def replicated(name: str, replicas: int, pods: int, template: Tree, hosts: int,
       'containerName': 'main', 'operator': 'In',
       'values': list(range(1, AGAIN))}}]
   if restarts:
+    # First: the first rule that matches decides.
     rules.insert(0, {'action': 'Ignore', 'onPodConditions': [
         {'type': 'DisruptionTarget', 'status': 'True'}]})
   return {'name': name, 'replicas': replicas, 'template': {**metadata, 'spec': {
@@ -407,8 +411,10 @@ def volume(mount: Mount) -> Tree:
 def fits(config: Any, chip_memory: float, chips: int, fsdp: int) -> bool:
   """Returns whether some chips can hold a run, parameters over fsdp of them."""
   from launch import grid
+  # The state is divided over fsdp devices, the clips over all.
   need = (grid.state_bytes(config) / fsdp
           + config.train.batch / chips * grid.clip_bytes(config))
+  # A tenth for what the estimate does not know.
   return need < .9 * chip_memory
 
 
@@ -487,6 +493,7 @@ def emit_jobsets(folders: Sequence[pathlib.Path], root: str) -> str:
   piece = slices.parse(f'{pod.machine}:{pod.topology}')
   placed = layouts.placements(list(folders), pod.machine, pod.topology,
                               _MESH.value) or own_slices(folders, piece)
+  # Runs with a slice of their own are not offered to the workers of the sweep.
   runs = [f.name for f in folders if f.name not in placed]
   text = jobsets(runs, pod, placed)
   if runs and placed:

@@ -113,6 +113,7 @@ def runs(configs: dict[str, Any]) -> dict[str, tuple[Any, run_queue.Entry]]:
   out = {}
   for config in [*configs.values(),
                  *(baselines.untrained(c) for c in configs.values())]:
+    # Keyed by identity: baselines that several points share are one run.
     out[records.run_id(config)] = config, run_queue.entry(config)
   return dict(sorted(out.items(), key=lambda item: -item[1][1].work))
 
@@ -177,6 +178,7 @@ def check(configs: Mapping[str, Any],
   Raises:
     ValueError, FileNotFoundError: a point that cannot run; missing tasks.
   """
+  # All slots are alike, so the largest run decides.
   size = max(devices_needed(config, devices) for config in configs.values())
   tasks = set()
   for config in configs.values():
@@ -228,6 +230,8 @@ def devices_needed(config: Any, devices: machine.Devices | None) -> int:
     config_lib.mesh_sides(data, fsdp, there)
   if devices.memory:
     need = state_bytes(config) + clip_bytes(config)
+    # Parameters and moments are divided over fsdp devices: doubled until their
+    # share fits.
     while need / fsdp > .9 * devices.memory:
       if data != -1 or 2 * fsdp > there:
         raise ValueError(
@@ -243,6 +247,7 @@ def devices_needed(config: Any, devices: machine.Devices | None) -> int:
 def parameters(config: Any) -> int:
   """Returns the approximate number of parameters, with the decoder."""
   m = config.model
+  # Of width^2: queries, keys, values and projection, and two layers of the MLP.
   block = 4 + 2 * m.mlp_ratio
   return sum(part.depth * block * part.width ** 2 for part in (m, m.decoder))
 

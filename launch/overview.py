@@ -71,6 +71,7 @@ class Meter:
 
   def text(self, at: run_queue.Progress) -> str:
     """Returns runs, steps and the time left as one line."""
+    # Extrapolated from what this command has done so far.
     done = at.share - (self.first or 0.)
     left = float('inf')
     if done > 0:
@@ -109,6 +110,7 @@ def status_row(workdir: pathlib.Path) -> dict[str, Any]:
   """Returns one run's row of `status`."""
   config = records.config_tree(workdir)
   state, holder = records.state(workdir), lock_lib.read(workdir)
+  # The folder says how far a run is, its lock whether anybody works on it.
   if state in ('started', 'trained') and lock_lib.alive(workdir):
     state = 'running'
   elif state == 'started':
@@ -160,6 +162,7 @@ def machine_rate(seconds: float = .3) -> float:
   import jax.numpy as jnp
   x = jnp.ones((1024, 1024))
   product = jax.jit(lambda x: x @ x)
+  # Compiled before the clock starts.
   product(x).block_until_ready()
   began, times = time.perf_counter(), 0
   while time.perf_counter() - began < seconds:
@@ -183,6 +186,7 @@ def plan(configs: Mapping[str, Any], workers: int) -> str:
   rows, total, spent = [], 0., 0.
   rate = machine_rate() * EFFICIENCY
   for point, config in configs.items():
+    # Shapes only: no parameter is computed for a plan.
     shapes = jax.eval_shape(lambda key, c=config: train_state.init(c, key),
                             jax.random.key(0))
     cost = train_state.flops(config)

@@ -132,6 +132,7 @@ class Board:
     state_of = self._state
     if files.is_on_bucket(self.root):
       state_of = self._states_on_bucket().get
+    # Done and failed are final for this process.
     for run_id, state in self.states.items():
       if state not in ('done', 'failed'):
         self.states[run_id] = state_of(run_id) or 'new'
@@ -217,6 +218,7 @@ class Board:
     for run_id, state in self.states.items():
       e = self.entries[run_id]
       steps = e.steps
+      # Failed runs count as finished: the time left is of what is still to do.
       share = {'done': 1., 'failed': 1., 'trained': 1 - EVALUATION}.get(state)
       if share is None:
         steps = min(self._steps.get(run_id, 0), e.steps)
@@ -277,6 +279,8 @@ def claim(board: Board, roles: Collection[str], last: Entry | None = None,
   board.look()
   ids = [run_id for run_id in board.left(roles) if run_id not in skip]
   for run_id in in_order(board, ids, last, worker):
+    # The lock decides, not the look before: another worker may have been
+    # faster.
     first = _take(board, run_id, roles, places)
     if first is None:
       continue
@@ -326,6 +330,7 @@ def in_order(board: Board, ids: list[str], last: Entry | None,
 
   def key(run_id: str) -> tuple[Any, ...]:
     e = board.entries[run_id]
+    # False sorts before True: each of the first three is a preference.
     return (last is None or e.program != last.program,
             last is None or e.model != last.model, e.model in models,
             e.program in programs, -largest[e.program], e.program, -e.work,
@@ -348,10 +353,12 @@ def _take(board: Board, run_id: str, roles: Collection[str],
     lock.release()
     return None
   try:
+    # A run on which workers die again and again would stop the sweep.
     if lock.deaths >= DEATHS:
       raise ValueError(f'its workers died {lock.deaths} times without progress')
     config = records.load_config(workdir, places)
   except (ValueError, OSError) as error:
+    # Under the lock, which no other worker has now.
     fail(workdir, error)
     board.states[run_id] = 'failed'
     lock.release()
@@ -367,6 +374,7 @@ def at_one_step(claims: list[Claim]) -> list[Claim]:
   """
   saves = {c.workdir: checkpoint.steps(c.workdir / 'checkpoints')[-2:] or [-1]
            for c in claims}
+  # The step that most runs can start from; others are claimed again later.
   start = max(saves[claims[0].workdir], key=lambda step: sum(
       step in steps for steps in saves.values()))
   for c in claims:

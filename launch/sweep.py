@@ -127,6 +127,7 @@ def place(configs: Mapping[str, Any], environ: Mapping[str, str]) -> Place:
     ValueError: flags that this machine cannot meet; a config that no slot
       can run; a device that another process uses.
   """
+  # Nothing is written before all of this has passed.
   there = machine.find(environ)
   devices = machine.choose(there, _DEVICES.value)
   if devices.kind != 'cpu' and _WORKERS.value:
@@ -140,6 +141,7 @@ def place(configs: Mapping[str, Any], environ: Mapping[str, str]) -> Place:
   text = f'{len(slots)} workers'
   if devices.kind != 'cpu':
     text += f' on {len(devices.ids)} {devices.kind}s'
+  # Locked last, since a mistake in the flags should not wait for a device.
   return Place(slots, machine.hold(devices), text)
 
 
@@ -181,14 +183,17 @@ def write(root: pathlib.Path, module: ModuleType, configs: dict[str, Any],
   """
   from audiorank import records
   from launch import synthetic
+  # Paths and checksums first: they are part of a run's identity.
   grid.resolve(configs, lambda config: synthetic.dataset(
       root / 'world', config))
   runs = grid.runs(configs)
   grid.check_corpus(config for config, _ in runs.values())
+  # Before folders are created, so that new and known runs can be told apart.
   known = files.names(root) & set(runs)
   files.mapped(lambda run_id: grid.open_run(root / run_id, runs[run_id][0]),
                runs, root)
   experiment = next(iter(configs.values())).experiment
+  # Folders before the index: a worker that reads it finds every run.
   names = grid.write_index(root, title(module, root), experiment, runs)
   again, diverged = run_queue.reopen(root, runs)
   states = files.mapped(records.state, [root / name for name in known], root)
@@ -199,6 +204,7 @@ def write(root: pathlib.Path, module: ModuleType, configs: dict[str, Any],
   if diverged:
     parts.append(f'{diverged} diverged before (retry tries them again)')
   print(f'{len(runs)} runs: {", ".join(parts)}; {where}; {root}', flush=True)
+  # Runs of earlier commands in the same root.
   others = files.mapped(records.state, [
       root / name for name in names if name not in runs], root)
   unfinished = sum(state not in ('done', 'failed') for state in others)
@@ -230,12 +236,14 @@ def run(module: ModuleType, environ: Mapping[str, str]) -> None:
   logs = files.beside(root) / 'logs'
   logs.mkdir(parents=True, exist_ok=True)
   listing = logs / f'{os.getpid()}.runs'
+  # A file, because thousands of runs do not fit into a command line.
   listing.write_text('\n'.join(ids), encoding='utf-8')
   meter = overview.Meter(root)
   arguments = [f'--root={root}', f'--runs={listing}', f'--pack={_PACK.value}',
                f'--roles={",".join(_ROLES.value)}']
   try:
     unfinished = start(board, arguments, roles=_ROLES.value, show=meter.show)
+  # Workers have saved: the engines wait for them before they raise this.
   except KeyboardInterrupt:
     meter.close()
     print('\nstopped; run the same command to resume', file=sys.stderr)
@@ -264,6 +272,7 @@ def finish(root: pathlib.Path, board: run_queue.Board, unfinished: list[str],
   from audiorank import progress
   from audiorank import records
   tables = records.collect(root)
+  # The table of this command's runs; the report has all of the root.
   ours = tables.runs[tables.runs['run_id'].isin(board.states)]
   print(overview.table(ours.sort_values(
       ['width', 'depth', 'untrained', 'hours'])))
@@ -323,8 +332,11 @@ def main(argv: list[str]) -> None:
   if word == 'plan':
     plan(module)
     return
+  # Copied before `leave_devices` changes it: workers get the environment that
+  # the user set.
   environ = dict(os.environ)
   leave_devices()
+  # An exception, so that `finally` blocks stop the workers.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(cli.AGAIN))
   if word == 'run':
     run(module, environ)

@@ -83,6 +83,7 @@ def checked(config: Any) -> Any:
                        '(launch.sweep writes the synthetic dataset)')
     config[part][name] = files.absolute(config[part][name], field)
   config.data.mixture = data.mixture.absolute(config.data.mixture)
+  # The checksum of the corpus is part of the run's identity.
   config.data.sha256 = data.load(
       config.data.root, config.data.mixture).sha256
   config.eval.sha256 = tasks.checksum(evaluate.task_folders(config))
@@ -129,6 +130,7 @@ def follow(workdir: pathlib.Path, config: Any,
   from audiorank import records
   from audiorank import train
   try:
+    # Diverged: the first process has marked the run.
     if train.fit([workdir], [config], stop):
       return cli.DIVERGED
   except train.Preempted:
@@ -150,6 +152,8 @@ def train_one(run: run_queue.Claim, stop: Callable[[int], bool],
   from audiorank import train
   several = not isinstance(status, work.Status)
   try:
+    # With several processes all have to enter `fit` together; it returns at
+    # once if nothing is left.
     trained = records.state(run.workdir) == 'trained' and not several
     if not trained and not work.train([run], stop, status):
       return cli.DIVERGED
@@ -181,6 +185,7 @@ def main(argv: list[str]) -> None:
   """Runs the command."""
   del argv
   work.die_with_parent()
+  # Before anything else uses jax, which would open the devices alone.
   several = distributed()
   status = work.Report()
   if not several:
@@ -208,13 +213,16 @@ def main(argv: list[str]) -> None:
     if jax.process_index():  # Only the first process writes records.
       sys.exit(follow(workdir, config, stop))
   try:
+    # wait: after a preemption the lease of the process before may still run.
     lock = lock_lib.Lock(workdir, wait=True)
   except lock_lib.LockHeld as error:
     print(error, file=sys.stderr)
     sys.exit(cli.AGAIN)
+  # Asked again under the lock: another process may have finished it.
   if records.state(workdir) == 'done':
     lock.release()
     return
+  # Called by hand, this command tries a failed run again.
   (workdir / 'FAILED').unlink(missing_ok=True)
   status.claimed = [lock]
   run = run_queue.Claim(workdir, config, lock, run_queue.entry(config))

@@ -81,8 +81,11 @@ class Status(Report):
     super().__init__()
     self._idle = True
     read, write = os.pipe()
+    # A full pipe must not block a signal handler.
     os.set_blocking(write, False)
     for number in (signal.SIGTERM, signal.SIGINT):
+      # A handler that does nothing replaces the default, which ends the
+      # process.
       signal.signal(number, lambda *_: None)
     # Python's signal handlers run only between bytecodes, so they would wait
     # until the compiler returns. This file descriptor is written at once.
@@ -100,6 +103,7 @@ class Status(Report):
     while os.read(pipe, 1)[0] not in (signal.SIGTERM, signal.SIGINT):
       pass
     self.asked = True
+    # Time for a loop that checks `asked` to leave by itself.
     time.sleep(PATIENCE)
     while not self._idle:
       time.sleep(.1)
@@ -114,6 +118,8 @@ def die_with_parent() -> None:
   """Asks the kernel for SIGTERM when the launcher dies (Linux)."""
   parent = os.environ.get('AUDIORANK_PARENT')
   if parent and sys.platform == 'linux':
+    # 1 is PR_SET_PDEATHSIG. The parent may have died before this call: then
+    # there is another one now.
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     if os.getppid() != int(parent):
       sys.exit(cli.AGAIN)
@@ -145,6 +151,7 @@ def train(runs: Sequence[run_queue.Claim], stop: Callable[[int], bool],
   try:
     diverged = training.fit([run.workdir for run in runs],
                             [run.config for run in runs], stop, status)
+  # Some runs may have diverged before the signal.
   except training.Preempted as saved:
     fail_diverged(runs, saved.diverged)
     raise
@@ -266,6 +273,7 @@ class Worker:
     """Trains and scores claimed runs; returns False if asked to stop."""
     stop = lambda step: self.status.asked
     if self.board.states[runs[0].workdir.name] != 'trained':
+      # A single run takes all devices; packed runs have one each.
       if len(runs) == 1:
         runs = [on_devices(runs[0])]
       names = ', '.join(run.workdir.name for run in runs)
@@ -314,6 +322,7 @@ class Worker:
       free_memory(error)
     elif is_of_device(error):
       die(error)
+    # One of them has the error; alone it can be named.
     elif len(runs) > 1:
       self.alone.add(group)
       print(f'{error}: these runs are tried one by one', file=sys.stderr,
@@ -323,6 +332,7 @@ class Worker:
 
   def fail(self, run: run_queue.Claim, error: Exception) -> None:
     """Marks a run as failed; this worker does not try it again."""
+    # A user's mistake gets one line; an error of ours its traceback.
     if not isinstance(error, (ValueError, OSError)):
       traceback.print_exception(error)
     run_queue.fail(run.workdir, error)
@@ -366,6 +376,8 @@ def packed(config: Any) -> int:
   limit = stats.get('bytes_limit')
   if not limit:
     return PACKED * len(devices)
+  # What the corpus may take is not there for runs; a fifth is left for what the
+  # estimate does not know.
   fit = int((.8 - feed.DEVICE_SHARE) * limit / grid.device_bytes(config))
   return len(devices) * max(1, min(fit, MOST_PACKED))
 

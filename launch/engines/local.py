@@ -49,6 +49,7 @@ def environment(slot: machine.Slot,
   out: dict[str, str | None] = {
       **environ, 'AUDIORANK_PARENT': str(os.getpid()), 'PYTHONUNBUFFERED': '1',
       'TF_CPP_MIN_LOG_LEVEL': '2', **slot.environment}
+  # setdefault: what the user has set stays.
   if not slot.ids:
     out.setdefault('GLIBC_TUNABLES', TUNABLES)
   return {name: value for name, value in out.items() if value is not None}
@@ -80,6 +81,8 @@ class Place:
       with open(self.log, 'ab') as log:
         self.process = subprocess.Popen(
             command('worker', *arguments), stdin=subprocess.DEVNULL,
+            # A session of its own: Ctrl-C reaches the launcher alone, which
+            # asks the workers to save.
             stdout=log, stderr=log, env=environ, start_new_session=True,
             pass_fds=[lock.fileno() for lock in locks])
     finally:
@@ -96,10 +99,11 @@ class Place:
     if code == 0:
       self.deaths = 0
       return True
+    # An error by which it ended itself, not a signal: it would end again.
     if 0 < code < 128 and code != cli.AGAIN:
       self.error = last_line(self.log) or f'exit code {code}'
     elif code != cli.AGAIN:
-      # A run counts the deaths of those who had it; see claims.
+      # A run counts the deaths of those who had it; see run_queue.
       had_a_run = any(
           lock_lib.read(board.folder(run_id)).get('pid') == pid
           for run_id in board.left(('train', 'score')))
@@ -156,6 +160,7 @@ def run(board: run_queue.Board, arguments: Sequence[str],
     while True:
       ended = [place for place in places
                if place.process and place.process.poll() is not None]
+      # Workers are polled often, folders seldom.
       if ended or time.monotonic() - looked > wait:
         board.look()
         looked = time.monotonic()
@@ -210,6 +215,7 @@ def free(board: run_queue.Board, roles: Collection[str]) -> list[str]:
 def stop(processes: Sequence[subprocess.Popen], patience: float = 60.) -> None:
   """Asks workers to save and leave; kills those that do not."""
   for process in processes:
+    # All are asked before any is waited for.
     process.send_signal(signal.SIGTERM)
   end = time.monotonic() + patience
   for process in processes:

@@ -147,6 +147,8 @@ def start(board: run_queue.Board, arguments: Sequence[str], run_id: str,
   command = ['worker', *arguments]
   if not needs.topology:
     task = ray.remote(num_cpus=needs.cores, num_gpus=needs.gpus,
+                      # Retrying is the launcher's business: it knows what an
+                      # exit code means.
                       max_retries=0)(worker)
     return Started([task.remote(command, logs, needs.cores)], None, '')
   from ray.util import tpu
@@ -162,6 +164,7 @@ def start(board: run_queue.Board, arguments: Sequence[str], run_id: str,
                             tpu_slice=reserved, pg_ready_timeout_s=READY)
 
   try:
+    # Sorted by place: the first host of the slice coordinates.
     hosts = sorted(ray.get(on_slice(place), timeout=READY))
     coordinator = ''
     if len(hosts) > 1:
@@ -313,6 +316,7 @@ def run(board: run_queue.Board, arguments: Sequence[str],
       show(board)
       free = set(local.free(board, roles))
       ready = sorted(free - left_over - {s.run_id for s in running})
+      # Slices are reserved one by one, so their number need not be known.
       limit = most or (len(ready) if needs.topology else room(needs))
       for run_id in ready[:max(0, limit - len(running))]:
         if time.monotonic() < full_until or len(running) >= len(ready):
@@ -329,11 +333,13 @@ def run(board: run_queue.Board, arguments: Sequence[str],
         break
       tasks = [t for s in running for t in s.tasks if t not in ended]
       if tasks:
+        # Returns early if all have ended, otherwise after `poll` seconds.
         over, _ = ray.wait(tasks, num_returns=len(tasks), timeout=poll)
         ended.update(dict.fromkeys(over, time.monotonic()))
       else:
         time.sleep(poll)
       for started in list(running):
+        # A slice ends as a whole; a host that does not follow is cancelled.
         times = [ended[t] for t in started.tasks if t in ended]
         late = times and time.monotonic() - min(times) > FOLLOW
         if len(times) == len(started.tasks) or late:
@@ -343,6 +349,7 @@ def run(board: run_queue.Board, arguments: Sequence[str],
           full_until = 0.
           settle(board, started, hung, left_over, errors)
   except BaseException:
+    # A second Ctrl-C must not interrupt the saving.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for started in running:
       cancel(started)

@@ -83,6 +83,7 @@ def ingredients() -> dict[str, str]:
 
 def path(job: dict[str, Any]) -> pathlib.Path:
   """Returns the path of a job's answer in the cache."""
+  # Sources and versions are part of the key: a changed model is compiled anew.
   name = files.digest({**job, 'ingredients': ingredients()})
   return files.cache_folder('plans') / f'{name}.json'
 
@@ -100,6 +101,7 @@ class Compiler:
 
   def ask(self, job: dict[str, Any]) -> dict[str, Any]:
     """Returns the answer to a job, or an error if the process dies."""
+    # A process serves many jobs: importing jax and libtpu takes seconds.
     if self.process is None:
       self.process = subprocess.Popen(
           [sys.executable, '-m', 'launch.tpu.compiler'], cwd=ROOT, text=True,
@@ -152,6 +154,7 @@ def answers(specs: list[dict[str, Any]], piece: slices.Slice, effort: str,
     return known
   bar = progress.Bar(len(todo), 0, f'compiling for {piece.name}', every=5.)
   workers = min(workers, len(todo))
+  # A queue of compilers: each thread takes one that is free.
   idle: queue.SimpleQueue = queue.SimpleQueue()
   compilers = [Compiler() for _ in range(workers)]
   for compiler in compilers:

@@ -157,6 +157,7 @@ def trips(computations: Computations, loop: Instruction) -> int:
 
   It is 1 if it depends on the data, as for the iterations of an SVD.
   """
+  # XLA writes the count where it could prove it.
   known = re.search(r'known_trip_count[^0-9]*(\d+)', loop.text)
   if known:
     return int(known[1])
@@ -185,10 +186,12 @@ def runs(computations: Computations, entry: str) -> dict[str, float]:
   counts: dict[str, float] = {}
 
   def visit(name: str, times: float) -> None:
+    # A computation may be called from several places.
     counts[name] = counts.get(name, 0) + times
     for i in computations[name]:
       if i.opcode == 'while':
         body = _match(r'body=%([^ ,]+)', i.text)
+        # Loops multiply: a collective in a scan over blocks runs once a block.
         visit(body, times * trips(computations, i))
       elif i.opcode in ('call', 'conditional', 'async-start'):
         for callee in _CALLS.findall(i.text):

@@ -90,6 +90,7 @@ def compile_steps(config: Any, layouts: Iterable[Layout], piece: slices.Slice,
     piece: the slice.
     effort: see compiler.answers.
   """
+  # dict.fromkeys drops duplicates and keeps the order.
   layouts = [x for x in dict.fromkeys(layouts)
              if not obstacle(config, x, piece.chips)]
   specs = [spec('step', config, x, piece.chips) for x in layouts]
@@ -101,8 +102,10 @@ def compile_steps(config: Any, layouts: Iterable[Layout], piece: slices.Slice,
 def evaluate(config: Any, layout: Layout, piece: slices.Slice,
              answer: dict[str, Any]) -> Result:
   """Returns the Result of a compiler's answer."""
+  # The compiler's own limit may differ from the memory of the chip.
   if not answer['fits'] or answer['peak'] > piece.chip.memory:
     return Result(layout, {**answer, 'fits': False}, None)
+  # All that a chip sends in a step bounds the time of its links.
   wire = sum(c['wire'] for c in answer['collectives'].values())
   return Result(layout, answer, slices.bound(
       with_layout(config, layout, piece.chips), piece, wire,
@@ -117,11 +120,13 @@ def remedies(config: Any, piece: slices.Slice, effort: str) -> list[Result]:
   """
   mine = own(config)
   shares = [f for f in FSDP if f > mine.fsdp and piece.chips % f == 0]
+  # From the cheapest change to the costliest: recompute, divide, both.
   layouts = [mine._replace(remat='full')]
   for remat in (mine.remat, 'full'):
     layouts += [mine._replace(fsdp=f, remat=remat) for f in shares]
   results = compile_steps(config, layouts, piece, effort)
   batch = mine.batch // 2
+  # A smaller batch is another training, hence the last resort.
   while not any(r.answer['fits'] for r in results) and batch >= piece.chips:
     smallest = Layout(max(shares, default=mine.fsdp), 'full', batch)
     results += compile_steps(config, [smallest], piece, effort)
@@ -171,6 +176,7 @@ def cheapest(config: Any, whole: slices.Slice, effort: str,
   """
   candidates = []
   for piece in slices.parts_of(whole):
+    # Only numbers of clips per chip that are worth compiling.
     if config.train.batch // piece.chips not in clips:
       continue
     shares = [f for f in (1, *FSDP) if f <= piece.chips]

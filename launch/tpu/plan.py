@@ -60,6 +60,7 @@ def plan(configs: dict[str, Any], topology: str, price: float = 0.,
   points, chosen = {}, {}
   for point, config in configs.items():
     layout = layouts.own(config)
+    # Points that cannot be divided stay in the table, with the reason.
     reason = layouts.obstacle(config, layout, piece.chips)
     if not reason:
       chosen[point] = layout
@@ -69,6 +70,8 @@ def plan(configs: dict[str, Any], topology: str, price: float = 0.,
   divides = {point: configs[point] for point in chosen}
   others = []
   if effort and divides:
+    # All programs of all points in one call, so that equal ones are compiled
+    # once and the longest first.
     answers = _compile(divides, chosen, piece, effort)
     for point, config in divides.items():
       points[point].update(
@@ -186,6 +189,7 @@ def _programs(points: dict[str, Any], chosen: dict[str, layouts.Layout],
   for point, config in points.items():
     for name in ONCE:
       spec = layouts.spec(name, config, chosen[point], piece.chips)
+      # Programs that several points share are one row.
       configs[compiler.text(spec)] = config
   spec, config = _svd(points, chosen, piece)
   configs[compiler.text(spec)] = config
@@ -317,6 +321,7 @@ def _remedies(known: dict[str, Any], piece: slices.Slice) -> str:
 
 def total(plan: dict[str, Any]) -> str:
   """Returns the sum over the points, as a sentence."""
+  # Points that do not fit have no hours.
   hours = [p['chip_hours'] for p in plan['points'].values()
            if 'chip_hours' in p]
   days = sum(hours) / plan['chips'] / 24

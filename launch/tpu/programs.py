@@ -37,6 +37,7 @@ def spec(name: str, config: Any, data: int, fsdp: int) -> dict[str, Any]:
   m = records.plain(config.model)
   out = {'program': name, 'data': data, 'fsdp': fsdp}
   if name in ('rankme', 'svd'):
+    # Embeddings come in whole batches; the last one is padded.
     rows = math.ceil(config.monitor.clips / config.monitor.batch)
     return {**out, 'clips': rows * config.monitor.batch, 'width': m['width']}
   # 'auto' and the layout that it means are the same program.
@@ -112,6 +113,7 @@ def _call(spec: dict[str, Any], mesh: jax.sharding.Mesh
     if spec['program'] == 'rankme':
       method = 'sliced'
     return rankme.device_program(method), (z_ND,)
+  # Programs without masks do not read these fields.
   config = config_of({'mask': {'ratio': .5, 'group_size': 1}, **spec})
   shapes = train_state.state_shapes(config)
   placed = sharding.place(shapes, mesh)
