@@ -46,10 +46,13 @@ def usage() -> str:
 
 def main() -> None:
   """Runs the command that the first word names."""
+  # A checkout: packages lie side by side.
   if HERE.name == 'launch':
     sys.path.insert(0, str(HERE.parent))
     bind('configs', HERE.parent / 'configs')
   else:
+    # Installed: the wheel has both below audiorank, so that it adds no other
+    # name to the environment.
     bind('configs', HERE.with_name('_configs'))
   bind('launch', HERE)
   from launch import cli

@@ -115,6 +115,7 @@ def run(area: str) -> None:
   """Runs one area in this process and prints its table row by row."""
   module = importlib.import_module(f'launch.benches.{area}')
   if pinned(module) and hasattr(os, 'sched_setaffinity'):
+    # Before any library starts its threads.
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
   print(f'\n{area}\n\n| ' + ' | '.join(HEAD) + ' |\n|' + '---|' * len(HEAD),
         flush=True)
@@ -156,6 +157,7 @@ def main(argv: list[str]) -> None:
         results.update(files.read_json(part)['areas'])
       if _OUT.value:
         files.write_json(_OUT.value, {'areas': results})
+      # After the results are written: areas before this one stay.
       if code:
         raise ValueError(f'bench {area} ended with exit code {code}')
 

@@ -50,12 +50,14 @@ def _guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
     silence_saves()
   try:
     main(argv)
+  # 130 is the shell's code for SIGINT.
   except KeyboardInterrupt:
     print('stopped; run the same command to resume', file=sys.stderr)
     sys.exit(130)
   except FileNotFoundError as error:
     if traced:
       raise
+    # Raised by open(); errors of our own have a whole sentence.
     if error.filename:
       fail(f'{error.filename}: no such file')
     fail(error)
@@ -75,6 +77,7 @@ def _guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
 def _parse(words: bool, argv: list[str]) -> list[str]:
   """Returns the words of a command without its flags."""
   try:
+    # Config files are run here, so any error of theirs can come up.
     left = flags.FLAGS(with_config_file(argv))
   except flags.Error as error:
     fail(f'{flag_error(error)} (see --help)')
@@ -148,6 +151,7 @@ def config_file(value: str) -> str:
     return value
   if name in shipped:
     return f'{shipped[name]}{colon}{point}'
+  # Files of the same folder first, then the shipped names.
   beside = [str(other) for other in path.parent.glob('*.py')]
   guess = nearest(name, beside) or nearest(path.stem, shipped)
   raise ValueError(f'--config={value}: no such file{guess}')
@@ -190,6 +194,7 @@ def unknown_field(error: Exception, argv: list[str]) -> str:
             if text and text[0] in word.split('=')[0].split('.')]
   guess = ''
   for field in fields:
+    # Fields of older versions: say what they are called now.
     old = field_of(field)
     if old in config_lib.RENAMED:
       return f'{field}: no such field: it is now {config_lib.RENAMED[old]}'
@@ -213,6 +218,7 @@ def flag_error(error: flags.Error) -> str:
 def fail(error: object) -> NoReturn:
   """Prints an error as one line and exits 1."""
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  # Two lines at most: libraries append advice of their own.
   print(f'error: {". ".join(lines[:2]) or repr(error)}', file=sys.stderr)
   sys.exit(1)
 

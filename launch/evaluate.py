@@ -135,6 +135,7 @@ def rank_lines(fields: Mapping[str, Any]) -> list[str]:
   out = []
   for name, text in (('rank', 'RankMe'), ('rank_center', 'RankMe, centred')):
     out += rank_with_interval(text, fields[name])
+  # A curve that still climbs at its end: the sample is too small.
   sizes = ', '.join(f'{value:.2f} of {n}'
                     for n, value in fields['rank']['curve'])
   out += [f'{"RankMe by sample size":32s} {sizes}', '',
@@ -261,6 +262,8 @@ def score_lines(record: Mapping[str, Any], encoder: str = '') -> list[str]:
 def check() -> None:
   """Raises ValueError for flags that cannot be combined."""
   model = _CHECKPOINT.value or _MODULE.value
+  # A file of embeddings needs no model, so flags of models would have no
+  # effect.
   if _EMBEDDINGS.value:
     if _TASKS.value or _CORPUS.value or model:
       raise ValueError('--embeddings cannot be combined with --checkpoint, '
@@ -276,6 +279,7 @@ def check() -> None:
                      'combined with --protocol')
   if _VIEWS.value == 1 or _VIEWS.value < 0:
     raise ValueError(f'--views={_VIEWS.value}: expected at least 2, or 0')
+  # Views repeat a run's own masking, which other encoders do not have.
   if _VIEWS.value and (_MODULE.value or not _CORPUS.value
                        or not _CHECKPOINT.value
                        or files.path(_CHECKPOINT.value).is_file()):
@@ -385,8 +389,10 @@ def main(argv: list[str]) -> None:
     record['encoder'] = model.about
     name = pathlib.Path(_CHECKPOINT.value or _MODULE.value).name
     if model.about['step'] is not None:
+      # The step that was chosen, which need not be the newest.
       name += f"-{model.about['step']}"
     if _CORPUS.value:
+      # RankMe first: it needs no labels and takes less time than the tasks.
       record |= corpus_record(model, cache)
     record |= task_records(model, folders, settings, cache)
   print(evaluate.write(_OUT.value, name, record))
@@ -471,6 +477,7 @@ def task_records(model: Any, folders: list[pathlib.Path],
   for folder in folders:
     record = evaluate.score(model, folder, settings, cache)
     out[folder.name] = record
+    # Task by task: a reader need not wait for the last one.
     print('\n'.join(score_lines(record)), flush=True)
     print('\n'.join(more_scores(record)), end='', flush=True)
     if not _FEATURES.value:

@@ -41,6 +41,8 @@ def main(argv: list[str]) -> None:
   from audiorank.export import stablehlo
   config, params, about = encoders.weights(_CHECKPOINT.value, _STEP.value)
   out = export.destination(_OUT.value)
+  # The ending decides: files are one program each, a folder has weights and a
+  # card.
   if out.suffix == '.stablehlo':
     layer: str | int = _LAYER.value
     if _LAYER.value.isdigit():

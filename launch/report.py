@@ -80,6 +80,7 @@ def frontier(fit: Any) -> str:
 
 def is_sweep(data: Any) -> bool:
   """Returns whether a table is a sweep's own, with its untrained networks."""
+  # Any table may have a column `score`; only a sweep's has all of these.
   return {'run_id', 'untrained', 'rank', 'score', 'objective'} <= set(data)
 
 
@@ -96,6 +97,7 @@ def analyzed(data: Any) -> Any:
   from audiorank import records
   path, none = files.path(_TABLE.value), pd.DataFrame()
   tables = records.Tables(data, none, none)
+  # With the tables beside it more claims can be judged: training, tasks.
   if path.name == 'runs.parquet' and (
       path.parent / 'history.parquet').is_file():
     tables = records.load(path.parent)
@@ -132,6 +134,7 @@ def print_law(data: Any, groups: str | None) -> None:
   print(fit.report())
   if _COMPARE.value:
     print('\nerrors on rows (groups) left out, the best first:')
+    # The law itself is one of those compared.
     table = laws.compare([_LAW.value, *_COMPARE.value], data, **columns)
     print(table.drop(columns='formula').to_string(index=False))
   if _BUDGETS.value:
@@ -146,6 +149,7 @@ def print_law(data: Any, groups: str | None) -> None:
   print(laws.checklist.words(laws.checklist.fill(fit)))
   if _FIGURE.value:
     from audiorank import figures
+    # A law of several inputs has no curve in a plane.
     draw = figures.predicted_actual
     if len(fit.x) == 1:
       draw = figures.law
@@ -184,6 +188,7 @@ def main(argv: list[str]) -> None:
   from audiorank.analysis import study
   result = analyzed(data)
   print_claims(result)
+  # A law goes through the runs above their baseline, as in the report.
   if (result.fit or _X.value) and not _MARKDOWN.value:
     print_law(study.above_baseline(result.study.trained),
               groups or 'configuration')

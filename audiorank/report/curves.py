@@ -95,6 +95,7 @@ def chart(title: str, lines: list[Line], log_x: bool = False,
   drawable, has_zero = thinned(lines, log_x, log_y)
   if not drawable:
     return ''
+  # One scale for all lines of a drawing.
   scale_x, scale_y = (axis(np.concatenate([line[i] for line in drawable]), log)
                       for i, log in ((0, log_x), (1, log_y)))
   marks = []
@@ -102,12 +103,14 @@ def chart(title: str, lines: list[Line], log_x: bool = False,
     px = LEFT + at * (WIDE - LEFT - 8)
     side = 'middle'
     if at == 1:
+      # The last label ends at the axis, so that it stays within the drawing.
       side = 'end'
     if has_zero and not at:
       value = '0'
     marks.append(f'<text x="{px:.0f}" y="{HIGH - 12}" text-anchor="{side}">'
                  f'{value}</text>')
   for value, at in scale_y[1]:
+    # SVG counts from the top.
     py = HIGH - LOW - at * (HIGH - LOW - 8)
     marks.append(f'<text x="{LEFT - 6}" y="{py + 4:.0f}" text-anchor="end">'
                  f'{value}</text>')
@@ -136,6 +139,7 @@ def thinned(lines: list[Line], log_x: bool,
     good = np.isfinite(x) & np.isfinite(y) & ((y > 0) | (not log_y))
     x, y = x[good], y[good]  # Others have no place on the axes.
     if len(x) > MOST:
+      # Evenly spaced: a mean would hide jumps of the loss.
       at = np.unique(np.rint(np.linspace(0, len(x) - 1, MOST)).astype(int))
       x, y = x[at], y[at]
     if len(x) > 1:

@@ -191,6 +191,7 @@ def svg(ax: style.Axes) -> str:
         metadata={'Date': None, 'Creator': None})
   code = buffer.getvalue()
   code = code[code.index('<svg'):]
+  # Without date and version the same records give the same page.
   code = re.sub(r'<metadata>.*?</metadata>', '', code, flags=re.S)
   # The size is the page's matter; the names must not meet those of another
   # figure.
@@ -218,6 +219,8 @@ def rows(table: pd.DataFrame, classes: Sequence[str] | None = None,
   """
   if not len(table):
     return ''
+  # data-label: style, and the labels of the list that a table becomes on a
+  # phone.
   head = ''.join(f'<th data-label="{html.escape(str(column))}">'
                  f'{escaped(column)}</th>' for column in table.columns)
   body = []

@@ -99,6 +99,7 @@ def p_value(p: float) -> str:
   """Returns a p value with its sign; what rounds to nothing is not nothing."""
   if not math.isfinite(p):
     return DASH
+  # A p of 0 to three digits is not 0.
   if p < .001:
     return '< .001'
   if p < .1:

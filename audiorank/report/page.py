@@ -35,6 +35,8 @@ def sections(root: os.PathLike, result: analysis.Analysis,
     sweep: its tables.
     own: encoders of others, from board.points.
   """
+  # In the order of use: what to conclude, then the evidence, then how it was
+  # measured.
   return [
       ('What a doubling of RankMe is worth', slopes(result)),
       ('All claims', claims(result)),
@@ -141,6 +143,8 @@ def rank_score(result: analysis.Analysis,
 def during(result: analysis.Analysis) -> list[str]:
   """Returns the figure of rank over training, troubled runs marked."""
   events = result.diagnostics.events
+  # The monitor's alarms have a table of their own; a mark each would hide the
+  # curves.
   marked = events[events['source'] == 'curve']
   growth = [f'{wording.measured(one)}.' for one in result.claims
             if one.key == 'growth']
@@ -211,6 +215,7 @@ def early(result: analysis.Analysis) -> list[str]:
   plots = [html_parts.drawing(
       functools.partial(figures.early_final, soon.runs, name, 'score', family),
       f'{name} of training against the final score, by size.')
+           # The first and the last rung; those between look alike.
            for _, name in soon.rungs[:1] + soon.rungs[1:][-1:]]
   return [
       html_parts.listed(wording.early_words(result)),
@@ -260,6 +265,7 @@ def fitted(result: analysis.Analysis) -> list[str]:
 
 def last_monitor(root: os.PathLike, run_ids: Iterable[str]) -> dict | None:
   """Returns a monitor record of one of some runs, or None."""
+  # One record is enough: the conventions are the same for all runs.
   for run_id in run_ids:
     several = records.read(files.path(root) / run_id, 'monitor')
     if several:

@@ -78,6 +78,7 @@ def runs(result: analysis.Analysis, table: pd.DataFrame) -> str:
     if row['untrained']:
       kind = 'off'
     elif own.get('gain', math.nan) <= 0:
+      # Coloured, because such runs do not enter the law.
       kind = 'behind'
     classes.append(kind)
   return html_parts.rows(pd.DataFrame(shown), classes, 'sorted', link='run')
@@ -218,6 +219,7 @@ def predictors(table: pd.DataFrame) -> str:
   """Returns the predictors of the score, the best left out first."""
   together = wording.listed(name for name in law.GIVEN
                             if name in set(table['predictor']))
+  # Rows of the analysis that are no predictor.
   called = {'(mean)': 'their mean', '(given alone)': f'{together}, together'}
   return html_parts.rows(pd.DataFrame([{
       'predictor': called.get(row['predictor'], row['predictor']),
@@ -254,6 +256,7 @@ def early(soon: analysis.early.Early) -> str:
   shown, own = [], {name for _, name in soon.rungs}
   for _, row in soon.agreement.iterrows():
     better = numbers.DASH
+    # RankMe compared with itself says nothing.
     if row['early'] not in own:
       ends = numbers.between(row['difference_low'], row['difference_high'])
       better = f"{numbers.number(row['difference'], '{:+.2f}')} {ends}"

@@ -29,6 +29,7 @@ from audiorank.report.numbers import signed
 from audiorank.report.numbers import tenth
 from audiorank.report.numbers import two
 
+# What each claim says, as if it held; the verdict follows.
 TITLES = {
     'one_slope': 'A doubling of RankMe is worth the same whatever is varied',
     'within_width': 'At equal width, a higher RankMe goes with a higher score',
@@ -65,6 +66,7 @@ ALARMS = {
     'rank_jump': 'RankMe moved by more than a factor of 2 between '
                  'evaluations'}
 NAMED = 6  # Runs that a sentence names; more are counted.
+# What makes a run a troubled one; the other alarms are about the measurement.
 WRONG = ('collapse', 'collapse_centred', 'dip', 'spike', 'diverged',
          'valid_loss_not_finite', 'valid_loss_rise', 'rank_jump',
          'instability')
@@ -162,6 +164,7 @@ def _one_slope(one: Claim) -> str:
           f'{signed(known["common"])} {one.unit}; Cochran\'s Q = '
           f'{known["q"]:.1f} on {known["free"]} degrees of freedom, '
           f'p {p_value(one.p)}')
+  # Size usually decides the test, so the rest is judged without it too.
   without = known['without']
   if without:
     text += (f'; without size Q = {without.q:.1f} on {without.free}, p '
@@ -295,6 +298,7 @@ def _growth(one: Claim) -> str:
   if math.isnan(one.estimate):
     return 'no untrained network'
   known = one.details
+  # RankMe usually falls at first, so its way matters and not only its end.
   fell, rose, runs = known['valley']
   below = one.trainings - known['above']
   text = (f'RankMe ends below its untrained value in {below} of '
@@ -634,6 +638,7 @@ def next_step(result: analysis.Analysis) -> str:
             f'can be told from chance; {ranking.ENOUGH} runs are a fair start')
   early, width = by_key['early'], by_key['within_width']
   worse = [rival.name for rival in early.rivals if rival.decided < 0]
+  # If RankMe fails where it was to help, say what to use instead.
   refused = numbers_of.FAILS in (by_key['one_slope'].verdict, early.verdict)
   if refused and width.verdict != numbers_of.HOLDS:
     instead = next(iter(worse), 'their scores')

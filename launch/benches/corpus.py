@@ -108,6 +108,8 @@ def made_up(root: pathlib.Path, count: int) -> None:
   column = lambda name, kind, values: np.asarray(values, kind).tofile(
       folder / f'{name}.bin')
   record_R = np.arange(count, dtype=np.int64)
+  # Lengths, recordings and categories that repeat: written as arrays, without a
+  # loop over records.
   column('samples', '<i4', 480_000 - record_R % 7 * 16_000)
   column('start', '<i8', record_R % PER_SOURCE * 480_000)
   column('shard', '<i4', record_R // 4096)

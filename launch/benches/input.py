@@ -26,6 +26,7 @@ def rows(quick, only):
     synth.write_audio(folder / 'audio', timing.sized(quick, .05, .3), 0,
                       progress=False)
     prepare.run(folder / 'audio', folder / 'corpus')
+    # With pieces of 10 s a clip of 10 s is a whole record.
     for pieces in (30, 10):
       what = (f'a clip of 10 s from ArrayRecord, int16, records of at most '
               f'{pieces} s')

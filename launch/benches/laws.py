@@ -53,6 +53,7 @@ def points() -> tuple[dict[str, Any], str]:
   if folder:
     import pandas as pd
     raw = pd.read_csv(folder / 'epoch_chinchilla_svg.csv')
+    # Besiroglu et al. leave out the five points of highest loss too.
     raw = raw.sort_values('loss').iloc[:-5]
     n = raw['Model Size'].to_numpy()
     return {'N': n, 'D': raw['Training FLOP'].to_numpy() / (6 * n),
@@ -97,12 +98,14 @@ def ask(kind: str, folder: str, **inputs: Any) -> Any:
   """Returns the output of a rival's process, or None if it is not installed."""
   path = pathlib.Path(folder) / f'{kind}.npz'
   np.savez(path, **inputs)
+  # Rivals may be installed in an environment of their own.
   python = os.environ.get('AUDIORANK_LAWS_PEERS', sys.executable)
   done = subprocess.run(
       [python, '-W', 'ignore', '-m', 'launch.benches.peers.laws', kind,
        str(path)],
       cwd=ROOT, capture_output=True, text=True, env={
           **os.environ, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'})
+  # An import error of our own modules is a fault, not an absent rival.
   missing = re.search(r"No module named '(?!launch|audiorank)", done.stderr)
   if missing:
     return None
@@ -162,6 +165,7 @@ def cold(what: str, data: Any, kind: str, folder: str, quick: bool,
           f'"log_huber", delta={peers.DELTA})\nfit.draws({DRAWS})\n')
   spent = []
   for _ in range(repeats):
+    # CPU time of children: wall time would include whatever else runs.
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -180,6 +184,7 @@ def notebook(what: str, data: Any, kind: str, folder: str, quick: bool,
   fit = laws.fit('separable', data, 'log_huber', delta=peers.DELTA)
   count, some = timing.sized(quick, (400, 6), (DRAWS, 24))
   draws = lambda seed: fit.draws(count, seed)
+  # Compiled before any turn is timed.
   draws(1)
   rng = np.random.default_rng(0)
   groups = len(data['N'])
@@ -191,6 +196,7 @@ def notebook(what: str, data: Any, kind: str, folder: str, quick: bool,
     return timing.absent(what, 'autograd')
   seeds, excess = iter(range(2, 1000)), []
   mine = fit.draws(count, 0).to_numpy()[:some]
+  # In the parameters of Hoffmann et al.: logarithms of the amplitudes.
   packed = np.concatenate([np.log(mine[:, [1, 2, 0]]), mine[:, 3:]], 1)
   ours_value = np.array([
       peers.huber(p, *(data[c][r] for c in ('N', 'D', 'loss')), np)
@@ -222,6 +228,7 @@ def grid(what: str, data: Any, kind: str, folder: str, quick: bool,
   best = solve().objective
   axes = (np.arange(0, 30, 5), np.arange(0, 30, 5), np.arange(-1, 1.5, .5),
           np.arange(0, 2.5, .5), np.arange(0, 2.5, .5))
+  # The grid of the notebook of Besiroglu et al.
   starts = np.stack([a.ravel() for a in np.meshgrid(*axes)], 1).astype(float)
   some = np.random.default_rng(0).choice(
       starts, timing.sized(quick, 8, 40), False)

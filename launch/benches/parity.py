@@ -17,6 +17,7 @@ from launch.benches import timing
 ENV = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
 CLIPS, SECONDS = 32, 2
 SIZES = ('en128-12', 'en768-12')
+# What is wanted of embeddings, RankMe and the log-mel.
 NEAR, NEAR_RANK, NEAR_DB = 1e-5, 1e-6, .02
 
 

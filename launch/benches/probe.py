@@ -100,6 +100,8 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
         yield timing.absent(what, 'heareval')
         continue
       # The kit embeds the clips, so that both sides score the same embeddings.
+      # Untrained weights: the time of a probe does not depend on what the
+      # encoder has learned.
       weights = write_weights(folder / 'weights.safetensors')
       run([KIT, 'heareval.embeddings.runner', 'audiorank.hear.api',
            '--model', weights, '--tasks-dir', root, '--task', name], folder)

@@ -61,6 +61,7 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
           timing.sized(quick, {}, GOALS).get(width), ('gram', 'gather, svd'),
           note)
     with layout.x64(), jax.set_mesh(mesh):
+      # Compiled, not run: bytes and memory are properties of the program.
       mine = gram._moments_program.lower(z_ND).compile()
     theirs = svd.lower(z_ND).compile()
     what = f'bytes a device receives, {where}'

@@ -147,6 +147,7 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
       command = [sys.executable, '-c', ONE_STEP, str(folder / size),
                  str(folder / f'cache-{size}')]
       cold = spent(command, env)
+      # The least of several: other processes can only add to it.
       warm = [min(times) for times in zip(*(
           spent(command, env) for _ in range(timing.sized(quick, 1, 3))))]
       for part, mine, rival, note in (

@@ -58,6 +58,7 @@ def config_of(case: Case) -> Any:
   c.model.dtype, c.model.unroll = case.dtype, case.unroll
   c.data.crop_seconds = case.seconds
   c.train.batch = case.batch
+  # The rival does not clip.
   c.opt.clip = 0.
   c.mesh.data = 1
   return records.frozen(c)
@@ -85,6 +86,7 @@ def ours(case: Case) -> tuple[Callable[[], Any], float]:
     programs = train_state.programs(config, mesh)
     state, step = programs.init(h), programs.step
     if case.runs > 1:
+      # K copies: only the time of a step is measured, not what it learns.
       state, h = (jax.tree.map(lambda x: np.stack([x] * case.runs), tree)
                   for tree in (jax.device_get(state), h))
       state = jax.device_put(state)
@@ -92,8 +94,10 @@ def ours(case: Case) -> tuple[Callable[[], Any], float]:
       step = jax.jit(jax.vmap(one, (0, None, 0)), donate_argnums=0)
     wave_BS = jax.device_put(waves(case), sharding.rows(mesh))
     began = time.perf_counter()
+    # Compiled apart, so that compilation is measured by itself.
     step = step.lower(state, wave_BS, h).compile()
     compiling = time.perf_counter() - began
+  # A list, because the step donates the state before it.
   states = [state]
 
   def run() -> Any:
@@ -128,6 +132,7 @@ def rival(case: Case, how: str = '', device: str = 'cpu'
       input_dim=m.width, outputdim=256, embed_dim=d.width, depth=d.depth,
       num_heads=d.heads, num_patches=encoder.patch_embed.num_patches)
   if how:
+    # The published code computes the N x N attention in full.
     models.Attention.forward = fused_attention
   net = models.AudioTransformerMAE(encoder, decoder).train().to(device)
   adam = torch.optim.AdamW(net.parameters(), lr=3e-4, weight_decay=.01,
@@ -136,6 +141,7 @@ def rival(case: Case, how: str = '', device: str = 'cpu'
   if how == 'compiled':
     forward = torch.compile(net)
   wave = torch.from_numpy(waves(case).astype(np.float32) / 32768).to(device)
+  # torch's counterpart of computing in bfloat16.
   half = torch.autocast(device, torch.bfloat16,
                         enabled=case.dtype == 'bfloat16')
 

@@ -73,6 +73,7 @@ def launching(folder: pathlib.Path, points: int) -> float:
                     progress=False)
   arguments = (f'--config.data.root={folder}/corpus',
                f'--config.eval.tasks={folder}/tasks')
+  # The difference of two launches: what a start costs cancels.
   one, many = (launcher_seconds(folder, n, arguments) for n in (1, points))
   return 1e3 * (many - one) / (points - 1)
 
@@ -125,6 +126,7 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
     what = f'collect {runs} runs x 200 rows'
     if only in what or only in 'load':
       write_runs(folder / 'sweep', runs, 200)
+      # CPU time: the machine may be busy.
       began = time.process_time()
       records.collect(folder / 'sweep')
       yield timing.alone(what, time.process_time() - began, 's', None,

@@ -71,6 +71,7 @@ def turns(what: str, ours: Callable[[], Any], rival: Callable[[], Any],
     per: number of things that one call does; times are per thing.
     unit: of the times.
   """
+  # Compilation and first touches of memory are not timed.
   ours(), rival()
   spent = []
   for turn in range(repeats):
@@ -87,6 +88,7 @@ def turns(what: str, ours: Callable[[], Any], rival: Callable[[], Any],
     if turn % 2:
       pair.reverse()
     spent.append(pair)
+  # Ratios within a turn: the speed of the machine drifts between turns.
   ratios = [theirs / mine for mine, theirs in spent]
   mine, theirs = (statistics.median(side) for side in zip(*spent))
   return Row(what, *names, mine, theirs, unit, statistics.median(ratios),
