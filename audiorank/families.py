@@ -162,14 +162,17 @@ def libraries(name: str) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def quiet(transformers: Any) -> Iterator[None]:
-  """Silences transformers, which prints a table of unused weights."""
+  """Silences transformers: its table of unused weights, its progress bars."""
   log = transformers.logging
-  level = log.get_verbosity()
+  level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
   log.set_verbosity(log.CRITICAL)
+  log.disable_progress_bar()
   try:
     yield
   finally:
     log.set_verbosity(level)
+    if bars:
+      log.enable_progress_bar()
 
 
 def load(folder: pathlib.Path, name: str) -> Adapter:
