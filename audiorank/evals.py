@@ -115,17 +115,18 @@ def evaluate(config: Config, state: train_state.TrainState,
     'samples', lists of those of further layers and samples; 'valid_loss' if
     there are held-out clips; 'memory' in bytes; 'seconds'. With further layers
     each one, and the final one, also has 'tokens': value, low and high of
-    RankMe of single tokens, one of each clip.
+    RankMe of single tokens, one of each clip. 'neighbourhood', the measures
+    of rankme.neighbourhood, if monitor.neighbour_clips asks for them.
   """
   start = time.monotonic()
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
 
-  def rank_fields(sample):
+  def rank_fields(sample, neighbour_clips=0):
     z_ND = embed.sharded(config.model, variables, sample.wave_NS, mesh,
                          config.monitor.batch, 'final', stop)
     if z_ND is None:
       return None
-    return record.rank_fields(z_ND, sample.source_N, 'final')
+    return record.rank_fields(z_ND, sample.source_N, 'final', neighbour_clips)
 
   blocks, per_sample = layers(config), []
   with jax.set_mesh(mesh):
@@ -134,7 +135,8 @@ def evaluate(config: Config, state: train_state.TrainState,
       per_layer = layer_fields(config, variables, samples.monitor, mesh, blocks,
                                stop)
     else:
-      per_layer = [rank_fields(samples.monitor)]
+      per_layer = [rank_fields(samples.monitor,
+                               config.monitor.neighbour_clips)]
     if not per_layer or per_layer[0] is None:
       return None
     for name, sample in further:
@@ -170,10 +172,11 @@ def layer_fields(config: Config, variables: Any, sample: sampling.Sample,
     return []
   out = []
   for layer in ('final', *blocks):
-    k = -1
-    if layer != 'final':
-      k = layer
-    fields = record.rank_fields(z_2KND[0, k], sample.source_N, layer)
+    k, neighbour_clips = layer, 0
+    if layer == 'final':
+      k, neighbour_clips = -1, config.monitor.neighbour_clips
+    fields = record.rank_fields(z_2KND[0, k], sample.source_N, layer,
+                                neighbour_clips)
     fields['tokens'] = record.token_fields(z_2KND[1, k], sample.source_N)
     out.append(fields)
   return out

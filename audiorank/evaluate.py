@@ -35,7 +35,6 @@ from audiorank.hear import protocols
 from audiorank.hear import scores as scores_lib
 from audiorank.hear import staged
 from audiorank.hear import tasks
-from audiorank.rankme import neighbours
 from audiorank.rankme import record as rank_record
 
 
@@ -577,23 +576,11 @@ def corpus_rank(encoder: encoders.Encoder, corpus: data.Corpus, clips: int,
   if not encoder.layers:
     return {**rank_record.rank_fields(
         arrays['z'], arrays['source'], encoder.about.get('layer', 'scene')),
-            'neighbourhood': neighbourhood(arrays['z'])}, hit
+            'neighbourhood': rank_record.neighbourhood(arrays['z'])}, hit
   fields = [rank_record.rank_fields(arrays[f'layer-{layer}'], arrays['source'],
                                     layer) for layer in encoder.layers]
-  return {**fields[-1], 'layers': fields,
-          'neighbourhood': neighbourhood(arrays['layer-final'])}, hit
-
-
-def neighbourhood(z_ND: np.ndarray) -> dict[str, float | None]:
-  """Returns rankme.neighbourhood as JSON, {} of too few clips."""
-  if len(z_ND) < neighbours.LEAST:
-    return {}
-  values = rankme.neighbourhood(z_ND)
-  out: dict[str, float | None] = {**values}
-  for name, value in values.items():
-    if not math.isfinite(value):
-      out[name] = None
-  return out
+  near = rank_record.neighbourhood(arrays['layer-final'])
+  return {**fields[-1], 'layers': fields, 'neighbourhood': near}, hit
 
 
 def views_of(path: files.Path, step: int | None, corpus: data.Corpus,

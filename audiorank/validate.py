@@ -45,7 +45,7 @@ WHOLE = {
     'monitor.clips': '>= 2', 'monitor.seed': '>= 0',
     'monitor.num_evals': '>= 2',  # At least before training and after it.
     'monitor.eval_every': '>= 0', 'monitor.first_eval': '>= 1',
-    'monitor.batch': '>= 1',
+    'monitor.batch': '>= 1', 'monitor.neighbour_clips': '>= 0',
     'monitor.valid_clips': '>= 0', 'checkpoint.save_every': '>= 1',
     'checkpoint.keep_every': '>= 1',
     'eval.grid_points': '>= 1, <= 16',  # The size of HEAR's whole grid.

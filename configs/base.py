@@ -169,6 +169,9 @@ def monitor():
   part.first_eval = 1_000  # The first after step 0, if there are more than 2.
   # Blocks measured beside the final layer, such as (0, 5); ('all',) is all.
   part.layers = ()
+  # Clips whose distances give dimensions and clusters (rankme.neighbourhood),
+  # rivals of RankMe in the report; 0 leaves them out. 2,000 take about 1 s.
+  part.neighbour_clips = 0
   # Further samples RankMe is measured on, at the first evaluation and the
   # last: categories, 'valid' (the held-out recordings) and 'train' (what this
   # very run trains on).

@@ -1,5 +1,6 @@
 """Points of others in a report, the board, and scores without audio."""
 
+import importlib
 import json
 import types
 
@@ -7,11 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from audiorank import figures
 from audiorank import labelled
 from audiorank import laws
+from audiorank.analysis import law
 from audiorank.records import score_table
 from audiorank.report import board
 from audiorank.report import tables
+from audiorank.report import wording
 
 
 def rank(value=20., layer='final'):
@@ -165,3 +169,35 @@ def test_embeddings_are_scored_by_labels_alone(tmp_path, grouped):
     labelled.score(tmp_path / 'z.npz', str(tmp_path / 'no.csv'), 'z')
   with pytest.raises(ValueError, match='1 label, expected at least 2'):
     labelled.folded(tmp_path, z_ND, ['one'] * 120)
+
+
+def test_the_report_has_layers_and_points(tmp_path):
+  rng = np.random.default_rng(0)
+  x = np.geomspace(8, 100, 16)
+  score = .9 - 1.2 * x ** -.6 + .004 * rng.normal(size=16)
+  trained = pd.DataFrame({
+      'run_id': [f'r{i}' for i in range(16)], 'name': 'run', 'width': 32,
+      'configuration': range(16), 'rank': x, 'score': score, 'gain': .1,
+      'gain_low': .05, 'untrained': False, 'rank_layer_0': x * .8,
+      'rank_token_layer_0': x, 'best_layer_score': score + .02,
+      'score_layer_0': score + .02})
+  several = law.of_layers(trained)
+  assert several[2] == pytest.approx(.02)
+  assert several[1].params['Q_inf'] > several[0].params['Q_inf']
+  words = wording.layer_words(several)
+  assert words[0] == ('The best layer scores +0.020 above the final one, in '
+                      'the mean.')
+  assert words[2].startswith("Law of the best layer's score: limit 0.9")
+  assert law.of_layers(trained.drop(columns='best_layer_score')) is None
+  result = types.SimpleNamespace(
+      fit=several[0], study=types.SimpleNamespace(
+          trained=trained, tasks=pd.DataFrame()))
+  page = importlib.import_module('audiorank.report.page')
+  text = ''.join(page.layers(result, types.SimpleNamespace(runs=trained)))
+  assert 'RankMe, block 0' in text and 'score, best layer' in text
+  (tmp_path / 'p.csv').write_text('name,rank,score\n<mine>,30,.95\n')
+  own = board.points([tmp_path / 'p.csv'])
+  assert 'no, above' in page.foreign(result, own)[0]
+  ax = figures.rank_score(trained, several[0],
+                          others=[(p.rank, p.score, p.name) for p in own])
+  assert '<mine>' in [text.get_text() for text in ax.texts]

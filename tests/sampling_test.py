@@ -227,7 +227,8 @@ def test_samples_are_read_first_and_last_and_end_in_the_tables(
 
 def test_devices_do_not_change_what_is_read(corpus):
   c = config(corpus, **{'monitor.samples': ('valid', 'speech'),
-                        'train.steps': 0, 'monitor.layers': ('all',)})
+                        'train.steps': 0, 'monitor.layers': ('all',),
+                        'monitor.neighbour_clips': 40})
   samples = sampling.samples(c)._replace(valid=sampling.EMPTY)
   found = []
   for n in (1, 8):
@@ -238,6 +239,7 @@ def test_devices_do_not_change_what_is_read(corpus):
     found.append(fields['samples'])
     assert [f['layer'] for f in fields['layers']] == [
         *range(c.model.depth)]
+    assert fields['neighbourhood']['twonn'] > 0
     for one in (fields, *fields['layers']):
       tokens = one['tokens']
       assert tokens['low'] < tokens['value'] < tokens['high']

@@ -33,10 +33,19 @@ PREDICTORS = {
     'rank': SUBJECT, **KNOWN, 'rank_center': 'RankMe, centred',
     'valid_loss': 'validation loss', 'flops': 'training FLOPs (with decoder)',
     'sibling_participation_ratio': 'participation ratio',
-    'sibling_stable_rank': 'stable rank', 'sibling_alpha_req': 'alpha-ReQ'}
+    'sibling_stable_rank': 'stable rank', 'sibling_alpha_req': 'alpha-ReQ',
+    'rank_token': 'RankMe of tokens',
+    'neighbour_twonn': 'TwoNN dimension',
+    'neighbour_mle_dimension': 'maximum-likelihood dimension',
+    'neighbour_mst_dimension': 'MST dimension (IdEst)',
+    'neighbour_kmeans_inertia': 'k-means inertia',
+    'neighbour_davies_bouldin': 'Davies-Bouldin index',
+    'neighbour_cluster_learnability': 'cluster learnability (CLID)'}
 # The rivals of every claim that RankMe predicts better.
 RIVALS = (WIDTH, PARAMS, UNTRAINED, 'hours of audio', 'masking rate',
-          'validation loss', 'training FLOPs (with decoder)')
+          'validation loss', 'training FLOPs (with decoder)',
+          *(name for column, name in PREDICTORS.items()
+            if column.startswith('neighbour_')))
 GIVEN = (WIDTH, PARAMS, UNTRAINED)
 # The forms that a law from rank to score may have.
 FORMS = ('saturating', 'log_linear', 'exponential', 'sigmoid',
@@ -72,6 +81,32 @@ def forms(trained: pd.DataFrame, law: laws.Fit | None) -> pd.DataFrame:
   names = [name for name in ('rank', 'score', by) if name]
   return laws.compare(FORMS, rows[names].astype(float), by=by,
                       groups=rows['configuration'].to_numpy())
+
+
+def of_layers(trained: pd.DataFrame
+              ) -> tuple[laws.Fit, laws.Fit, float] | None:
+  """Returns (law of the final layer's score, of the best layer's, mean gain).
+
+  Of the runs above their untrained network that were scored at every layer;
+  None where they are too few, or RankMe varies too little, for a law.
+  """
+  if 'best_layer_score' not in trained:
+    return None
+  rows = study.above_baseline(trained)
+  rows = rows[rows['best_layer_score'].notna()]
+  if len(rows) < LEAST or np.ptp(
+      np.log10(rows['rank'].astype(float))) < FLAT:
+    return None
+  final, best = (rows[name].to_numpy(float)
+                 for name in ('score', 'best_layer_score'))
+  groups = rows['configuration'].to_numpy()
+  try:
+    fits = [laws.fit('saturating', {'rank': rows['rank'].to_numpy(float),
+                                    'score': y_N}, groups=groups)
+            for y_N in (final, best)]
+  except ValueError:
+    return None
+  return fits[0], fits[1], float(np.mean(best - final))
 
 
 def of_law(rows: study.Study, law: laws.Fit | None,

@@ -16,6 +16,7 @@ from numpy import typing as npt
 
 from audiorank.rankme import geometry
 from audiorank.rankme import interval
+from audiorank.rankme import neighbours
 from audiorank.rankme import spectrum
 from audiorank.rankme import streaming
 from audiorank.rankme import summaries
@@ -24,18 +25,21 @@ Fields = dict[str, Any]  # What json.dumps takes.
 
 
 def rank_fields(z_ND: npt.NDArray[Any] | jax.Array, source_N: npt.ArrayLike,
-                layer: int | str = 'final') -> Fields:
+                layer: int | str = 'final', neighbour_clips: int = 0
+                ) -> Fields:
   """Returns the rank part of a record, with every convention it follows.
 
   Args:
     z_ND: embeddings, float32 or float64.
     source_N: id of the recording that each clip was cut from.
     layer: which layer the embeddings come from; copied into the record.
+    neighbour_clips: clips whose distances are measured, at most; 0 for none.
 
   Returns:
     n, width, layer, sources (number of recordings); 'rank' and 'rank_center'
     as in `spectrum_fields`; 'directions', the measures that a spectrum cannot
-    show (`rankme.directions`), unless some embedding is zero.
+    show (`rankme.directions`), unless some embedding is zero; 'neighbourhood'
+    if asked for (`neighbourhood`).
 
   Raises:
     ValueError: as `rankme.estimate`.
@@ -50,7 +54,25 @@ def rank_fields(z_ND: npt.NDArray[Any] | jax.Array, source_N: npt.ArrayLike,
     fields.update(spectrum_fields(interval.state_of(z_ND, groups)))
   if np.linalg.norm(z_ND, axis=1).all():
     fields['directions'] = geometry.directions(z_ND)
+  if neighbour_clips:
+    fields['neighbourhood'] = neighbourhood(z_ND, neighbour_clips)
   return fields
+
+
+def neighbourhood(z_ND: npt.NDArray[Any] | jax.Array,
+                  limit: int = neighbours.LIMIT) -> Fields:
+  """Returns rankme.neighbourhood as JSON, None for NaN and infinity.
+
+  Empty where there are too few clips.
+  """
+  if len(z_ND) < neighbours.LEAST or limit < neighbours.LEAST:
+    return {}
+  values = neighbours.measures(z_ND, limit)
+  out: Fields = {**values}
+  for name, value in values.items():
+    if not np.isfinite(value):
+      out[name] = None
+  return out
 
 
 def recordings(source_N: npt.ArrayLike) -> npt.ArrayLike | None:

@@ -171,6 +171,8 @@ def rank_columns(run: Row, record: Mapping[str, Any]) -> Row:
     out[f'sibling_{name}'] = number(value)
   for name, value in record.get('directions', {}).items():
     out[f'direction_{name}'] = number(value)
+  for name, value in record.get('neighbourhood', {}).items():
+    out[f'neighbour_{name}'] = number(value)
   # Records of older versions have no layers, samples and alarms; samples are
   # measured at the first and the last step.
   for layer in record.get('layers', ()):

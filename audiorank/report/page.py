@@ -12,6 +12,7 @@ from audiorank import figures
 from audiorank import files
 from audiorank import laws
 from audiorank import records
+from audiorank.analysis import law
 from audiorank.analysis import study
 from audiorank.report import board
 from audiorank.report import curves
@@ -48,7 +49,7 @@ def sections(root: os.PathLike, result: analysis.Analysis,
       ('Data and size', data_size(result)),
       ('Trained against untrained, task by task', tasks(result)),
       ('RankMe by sample', samples(sweep)),
-      ('Layer by layer', layers(sweep)),
+      ('Layer by layer', layers(result, sweep)),
       ('Where the law fails, and unstable runs', trouble(result)),
       ('Runs', [tables.runs(result, sweep.runs), html_parts.small(
           'Grey: untrained. Red: scores no higher than its untrained '
@@ -97,12 +98,14 @@ def foreign(result: analysis.Analysis,
           'launch.evaluate --like.')]
 
 
-def layers(sweep: records.Tables) -> list[str]:
+def layers(result: analysis.Analysis, sweep: records.Tables) -> list[str]:
   """Returns RankMe and score of every layer; nothing where not measured."""
   table = tables.layers(sweep)
   if not len(table):
     return []
-  return [html_parts.rows(table, kind='sorted', link='run_id'),
+  words = wording.layer_words(law.of_layers(result.study.trained))
+  return [html_parts.listed(words),
+          html_parts.rows(table, kind='sorted', link='run_id'),
           html_parts.small(
               'RankMe of every measured block at the last evaluation, of '
               'pooled embeddings and, after the bar, of single tokens. Best '

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from audiorank import analysis
+from audiorank import laws
 from audiorank.analysis import claims as numbers_of
 from audiorank.analysis import law as law_of
 from audiorank.analysis import study
@@ -723,6 +724,27 @@ def law_words(result: analysis.Analysis) -> list[str]:
   if not math.isfinite(one.details['b_high']) or one.details['b_low'] <= 1e-3:
     out.append('The exponent is not identified either: a straight line in '
                'log RankMe describes these runs as well.')
+  return out
+
+
+def layer_words(several: tuple[laws.Fit, laws.Fit, float] | None) -> list[str]:
+  """Returns the laws of the final layer's score and of the best layer's.
+
+  Args:
+    several: of analysis.law.of_layers.
+  """
+  if several is None:
+    return []
+  *fits, gain = several
+  out = [f'The best layer scores {gain:+.3f} above the final one, in the mean.']
+  for name, fit in zip(("final layer's", "best layer's"), fits):
+    low, high = fit.ci('Q_inf')
+    b_low, b_high = fit.ci('b')
+    out.append(
+        f'Law of the {name} score: limit {fit.params["Q_inf"]:.3f} '
+        f'({low:.3g} to {high:.3g}), exponent {fit.params["b"]:.2f} '
+        f'({b_low:.3g} to {b_high:.3g}), standard deviation of the runs '
+        f'{fit.sd:.3f}.')
   return out
 
 
