@@ -49,6 +49,7 @@ def _guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
   if not traced:
     silence_saves()
   try:
+    files.cache_folder('')  # Refuses a URL before any work is done.
     main(argv)
   # 130 is the shell's code for SIGINT.
   except KeyboardInterrupt:

@@ -34,7 +34,7 @@ OPEN = 512
 FINE = 1024
 # Seconds after which a read from a bucket is given up. ArrayRecord's own client
 # would try for a quarter of an hour.
-PATIENCE = 300.
+PATIENCE = 60.
 # A manifest beside an index is checked against its checksum up to this size.
 # Reading a larger one at every start would take seconds to minutes.
 CHECKED = 2**26
@@ -376,6 +376,9 @@ def _from_array_records(corpus: Corpus) -> Reader:
   index, folder = corpus.index, files.path(corpus.root) / 'shards'
   lock = threading.Lock()
   remote = files.is_on_bucket(folder)
+  # Set when the store has not answered. Batches that are read ahead then end at
+  # once, and with them the process.
+  lost = threading.Event()
 
   @functools.lru_cache(OPEN)
   def opened(code: int) -> Any:
@@ -397,11 +400,14 @@ def _from_array_records(corpus: Corpus) -> Reader:
   def read(row: int, start: int, samples: int) -> np.ndarray:
     length = int(index.samples_R[row])
     try:
-      if remote:
-        data = _in_time(lambda: record(row), PATIENCE)
-      else:
+      if not remote:
         data = record(row)
+      elif lost.is_set():
+        raise TimeoutError
+      else:
+        data = _in_time(lambda: record(row), PATIENCE)
     except TimeoutError:
+      lost.set()
       raise files.StoreError(f'{where(corpus, row)}: no answer from the store '
                              f'in {PATIENCE:.0f} s') from None
     except (RuntimeError, ValueError, IndexError) as error:
