@@ -129,6 +129,16 @@ def test_aiff_that_was_never_closed(sounds):
                                 audio.read(sounds['aiff']))
 
 
+def test_aiff_that_says_more_frames_than_it_has_bytes_for(sounds):
+  data = bytearray(sounds['aiff'])
+  frames = data.index(b'COMM') + 10
+  count, = struct.unpack('>I', data[frames:frames + 4])
+  data[frames:frames + 4] = struct.pack('>I', 2 * count)
+  with pytest.raises(ValueError, match=f'cut off: {count} of {2 * count} '
+                     'frames are there'):
+    audio.read(bytes(data))
+
+
 def frame_length(data):
   return mpeg.read_frame(data[:4]).length
 

@@ -85,10 +85,14 @@ def iff(file: BinaryIO, begin: int, size: int) -> Sound:
       return Sound(form)
     raise ValueError('cut off: no chunk of samples in it')
   sound = _samples(file, form, begin, size, data, '>')
+  # The number of frames is in another chunk too. Compressed forms (AIFC) count
+  # otherwise. Samples follow 8 bytes, an offset and a block size.
+  if kind == b'AIFF' and sound.file is None and frames is not None and (
+      frames < UNKNOWN and frames * width > data.size - 8):
+    raise cut_off((data.size - 8) // width, frames, 'frames are there')
   if sound.file is not None and frames is not None and not (
       0 < frames < UNKNOWN) and width:
-    # AIFF has the number of frames in another chunk, which must be corrected
-    # too. Its samples follow 8 bytes, an offset and a block size.
+    # That number must be corrected too.
     count = (size - data.begin - 8) // width
     sound = sound._replace(file=patched(file, begin, size, {
         frames_at: struct.pack('>I', count),

@@ -343,7 +343,7 @@ def _walk(root: pathlib.Path, skip: pathlib.Path) -> list[File]:
   # By identity and not by path, because links can lead around in a circle.
   visited, pending = set(), [root]
   out: list[File] = []
-  if skip.exists():
+  if not files.is_on_bucket(skip) and skip.exists():
     visited.add(_identity(skip))
   while pending:
     folder = pending.pop()
