@@ -242,6 +242,7 @@ def runs(compiled, moved, corpus, tasks, tmp_path_factory):
           run('gs://bucket/runs', *moved))
 
 
+@pytest.mark.slow
 def test_a_run_on_a_bucket_is_the_one_on_a_disk(runs):
   here, there = runs
   assert here.name == there.name
@@ -250,12 +251,14 @@ def test_a_run_on_a_bucket_is_the_one_on_a_disk(runs):
       row['step'] for row in files.read_lines(here / 'metrics.jsonl')]
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_from_a_bucket(runs):
   waves = np.random.default_rng(0).standard_normal((2, 16000)) * .1
   here, there = (audiorank.load(run).embed(list(waves)) for run in runs)
   np.testing.assert_array_equal(here, there)
 
 
+@pytest.mark.slow
 def test_no_absolute_path_is_in_a_runs_config(runs, moved, tmp_path):
   here, there = runs
   text = (there / 'config.json').read_text()
@@ -275,6 +278,7 @@ def test_no_absolute_path_is_in_a_runs_config(runs, moved, tmp_path):
   assert config.data.root == '/elsewhere'
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_version_is_taken_as_it_is(runs, tmp_path, corpus):
   folder = tmp_path / runs[0].name
   shutil.copytree(runs[0], folder)
@@ -295,6 +299,7 @@ def flip(url, name):
   target.write_bytes(bytes(raw))
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_of_a_checkpoint_is_seen(runs, bucket):
   for path in files.walk(runs[1]):
     files.write_bytes(f'{bucket}/{path.relative_to(runs[1])}',
@@ -325,6 +330,7 @@ def test_a_shard_that_is_lost_or_changed_is_an_error(moved, bucket):
 # --- What else takes gs:// ---
 
 
+@pytest.mark.slow
 def test_embeddings_tables_caches_and_exports_on_a_bucket(
     runs, bucket, monkeypatch, tmp_path):
   z_ND = np.random.default_rng(0).standard_normal((90, 8)).astype(np.float32)
