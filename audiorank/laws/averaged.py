@@ -32,7 +32,7 @@ EXPONENTS = (-.2, 0., .2, .5, 1., 2.)
 # (variance over that of a run, length over the range of an input; 0: each
 # configuration by itself).
 DEVIATIONS = ((0., 0.), (.5, 0.), (2., 0.),
-              *itertools.product((2., 8., 32.), (.3, 1.)))
+              *itertools.product((2., 16., 128., 1024.), (.3, .6, 1.2)))
 LEAST_FREE = 2  # Degrees of freedom below which nothing is fitted.
 CONFOUNDED = .98  # Share of an input's variance that the others explain.
 JITTER = 1e-10  # Of matrices that are inverted, beside a diagonal of 1.
@@ -286,7 +286,8 @@ def _posterior(data, pairs, column_MP, variance, length):
 
 
 def values(law: Averaged, points: Mapping[str, Any], group: int = 0,
-           draws: int = 2000, seed: int = 0) -> np.ndarray:
+           draws: int = 2000, seed: int = 0,
+           noise: bool = False) -> np.ndarray:
   """Returns expected scores at some points by laws drawn at random, (S, Q).
 
   Args:
@@ -295,6 +296,7 @@ def values(law: Averaged, points: Mapping[str, Any], group: int = 0,
     group: whose level and deviation they have, by its place.
     draws: S.
     seed: of the draws.
+    noise: whether to return the score of one run, with its seed's noise.
   """
   data, rng = law.data, np.random.default_rng(seed)
   x_QA = np.stack([np.asarray(points[name], float) for name in data.names],
@@ -302,12 +304,12 @@ def values(law: Averaged, points: Mapping[str, Any], group: int = 0,
   weight_H = law.weight_HM.sum(1)
   weight_H = np.where(weight_H < LEAST_WEIGHT, 0., weight_H)
   count_H = rng.multinomial(draws, weight_H / weight_H.sum())
-  out = [_drawn(law, h, x_QA, group, count_H[h], rng)
+  out = [_drawn(law, h, x_QA, group, count_H[h], rng, noise)
          for h in np.flatnonzero(count_H)]
   return np.concatenate(out)
 
 
-def _drawn(law, h, x_QA, group, draws, rng):
+def _drawn(law, h, x_QA, group, draws, rng, noise):
   """Returns `draws` laws with the deviation h at some points, (draws, Q)."""
   data, part, (variance, length) = law.data, law.parts[h], DEVIATIONS[h]
   weight_M = law.weight_HM[h] / law.weight_HM[h].sum()
@@ -326,6 +328,8 @@ def _drawn(law, h, x_QA, group, draws, rng):
   level_SG = left_SK @ part.level_GK.T + sd_S[:, None] * (
       rng.standard_normal((draws, len(data.y_K))) @ spread_GK.T)
   v_SQ = beta_SC @ columns(x_QA, law.pairs).T + level_SG[:, group, None]
+  if noise:
+    v_SQ += sd_S[:, None] * rng.standard_normal(v_SQ.shape)
   if not variance:
     return v_SQ
   # The deviation, given what the law leaves of the scores.
