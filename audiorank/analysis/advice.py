@@ -165,15 +165,19 @@ def most_hours(rows: study.Study) -> float:
   return float(np.nanmax(known))
 
 
-def settings(trained: pd.DataFrame, fields: tuple[str, ...]) -> np.ndarray:
+def settings(trained: pd.DataFrame, fields: tuple[str, ...],
+             by_depth: bool = True) -> np.ndarray:
   """Returns a number a run: those with equal settings share it, (N,).
 
-  Depth is a setting where sizes still differ by width alone: shapes of one
-  size differ in score.
+  Args:
+    trained: runs.
+    fields: in which configurations are compared.
+    by_depth: count depth as a setting where sizes still differ by width alone:
+      shapes of one size differ in score.
   """
   same = tuple(name for name in fields if name not in FOLLOWING)
   own = study.numbers(trained, same)
-  if 'depth' not in trained:
+  if 'depth' not in trained or not by_depth:
     return own
   deep = study.numbers(trained, (*same, 'depth'))
   x_N1 = trained[['params']].to_numpy(float)

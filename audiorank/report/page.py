@@ -12,6 +12,7 @@ from audiorank import figures
 from audiorank import files
 from audiorank import laws
 from audiorank import records
+from audiorank.analysis import forecast
 from audiorank.analysis import law
 from audiorank.analysis import study
 from audiorank.report import board
@@ -47,6 +48,8 @@ def sections(root: os.PathLike, result: analysis.Analysis,
       ('What predicts the score', predictors(result)),
       ('Can RankMe choose a run early?', early(result)),
       ('Data and size', data_size(result)),
+      ('What to scale next', scale_next(result)),
+      ('Forecasts', forecasts(root, result)),
       ('Trained against untrained, task by task', tasks(result)),
       ('RankMe by sample', samples(sweep)),
       ('Layer by layer', layers(result, sweep)),
@@ -181,6 +184,24 @@ def data_size(result: analysis.Analysis) -> list[str]:
           functools.partial(drawn, x, y),
           f'{TITLES[y]} against {TITLES[x]}.'))
   return [f'<div class="grid">{"".join(out)}</div>']
+
+
+def scale_next(result: analysis.Analysis) -> list[str]:
+  """Returns what a doubling of each axis adds, and the best next run."""
+  return [html_parts.listed(wording.gain_words(result.scaling)
+                            + wording.best_words(result.scaling)),
+          html_parts.small('launch.sweep next proposes runs for a budget and '
+                           'writes their config.')]
+
+
+def forecasts(root: os.PathLike, result: analysis.Analysis) -> list[str]:
+  """Returns predictions beside what came of them; nothing without any."""
+  several = forecast.read(root)
+  if not several:
+    return []
+  table = forecast.compared(several, result.study)
+  return [html_parts.listed(wording.forecast_verdict(table)),
+          tables.forecasts(table)]
 
 
 def tasks(result: analysis.Analysis) -> list[str]:

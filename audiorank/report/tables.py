@@ -296,6 +296,21 @@ def outliers(table: pd.DataFrame) -> str:
       for _, row in table.iterrows()]))
 
 
+def forecasts(table: pd.DataFrame) -> str:
+  """Returns predictions beside what came of them; see forecast.compared."""
+  verdicts = {True: 'inside', False: 'outside'}
+  return html_parts.rows(pd.DataFrame([{
+      'run': row['run_id'], 'written': row['date'][:16].replace('T', ' '),
+      'compute': f"{row['times']:.3g} x", 'what': row['quantity'],
+      'predicted': f"{numbers.short(row['value'])} "
+                   f"[{numbers.short(row['low'])}, "
+                   f"{numbers.short(row['high'])}]",
+      'came out': numbers.short(row['observed']),
+      'interval': verdicts[row['inside']] * bool(row['observed'] ==
+                                                 row['observed']),
+      'scaling': row['scaling']} for _, row in table.iterrows()]), kind='text')
+
+
 def events(table: pd.DataFrame) -> str:
   """Returns what went wrong with runs, by curve or by the monitor."""
   known = {**wording.ALARMS, **wording.EVENTS}

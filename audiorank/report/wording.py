@@ -1054,3 +1054,43 @@ def advice_words(result: analysis.Advice) -> str:
           f'{amount("hours", one.hours)} and {amount("steps", one.steps)}, '
           f'expected score {short(one.score)} [{short(one.low)}, '
           f'{short(one.high)}]')
+
+
+# --- Forecasts ---
+
+SCALES = {'smooth': 'scales smoothly', 'no trend': 'does not change from the '
+          'smallest run to the largest beyond noise',
+          'breaks': 'does not scale smoothly: its largest runs were not '
+          'foreseen by the smaller ones',
+          'unknown': 'too few runs to say whether it scales smoothly'}
+
+
+def forecast_words(tree: dict[str, Any]) -> list[str]:
+  """Returns the predictions of a forecast, a line each."""
+  out = [f'Run {tree["run_id"]}, {tree["times_the_compute"]:.3g} times the '
+         'compute of the largest run so far; 95 % intervals of one run:']
+  out += [f'  {one["quantity"]}: {short(one["value"])} [{short(one["low"])}, '
+          f'{short(one["high"])}], {SCALES[one["scaling"]]}'
+          for one in tree['predictions']]
+  return out
+
+
+def forecast_verdict(table: pd.DataFrame) -> list[str]:
+  """Returns how many predictions came true.
+
+  Args:
+    table: of analysis.forecast.compared.
+  """
+  runs = table['run_id'].nunique()
+  scored = table.dropna(subset=['observed'])
+  out = [f'{count(runs, "forecast")} of {len(table)} quantities'
+         f'; {len(scored)} can be compared with their run so far, and '
+         f'{int(scored["inside"].sum())} of these lie within their 95 % '
+         'interval.']
+  edited = table[~table['intact']]['run_id'].unique()
+  if len(edited):
+    out.append(f'Changed after it was written: {listed(edited)}.')
+  breaks = table[table['scaling'].isin(['breaks', 'no trend'])]
+  for name, rows in breaks.groupby('quantity'):
+    out.append(f'{sentence(str(name))} {SCALES[rows["scaling"].iloc[0]]}.')
+  return out
