@@ -1,9 +1,11 @@
 """Predicts a larger run before it is trained; the report scores the prediction.
 
-  python -m launch.forecast --root=runs/quickstart --config=configs/large.py
-  python -m launch.forecast --root=runs/quickstart --config=configs/large.py \
-      --point=en128-2
-  python -m launch.sweep --root=runs/quickstart --config=configs/large.py
+  python -m launch.forecast --root=runs/quickstart \
+      --config=configs/quickstart.py --config.model.width=128
+  python -m launch.sweep --root=runs/quickstart \
+      --config=configs/quickstart.py --config.model.width=128
+
+--point=NAME predicts one of the points.
 
 From the runs of a sweep that are done, RankMe, validation loss, score and the
 score of every task of each point are predicted, with 95 % intervals for one
@@ -167,7 +169,9 @@ def main(argv: list[str]) -> None:
   grid.check(configs, None)
   grid.resolve(configs, lambda config: synthetic.dataset(
       root / 'world', config))
-  for point, config in configs.items():
+  # With overrides, points may be the same run.
+  once = {config_lib.run_id(c): (name, c) for name, c in configs.items()}
+  for point, config in once.values():
     path = path_of(root, config)
     tree = predicted(str(root), rows, config)
     path.parent.mkdir(parents=True, exist_ok=True)

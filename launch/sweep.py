@@ -9,7 +9,7 @@
                                                  workers started elsewhere
   python -m launch.sweep status --root=DIR       the state of every run
   python -m launch.sweep retry --root=DIR        let failed runs be tried again
-  python -m launch.sweep next --root=DIR --budget=FLOPS   what to scale next:
+  python -m launch.sweep next --root=DIR --budget=1e13   what to scale next:
                                                  prints it, and writes a config
   python -m launch.sweep --engine=ray --address=auto --config=FILE --root=DIR
                                                  on a Ray cluster
