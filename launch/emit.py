@@ -7,7 +7,8 @@
   jobset   GKE: one JobSet a sweep. Every host of its TPU slices is a worker
            that claims runs until none is left; a pool of CPU machines then
            scores them. A run that one host cannot hold gets a JobSet and a
-           slice of its own, on which all hosts train it together
+           slice of its own, on which all hosts train it together; a CPU
+           machine then scores it
   slurm    one array job, a run a task, requeued when it is preempted
 
 No value of a config reaches a shell or a manifest: a run is named by its id,
@@ -258,30 +259,38 @@ def sweep_jobset(pod: Pod, listed: bool) -> Tree:
       tpu_pod(pod, piece, ['worker', *root, f'--roles={roles}'], env), hosts,
       RESTARTS)]
   if pod.scorers:
-    scorer = replicated(
-        'scorer', 1, pod.scorers,
-        cpu_pod(pod, ['worker', *root, '--roles=score']), 1, RESTARTS)
     # Scorers wait: idle CPU pods would cost as much as working ones.
-    jobs.append({**scorer, 'dependsOn': [{'name': 'worker',
-                                          'status': 'Complete'}]})
+    jobs.append(after('worker', replicated(
+        'scorer', 1, pod.scorers,
+        cpu_pod(pod, ['worker', *root, '--roles=score']), 1, RESTARTS)))
   return named(pod.name, pod, jobs, {})
 
 
 def run_jobset(run: str, pod: Pod, layout: layouts.Layout) -> Tree:
-  """Returns the JobSet of one run, on all hosts of a slice.
+  """Returns the JobSet of one run: all hosts of a slice, and a scorer after.
 
   Where one host is lost, all are started again and resume from the last save.
   """
   piece = slices.parse(f'{pod.machine}:{pod.topology}')
   hosts = hosts_of(piece)
-  command = ['train', f'--workdir={pod.root}/{run}', *moved(pod),
-             *layout.flags(piece.chips)]
+  scoring = ['train', f'--workdir={pod.root}/{run}', *moved(pod)]
+  command = [*scoring, *layout.flags(piece.chips)]
+  if pod.scorers:
+    command.append('--noscore')  # The slice does not wait for the probes.
   notes = {'audiorank/mesh': layout.mesh(piece.chips),
            'audiorank/clips-a-chip': str(layout.batch // piece.chips)}
   env = {'AUDIORANK_DISTRIBUTED': '1'} if hosts > 1 else {}
-  job = replicated('slice', 1, hosts, tpu_pod(pod, piece, command, env), hosts,
-                   0)
-  return named(f'{pod.name}-{run}', pod, [job], notes)
+  jobs = [replicated('slice', 1, hosts, tpu_pod(pod, piece, command, env), hosts,
+                     0)]
+  if pod.scorers:
+    jobs.append(after('slice', replicated(
+        'score', 1, 1, cpu_pod(pod, scoring), 1, RESTARTS)))
+  return named(f'{pod.name}-{run}', pod, jobs, notes)
+
+
+def after(first: str, job: Tree) -> Tree:
+  """Returns a replicated job that starts when another is complete."""
+  return {**job, 'dependsOn': [{'name': first, 'status': 'Complete'}]}
 
 
 def moved(pod: Pod) -> list[str]:

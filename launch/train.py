@@ -4,7 +4,8 @@
   python -m launch.train --workdir=DIR --config=configs/base.py:en128-12
 
 The run is determined by config.json of the folder; --config writes it first.
-Running the command again resumes; if the run is done, it exits at once. For a
+Running the command again resumes; if the run is done, it exits at once. A run
+that was trained with --noscore is scored by the same command without it. For a
 sweep use launch.sweep, whose workers train many runs in one process.
 
 Exit codes: 0 done; 42 stopped or busy, run it again; 1 an error; 3 the loss
@@ -37,6 +38,9 @@ _MESH = flags.DEFINE_string(
 _REMAT = flags.DEFINE_string(
     'remat', None, "model.remat (recomputation of activations), instead of "
     "the config's.")
+_SCORE = flags.DEFINE_boolean(
+    'score', True, 'Score the run after training. With --noscore the slice is '
+    'free then: the same command without it scores the run, on any machine.')
 
 
 def laid_out(config: Any, mesh: str | None, remat: str | None) -> Any:
@@ -115,6 +119,13 @@ def distributed() -> bool:
   return jax.process_count() > 1
 
 
+def is_complete(workdir: pathlib.Path) -> bool:
+  """Returns whether this command has nothing left to do for a run."""
+  from audiorank import records
+  state = records.state(workdir)
+  return state == 'done' or (state == 'trained' and not _SCORE.value)
+
+
 def follow(workdir: pathlib.Path, config: Any,
            stop: Callable[[int], bool]) -> int:
   """Trains together with the first process, and waits until that has scored.
@@ -133,6 +144,8 @@ def follow(workdir: pathlib.Path, config: Any,
     # Diverged: the first process has marked the run.
     if train.fit([workdir], [config], stop):
       return cli.DIVERGED
+    if not _SCORE.value:
+      return 0
   except train.Preempted:
     return cli.AGAIN
   except RuntimeError as error:
@@ -157,6 +170,8 @@ def train_one(run: run_queue.Claim, stop: Callable[[int], bool],
     trained = records.state(run.workdir) == 'trained' and not several
     if not trained and not work.train([run], stop, status):
       return cli.DIVERGED
+    if not _SCORE.value:
+      return 0
     # In training a signal is handled by XLA, which tells all processes. Scoring
     # is done by this process alone.
     if several:
@@ -205,7 +220,7 @@ def main(argv: list[str]) -> None:
     records.open_run(workdir, checked(_CONFIG.value))
   config = laid_out(records.load_config(workdir, work.places()),
                     _MESH.value, _REMAT.value)
-  if records.state(workdir) == 'done':
+  if is_complete(workdir):
     return
   cli.compile_cache()
   if several:
@@ -219,7 +234,7 @@ def main(argv: list[str]) -> None:
     print(error, file=sys.stderr)
     sys.exit(cli.AGAIN)
   # Asked again under the lock: another process may have finished it.
-  if records.state(workdir) == 'done':
+  if is_complete(workdir):
     lock.release()
     return
   # Called by hand, this command tries a failed run again.

@@ -594,11 +594,15 @@ def test_two_processes_are_a_slice_and_their_cache_is_on_the_bucket(
   records.open_run(workdir, config)
   port = fake_gcs.free_port()
   hosts = [server.start(
-      [tmp_path / f'{i}.txt'] * 2, 'train', f'--workdir={workdir}',
+      [tmp_path / f'{i}.txt'] * 2, 'train', f'--workdir={workdir}', '--noscore',
       AUDIORANK_DISTRIBUTED=f'localhost:{port},2,{i}',
       AUDIORANK_CACHE=f'{bucket}/cache') for i in range(2)]
   for i, host in enumerate(hosts):
     assert host.wait(300) == 0, (tmp_path / f'{i}.txt').read_text()
+  assert records.state(workdir) == 'trained'
+  # Another machine scores it; it has one device.
+  again = server.run(tmp_path, 'train', f'--workdir={workdir}')
+  assert again.returncode == 0, again.stderr
   assert records.state(workdir) == 'done'
   assert checkpoint.fsck(workdir)[-1] == (6, '')
   assert files.names(f'{bucket}/cache/compiled')

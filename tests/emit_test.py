@@ -95,7 +95,17 @@ def test_a_run_larger_than_a_host_has_a_slice_of_its_own():
   assert own['spec']['failurePolicy']['maxRestarts'] == emit.RESTARTS
   assert container['command'] == [
       'python', '-m', 'launch.train', f'--workdir={POD.root}/{RUNS[1]}',
-      '--mesh=4x4', '--remat=dots']
+      '--mesh=4x4', '--remat=dots', '--noscore']
+  # A machine without TPUs scores it when the slice has been given back.
+  job, spec, scorer = pods(own)['score']
+  assert own['spec']['replicatedJobs'][1]['dependsOn'] == [
+      {'name': 'slice', 'status': 'Complete'}]
+  assert job['parallelism'] == 1 and 'google.com/tpu' not in str(spec)
+  assert scorer['command'] == [
+      'python', '-m', 'launch.train', f'--workdir={POD.root}/{RUNS[1]}']
+  alone = read(RUNS[:1], POD._replace(scorers=0), LARGE)[1]
+  assert list(pods(alone)) == ['slice']
+  assert '--noscore' not in pods(alone)['slice'][2]['command']
   assert {'name': 'AUDIORANK_DISTRIBUTED', 'value': '1'} in container['env']
   annotations = own['spec']['replicatedJobs'][0]['template']['metadata'][
       'annotations']
@@ -258,7 +268,8 @@ def test_a_runs_mesh_is_in_its_manifest(tmp_path):
   job = tree['spec']['replicatedJobs'][0]['template']['spec']
   (container,) = job['template']['spec']['containers']
   assert container['command'][3:] == [
-      f'--workdir={POD.root}/{run}', '--mesh=4x4', '--remat=full']
+      f'--workdir={POD.root}/{run}', '--mesh=4x4', '--remat=full',
+      '--noscore']
   assert tree['metadata']['annotations'] == {
       'audiorank/mesh': '4x4', 'audiorank/clips-a-chip': '16'}
 
