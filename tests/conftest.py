@@ -1,6 +1,7 @@
 """The test world: 8 CPU devices, warnings as errors, rank promotion refused."""
 
 import contextlib
+import mmap
 import os
 import pathlib
 
@@ -8,22 +9,37 @@ from absl import flags
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType
+import jaxlib
 import numpy as np
 import pytest
 import soundfile
 
 from audiorank import synth
 from audiorank import train
+from tests import processes
 
+
+def compiler_has(flag):
+  """Returns whether this version of XLA knows a flag: it dies of others."""
+  library = max(pathlib.Path(jaxlib.__file__).parent.glob('*.so'),
+                key=lambda path: path.stat().st_size)
+  with open(library, 'rb') as file, mmap.mmap(
+      file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    return content.find(flag.encode()) >= 0
+
+
+# A third of the time to compile a training step goes into fusing its small
+# operations in a second way. Processes that a test starts inherit the flag.
+if compiler_has('xla_cpu_use_fusion_emitters'):
+  os.environ['XLA_FLAGS'] = ' '.join([
+      os.environ.get('XLA_FLAGS', ''), '--xla_cpu_use_fusion_emitters=false'])
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 flags.FLAGS.mark_as_parsed()
-# Modules that spend their time in the compiler. The programs are tiny, so its
-# optimisations cost more than they save; what is compiled is kept for all.
-QUICK = ('checkpoint', 'divergence', 'evals', 'faults', 'feed', 'laws_fit',
-         'laws_scaling', 'metrics', 'model', 'multihost', 'objectives',
-         'packed', 'rankme', 'sampling', 'sharding', 'train', 'worker')
+# Modules whose numbers or times need the compiler's optimisations. The programs
+# of all others are tiny: optimising them costs more than it saves.
+OPTIMISED = ()
 STUDY = (pathlib.Path(__file__).resolve().parents[1] / 'notebooks' / 'results'
          / 'small_study')
 
@@ -44,6 +60,10 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_configure(config):
   config.addinivalue_line('filterwarnings', 'error')
+  # What another process is just writing is compiled again.
+  config.addinivalue_line(
+      'filterwarnings',
+      'ignore:Error reading persistent compilation cache:UserWarning')
   config.addinivalue_line('markers', 'slow: takes more than about 20 s')
 
 
@@ -56,38 +76,59 @@ def user_cache(tmp_path_factory):
     yield
 
 
-@pytest.fixture(scope='session')
-def compiled_programs(tmp_path_factory):
-  """The folder of what the modules of QUICK compile."""
-  return tmp_path_factory.mktemp('compiled')
+def folder_of_all(factory, name):
+  """Returns a folder that all processes of this test session share."""
+  base = factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    base = base.parent
+  path = base / name
+  path.mkdir(exist_ok=True)
+  return path
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compiler(request, compiled_programs):
-  """Compiles the programs of a module of QUICK quickly, and once a session."""
-  if request.path.name.removesuffix('_test.py') not in QUICK:
-    yield
-    return
-  changes = {'jax_disable_most_optimizations': (True, False),
-             'jax_compilation_cache_dir': (str(compiled_programs / 'here'),
-                                           None),
-             'jax_persistent_cache_min_compile_time_secs': (.1, 1.),
-             'jax_persistent_cache_min_entry_size_bytes': (-1, 0)}
+def set_compiler(quick):
+  """Turns the compiler's optimisations off or on, and forgets its programs.
+
+  Programs that were compiled the other way differ in the last bit.
+  """
+  jax.config.update('jax_disable_most_optimizations', quick)
+  jax.clear_caches()
+  train.mel_statistics.cache_clear()
+
+
+@pytest.fixture(scope='session', autouse=True)
+def quick_compiler(tmp_path_factory):
+  """Compiles quickly, and each program once for all processes and tests."""
+  changes = {'jax_compilation_cache_dir':
+                 str(folder_of_all(tmp_path_factory, 'compiled')),
+             'jax_persistent_cache_min_compile_time_secs': 0.,
+             'jax_persistent_cache_min_entry_size_bytes': -1}
   with pytest.MonkeyPatch.context() as patch:
     # Processes that a test starts compute with the same bits. They have their
     # own folder: one that is killed may leave half a file.
     patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-    patch.setenv('TESTS_COMPILED', str(compiled_programs / 'by-processes'))
-    for index in (0, 1):
-      for name, values in changes.items():
-        jax.config.update(name, values[index])
-      compilation_cache.reset_cache()
-      # Programs of another module, compiled the other way, differ in the last
-      # bit.
-      jax.clear_caches()
-      train.mel_statistics.cache_clear()
-      if not index:
-        yield
+    patch.setenv('TESTS_COMPILED', str(
+        folder_of_all(tmp_path_factory, 'compiled_by_processes')))
+    for name, value in changes.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    set_compiler(quick=True)
+    yield
+
+
+@pytest.fixture(scope='module', autouse=True)
+def optimising_compiler(request, quick_compiler):
+  """Compiles with all optimisations in the modules of OPTIMISED."""
+  del quick_compiler
+  if request.path.name.removesuffix('_test.py') not in OPTIMISED:
+    yield
+    return
+  with pytest.MonkeyPatch.context() as patch:
+    patch.delenv('JAX_DISABLE_MOST_OPTIMIZATIONS')
+    patch.delenv('TESTS_COMPILED')
+    set_compiler(quick=False)
+    yield
+    set_compiler(quick=True)
 
 
 @pytest.fixture(params=[1, 8])
@@ -157,6 +198,21 @@ def tasks(tmp_path_factory):
   synth.write_tasks(folder, 0, clips_per_task=(24, 12, 12),
                     names=['texture', 'timbre'], workers=1, progress=False)
   return folder / 'tasks'
+
+
+@pytest.fixture(scope='session')
+def env(tmp_path_factory, quick_compiler):
+  """The environment of a command: CPU, one compilation cache for all."""
+  del quick_compiler
+  return processes.environment(tmp_path_factory.mktemp('commands'))
+
+
+@pytest.fixture(scope='session')
+def server(env):
+  """Starts commands in a tenth of a second; see processes.Server."""
+  process = processes.Server(env)
+  yield process
+  process.close()
 
 
 @pytest.fixture(scope='session')

@@ -1,11 +1,10 @@
 """Any encoder is evaluated, once; the second time its embeddings are there."""
 
+import functools
 import importlib
 import json
-import os
 import pathlib
 import shutil
-import subprocess
 import sys
 
 from absl.testing import flagsaver
@@ -362,20 +361,14 @@ def test_flags_choose_the_protocol(tmp_path):
       launched.check()
 
 
-def command(*args, **env):
-  return subprocess.run(
-      [sys.executable, '-m', 'launch.evaluate', *map(str, args)], cwd=ROOT,
-      env={**os.environ, 'JAX_PLATFORMS': 'cpu', **env}, capture_output=True,
-      text=True, timeout=600)
-
-
-def test_the_command_says_what_it_did(tmp_path, weights):
+def test_the_command_says_what_it_did(server, tmp_path, weights):
   write_task(tmp_path / 'tasks' / 'tones-v1-full')
   args = [f'--checkpoint={weights}', f'--tasks={tmp_path}/tasks',
           '--protocol=logistic', '--out', tmp_path / 'out']
-  env = {'AUDIORANK_CACHE': str(tmp_path / 'cache')}
+  command = functools.partial(server.run, tmp_path, 'evaluate',
+                              AUDIORANK_CACHE=str(tmp_path / 'cache'))
   args.append('--features')
-  first, second = command(*args, **env), command(*args, **env)
+  first, second = command(*args), command(*args)
   assert first.returncode == second.returncode == 0, first.stderr
   assert '(logistic)' in first.stdout
   assert '(logistic, cached embeddings)' in second.stdout
@@ -394,9 +387,9 @@ def test_the_command_says_what_it_did(tmp_path, weights):
   # The score stands with its interval, its clips and chance.
   assert (f"{result['score']:.4f}  [{result['low']:.4f}, 1.0000], chance "
           '0.5000  8 clips (logistic)') in first.stdout
-  listed = command('--cached', **env)
+  listed = command('--cached')
   assert 'tones-v1-full-' in listed.stdout
-  assert '1 deleted' in command('--clear_cache', **env).stdout
+  assert '1 deleted' in command('--clear_cache').stdout
   assert not list((tmp_path / 'cache').rglob('*.npz'))
 
 
@@ -450,7 +443,7 @@ def test_features_are_scored_once(tmp_path, monkeypatch):
     (['--checkpoint=x'], 'expected --tasks, --corpus or both'),
     (['--embeddings=z.npy', '--module=x'], '--embeddings cannot be combined'),
     (['--module=x', '--tasks=y', '--layer=3'], 'combined with --module')])
-def test_flags_that_do_not_go_together(args, message):
-  done = command(*args)
+def test_flags_that_do_not_go_together(server, tmp_path, args, message):
+  done = server.run(tmp_path, 'evaluate', *args)
   assert done.returncode == 1 and message in done.stderr
   assert len(done.stderr.strip().splitlines()) == 1

@@ -44,18 +44,6 @@ def config(corpus, tasks, changes=()):
       'eval.tasks': str(tasks), 'eval.protocol': 'logistic', **dict(changes)})
 
 
-@pytest.fixture(scope='module')
-def env(tmp_path_factory):
-  return processes.environment(tmp_path_factory.mktemp('compiled'))
-
-
-@pytest.fixture(scope='module')
-def server(env):
-  process = processes.Server(env)
-  yield process
-  process.close()
-
-
 @pytest.fixture
 def opened(corpus, tasks, tmp_path):
   """A function that opens a new run of the one config."""

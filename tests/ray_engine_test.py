@@ -45,18 +45,6 @@ def points():
 
 
 @pytest.fixture(scope='module')
-def env(tmp_path_factory):
-  return processes.environment(tmp_path_factory.mktemp('compiled'))
-
-
-@pytest.fixture(scope='module')
-def server(env):
-  process = processes.Server(env)
-  yield process
-  process.close()
-
-
-@pytest.fixture(scope='module')
 def tasks(tmp_path_factory):
   folder = tmp_path_factory.mktemp('tasks')
   synth.write_tasks(folder, 0, clips_per_task=(24, 12, 12),

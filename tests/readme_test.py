@@ -1,7 +1,6 @@
 """What the READMEs say: every command is one, every link leads somewhere."""
 
 import json
-import os
 import pathlib
 import re
 import shlex
@@ -69,31 +68,42 @@ def commands():
           for page, line in lines() if line.startswith('python -m ')]
 
 
+# Imports once what most commands need, then forks a child a command.
 PARSE = """
-import importlib, json, sys
+import importlib, json, os, sys
 from absl import flags
 from launch import cli
-cases = json.loads(sys.argv[1])
-sys.argv = ['x']
-module = importlib.import_module(cases[0][1][0])
-words = {'launch.sweep': lambda: module.WORDS,
-         'launch.emit': lambda: module.ENGINES,
-         'launch.bench': lambda: ('all', *module.AREAS)}.get(
-             module.__name__, lambda: ())()
-out = []
-for page, (name, *args) in cases:
-  flags.FLAGS.unparse_flags()
-  # A config's fields become flags as they are read, and stay.
-  for field in [f for f in flags.FLAGS if f.startswith('config.')]:
-    delattr(flags.FLAGS, field)
-  try:
-    sys.argv = cli.with_config_file([name, *args])
-    left = flags.FLAGS(sys.argv)[1:]
-    if set(left) - set(words):
-      raise ValueError(f'{left}: expected words of {list(words)}')
-  except Exception as error:
-    out.append([page, ' '.join([name, *args]), repr(error)])
-print(json.dumps(out))
+import audiorank.evaluate, audiorank.train
+
+def wrong_of(cases):
+  sys.argv = ['x']
+  module = importlib.import_module(cases[0][1][0])
+  words = {'launch.sweep': lambda: module.WORDS,
+           'launch.emit': lambda: module.ENGINES,
+           'launch.bench': lambda: ('all', *module.AREAS)}.get(
+               module.__name__, lambda: ())()
+  out = []
+  for page, (name, *args) in cases:
+    flags.FLAGS.unparse_flags()
+    # A config's fields become flags as they are read, and stay.
+    for field in [f for f in flags.FLAGS if f.startswith('config.')]:
+      delattr(flags.FLAGS, field)
+    try:
+      sys.argv = cli.with_config_file([name, *args])
+      left = flags.FLAGS(sys.argv)[1:]
+      if set(left) - set(words):
+        raise ValueError(f'{left}: expected words of {list(words)}')
+    except Exception as error:
+      out.append([page, ' '.join([name, *args]), repr(error)])
+  return out
+
+for cases in json.loads(sys.argv[1]):
+  pid = os.fork()
+  if not pid:
+    print(json.dumps(wrong_of(cases)), flush=True)
+    os._exit(0)
+  if os.waitpid(pid, 0)[1]:
+    sys.exit(cases[0][1][0])
 """
 
 
@@ -105,17 +115,20 @@ def test_every_command_parses():
                               'audiorank/laws/README.md',
                               'audiorank/hear/parity.py'} <= {
                                   page for page, _ in found}
-  wrong = []
+  wrong, by_command = [], []
   for name in sorted({words[0] for _, words in found} - {'pytest'}):
     cases = [c for c in found if c[1][0] == name]
     if name in BY_HAND:
       wrong += [c for c in cases if not BY_HAND[name](c[1][1:])]
       continue
-    done = subprocess.run([sys.executable, '-c', PARSE, json.dumps(cases)],
-                          capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    wrong += json.loads(done.stdout)
-  assert wrong == []
+    by_command.append(cases)
+  done = subprocess.run(
+      [sys.executable, '-W', 'ignore', '-c', PARSE, json.dumps(by_command)],
+      capture_output=True, text=True, cwd=ROOT)
+  assert done.returncode == 0, done.stderr
+  answers = [json.loads(line) for line in done.stdout.splitlines()]
+  assert len(answers) == len(by_command)
+  assert wrong + sum(answers, []) == []
 
 
 # Commands without absl's flags: what they take.
@@ -205,40 +218,36 @@ def test_the_tree_is_the_tree():
   assert here - {'README.md', 'py.typed'} == names - {''}
 
 
-def run(*words, cwd=ROOT):
-  done = subprocess.run(
-      [sys.executable, '-m', *words], capture_output=True, text=True, cwd=cwd,
-      env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)})
-  assert done.returncode == 0, done.stderr
-  return done.stdout
+def test_commands_that_need_no_sweep_run(server, tmp_path):
+  def run(*words):
+    done = server.run(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
-
-def test_commands_that_need_no_sweep_run(tmp_path):
   z_ND = np.random.default_rng(0).standard_normal((200, 8)).astype('f')
   pd.DataFrame({f'd{i}': z for i, z in enumerate(z_ND.T)}).to_parquet(
       tmp_path / 'wide.parquet')
   np.save(tmp_path / 'z.npy', z_ND)
-  assert 'RankMe' in run('launch.evaluate', f'--embeddings={tmp_path}/z.npy',
+  assert 'RankMe' in run('evaluate', f'--embeddings={tmp_path}/z.npy',
                          f'--out={tmp_path}')
-  said = run('launch.sweep', 'plan', '--config=configs/minute.py')
+  said = run('sweep', 'plan', '--config=configs/minute.py')
   assert '4 points and their untrained networks' in said
   sample = records.SAMPLE
-  run('launch.export', f'--checkpoint={sample}/model',
+  run('export', f'--checkpoint={sample}/model',
       f'--out={tmp_path}/released')
   assert audiorank.load(tmp_path / 'released').config.model.width == 32
-  said = run('launch.report', f'--table={sample}/runs.parquet',
+  said = run('report', f'--table={sample}/runs.parquet',
              '--law=saturating', '--x=rank', '--y=score')
   assert 'Q = Q_inf - a R^-b' in said and 'unbounded' in said
 
 
-def test_the_nearest_is_suggested():
+def test_the_nearest_is_suggested(server, tmp_path):
   """Of a word, a flag and a config's field."""
   for words, guess in (
-      (['launch.sweep', 'statu', '--root=x'], 'status'),
-      (['launch.report', '--workdi=x'], 'workdir'),
-      (['launch.sweep', 'plan', '--config=configs/minute.py',
+      (['sweep', 'statu', '--root=x'], 'status'),
+      (['report', '--workdi=x'], 'workdir'),
+      (['sweep', 'plan', '--config=configs/minute.py',
         '--config.train.step=3'], 'steps')):
-    done = subprocess.run([sys.executable, '-m', *words], cwd=ROOT, text=True,
-                          capture_output=True)
+    done = server.run(tmp_path, *words)
     assert done.returncode == 1 and done.stderr.count('\n') == 1
     assert f'Did you mean {guess}' in done.stderr.replace('mean: ', 'mean ')
