@@ -185,14 +185,16 @@ def test_many_lengths_need_few_programs_and_change_no_number(config, params):
     wave_S = waves[i]
     alone_ND = embed.scene(config, params, wave_S[None])
     np.testing.assert_allclose(z_ND[i:i + 1], alone_ND, atol=5e-6)
-    for clamp, layer in (('clip', 'final'), ('batch', 0)):
-      pair_BS = np.stack([wave_S, 1e-3 * wave_S[::-1]])
-      exact, ms_BL = embed.timestamps(config, params, pair_BS, layer, clamp)
-      z_BLD, same_BL = embed.timestamps(
-          config, params, pair_BS, layer, clamp, fill=True)
-      assert z_BLD.dtype == np.float32
-      np.testing.assert_allclose(z_BLD, exact, atol=5e-6)
-      np.testing.assert_array_equal(same_BL, ms_BL)
+  for i, clamp, layer in ((0, 'clip', 'final'), (5, 'clip', 'final'),
+                          (10, 'clip', 'final'), (0, 'batch', 0),
+                          (10, 'batch', 0)):
+    pair_BS = np.stack([waves[i], 1e-3 * waves[i][::-1]])
+    exact, ms_BL = embed.timestamps(config, params, pair_BS, layer, clamp)
+    z_BLD, same_BL = embed.timestamps(
+        config, params, pair_BS, layer, clamp, fill=True)
+    assert z_BLD.dtype == np.float32
+    np.testing.assert_allclose(z_BLD, exact, atol=5e-6)
+    np.testing.assert_array_equal(same_BL, ms_BL)
 
 
 def test_sizes_are_few_and_little_is_wasted():

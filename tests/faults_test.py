@@ -4,6 +4,7 @@ Rows of the fault table in launch/README.md that other tests produce are named
 there.
 """
 
+import json
 import os
 import random
 import shutil
@@ -145,30 +146,35 @@ def test_sigterm_in_any_phase_is_42_within_seconds(
 
 
 CALLS = {'': 42, 'busy idle': 42, 'busy': 9}
+# The watching thread alone: a call of 4 s stands in for a compiler.
+NEVER_POLLS = '''
+import json, os, signal, sys, time
+from launch import work
+work.PATIENCE = 1
+
+def call(names):
+  status = work.Status()
+  for name in names.split():
+    getattr(status, name)()
+  os.kill(os.getpid(), signal.SIGTERM)
+  time.sleep(4)
+  os._exit(9 if status.asked else 1)
+
+pids = []
+for names in sys.argv[1:]:
+  pids.append(os.fork())
+  if not pids[-1]:
+    call(names)
+print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                  for pid in pids]))
+'''
 
 
 def test_a_call_that_never_polls_is_left_unless_work_would_be_lost():
-  """The watching thread alone: a call of 6 s stands in for a compiler."""
-  script = '''
-import sys, time
-from launch import work
-status = work.Status()
-for name in sys.argv[1].split():
-  getattr(status, name)()
-print('ready', flush=True)
-time.sleep(6)
-sys.exit(9 if status.asked else 1)
-'''
-  started = {calls: subprocess.Popen(
-      [sys.executable, '-c', script, calls], cwd=processes.ROOT,
-      stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-             for calls in CALLS}
-  for process in started.values():
-    assert process.stdout.readline() == 'ready\n'
-    process.send_signal(signal.SIGTERM)
-  for calls, process in started.items():
-    assert process.wait(60) == CALLS[calls]
-    process.stdout.close()
+  done = subprocess.run(
+      [sys.executable, '-W', 'ignore', '-c', NEVER_POLLS, *CALLS],
+      cwd=processes.ROOT, capture_output=True, text=True, timeout=120)
+  assert json.loads(done.stdout) == [*CALLS.values()], done.stderr
 
 
 def tree(folder):
