@@ -61,6 +61,10 @@ for line in sys.stdin:
     os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
   os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
   os.environ.update(about['env'])
+  if 'JAX_NUM_CPU_DEVICES' in about['env']:  # jax has been imported.
+    import jax
+    jax.config.update('jax_num_cpu_devices',
+                      int(about['env']['JAX_NUM_CPU_DEVICES']))
   sys.argv = about['argv']
   module = importlib.import_module('launch.' + about['argv'][0])
   cli.run(module.main, words=about['argv'][0] == 'sweep')
