@@ -11,15 +11,17 @@ import pytest
 
 from audiorank import checkpoint
 from audiorank import records
-from audiorank import synth
 from tests import processes
 from tests import tiny
 
 
-def config_of(corpus, **changes):
+@pytest.fixture
+def config(corpus, tasks):
   return tiny.config(corpus, **{
       'train.steps': 30, 'monitor.first_eval': 4, 'checkpoint.save_every': 10,
-      'checkpoint.keep_every': 1000, 'mesh.data': -1, **changes})
+      'checkpoint.keep_every': 1000, 'mesh.data': -1, 'eval.tasks': str(tasks),
+      'eval.task_names': ('timbre-v1-full',), 'eval.protocol': 'logistic',
+      'eval.batch': 12})
 
 
 def start(server, workdir, count):
@@ -64,10 +66,10 @@ def close(ours, theirs):
 
 
 def test_two_processes_are_one_and_take_over_from_each_other(
-    server, corpus, tmp_path):
+    server, config, tmp_path):
   one, two = tmp_path / 'one', tmp_path / 'two'
   for workdir in (one, two):
-    records.open_run(workdir, config_of(corpus))
+    records.open_run(workdir, config)
   assert end(start(server, one, 1)) == [0], processes.output(one)
 
   # Two processes; a signal to one of them stops both, saved at one step.
@@ -91,12 +93,7 @@ def test_two_processes_are_one_and_take_over_from_each_other(
 
 
 @pytest.mark.slow
-def test_what_one_wrote_two_go_on_with_and_evaluate(server, corpus, tmp_path):
-  synth.write_tasks(tmp_path, 0, clips_per_task=(24, 12, 12), names=['timbre'],
-                    workers=1, progress=False)
-  config = config_of(corpus, **{
-      'eval.tasks': str(tmp_path / 'tasks'), 'eval.protocol': 'logistic',
-      'eval.batch': 12})
+def test_what_one_wrote_two_go_on_with_and_evaluate(server, config, tmp_path):
   straight, mixed = tmp_path / 'straight', tmp_path / 'mixed'
   for workdir in (straight, mixed):
     records.open_run(workdir, config)
