@@ -25,13 +25,13 @@ def config(corpus, tasks):
 
 
 def start(server, workdir, count):
-  """Starts one run on `count` processes of 8 devices together."""
+  """Starts one run on `count` processes of 4 devices together."""
   with socket.socket() as s:
     s.bind(('localhost', 0))
     port = s.getsockname()[1]
   out = []
   for index in range(count):
-    env = {'JAX_NUM_CPU_DEVICES': str(8 // count)}
+    env = {'JAX_NUM_CPU_DEVICES': str(4 // count)}
     if count > 1:
       env['AUDIORANK_DISTRIBUTED'] = f'localhost:{port},{count},{index}'
     out.append(processes.worker(server, workdir, **env))
