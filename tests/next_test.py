@@ -2,8 +2,6 @@
 
 import importlib.util
 import pathlib
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -145,10 +143,8 @@ def test_bad_input_is_one_line(words, text, tmp_path):
   assert '\n' not in str(error.value)
 
 
-def test_the_word_is_part_of_the_sweep_command(tmp_path):
-  done = subprocess.run(
-      [sys.executable, '-m', 'launch.sweep', 'next', f'--root={tmp_path}'],
-      cwd=ROOT, capture_output=True, text=True, timeout=300)
+def test_the_word_is_part_of_the_sweep_command(server, tmp_path):
+  done = server.run(tmp_path, 'sweep', 'next', f'--root={tmp_path}')
   assert done.returncode == 1
   assert 'no runs: expected the --root' in done.stderr
   assert len(done.stderr.splitlines()) == 1
