@@ -15,6 +15,7 @@ import os
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
 from audiorank import config as config_lib
@@ -118,9 +119,20 @@ def resident_corpus(config: Config, samples: Sequence[sampling.Samples],
     candidates.append(samples[0].subset)
   # The larger one first: it serves more runs.
   for corpus in candidates:
-    if fits(config.data.in_memory, resident.size(corpus)):
+    if everywhere(fits(config.data.in_memory, resident.size(corpus))):
       return corpus
   return None
+
+
+def everywhere(answer: bool) -> bool:
+  """Returns whether the answer is True on every process of a run.
+
+  Their machines may have memory of different sizes, but all must run the same
+  program.
+  """
+  if jax.process_count() == 1:
+    return answer
+  return bool(multihost_utils.process_allgather(np.int32(answer)).all())
 
 
 def fits(wanted: bool, size: int) -> bool:

@@ -131,6 +131,16 @@ def test_a_device_that_is_too_small_leaves_it_to_the_host(
     assert feed.resident_corpus(c, samples, shared) is corpus
 
 
+def test_processes_keep_the_corpus_on_all_devices_or_on_none(monkeypatch):
+  """Also where the memory of only one machine is too small."""
+  assert feed.everywhere(True) and not feed.everywhere(False)
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  for other in (True, False):
+    monkeypatch.setattr(feed.multihost_utils, 'process_allgather',
+                        lambda x, other=other: np.array([x, other]))
+    assert feed.everywhere(True) == other and not feed.everywhere(False)
+
+
 def test_packed_runs_share_one_corpus(folders):
   """Of other hours, categories and orders, and the run that comes next."""
   whole = sharding.replicated(sharding.mesh(1, 1))

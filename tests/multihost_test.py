@@ -67,9 +67,12 @@ def close(ours, theirs):
 
 def test_two_processes_are_one_and_take_over_from_each_other(
     server, config, tmp_path):
+  """The one reads clips from disk, the two gather them on their devices."""
   one, two = tmp_path / 'one', tmp_path / 'two'
-  for workdir in (one, two):
+  for workdir, in_memory in ((one, False), (two, True)):
+    config.data.in_memory = in_memory
     records.open_run(workdir, config)
+  config.data.in_memory = False
   assert end(start(server, one, 1)) == [0], processes.output(one)
 
   # Two processes; a signal to one of them stops both, saved at one step.
