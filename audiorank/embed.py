@@ -301,24 +301,41 @@ def timestamps(config: Any, params: Params, waves: np.ndarray,
   return z, np.broadcast_to(ms_L, z.shape[-3:-1])
 
 
-@functools.lru_cache(maxsize=64)
-def sharded_encoder(config: ModelConfig, layer: int | str,
-                    mesh: jax.sharding.Mesh
-                    ) -> Callable[[Params, Any], jax.Array]:
-  """Returns (params, wave_BS) -> z_BD, replicated on every device of a mesh."""
-  run = encoder(config, 'scene', layer, 'clip')
+def over_mesh(program: Callable[..., jax.Array], mesh: jax.sharding.Mesh
+              ) -> Callable[..., jax.Array]:
+  """Returns a program of (params, *arrays) that is run over a mesh.
+
+  It takes this process's rows of the arrays; every device has all results.
+  """
+  if mesh.size == 1:
+    device = mesh.devices.item()
+    # Without the mesh it is the program of `scene`, which later scores the
+    # run: it is compiled once.
+    return lambda params, *rows: program(
+        jax.device_put(params, device), *rows)
   # Two programs. In one, XLA may gather the clips instead of the embeddings,
   # and then every device encodes all of them.
   gathered = jax.jit(lambda z: z, out_shardings=sharding.replicated(mesh))
-  if mesh.size == 1:
-    return run
-  return lambda params, wave_BS: gathered(run(params, wave_BS))
+
+  def run(params: Params, *rows: np.ndarray) -> jax.Array:
+    with jax.set_mesh(mesh):
+      return gathered(program(
+          params, *(sharding.to_global(x, mesh) for x in rows)))
+
+  return run
+
+
+@functools.lru_cache(maxsize=64)
+def sharded_encoder(config: ModelConfig, layer: int | str,
+                    mesh: jax.sharding.Mesh) -> Callable[..., jax.Array]:
+  """Returns (params, wave_BS) -> z_BD; see `over_mesh`."""
+  return over_mesh(encoder(config, 'scene', layer, 'clip'), mesh)
 
 
 @functools.lru_cache(maxsize=16)
 def sharded_layers(config: ModelConfig, mesh: jax.sharding.Mesh
-                   ) -> Callable[[Params, Any, Any], jax.Array]:
-  """Returns (params, wave_BS, at_B) -> z_2KBD, replicated over a mesh.
+                   ) -> Callable[..., jax.Array]:
+  """Returns (params, wave_BS, at_B) -> z_2KBD; see `over_mesh`.
 
   The first is of the mean of every layer's tokens, the second of one token: of
   L tokens that of the number floor(at L), at in [0, 1).
@@ -331,10 +348,8 @@ def sharded_layers(config: ModelConfig, mesh: jax.sharding.Mesh
         z_KBLD, index_B[None, :, None, None], axis=2)[:, :, 0]
     return jnp.stack([z_KBLD.mean(2), token_KBD])
 
-  program = jax.jit(lambda params, wave_BS, at_B: both(
-      run(params, wave_BS), at_B))
-  gathered = jax.jit(lambda z: z, out_shardings=sharding.replicated(mesh))
-  return lambda params, wave_BS, at_B: gathered(program(params, wave_BS, at_B))
+  return over_mesh(jax.jit(lambda params, wave_BS, at_B: both(
+      run(params, wave_BS), at_B)), mesh)
 
 
 def sharded(config: ModelConfig, params: Params, wave_NS: np.ndarray,
@@ -377,7 +392,7 @@ def sharded(config: ModelConfig, params: Params, wave_NS: np.ndarray,
     arrays = [wave_BS]
     if at_N is not None:
       arrays.append(np.resize(at_N[start:start + batch], batch))
-    z = run(params, *(sharding.to_global(x[mine], mesh) for x in arrays))
+    z = run(params, *(x[mine] for x in arrays))
     pieces.append(np.asarray(z)[..., :len(part), :])
   return np.concatenate(pieces, axis=-2)
 

@@ -129,23 +129,23 @@ def evaluate(config: Config, state: train_state.TrainState,
     return record.rank_fields(z_ND, sample.source_N, 'final', neighbour_clips)
 
   blocks, per_sample = layers(config), []
-  with jax.set_mesh(mesh):
-    # The final layer first: its fields are the record's own.
-    if blocks:
-      per_layer = layer_fields(config, variables, samples.monitor, mesh, blocks,
-                               stop)
-    else:
-      per_layer = [rank_fields(samples.monitor,
-                               config.monitor.neighbour_clips)]
-    if not per_layer or per_layer[0] is None:
+  # The final layer first: its fields are the record's own.
+  if blocks:
+    per_layer = layer_fields(config, variables, samples.monitor, mesh, blocks,
+                             stop)
+  else:
+    per_layer = [rank_fields(samples.monitor,
+                             config.monitor.neighbour_clips)]
+  if not per_layer or per_layer[0] is None:
+    return None
+  for name, sample in further:
+    fields = rank_fields(sample)
+    if fields is None:
       return None
-    for name, sample in further:
-      fields = rank_fields(sample)
-      if fields is None:
-        return None
-      per_sample.append({'sample': name, **fields})
-    fields = {**per_layer[0], 'layers': per_layer[1:], 'samples': per_sample}
-    if len(samples.valid):
+    per_sample.append({'sample': name, **fields})
+  fields = {**per_layer[0], 'layers': per_layer[1:], 'samples': per_sample}
+  if len(samples.valid):
+    with jax.set_mesh(mesh):
       fields['valid_loss'] = valid_loss(config, variables,
                                         samples.valid.wave_NS, mesh)
   return {**fields, 'memory': metrics.peak_memory(),

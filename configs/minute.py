@@ -28,6 +28,7 @@ def get_config(point='en16-2,h=0.1'):
   c.monitor.update({'clips': 256, 'num_evals': 4, 'first_eval': 20, 'batch': 64,
                     'valid_clips': 32})
   c.checkpoint.save_every = 200
+  c.eval.batch = c.monitor.batch
   return c
 
 

@@ -156,8 +156,7 @@ def test_a_mesh_changes_nothing(config, params, data, fsdp):
   on = sharding.mesh(data, fsdp)
   wave_NS = clips(N=11)
   placed = jax.device_put(params, sharding.place(params, on))
-  with jax.set_mesh(on):
-    z_ND = embed.sharded(config.model, placed, wave_NS, on, batch=8)
+  z_ND = embed.sharded(config.model, placed, wave_NS, on, batch=8)
   np.testing.assert_allclose(
       z_ND, embed.scene(config, params, wave_NS, batch=8), atol=TIGHT)
 

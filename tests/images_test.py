@@ -112,8 +112,7 @@ def test_devices_do_not_change_how_pictures_embed(pictures_NYX, devices):
   wave_NS, on = waves(pictures_NYX), sharding.mesh(devices, 1)
   alone_ND = embed.scene(c, variables, wave_NS)
   placed = jax.device_put(variables, sharding.place(variables, on))
-  with jax.set_mesh(on):
-    z_ND = embed.sharded(c.model, placed, wave_NS, on, batch=16)
+  z_ND = embed.sharded(c.model, placed, wave_NS, on, batch=16)
   np.testing.assert_allclose(z_ND, alone_ND, atol=1e-5)
 
 

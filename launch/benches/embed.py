@@ -54,9 +54,8 @@ def embedding(config: Any, wave_NS: np.ndarray, layer: str = 'final',
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
 
   def embedded() -> None:
-    with jax.set_mesh(mesh):
-      z = embed.sharded(config.model, variables, wave_NS, mesh,
-                        min(len(wave_NS), BATCH), layer)
+    z = embed.sharded(config.model, variables, wave_NS, mesh,
+                      min(len(wave_NS), BATCH), layer)
     if ranked:
       for z_ND in z.reshape(-1, *z.shape[-2:]):
         rankme.estimate(z_ND)
