@@ -161,6 +161,19 @@ def test_a_mesh_changes_nothing(config, params, data, fsdp):
       z_ND, embed.scene(config, params, wave_NS, batch=8), atol=TIGHT)
 
 
+def test_evaluation_and_scoring_share_a_compiled_program(config, params):
+  """An evaluation has its parameters on a mesh, scoring has read them."""
+  on, wave_NS = sharding.mesh(1, 1), clips()
+  placed = jax.device_put(params, sharding.place(params, on))
+  run = embed.encoder(config.model, 'scene', 'final', 'clip')
+  run.clear_cache()
+  z_ND = embed.sharded(config.model, placed, wave_NS, on, batch=2)
+  device, = on.devices.flat
+  np.testing.assert_array_equal(z_ND, embed.scene(
+      config, jax.device_put(params, device), wave_NS, batch=2))
+  assert run._cache_size() == 1
+
+
 def test_refusals(config, params):
   with pytest.raises(ValueError, match='no clips to embed'):
     embed.scene(config, params, [])
