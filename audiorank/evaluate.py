@@ -411,7 +411,7 @@ def run(workdir: files.Path, config: config_lib.Config,
       if encoder is None:
         _, params = checkpoint.load(workdir, step)
         # Sent once, and to a device by name, as evaluations while training do:
-        # then they share the compiled program (embed.sharded_encoder).
+        # then they share the compiled program (embed.over_mesh).
         params = jax.device_put(params, jax.local_devices()[0])
         encoder = encoders.of_params(config, params, config.eval.batch,
                                      scored_layer(config))
