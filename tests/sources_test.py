@@ -44,12 +44,37 @@ def matched(tmp_path, data, files=FILES, **how):
     'file,source\n' + rows('/data/set/clips/'),
     'file,source\n' + rows('/home/me/set/clips/'),
     'file,source\n' + rows().replace('.wav', ''),
-    'file,source\n' + rows().replace('rec0', 'rec0 + 7')])
+    'file,source\n' + rows().replace('rec0', 'rec0 + 7'),
+    # Empty lines and comments, no mark of UTF-16, a shell's columns and quotes,
+    # the case of Windows.
+    '\n# by hand\nfile,source\n' + rows(), '#file,source\n' + rows(),
+    ('file,source\n' + rows()).encode('utf-16-le'),
+    ('file,source\n' + rows()).encode('utf-16-be'),
+    'file   source\n' + rows(sep='   '),
+    "'file','source'\n" + ''.join(f"'clips/c{i}.wav','rec{i // 3}'\n"
+                                  for i in range(6)),
+    'file,source\n' + rows().replace('.wav', '.WAV'),
+    'file,source\n' + rows('Clips/')])
 def test_any_writer_of_tables_is_understood(tmp_path, text):
   found, counts = matched(tmp_path, text)
   want = RECORDINGS
   assert {f: sources.recording(s) for f, s in found.items()} == want
   assert counts['unmatched'] == counts['ambiguous'] == 0
+
+
+def test_case_counts_where_two_files_differ_in_it(tmp_path):
+  files = ['a/X.wav', 'a/x.wav', 'b/Y.wav']
+  text = 'file,source\nX.wav,1\nx.wav,2\ny.WAV,3\n'
+  assert matched(tmp_path, text, files)[0] == dict(zip(files, '123'))
+
+
+def test_a_second_recording_of_a_file_is_counted_and_not_used(tmp_path):
+  text = 'file,source\nc0.wav,a\nc0.wav,b\nclips/c0.wav,a\n'
+  found, counts = matched(tmp_path, text)
+  assert found == {'clips/c0.wav': 'a'}
+  assert counts['contradicted'] == 1 and counts['example'] == 'c0.wav'
+  about = {'table': 'm.csv', 'note': '', 'files': 1, **counts}
+  assert '1 give a file a second recording' in summary._sources(about)
 
 
 def test_members_of_archives_are_meant_by_their_own_names(tmp_path):
@@ -65,7 +90,7 @@ def test_what_matches_only_in_part_is_counted(tmp_path):
   found, counts = matched(tmp_path, text, FILES + ['other/c5.wav'])
   assert len(found) == 2
   assert counts == {'rows': 4, 'unmatched': 1, 'ambiguous': 1,
-                    'example': 'gone.wav'}
+                    'contradicted': 0, 'example': 'gone.wav'}
 
 
 def test_names_in_other_scripts_and_in_another_normal_form(tmp_path):

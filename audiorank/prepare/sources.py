@@ -15,6 +15,7 @@ mean clips/a.wav, as long as only one file fits.
 
 import collections
 from collections.abc import Iterable
+from collections.abc import Mapping
 import csv
 import io
 import pathlib
@@ -55,7 +56,7 @@ def read(path: pathlib.Path, file_column: str = '',
     ValueError: it cannot be read as a table, or lacks a column that was asked
       for.
   """
-  text = _text(path)
+  text = _from_header(_text(path))
   head, _, rest = text.partition('\n')
   delimiter = ''
   if head.strip().lower().startswith('sep='):  # As Excel marks it.
@@ -65,6 +66,8 @@ def read(path: pathlib.Path, file_column: str = '',
     # Delimiters within quotes do not count.
     bare = re.sub('"[^"]*"', '', head)
     delimiter = max(DELIMITERS, key=bare.count)
+    if delimiter not in bare:
+      delimiter = ' '  # As a shell prints columns.
   try:
     rows = list(csv.reader(io.StringIO(text, newline=''),
                            delimiter=delimiter, skipinitialspace=True))
@@ -73,7 +76,7 @@ def read(path: pathlib.Path, file_column: str = '',
   names = []
   if rows:
     # Names of columns compare without quotes and case.
-    names = [cell.strip().strip('"\'').lower() for cell in rows[0]]
+    names = [cell.strip(' \t"\'#').lower() for cell in rows[0]]
   file = _column(path, names, file_column, FILE)
   source = _column(path, names, source_column, SOURCE)
   if file is None or source is None:
@@ -85,11 +88,27 @@ def read(path: pathlib.Path, file_column: str = '',
                 for r in rows[1:] if _cell(r, file)], '')
 
 
+def _from_header(text: str) -> str:
+  """Returns a table without the empty lines and comments before its header."""
+  while text:
+    line, _, rest = text.partition('\n')
+    names = re.split('[,;|\\s]+', line.lower())
+    comment = line.lstrip().startswith('#') and not any(
+        name.strip('"\'#') in FILE for name in names)
+    if line.strip() and not comment:
+      break
+    text = rest
+  return text
+
+
 def _cell(row: list[str], column: int | None) -> str:
   """Returns a cell, or '' if there is no such column or the row is short."""
   if column is None or column >= len(row):
     return ''
-  return row[column].strip()
+  text = row[column].strip()
+  if len(text) > 1 and text[0] == text[-1] == "'":  # As shells quote.
+    return text[1:-1]
+  return text
 
 
 def _text(path: pathlib.Path) -> str:
@@ -102,6 +121,11 @@ def _text(path: pathlib.Path) -> str:
   # A byte order mark, as Excel's "Unicode text" has it.
   if data[:2] in (b'\xff\xfe', b'\xfe\xff'):
     coding = 'utf-16'
+  # UTF-16 without a mark: every second byte of plain letters is zero.
+  elif data[1:64:2] and not any(data[1:64:2]):
+    coding = 'utf-16-le'
+  elif data[:64:2] and not any(data[:64:2]):
+    coding = 'utf-16-be'
   else:
     coding = 'utf-8-sig'
   try:
@@ -152,8 +176,9 @@ def match(table: Table, files: Iterable[str],
     root: the input folder, with which absolute names may begin.
 
   Returns:
-    {file: Row}, and counts: rows, unmatched, ambiguous, and an example of the
-    last two.
+    {file: Row}, and counts: rows, unmatched, ambiguous, contradicted (a file
+    that an earlier row gives another recording), and an example of the last
+    three.
   """
   files = list(files)
   exact = set(files)
@@ -162,22 +187,17 @@ def match(table: Table, files: Iterable[str],
   ends, stems = collections.defaultdict(list), collections.defaultdict(list)
   for file in files:
     base = _plain(file).rpartition('/')[2]
-    ends[base].append(file)
-    stems[_bare(base.rpartition('.')[0])].append(file)
-  by_file = {}
+    ends[base.casefold()].append(file)
+    stems[_bare(base.rpartition('.')[0]).casefold()].append(file)
+  by_file: dict[str, Row] = {}
   counts: dict[str, Any] = {
-      'rows': len(table.rows), 'unmatched': 0, 'ambiguous': 0, 'example': ''}
+      'rows': len(table.rows), 'unmatched': 0, 'ambiguous': 0,
+      'contradicted': 0, 'example': ''}
   for row in table.rows:
     name = row.file
     if name not in exact:
       # An exact name wins; otherwise paths are compared from their ends.
-      name = _plain(name, root)
-      base = name.rpartition('/')[2]
-      fits = [f for f in ends.get(base, ()) if _agree(_plain(f), name)]
-      if not fits:
-        # Many tables have names without ending, or numbers.
-        fits = [f for f in stems.get(_bare(base), ()) if '/' not in name
-                or _agree(_plain(f).rpartition('.')[0], name)]
+      fits = _fitting(_plain(name, root), ends, stems)
       # Two files fit, or none: no guess, since a wrong recording would leak
       # clips from training into validation.
       if len(fits) != 1:
@@ -188,8 +208,41 @@ def match(table: Table, files: Iterable[str],
         counts['example'] = counts['example'] or row.file
         continue
       name = fits[0]
+    if name in by_file and by_file[name].source != row.source:
+      counts['contradicted'] += 1
+      counts['example'] = counts['example'] or row.file
+      continue
     by_file[name] = row
   return by_file, counts
+
+
+def _fitting(name: str, ends: Mapping[str, list[str]],
+             stems: Mapping[str, list[str]]) -> list[str]:
+  """Returns the files that a name of a table may mean.
+
+  Args:
+    name: from `_plain`.
+    ends, stems: {last part of the name, in lower case: files}, with its ending
+      and without.
+  """
+  base = name.rpartition('/')[2]
+  # Case counts only where it decides between two files.
+  for fold in (str, str.casefold):
+    fits = [f for f in ends.get(base.casefold(), ())
+            if _agree(fold(_plain(f)), fold(name))]
+    if not fits:
+      # Many tables have names without ending, or numbers.
+      fits = [f for f in stems.get(_bare(base).casefold(), ())
+              if _agree(_stem(fold(_plain(f))), _stem(fold(f'{name}.')))]
+    if fits:
+      break
+  return fits
+
+
+def _stem(name: str) -> str:
+  """Returns a path without the ending, its last part as `_bare`."""
+  folder, slash, last = name.rpartition('.')[0].rpartition('/')
+  return folder + slash + _bare(last)
 
 
 def _plain(name: str, root: str = '') -> str:

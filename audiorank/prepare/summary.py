@@ -31,8 +31,8 @@ def attention(about: Mapping) -> str:
   examples = {why: name for name, why in about['suspects'].items()}
   parts += [f'{ascii(name)[1:-1]}: {why}' for why, name in examples.items()]
   sources = about['sources_from']
-  if sources.get('note') or sources.get('unmatched') or sources.get(
-      'ambiguous'):
+  if any(sources.get(key) for key in (
+      'note', 'unmatched', 'ambiguous', 'contradicted')):
     parts.append(_sources(sources).removeprefix('sources: '))
   if not parts:
     return ''
@@ -90,10 +90,14 @@ def _sources(about: Mapping) -> str:
             f'{about["pattern"]!r}, {about["unmatched"]} do not fit it; {rest}')
   if about['note']:
     return f'sources: {about["table"]}: {about["note"]}; {rest}'
-  missing = about['unmatched'] + about['ambiguous']
+  other = about.get('contradicted', 0)  # Not counted by older versions.
+  missing = about['unmatched'] + about['ambiguous'] + other
   text = (f'sources: {about["table"]}: {about["rows"] - missing} of '
           f'{about["rows"]} rows name a file')
   if missing:
     text += (f' ({about["unmatched"]} name none, {about["ambiguous"]} more '
-             f'than one; such as {about["example"]!r})')
+             'than one')
+    if other:
+      text += f', {other} give a file a second recording, which is not used'
+    text += f'; such as {about["example"]!r})'
   return f'{text}; {rest}'
