@@ -34,6 +34,7 @@ from audiorank.hear import probe
 from audiorank.hear import protocols
 from audiorank.hear import scores as scores_lib
 from audiorank.hear import staged
+from audiorank.hear import tars
 from audiorank.hear import tasks
 from audiorank.rankme import record as rank_record
 
@@ -68,6 +69,20 @@ def checked_folders(config: config_lib.Config) -> list[pathlib.Path]:
   return folders
 
 
+def task_paths(root: files.Path) -> dict[str, pathlib.Path]:
+  """Returns {name: task folder} in a folder, of HEAR or of X-ARES' tars.
+
+  Tars are unpacked into the cache.
+
+  Raises:
+    FileNotFoundError, ValueError: no tasks there, or a damaged tar.
+  """
+  packed = tars.find(root)
+  if packed:
+    return {folder.name: tars.unpacked(folder) for folder in packed}
+  return {folder.name: folder for folder in tasks.find(root)}
+
+
 def named_folders(root: files.Path, names: Sequence[str],
                   field: str) -> list[pathlib.Path]:
   """Returns the task folders with these names.
@@ -80,7 +95,7 @@ def named_folders(root: files.Path, names: Sequence[str],
   Raises:
     FileNotFoundError, ValueError: no tasks there, or not the named ones.
   """
-  by_name = {folder.name: folder for folder in tasks.find(root)}
+  by_name = task_paths(root)
   for name in names:
     if name not in by_name:
       raise ValueError(f'{field}: no task {name!r} in {root}: there are '
