@@ -81,6 +81,23 @@ def ours(path: files.Path, step: int | None = None, batch: int = 64,
   return of_params(config, params, batch, layer, clamp, about)
 
 
+def opened(path: files.Path, step: int | None = None, batch: int = 64,
+           layer: str | int = 'final', clamp: str = 'clip') -> Encoder:
+  """Returns `by_name` of 'hf:NAME', and `ours` of any other checkpoint.
+
+  Args:
+    path: the checkpoint.
+    step, clamp: of ours alone.
+    batch, layer: as for `ours`.
+
+  Raises:
+    FileNotFoundError, ValueError: as `ours` and `by_name`.
+  """
+  if str(path).startswith(hub.PREFIX):
+    return by_name(str(path), batch, layer)
+  return ours(path, step, batch, layer, clamp)
+
+
 def of_params(config: config_lib.Config, params: Any, batch: int = 64,
               layer: str | int = 'final', clamp: str = 'clip',
               about: dict[str, Any] | None = None) -> Encoder:

@@ -316,10 +316,8 @@ def encoder(settings: Mapping[str, Any]) -> Any:
     layer = 'all'
   if _LAYER.value.isdigit():
     layer = int(_LAYER.value)
-  if named():
-    return encoders.by_name(_CHECKPOINT.value, _BATCH.value, layer)
-  return encoders.ours(_CHECKPOINT.value, _STEP.value, _BATCH.value, layer,
-                       _CLAMP.value)
+  return encoders.opened(_CHECKPOINT.value, _STEP.value, _BATCH.value, layer,
+                         _CLAMP.value)
 
 
 def protocol() -> dict[str, Any]:

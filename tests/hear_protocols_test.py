@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from audiorank import encoders
+from audiorank.export import xares
 from audiorank.hear import probe
 from audiorank.hear import protocols
 from audiorank.hear import tasks
@@ -217,3 +219,20 @@ def test_the_linear_layer_is_that_of_torch():
                              model[1].weight.detach().numpy().T, atol=1e-5)
   np.testing.assert_allclose(got['scale_D'], model[0].weight.detach().numpy(),
                              atol=1e-5)
+
+
+def test_xares_takes_our_encoder(tmp_path, monkeypatch):
+  torch = pytest.importorskip('torch')
+  checker = pytest.importorskip('xares.audio_encoder_checker')
+  utils = pytest.importorskip('xares.utils')
+  path = evaluate_test.write_weights(tmp_path / 'one.safetensors')
+  monkeypatch.setenv('AUDIORANK_CHECKPOINT', str(path))
+  encoder = utils.attr_from_py_path('audiorank/export/xares.py', 'Encoder')()
+  assert checker.check_audio_encoder(encoder)
+  assert encoder.hop_size_in_ms == 40 and encoder.output_dim == 32
+  audio = torch.randn(2, 16_000).clamp(-1, 1)
+  want, _ = encoders.ours(path).timestamps(audio.numpy())
+  np.testing.assert_allclose(encoder(audio).numpy(), want, atol=1e-6)
+  monkeypatch.delenv('AUDIORANK_CHECKPOINT')
+  with pytest.raises(ValueError, match='set AUDIORANK_CHECKPOINT'):
+    xares.encoder()

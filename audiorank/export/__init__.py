@@ -5,6 +5,7 @@
   stablehlo.py    one file that runs without this package
   onnx.py         the same for other runtimes
   pytorch.py      one file for the official PyTorch package
+  xares.py        an encoder that the X-ARES benchmark imports
 """
 
 from audiorank.export.pretrained import destination
