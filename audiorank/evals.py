@@ -171,10 +171,11 @@ def layer_fields(config: Config, variables: Any, sample: sampling.Sample,
   if z_2KND is None:
     return []
   out = []
-  for layer in ('final', *blocks):
-    k, neighbour_clips = layer, 0
-    if layer == 'final':
-      k, neighbour_clips = -1, config.monitor.neighbour_clips
+  for k in (-1, *blocks):  # The final layer is the last of the stack.
+    layer: int | str = k
+    neighbour_clips = 0
+    if k < 0:
+      layer, neighbour_clips = 'final', config.monitor.neighbour_clips
     fields = record.rank_fields(z_2KND[0, k], sample.source_N, layer,
                                 neighbour_clips)
     fields['tokens'] = record.token_fields(z_2KND[1, k], sample.source_N)

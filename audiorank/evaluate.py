@@ -152,7 +152,7 @@ def clips(task: tasks.Task, split: str,
   return names, waves
 
 
-def embeddings(encoder: encoders.Encoder, task: tasks.Task) -> dict[str, Any]:
+def embeddings(encoder: encoders.Encoder, task: tasks.Task) -> dict[Any, Any]:
   """Returns the embeddings of a task, as hear.probe.evaluate takes them.
 
   Of a scene task {split: z_ND}, of an event task {file: (z_LD, ms_L)}; of an
@@ -184,7 +184,7 @@ def embeddings(encoder: encoders.Encoder, task: tasks.Task) -> dict[str, Any]:
 
 
 def cached_embeddings(encoder: encoders.Encoder, task: tasks.Task,
-                      root: str) -> tuple[dict[str, Any], bool]:
+                      root: str) -> tuple[dict[Any, Any], bool]:
   """Returns (embeddings of a task, whether they were in the cache).
 
   Args:
@@ -497,13 +497,15 @@ def identity(record: Mapping[str, Any]) -> dict[str, Any]:
   return out
 
 
-def scores(model: tuple[Any, Any, Any] | files.Path, tasks_root: files.Path,
+def scores(model: tuple[Any, Any, Any] | encoders.Encoder | files.Path,
+           tasks_root: files.Path,
            names: Sequence[str] | None = None, protocol: str = 'hear',
            grid_points: int = 8, cached: files.Path = '') -> pd.DataFrame:
   """Scores a model on HEAR tasks: `audiorank.scores(model, tasks)`.
 
   Args:
-    model: from `audiorank.load`, or an argument for it.
+    model: from `audiorank.load`, an argument for it, 'hf:NAME', or an Encoder
+      of audiorank.encoders.
     tasks_root: a folder of HEAR task folders, or one of them.
     names: of the folders to use; None for all.
     protocol: of hear.probe.PROTOCOLS; see audiorank/hear/README.md.
@@ -519,13 +521,16 @@ def scores(model: tuple[Any, Any, Any] | files.Path, tasks_root: files.Path,
   Raises:
     FileNotFoundError, ValueError: no such model or task, an unknown protocol.
   """
-  if isinstance(model, (str, os.PathLike)):
-    model = encoders.weights(model)
-  config, params, about = model
   layer = 'final'
   if protocol == 'weighted':
     layer = 'all'
-  encoder = encoders.of_params(config, params, layer=layer, about=about)
+  if isinstance(model, (str, os.PathLike)):
+    encoder = encoders.opened(model, layer=layer)
+  elif isinstance(model, encoders.Encoder):
+    encoder = model
+  else:
+    config, params, about = model
+    encoder = encoders.of_params(config, params, layer=layer, about=about)
   settings = {'protocol': protocol, 'grid_points': grid_points}
   rows = []
   for folder in named_folders(tasks_root, names or (), 'names'):

@@ -312,6 +312,11 @@ def test_every_layer_is_scored_from_one_pass(tmp_path, weights, kind):
 
 def test_weighted_layers_of_a_model(tmp_path, weights):
   folder = write_task(tmp_path / 'tones-v1-full', clips=16)
+  # A path, an encoder and its parts are the same model.
+  one, two, three = (evaluate.scores(model, tmp_path, protocol='knn')
+                     for model in (weights, encoders.opened(weights),
+                                   encoders.weights(weights)))
+  assert one.equals(two) and one.equals(three)
   record = evaluate.score(encoders.ours(weights, layer='all'), folder,
                           {'protocol': 'weighted', 'seeds': 2})
   assert record['result']['protocol'] == 'weighted'

@@ -330,9 +330,10 @@ def trained(task: tasks.Task, train_KND: np.ndarray, y_NC: np.ndarray,
   rng = np.random.default_rng([MTEB_SEED, seed])
   # torch.nn.Linear's own initialisation.
   bound = 1 / math.sqrt(D)
-  net = {'layers_K': np.zeros(K), 'scale_D': np.ones(D), 'shift_D': np.zeros(D),
-         'kernel_DC': rng.uniform(-bound, bound, (D, y_NC.shape[1])),
-         'bias_C': rng.uniform(-bound, bound, y_NC.shape[1])}
+  net: dict[str, Any] = {
+      'layers_K': np.zeros(K), 'scale_D': np.ones(D), 'shift_D': np.zeros(D),
+      'kernel_DC': rng.uniform(-bound, bound, (D, y_NC.shape[1])),
+      'bias_C': rng.uniform(-bound, bound, y_NC.shape[1])}
   net = {name: x.astype(np.float32) for name, x in net.items()}
   A = -(-N // BATCH)
   order_EAB = np.full((EPOCHS, A * BATCH), -1, np.int32)
@@ -346,7 +347,8 @@ def trained(task: tasks.Task, train_KND: np.ndarray, y_NC: np.ndarray,
   sign = 1
   if not scores.maximise(task.evaluation[0]):
     sign = -1
-  best, best_value = None, -math.inf
+  best: Any = None
+  best_value = -math.inf
   for epoch in range(EPOCHS):
     now = jax.tree.map(lambda x, epoch=epoch: x[epoch], of_epochs)
     value = predictions.valid_score(

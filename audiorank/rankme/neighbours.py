@@ -68,15 +68,15 @@ def distances(z_ND: layout.Embeddings, limit: int = LIMIT) -> Distances:
   Raises:
     ValueError: as `rankme`, or fewer than 32 clips.
   """
-  z_ND = np.asarray(gram.checked(z_ND, least=LEAST))
-  if len(z_ND) > limit:
-    z_ND = z_ND[np.linspace(0, len(z_ND) - 1, limit).astype(int)]
-  if not np.isfinite(z_ND).all():
-    gram.refuse_nonfinite(z_ND)
+  raw_ND = np.asarray(gram.checked(z_ND, least=LEAST))
+  if len(raw_ND) > limit:
+    raw_ND = raw_ND[np.linspace(0, len(raw_ND) - 1, limit).astype(int)]
+  if not np.isfinite(raw_ND).all():
+    gram.refuse_nonfinite(raw_ND)
   # Without their mean, which would cost digits.
-  z_ND = z_ND.astype(np.float64)
-  z_ND = z_ND - z_ND.mean(0)
-  x_ND = z_ND.astype(np.float32)
+  own_ND: Array = raw_ND.astype(np.float64)
+  own_ND -= own_ND.mean(0)
+  x_ND = own_ND.astype(np.float32)
   length_N = (x_ND ** 2).sum(1)
   square_NN = np.empty((len(x_ND), len(x_ND)), np.float32)
   for start in range(0, len(x_ND), gram.HOST_ROWS):
@@ -88,7 +88,7 @@ def distances(z_ND: layout.Embeddings, limit: int = LIMIT) -> Distances:
     square_BN += length_N[None]
   np.maximum(square_NN, 0, out=square_NN)
   np.fill_diagonal(square_NN, np.inf)
-  return Distances(z_ND, square_NN)
+  return Distances(own_ND, square_NN)
 
 
 def between(z_ND: Array, from_N: np.ndarray, to_NJ: np.ndarray) -> Array:
