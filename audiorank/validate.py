@@ -66,7 +66,8 @@ REAL = {
 }
 # True or False, not 1 or 0: a run's name depends on the value.
 ITEMS = {int: 'whole numbers', str: 'strings'}
-SWITCHES = ('data.in_memory', 'train.calibrate_batch_norm')
+SWITCHES = ('data.in_memory', 'train.calibrate_batch_norm',
+            'eval.every_layer')
 # Lists of one type; what else they may hold, the checks of their users say.
 LISTS = {field: int if field in config_lib.INTEGERS else str
          for field in config_lib.LISTS}
@@ -147,6 +148,8 @@ def fields(config: Config, devices: int = 1) -> None:
       raise ValueError(f'{field} {value!r}: expected True or False')
   for field, kind in LISTS.items():
     value = config_lib.get(config, field)
+    if field == 'monitor.layers' and tuple(value or ()) == ('all',):
+      continue
     if not isinstance(value, (tuple, list)) or not all(
         type(item) is kind for item in value):
       raise ValueError(f'{field} {value!r}: expected a tuple of '

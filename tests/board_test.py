@@ -8,14 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from audiorank import evaluate
 from audiorank import figures
 from audiorank import labelled
 from audiorank import laws
+from audiorank import records
+from audiorank import report
+from audiorank import train
 from audiorank.analysis import law
 from audiorank.records import score_table
 from audiorank.report import board
 from audiorank.report import tables
 from audiorank.report import wording
+from tests import tiny
 
 
 def rank(value=20., layer='final'):
@@ -201,3 +206,29 @@ def test_the_report_has_layers_and_points(tmp_path):
   ax = figures.rank_score(trained, several[0],
                           others=[(p.rank, p.score, p.name) for p in own])
   assert '<mine>' in [text.get_text() for text in ax.texts]
+
+
+@pytest.mark.slow
+def test_a_sweep_measured_and_scored_at_every_layer(corpus, tasks, tmp_path):
+  changes = {'monitor.layers': ('all',), 'monitor.neighbour_clips': 40,
+             'eval.every_layer': True, 'eval.protocol': 'knn',
+             'eval.tasks': str(tasks)}
+  for steps in (0, 6):
+    c = records.frozen(tiny.config(corpus, **changes, **{'train.steps': steps}))
+    workdir = tmp_path / 'sweep' / records.run_id(c)
+    records.open_run(workdir, c)
+    train.run(workdir, c)
+    assert evaluate.run(workdir, c)
+    # A second time nothing is left to score.
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*.json')}
+    assert evaluate.run(workdir, c)
+    assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob('*.json')}
+  (tmp_path / 'p.csv').write_text('name,rank,score\nmine,3,.5\n')
+  text = report.write(tmp_path / 'sweep', [tmp_path / 'p.csv']).read_text()
+  for words in ('Layer by layer', 'score, best layer', 'RankMe, block 0',
+                'Encoders of others', 'no law is fitted'):
+    assert words in text
+  runs = records.load(tmp_path / 'sweep').runs
+  assert {'best_layer_score', 'rank_token', 'rank_token_layer_0',
+          'neighbour_twonn'} <= set(runs)
+  assert runs[['best_layer_score', 'neighbour_twonn']].notna().all(axis=None)

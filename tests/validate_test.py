@@ -83,6 +83,8 @@ def test_a_field_of_an_old_name_is_refused_with_the_new_one():
     ({'opt__warmup': 1_500_000}, 'less than train.steps 1500000'),
     ({'monitor__valid_clips': 100}, 'multiple of train.batch 256'),
     ({'monitor__layers': (12,)}, 'monitor.layers'),
+    ({'monitor__layers': ('all', 1)}, 'monitor.layers'),
+    ({'eval__every_layer': 1}, 'eval.every_layer'),
     ({'monitor__samples': ('low',)}, 'monitor.samples')])
 def test_values_that_do_not_fit_each_other(changes, text):
   with pytest.raises(ValueError, match=text):

@@ -33,6 +33,7 @@ Array = npt.NDArray[np.float64]
 class Distances(NamedTuple):
   """Embeddings and the squares of their distances."""
   z_ND: Array  # Centred, float64.
+  raw_ND: npt.NDArray[np.floating]  # As they came.
   square_NN: npt.NDArray[np.float32]  # Infinite on the diagonal.
 
 
@@ -88,15 +89,20 @@ def distances(z_ND: layout.Embeddings, limit: int = LIMIT) -> Distances:
     square_BN += length_N[None]
   np.maximum(square_NN, 0, out=square_NN)
   np.fill_diagonal(square_NN, np.inf)
-  return Distances(own_ND, square_NN)
+  return Distances(own_ND, raw_ND, square_NN)
 
 
-def between(z_ND: Array, from_N: np.ndarray, to_NJ: np.ndarray) -> Array:
-  """Returns distance_NJ of rows from other rows, float64 without cancelling."""
-  out = np.empty(to_NJ.shape)
+def between(raw_ND: npt.NDArray[np.floating], from_N: np.ndarray,
+            to_NJ: np.ndarray) -> Array:
+  """Returns distance_NJ of rows from other rows, without cancelling.
+
+  Differences are rounded as the embeddings are, and summed in float64.
+  """
+  out, own_ND = np.empty(to_NJ.shape), raw_ND[from_N]
   for j in range(to_NJ.shape[1]):
-    gap_ND = z_ND[from_N] - z_ND[to_NJ[:, j]]
-    out[:, j] = np.sqrt(np.einsum('nd,nd->n', gap_ND, gap_ND))
+    gap_ND = own_ND - raw_ND[to_NJ[:, j]]
+    out[:, j] = np.sqrt(np.einsum('nd,nd->n', gap_ND, gap_ND,
+                                  dtype=np.float64))
   return out
 
 
@@ -109,7 +115,7 @@ def nearest(pairs: Distances, count: int) -> Array:
     square_BN = pairs.square_NN[start:start + gram.HOST_ROWS]
     near_BJ = np.argpartition(square_BN, J - 1, axis=1)[:, :J]
     rows_B = np.arange(start, start + len(square_BN))
-    out[rows_B] = np.sort(between(pairs.z_ND, rows_B, near_BJ))[:, :count]
+    out[rows_B] = np.sort(between(pairs.raw_ND, rows_B, near_BJ))[:, :count]
   return out
 
 
@@ -199,7 +205,7 @@ def tree_length(pairs: Distances, rows: np.ndarray | None = None) -> float:
   else:
     square_NN = pairs.square_NN[np.ix_(rows, rows)]
   from_E, to_E = tree(square_NN)
-  return float(between(pairs.z_ND, rows[from_E], rows[to_E][:, None]).sum())
+  return float(between(pairs.raw_ND, rows[from_E], rows[to_E][:, None]).sum())
 
 
 def mst_dimension(pairs: Distances, seed: int = 0) -> float:
