@@ -479,6 +479,14 @@ def write(out: files.Path, name: str, record: Mapping[str, Any]
   return path
 
 
+def check_out(out: files.Path) -> None:
+  """Raises OSError if `write` could not write there."""
+  path = files.path(out)
+  if path.suffix != '.json':
+    path = path / 'record.json'
+  files.check_writable(path, '--out')
+
+
 def identity(record: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what identifies an evaluation: a record without its results."""
   out: dict[str, Any] = {}

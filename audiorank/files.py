@@ -13,6 +13,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 import contextlib
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -91,7 +92,11 @@ def path(name: Path, field: str = '') -> pathlib.Path:
     raise ValueError(f'{label}: expected a local folder or gs://: mount the '
                      f'bucket (such as with {tool}) and give the folder where '
                      'it is mounted')
-  return pathlib.Path(text).expanduser()
+  try:
+    return pathlib.Path(text).expanduser()
+  except RuntimeError:
+    raise ValueError(f'{label}: no home folder of that user (is HOME set?): '
+                     'expected a path without ~') from None
 
 
 def _on_bucket(text: str) -> Any:
@@ -180,6 +185,31 @@ def replacing(target: Path, sync: bool = True) -> Iterator[pathlib.Path]:
   finally:
     with contextlib.suppress(OSError):
       part.unlink(missing_ok=True)
+
+
+def check_writable(target: Path, field: str = '') -> None:
+  """Raises OSError if a file cannot be written, before the work for it.
+
+  Nothing is left on the disk.
+
+  Args:
+    target: the file; missing parent folders would be created.
+    field: the flag that it came from, for the message.
+  """
+  target = path(target)
+  if is_on_bucket(target):
+    return  # A request would cost, and its error names the object anyway.
+  try:
+    if target.is_dir():
+      raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    folder = target.parent
+    while not folder.exists():
+      folder = folder.parent
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    raise OSError(f'{field} {target}'.strip() + ': cannot be written: '
+                  f'{error.strerror or error}') from None
 
 
 def write_bytes(target: Path, data: bytes, sync: bool = True) -> None:
@@ -602,11 +632,21 @@ def cache_folder(kind: str) -> pathlib.Path:
   """Returns the folder of this user's cache for one kind of content.
 
   ~/.cache/audiorank/<kind>; the environment's AUDIORANK_CACHE replaces
-  ~/.cache/audiorank, and may be gs://. Everything in it may be deleted at any
-  time.
+  ~/.cache/audiorank, and may be gs://. Without a home folder it is temporary.
+  Everything in it may be deleted at any time.
   """
-  root = os.environ.get('AUDIORANK_CACHE') or '~/.cache/audiorank'
+  root = os.environ.get('AUDIORANK_CACHE')
+  if not root:
+    root = '~/.cache/audiorank'
+    if os.path.expanduser(root) == root:  # No HOME, as in some containers.
+      return temporary_cache() / kind
   return path(root, 'AUDIORANK_CACHE') / kind
+
+
+def temporary_cache() -> pathlib.Path:
+  """Returns a folder of this machine for the cache of a user."""
+  user = os.getuid() if hasattr(os, 'getuid') else 0
+  return pathlib.Path(tempfile.gettempdir(), f'audiorank-{user}')
 
 
 def local_cache(kind: str) -> pathlib.Path:
@@ -614,8 +654,7 @@ def local_cache(kind: str) -> pathlib.Path:
   this machine: for files that are opened in place, such as memory maps."""
   folder = cache_folder(kind)
   if is_on_bucket(folder):
-    user = os.getuid() if hasattr(os, 'getuid') else 0
-    folder = pathlib.Path(tempfile.gettempdir(), f'audiorank-{user}', kind)
+    return temporary_cache() / kind
   return folder
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import contextlib
 import functools
 import importlib.util
+import io
 import os
 import pathlib
 import re
@@ -37,6 +38,10 @@ def run(main: Callable[[list[str]], None], words: bool = False) -> None:
     main: the command.
     words: whether it takes words besides its flags.
   """
+  # Names may have characters that the terminal cannot show.
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
   app.run(functools.partial(_guarded, main),
           flags_parser=functools.partial(_parse, words))
 
@@ -73,6 +78,15 @@ def _guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
     field = str(error).strip('"')
     fail(f'{field}: no such field in the config: expected those of '
          'configs/base.py')
+  except Exception as error:
+    if traced or not out_of_memory(error):
+      raise
+    fail(f'out of memory: {files.one_line(error)}')
+
+
+def out_of_memory(error: BaseException) -> bool:
+  """Returns whether an error means that device or host have no memory left."""
+  return isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)
 
 
 def _parse(words: bool, argv: list[str]) -> list[str]:

@@ -370,6 +370,7 @@ def main(argv: list[str]) -> None:
     return
   check()
   from audiorank import evaluate
+  evaluate.check_out(_OUT.value)
   record = {'versions': embedding_cache.versions()}
   if _EMBEDDINGS.value:
     name = pathlib.Path(_EMBEDDINGS.value).name

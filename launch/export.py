@@ -39,8 +39,8 @@ def main(argv: list[str]) -> None:
   from audiorank.export import onnx
   from audiorank.export import pytorch
   from audiorank.export import stablehlo
-  config, params, about = encoders.weights(_CHECKPOINT.value, _STEP.value)
   out = export.destination(_OUT.value)
+  config, params, about = encoders.weights(_CHECKPOINT.value, _STEP.value)
   # The ending decides: files are one program each, a folder has weights and a
   # card.
   if out.suffix == '.stablehlo':

@@ -149,12 +149,14 @@ def write_index(root: pathlib.Path, title: str, experiment: str,
     runs: {run_id: (config, entry)}.
   """
   def added(before: dict[str, Any] | None) -> dict[str, Any]:
-    before = before or {}
-    entries = before.get('runs', {})
-    if isinstance(entries, list):  # As older versions wrote it.
-      entries = {run_id: run_queue.entry(records.load_config(root / run_id))
-                 ._asdict() for run_id in entries
-                 if (root / run_id / 'config.json').exists()}
+    if before is None:
+      before = {'runs': {}}
+    known = run_queue.entries_of(before, root / 'sweep.json')
+    entries = {run_id: about for run_id, about in known.items() if about}
+    for run_id in set(known) - set(entries):  # Of older versions, by name.
+      if (root / run_id / 'config.json').exists():
+        config = records.load_config(root / run_id)
+        entries[run_id] = run_queue.entry(config)._asdict()
     entries = entries | {run_id: entry._asdict()
                          for run_id, (_, entry) in runs.items()}
     experiments = {**before.get('experiments', {}), experiment: title}

@@ -108,6 +108,16 @@ def status(root: str | os.PathLike[str]) -> str:
 
 def status_row(workdir: pathlib.Path) -> dict[str, Any]:
   """Returns one run's row of `status`."""
+  try:
+    return whole_row(workdir)
+  except (ValueError, OSError, LookupError, TypeError) as error:
+    return {'run': workdir.name, 'size': '', 'hours': '', 'mask': '',
+            'seed': '', 'steps': '', 'state': 'damaged',
+            '': files.one_line(error).removeprefix(f'{workdir}/')[:90]}
+
+
+def whole_row(workdir: pathlib.Path) -> dict[str, Any]:
+  """Returns `status_row` of a run whose config is whole."""
   config = records.config_tree(workdir)
   state, holder = records.state(workdir), lock_lib.read(workdir)
   # The folder says how far a run is, its lock whether anybody works on it.

@@ -51,8 +51,6 @@ def main(argv: list[str]) -> None:
   del argv
   from audiorank import prepare
   from audiorank.prepare import summary
-  # A path may contain characters that the terminal cannot show.
-  sys.stdout.reconfigure(errors='backslashreplace')
   try:
     about = prepare.run(
         _AUDIO.value, _OUT.value, workers=_WORKERS.value,

@@ -1,6 +1,7 @@
 """Rebuilds a sweep's report from its records, or fits anybody's table.
 
   python -m launch.report --workdir=runs/quickstart
+  python -m launch.report --workdir=/colleague/sweep --out=theirs.html
   python -m launch.report --workdir=runs/quickstart --publish=tables
   python -m launch.report --workdir=runs/quickstart --points=evaluations
   python -m launch.report --board=evaluations       one page of encoders
@@ -16,9 +17,13 @@ from typing import Any
 
 from absl import flags
 
+from audiorank import files
 from launch import cli
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The sweep\'s folder.')
+_OUT = flags.DEFINE_string(
+    'out', '', 'An .html file or a folder for the report of --workdir, if that '
+    'cannot be written; or the file of --board, board.html otherwise.')
 _PUBLISH = flags.DEFINE_string(
     'publish', None, 'Folder for its tables and versions, to be shown without '
     'the runs: what notebooks/figures and notebooks/small_study read.')
@@ -28,7 +33,6 @@ _POINTS = flags.DEFINE_list(
 _BOARD = flags.DEFINE_list(
     'board', [], 'Records of launch.evaluate (files or folders) of which a '
     'page of encoders, tasks and layers is made.')
-_OUT = flags.DEFINE_string('out', 'board.html', 'File of the board.')
 _TABLE = flags.DEFINE_string('table', None, 'A .csv or .parquet with a row a '
                              'run.')
 _LAW = flags.DEFINE_string('law', 'saturating', 'A form of audiorank/laws.')
@@ -93,7 +97,6 @@ def analyzed(data: Any) -> Any:
   import pandas as pd
 
   from audiorank import analysis
-  from audiorank import files
   from audiorank import records
   path, none = files.path(_TABLE.value), pd.DataFrame()
   tables = records.Tables(data, none, none)
@@ -164,13 +167,22 @@ def main(argv: list[str]) -> None:
     raise ValueError('expected one of --workdir, --table and --board')
   if _POINTS.value and not _WORKDIR.value:
     raise ValueError('--points needs --workdir, the sweep that they join')
+  if _OUT.value and _TABLE.value:
+    raise ValueError('--out is for --workdir and --board')
+  for flag in (_FIGURE, _SLOPES):
+    if flag.value:
+      files.check_writable(flag.value, f'--{flag.name}')
+  if _PUBLISH.value:
+    files.check_writable(f'{_PUBLISH.value}/about.json', '--publish')
   if _BOARD.value:
     from audiorank.report import board
-    print(board.write(_BOARD.value, _OUT.value))
+    out = _OUT.value or 'board.html'
+    files.check_writable(out, '--out')
+    print(board.write(_BOARD.value, out))
     return
   if _WORKDIR.value:
     from audiorank import report
-    print(report.write(_WORKDIR.value, _POINTS.value))
+    print(report.write(_WORKDIR.value, _POINTS.value, _OUT.value))
     if _PUBLISH.value:
       from audiorank import records
       records.publish(_WORKDIR.value, _PUBLISH.value)

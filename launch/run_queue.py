@@ -16,6 +16,8 @@ from typing import Any
 from typing import NamedTuple
 import zlib
 
+from absl import logging
+
 from audiorank import checkpoint
 from audiorank import files
 from audiorank import lease
@@ -90,6 +92,26 @@ def entry(config: Any) -> Entry:
       model=files.digest(records.plain(config.model)))
 
 
+def entries_of(tree: Any, path: files.Path) -> dict[str, Any]:
+  """Returns {run_id: its entry, or None} of the contents of sweep.json.
+
+  Raises:
+    ValueError: it is damaged; names the file.
+  """
+  runs = None
+  if isinstance(tree, dict) and isinstance(tree.get('experiments', {}), dict):
+    runs = tree.get('runs')
+  if isinstance(runs, list):  # Older versions wrote only names.
+    runs = dict.fromkeys(map(str, runs))
+  fields = set(Entry._fields)
+  if not isinstance(runs, dict) or not all(
+      about is None or isinstance(about, dict) and set(about) == fields
+      for about in runs.values()):
+    raise ValueError(f'{path}: damaged: expected the runs of a sweep: remove '
+                     'it and run the same launch.sweep again')
+  return runs
+
+
 class Board:
   """The runs of a sweep and their states, updated by `look`.
 
@@ -159,10 +181,7 @@ class Board:
       return
     if written != self._written:
       self._written = written
-      runs = files.read_json(path)['runs']
-      if not isinstance(runs, dict):  # Older versions wrote only names.
-        runs = dict.fromkeys(runs)
-      self._add(runs)
+      self._add(entries_of(files.read_json(path), path))
 
   def _add(self, runs: Mapping[str, dict[str, Any] | None]) -> None:
     """Adds new runs.
@@ -175,7 +194,11 @@ class Board:
           self.only is None or run_id in self.only):
         continue
       if about is None:
-        config = records.load_config(self.folder(run_id))
+        try:
+          config = records.load_config(self.folder(run_id))
+        except (ValueError, OSError) as error:
+          logging.warning('%s: this run is left out', error)
+          continue
         self.entries[run_id] = entry(config)
       else:
         self.entries[run_id] = Entry(**about)

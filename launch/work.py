@@ -305,7 +305,7 @@ class Worker:
     group = runs[0].entry.group
     if isinstance(error, files.StoreError):
       raise error  # A bucket that cannot be reached is no fault of the run.
-    if out_of_memory(error):
+    if cli.out_of_memory(error):
       if len(runs) > 1:
         self.limits[group] = half = (len(runs) + 1) // 2
         print(f'{len(runs)} runs in one program need more memory than there '
@@ -380,11 +380,6 @@ def packed(config: Any) -> int:
   # estimate does not know.
   fit = int((.8 - feed.DEVICE_SHARE) * limit / grid.device_bytes(config))
   return len(devices) * max(1, min(fit, MOST_PACKED))
-
-
-def out_of_memory(error: BaseException) -> bool:
-  """Returns whether an error means that device or host have no memory left."""
-  return isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)
 
 
 def is_of_device(error: BaseException) -> bool:

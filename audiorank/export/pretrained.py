@@ -107,7 +107,8 @@ def destination(text: str) -> pathlib.Path:
     text: the path. A slash at the end means a folder, whatever its ending.
 
   Raises:
-    ValueError: it looks like a file of another kind.
+    ValueError: it looks like a file of another kind, or is a folder of others.
+    OSError: it cannot be written.
   """
   # A typing error such as model.onxn must not become a folder.
   out = files.path(text)
@@ -116,6 +117,11 @@ def destination(text: str) -> pathlib.Path:
       and not out.is_dir()):
     raise ValueError(f'{text}: expected a file {", ".join(ENDINGS)}, or '
                      f'a folder ({text}/ for one of that name)')
+  if out.suffix in ENDINGS and not text.endswith('/'):
+    files.check_writable(out, '--out')
+  else:
+    check_folder(out)
+    files.check_writable(out / CONFIG, '--out')
   return out
 
 

@@ -4,6 +4,7 @@
 package loads it, and so does `audiorank.load(path)`.
 """
 
+import io
 import pathlib
 from typing import Any
 
@@ -35,9 +36,8 @@ def save(path: files.Path, config: Any, params: pretrained.Params
   dump = {'model': {name: torch.from_numpy(np.array(x))
                     for name, x in state.items()},
           'config': pretrained.official(getattr(config, 'model', config))}
-  with files.replacing(path) as part:
-    try:
-      torch.save(dump, part)
-    except RuntimeError as error:  # For example of a full disk.
-      raise OSError(f'{path}: {error}') from error
+  # In memory first: of a full disk torch raises an error without the cause.
+  data = io.BytesIO()
+  torch.save(dump, data)
+  files.write_bytes(path, data.getvalue())
   return files.path(path)

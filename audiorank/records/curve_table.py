@@ -47,11 +47,12 @@ def parsed_whole(pieces: Sequence[bytes]) -> pa.Table | None:
       return None
   try:
     table = parsed(b''.join(pieces) or b'{}\n')
-  except pa.ArrowInvalid:
+    names = table.column_names
+  except ValueError:  # Of Arrow, or of a name that is not UTF-8.
     return None
   if len(table) != sum(data.count(b'\n') for data in pieces):
     return None
-  for name in table.column_names:
+  for name in names:
     column = table[name]
     if name == 'step' and not (pa.types.is_integer(column.type)
                                and not column.null_count):

@@ -417,6 +417,8 @@ def name_baselines(read: Sequence[RunRecords]) -> None:
 def collect(root: files.Path) -> Tables:
   """Writes runs, history, tasks and curves (.parquet); returns Tables.
 
+  Where the folder cannot be written, they are only returned.
+
   Raises:
     FileNotFoundError: there is no run under the root.
   """
@@ -425,8 +427,12 @@ def collect(root: files.Path) -> Tables:
     raise FileNotFoundError(f'{root}: no runs: expected <run_id>/config.json '
                             'in it')
   result = tables(root)
-  write_tables(result, root)
-  curve_table.write(root, sweep_folders(root))
+  try:
+    write_tables(result, root)
+    curve_table.write(root, sweep_folders(root))
+  except OSError as error:  # Of a colleague's sweep, which can only be read.
+    logging.warning('%s: the tables are not kept there (%s)', root,
+                    error.strerror or error)
   return result
 
 

@@ -327,22 +327,28 @@ def heading(root: pathlib.Path) -> str:
   return str(records.index(root).get('title', root.name))
 
 
-def write(root: files.Path, points: Iterable[files.Path] = ()) -> pathlib.Path:
-  """Rebuilds <root>/report.html from the records; returns its path.
+def write(root: files.Path, points: Iterable[files.Path] = (),
+          out: files.Path = '') -> pathlib.Path:
+  """Rebuilds the report of a sweep from its records; returns its path.
 
   Args:
     root: the sweep's folder.
     points: files of encoders of others, see board.points.
+    out: an .html file, or a folder for report.html; '' for the sweep's.
 
   Raises:
     FileNotFoundError: there are no runs under the root.
     ValueError: there are runs, but none with a record yet.
+    OSError: the report cannot be written there; before any work.
   """
   folder, own = files.path(root), board.points(points)
+  target = files.path(out or root)
+  if target.suffix != '.html' or target.is_dir():
+    target = target / 'report.html'
+  files.check_writable(target)
   sweep = records.collect(folder)
   if 'rank' not in sweep.runs or sweep.runs['rank'].isna().all():
     raise ValueError(f'{folder}: no run has a record yet: expected '
                      '<run_id>/records/*.json')
-  files.write_text(folder / 'report.html',
-                   page(folder, sweep, heading(folder), own))
-  return folder / 'report.html'
+  files.write_text(target, page(folder, sweep, heading(folder), own))
+  return target
