@@ -2,8 +2,8 @@
 
   python -m launch.sweep --config=configs/longer.py --root=runs/longer
 
-Question: after ten times the quickstart's training, on all the audio
-there is and on every scene task of the synthetic dataset, which tasks has
+Question: after 24 times as many clips as in the quickstart, of all the audio
+there is, and on every scene task of the synthetic dataset, which tasks has
 training helped and which are still better served by random features? 2 runs
 and 2 untrained networks, some 20 minutes on two CPU cores, 6.1e12 training
 FLOPs. It fails if the mean score stays below the untrained network's.

@@ -9,6 +9,7 @@ from configs import quickstart
 from launch import overview
 from launch import run_queue
 
+STEPS = quickstart.get_config().train.steps
 
 @pytest.fixture
 def sweep(tmp_path):
@@ -22,7 +23,7 @@ def sweep(tmp_path):
       records.write_json(workdir / state.upper(), {'error': 'loss nan'})
     else:
       holder = lock_lib.Lock(workdir)
-      holder.report('training', 7, 2000, force=True)
+      holder.report('training', 7, STEPS, force=True)
       if state == 'running':
         running = holder
       else:
@@ -34,10 +35,10 @@ def sweep(tmp_path):
 
 def test_status_tells_states_apart(sweep):
   text = overview.status(sweep)
-  for state, steps in (('done', '2000/2000'), ('failed', '0/2000'),
-                       ('running', '7/2000'), ('interrupted', '7/2000')):
+  for state, step in (('done', STEPS), ('failed', 0), ('running', 7),
+                      ('interrupted', 7)):
     (line,) = [x for x in text.splitlines() if x.split()[0] == state]
-    assert state in line.split()[1:] and steps in line
+    assert state in line.split()[1:] and f'{step}/{STEPS}' in line
   assert 'loss nan' in text
   assert text.splitlines()[-1] == '1 done, 1 failed, 1 interrupted, 1 running'
 
@@ -59,9 +60,9 @@ def test_the_meter_shows_runs_steps_and_each_failure_once(sweep, capsys):
   meter.show(board)
   lines = capsys.readouterr().err.splitlines()
   assert lines[0] == f'failed: {sweep}/failed: loss nan'
-  # Two runs of 2,000 steps have ended, one is trained, one is at step 7.
-  assert lines[1].startswith(
-      'sweep: 1/4 runs done, 1 failed, 6,007/8,000 steps, ')
+  # Two runs have ended, one is trained, one is at step 7.
+  steps = f'{3 * STEPS + 7:,}/{4 * STEPS:,}'
+  assert lines[1].startswith(f'sweep: 1/4 runs done, 1 failed, {steps} steps, ')
   minutes, seconds = lines[1].split()[-2].split(':')
   # A quarter of the work took a minute; a quarter and a tenth is left.
   assert 45 < 60 * int(minutes) + int(seconds) < 100
@@ -78,7 +79,7 @@ def test_retry_makes_failed_runs_new(sweep):
 def test_plan_counts_what_runs_will_count(sweep):
   points = {p: quickstart.get_config(p) for p in quickstart.points()[:2]}
   lines = overview.plan(points, 2).splitlines()
-  assert '11,264' in lines[1] and '1.19e+11' in lines[1]
+  assert '11,264' in lines[1] and '5.95e+10' in lines[1]
   assert lines[-1].startswith('2 points')
 
 
