@@ -170,8 +170,8 @@ def monitor():
   # Blocks measured beside the final layer, such as (0, 5); ('all',) is all.
   part.layers = ()
   # Clips whose distances give dimensions and clusters (rankme.neighbourhood),
-  # rivals of RankMe in the report; 0 leaves them out. 2,000 take about 1 s.
-  part.neighbour_clips = 0
+  # rivals of RankMe in the report. 2,000 take about 1 s.
+  part.neighbour_clips = 0  # 0 leaves them out.
   # Further samples RankMe is measured on, at the first evaluation and the
   # last: categories, 'valid' (the held-out recordings) and 'train' (what this
   # very run trains on).
