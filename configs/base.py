@@ -197,7 +197,7 @@ def evaluation():
   part.sha256 = ''  # Checksum of what describes them; the sweep fills it in.
   part.protocol = 'hear'  # Predictor: see audiorank/hear/README.md.
   # Score every layer, and the one that is best on the validation clips.
-  part.every_layer = False
+  part.every_layer = False  # Off: the final one.
   part.grid_points = 8  # Of HEAR's 16 hyper-parameter settings.
   part.hidden = 1024  # Units of a hidden layer.
   part.max_epochs = 500  # Of a predictor.
