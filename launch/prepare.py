@@ -6,6 +6,7 @@ the same command again to resume. Recipes for public datasets:
 audiorank/prepare/README.md.
 """
 
+import shlex
 import sys
 
 from absl import flags
@@ -66,8 +67,10 @@ def main(argv: list[str]) -> None:
     sys.exit(130)
   for line in summary.lines(about):
     print(line)
-  print(f'next: python -m launch.sweep --config=configs/quickstart.py '
-        f'--config.data.root={_OUT.value} --root=SWEEP')
+  print('next: python -m launch.sweep --config=configs/quickstart.py '
+        f'--config.data.root={shlex.quote(_OUT.value)} '
+        '--config.eval.tasks=TASKS --root=SWEEP '
+        '(TASKS: a folder of HEAR task folders; SWEEP: a new folder)')
   # Last, so that it is not overlooked.
   if attention := summary.attention(about):
     print(attention)

@@ -25,6 +25,7 @@ import soundfile
 from audiorank import audio
 from audiorank import data
 from audiorank import prepare
+from audiorank import synth
 from audiorank.prepare import listing
 from audiorank.prepare import shards
 from audiorank.prepare import summary
@@ -362,7 +363,29 @@ def test_commands_end_in_one_line(tmp_path):
   done = command('--audio', tmp_path / 'good', '--out', tmp_path / 'o')
   assert done.returncode == 0, done.stderr
   assert done.stdout.startswith('0.00 h in 1 records of 1 files from 1 sources')
+  assert (f'next: python -m launch.sweep --config=configs/quickstart.py '
+          f'--config.data.root={tmp_path}/o --config.eval.tasks=TASKS '
+          '--root=SWEEP') in done.stdout
   assert data.load(tmp_path / 'o').hours == 1 / 3600
+
+
+@pytest.mark.slow
+def test_the_next_command_is_one_that_runs(tmp_path):
+  (tmp_path / 'audio').mkdir()
+  for i in range(90):
+    wave_S = .1 * np.random.default_rng(i).standard_normal(30 * 16000)
+    soundfile.write(tmp_path / 'audio' / f'{i}.wav', wave_S, 16000)
+  synth.write_tasks(tmp_path, 0, clips_per_task=(12, 6, 6), names=['timbre'],
+                    workers=1, progress=False)
+  done = command('--audio', tmp_path / 'audio', '--out', tmp_path / 'o')
+  words = done.stdout.partition('next: python -m ')[2].partition(' (')[0]
+  words = words.replace('TASKS', f'{tmp_path}/tasks').replace(
+      'SWEEP', f'{tmp_path}/sweep').split()
+  # Its runs are written, not trained.
+  done = subprocess.run([sys.executable, '-m', words[0], 'write', *words[1:]],
+                        capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / 'sweep' / 'sweep.json').is_file()
 
 
 def test_a_full_disk_is_one_line_and_the_next_call_goes_on(tmp_path):
