@@ -5,6 +5,7 @@ Shapes: N clips, S samples, L tokens, D width.
 
 from collections.abc import Iterable
 from collections.abc import Sequence
+import numbers
 import os
 from typing import Any
 from typing import NamedTuple
@@ -17,6 +18,7 @@ import soxr
 
 from audiorank import audio
 from audiorank import config as config_lib
+from audiorank import decode
 from audiorank import embed
 from audiorank import encoders
 from audiorank import files
@@ -29,6 +31,7 @@ from audiorank.prepare import listing
 
 RATE = config_lib.RATE
 FILES = 256  # Files in memory at once.
+HIGHEST_RATE = 10_000_000  # Hz.
 # An array (samples, channels) looks like many clips of so few samples.
 CHANNELS = 64
 
@@ -62,6 +65,7 @@ class Model(NamedTuple):
     """
     # In parts, so that a large folder does not have to fit in memory.
     clips = listed(sounds)
+    check_rate(rate)
     bar = progress.Bar(len(clips), 0, 'embedding')
     pieces = []
     for start in range(0, len(clips), FILES):
@@ -80,6 +84,7 @@ class Model(NamedTuple):
       sound: a sound file or one wave_S.
       rate, layer: as in `embed`.
     """
+    check_rate(rate)
     wave_S = wave(sound, rate, 'the clip')
     z_BLD, ms_BL = embed.timestamps(self.config, self.params, wave_S[None],
                                     layer)
@@ -190,13 +195,25 @@ def listed(sounds: Any) -> list[Any]:
     check_array(tuple(sounds.shape))
     if sounds.ndim == 1:
       return [sounds]
-  clips = list(sounds)
+  try:
+    clips = list(sounds)
+  except TypeError:
+    raise ValueError(f'{type(sounds).__name__}: expected a file, a folder, '
+                     'waves or a list of them') from None
   if not clips:
     raise ValueError('no clips to embed')
   # A list of numbers is one wave.
   if np.isscalar(clips[0]) and not isinstance(clips[0], str):
     return [np.asarray(clips)]
   return clips
+
+
+def check_rate(rate: Any) -> None:
+  """Raises ValueError for a rate that no wave has; soxr would not return."""
+  if not isinstance(rate, numbers.Real) or not (
+      decode.LOWEST_RATE <= rate <= HIGHEST_RATE):
+    raise ValueError(f'rate {rate!r}: expected Hz, {decode.LOWEST_RATE} to '
+                     f'{HIGHEST_RATE}')
 
 
 def check_array(shape: tuple[int, ...]) -> None:
@@ -225,6 +242,8 @@ def wave(clip: Any, rate: int, label: str) -> Wave:
   """
   if isinstance(clip, (str, os.PathLike)):
     return audio.read(clip)
+  if np.ma.is_masked(clip):
+    raise ValueError(f'{label}: masked samples, expected a whole wave')
   wave_S = encoders.to_numpy(clip)
   if wave_S.ndim != 1 or not wave_S.size:
     raise ValueError(f'{label}: shape {wave_S.shape}, expected (samples,)')
@@ -241,6 +260,10 @@ def wave(clip: Any, rate: int, label: str) -> Wave:
                        '[-1, 1] or int16')
   # float32 for all, because a batch has one type.
   wave_S = audio.to_float(wave_S)
-  if rate == RATE:
-    return wave_S
-  return np.clip(soxr.resample(wave_S, rate, RATE, 'HQ'), -1, 1)
+  if rate != RATE:
+    wave_S = np.clip(soxr.resample(wave_S, rate, RATE, 'HQ'), -1, 1)
+  # As prepare refuses it: silence would be most of the embedding.
+  if len(wave_S) < embed.SHORTEST:
+    raise ValueError(f'{label}: {len(wave_S)} samples at 16 kHz, expected at '
+                     f'least {embed.SHORTEST}, one patch of 40 ms')
+  return wave_S

@@ -11,6 +11,8 @@ import operator
 from typing import Any
 from typing import TypeAlias
 
+from ml_collections import config_dict
+
 from audiorank import audio
 from audiorank import config as config_lib
 from audiorank import data
@@ -111,6 +113,22 @@ def sweep(configs: Iterable[Config], devices: int = 1) -> None:
       if key not in read:
         check(config)
         read.add(key)
+
+
+def places(config: config_dict.ConfigDict) -> None:
+  """Names corpus and tasks of a config absolutely, in place.
+
+  Raises:
+    ValueError: one is empty, or on a store that cannot be read; names the
+      field.
+  """
+  for field, what in (('data.root', 'a prepared corpus (launch.sweep writes a '
+                       'synthetic one)'), ('eval.tasks', 'HEAR task folders')):
+    part, name = field.split('.')
+    if not config[part][name]:
+      raise ValueError(f'{field} is empty: expected --config.{field}=FOLDER of '
+                       f'{what}')
+    config[part][name] = files.absolute(config[part][name], field)
 
 
 def fields(config: Config, devices: int = 1) -> None:

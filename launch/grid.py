@@ -185,9 +185,8 @@ def check(configs: Mapping[str, Any],
   tasks = set()
   for config in configs.values():
     validate.fields(config, size)
-    if config.data.root and not config.eval.tasks:
-      raise ValueError('eval.tasks is empty: a corpus of your own needs '
-                       '--config.eval.tasks=FOLDER of HEAR task folders')
+    if config.data.root:  # Otherwise the synthetic dataset is written.
+      validate.places(config)
     if config.eval.tasks:
       tasks |= set(evaluate.task_folders(config))
   for folder in sorted(tasks):

@@ -80,12 +80,7 @@ def checked(config: Any) -> Any:
   from audiorank import evaluate
   from audiorank import validate
   from audiorank.hear import tasks
-  for field in ('data.root', 'eval.tasks'):
-    part, name = field.split('.')
-    if not config[part][name]:
-      raise ValueError(f'{field} is empty: expected --config.{field}=FOLDER '
-                       '(launch.sweep writes the synthetic dataset)')
-    config[part][name] = files.absolute(config[part][name], field)
+  validate.places(config)
   config.data.mixture = data.mixture.absolute(config.data.mixture)
   # The checksum of the corpus is part of the run's identity.
   config.data.sha256 = data.load(

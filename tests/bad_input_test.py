@@ -7,10 +7,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import audiorank
 from audiorank import dasheng
 from audiorank import encoders
 from audiorank import evaluate
 from audiorank import rankme
+from audiorank import records
 from audiorank import train_state
 from audiorank.rankme import files
 from audiorank.rankme import record
@@ -132,3 +134,43 @@ def test_a_dictionary_is_checked_both_ways(state):
           for k, v in good.items()}
   found, _ = dasheng.from_state_dict(half, heads)
   assert found.model.heads == 1
+
+
+WAVE_S = np.sin(np.arange(16000, dtype=np.float32) / 9) * .1
+
+
+@pytest.fixture(scope='module')
+def sample_model():
+  return audiorank.load(records.SAMPLE / 'model')
+
+
+@pytest.mark.parametrize('sounds, message', [
+    (np.stack([WAVE_S, WAVE_S], 1), r'shape \(16000, 2\)'),
+    (np.repeat(WAVE_S[:, None], 40, 1), r'shape \(16000, 40\)'),
+    ([np.stack([WAVE_S, WAVE_S], 1)], r'clip 0: shape \(16000, 2\)'),
+    (WAVE_S[None, None], r'shape \(1, 1, 16000\)'),
+    # 100 channels of 200 samples, or clips of less than a patch.
+    (np.repeat(WAVE_S[:200, None], 100, 1), 'clip 0: 100 samples at 16 kHz'),
+    (WAVE_S[:639], 'clip 0: 639 samples at 16 kHz, expected at least 640'),
+    ([WAVE_S, WAVE_S[:0]], 'clip 1: shape'),
+    (WAVE_S * 32768, r'clip 0: a peak of 3.28e\+03'),
+    (np.abs(WAVE_S) * 2000, 'clip 0: a peak of 200'),
+    ((WAVE_S * 2 ** 31).astype(np.int32), 'clip 0: int32'),
+    ((WAVE_S * 100 + 128).astype(np.uint8), 'clip 0: uint8'),
+    (WAVE_S.astype(object), 'clip 0: object'),
+    (WAVE_S.astype(np.complex64), 'clip 0: complex64'),
+    (np.ma.array(WAVE_S, mask=WAVE_S > 0), 'clip 0: masked samples'),
+    (np.where(WAVE_S > .09, np.nan, WAVE_S), 'clip 0: NaN or infinity'),
+    (None, 'NoneType: expected a file'), (5., 'float: expected a file'),
+    ([WAVE_S, None], 'clip 1'), ([], 'no clips')])
+def test_what_is_no_mono_wave_is_refused(sample_model, sounds, message):
+  with pytest.raises(ValueError, match=message) as caught:
+    sample_model.embed(sounds)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('rate', [0, -5, 3, np.nan, np.inf, 1e12, 'high', None])
+def test_a_rate_that_cannot_be_is_refused_at_once(sample_model, rate):
+  for call in (sample_model.embed, sample_model.timestamps):
+    with pytest.raises(ValueError, match='^rate '):
+      call(WAVE_S, rate=rate)

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import jax
 import pytest
 
 from audiorank import config as config_lib
@@ -11,6 +12,8 @@ from audiorank import data
 from audiorank import objectives
 from audiorank import validate
 from configs import base
+from launch import grid
+from launch import train as train_command
 from tests import tiny
 
 
@@ -192,3 +195,48 @@ def test_what_runs_share_is_read_once(corpus, tasks, monkeypatch):
   other = tiny.config(corpus, **{'eval.tasks': str(tasks), 'data.hours': .005})
   validate.sweep([*configs, other])
   assert counts == {'corpus': 2, 'tasks': 1}
+
+
+def by_train(config):
+  train_command.checked(config)
+
+
+def by_sweep(config):
+  configs = {'point': config}
+  grid.check(configs, None)
+  grid.resolve(configs, lambda config: pytest.fail('a dataset is written'))
+  grid.check_corpus(config for config, _ in grid.runs(configs).values())
+
+
+@pytest.mark.parametrize('changes', [
+    {'opt.lr': -1.}, {'train.batch': 7}, {'monitor.clips': 10 ** 6},
+    {'data.hours': 1e9}, {'data.root': '/no/such'}, {'data.root': 's3://a/b'},
+    {'eval.tasks': ''}, {'eval.tasks': '/no/such'}, {'eval.tasks': 's3://a/b'},
+    {'eval.task_names': ('nowhere',)}, {'data.category': ('nothing',)},
+    {'monitor.samples': ('nothing',)}, {'monitor.samples': ('center',)},
+    {'monitor.layers': (9,)}, {'mesh.fsdp': 0}, {'data.mixture': ('x',)},
+    {'data.mixture': ('/no/such=1',)}, {'data.crop_seconds': 100.},
+    {'monitor.crop_seconds': 100.}, {'opt.warmup': 6}, {'trackers': ('x',)},
+    {'eval.protocol': 'x'}, {'eval.grid_points': 0}, {'objective': 'x'},
+    {'seed': -1}], ids=str)
+def test_both_entrances_refuse_a_config_with_one_line(
+    corpus, tasks, changes, monkeypatch):
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  lines = []
+  for entrance in (by_train, by_sweep):
+    config = tiny.config(corpus, **{'eval.tasks': str(tasks)})
+    config.update_from_flattened_dict(changes)
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+      entrance(config)
+    lines.append((type(caught.value), str(caught.value)))
+  assert lines[0] == lines[1] and '\n' not in lines[0][1]
+
+
+def test_both_entrances_take_what_can_run(corpus, tasks, monkeypatch):
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  checked = []
+  for entrance in (by_train, by_sweep):
+    config = tiny.config(corpus, **{'eval.tasks': str(tasks)})
+    entrance(config)
+    checked.append(config.to_dict())
+  assert checked[0] == checked[1]
