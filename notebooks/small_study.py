@@ -89,7 +89,7 @@ about.round(3).assign(flops=about['flops'].map('{:.2g}'.format))
 # %% [markdown]
 # ## All claims
 #
-# What was measured with its 95 % interval, what stands beside it, the verdict,
+# What was measured with its 95 % interval, what it is compared with, the verdict,
 # and what would decide where this study cannot.
 
 # %%

@@ -113,7 +113,7 @@ def test_early_rank_that_does_not_tell_is_no_better_than_luck():
   # Hours order these runs perfectly, and it is said.
   claim = early.of_early(rows, soon)
   assert claim.verdict == analysis.FAILS
-  assert 'better than RankMe: hours of audio' in wording.beside(claim)
+  assert 'better than RankMe: hours of audio' in wording.compared(claim)
 
 
 def test_scored_checkpoints_are_an_early_probe():

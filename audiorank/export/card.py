@@ -230,5 +230,5 @@ def prediction(workdir: pathlib.Path, step: int,
                  'nothing for larger models.')
   rivals = law.of_rivals(rows, law.predictors(trained))
   words.append(f'Over the sweep: {wording.measured(rivals)}; '
-               f'{wording.beside(rivals)}.')
+               f'{wording.compared(rivals)}.')
   return [title, ' '.join(words) + '\n']

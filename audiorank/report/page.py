@@ -72,10 +72,10 @@ def slopes(result: analysis.Analysis) -> list[str]:
     return []
   return [html_parts.drawing(
       lambda: figures.slopes(result.claims),
-      'Score per doubling of RankMe among configurations that are equal in '
-      'all but what is named; in brackets, how many. Right of 0 the score '
-      'follows RankMe. If RankMe unified all of them, every interval would '
-      'hold the dashed line.')]
+      'Score per doubling of RankMe among configurations that differ only in '
+      'what is named; in brackets, the number of configurations. Right of 0 '
+      'the score rises with RankMe. If one slope held for all changes, every '
+      'interval would contain the dashed line.')]
 
 
 def claims(result: analysis.Analysis) -> list[str]:
@@ -134,15 +134,14 @@ def rank_score(result: analysis.Analysis,
   if fit:
     out.append(html_parts.drawing(
         lambda: figures.profile(fit),
-        'How much worse the law fits as its limit is moved: limits under the '
-        'dashed line agree with the runs.'))
+        'Profile likelihood of the limit Q_inf: values below the dashed line '
+        'lie in its 95 % interval.'))
   if len(result.forms):
     out += ['<h3>Which form of law?</h3>', tables.forms(result.forms),
             html_parts.small(
-                'Root mean square errors of the score: of configurations '
-                'left out in turn, and of the runs of most compute, left out '
-                'together. How well a law fits the runs it was fitted to '
-                'chooses nothing.')]
+                'Root mean square errors of the score: cross-validated (each '
+                'configuration left out in turn), and of the runs with the '
+                'most compute (left out together).')]
   return out
 
 
@@ -167,9 +166,9 @@ def samples(sweep: records.Tables) -> list[str]:
     return []
   return [tables.samples(sweep.runs, names), html_parts.small(
       'The last evaluation of each run: number of clips, RankMe with its 95 % '
-      'interval, and after the bar what endless data would give, where there '
-      f'are {tables.ENDLESS} clips or more per dimension. A sample of fewer '
-      'clips or recordings reads lower: compare the numbers after the bar.')]
+      'interval, and after the bar its extrapolation to infinitely many clips '
+      f'(if there are at least {tables.ENDLESS} clips per dimension). A small '
+      'sample is biased low: compare the numbers after the bar.')]
 
 
 def data_size(result: analysis.Analysis) -> list[str]:
@@ -221,11 +220,11 @@ def predictors(result: analysis.Analysis) -> list[str]:
     return [html_parts.small(EMPTY)]
   return [tables.predictors(result.predictors), html_parts.listed(
       wording.width_words(result.study.trained)), html_parts.small(
-          'Each predictor by a line in its logarithm over the trained runs, '
-          'every configuration left out in turn; root mean square error of '
-          'the score. "With those": beside width, parameters and the untrained '
-          "network's RankMe; partial: the correlation with the score given "
-          'those.')]
+          'Cross-validated root mean square error of the score, predicted by a '
+          'line in the logarithm of the predictor; each configuration left out '
+          'in turn. "Given size": together with width, parameters and the '
+          "untrained network's RankMe. Partial correlation: with the score, "
+          'given the same.')]
 
 
 def early(result: analysis.Analysis) -> list[str]:
@@ -245,17 +244,17 @@ def early(result: analysis.Analysis) -> list[str]:
       html_parts.listed(wording.early_words(result)),
       f'<div class="grid">{"".join(plots)}</div>', tables.early(soon),
       html_parts.small(
-          'p: of no order at all, adjusted for the rungs (Holm). In a size: '
-          'tau of pairs of one size only. Pairs: decided rightly. Regret: '
-          'the best final score less that of the run that looks best early; '
-          'a run drawn at random has '
-          f"{soon.agreement['random_regret'].iloc[0]:.3f}. RankMe better by: "
-          'its tau at that point (for what is known before training, at its '
-          'last) less that of the row; bootstrap over configurations.'),
+          'p: of no association, adjusted for the number of rungs (Holm). Tau '
+          'within a size: of pairs of one size only. Regret: the best final '
+          'score minus that of the run that looks best early; for a run chosen '
+          f"at random {soon.agreement['random_regret'].iloc[0]:.3f}. Last "
+          'column: tau of RankMe at the same point (for what is known before '
+          'training, at the last one) minus tau of the row, with a bootstrap '
+          'interval over configurations.'),
       '<h3>What stopping early would save</h3>', tables.halving(soon.halving),
       html_parts.small(
-          'At every rung the worse half is stopped. Compute counts encoder '
-          'and decoder. Ties are broken against the chooser.')]
+          'At every rung the worse half of the runs is stopped. Compute counts '
+          'encoder and decoder. Ties are broken against the predictor.')]
 
 
 def trouble(result: analysis.Analysis) -> list[str]:
@@ -267,12 +266,12 @@ def trouble(result: analysis.Analysis) -> list[str]:
     out.append(html_parts.drawing(
         lambda: figures.residuals(fit, 'rank', above['size'].to_numpy(),
                                   marked=wrong.outliers),
-        'Residuals of the law against RankMe, by size; ringed and named: '
-        'beyond chance.'))
+        'Residuals of the law against RankMe, by size; outliers are ringed '
+        'and named.'))
   if len(wrong.outliers):
     out.append(tables.outliers(wrong.outliers))
   if len(wrong.events):
-    out += ['<h3>By their curves and by the monitor</h3>',
+    out += ['<h3>Events during training</h3>',
             tables.events(wrong.events)]
   return out
 

@@ -71,7 +71,7 @@ def runs(result: analysis.Analysis, table: pd.DataFrame) -> str:
         'RankMe': rank(row, 'rank'), 'centred': rank(row, 'rank_center'),
         'valid loss': numbers.number(row.get('valid_loss')),
         'score': score(row),
-        'over untrained': gain(own),
+        'gain over untrained': gain(own),
         'state': row['state']})
     shown.append(cells)
     kind = ''
@@ -189,12 +189,13 @@ def tasks(table: pd.DataFrame) -> str:
     cells.update({
         'untrained, mean': numbers.number(row['untrained']),
         'trained, mean': trained(row),
-        'over untrained': numbers.number(row['gain'], '{:+.3f}'),
-        'runs above': numbers.percent(row['above']),
+        'gain over untrained': numbers.number(row['gain'], '{:+.3f}'),
+        'runs above untrained': numbers.percent(row['above']),
         **by_interval(row),
         'best': numbers.number(row['best']),
         'Spearman with RankMe': numbers.number(row['spearman'], '{:+.2f}'),
-        'per doubling, in a size': numbers.number(row['doubling'], '{:+.3f}')})
+        'score per doubling of RankMe, within a size': numbers.number(
+            row['doubling'], '{:+.3f}')})
     shown.append(cells)
   return html_parts.rows(pd.DataFrame(shown))
 
@@ -203,8 +204,8 @@ def by_interval(row: Any) -> dict[str, str]:
   """Returns how many runs are above and below by their paired intervals."""
   if 'beat' not in row or not math.isfinite(row['beat']):
     return {}
-  return {'above by interval': numbers.percent(row['beat']),
-          'below by interval': numbers.percent(row['below'])}
+  return {'significantly above': numbers.percent(row['beat']),
+          'significantly below': numbers.percent(row['below'])}
 
 
 def trained(row: Any) -> str:
@@ -216,29 +217,30 @@ def trained(row: Any) -> str:
 
 
 def predictors(table: pd.DataFrame) -> str:
-  """Returns the predictors of the score, the best left out first."""
+  """Returns the predictors of the score, the lowest error first."""
   together = wording.listed(name for name in law.GIVEN
                             if name in set(table['predictor']))
   # Rows of the analysis that are no predictor.
-  called = {'(mean)': 'their mean', '(given alone)': f'{together}, together'}
+  called = {'(mean)': 'the mean score',
+            '(given alone)': f'{together}, together'}
   return html_parts.rows(pd.DataFrame([{
       'predictor': called.get(row['predictor'], row['predictor']),
-      'error left out': numbers.number(row['loo']),
-      'with those': numbers.number(row['loo_given']),
+      'error': numbers.number(row['loo']),
+      'error given size': numbers.number(row['loo_given']),
       'Spearman': numbers.number(row['spearman'], '{:+.2f}'),
-      'partial': numbers.number(row['partial'], '{:+.2f}'),
+      'partial correlation': numbers.number(row['partial'], '{:+.2f}'),
       '95 %': numbers.between(row['partial_low'], row['partial_high'])}
       for _, row in table.iterrows()]),
                          own_rows(table['predictor'], {law.SUBJECT}))
 
 
 def forms(table: pd.DataFrame) -> str:
-  """Returns the forms of law compared, the best left out first."""
+  """Returns the forms of law compared, the lowest error first."""
   shown = pd.DataFrame([{
       'law': row['law'].replace('_', '-'), 'formula': row['formula'],
-      'left out': numbers.number(row['loo'], '{:.4f}'),
-      'largest': numbers.number(row['held_out'], '{:.4f}'),
-      'AICc over best': numbers.number(row['aicc'], '{:.1f}'),
+      'cross-validated error': numbers.number(row['loo'], '{:.4f}'),
+      'error of the largest': numbers.number(row['held_out'], '{:.4f}'),
+      'AICc minus lowest': numbers.number(row['aicc'], '{:.1f}'),
       'at a bound': row['at_bound'], 'not fitted because': row['problem']}
       for _, row in table.iterrows()])
   # A column of nothing says nothing.
@@ -262,14 +264,14 @@ def early(soon: analysis.early.Early) -> str:
       better = f"{numbers.number(row['difference'], '{:+.2f}')} {ends}"
     ends = numbers.between(row['tau_low'], row['tau_high'])
     shown.append({
-        'known early': row['early'],
+        'predictor': row['early'],
         'Spearman': numbers.number(row['spearman'], '{:+.2f}'),
         'tau [95 %]': f"{numbers.number(row['tau'], '{:+.2f}')} {ends}",
         'p': numbers.p_value(row['holm']).removeprefix('= '),
-        'in a size': numbers.number(row['within'], '{:+.2f}'),
-        'pairs': numbers.percent(row['pairs']),
+        'tau within a size': numbers.number(row['within'], '{:+.2f}'),
+        'pairs correct': numbers.percent(row['pairs']),
         'regret': numbers.number(row['regret']),
-        'RankMe better by': better})
+        'tau of RankMe minus this': better})
   return html_parts.rows(pd.DataFrame(shown),
                          own_rows(soon.agreement['early'], own))
 
@@ -277,10 +279,10 @@ def early(soon: analysis.early.Early) -> str:
 def halving(table: pd.DataFrame) -> str:
   """Returns what successive halving saves and costs."""
   return html_parts.rows(pd.DataFrame([{
-      'runs dropped by': row['chooser'],
+      'runs chosen by': row['chooser'],
       'compute saved': numbers.percent(row['saved']),
       'runs finished': row['kept'], 'regret': numbers.number(row['regret']),
-      'as many at random': numbers.number(row['random'])}
+      'regret at random': numbers.number(row['random'])}
       for _, row in table.iterrows()]),
                          own_rows(table['chooser'], {law.SUBJECT}))
 
@@ -290,8 +292,8 @@ def outliers(table: pd.DataFrame) -> str:
   return html_parts.rows(pd.DataFrame([{
       'run': row['label'], 'size': row['family'],
       'score': numbers.number(row['observed']),
-      'by the law': numbers.number(row['expected']),
-      'studentised': numbers.deviations(row['studentised']),
+      'predicted': numbers.number(row['expected']),
+      'studentised residual': numbers.deviations(row['studentised']),
       'p (Holm)': numbers.p_value(row['p']).removeprefix('= ')}
       for _, row in table.iterrows()]))
 
@@ -317,10 +319,10 @@ def events(table: pd.DataFrame) -> str:
   return html_parts.rows(pd.DataFrame([{
       'run': row['name'],
       'what': known.get(row['kind'], row['kind'].replace('_', ' ')),
-      'by': {'curve': 'its curve'}.get(row['source'], 'the monitor'),
+      'seen in': {'curve': 'the curve'}.get(row['source'], 'the monitor'),
       'first step': f"{row['step']:g}", 'times': row['times'],
       'value': numbers.number(_float(row['value']), '{:.3g}'),
-      'against': numbers.number(_float(row['threshold']), '{:.3g}')}
+      'threshold': numbers.number(_float(row['threshold']), '{:.3g}')}
       for _, row in table.iterrows()]), kind='text')
 
 

@@ -34,9 +34,9 @@ from audiorank.report.numbers import two
 TITLES = {
     'one_slope': 'A doubling of RankMe is worth the same whatever is varied',
     'within_width': 'At equal width, a higher RankMe goes with a higher score',
-    'rivals': 'RankMe predicts the score better than what is known without it',
+    'rivals': 'RankMe predicts the score better than other predictors do',
     'early': 'Early in training, RankMe orders the runs by their final score '
-             'better than what is known by then',
+             'better than other predictors do',
     'slope': 'The score follows RankMe when only this varies: {}',
     'law': 'Rank and score lie on one saturating power law with a limit',
     'bound': 'Little data stops larger models from scoring higher',
@@ -55,16 +55,17 @@ CALLED = {'hours_asked': 'hours of audio', 'mask_ratio': 'masking rate',
 KNOBS = {'lr': 'learning rate', 'batch': 'batch', 'steps': 'steps'}
 # What happened to a run: by its curve, and by the monitor while it trained.
 EVENTS = {'collapse': 'RankMe collapsed', 'dip': 'RankMe fell by half and '
-          'came back', 'spike': 'the loss jumped', 'diverged': 'diverged'}
+          'came back', 'spike': 'the loss spiked', 'diverged': 'diverged'}
 ALARMS = {
-    'small_sample': 'fewer than 4 clips per dimension, so RankMe reads low',
+    'small_sample': 'fewer than 4 clips per dimension, so RankMe is biased '
+                    'low',
     'collapse': 'RankMe near 1',
     'collapse_centred': 'all embeddings the same vector',
-    'sinking_centred_rank': 'centred RankMe sank three times in a row',
-    'centred_RankMe_sinks': 'centred RankMe sank three times in a row',
+    'sinking_centred_rank': 'centred RankMe fell three times in a row',
+    'centred_RankMe_sinks': 'centred RankMe fell three times in a row',
     'valid_loss_not_finite': 'validation loss not finite',
-    'valid_loss_rise': 'validation loss rose by a fifth over its least',
-    'rank_jump': 'RankMe moved by more than a factor of 2 between '
+    'valid_loss_rise': 'validation loss rose to 1.2 times its lowest value',
+    'rank_jump': 'RankMe changed by more than a factor of 2 between '
                  'evaluations'}
 NAMED = 6  # Runs that a sentence names; more are counted.
 # What makes a run a troubled one; the other alarms are about the measurement.
@@ -77,21 +78,21 @@ class Row(NamedTuple):
   """A claim in words."""
   claim: str
   measured: str
-  beside: str
+  compared: str
   verdict: str
   needed: str
 
 
 def claims(several: tuple[Claim, ...]) -> list[Row]:
   """Returns every claim in words, in their order."""
-  return [Row(title(one), measured(one), beside(one), one.verdict,
+  return [Row(title(one), measured(one), compared(one), one.verdict,
               needed(one)) for one in several]
 
 
 def frame(several: tuple[Claim, ...]) -> pd.DataFrame:
   """Returns the claims as a table of texts."""
   return pd.DataFrame(claims(several), columns=[
-      'claim', 'measured [95 %]', 'beside it', 'verdict',
+      'claim', 'measured [95 %]', 'compared with', 'verdict',
       'needed to decide'])
 
 
@@ -108,7 +109,7 @@ def plain(several: tuple[Claim, ...]) -> str:
   out = []
   for one in several:
     lines = [f'{one.verdict}: {title(one)}', f'  {measured(one)}']
-    lines += [f'  {text}' for text in (beside(one),) if text]
+    lines += [f'  {text}' for text in (compared(one),) if text]
     lines += [f'  to decide: {text}' for text in (needed(one),) if text]
     out.append('\n'.join(lines))
   return '\n'.join(out)
@@ -140,9 +141,9 @@ def measured(one: Claim) -> str:
   return MEASURED[one.key](one)
 
 
-def beside(one: Claim) -> str:
-  """Returns what stands beside RankMe for a claim."""
-  words = BESIDE.get(one.key)
+def compared(one: Claim) -> str:
+  """Returns what the measurement of a claim is compared with."""
+  words = COMPARED.get(one.key)
   if words is None:
     return ''
   return words(one)
@@ -159,16 +160,16 @@ def _one_slope(one: Claim) -> str:
     return (f'{count(len(one.details["names"]), "thing")} varied one at a '
             f'time; {size(one)}')
   known = one.details
-  text = (f'slopes of {len(known["names"])} families vary with a standard '
-          f'deviation of {short(one.estimate)} '
-          f'[{short(one.low)}, {short(one.high)}] about '
-          f'{signed(known["common"])} {one.unit}; Cochran\'s Q = '
+  text = (f'slopes of {len(known["names"])} families of changes: common '
+          f'slope {signed(known["common"])} {one.unit}, standard deviation '
+          f'between families {short(one.estimate)} '
+          f'[{short(one.low)}, {short(one.high)}]; Cochran\'s Q = '
           f'{known["q"]:.1f} on {known["free"]} degrees of freedom, '
           f'p {p_value(one.p)}')
   # Size usually decides the test, so the rest is judged without it too.
   without = known['without']
   if without:
-    text += (f'; without size Q = {without.q:.1f} on {without.free}, p '
+    text += (f'; without size: Q = {without.q:.1f} on {without.free}, p '
              f'{p_value(without.p)}, common slope {signed(without.common)}')
   return text
 
@@ -183,24 +184,25 @@ def _within_width(one: Claim) -> str:
 
 def _slope(one: Claim) -> str:
   if one.needed and one.needed.kind == 'alone':
-    return f'{one.details["values"]} values, none compared'
+    return (f'{one.details["values"]} values, but no two configurations that '
+            'differ in nothing else')
   if math.isnan(one.p):
     return size(one)
   known = one.details
   text = f'{size(one)} in {count(known["groups"], "group")}'
   if one.needed and one.needed.kind == 'moves':
     return (f'{text}; RankMe differs by {tenth(2 ** known["spread"] - 1)} '
-            f'within groups, by {tenth(2 ** known["seeds"] - 1)} between '
-            f'seeds; a plain regression, not corrected for that, gives '
+            f'within groups and by {tenth(2 ** known["seeds"] - 1)} between '
+            'seeds; slope without correction for that noise '
             f'{signed(known["raw"])} '
             f'{interval(known["raw_low"], known["raw_high"], 1.)}')
   if math.isnan(one.estimate):
     return text
-  return (f'{slope_text(one)}; {text}; p {p_value(known["adjusted"])} among '
-          'the families')
+  return (f'{slope_text(one)}; {text}; adjusted p '
+          f'{p_value(known["adjusted"])}')
 
 
-def _beside_slope(one: Claim) -> str:
+def _compared_slope(one: Claim) -> str:
   """What explains the score's variance within groups, RankMe first."""
   if 'explained' not in one.details:
     return ''
@@ -208,7 +210,7 @@ def _beside_slope(one: Claim) -> str:
                    one.details['explained'].items() if math.isfinite(share))
   if not each:
     return ''
-  return (f'of the variance within groups a line explains: {each}; '
+  return (f'share of the score\'s variance within groups explained by {each}; '
           f'permutation p {p_value(one.details["permuted"])}')
 
 
@@ -216,11 +218,11 @@ def _rivals(one: Claim) -> str:
   if math.isnan(one.estimate):
     return size(one)
   known = one.details
-  text = (f'error on configurations left out {short(one.estimate)} (their '
-          f'mean\'s {short(known["mean"])}), Spearman '
+  text = (f'cross-validated error {short(one.estimate)} (of the mean score: '
+          f'{short(known["mean"])}), Spearman correlation '
           f'{two(known["spearman"])}; {size(one)}')
   if math.isfinite(known['partial']):
-    text += (f'; given {listed(known["given"])} its partial correlation is '
+    text += (f'; partial correlation given {listed(known["given"])} '
              f'{two(known["partial"])} '
              f'{ends(known["partial_low"], known["partial_high"])}')
   return text
@@ -230,11 +232,11 @@ def _early(one: Claim) -> str:
   if math.isnan(one.estimate):
     return size(one)
   known = one.details
-  text = (f'at {percent(known["share"])} of training '
-          f'{percent(known["pairs"])} of pairs in order, tau '
-          f'{two(one.estimate)} {ends(one.low, one.high)}')
+  text = (f'at {percent(known["share"])} of training RankMe orders '
+          f'{percent(known["pairs"])} of the pairs of runs correctly, '
+          f'Kendall\'s tau {two(one.estimate)} {ends(one.low, one.high)}')
   if math.isfinite(known['within']):
-    text += f', among runs of one size {two(known["within"])}'
+    text += f'; tau among runs of one size {two(known["within"])}'
   return f'{text}; {size(one)}'
 
 
@@ -243,10 +245,11 @@ def _law(one: Claim) -> str:
     return (f'{one.trainings} of {count(one.details["trained"], "training")} '
             'score above their untrained network')
   known = one.details
-  return (f'{one.trainings} of {known["trained"]} trainings score above their '
-          f'untrained network; through them: {limit(one)}, exponent '
-          f'{exponent(known["b_low"], known["b_high"])}, residual sd '
-          f'{short(known["sd"])}; RankMe spans {known["span"]:.2f} decades')
+  return (f'fitted to the {one.trainings} of {known["trained"]} trainings that '
+          f'score above their untrained network: {limit(one)}, exponent '
+          f'{exponent(known["b_low"], known["b_high"])}, residual standard '
+          f'deviation {short(known["sd"])}; RankMe spans '
+          f'{known["span"]:.2f} decades')
 
 
 def limit(one: Claim) -> str:
@@ -257,7 +260,7 @@ def limit(one: Claim) -> str:
   if high <= ceiling and below:
     return f'limit between {short(low)} and {short(high)}'
   if below:
-    return f'limit above {short(low)}, not bounded above'
+    return f'limit above {short(low)}, no upper bound'
   return 'limit not bounded'
 
 
@@ -273,8 +276,9 @@ def _bound(one: Claim) -> str:
     return size(one)
   each = ', '.join(f'{hours:.2g} h {signed(slope)}' for hours, slope in
                    zip(one.details['hours'], one.details['slopes']))
-  return (f'{one.unit}: {each}; most less least data {signed(one.estimate)} '
-          f'{interval(one.low, one.high, 1.)}; {size(one)}')
+  return (f'{one.unit}: {each}; difference between most and least data '
+          f'{signed(one.estimate)} {interval(one.low, one.high, 1.)}; '
+          f'{size(one)}')
 
 
 def _gain(one: Claim) -> str:
@@ -310,8 +314,8 @@ def _growth(one: Claim) -> str:
   if math.isfinite(one.low):
     text += f' [{change(one.low)}, {change(one.high)}]'
   if runs:
-    text += (f'; it fell first in {fell} of {runs} and rose again by over '
-             f'5 % in {rose}')
+    text += (f'; it fell at first in {fell} of {runs} runs and then rose by '
+             f'more than 5 % in {rose}')
   return text
 
 
@@ -331,23 +335,22 @@ def _noise(one: Claim) -> str:
   if math.isnan(one.estimate):
     return f'no configuration was trained with two seeds; {size(one)}'
   known = one.details
-  return (f'between {count(known["repeats"], "run")} that differ in seed or '
-          f'order of clips alone the score has a standard deviation of '
-          f'{short(one.estimate)} [{short(one.low)}, {short(one.high)}] and '
-          f'RankMe one of {percent(known["rank"])}; between '
-          f'{one.configurations} configurations the score has '
-          f'{short(known["between"])}; p {p_value(one.p)}')
+  return (f'standard deviation of the score between '
+          f'{count(known["repeats"], "run")} that differ only in seed or order '
+          f'of clips {short(one.estimate)} [{short(one.low)}, '
+          f'{short(one.high)}] (of RankMe {percent(known["rank"])}), between '
+          f'{one.configurations} configurations {short(known["between"])}; '
+          f'p {p_value(one.p)}')
 
 
 def _samples(one: Claim) -> str:
   if math.isnan(one.estimate):
     return size(one)
-  each = ', '.join(f'{rival.name} {short(rival.value)} (order '
-                   f'{two(one.details["order"][rival.name])})'
+  each = ', '.join(f'{rival.name} {short(rival.value)} '
+                   f'({two(one.details["order"][rival.name])})'
                    for rival in one.rivals)
-  return (f'error on configurations left out by sample: whole corpus '
-          f'{short(one.estimate)}, {each}; order: rank correlation with the '
-          'whole corpus')
+  return (f'cross-validated error by sample (rank correlation with RankMe of '
+          f'the whole corpus): whole corpus {short(one.estimate)}, {each}')
 
 
 def _objective(one: Claim) -> str:
@@ -358,12 +361,13 @@ def _objective(one: Claim) -> str:
   if math.isnan(one.estimate):
     return text
   if math.isnan(one.low):
-    return (f'{signed(one.estimate)} of score from the line; {text}: a '
-            'single run does not show its own noise')
-  return (f'{signed(one.estimate)} {interval(one.low, one.high, 1.)} of score '
-          f'from the line through {known["line"]} configurations of these '
-          f'sizes; {text}, which differ by {short(known["spread"])} among '
-          f'themselves; p {p_value(one.p)}')
+    return (f'distance from the line {signed(one.estimate)} of score; {text}: '
+            'the noise of a single run is unknown')
+  return (f'mean distance {signed(one.estimate)} '
+          f'{interval(one.low, one.high, 1.)} of score from the line through '
+          f'{known["line"]} configurations of the main objective at these '
+          f'sizes; {text}, standard deviation between them '
+          f'{short(known["spread"])}; p {p_value(one.p)}')
 
 
 MEASURED = {'one_slope': _one_slope, 'within_width': _within_width,
@@ -385,23 +389,23 @@ def listed(names: Iterable[str], last: str = 'and') -> str:
   return f'{", ".join(names[:-1])} {last} {names[-1]}'
 
 
-def _beside_width(one: Claim) -> str:
+def _compared_width(one: Claim) -> str:
   if not one.rivals:
     return ''
   rival, = one.rivals
-  return (f'across sizes {signed(rival.value)} (permutation p '
+  return (f'slope across sizes {signed(rival.value)} (permutation p '
           f'{p_value(one.details["across_permuted"])}); difference '
           f'{signed(rival.difference)} '
           f'{interval(rival.low, rival.high, 1.)}')
 
 
-def _beside_rivals(one: Claim) -> str:
-  """Errors left out, width first, and which differ beyond chance."""
+def _compared_rivals(one: Claim) -> str:
+  """Cross-validated errors, width first, and which differ significantly."""
   each = ', '.join(f'{rival.name} {short(rival.value)}'
                    for rival in one.rivals)
   if not each:
     return ''
-  return f'{each}; {differing(one.rivals)}'
+  return f'cross-validated errors: {each}; {differing(one.rivals)}'
 
 
 def ends(low: float, high: float) -> str:
@@ -412,73 +416,73 @@ def ends(low: float, high: float) -> str:
 
 
 def differing(rivals: tuple[Rival, ...]) -> str:
-  """Returns which rivals differ from RankMe beyond chance."""
+  """Returns which rivals differ significantly from RankMe."""
   better = [rival.name for rival in rivals if rival.decided < 0]
   worse = [rival.name for rival in rivals if rival.decided > 0]
-  return (f'beyond chance better than RankMe: {listed(better) or "none"}, '
-          f'worse: {listed(worse) or "none"}')
+  return (f'significantly better than RankMe: {listed(better) or "none"}; '
+          f'significantly worse: {listed(worse) or "none"}')
 
 
-def _beside_early(one: Claim) -> str:
+def _compared_early(one: Claim) -> str:
   if not one.rivals:
     return ''
   share = one.details['rival_pairs']
   each = ', '.join(f'{rival.name} ({percent(share[rival.name])})'
                    for rival in one.rivals)
   first = one.rivals[0]
-  return (f'pairs in order by {each}; tau less that of {first.name} '
-          f'{two(first.difference)} {ends(first.low, first.high)}; '
-          f'{differing(one.rivals)}')
+  return (f'pairs ordered correctly by {each}; tau of RankMe minus tau of '
+          f'{first.name} {two(first.difference)} '
+          f'{ends(first.low, first.high)}; {differing(one.rivals)}')
 
 
-def _beside_law(one: Claim) -> str:
+def _compared_law(one: Claim) -> str:
   if 'sd' not in one.details:
     return ''
   known = one.details
-  sure = 'not less beyond chance'
+  sure = 'not significantly lower'
   if known['better_low'] > 0:
-    sure = 'less'
-  return (f'left out, the law errs by {short(known["left_out"])}, the mean '
-          f'by {short(known["mean"])} ({sure})')
+    sure = 'significantly lower'
+  return (f'cross-validated error {short(known["left_out"])}, of the mean '
+          f'score {short(known["mean"])} ({sure})')
 
 
-def _beside_samples(one: Claim) -> str:
+def _compared_samples(one: Claim) -> str:
   if not one.rivals:
     return ''
   ratio = lambda gap: f'{100 * gap / one.estimate:+.0f} %'.replace('-', '−')
   each = ', '.join(f'{rival.name} [{ratio(rival.low)}, '
                    f'{ratio(rival.high)}]' for rival in one.rivals
                    if math.isfinite(rival.low + rival.high))
-  return each and f'error beside the whole corpus\'s: {each}'
+  return each and f'change of the error from the whole corpus: {each}'
 
 
-def _beside_objective(one: Claim) -> str:
+def _compared_objective(one: Claim) -> str:
   if 'best' not in one.details:
     return ''
-  return (f'its best score is {signed(one.details["best"])} from the main '
-          'objective\'s best')
+  return ('its best score minus the best of the main objective '
+          f'{signed(one.details["best"])}')
 
 
-BESIDE = {'within_width': _beside_width, 'slope': _beside_slope,
-          'rivals': _beside_rivals,
-          'early': _beside_early, 'law': _beside_law,
-          'samples': _beside_samples, 'objective': _beside_objective}
+COMPARED = {'within_width': _compared_width, 'slope': _compared_slope,
+            'rivals': _compared_rivals, 'early': _compared_early,
+            'law': _compared_law, 'samples': _compared_samples,
+            'objective': _compared_objective}
 # What would decide a claim, by Needed.kind; the fields are Needed's.
 NEEDED = {
-    'runs': '{amount:.0f} times as many runs, if the slope is what it looks '
-            'like',
-    'range': 'changes that move RankMe further: no number of runs within '
-             'reason',
+    'runs': '{amount:.0f} times as many runs, if the estimate is right',
+    'range': 'changes that move RankMe further; more runs alone would not be '
+             'enough',
     'moves': 'changes that move RankMe by more than seeds do',
-    'alone': 'a change of this alone: wherever it changes, so does {names}',
+    'alone': 'runs in which nothing else changes: so far it changes only '
+             'together with {names}',
     'seeds': 'the same configuration with several seeds',
     'families': 'two things varied, one at a time',
-    'slopes': 'slopes that vary by less than half their mean, upper end '
-              'included: more runs in every family',
+    'slopes': 'more runs in every family, until the slopes certainly vary by '
+              'less than half their mean',
     'width': 'two configurations of one width',
     'configurations': 'about {amount:.0f} configurations',
     'baselines': 'the scores of the untrained networks',
-    'more_baselines': 'more sizes or seeds, each beside its untrained network',
+    'more_baselines': 'more sizes or seeds, each with its untrained network',
     'above': '{amount:.0f} more runs that score above their untrained network',
     'decades': 'RankMe over at least {amount:g} decades of runs that score '
                'above their untrained network',
@@ -498,8 +502,8 @@ NEEDED = {
                     'size, hours or steps alone',
     'columns': 'records of this version: the table lacks {names}',
     'budget': 'a budget of at least {amount:.3g} FLOPs',
-    'repeats': 'several seeds at each size: with one run a size, noise and a '
-               'difference between sizes cannot be told apart'}
+    'repeats': 'several seeds at each size: one run per size does not separate '
+               'noise from differences between sizes'}
 
 
 def needed(one: Claim) -> str:
@@ -519,7 +523,7 @@ def opening(result: analysis.Analysis) -> list[str]:
   """Returns what holds, what does not, what to do and what to scale next."""
   if not result.claims:
     return ['No trained run is scored yet, so nothing can be said.',
-            'Nothing is refused either.',
+            'No claim is refuted either.',
             'Next: run the same command again; it trains and scores what is '
             'missing.']
   holding = phrases(result, numbers_of.HOLDS)
@@ -565,8 +569,8 @@ def _width_better(one: Claim) -> str:
   pairs = one.details['rival_pairs'][best.name]
   return (f'RankMe at {percent(one.details["share"])} of training orders the '
           f'runs by their final score better than {best.name} does '
-          f'({percent(one.details["pairs"])} of pairs in order against '
-          f'{percent(pairs)})')
+          f'({percent(one.details["pairs"])} of pairs ordered correctly '
+          f'against {percent(pairs)})')
 
 
 def _unequal(one: Claim) -> str:
@@ -592,7 +596,7 @@ SHORT: dict[str, dict[str, Any]] = {
         'within_width': lambda one: f'at equal width the score rises by '
                                     f'{slope_text(one)}',
         'rivals': 'RankMe predicts the score better than width, size and all '
-                  'else that is known without it',
+                  'other predictors',
         'early': lambda one: f'at {percent(one.details["share"])} of training '
                              'RankMe orders the runs better than width, size '
                              'and loss do',
@@ -635,8 +639,8 @@ def next_step(result: analysis.Analysis) -> str:
             'the noise of a difference is unknown')
   few = result.study.counts.configurations
   if few < law_of.FEWEST:
-    return (f'train more configurations: with {few} no ranking of predictors '
-            f'can be told from chance; {ranking.ENOUGH} runs are a fair start')
+    return (f'train more configurations: {few} are too few to rank '
+            f'predictors; {ranking.ENOUGH} runs are a fair start')
   early, width = by_key['early'], by_key['within_width']
   worse = [rival.name for rival in early.rivals if rival.decided < 0]
   # If RankMe fails where it was to help, say what to use instead.
@@ -646,7 +650,7 @@ def next_step(result: analysis.Analysis) -> str:
     text = (f'compare runs by {instead}, not by RankMe, and do not use RankMe '
             'to choose among runs of equal width')
     if width.needed:
-      text += f'; to decide whether it tells anything there: {needed(width)}'
+      text += f'; to decide whether it predicts anything there: {needed(width)}'
     return text
   if numbers_of.HOLDS in (by_key['rivals'].verdict, early.verdict):
     return 'choose runs by RankMe and scale what raises it'
@@ -674,9 +678,9 @@ def rows_used(result: analysis.Analysis) -> list[str]:
     out.append(f'{count(trained, "training")} share the main objective; the '
                f'{len(result.study.others)} of other objectives are only '
                'compared with its line.')
-  out.append('A law is drawn through the trainings that score higher than '
-             f'their own untrained network: {above} of {trained}'
-             f'{beyond(beat)}. Everything else uses all of them.')
+  out.append('The law is fitted to the trainings that score higher than their '
+             f'own untrained network: {above} of {trained}{beyond(beat)}. '
+             'Everything else uses all of them.')
   # Below that the interval of an order holds both luck and skill.
   if trained < ranking.ENOUGH:
     out.append(f'Exploratory: with fewer than {ranking.ENOUGH} trainings an '
@@ -689,22 +693,22 @@ def method() -> list[str]:
   """Returns how the claims are decided."""
   return [
       'A slope is the score per doubling of RankMe among configurations that '
-      'are equal in all but what is named, each group with a level of its '
-      'own. It is corrected for the noise of RankMe between seeds and for the '
+      'differ only in what is named, each group with its own intercept. '
+      'It is corrected for the noise of RankMe between seeds and for the '
       'correlation of that noise with the score\'s; an interval is unbounded '
       'where RankMe moves no more than seeds move it.',
       'One slope for all is tested by Cochran\'s Q, with the covariances of '
-      'slopes that share configurations. The noise is that of seeds and of '
-      'what configurations leave over about their lines.',
+      'slopes that share configurations. The noise is estimated from seeds '
+      'and from the residuals of configurations about their lines.',
       'Families of changes are judged together at 5 %, by Holm\'s method; a '
-      'family in which RankMe moves further gets more of the level. Shapes of '
-      'one size count only where size does. The two claims about training '
-      'share 5 %, every other claim has 5 % of its own.',
-      'RankMe is better than its rivals only where the paired interval says '
-      'so against each; it is worse where one rival is better at 5 % over all '
-      'rivals.',
-      'An interval that holds 0 shows no difference. It does not show that '
-      'there is none.']
+      'family in which RankMe moves further gets a larger share of that level. '
+      'Shapes of one size are significant only if size is. The two claims '
+      'about training share 5 %; every other claim has its own 5 %.',
+      'RankMe counts as better than other predictors only if the paired '
+      'interval against each of them says so. It counts as worse if one of '
+      'them is better at 5 % over all of them.',
+      'An interval that contains 0 does not show a difference, nor that there '
+      'is none.']
 
 
 def law_words(result: analysis.Analysis) -> list[str]:
@@ -715,9 +719,9 @@ def law_words(result: analysis.Analysis) -> list[str]:
   if result.fit is None:
     assert result.lacks is not None  # law.fit returns a law or what it lacks.
     return [f'No law is fitted. Needed: {needed_text(result.lacks)}.']
-  out = [f'Q = Q_inf − a R^−b: {measured(one)}. {sentence(beside(one))}.']
+  out = [f'Q = Q_inf − a R^−b: {measured(one)}. {sentence(compared(one))}.']
   if result.study.bounded and one.high > one.details['ceiling']:
-    out.append('These runs do not say where the score saturates.')
+    out.append('These runs do not show where the score saturates.')
   if one.details['span'] < law_of.NARROW:
     out.append(f'RankMe spans {one.details["span"]:.2f} decades; Q_inf is '
                f'rarely identified below {law_of.NARROW}.')
@@ -749,7 +753,7 @@ def layer_words(several: tuple[laws.Fit, laws.Fit, float] | None) -> list[str]:
 
 
 def form_words(table: pd.DataFrame) -> list[str]:
-  """Returns which form of law predicts configurations left out best."""
+  """Returns which form of law has the lowest cross-validated error."""
   if not len(table):
     return []
   known = table.dropna(subset=['loo'])
@@ -758,8 +762,8 @@ def form_words(table: pd.DataFrame) -> list[str]:
   name = lambda row: f'{row["law"].replace("_", "-")} law'
   best, second = known.iloc[0], known.iloc[1]
   chosen = known.loc[known['aicc'].idxmin()]
-  text = (f'Of the {len(known)} forms compared the {name(best)} predicts '
-          f'configurations left out best (error {best["loo"]:.3g}; next the '
+  text = (f'Of the {len(known)} forms compared, the {name(best)} has the '
+          f'lowest cross-validated error ({best["loo"]:.3g}; next: the '
           f'{name(second)}, {second["loo"]:.3g})')
   if chosen['law'] != best['law']:
     text += (f', while AICc prefers the {name(chosen)}: these runs do not '
@@ -791,20 +795,22 @@ def early_words(result: analysis.Analysis) -> list[str]:
   if one is None or lacks:
     assert lacks is not None  # Without claims there are too few runs as well.
     return [f'Not judged. Needed: {needed_text(lacks)}.']
-  out = [f'{sentence(measured(one))} (a coin: 50 %).',
-         f'{sentence(beside(one))}.']
+  out = [f'{sentence(measured(one))} (chance: 50 % of pairs).',
+         f'{sentence(compared(one))}.']
   saved = result.early.halving.set_index('chooser')
   mine = saved.loc[law_of.SUBJECT]
   out.append(
-      f'Halving the runs by RankMe at {count(len(result.early.rungs), "rung")} '
-      f'saves {percent(mine["saved"])} of the compute and loses '
-      f'{mine["regret"]:.3f} of the best score; keeping as many at random '
-      f'loses {mine["random"]:.3f} on average, and by {choosers(saved)}.')
+      'Successive halving by RankMe at '
+      f'{count(len(result.early.rungs), "rung")} saves '
+      f'{percent(mine["saved"])} of the compute; the best run that is left '
+      f'scores {mine["regret"]:.3f} less than the best of all. As many runs '
+      f'chosen at random lose {mine["random"]:.3f} on average; chosen by '
+      f'other predictors they lose: {choosers(saved)}.')
   noise = next(c for c in result.claims if c.key == 'noise')
   if math.isfinite(noise.estimate):
-    out.append('Two scores that differ by less than '
-               f'{short(1.96 * math.sqrt(2) * noise.estimate)} differ no more '
-               'than two seeds may: smaller regrets are not told apart.')
+    out.append('The scores of two seeds may differ by '
+               f'{short(1.96 * math.sqrt(2) * noise.estimate)}: smaller '
+               'differences are not significant.')
   return out
 
 
@@ -821,9 +827,9 @@ def trouble_words(result: analysis.Analysis) -> list[str]:
     out += outlier_words(wrong.outliers) + family_words(wrong.families)
     runs, expected, p = wrong.signs
     if math.isfinite(p):
-      end = 'no bend beyond the law\'s is seen'
+      end = 'no systematic deviation from the law'
       if p < .05:
-        end = 'the runs bend otherwise than the law'
+        end = 'the runs deviate systematically from the law'
       out.append(f'Ordered by RankMe the residuals change sign {runs - 1} '
                  f'times, {expected - 1:.0f} expected (p {p_value(p)}): '
                  f'{end}.')
@@ -839,10 +845,10 @@ def trouble_words(result: analysis.Analysis) -> list[str]:
 def outlier_words(table: pd.DataFrame) -> list[str]:
   """Returns the runs that the law does not explain."""
   if not len(table):
-    return ['No run lies off the law beyond chance (studentised residuals, '
-            '5 % over all runs).']
+    return ['No run is an outlier of the law (studentised residuals, 5 % over '
+            'all runs).']
   each = ', '.join(str(label) for label in table['label'])
-  return [f'Off the law beyond chance: {each}.']
+  return [f'Outliers of the law: {each}.']
 
 
 def family_words(table: pd.DataFrame) -> list[str]:
@@ -854,15 +860,15 @@ def family_words(table: pd.DataFrame) -> list[str]:
     return []
   each = ', '.join(f'{row.family} ({signed(row.mean)})'
                    for row in apart.itertuples())
-  return [f'Sizes that lie off the law as a whole: {each}. One law of RankMe '
-          'alone does not hold across sizes.']
+  return [f'Sizes that deviate from the law as a whole: {each}. So one law of '
+          'RankMe alone does not hold across sizes.']
 
 
 def event_words(events: pd.DataFrame) -> list[str]:
   """Returns which runs went wrong, by curve or by the monitor's alarms."""
   out = []
   if not events['kind'].isin(WRONG).any():
-    out.append('No run collapsed, dipped, jumped or diverged, by its curve or '
+    out.append('No run collapsed, dipped, spiked or diverged, by its curve or '
                'by the monitor.')
   for kind, rows in events.groupby('kind', sort=False):
     rows = rows.drop_duplicates('run_id')
@@ -1041,11 +1047,11 @@ def advice_words(result: analysis.Advice) -> str:
     return ('these runs say nothing about size, hours or steps; needed: '
             f'{needed_text(lacks)}')
   top = max(known, key=lambda one: one.value)
-  sure = 'which these runs do not tell from 0'
+  sure = 'not significantly different from 0'
   if top.low > 0:
-    sure = 'more than 0 by its interval'
+    sure = 'significantly above 0'
   if top.high < 0:
-    sure = 'less than 0 by its interval'
+    sure = 'significantly below 0'
   one = result.best.point
   return (f'of what was varied, doubling {GROWTH[top.axis][0]} promises most: '
           f'{signed(top.value)} of score {interval(top.low, top.high, 1.)}, '
