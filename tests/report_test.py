@@ -184,9 +184,9 @@ def test_page_has_every_section(text):
   assert not re.search(r'\bnan\b', re.sub(r'<svg.*?</svg>', '', body,
                                           flags=re.S))
   assert 'Not drawn' not in text and 'Exploratory' not in text
-  # Three sentences, then the slopes, then the claims.
+  # Four sentences, then the slopes, then the claims.
   lead = body.split('<div class="lead">')[1].split('</div>')[0]
-  assert lead.count('<p>') == 3
+  assert lead.count('<p>') == 4
   assert body.index('class="lead"') < body.index('<svg') < body.index(
       'table class="text claims"')
 
