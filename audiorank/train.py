@@ -20,11 +20,13 @@ from typing import Any
 
 from absl import logging
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
 import orbax.checkpoint as ocp
 
 from audiorank import baselines
+from audiorank import branch
 from audiorank import checkpoint
 from audiorank import config as config_lib
 from audiorank import data
@@ -45,7 +47,8 @@ Config = config_lib.Config
 # Fields in which the runs of one program may differ: arguments of the program,
 # and the choice of clips. All other fields must be equal.
 VARIES = ('experiment', 'seed', 'train.init_scale', 'opt.lr', 'opt.warmup',
-          'opt.final_lr_ratio', 'opt.weight_decay', 'opt.clip', 'data.seed',
+          'opt.final_lr_ratio', 'opt.weight_decay', 'opt.clip', 'opt.schedule',
+          'opt.decay', 'data.seed',
           'data.hours', 'data.category')
 
 Diverged = metrics.Diverged
@@ -357,6 +360,10 @@ def open_runs(stack: contextlib.ExitStack, workdirs: Sequence[pathlib.Path],
   for folder in folders:
     folder.mkdir(parents=True, exist_ok=True)
   # Before any checkpoint manager caches which steps there are.
+  if main:
+    branch.begin_together(workdirs, configs)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('branch')
   if len(folders) > 1:
     common_step(folders)
   runs, states = [], []

@@ -70,6 +70,8 @@ class Hparams:
   final_lr_ratio: Any
   weight_decay: Any
   clip: Any
+  wsd: Any
+  decay: Any
 
 
 def make_hparams(config: Config) -> Hparams:
@@ -77,7 +79,8 @@ def make_hparams(config: Config) -> Hparams:
   opt = config.opt
   return Hparams(np.uint32(config.seed), *(np.float32(x) for x in (
       config.train.init_scale, opt.lr, opt.warmup, config.train.steps,
-      opt.final_lr_ratio, opt.weight_decay, opt.clip)))
+      opt.final_lr_ratio, opt.weight_decay, opt.clip, opt.schedule == 'wsd',
+      opt.decay)))
 
 
 def hparams_shapes() -> Hparams:
@@ -94,8 +97,7 @@ NOT_COMPILED = (
     'train.steps', 'train.init_scale', 'train.calibrate_batch_norm',
     'train.log_every',
     'train.steps_per_call', 'opt.lr', 'opt.warmup', 'opt.final_lr_ratio',
-    'opt.weight_decay',
-    'opt.clip')
+    'opt.weight_decay', 'opt.clip', 'opt.schedule', 'opt.decay')
 
 
 def static_config(config: Config) -> config_dict.FrozenConfigDict:
@@ -114,7 +116,11 @@ def static_config(config: Config) -> config_dict.FrozenConfigDict:
 
 
 def learning_rate(step: jax.Array, hparams: Hparams) -> jax.Array:
-  """Returns the rate: linear warm-up from 0, then a cosine to final * lr."""
+  """Returns the rate: linear warm-up from 0, then a decay to final * lr.
+
+  The decay is a cosine from the warm-up on, or linear in the last share
+  `decay` of the steps (wsd), before which the rate is constant.
+  """
   # The schedules of optax need the number of steps as a Python number, so that
   # every number of steps would compile a program of its own.
   warm = hparams.lr * step / jnp.maximum(hparams.warmup, 1)
@@ -122,7 +128,12 @@ def learning_rate(step: jax.Array, hparams: Hparams) -> jax.Array:
       hparams.steps - hparams.warmup, 1)
   end = hparams.final_lr_ratio * hparams.lr
   cosine = end + (hparams.lr - end) * .5 * (1 + jnp.cos(jnp.pi * past))
-  return jnp.where(step < hparams.warmup, warm, cosine)
+  # Exactly lr before the decay, whatever the number of steps: runs branch.
+  length = jnp.maximum(hparams.decay * hparams.steps, 1)
+  left = jnp.clip((hparams.steps - step) / length, 0., 1.)
+  constant = jnp.where(left < 1, end + (hparams.lr - end) * left, hparams.lr)
+  after = jnp.where(hparams.wsd > 0, constant, cosine)
+  return jnp.where(step < hparams.warmup, warm, after)
 
 
 def optimizer(config: Config, hparams: Hparams,

@@ -62,7 +62,7 @@ REAL = {
     'data.valid_fraction': '> 0, < 1', 'data.crop_seconds': '> 0',
     'data.world.hours': '> 0', 'train.init_scale': '> 0', 'opt.lr': '> 0',
     'opt.final_lr_ratio': '>= 0, <= 1', 'opt.b1': '>= 0, < 1',
-    'opt.b2': '>= 0, < 1',
+    'opt.b2': '>= 0, < 1', 'opt.decay': '> 0, <= 1',
     'opt.weight_decay': '>= 0', 'opt.clip': '>= 0',
     'monitor.crop_seconds': '> 0',
 }
@@ -175,6 +175,7 @@ def fields(config: Config, devices: int = 1) -> None:
   for field, choices in (
       ('objective', objectives.OBJECTIVES), ('model.frontend', audio.FRONTS),
       ('model.dtype', ('float32', 'bfloat16')),
+      ('opt.schedule', ('cosine', 'wsd')),
       # Old runs have True and False.
       ('model.remat', (*model.REMAT, True, False)),
       ('eval.protocol', probe.PROTOCOLS)):

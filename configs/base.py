@@ -146,11 +146,15 @@ def train():
 
 
 def opt():
-  """AdamW with a linear warm-up and a cosine decay."""
+  """AdamW with a linear warm-up and a decay."""
   part = config_dict.ConfigDict()
   part.lr = 3e-4  # Peak learning rate.
   part.warmup = 45_000  # Steps of linear warm-up from 0.
-  part.final_lr_ratio = .1  # Last learning rate over the peak: cosine decay.
+  part.final_lr_ratio = .1  # Last learning rate over the peak.
+  # 'cosine' decays from the warm-up on. 'wsd' stays constant and then decays
+  # linearly, so that runs of several durations share what comes before.
+  part.schedule = 'cosine'
+  part.decay = .1  # Share of the steps in which wsd decays.
   part.b1 = .9  # Decay of Adam's first moment.
   part.b2 = .999  # Decay of its second moment.
   part.weight_decay = .01  # Decoupled, on every parameter, as in Dasheng.

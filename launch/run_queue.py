@@ -18,6 +18,7 @@ import zlib
 
 from absl import logging
 
+from audiorank import branch
 from audiorank import checkpoint
 from audiorank import files
 from audiorank import lease
@@ -42,12 +43,14 @@ class Entry(NamedTuple):
   group: equal for runs that can train in one program.
   program: equal for runs that share a compiled training step.
   model: equal for runs that share the programs of evaluation.
+  family: equal for runs that can branch from one another; see branch.py.
   """
   work: float
   steps: int
   group: str
   program: str
   model: str
+  family: str = ''
 
 
 class Claim(NamedTuple):
@@ -89,7 +92,8 @@ def entry(config: Any) -> Entry:
       work=clip * config.train.batch * (config.train.steps + 200),
       steps=config.train.steps, group=train.group_key(config),
       program=files.digest(records.plain(train_state.static_config(config))),
-      model=files.digest(records.plain(config.model)))
+      model=files.digest(records.plain(config.model)),
+      family=branch.family(config))
 
 
 def entries_of(tree: Any, path: files.Path) -> dict[str, Any]:
@@ -104,9 +108,11 @@ def entries_of(tree: Any, path: files.Path) -> dict[str, Any]:
   if isinstance(runs, list):  # Older versions wrote only names.
     runs = dict.fromkeys(map(str, runs))
   fields = set(Entry._fields)
+  # Older versions wrote entries without the fields that have a default.
+  needed = fields - set(Entry._field_defaults)
   if not isinstance(runs, dict) or not all(
-      about is None or isinstance(about, dict) and set(about) == fields
-      for about in runs.values()):
+      about is None or isinstance(about, dict)
+      and needed <= set(about) <= fields for about in runs.values()):
     raise ValueError(f'{path}: damaged: expected the runs of a sweep: remove '
                      'it and run the same launch.sweep again')
   return runs
@@ -267,16 +273,37 @@ class Board:
 def await_leases(board: Board, roles: Collection[str]) -> bool:
   """Waits if it is not known whether a remaining run still has a worker.
 
-  On a bucket this takes a while, because a lease ends only by its time.
+  On a bucket this takes a while, because a lease ends only by its time. It
+  also waits while a run that others branch from is in progress.
 
   Returns:
     whether it has waited.
   """
+  if any(awaits_trunk(board, run_id) for run_id in board.left(roles)):
+    time.sleep(WAIT)
+    return True
   if not files.is_on_bucket(board.root) or not any(files.mapped(
       lock_lib.undecided, map(board.folder, board.left(roles)), board.root)):
     return False
   time.sleep(WAIT)
   return True
+
+
+def awaits_trunk(board: Board, run_id: str) -> bool:
+  """Returns whether a run can begin where another, in progress, will be.
+
+  The trunk of a family is its longest run.
+  """
+  e = board.entries[run_id]
+  if not e.family or board.states[run_id] != 'new' or (
+      files.is_on_bucket(board.root)):
+    return False
+  trunk = max((other for other, theirs in board.entries.items()
+               if theirs.family == e.family),
+              key=lambda other: (board.entries[other].steps, other))
+  if trunk == run_id or board.states.get(trunk) not in ('new', 'started'):
+    return False
+  return lock_lib.alive(board.folder(trunk))
 
 
 def claim(board: Board, roles: Collection[str], last: Entry | None = None,
@@ -304,6 +331,8 @@ def claim(board: Board, roles: Collection[str], last: Entry | None = None,
   for run_id in in_order(board, ids, last, worker):
     # The lock decides, not the look before: another worker may have been
     # faster.
+    if awaits_trunk(board, run_id):
+      continue
     first = _take(board, run_id, roles, places)
     if first is None:
       continue
@@ -327,7 +356,7 @@ def claim(board: Board, roles: Collection[str], last: Entry | None = None,
 
 def _joins(board: Board, run_id: str, first: Entry) -> bool:
   """Returns whether a run may train in one program with another."""
-  if (board.states[run_id] == 'trained'
+  if (board.states[run_id] == 'trained' or awaits_trunk(board, run_id)
       or board.entries[run_id].group != first.group):
     return False
   # A run on which a worker died may be the cause, so it is alone.

@@ -1,0 +1,172 @@
+"""Runs that branch from another: one constant-rate trunk, several durations.
+
+With `opt.schedule = 'wsd'` the learning rate warms up, stays constant, and
+decays over the last share `opt.decay` of the steps. Up to the decay, a run is
+to the bit the beginning of every longer run of the same family: batches and
+random keys are functions of the step alone. So a run may start from a
+checkpoint of another run of its family instead of from the first step. It is
+the same run, with the same run_id and the same numbers; only the steps before
+the branch are not computed again.
+
+Only folders on a disk are copied. A run on a bucket, or one that no run of its
+family is ahead of, trains from its first step.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Sequence
+import math
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from absl import logging
+
+from audiorank import baselines
+from audiorank import checkpoint
+from audiorank import config as config_lib
+from audiorank import files
+from audiorank import records
+
+# Where it came from, in the folder of a run that has branched.
+FILE = 'branch.json'
+# Fields that change nothing before the decay.
+AFTER = ('train.steps', 'opt.decay', 'opt.final_lr_ratio')
+
+
+def family(config: Any) -> str:
+  """Returns what runs that share their constant phase have in common, ''
+  for a run that cannot branch.
+
+  Args:
+    config: of a run: a config, or its JSON tree.
+  """
+  tree = config_lib.complete(config_lib.plain(config))
+  if tree['opt']['schedule'] != 'wsd' or not tree['train']['steps']:
+    return ''
+  tree = baselines.training(tree)
+  for field in AFTER:
+    node, name = config_lib.parent(tree, field)
+    node.pop(name, None)
+  return files.digest(config_lib.hashed(tree))
+
+
+def constant_steps(config: Any) -> int:
+  """Returns the number of steps before the decay begins."""
+  return math.floor((1 - config.opt.decay) * config.train.steps + 1e-6)
+
+
+def computed_steps(configs: Iterable[Any]) -> int:
+  """Returns the steps that runs take together where they branch at best.
+
+  In each family the run with the longest constant phase is the trunk; of the
+  others only the decay is computed.
+  """
+  total, trunks = 0, set()
+  for config in sorted(configs, key=constant_steps, reverse=True):
+    name = family(config)
+    if name and name in trunks:
+      total += config.train.steps - constant_steps(config)
+      continue
+    trunks.add(name)
+    total += config.train.steps
+  return total
+
+
+def begin(workdir: files.Path, config: Any) -> int:
+  """Copies the latest state that a run shares with another of its root.
+
+  Returns:
+    its step; 0 if the run has checkpoints already or there is no such state.
+  """
+  workdir = files.path(workdir)
+  own = workdir / 'checkpoints'
+  name = family(config)
+  if not name or files.is_on_bucket(workdir) or checkpoint.steps(own):
+    return 0
+  for step, donor in ahead(workdir, config, name):
+    try:
+      copy(donor, workdir, step, config)
+    except OSError as error:
+      # Its run may have deleted the checkpoint meanwhile.
+      logging.warning('%s: cannot branch from %s: %s', workdir, donor, error)
+      shutil.rmtree(own / str(step), ignore_errors=True)
+      continue
+    logging.info('%s: branches from %s at step %d', workdir, donor, step)
+    return step
+  return 0
+
+
+def begin_together(workdirs: Sequence[pathlib.Path],
+                   configs: Sequence[Any]) -> int:
+  """Does `begin` for runs of one program, which go on from one step.
+
+  Returns:
+    the step; 0 if not all of them can branch there.
+  """
+  reached = [begin(*pair) for pair in zip(workdirs, configs)]
+  if len(set(reached)) == 1:
+    return reached[0]
+  for workdir, step in zip(workdirs, reached):
+    if step:
+      shutil.rmtree(workdir / 'checkpoints' / str(step))
+      checkpoint.checksums(workdir / 'checkpoints', step).unlink()
+      (workdir / FILE).unlink()
+  return 0
+
+
+def ahead(workdir: pathlib.Path, config: Any,
+          name: str) -> list[tuple[int, pathlib.Path]]:
+  """Returns (step, folder) of states that a run shares, the latest first.
+
+  Args:
+    workdir: the run's folder.
+    config: of the run.
+    name: its family.
+  """
+  out = []
+  for donor in records.run_folders(workdir.parent):
+    if donor.name == workdir.name:
+      continue
+    try:
+      theirs = records.load_config(donor)
+    except (OSError, ValueError):
+      continue  # Another's folder; it is reported where it matters.
+    if family(theirs) != name:
+      continue
+    most = min(constant_steps(config), constant_steps(theirs))
+    out += [(step, donor) for step in checkpoint.steps(donor / 'checkpoints')
+            if 0 < step <= most]
+  return sorted(out, reverse=True)
+
+
+def copy(donor: pathlib.Path, workdir: pathlib.Path, step: int,
+         config: Any) -> None:
+  """Copies a state, and what was measured until then, to another run.
+
+  Raises:
+    OSError: it is damaged or cannot be copied.
+  """
+  source, own = donor / 'checkpoints', workdir / 'checkpoints'
+  if not checkpoint.checksums(source, step).exists():
+    raise OSError(f'{source / str(step)}: its save has not ended')
+  fault = checkpoint.verify(source, step)
+  if fault:
+    raise OSError(f'{source / str(step)}: {fault}')
+  own.mkdir(parents=True, exist_ok=True)
+  # Under a name that is no step until it is whole.
+  part = own / f'{step}.copy-{os.getpid()}'
+  shutil.copytree(source / str(step), part)
+  # The checkpoint describes the run that it belongs to now.
+  files.write_json(part / 'config' / 'metadata', config_lib.portable(
+      config_lib.plain(config), workdir.parent, strict=False))
+  (workdir / 'records').mkdir(exist_ok=True)
+  for path in sorted((donor / 'records').glob('monitor-*.json')):
+    if int(path.stem.rpartition('-')[2]) <= step:
+      shutil.copy(path, workdir / 'records' / path.name)
+  if (donor / 'metrics.jsonl').exists():
+    shutil.copy(donor / 'metrics.jsonl', workdir / 'metrics.jsonl')
+    records.cut_metrics(workdir, step)
+  files.write_json(workdir / FILE, {'run_id': donor.name, 'step': step})
+  os.replace(part, own / str(step))
+  checkpoint.seal(own)
