@@ -151,9 +151,9 @@ def opt():
   part.lr = 3e-4  # Peak learning rate.
   part.warmup = 45_000  # Steps of linear warm-up from 0.
   part.final_lr_ratio = .1  # Last learning rate over the peak.
-  # 'cosine' decays from the warm-up on. 'wsd' stays constant and then decays
-  # linearly, so that runs of several durations share what comes before.
-  part.schedule = 'cosine'
+  # wsd stays constant and then decays linearly: runs of several durations share
+  # what comes before the decay (audiorank/branch.py).
+  part.schedule = 'cosine'  # Or 'wsd'; cosine decays from the warm-up on.
   part.decay = .1  # Share of the steps in which wsd decays.
   part.b1 = .9  # Decay of Adam's first moment.
   part.b2 = .999  # Decay of its second moment.
