@@ -13,6 +13,7 @@ from audiorank import files
 from audiorank import laws
 from audiorank import records
 from audiorank.analysis import forecast
+from audiorank.analysis import joint
 from audiorank.analysis import law
 from audiorank.analysis import study
 from audiorank.report import board
@@ -182,7 +183,26 @@ def data_size(result: analysis.Analysis) -> list[str]:
       out.append(html_parts.drawing(
           functools.partial(drawn, x, y),
           f'{TITLES[y]} against {TITLES[x]}.'))
-  return [f'<div class="grid">{"".join(out)}</div>']
+  return [f'<div class="grid">{"".join(out)}</div>', *together(result)]
+
+
+def together(result: analysis.Analysis) -> list[str]:
+  """Returns valleys, contours, data bound and longer or larger."""
+  known, plots = joint.read(result.study), []
+  if known.valleys is not None:
+    valleys = known.valleys
+    plots.append(html_parts.drawing(
+        lambda: figures.isoflop(valleys),
+        'Validation loss against size at equal compute.'))
+  for fit, words in ((known.hours, 'hours of audio'),
+                     (known.steps, 'training steps')):
+    if fit is not None:
+      plots.append(html_parts.drawing(
+          functools.partial(figures.contours, fit),
+          f'Lines of equal validation loss over size and {words}, by a '
+          'separable power law.'))
+  return [f'<div class="grid">{"".join(plots)}</div>' * bool(plots),
+          html_parts.listed(wording.joint_words(known))]
 
 
 def scale_next(result: analysis.Analysis) -> list[str]:

@@ -15,6 +15,7 @@ import pandas as pd
 from audiorank import analysis
 from audiorank import laws
 from audiorank.analysis import claims as numbers_of
+from audiorank.analysis import joint
 from audiorank.analysis import law as law_of
 from audiorank.analysis import study
 from audiorank.analysis.claims import Claim
@@ -501,6 +502,11 @@ NEEDED = {
     'scaling_runs': '{amount:.0f} scored configurations or more that differ in '
                     'size, hours or steps alone',
     'columns': 'records of this version: the table lacks {names}',
+    'valley': 'at one budget of FLOPs, at least {amount:.0f} sizes, each '
+              'trained for as many steps as the budget buys '
+              '(configs/compute_optimal.py)',
+    'joint': 'three sizes or more, each at two values or more of {names}, '
+             'eight configurations in all',
     'budget': 'a budget of at least {amount:.3g} FLOPs',
     'repeats': 'several seeds at each size: one run per size does not separate '
                'noise from differences between sizes'}
@@ -1100,3 +1106,60 @@ def forecast_verdict(table: pd.DataFrame) -> list[str]:
   for name, rows in breaks.groupby('quantity'):
     out.append(f'{sentence(str(name))} {SCALES[rows["scaling"].iloc[0]]}.')
   return out
+
+
+# --- Size and data together ---
+
+PARTS = {'valleys': 'The best size at equal compute', 'hours': 'The size that '
+         'the audio can feed', 'steps': 'Longer or larger'}
+
+
+def joint_words(known: joint.Joint) -> list[str]:
+  """Returns what size and data show together, and what is missing."""
+  out = []
+  if known.valleys is not None:
+    out += [valley_text(row) for _, row in known.valleys.iterrows()]
+  if known.bound is not None:
+    out.append(bound_text(known))
+  if known.choice is not None:
+    out.append(choice_text(known.choice))
+  out += [f'{PARTS[part]}: not known. Needed: {needed_text(need)}.'
+          for part, need in known.lacks.items()]
+  return out
+
+
+def valley_text(row: pd.Series) -> str:
+  """Returns the best size at one budget."""
+  text = (f'At {row["flops"]:.3g} FLOPs, {row["points"]:.0f} runs: the '
+          'validation loss is least at ')
+  if not row['inside']:
+    return (f'{text}the smallest or the largest size: the best lies outside '
+            'the sizes tried.')
+  if math.isnan(row['size_low']):
+    return (f'{text}{row["size"]:,.0f} parameters; its interval reaches beyond '
+            'the sizes tried.')
+  return (f'{text}{row["size"]:,.0f} parameters [{row["size_low"]:,.0f}, '
+          f'{row["size_high"]:,.0f}].')
+
+
+def bound_text(known: joint.Joint) -> str:
+  """Returns the size beyond which more parameters stop helping."""
+  bound, law = known.bound, known.hours
+  assert bound is not None and law is not None
+  hours = max(law.data['hours_asked'])
+  if bound.refused:
+    return (f'No size is shown beyond which {hours:.3g} h of audio stop larger '
+            f'models: {bound.refused}.')
+  return (f'{hours:.3g} h of audio stop helping larger models at '
+          f'{bound.size:,.0f} parameters [{bound.low:,.0f}, '
+          f'{bound.high:,.0f}], by the validation loss.')
+
+
+def choice_text(table: pd.DataFrame) -> str:
+  """Returns what twice the compute of the largest run is best used for."""
+  rows = table.set_index('choice')
+  parts = [f'{name} {short(row["value"])} [{short(row["value_low"])}, '
+           f'{short(row["value_high"])}]' for name, row in rows.iterrows()]
+  return (f'Twice the compute of the largest run, expected validation loss: '
+          f'{", ".join(parts)}; longer beats larger in '
+          f'{percent(table.attrs["longer_wins"])} of the resamples.')
