@@ -584,6 +584,48 @@ def test_killed_at_many_moments_a_sweep_ends_in_the_same_numbers(
 
 
 @pytest.mark.slow
+def test_a_store_that_is_gone_for_good_ends_commands_and_runs(
+    corpus, monkeypatch, tmp_path):
+  with fake_gcs.running() as url:
+    for name, value in fake_gcs.environment(url).items():
+      monkeypatch.setenv(name, value)
+    bucket_lib._client_of.cache_clear()
+    files.send(corpus.parent / 'audio', 'gs://bucket/audio')
+    prepare.run('gs://bucket/audio', 'gs://bucket/corpus', workers=1,
+                store='none')
+    config = tiny.config('gs://bucket/corpus', **SETTINGS, **{
+        'train.steps': 10**6, 'checkpoint.save_every': 10})
+    config.data.sha256 = data.load(config.data.root).sha256
+    workdirs = []
+    for root in (files.path('gs://bucket/runs'), tmp_path):
+      workdirs.append(root / records.run_id(config))
+      records.open_run(workdirs[-1], config)
+    env = {**processes.environment(tmp_path / 'compiled'),
+           'AUDIORANK_LEASE_SECONDS': '6'}
+    runs = [subprocess.Popen(
+        [sys.executable, '-m', 'launch.train', f'--workdir={workdir}'],
+        env=env, stderr=subprocess.PIPE, text=True) for workdir in workdirs]
+    end = time.monotonic() + 200
+    while not all(files.names(w / 'checkpoints') for w in workdirs):
+      assert time.monotonic() < end and all(r.poll() is None for r in runs)
+      time.sleep(.5)
+  # Its owner may not write any more, so another machine may go on with it.
+  # What only reads from the store has failed, and says why.
+  for run, code, words in zip(runs, (42, 1), (
+      'could not be renewed', 'the store cannot be reached')):
+    _, log = run.communicate(timeout=200)
+    assert run.returncode == code, log
+    assert words in log.splitlines()[-1] and 'Traceback' not in log
+  assert records.state(workdirs[1]) == 'started'  # Not failed.
+  done = subprocess.run(
+      [sys.executable, '-m', 'launch.prepare', '--audio=gs://bucket/audio',
+       f'--out={tmp_path}/corpus'], env=env, capture_output=True, text=True)
+  assert done.returncode == 1
+  assert 'the store cannot be reached' in done.stderr.splitlines()[-1]
+  bucket_lib._client_of.cache_clear()
+
+
+@pytest.mark.slow
 def test_two_processes_are_a_slice_and_their_cache_is_on_the_bucket(
     server, moved, corpus, tasks, bucket, tmp_path):
   config = tiny.config(moved[0], **SETTINGS, **{
