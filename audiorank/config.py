@@ -43,7 +43,7 @@ LATER: dict[str, Any] = {
     'train.max_skipped_steps': 0, 'train.steps_per_call': 1, 'trackers': [],
     'data.mixture': [], 'data.gain_low': 0, 'data.gain_high': 0,
     'data.category': [], 'monitor.samples': [], 'monitor.neighbour_clips': 0,
-    'model.frontend': 'log_mel',
+    'monitor.knn_task': '',    'model.frontend': 'log_mel',
     'eval.sha256': '', 'eval.every_layer': False,
     'contrastive': {'share': .5, 'hidden': 512, 'width': 128,
                     'temperature': .1},

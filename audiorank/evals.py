@@ -24,12 +24,16 @@ from numpy import typing as npt
 from audiorank import audio
 from audiorank import config as config_lib
 from audiorank import embed
+from audiorank import encoders
+from audiorank import evaluate as scoring
 from audiorank import metrics
 from audiorank import objectives
 from audiorank import records
 from audiorank import sampling
 from audiorank import sharding
 from audiorank import train_state
+from audiorank.hear import protocols
+from audiorank.hear import staged
 from audiorank.rankme import record
 
 Config = config_lib.Config
@@ -116,7 +120,8 @@ def evaluate(config: Config, state: train_state.TrainState,
     there are held-out clips; 'memory' in bytes; 'seconds'. With further layers
     each one, and the final one, also has 'tokens': value, low and high of
     RankMe of single tokens, one of each clip. 'neighbourhood', the measures
-    of rankme.neighbourhood, if monitor.neighbour_clips asks for them.
+    of rankme.neighbourhood, if monitor.neighbour_clips asks for them. 'knn',
+    see `knn_fields`, if there is a monitor.knn_task.
   """
   start = time.monotonic()
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
@@ -144,6 +149,8 @@ def evaluate(config: Config, state: train_state.TrainState,
       return None
     per_sample.append({'sample': name, **fields})
   fields = {**per_layer[0], 'layers': per_layer[1:], 'samples': per_sample}
+  if config.monitor.knn_task:
+    fields['knn'] = knn_fields(config, variables)
   if len(samples.valid):
     with jax.set_mesh(mesh):
       fields['valid_loss'] = valid_loss(config, variables,
@@ -181,6 +188,33 @@ def layer_fields(config: Config, variables: Any, sample: sampling.Sample,
     fields['tokens'] = record.token_fields(z_2KND[1, k], sample.source_N)
     out.append(fields)
   return out
+
+
+def knn_fields(config: Config, variables: Any) -> Fields:
+  """Returns the kNN score of the task monitor.knn_task: see hear.protocols.
+
+  Args:
+    config: of the run; eval.tasks has the task.
+    variables: the linen variables.
+
+  Returns:
+    task, metric, score, low and high.
+
+  Raises:
+    FileNotFoundError, ValueError: no such task, one of events, or several
+      processes, which would each embed all of its clips.
+  """
+  if jax.process_count() > 1:
+    raise ValueError('monitor.knn_task needs a run on one process, found '
+                     f'{jax.process_count()}')
+  folder, = scoring.named_folders(
+      config.eval.tasks, [config.monitor.knn_task], 'monitor.knn_task')
+  task = staged.load(folder, scoring.clip_rate(folder, config_lib.RATE))
+  protocols.check(task, 'knn')
+  encoder = encoders.of_params(config, variables, config.monitor.batch)
+  result = protocols.knn(task, scoring.embeddings(encoder, task))
+  return {'task': task.name, 'metric': task.evaluation[0],
+          **{name: result[name] for name in ('score', 'low', 'high')}}
 
 
 def valid_loss(config: Config, variables: Any,

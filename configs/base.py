@@ -176,6 +176,9 @@ def monitor():
   # Clips whose distances give dimensions and clusters (rankme.neighbourhood),
   # rivals of RankMe in the report. 2,000 take about 1 s.
   part.neighbour_clips = 0  # 0 leaves them out.
+  # A task of eval.tasks whose kNN score is measured at every evaluation: its
+  # clips are embedded each time. One process only.
+  part.knn_task = ''  # '' is none.
   # Further samples RankMe is measured on, at the first evaluation and the
   # last: categories, 'valid' (the held-out recordings) and 'train' (what this
   # very run trains on).

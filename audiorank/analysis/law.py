@@ -34,7 +34,7 @@ PREDICTORS = {
     'valid_loss': 'validation loss', 'flops': 'training FLOPs (with decoder)',
     'sibling_participation_ratio': 'participation ratio',
     'sibling_stable_rank': 'stable rank', 'sibling_alpha_req': 'alpha-ReQ',
-    'rank_token': 'RankMe of tokens',
+    'rank_token': 'RankMe of tokens', 'knn': 'kNN score of one task',
     'neighbour_twonn': 'TwoNN dimension',
     'neighbour_mle_dimension': 'maximum-likelihood dimension',
     'neighbour_mst_dimension': 'MST dimension (IdEst)',

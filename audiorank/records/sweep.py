@@ -173,6 +173,10 @@ def rank_columns(run: Row, record: Mapping[str, Any]) -> Row:
     out[f'direction_{name}'] = number(value)
   for name, value in record.get('neighbourhood', {}).items():
     out[f'neighbour_{name}'] = number(value)
+  if 'knn' in record:
+    out |= {'knn': number(record['knn']['score']),
+            'knn_low': number(record['knn']['low']),
+            'knn_high': number(record['knn']['high'])}
   # Records of older versions have no layers, samples and alarms; samples are
   # measured at the first and the last step.
   for layer in record.get('layers', ()):
