@@ -2,6 +2,7 @@
 
   python -m launch.report --workdir=runs/quickstart
   python -m launch.report --workdir=/colleague/sweep --out=theirs.html
+  python -m launch.report --root=runs/a --root=runs/b --out=both.html
   python -m launch.report --workdir=runs/quickstart --publish=tables
   python -m launch.report --workdir=runs/quickstart --points=evaluations
   python -m launch.report --board=evaluations       one page of encoders
@@ -13,6 +14,7 @@
       --flops_per=3600 --amount=10
 """
 
+import tempfile
 from typing import Any
 
 from absl import flags
@@ -21,6 +23,8 @@ from audiorank import files
 from launch import cli
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The sweep\'s folder.')
+_ROOT = flags.DEFINE_multi_string(
+    'root', [], 'The same; of several, one report shows the runs of all.')
 _OUT = flags.DEFINE_string(
     'out', '', 'An .html file or a folder for the report of --workdir, if that '
     'cannot be written; or the file of --board, board.html otherwise.')
@@ -160,12 +164,30 @@ def print_law(data: Any, groups: str | None) -> None:
     print(_FIGURE.value)
 
 
+def of_sweeps(roots: list[str]) -> None:
+  """Writes the report of sweeps, and their tables where --publish asks."""
+  from audiorank import records
+  from audiorank import report
+  with tempfile.TemporaryDirectory() as folder:
+    root = roots[0]
+    if len(roots) > 1:
+      if not _OUT.value:
+        raise ValueError('--out=FILE: expected a file for the report of '
+                         'several sweeps')
+      root = str(records.joined(roots, folder))
+    print(report.write(root, _POINTS.value, _OUT.value))
+    if _PUBLISH.value:
+      records.publish(root, _PUBLISH.value)
+      print(_PUBLISH.value)
+
+
 def main(argv: list[str]) -> None:
   """Rebuilds a report, or prints what a table shows."""
   del argv
-  if sum(map(bool, (_WORKDIR.value, _TABLE.value, _BOARD.value))) != 1:
+  roots = [*filter(None, [_WORKDIR.value]), *_ROOT.value]
+  if sum(map(bool, (roots, _TABLE.value, _BOARD.value))) != 1:
     raise ValueError('expected one of --workdir, --table and --board')
-  if _POINTS.value and not _WORKDIR.value:
+  if _POINTS.value and not roots:
     raise ValueError('--points needs --workdir, the sweep that they join')
   if _OUT.value and _TABLE.value:
     raise ValueError('--out is for --workdir and --board')
@@ -180,13 +202,8 @@ def main(argv: list[str]) -> None:
     files.check_writable(out, '--out')
     print(board.write(_BOARD.value, out))
     return
-  if _WORKDIR.value:
-    from audiorank import report
-    print(report.write(_WORKDIR.value, _POINTS.value, _OUT.value))
-    if _PUBLISH.value:
-      from audiorank import records
-      records.publish(_WORKDIR.value, _PUBLISH.value)
-      print(_PUBLISH.value)
+  if roots:
+    of_sweeps(roots)
     return
   from audiorank import laws
   data, groups = laws.table.read(_TABLE.value), _GROUPS.value or None

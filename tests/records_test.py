@@ -6,8 +6,10 @@ import math
 import pytest
 
 from audiorank import config as config_lib
+from audiorank import files
 from audiorank import records
 from configs import base
+from tests import tiny
 
 
 def test_one_and_one_point_zero_are_one_run():
@@ -215,3 +217,28 @@ def test_what_is_published_names_no_place(tmp_path):
   assert about['runs'] == [records.run_id(config)] and about['versions']['jax']
   for file in (tmp_path / 'out').iterdir():
     assert b'secret' not in file.read_bytes()
+
+
+def test_the_runs_of_several_sweeps_are_shown_as_one_sweep(tmp_path):
+  """A run that both have is taken from where it is done."""
+  from audiorank.records import sweep as sweep_lib
+  configs = [tiny.config('x', seed=seed) for seed in range(3)]
+  ids = [records.run_id(c) for c in configs]
+  roots, joined = (tmp_path / 'a', tmp_path / 'b'), tmp_path / 'joined'
+  for root, own in zip(roots, ((0, 1), (1, 2))):
+    for k in own:
+      records.open_run(root / ids[k], configs[k])
+    files.write_json(root / 'sweep.json', {
+        'title': f'Sweep {root.name}', 'runs': [ids[k] for k in own]})
+  files.write_json(roots[1] / ids[1] / 'DONE', {})
+  joined.mkdir()
+  records.joined(roots, joined)
+  assert records.index(joined)['title'] == 'Sweep a; Sweep b'
+  assert {f.name for f in records.run_folders(joined)} == set(ids)
+  assert (joined / ids[0]).resolve() == roots[0] / ids[0]
+  assert (joined / ids[1]).resolve() == roots[1] / ids[1]
+  assert set(sweep_lib.tables(joined).runs['run_id']) == set(ids)
+  for root, error in ((tmp_path / 'none', FileNotFoundError),
+                      ('gs://bucket/a', ValueError)):
+    with pytest.raises(error, match='none: no runs|must be on a disk'):
+      records.joined([roots[0], root], joined)

@@ -430,8 +430,10 @@ def test_bad_tables_are_one_line(tmp_path):
       'bytes.csv: not a table': [f'--table={tmp_path}/bytes.csv'],
       'not.parquet: not a table': [f'--table={tmp_path}/not.parquet'],
       'none.csv: no such file': [f'--table={tmp_path}/none.csv'],
-      'expected --workdir or --table': [table, f'--workdir={tmp_path}'],
+      'expected one of --workdir, --table': [table, f'--workdir={tmp_path}'],
       't.csv: no sweep\'s table': [table, '--markdown'],
+      '--out=FILE: expected a file': [f'--root={tmp_path}/a',
+                                      f'--root={tmp_path}/b'],
   }
   done = subprocess.run(
       [sys.executable, '-c', BAD, json.dumps(list(cases.values()))],

@@ -35,6 +35,7 @@ from audiorank.records.run_dir import TIMES
 from audiorank.records.run_dir import write
 from audiorank.records.sweep import collect
 from audiorank.records.sweep import index
+from audiorank.records.sweep import joined
 from audiorank.records.sweep import load
 from audiorank.records.sweep import publish
 from audiorank.records.sweep import run_folders

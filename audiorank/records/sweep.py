@@ -274,6 +274,35 @@ def sweep_folders(root: files.Path) -> list[pathlib.Path]:
   return [f for f in folders if f.name in named]
 
 
+def joined(roots: Sequence[files.Path], folder: files.Path) -> pathlib.Path:
+  """Links the runs of several sweeps in an empty folder: they are one there.
+
+  A run that several have is taken from the first where it is done.
+
+  Raises:
+    FileNotFoundError: a root without runs.
+    ValueError: a root that is not on a disk.
+  """
+  folder, chosen, titles = pathlib.Path(folder), {}, []
+  for root in map(files.path, roots):
+    if files.is_on_bucket(root):
+      raise ValueError(f'{root}: of several sweeps each must be on a disk')
+    runs = sweep_folders(root)
+    if not runs:
+      raise FileNotFoundError(f'{root}: no runs: expected '
+                              '<run_id>/config.json in it')
+    titles.append(str(index(root).get('title', root.name)))
+    for run in runs:
+      known = chosen.setdefault(run.name, run)
+      if run_dir.state(known) != 'done' and run_dir.state(run) == 'done':
+        chosen[run.name] = run
+  for name, run in chosen.items():
+    (folder / name).symlink_to(pathlib.Path(run).resolve())
+  files.write_json(folder / 'sweep.json', {
+      'title': '; '.join(dict.fromkeys(titles)), 'runs': sorted(chosen)})
+  return folder
+
+
 def index(root: files.Path) -> dict[str, Any]:
   """Returns the contents of sweep.json; {} where there is none.
 
