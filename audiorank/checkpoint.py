@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import itertools
 import os
 import pathlib
 import re
@@ -376,9 +377,11 @@ def put_aside(folder: PathLike, step: int, fault: str) -> None:
   folder = files.path(folder)
   aside = folder.parent / 'damaged'
   aside.mkdir(exist_ok=True)
-  # A step of that number may have been put aside before.
-  files.remove(aside / str(step))
-  files.move(folder / str(step), aside / str(step))
+  # What was put aside before stays.
+  names = itertools.chain([str(step)],
+                          (f'{step}.{i}' for i in itertools.count(1)))
+  target = next(aside / n for n in names if not (aside / n).exists())
+  files.move(folder / str(step), target)
   checksums(folder, step).unlink(missing_ok=True)
 
 

@@ -99,9 +99,9 @@ def is_own(path: pathlib.Path) -> bool:
   # `clear` deletes what this accepts, so a name like ours is not enough.
   try:
     about = files.read_json(path.with_suffix('.json'))
+    return path.stem.endswith(f'-{files.digest(about)}')
   except (OSError, ValueError):
     return False
-  return path.stem.endswith(f'-{files.digest(about)}')
 
 
 def clear(root: files.Path) -> int:

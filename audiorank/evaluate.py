@@ -145,6 +145,12 @@ def clips(task: tasks.Task, split: str,
         '%s: %d of %d clips of %s are not %g s long, its sample_duration: '
         '%s has %g s', task.folder, len(odd), len(names), split,
         task.sample_duration, odd[0], seconds)
+  short = [name for name, wave_S in zip(names, waves)
+           if len(wave_S) * config_lib.RATE < embed.SHORTEST * task.rate]
+  if short:
+    logging.warning('%s: %d of %d clips of %s are shorter than one patch of 40 '
+                    'ms, such as %s: silence is appended', task.folder,
+                    len(short), len(names), split, short[0])
   if task.rate != rate:
     # Resampling overshoots at steps, but models expect [-1, 1].
     waves = [np.clip(soxr.resample(w, task.rate, rate, 'HQ'), -1, 1)

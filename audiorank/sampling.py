@@ -232,6 +232,10 @@ def further_parts(config: Config,
                   chosen: Parts) -> Iterator[tuple[str, data.Corpus]]:
   """Yields (name, Corpus) of the further samples; see `parts` for errors."""
   for name in names(config):
+    if name in (HELD_OUT, TRAINED) and data.has_categories(
+        chosen.usable, [name]):
+      raise ValueError(f'monitor.samples {name!r}: a category of the corpus '
+                       'too: expected categories of other names')
     if name == HELD_OUT:
       yield name, chosen.held_out
     elif name == TRAINED:

@@ -121,7 +121,8 @@ def load(folder: pathlib.Path, sha256: str) -> Index | None:
     sizes, rows = dict(about['sizes']), int(about['records'])
   except FileNotFoundError:
     return None
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError,
+          RecursionError) as error:
     raise ValueError(f'{path}: not an index ({type(error).__name__} {error}); '
                      'remove the folder, prepare writes it again') from error
   # A copy that broke off is noticed here; checksums of whole columns would take

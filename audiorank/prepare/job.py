@@ -317,7 +317,7 @@ def write(out: str | os.PathLike, clips: Iterable, about: dict,
     _check_plan(out, 'a program', {'about': about,
                                    'piece_seconds': piece_seconds})
     if (out / 'corpus.json').exists():
-      return json.loads((out / 'corpus.json').read_text(encoding='utf-8'))
+      return files.read_json(out / 'corpus.json')
     folder = out / 'shards'
     folder.mkdir(exist_ok=True)
     names: list[str] = []
@@ -377,7 +377,7 @@ def _locked(out: pathlib.Path) -> Iterator[None]:
 def _is_ours(out: pathlib.Path) -> bool:
   """Returns whether a folder is a corpus: has a plan, or a lock with MARK."""
   try:
-    plan = json.loads((out / 'plan.json').read_text(encoding='utf-8'))
+    plan = files.read_json(out / 'plan.json')
     # Other programs may also call a file plan.json; ours have a format.
     return isinstance(plan, dict) and 'format' in plan
   except FileNotFoundError:
@@ -410,7 +410,7 @@ def _check_plan(out: pathlib.Path, audio: Any, plan: dict) -> None:
     files.write_text(path, json.dumps(plan, indent=1))
     return
   try:
-    before = json.loads(path.read_text(encoding='utf-8'))
+    before = files.read_json(path)
   except ValueError:
     raise ValueError(f'{path}: damaged; remove the folder') from None
   if 'store' in plan:

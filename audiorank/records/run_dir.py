@@ -55,6 +55,7 @@ def open_run(workdir: files.Path, config: Any) -> None:
   try:
     theirs = config_tree(folder)
   except FileNotFoundError:
+    check_own(folder)
     files.write_json(target, written)
     return
   # Compared by identity: settings of the evaluation and paths may differ.
@@ -80,6 +81,19 @@ def open_run(workdir: files.Path, config: Any) -> None:
     files.write_json(target, written)
   finally:
     lock.release()
+
+
+def check_own(folder: pathlib.Path) -> None:
+  """Raises ValueError for a folder without a config that is no new run's.
+
+  Old checkpoints of a run are deleted. Those of another program must not be
+  taken for them because of their name.
+  """
+  others = sorted(files.names(folder) & {
+      'checkpoints', 'records', 'damaged', 'metrics.jsonl', 'DONE', 'TRAINED'})
+  if others:
+    raise ValueError(f'{folder}: has {others[0]} but no config.json: expected '
+                     'the folder of a run, or a new one')
 
 
 def same_evaluation(theirs: config_lib.Tree, ours: config_lib.Tree) -> bool:

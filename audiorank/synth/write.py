@@ -48,7 +48,10 @@ def _read_marker(folder: pathlib.Path, asked: dict[str, Any]
   path = folder / MARKER
   if not path.is_file():
     return {}
-  marker = json.loads(path.read_text(encoding='utf-8'))
+  marker = files.read_json(path)
+  if not isinstance(marker, dict):
+    raise ValueError(f'{path}: not a marker of a synthetic dataset; choose '
+                     'another folder')
   for field, value in asked.items():
     if marker.get(field) != value:
       raise ValueError(f'{path}: {field} is {marker.get(field)!r}, asked for '
