@@ -106,8 +106,13 @@ def test_labels_are_drawn_as_by_mteb():
     assert protocols.drawn(label_N, 8, draw) == want
 
 
-@pytest.mark.parametrize('mode', ['trainvaltest', 'new_split_kfold'])
-@pytest.mark.parametrize('protocol', ['knn', 'xares_knn', 'xares', 'fewshot'])
+@pytest.mark.parametrize('mode, protocol', [
+    ('trainvaltest', 'knn'), ('new_split_kfold', 'knn'),
+    ('trainvaltest', 'xares_knn'), ('trainvaltest', 'xares'),
+    ('new_split_kfold', 'xares'),
+    # Ten draws, each with a fit.
+    pytest.param('trainvaltest', 'fewshot', marks=pytest.mark.slow),
+    pytest.param('new_split_kfold', 'fewshot', marks=pytest.mark.slow)])
 def test_protocols_learn_and_have_intervals(tmp_path, mode, protocol):
   task = scene(tmp_path, mode=mode)
   good, bad = (probe.evaluate(task, embeddings(task, noise=noise),
@@ -141,10 +146,10 @@ def test_knn_of_folds_takes_all_other_folds(tmp_path):
 def test_a_curve_over_labels(tmp_path):
   task = scene(tmp_path, clips=60)
   result = probe.evaluate(task, embeddings(task, noise=2.), protocol='fewshot',
-                          shots=(2, 8, 512))
-  assert [row['shots'] for row in result['curve']] == [2, 8, 512]
+                          shots=(2, 512))
+  assert [row['shots'] for row in result['curve']] == [2, 512]
   assert result['protocol'] == 'fewshot2'
-  few, _, most = (row['score'] for row in result['curve'])
+  few, most = (row['score'] for row in result['curve'])
   assert result['score'] == few < most
   with pytest.raises(ValueError, match='shots is'):
     protocols.fewshot(task, embeddings(task), shots=(0,))
