@@ -154,7 +154,8 @@ def first_need(needs: dict[str, claims.Needed]) -> claims.Needed:
 
 def missing_gain(axis: str, needed: claims.Needed) -> Gain:
   """Returns the Gain of an axis of which nothing is known."""
-  return Gain(axis, *[math.nan] * 7, needed=needed)
+  nan = math.nan
+  return Gain(axis, nan, nan, nan, nan, nan, nan, nan, needed)
 
 
 def most_hours(rows: study.Study) -> float:
