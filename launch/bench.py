@@ -12,7 +12,6 @@ tests/peers/install.sh the others.
 """
 
 import importlib
-import math
 import os
 import pathlib
 import platform
@@ -80,6 +79,11 @@ def device() -> str:
 
 def cells(row: timing.Row) -> list[str]:
   """Returns a row of the Markdown table as texts."""
+  from audiorank.report import numbers
+
+  def number(x: float | None) -> str:
+    return numbers.number(x, '{:.3g}', missing='')
+
   rival, ratio = row.rival, ''
   if row.rival_value is not None:
     rival = f'{row.rival} {number(row.rival_value)} {row.unit}'
@@ -87,13 +91,6 @@ def cells(row: timing.Row) -> list[str]:
     ratio = f'{number(row.ratio)} [{number(row.low)}, {number(row.high)}]'
   return [row.what, f'{number(row.ours_value)} {row.unit}', rival, ratio,
           number(row.goal), row.note]
-
-
-def number(x: float | None) -> str:
-  """Returns a number with three digits, '' if it is None or NaN."""
-  if x is None or math.isnan(x):
-    return ''
-  return f'{x:.3g}'
 
 
 def chosen(words: list[str]) -> list[str]:

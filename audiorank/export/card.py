@@ -13,6 +13,7 @@ from audiorank import records
 from audiorank.analysis import law
 from audiorank.analysis import study
 from audiorank.export import pretrained
+from audiorank.report import numbers
 from audiorank.report import wording
 
 HEAD = '''---
@@ -95,19 +96,12 @@ def table(rows: Iterable[Sequence[Any]], head: Sequence[str]) -> list[str]:
           *(f'| {" | ".join(map(str, row))} |' for row in rows), '']
 
 
-def number(value: float | None, form: str = '{:.3f}') -> str:
-  """Returns a number as text, a dash if it is missing."""
-  if value is None or not math.isfinite(value):
-    return '–'
-  return form.format(value)
-
-
 def training(config: Any, workdir: pathlib.Path, step: int) -> list[str]:
   """Returns the lines on data and training."""
   about = records.read(workdir, 'run')
-  hours = corpus = '–'
+  hours = corpus = numbers.DASH
   if about:
-    hours = number(about[-1]['hours'], '{:.3g} h')
+    hours = numbers.number(about[-1]['hours'], '{:.3g} h')
     corpus = about[-1]['corpus'][:12]
   clips = step * config.train.batch
   rows = [
@@ -136,9 +130,9 @@ def rank(workdir: pathlib.Path, step: int) -> list[str]:
       when = 'untrained'
     for name, text in (('rank', 'RankMe'), ('rank_center', 'centred')):
       value = by_step[at][name]
-      rows.append((f'{text}, {when}', number(value['value'], '{:.2f}'),
-                   f"{number(value['low'], '{:.2f}')} to "
-                   f"{number(value['high'], '{:.2f}')}"))
+      rows.append((f'{text}, {when}', numbers.number(value['value'], '{:.2f}'),
+                   f"{numbers.number(value['low'], '{:.2f}')} to "
+                   f"{numbers.number(value['high'], '{:.2f}')}"))
   r = by_step[step]
   return ['## Effective rank, without labels\n',
           *table(rows, ('', 'value', '95 %')),
@@ -161,8 +155,8 @@ def scores(workdir: pathlib.Path, step: int,
   if not own:
     return []
   base = untrained(workdir, tables)
-  rows = [(r['task'], r['metric'], number(r['result']['score']),
-           number(base.get(r['task'])), r['result']['protocol'])
+  rows = [(r['task'], r['metric'], numbers.number(r['result']['score']),
+           numbers.number(base.get(r['task'])), r['result']['protocol'])
           for r in own]
   words = 'The untrained network was not scored.'
   if base:

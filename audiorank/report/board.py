@@ -19,6 +19,7 @@ from audiorank import files
 from audiorank import laws
 from audiorank.laws import table as law_table
 from audiorank.report import html_parts
+from audiorank.report import numbers
 
 Record = Mapping[str, Any]  # Of launch.evaluate.
 COLUMNS = ('name', 'rank', 'score')  # Of a table of points.
@@ -173,9 +174,7 @@ def described(rank: Record, about: Record) -> dict[str, Any]:
 
 def number(value: float | None, digits: int = 3) -> str:
   """Returns a number as text, '' if it is not known."""
-  if value is None or math.isnan(value):
-    return ''
-  return f'{value:.{digits}f}'
+  return numbers.number(value, f'{{:.{digits}f}}', missing='')
 
 
 def between(low: float | None, high: float | None, digits: int = 3) -> str:

@@ -1,4 +1,4 @@
-"""Numbers as text. What is missing is a dash, never 0."""
+"""Numbers as text, for every page and command. What is missing is never 0."""
 
 import math
 
@@ -7,10 +7,11 @@ LARGE = 1e4  # Beyond it a figure of a report is a fault, not a number.
 FAR = 99.  # Standard deviations beyond which more digits say nothing.
 
 
-def number(value: float | None, form: str = '{:.3f}') -> str:
-  """Returns a number by a format, a dash where it is missing."""
+def number(value: float | None, form: str = '{:.3f}',
+           missing: str = DASH) -> str:
+  """Returns a number by a format, a dash or another text if it is missing."""
   if value is None or not math.isfinite(value):
-    return DASH
+    return missing
   return form.format(value)
 
 
