@@ -196,6 +196,8 @@ def scaling(trained: pd.DataFrame, fields: tuple[str, ...], hours: float
     fields: in which configurations are compared.
     hours: of audio that there are.
   """
+  # Runs with other settings share the exponents of the law but not its level:
+  # each group of equal settings has its own.
   group_N = settings(trained, fields)
   needs: dict[str, claims.Needed] = {}
   axes = list(AXES)
@@ -218,6 +220,7 @@ def scaling(trained: pd.DataFrame, fields: tuple[str, ...], hours: float
     for axis in axes:
       needs[axis] = claims.Needed('scaling_runs', enough)
     return None, needs
+  # Advice is about the settings that most configurations have.
   kinds = trained.assign(group=group_N).groupby('group')[
       'configuration'].nunique()
   group = int(kinds.idxmax())
@@ -247,6 +250,8 @@ def points_of(axes: Any, table: pd.DataFrame) -> dict[str, np.ndarray]:
 def start(law: averaged.Averaged, group: int, axes: list[str],
           rows: pd.DataFrame) -> Point:
   """Returns the configuration with the highest expected score."""
+  # By the law and not by the highest score measured, which would favour lucky
+  # seeds.
   kinds = rows.drop_duplicates('configuration')
   v_SQ = averaged.values(law, points_of(axes, kinds), group, DRAWS)
   best_row = kinds.iloc[int(v_SQ.mean(0).argmax())]
@@ -270,6 +275,7 @@ def gain(known: Scaling, axis: str) -> Gain:
   moved = {**origin, axis: end}
   inputs = {name: np.array([origin[name], moved[name]])
             for name in known.axes}
+  # Both ends from the same draws: what they share cancels in the difference.
   v_S2 = averaged.values(known.law, inputs, known.group, DRAWS)
   gain_S = v_S2[:, 1] - v_S2[:, 0]
   most = float(known.rows[AXES[axis]].max())
@@ -292,6 +298,8 @@ def candidates(known: Scaling, budget: float,
   rows, first = known.rows, known.start
   if sizes is None:
     sizes = size_range(known)
+  # The hours tried are those that exist, and no more than REACH times what the
+  # sweep has, as with every other axis.
   hours = np.array([first.hours])
   if 'hours' in known.axes:
     low, high = rows['hours_asked'].min(), max(known.hours, first.hours)
@@ -338,6 +346,8 @@ def best(known: Scaling, budget: float,
     return None
   v_SQ = averaged.values(known.law, points_of(known.axes, table), known.group,
                          DRAWS // 2)
+  # The best in expectation, and for the interval the best in each draw: where
+  # the draws disagree, the optimum is uncertain.
   at = int(v_SQ.mean(0).argmax())
   chosen = table.iloc[v_SQ.argmax(1)]
   ends, edges = {}, []
@@ -378,6 +388,8 @@ def to_gain(known: Scaling, table: pd.DataFrame, budget: float,
   chosen: list[int] = []
   highest = -math.inf
   for count in range(1, most + 1):
+    # Greedy: each further run is the one that raises the expected maximum most,
+    # given those before it.
     can = np.flatnonzero(flops_Q <= budget / count * (1 + 1e-9))
     if not len(can):
       break
@@ -389,6 +401,7 @@ def to_gain(known: Scaling, table: pd.DataFrame, budget: float,
     # A run more must be worth more than the draws' own noise.
     if top_S.mean() > highest + 1e-4:
       highest, chosen = float(top_S.mean()), mine
+  # A candidate chosen again did not raise the maximum.
   return [point(table, v_SQ, at) for at in dict.fromkeys(chosen)]
 
 
@@ -435,6 +448,8 @@ def _narrowing(v_SQ, gain_S, flops_Q, budget, sd, power, most):
     can = np.flatnonzero(flops_Q <= left)
     if not len(can):
       break
+    # How much of the gain's variance one observation of a candidate removes:
+    # covariance^2 / (variance + noise^2).
     shared_Q = v_SQ.T @ gain_S / len(gain_S)
     own_Q = np.mean(v_SQ ** 2, 0) + sd ** 2
     tells_Q = shared_Q ** 2 / own_Q / flops_Q ** power

@@ -79,6 +79,8 @@ def knn(task: tasks.Task, embeddings: Mapping[str, Any],
   def predict(fold: folds.Fold, _: int) -> tuple[np.ndarray, float, list[str]]:
     train, valid, test = fold.train[0], fold.valid[0], fold.test[0]
     near = functools.partial(neighbours, columns=columns)
+    # Validation clips may not be their own neighbours; test clips have those as
+    # neighbours too in a task with folds.
     valid_NC = near(train.z_ND, train.y_NC, valid.z_ND)
     z_ND, y_NC = everything(task, fold)
     return (near(z_ND, y_NC, test.z_ND),
@@ -117,12 +119,14 @@ def neighbours(train_ND: np.ndarray, y_NC: np.ndarray, test_ND: np.ndarray,
   unit = lambda z, axis: z / np.linalg.norm(
       z, axis=axis, keepdims=True).clip(1e-12)
   known_ND = unit(np.asarray(train_ND, np.float32), 1 - columns)
+  # Toy tasks have fewer than ten training clips.
   J = min(NEIGHBOURS, len(known_ND))
   out_NC = np.zeros((len(test_ND), y_NC.shape[1]))
   for start in range(0, len(test_ND), BLOCK):
     z_BD = unit(np.asarray(test_ND[start:start + BLOCK], np.float32), 1)
     cosine_BN = z_BD @ known_ND.T
     near_BJ = np.argpartition(-cosine_BN, J - 1, axis=1)[:, :J]
+    # The order among the J does not matter: their labels are summed.
     cosine_BJ = np.take_along_axis(cosine_BN, near_BJ, 1).astype(np.float64)
     weight_BJ = special.softmax(cosine_BJ / TEMPERATURE, axis=1)
     out_NC[start:start + BLOCK] = np.einsum(
@@ -198,6 +202,7 @@ def regression(z_ND: np.ndarray, y_NC: np.ndarray
   as in sklearn.
   """
   present_C = np.flatnonzero(y_NC.sum(0))
+  # E = D + 1: the intercept is the weight of a column of ones.
   x_NE = np.column_stack([np.asarray(z_ND, np.float64), np.ones(len(z_ND))])
   y_NC, width = y_NC[:, present_C].astype(float), y_NC.shape[1]
   N, C = y_NC.shape
@@ -224,6 +229,8 @@ def regression(z_ND: np.ndarray, y_NC: np.ndarray
   if C == 1:  # A single class leaves nothing to fit.
     w = np.zeros(x_NE.shape[1])
   else:
+    # Solver and tolerances as in sklearn, so that a fit which stops at the
+    # iteration limit stops in the same place.
     w = optimize.minimize(
         objective, np.zeros(vectors * x_NE.shape[1]), jac=True,
         method='L-BFGS-B', options={
@@ -336,6 +343,8 @@ def trained(task: tasks.Task, train_KND: np.ndarray, y_NC: np.ndarray,
       'bias_C': rng.uniform(-bound, bound, y_NC.shape[1])}
   net = {name: x.astype(np.float32) for name, x in net.items()}
   A = -(-N // BATCH)
+  # Every epoch is a permutation; the last batch is filled up with -1, which the
+  # loss leaves out, so that one compiled step serves all batches.
   order_EAB = np.full((EPOCHS, A * BATCH), -1, np.int32)
   for epoch in range(EPOCHS):
     order_EAB[epoch, :N] = rng.permutation(N)
@@ -353,6 +362,7 @@ def trained(task: tasks.Task, train_KND: np.ndarray, y_NC: np.ndarray,
     now = jax.tree.map(lambda x, epoch=epoch: x[epoch], of_epochs)
     value = predictions.valid_score(
         task, predicted(now, valid_KND, multiclass), valid)[1]
+    # A first network in any case: validation may be NaN in every epoch.
     if best is None or sign * value > best_value:
       best = now
       if not math.isnan(value):
@@ -365,6 +375,7 @@ def outputs(net: Mapping[str, Any], x_KBD: jax.Array) -> jax.Array:
   """Returns logits_BC of a mean of layers, a LayerNorm and a linear layer."""
   x_BD = jnp.einsum('k,kbd->bd', jax.nn.softmax(net['layers_K']), x_KBD,
                     precision='highest')
+  # LayerNorm with torch's epsilon.
   x_BD -= x_BD.mean(1, keepdims=True)
   x_BD *= jax.lax.rsqrt((x_BD ** 2).mean(1, keepdims=True) + 1e-5)
   x_BD = x_BD * net['scale_D'][None] + net['shift_D'][None]
@@ -396,6 +407,7 @@ def fit(net: Any, x_KND: jax.Array, y_NC: jax.Array, order_EAB: jax.Array, *,
 
   def step(carry: Any, index_B: jax.Array) -> Any:
     net, state, rate = carry
+    # Padding gathers the last row, which is then weighted by 0.
     grads = jax.grad(loss)(net, x_KND[:, index_B], y_NC[index_B],
                            (index_B >= 0).astype(jnp.float32))
     moves, state = adam.update(grads, state)
@@ -411,6 +423,8 @@ def fit(net: Any, x_KND: jax.Array, y_NC: jax.Array, order_EAB: jax.Array, *,
     (net, state, _), _ = jax.lax.scan(step, (net, state, rate), order_AB)
     return (net, state), net
 
+  # All epochs in one program, with the network after each as an output: the
+  # best is chosen outside, by scores that need no gradient.
   (net, _), of_epochs = jax.lax.scan(
       epoch, (net, adam.init(net)),
       (order_EAB, jnp.arange(EPOCHS, dtype=jnp.float32)))
@@ -453,6 +467,8 @@ def _scored(task: tasks.Task, embeddings: Mapping[str, Any], predict: Predict,
     result['notes'] = sorted({*result['notes'], *notes})
     repeats.append({'seed': seed, **result})
     resampled.append(predictions.resamples(task, tests))
+  # The same resampled clips in every seed, so their mean is that of the mean
+  # score.
   q_B = {name: np.mean([r[name] for r in resampled], axis=0)
          for name in task.evaluation}
   if len(repeats) == 1:

@@ -80,6 +80,9 @@ def distances(z_ND: layout.Embeddings, limit: int = LIMIT) -> Distances:
   x_ND = own_ND.astype(np.float32)
   length_N = (x_ND ** 2).sum(1)
   square_NN = np.empty((len(x_ND), len(x_ND)), np.float32)
+  # |x - y|^2 = |x|^2 - 2 x.y + |y|^2: one matrix product a block of rows,
+  # written in place so that nothing else of N x N is allocated. It cancels for
+  # near clips, which `between` corrects.
   for start in range(0, len(x_ND), gram.HOST_ROWS):
     rows = slice(start, start + gram.HOST_ROWS)
     square_BN = square_NN[rows]
@@ -87,6 +90,7 @@ def distances(z_ND: layout.Embeddings, limit: int = LIMIT) -> Distances:
     square_BN *= -2
     square_BN += length_N[rows, None]
     square_BN += length_N[None]
+  # Rounding can make the square of a small distance negative.
   np.maximum(square_NN, 0, out=square_NN)
   np.fill_diagonal(square_NN, np.inf)
   return Distances(own_ND, raw_ND, square_NN)
@@ -113,6 +117,7 @@ def nearest(pairs: Distances, count: int) -> Array:
   out = np.empty((N, count))
   for start in range(0, N, gram.HOST_ROWS):
     square_BN = pairs.square_NN[start:start + gram.HOST_ROWS]
+    # The candidates by float32, then their order by exact distances.
     near_BJ = np.argpartition(square_BN, J - 1, axis=1)[:, :J]
     rows_B = np.arange(start, start + len(square_BN))
     out[rows_B] = np.sort(between(pairs.raw_ND, rows_B, near_BJ))[:, :count]
@@ -132,6 +137,7 @@ def twonn(near_NJ: Array) -> float:
   Args:
     near_NJ: from `nearest`, at least two.
   """
+  # log mu of a copy would be infinite.
   own_N = near_NJ[:, 0] > 0
   mu_N = np.sort(near_NJ[own_N, 1] / near_NJ[own_N, 0])
   N = len(mu_N)
@@ -139,6 +145,7 @@ def twonn(near_NJ: Array) -> float:
   if len(lower_N) < 2:
     return float('nan')
   x_N = np.log(lower_N)
+  # F counts all N clips, also those that are left out of the line.
   y_N = -np.log1p(-np.arange(1, len(lower_N) + 1) / N)
   return _ratio(x_N @ y_N, x_N @ x_N)
 
@@ -156,6 +163,7 @@ def mle_dimension(near_NJ: Array) -> float:
   near_NJ = near_NJ[near_NJ[:, 0] > 0]
   if not len(near_NJ) or near_NJ.shape[1] < 2:
     return float('nan')
+  # A mean of d itself is dominated by clips whose 1 / d is near 0.
   inverse_N = np.log(near_NJ[:, -1:] / near_NJ[:, :-1]).mean(1)
   return _ratio(1., inverse_N.mean())
 
@@ -174,6 +182,9 @@ def tree(square_NN: npt.NDArray[np.float32]
   By Prim, whose N steps are each one pass over a row of the distances.
   """
   N = len(square_NN)
+  # The distance of each clip from the tree so far, and the clip of the tree
+  # that it is to. Clips within the tree are infinitely far, so that argmin
+  # never takes them again.
   best_N = square_NN[0].copy()
   parent_N = np.zeros(N, np.int64)
   outside_N = np.ones(N, bool)
@@ -227,6 +238,7 @@ def mst_dimension(pairs: Distances, seed: int = 0) -> float:
   lengths = []
   for n in sizes:
     draws = DRAWS
+    # All permutations of all clips have one tree.
     if n == N:
       draws = 1
     lengths.append(np.mean([tree_length(pairs, rng.permutation(N)[:n])
@@ -270,6 +282,8 @@ def kmeans(z_ND: Array, count: int, centres_CD: Array | None = None,
   label_N = np.full(len(z_ND), -1)
   for _ in range(ITERATIONS):
     c_CD = centres_CD.astype(np.float32)
+    # The nearest centre has the largest x.c - |c|^2 / 2; |x|^2 is the same for
+    # all centres.
     score_NC = x_ND @ c_CD.T
     score_NC -= .5 * (c_CD ** 2).sum(1)[None]
     before_N, label_N = label_N, score_NC.argmax(1)
@@ -285,6 +299,8 @@ def kmeans(z_ND: Array, count: int, centres_CD: Array | None = None,
 def means(z_ND: Array, label_N: np.ndarray, empty_CD: Array) -> Array:
   """Returns the mean of each cluster; of an empty one the row of empty_CD."""
   C = len(empty_CD)
+  # Clips of a cluster side by side, so that each sum is one reduceat. Empty
+  # clusters would take the row of the next one: they are left out.
   order = np.argsort(label_N, kind='stable')
   count_C = np.bincount(label_N, minlength=C)
   present_C = count_C > 0
@@ -301,6 +317,7 @@ def davies_bouldin(z_ND: Array, label_N: np.ndarray) -> float:
   IEEE PAMI 1 (1979): the mean over clusters of the largest
   (s_i + s_j) / distance of the centres, s the mean distance from the centre.
   """
+  # Without the empty clusters, which have no spread.
   _, label_N = np.unique(label_N, return_inverse=True)
   C = int(label_N.max()) + 1
   if C < 2:
@@ -333,6 +350,7 @@ def learnability(pairs: Distances, label_N: np.ndarray) -> float:
   for start in range(0, N, gram.HOST_ROWS):
     rows = np.arange(start, min(start + gram.HOST_ROWS, N))
     square_BN = pairs.square_NN[rows, :rows[-1] + 1].copy()
+    # Only clips before it may predict a clip, and the first has none.
     square_BN[np.arange(rows[-1] + 1)[None] >= rows[:, None]] = np.inf
     right += int((label_N[square_BN.argmin(1)] == label_N[rows])[
         int(start == 0):].sum())
