@@ -68,13 +68,11 @@ class Handle:
       return self._object.stat().st_size
     return os.fstat(self.fd).st_size
 
-  def read_into(self, buffer: memoryview, begin: int) -> int:
-    """Fills a buffer with the bytes from `begin` on; returns how many."""
-    if not self.remote:
-      return os.preadv(self.fd, [buffer], begin)
-    data = files.read_part(self._object, begin, begin + len(buffer))
-    buffer[:len(data)] = data
-    return len(data)
+  def read(self, begin: int, count: int) -> bytes:
+    """Returns the bytes from `begin` on, fewer at the file's end."""
+    if self.remote:
+      return files.read_part(self._object, begin, begin + count)
+    return os.pread(self.fd, count, begin)
 
   def __del__(self, close=os.close):
     # At the interpreter's end the module os may be gone, hence the argument.
@@ -111,20 +109,27 @@ class Region(io.RawIOBase):
   def tell(self) -> int:
     return self._at
 
-  def readinto(self, buffer: Any) -> int:
-    want = max(0, min(len(buffer), self._size - self._at))
+  def read(self, size: int | None = -1) -> bytes:
+    # Of io.RawIOBase it copies the bytes, which costs as much as reading them.
+    want = max(0, self._size - self._at)
+    if size is not None and size >= 0:
+      want = min(want, size)
     if not want:
-      return 0  # At the end; of an object this would be a request.
+      return b''  # At the end; of an object this would be a request.
     try:
-      count = self._handle.read_into(memoryview(buffer)[:want],
-                                     self._begin + self._at)
+      data = self._handle.read(self._begin + self._at, want)
     except OSError as error:
       if self._strict:
         raise
       self.error = error
-      return 0
-    self._at += count
-    return count
+      return b''
+    self._at += len(data)
+    return data
+
+  def readinto(self, buffer: Any) -> int:
+    data = self.read(len(buffer))
+    buffer[:len(data)] = data
+    return len(data)
 
   def check(self) -> None:
     """Raises the error of a read, if there was one.
