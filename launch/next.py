@@ -141,6 +141,7 @@ def sizes(known: advice.Scaling, config: Any, budget: float) -> pd.DataFrame:
     tried = known.rows['width'].to_numpy(int)
     # Parameters grow with the square of the width.
     ladder = np.geomspace(tried.min(), tried.max() * advice.REACH ** .5, 15)
+    # Steps of 32 would skip the widths between small ones.
     unit = 32
     if tried.min() < 64:
       unit = 8
@@ -151,8 +152,11 @@ def sizes(known: advice.Scaling, config: Any, budget: float) -> pd.DataFrame:
     c = config.copy_and_resolve_references()
     set_width(c, width, config)
     cost = train_state.flops(c)['total'] * c.train.batch
+    # Sizes ascend, so all further ones cost more. The smallest stays: the error
+    # says what it costs.
     if rows and cost * known.rows['steps'].min() > budget:
       break
+    # Shapes alone: nothing is allocated or compiled.
     shapes = jax.eval_shape(lambda key, c=c: train_state.init(c, key),
                             jax.random.key(0))
     rows.append({'width': width, 'step_flops': cost,
@@ -172,8 +176,10 @@ def set_width(config: Any, width: int, origin: Any) -> None:
   rule = base.size(origin.copy_and_resolve_references(), config_lib.size_name(
       before.width, before.depth)).model.heads
   base.size(config, config_lib.size_name(width, before.depth))
+  # A sweep that chose its heads keeps the width of a head.
   if rule != before.heads:
     config.model.heads = max(1, width * before.heads // before.width)
+  # Heads divide the width.
   while width % config.model.heads:
     config.model.heads -= 1
 
@@ -193,11 +199,13 @@ def changed(origin: Any, point: advice.Point, width: int,
   if width != origin.model.width:
     set_width(c, width, origin)
   c.data.hours = point.hours
+  # 0 and the corpus's own hours would be two run ids of one training.
   if point.hours >= hours_there:
     c.data.hours = 0.  # All there is.
   times = point.steps / origin.train.steps
   if times != 1:
     c.train.steps = int(point.steps)
+    # A longer run warms up and is evaluated at the same shares of its steps.
     for field in IN_STEPS:
       node, name = config_lib.parent(c, field)
       if node[name]:
@@ -221,11 +229,13 @@ def proposals(known: advice.Scaling, origin: Any, several: list[advice.Point],
   """
   out: dict[str, dict[str, Any]] = {}
   tried = set(known.rows['hours_asked'])
+  # Above all seeds of the sweep, so that a repeat is never a run that exists.
   seed = int(known.rows['seed'].max()) + 1
   done = set(map(tuple, known.rows[['params', 'hours_asked', 'steps']]
                  .to_numpy(float)))
   for one in several:
     width = int(table.iloc[one.row]['width'])
+    # Hours that the sweep has stay exact, so that configurations still match.
     if one.hours not in tried and one.hours < known.hours:
       one = one._replace(hours=float(f'{one.hours:.3g}'))
     fields = changed(origin, one, width, known.hours)
@@ -258,6 +268,8 @@ def with_width(known: advice.Scaling, budget: float,
 def write_config(path: pathlib.Path, root: files.Path, origin: Any,
                  points: dict[str, dict[str, Any]], about: str) -> None:
   """Writes a config file of some points."""
+  # The file has all that differs from base.py, so that it needs neither the
+  # sweep's config file nor its command line.
   common = difference(base.get_config('en16-1'), origin)
   common['experiment'] = 'next'
   text = lambda tree: json.dumps(tree, indent=1)

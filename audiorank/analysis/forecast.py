@@ -68,6 +68,7 @@ def measured(rows: study.Study) -> dict[str, tuple[pd.Series, bool]]:
   out = {text: (runs[name].astype(float), log)
          for name, (text, log) in QUANTITIES.items() if name in runs}
   if len(rows.tasks):
+    # Scores of the last step: earlier ones belong to a shorter training.
     last = rows.tasks[rows.tasks['step'] == rows.tasks['steps']]
     for task, part in last.groupby('task'):
       score = part.drop_duplicates('run_id').set_index('run_id')['score']
@@ -107,6 +108,7 @@ def predict(rows: study.Study, target: Target, labels: np.ndarray,
   out = []
   for quantity, (values, log) in measured(rows).items():
     y_N = values.to_numpy(float)
+    # Each quantity has its own runs: a task added later lacks the first ones.
     known = np.isfinite(y_N) & ((y_N > 0) | (not log))
     if log:
       y_N = np.log(np.where(known, y_N, 1.))
@@ -153,6 +155,7 @@ def interval_of(trained: pd.DataFrame, y_N: np.ndarray, axes: Iterable[str],
                 tail: float = TAIL) -> np.ndarray:
   """Returns (low, median, high) of single runs at Q points, (3, Q)."""
   law = averaged.fit(advice.points_of(axes, trained), y_N, labels)
+  # averaged.fit numbers groups by their place among those that it was given.
   place = int(np.searchsorted(np.unique(labels), group))
   v_SQ = averaged.values(law, points, place, DRAWS, noise=True)
   return np.quantile(v_SQ, [tail, .5, 1 - tail], 0)
@@ -171,6 +174,7 @@ def how_it_scales(trained: pd.DataFrame, y_N: np.ndarray, axes: Iterable[str],
   tops = [mine & (flops_N >= .7 * flops_N[mine].max())]
   for column in advice.points_of(axes, trained).values():
     tops.append(mine & (column == column[mine].max()))
+  # The same runs tested twice would widen all intervals for nothing.
   tops = [top for i, top in enumerate(tops)
           if not any((top == other).all() for other in tops[:i])]
   tail = TAIL / sum(top.sum() for top in tops)
@@ -184,6 +188,7 @@ def how_it_scales(trained: pd.DataFrame, y_N: np.ndarray, axes: Iterable[str],
     return UNKNOWN
   law = averaged.fit(advice.points_of(axes, trained), y_N, labels)
   place = int(np.searchsorted(np.unique(labels), group))
+  # Smooth and flat are told apart by the law's own change over the sweep.
   ends = trained[mine].iloc[[int(flops_N[mine].argmin()),
                              int(flops_N[mine].argmax())]]
   v_SQ = averaged.values(law, advice.points_of(axes, ends), place, DRAWS)
@@ -208,6 +213,7 @@ def foreseen(trained: pd.DataFrame, y_N: np.ndarray, axes: Iterable[str],
     top: which N are predicted.
     tail: of each interval.
   """
+  # Without any run of the settings their level is unknown.
   if not (labels[~top] == group).any():
     return None
   try:
@@ -222,6 +228,7 @@ def foreseen(trained: pd.DataFrame, y_N: np.ndarray, axes: Iterable[str],
 def digest(tree: Mapping[str, Any]) -> str:
   """Returns the SHA-256 of a forecast without its own digest."""
   rest = {name: value for name, value in tree.items() if name != 'sha256'}
+  # One text for one content, however a file is indented or ordered.
   text = json.dumps(rest, sort_keys=True, separators=(',', ':'))
   return hashlib.sha256(text.encode()).hexdigest()
 
