@@ -9,14 +9,21 @@ in the file as well (`stated`), such as a digit that changed in a text.
 
 import contextlib
 import csv
+import hashlib
+import io
 import json
 import math
+import pathlib
 import random
 import shutil
 import signal
+import subprocess
+import sys
+import tarfile
 import types
 import warnings
 
+from absl import logging
 import jax
 import numpy as np
 import optax
@@ -28,6 +35,7 @@ import soundfile
 
 from audiorank import baselines
 from audiorank import checkpoint
+from audiorank import prepare
 from audiorank import records
 from audiorank import validate
 from audiorank.hear import tasks as task_lib
@@ -38,6 +46,7 @@ from tests import hear_tasks_test
 from tests import score_table_test
 from tests import tiny
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 LIMIT = 20  # Seconds that a reader may take.
 FEW, MANY = 6, 150  # Mutations of each kind, by default and with --slow.
 REFUSED = (ValueError, OSError)  # What the commands print as one line.
@@ -501,10 +510,51 @@ def read_checkpoint(folder):
   return out
 
 
+def tars(folder):
+  """Archives of sounds, plain and compressed."""
+  for name, mode in (('a.tar', 'w'), ('b.tar.gz', 'w:gz')):
+    (folder / 'in').mkdir(exist_ok=True)
+    with tarfile.open(folder / 'in' / name, mode) as archive:
+      for i in range(3):
+        data = io.BytesIO()
+        soundfile.write(data, z_of(i).ravel().repeat(8) / 4, 16000,
+                        format='WAV')
+        member = tarfile.TarInfo(f'{name[0]}{i}.wav')
+        member.size = data.tell()
+        data.seek(0)
+        archive.addfile(member, data)
+  names = in_folder(folder)
+  return Subject(files=names, read=read_tars, stated=tar_states,
+                 part_of=lambda file: [f'{file[3:]}/{file[3]}{i}.wav'
+                                       for i in range(3)])
+
+
+def read_tars(folder):
+  """Returns {clip: (samples, checksum)} of a corpus prepared from archives."""
+  out = folder.parent / f'{folder.name}-corpus'
+  prepare.run(folder / 'in', out, workers=1)
+  for line in (out / 'quarantine.jsonl').read_text().splitlines():
+    row = json.loads(line)
+    logging.warning('%s: %s', row['file'], row['reason'])
+  with open(out / 'manifest.csv', newline='', encoding='utf-8') as file:
+    return {row['file']: (row['samples'], row['sha256'])
+            for row in csv.DictReader(file)}
+
+
+def tar_states(folder, clip, fields):
+  """Whether the tarfile module and libsndfile find these samples."""
+  archive, _, name = clip.partition('/')
+  with tarfile.open(folder / 'in' / archive) as file:
+    data = file.extractfile(name).read()
+  wave_S, _ = soundfile.read(io.BytesIO(data), dtype='int16')
+  return fields == (str(len(wave_S)),
+                    hashlib.sha256(wave_S.tobytes()).hexdigest())
+
+
 SUBJECTS = {f.__name__: f for f in (
-    sweep, curves, task, events, arrays, tables, checkpoints)}
-# Of what takes longest to read.
-FEWER = {'checkpoints': 3}
+    sweep, curves, task, events, arrays, tables, checkpoints, tars)}
+# Of what takes longest to read: by default, and with --slow.
+FEWER = {'checkpoints': (3, 150), 'tars': (1, 40)}
 
 
 @pytest.fixture(scope='module')
@@ -605,14 +655,41 @@ def outcomes(kind, count, subject, folder, caplog):
 
 @pytest.mark.parametrize('kind', SUBJECTS)
 def test_a_few_damaged_files(kind, subjects, tmp_path, caplog):
-  count = FEWER.get(kind, FEW)
-  faults, _ = outcomes(kind, count, subjects(kind), tmp_path, caplog)
+  few, _ = FEWER.get(kind, (FEW, MANY))
+  faults, _ = outcomes(kind, few, subjects(kind), tmp_path, caplog)
   assert not faults, '\n'.join(faults)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', SUBJECTS)
 def test_many_damaged_files(kind, subjects, tmp_path, caplog):
-  faults, counts = outcomes(kind, MANY, subjects(kind), tmp_path, caplog)
+  _, many = FEWER.get(kind, (FEW, MANY))
+  faults, counts = outcomes(kind, many, subjects(kind), tmp_path, caplog)
   print(kind, counts)
   assert not faults, '\n'.join(faults)
+
+
+COMMANDS = {
+    'sweep': ['launch.report', '--workdir={folder}', '--out={folder}/r.html'],
+    'task': ['launch.evaluate', '--tasks={folder}', '--protocol=logistic',
+             f'--checkpoint={records.SAMPLE}/model', '--out={folder}/o.json'],
+    'arrays': ['launch.evaluate', '--embeddings={folder}/{file}',
+               '--out={folder}/o.json'],
+    'tables': ['launch.report', '--table={folder}/{file}']}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', COMMANDS)
+def test_commands_say_it_in_one_line(kind, subjects, tmp_path):
+  for number in range(4):
+    folder = tmp_path / f'{kind}-{number}'
+    file = mutate(subjects(kind), kind, number, folder)
+    words = [word.format(folder=folder, file=file) for word in COMMANDS[kind]]
+    done = subprocess.run(
+        [sys.executable, '-m', *words], cwd=ROOT, capture_output=True,
+        text=True, timeout=120, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    assert 'Traceback' not in done.stderr
+    errors = [line for line in done.stderr.splitlines()
+              if line.startswith('error: ')]
+    assert len(errors) == done.returncode, done.stderr
