@@ -32,8 +32,10 @@ _RUNS = flags.DEFINE_string(
     'runs', None, 'Glob of folders with embeddings and scores by the kit.',
     required=True)
 _SEEDS = flags.DEFINE_integer('seeds', 5, 'Seeds of ours per task.')
-_POINTS = flags.DEFINE_integer('grid_points', 8, 'Grid points of both.')
-_PROTOCOL = flags.DEFINE_enum('protocol', 'hear', probe.PROTOCOLS, 'Ours.')
+# launch.evaluate has --grid_points and --protocol with other defaults, and one
+# process may import both.
+_POINTS = flags.DEFINE_integer('points', 8, 'Grid points of both.')
+_PROTOCOL = flags.DEFINE_enum('predictor', 'hear', probe.PROTOCOLS, 'Ours.')
 SCORES = 'test.predicted-scores.json'
 
 
