@@ -37,6 +37,22 @@ jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 flags.FLAGS.mark_as_parsed()
+define_flag = flags._defines.DEFINE_flag
+
+
+def define_flag_of_a_command(flag, flag_values=flags.FLAGS, *args, **kwargs):
+  """Defines a flag beside one of its name: a user's process has one command,
+  the tests' process has several. processes.flags_of sets either."""
+  try:
+    return define_flag(flag, flag_values, *args, **kwargs)
+  except flags.DuplicateFlagError:
+    own = flags.FlagValues()
+    own.mark_as_parsed()
+    return define_flag(flag, own, *args, **kwargs)
+
+
+flags.DEFINE_flag = flags._defines.DEFINE_flag = define_flag_of_a_command
+flags.disclaim_key_flags()  # A flag is of the module that calls this one.
 # Modules whose numbers or times need the compiler's optimisations. The programs
 # of all others are tiny: optimising them costs more than it saves.
 OPTIMISED = ('hear_probe', 'readme_code', 'tpu_compiled')

@@ -7,7 +7,6 @@ import pathlib
 import shutil
 import sys
 
-from absl.testing import flagsaver
 import jax
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from audiorank import records
 from audiorank.hear import tasks
 from configs import base
 from launch import evaluate as launched
+from tests import processes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -348,20 +348,21 @@ def test_flags_choose_the_protocol(tmp_path):
   run = tmp_path / 'sweep' / 'a'
   records.open_run(run, records.frozen(config))
   (run / 'checkpoints' / '3').mkdir(parents=True)
-  with flagsaver.flagsaver(checkpoint=str(run / 'checkpoints' / '3')):
+  with processes.flags_of(launched, checkpoint=str(run / 'checkpoints' / '3')):
     assert launched.protocol()['protocol'] == 'logistic'
-    with flagsaver.flagsaver(protocol='fewshot', shots=['8', '32']):
+    with processes.flags_of(launched, protocol='fewshot', shots=['8', '32']):
       settings = launched.protocol()
       assert settings['protocol'] == 'fewshot' and settings['shots'] == [8, 32]
-  with flagsaver.flagsaver(checkpoint='hf:some/one'):
+  with processes.flags_of(launched, checkpoint='hf:some/one'):
     assert launched.protocol() == {'protocol': 'hear', 'grid_points': 8}
-    with flagsaver.flagsaver(like=str(run.parent), grid_points=2):
+    with processes.flags_of(launched, like=str(run.parent), grid_points=2):
       assert launched.protocol()['protocol'] == 'logistic'
       assert launched.protocol()['grid_points'] == 2
-      with flagsaver.flagsaver(protocol='knn', tasks='y'), pytest.raises(
-          ValueError, match='--like takes the protocol of a sweep'):
+      with processes.flags_of(
+          launched, protocol='knn', tasks='y'), pytest.raises(
+              ValueError, match='--like takes the protocol of a sweep'):
         launched.check()
-    with flagsaver.flagsaver(step=3, tasks='y'), pytest.raises(
+    with processes.flags_of(launched, step=3, tasks='y'), pytest.raises(
         ValueError, match='cannot be combined with hf:some/one'):
       launched.check()
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+from absl import flags
+from absl.testing import flagsaver
 import jax
 import numpy as np
 
@@ -144,6 +146,14 @@ class Forked:
 
   def kill(self):
     self.send_signal(signal.SIGKILL)
+
+
+def flags_of(module, **values):
+  """Returns a context in which flags of a command's module have values."""
+  holders = {flag.name: flag for flag in vars(module).values()
+             if isinstance(flag, flags.FlagHolder)}
+  return flagsaver.flagsaver(*(
+      (holders[name], value) for name, value in values.items()))
 
 
 def worker(server, workdir, **env):

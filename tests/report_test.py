@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 
-from absl.testing import flagsaver
 from matplotlib import image
 import numpy as np
 import pandas as pd
@@ -25,6 +24,7 @@ from audiorank.report import curves
 from audiorank.report import tables
 from audiorank.report import wording
 from launch import report as launch_report
+from tests import processes
 
 STEPS = 1000
 
@@ -355,7 +355,7 @@ def test_endless_rank_is_told_of_enough_clips_alone():
 
 def command(capsys, **values):
   """Runs launch.report with some flags; returns what it prints."""
-  with flagsaver.flagsaver(**values):
+  with processes.flags_of(launch_report, **values):
     launch_report.main(['report'])
   return capsys.readouterr().out
 
