@@ -103,6 +103,7 @@ def unpacked(folder: pathlib.Path) -> pathlib.Path:
 
 def name_of(name: str, paths: list[pathlib.Path]) -> str:
   """Returns the name of an unpacked task: of its tars' sizes and times."""
+  # Not of their contents, which would be read at every scoring: gigabytes.
   stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
   return f'{name}-{files.digest(stats)}'
 
@@ -128,10 +129,12 @@ def write(folder: pathlib.Path, name: str,
     labels[split] = {}
     for path in by_split[split]:
       for clip, suffix, sound, about in clips(path):
+        # One key for the whole task, that of its first clip.
         key = key or label_key(path, clip, about)
         values = label_of(path, clip, about, key)
         if clip in labels[split]:
           raise ValueError(f'{path}: two clips are called {clip}')
+        # The rate of the first clip; clips of other rates are resampled.
         rate = rate or read_rate(path, clip, sound)
         place = out / str(rate) / split
         place.mkdir(parents=True, exist_ok=True)
@@ -176,6 +179,7 @@ def split_mode(folder: pathlib.Path, labels: dict[str, dict[str, list[str]]],
   for missing, instead in (('test', 'valid'), ('valid', 'test')):
     if missing not in labels and instead in labels:
       labels[missing] = labels[instead]
+      # Hard links: the second split takes no space.
       shutil.copytree(out / str(rate) / instead, out / str(rate) / missing,
                       copy_function=os.link)
   if sorted(labels) != ['test', 'train', 'valid']:
@@ -203,6 +207,9 @@ def clips(path: pathlib.Path
         name = f'{parent}/{stem}'.strip('/').replace('/', '_')
         file = tar.extractfile(member)
         assert file is not None  # It is a file.
+        # The sound and the .json of a clip come in either order. One clip at a
+        # time is in memory where they stand side by side, as WebDataset writes
+        # them.
         parts = waiting.setdefault(name, {})
         parts[f'.{ending.lower()}'] = file.read()
         sound = [s for s in parts if s in SOUNDS]
@@ -276,6 +283,7 @@ def write_clip(path: pathlib.Path, place: pathlib.Path, suffix: str,
   """
   try:
     info = soundfile.info(io.BytesIO(sound))
+    # Copied where possible: writing it again could only lose precision.
     if (suffix in AS_THEY_ARE and info.channels == 1
         and info.samplerate == rate):
       place.with_name(place.name + suffix).write_bytes(sound)

@@ -84,6 +84,9 @@ class Row(NamedTuple):
   needed: str
 
 
+# --- The table of claims ---
+
+
 def claims(several: tuple[Claim, ...]) -> list[Row]:
   """Returns every claim in words, in their order."""
   return [Row(title(one), measured(one), compared(one), one.verdict,
@@ -148,6 +151,9 @@ def compared(one: Claim) -> str:
   if words is None:
     return ''
   return words(one)
+
+
+# --- What was measured, and compared: a function a kind of claim ---
 
 
 def slope_text(one: Claim) -> str:
@@ -525,6 +531,9 @@ def needed_text(what: Needed) -> str:
                                   names=listed(map(called, what.names)))
 
 
+# --- The opening of the page ---
+
+
 def opening(result: analysis.Analysis) -> list[str]:
   """Returns what holds, what does not, what to do and what to scale next."""
   if not result.claims:
@@ -665,6 +674,9 @@ def next_step(result: analysis.Analysis) -> str:
   if undecided:
     return f'to decide the first claims: {needed(undecided[0])}'
   return 'repeat the sweep on a wider range of sizes and data'
+
+
+# --- Sentences of the sections ---
 
 
 def rows_used(result: analysis.Analysis) -> list[str]:
@@ -1072,8 +1084,8 @@ def advice_words(result: analysis.Advice) -> str:
 
 SCALES = {'smooth': 'scales smoothly', 'no trend': 'does not change from the '
           'smallest run to the largest beyond noise',
-          'breaks': 'does not scale smoothly: its largest runs were not '
-          'foreseen by the smaller ones',
+          'breaks': 'does not scale smoothly: its largest runs lie outside '
+          'the intervals predicted from the others',
           'unknown': 'too few runs to say whether it scales smoothly'}
 
 
