@@ -283,7 +283,8 @@ def joined(roots: Sequence[files.Path], folder: files.Path) -> pathlib.Path:
     FileNotFoundError: a root without runs.
     ValueError: a root that is not on a disk.
   """
-  folder, chosen, titles = pathlib.Path(folder), {}, []
+  folder, titles = pathlib.Path(folder), []
+  chosen: dict[str, pathlib.Path] = {}
   for root in map(files.path, roots):
     if files.is_on_bucket(root):
       raise ValueError(f'{root}: of several sweeps each must be on a disk')
