@@ -201,7 +201,8 @@ def test_runs_on_the_device_are_those_of_the_stream(
   """Resumed on the way and with several steps a call.
 
   The batches are the same bits, by the tests above. They enter two programs,
-  of which the compiler may group a sum otherwise: float32 rounding.
+  of which the compiler may group a sum otherwise: float32 rounding, which Adam
+  scales up where it is all the gradient, as in the biases of attention's keys.
   """
   runs = [trained(tmp_path / str(wanted), folders, points, **{
       'data.in_memory': wanted, 'mesh.data': devices})
@@ -209,4 +210,4 @@ def test_runs_on_the_device_are_those_of_the_stream(
   assert config_lib.run_id(config(folders)) == config_lib.run_id(
       config(folders, **{'data.in_memory': True}))
   for a, b in zip(*runs, strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
