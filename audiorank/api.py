@@ -211,7 +211,7 @@ def listed(sounds: Any) -> list[Any]:
 def check_rate(rate: Any) -> None:
   """Raises ValueError for a rate that no wave has; soxr would not return."""
   if not isinstance(rate, numbers.Real) or not (
-      decode.LOWEST_RATE <= rate <= HIGHEST_RATE):
+      decode.LOWEST_RATE <= float(rate) <= HIGHEST_RATE):
     raise ValueError(f'rate {rate!r}: expected Hz, {decode.LOWEST_RATE} to '
                      f'{HIGHEST_RATE}')
 

@@ -200,7 +200,8 @@ def training_rows(z: dict[str, np.ndarray], facts: dict[str, Any], config: Any,
   keep_BK, drop_BR = model.mask_from_noise(
       jnp.asarray(z['g75/noise']), raw_BLP.shape[1], .75, 2)
   # numpy rounds the mean of a silent patch as torch does, XLA does not.
-  rounded_BLP = np.asarray(objectives.normalise(np.asarray(raw_BLP)))
+  by_numpy: Any = np.asarray(raw_BLP)
+  rounded_BLP: Any = objectives.normalise(by_numpy)
   compiled_BLP = np.asarray(jax.jit(objectives.normalise)(raw_BLP))
   silent_BL = raw_BLP.var(-1) < SILENT
   yield row('training: targets, compiled', compiled_BLP[~silent_BL],
