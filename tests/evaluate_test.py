@@ -111,6 +111,27 @@ def test_embeddings_are_made_once(tmp_path, weights, kind):
   assert not evaluate.cached_embeddings(encoder, task, '')[1]
 
 
+@pytest.mark.parametrize('rate', [16_000, 48_000])
+def test_clips_below_one_patch_are_warned_of_by_name(tmp_path, rate, caplog):
+  """They are scored as HEAR would, but mostly silence is embedded."""
+  folder = write_task(tmp_path / 'tones-v1-full', rate)
+  patch = rate // 25  # 40 ms.
+  clips = folder / f'{rate}' / 'test'
+  for name, samples in (('2.wav', patch - 1), ('3.wav', patch), ('5.wav', 9)):
+    soundfile.write(clips / name, np.full(samples, .1), rate)
+  names, _ = evaluate.clips(tasks.load(folder, rate), 'test', 16_000)
+  assert len(names) == 8
+  warned = [m for m in caplog.messages if 'shorter' in m]
+  line, = warned
+  assert line.startswith(f'{folder}: 2 of 8 clips of test are shorter than one '
+                         'patch of 40 ms, such as ')
+  assert line.endswith(('2.wav: silence is appended',
+                        '5.wav: silence is appended'))
+  caplog.clear()
+  evaluate.clips(tasks.load(folder, rate), 'valid', 16_000)
+  assert not caplog.messages
+
+
 def test_what_changes_embeddings_changes_their_place(tmp_path, weights):
   folder, root = write_task(tmp_path / 'tones-v1-full'), tmp_path / 'cache'
   encoder = encoders.ours(weights)

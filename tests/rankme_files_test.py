@@ -1,6 +1,8 @@
 """Embeddings of any file give the rank of the array in it."""
 
+import io
 import json
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ import safetensors.numpy
 
 from audiorank import rankme
 from audiorank.rankme import files
+from audiorank.rankme import streaming
 
 
 def decaying(n=300, width=12):
@@ -172,3 +175,75 @@ def test_a_false_header_is_no_crash(tmp_path):
       len(text).to_bytes(8, 'little') + text + bytes(64))
   with pytest.raises(ValueError, match='damaged'):
     files.open_table(tmp_path / 'z.safetensors')
+
+
+WIDE = 10 ** 6  # Its Gram matrices take 16 TB.
+
+
+def large_header(folder, kind):
+  """A small file that promises a large array; returns (path, what it says)."""
+  path = folder / kind
+  if kind in ('columns.npy', 'rows.npy'):
+    shape = (10, 10 ** 9) if kind == 'columns.npy' else (10 ** 15, 8)
+    with open(path, 'wb') as file:
+      np.lib.format.write_array_header_1_0(file, {
+          'descr': '<f4', 'fortran_order': False, 'shape': shape})
+      file.write(bytes(320))
+    return path, shape
+  if kind == 'z.npz':
+    with zipfile.ZipFile(path, 'w') as archive:
+      text = io.BytesIO()
+      np.lib.format.write_array_header_1_0(text, {
+          'descr': '<f4', 'fortran_order': False, 'shape': (10, 10 ** 9)})
+      archive.writestr('z.npy', text.getvalue() + bytes(320))
+    return path, (10, 10 ** 9)
+  header = json.dumps({'z': {'dtype': 'F32', 'shape': [10, 10 ** 9],
+                             'data_offsets': [0, 320]}}).encode()
+  path.write_bytes(len(header).to_bytes(8, 'little') + header + bytes(320))
+  return path, (10, 10 ** 9)
+
+
+@pytest.mark.parametrize('kind', ['columns.npy', 'rows.npy', 'z.npz',
+                                  'z.safetensors'])
+def test_a_header_that_promises_more_than_its_file_is_refused(
+    tmp_path, kind, monkeypatch):
+  monkeypatch.setattr(streaming, 'init', lambda *_: pytest.fail('allocated'))
+  path, stated = large_header(tmp_path, kind)
+  with pytest.raises(ValueError) as caught:
+    files.file_rank(path)
+  assert str(caught.value).startswith(str(path))
+  assert str(stated) in str(caught.value) and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('name', ['z.npy', 'packed.npz', 'z.safetensors',
+                                  'lists.parquet', 'fixed.parquet'])
+def test_a_width_beyond_memory_is_refused_before_it_is_asked_for(
+    tmp_path, monkeypatch, name):
+  path = write(tmp_path / name, np.zeros((2, WIDE), np.float32), np.arange(2))
+  monkeypatch.setattr(streaming, 'init', lambda *_: pytest.fail('allocated'))
+  with pytest.raises(ValueError, match=rf'{path}.*: shape \(2, {WIDE}\): its '
+                     r'rank needs 16,000 GB of memory, of [\d,]+ GB') as caught:
+    files.file_rank(path)
+  assert '\n' not in str(caught.value)
+
+
+def test_rows_beyond_memory_are_refused_and_others_are_not():
+  with pytest.raises(ValueError, match=r'^z: shape \(1000000000000, 8\): '):
+    files.check_memory('z', 10 ** 12, 8)
+  files.check_memory('z', 10 ** 6, 1536)
+
+
+def test_row_groups_that_contradict_the_file_are_refused(tmp_path):
+  path = write(tmp_path / 'lists.parquet', decaying(), np.arange(300))
+  whole = path.read_bytes()
+  lines = []
+  # 300 rows are a varint of two bytes; 428 would be as long.
+  for at in range(len(whole) - 1):
+    if whole[at:at + 2] == b'\xd8\x04':
+      path.write_bytes(whole[:at] + b'\xd8\x06' + whole[at + 2:])
+      try:
+        assert files.open_table(path).shape == (300, 12)
+      except ValueError as error:
+        lines.append(str(error))
+  assert f'{path}: damaged: 428 rows, but its row groups have 300' in lines
+  assert all(line.startswith(str(path)) for line in lines)

@@ -175,6 +175,25 @@ def test_what_is_not_there_is_named(corpus, tmp_path, changes, text):
   assert not list((tmp_path / 'checkpoints').glob('*'))
 
 
+@pytest.mark.parametrize('name', [sampling.TRAINED, sampling.HELD_OUT])
+def test_a_category_called_like_a_sample_is_refused_as_one(tmp_path, name):
+  """Both would be the column rank_train or rank_valid."""
+  noise_S = np.random.default_rng(0).integers(-9, 9, 9000).astype(np.int16)
+  prepare.write(tmp_path / 'c', [(f'{i}.wav', f'{i}', (name, 'rain')[i % 2],
+                                  noise_S) for i in range(24)],
+                {'made by': 'a test'})
+  small = {'monitor.clips': 4, 'monitor.valid_clips': 0}
+  sampling.parts(config(tmp_path / 'c', **{
+      **small, 'data.category': (name,)}))
+  other, = {sampling.TRAINED, sampling.HELD_OUT} - {name}
+  sampling.parts(config(tmp_path / 'c', **{
+      **small, 'monitor.samples': (other, 'rain')}))
+  with pytest.raises(ValueError, match=f"^monitor.samples '{name}': a category "
+                     'of the corpus too: expected categories of other names$'):
+    sampling.parts(config(tmp_path / 'c', **{
+        **small, 'monitor.samples': ('rain', name)}))
+
+
 def test_a_corpus_without_categories_says_so(tmp_path):
   noise_S = np.random.default_rng(0).integers(-9, 9, 9000).astype(np.int16)
   prepare.write(tmp_path / 'c', [(f'{i}.wav', f'{i}', '', noise_S)

@@ -107,6 +107,22 @@ def rows_of(shape: tuple[int, ...], dtype: np.dtype) -> int:
   return max(1, CHUNK // max(1, math.prod(shape[1:]) * dtype.itemsize))
 
 
+def check_memory(label: str, n: int, width: int) -> None:
+  """Raises ValueError for a shape whose rank needs more memory than there is.
+
+  A header may promise any shape. The kernel would end the process, without a
+  word, only when the moments are written.
+  """
+  # The block of every row, and of every block the Gram matrix, in float64.
+  need = 8 * (n + min(n, streaming.BLOCKS) * width ** 2)
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  if need > memory:
+    raise ValueError(
+        f'{label}: shape ({n}, {width}): its rank needs {need / 1e9:,.0f} GB '
+        f'of memory, of {memory / 1e9:,.0f} GB here: expected fewer clips or '
+        'a smaller width')
+
+
 def pick(path: pathlib.Path, name: str, arrays: dict[str, int]) -> str:
   """Returns the array to read; `arrays` maps names to numbers of axes."""
   if name:
@@ -133,6 +149,13 @@ def _npy(path, name):
   if name:
     raise ValueError(f'{path}: an .npy holds one array, without a name')
   try:
+    with open(path, 'rb') as file:
+      if file.read(2) != b'PK':  # Not an archive, which is named below.
+        file.seek(0)
+        shape, _, dtype = _header(file)
+        size = path.stat().st_size - file.tell()
+        if not dtype.hasobject and math.prod(shape) * dtype.itemsize > size:
+          raise ValueError(f'{shape} of {dtype} in {size} bytes')
     # allow_pickle=False: a pickle runs code of whoever wrote the file.
     array = np.load(path, mmap_mode='r', allow_pickle=False)
   except ValueError as error:
@@ -294,6 +317,13 @@ def _index_columns(schema):
   return {column for column in about if isinstance(column, str)}
 
 
+def stated_values(group: Any, name: str) -> int:
+  """Returns the number of values of a column in a row group's header."""
+  columns = (group.column(i) for i in range(group.num_columns))
+  return sum(column.num_values for column in columns
+             if f'{column.path_in_schema}.'.startswith(f'{name}.'))
+
+
 def _parquet(path, name):
   import pyarrow as pa
   import pyarrow.parquet as pq
@@ -303,6 +333,11 @@ def _parquet(path, name):
     raise ValueError(f'{path}: not a parquet file '
                      f'({files.one_line(error)})') from None
   schema, n = file.schema_arrow, file.metadata.num_rows
+  groups = [file.metadata.row_group(i)
+            for i in range(file.metadata.num_row_groups)]
+  if n != sum(group.num_rows for group in groups):
+    raise ValueError(f'{path}: damaged: {n} rows, but its row groups have '
+                     f'{sum(group.num_rows for group in groups)}')
   listed = lambda kind: (pa.types.is_list(kind) or pa.types.is_large_list(kind)
                          or pa.types.is_fixed_size_list(kind))
   lists = {f.name: 2 for f in schema if listed(f.type)}
@@ -313,6 +348,9 @@ def _parquet(path, name):
     name = pick(path, name, lists)
     columns, label = [name], f'{path}, column {name}'
     dtype = np.dtype(schema.field(name).type.value_type.to_pandas_dtype())
+    # The mean length of its lists, before one of them is read.
+    stated = sum(stated_values(group, name) for group in groups)
+    check_memory(label, n, stated // max(1, n))
     # The width is in no schema of a variable list: the first row tells.
     first = next(file.iter_batches(1, columns=columns), None)
     width = 0
@@ -431,6 +469,7 @@ def _local_rank(path: pathlib.Path, array: str, groups: str) -> record.Fields:
   n, width = table.shape
   if n < 2:
     raise ValueError(f'{table.label}: a rank needs at least 2 clips, found {n}')
+  check_memory(table.label, n, width)
   if table.dtype.itemsize < 4:
     logging.warning('%s: the rounding of %s moves RankMe by up to 3 %% '
                     '(float16) or 35 %% (bfloat16) where the spectrum decays '
