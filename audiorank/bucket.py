@@ -71,6 +71,7 @@ class Path(gpath.PosixGPath):
 
   def is_dir(self) -> bool:
     try:
+      # One entry proves that the folder exists.
       names, folders = _page(self, '/', most=1)
     except FileNotFoundError:
       return False
@@ -136,6 +137,7 @@ class Path(gpath.PosixGPath):
     names = listing(self)
     if not names and not missing_ok:
       raise FileNotFoundError(f'{self}: no such folder')
+    # Another process may delete the same objects at the same time.
     in_parallel(lambda name: (self / name).unlink(missing_ok=True), names)
 
   def replace(self, target: Any) -> 'Path':
@@ -155,6 +157,7 @@ class Path(gpath.PosixGPath):
   def resolve(self, strict: bool = False) -> 'Path':
     """Returns the path without '..'."""
     bucket, key = parts_of_url(self)
+    # With a slash in front, '..' cannot climb out of the bucket.
     normal = os.path.normpath('/' + key).lstrip('/')
     return Path(f'gs://{bucket}/{normal}'.rstrip('/'))
 
@@ -205,6 +208,7 @@ def _client_of(pid: int) -> Any:
     # Cached listings would hide what other machines have written.
     fsspec.config.conf.setdefault(protocol, {})['use_listings_cache'] = False
   return core.GCSFileSystem(
+      # Not the shared instance, whose settings other code may choose.
       skip_instance_cache=True, use_listings_cache=False,
       # No limit for a whole transfer, but for a connection that says nothing.
       requests_timeout=aiohttp.ClientTimeout(
@@ -218,6 +222,7 @@ def _check_key() -> None:
   """
   variable = 'GOOGLE_APPLICATION_CREDENTIALS'
   name = os.environ.get(variable)
+  # An emulator takes requests without credentials.
   if not name or os.environ.get('STORAGE_EMULATOR_HOST'):
     return
   try:
@@ -249,11 +254,13 @@ def _run(path: files.Path, function: str, *args: Any,
   client = _client()
   from fsspec import asyn
   try:
+    # gcsfs is asynchronous: its event loop has a thread of its own.
     return asyn.sync(client.loop, getattr(client, function), *args,
                      timeout=timeout, **kwargs)
   except FileNotFoundError:
     raise FileNotFoundError(f'{path}: no such object, or no such bucket'
                             ) from None
+  # Status 412, a failed precondition, arrives as FileExistsError.
   except FileExistsError:
     raise files.Changed(os.fspath(path)) from None
   except Exception as error:
@@ -272,6 +279,7 @@ def _reason(error: Exception) -> str:
   from google.auth import exceptions as auth
   import requests
   text = ' '.join(str(error).split())[:300] or type(error).__name__
+  # Status 403 arrives as an OSError whose text begins with Forbidden.
   if isinstance(error, retry.HttpError) and error.code in (401, '401') or (
       str(error).startswith('Forbidden')):
     return (f'no permission ({text}): expected credentials (gcloud auth '
@@ -293,6 +301,7 @@ def _reason(error: Exception) -> str:
 def _call(method: str, url: str, path: files.Path, **kwargs: Any) -> Any:
   """Returns the answer of the JSON API for an object; see `_run`."""
   bucket, key = parts_of_url(path)
+  # As many names as the URL has places for.
   arguments = [bucket, key][:url.count('{}')]
   return _run(path, '_call', method, url, *arguments, **kwargs)
 
@@ -300,6 +309,7 @@ def _call(method: str, url: str, path: files.Path, **kwargs: Any) -> Any:
 def in_parallel(function: Callable[[Input], Output],
                 inputs: Iterable[Input]) -> list[Output]:
   """Returns the function of every input, PARALLEL of them at a time."""
+  # Threads are enough: requests wait for the network, not for Python.
   with futures.ThreadPoolExecutor(PARALLEL) as pool:
     return list(pool.map(function, inputs))
 
@@ -334,6 +344,7 @@ def file_crc32c(source: files.Path) -> str:
                      ) from None
   checksum = google_crc32c.Checksum()
   with open(source, 'rb') as file:
+    # 4 MiB at a time, so that a file of any size takes little memory.
     while data := file.read(2**22):
       checksum.update(data)
   return base64.b64encode(checksum.digest()).decode()
@@ -346,6 +357,7 @@ def _info_of(about: dict[str, Any]) -> Info:
 
 def info(path: files.Path, timeout: float | None = None) -> Info | None:
   """Returns the Info of an object, or None where there is none."""
+  # A bucket itself is no object.
   if not parts_of_url(path)[1]:
     return None
   try:
@@ -376,6 +388,7 @@ def read(path: files.Path, timeout: float | None = None) -> tuple[bytes, int]:
 
 def read_part(path: files.Path, begin: int, end: int) -> bytes:
   """Returns the bytes of an object from begin to end - 1."""
+  # Unchecked, as the store's checksum is of the whole object.
   return _run(path, '_cat_file', os.fspath(path), start=begin, end=end)
 
 
@@ -440,6 +453,7 @@ def upload(source: files.Path, path: files.Path) -> None:
   if os.path.getsize(source) <= ALONE:
     write(path, pathlib.Path(source).read_bytes())
     return
+  # In pieces, so the checksum of the whole is compared afterwards.
   _run(path, '_put_file', os.fspath(source), os.fspath(path))
   _check_stored(path, file_crc32c(source))
 
@@ -477,6 +491,7 @@ def download(path: files.Path, target: files.Path) -> None:
 
 
 def _copy(source: files.Path, target: files.Path) -> None:
+  # A copy within the store: no byte passes through this machine.
   _run(source, '_cp_file', os.fspath(source), os.fspath(target))
 
 
@@ -513,6 +528,7 @@ def entries(folder: files.Path) -> tuple[dict[str, Info], list[str]]:
 
 def _expression(pattern: str) -> str:
   """Returns a pattern of `listing` as a regular expression."""
+  # As in the store's matchGlob, '*' and '?' do not match a slash.
   tokens = {'*': '[^/]*', '?': '[^/]', '{': '(?:', '}': ')', ',': '|'}
   return ''.join(tokens.get(c, re.escape(c)) for c in pattern)
 
@@ -536,6 +552,7 @@ def _page(folder: files.Path, delimiter: str, most: int | None = None,
     page = _call(
         'GET', 'b/{}/o', folder, json_out=True, prefix=prefix or None,
         delimiter=delimiter or None, maxResults=most, pageToken=token,
+        # Only what is used: a listing of many objects is then much smaller.
         fields='items(name,size,generation,crc32c),prefixes,nextPageToken',
         **query)
     for item in page.get('items', ()):

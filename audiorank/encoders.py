@@ -180,9 +180,11 @@ def features(name: str) -> Encoder:
     # A last token of fewer frames would be noisier than the others.
     x_BDT = x_BDT[:, :, :L * TOKEN_FRAMES]
     z_BLD = x_BDT.reshape(B, D, L, TOKEN_FRAMES).mean(3).transpose(0, 2, 1)
+    # The middle of each token.
     ms_L = TOKEN_FRAMES * 10. * (np.arange(L, dtype=np.float32) + .5)
     return z_BLD.astype(np.float32), np.broadcast_to(ms_L, z_BLD.shape[:2])
 
+  # The version too: another one of librosa may compute other values.
   about = {'kind': 'features', 'features': name, 'rate': config_lib.RATE,
            'width': FEATURES[name], 'step': None,
            'librosa': importlib.metadata.version('librosa')}
@@ -240,6 +242,7 @@ def weights(path: files.Path, step: int | None = None
     ValueError: damaged or foreign weights, or the hub cannot be reached.
   """
   kind, file, verified = 'dasheng', files.path(path), None
+  # A local file takes precedence over a repository of the same name.
   if not file.exists() and hub.NAME.fullmatch(str(path)):
     kind, folder = 'hub', hub.download(str(path), pretrained.FILES)
     config, params = pretrained.load_pretrained(folder)
@@ -271,6 +274,7 @@ def digest(config: config_lib.Config, params: Any) -> str:
   arrays, _ = jax.tree_util.tree_flatten_with_path(
       {kind: tree.get('encoder', tree) for kind, tree in params.items()})
   for path, x in arrays:
+    # A digest needs the bytes in one piece.
     x = np.ascontiguousarray(x)
     sha.update(f'{jax.tree_util.keystr(path)} {x.dtype} {x.shape}'.encode())
     sha.update(x.data)
@@ -299,6 +303,7 @@ def by_name(name: str, batch: int = 64,
     if not hub.NAME.fullmatch(source_name):
       raise ValueError(f'{name}: no such folder, and no hub id: expected '
                        'hf:owner/name or hf:FOLDER')
+    # Small files first: the type may be refused before gigabytes arrive.
     folder = hub.download(source_name, families.SMALL, families.EXTRA, revision)
   kind = families.model_type(folder, name)
   if kind == 'dasheng':
@@ -309,6 +314,7 @@ def by_name(name: str, batch: int = 64,
   # Before the weights are downloaded.
   families.check(folder, kind, name)
   if not local:
+    # safetensors if there are any: older repositories have only pickles.
     folder = hub.download(source_name, families.SAFE, families.EXTRA, revision)
     if not any(folder.glob('*.safetensors')):
       folder = hub.download(source_name, families.OLD, families.EXTRA, revision)
@@ -392,6 +398,7 @@ def module(name: str, path: str = '', batch: int = 64) -> Encoder:
                    'get_timestamp_embeddings'):
     if not callable(getattr(api, function, None)):
       raise ValueError(f'{name}: no function {function}, expected the HEAR API')
+  # A module may bring or download its own weights.
   if path:
     model = api.load_model(path)
   else:
@@ -464,6 +471,7 @@ def adapter(model: Any) -> tuple[Callable, Callable]:
 
 def to_numpy(x: Any) -> np.ndarray:
   """Returns an array or a tensor as numpy."""
+  # numpy refuses tensors that need gradients.
   if hasattr(x, 'detach'):
     x = x.detach().cpu()
   return np.asarray(x)
@@ -524,6 +532,7 @@ def source(api: types.ModuleType) -> str:
 
 def distributions(name: str) -> dict[str, str]:
   """Returns {distribution: version} of the package of a module."""
+  # Several distributions may share one name to import.
   names = importlib.metadata.packages_distributions().get(
       name.split('.')[0], [])
   return {d: importlib.metadata.version(d) for d in sorted(set(names))}

@@ -77,6 +77,7 @@ def task_paths(root: files.Path) -> dict[str, pathlib.Path]:
   Raises:
     FileNotFoundError, ValueError: no tasks there, or a damaged tar.
   """
+  # Both layouts name a task by its folder, so callers see no difference.
   packed = tars.find(root)
   if packed:
     return {folder.name: tars.unpacked(folder) for folder in packed}
@@ -164,6 +165,7 @@ def embeddings(encoder: encoders.Encoder, task: tasks.Task) -> dict[Any, Any]:
   Of a scene task {split: z_ND}, of an event task {file: (z_LD, ms_L)}; of an
   encoder of every layer {layer: these}.
   """
+  # Every layer comes from the same pass, so a clip is encoded once.
   out: dict[Any, dict[str, Any]] = {
       layer: {} for layer in encoder.layers or ('',)}
 
@@ -203,6 +205,8 @@ def cached_embeddings(encoder: encoders.Encoder, task: tasks.Task,
   prefixes = {layer: f'layer-{layer}/' for layer in encoder.layers}
 
   def flat(z: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    # The clips of a split are one array. Event files differ in length, so each
+    # has its own pair of arrays.
     if not event:
       return {f'{prefix}{split}': z_ND for split, z_ND in z.items()}
     return {f'{prefix}{part}/{file}': x for file, pair in z.items()
@@ -267,6 +271,7 @@ def sweep_protocol(root: files.Path) -> dict[str, Any]:
   if not (folders[0] / 'config.json').is_file():
     raise FileNotFoundError(f'{root}: no runs: expected <run_id>/config.json '
                             'in it')
+  # Settings are dicts, which a set cannot contain: compare digests.
   by_digest = {}
   for folder in folders:
     settings = protocol(records.load_config(folder))
@@ -302,6 +307,7 @@ def score(encoder: encoders.Encoder, folder: files.Path,
   began = time.monotonic()
   task = staged.load(folder, clip_rate(folder, encoder.rate))
   name = settings.get('protocol', 'hear')
+  # every_layer chooses what is embedded; the predictor has no such argument.
   arguments = {k: v for k, v in settings.items() if k != 'every_layer'}
   if name in probe.OTHERS:  # Before any audio is read.
     protocols.check(task, name)
@@ -309,6 +315,8 @@ def score(encoder: encoders.Encoder, folder: files.Path,
   more = {}
   if name == 'weighted' and not encoder.layers:  # Of features: one layer.
     z = {'final': z}
+  # 'weighted' mixes the layers itself and takes all at once; any other
+  # protocol scores them one by one.
   if encoder.layers and name != 'weighted':
     results = {layer: probe.evaluate(task, z[layer], **arguments)
                for layer in encoder.layers}
@@ -340,10 +348,12 @@ def layer_results(task: tasks.Task, results: Mapping[int | str, Any]
   rows = [{'layer': layer, **{name: result[name] for name in
                               ('score', 'low', 'high', 'valid')}}
           for layer, result in results.items()]
+  # Errors are negated, so that the best layer always has the largest value.
   sign = 1
   if not scores_lib.maximise(task.evaluation[0]):
     sign = -1
   value_K = np.array([sign * _number(row['valid']) for row in rows])
+  # np.argmax prefers NaN to every number, so NaN becomes -inf.
   best = rows[int(np.argmax(np.where(np.isnan(value_K), -np.inf, value_K)))]
   return {'layers': rows,
           'best': {**best, 'result': results[best['layer']]}}
@@ -373,6 +383,7 @@ def feature_score(name: str, folder: files.Path,
   record = files.read_cached(path, files.read_json)
   if record is not None:
     return record
+  # Does not wait for the lock: two processes would compute one record twice.
   with contextlib.ExitStack() as stack:
     try:
       # On a disk even if the cache is on a bucket, which has no locks.
@@ -412,6 +423,7 @@ def run(workdir: files.Path, config: config_lib.Config,
   if step is None:
     step = checkpoint.steps(workdir / 'checkpoints')[-1]
   jobs = [(f'hear.{folder.name}', folder, '') for folder in folders]
+  # A run of 0 steps is the untrained baseline.
   if not config.train.steps:
     jobs += [(f'features.{name}.{folder.name}', folder, name)
              for name in encoders.FEATURES for folder in folders]
@@ -462,6 +474,7 @@ def is_current(path: pathlib.Path, folder: files.Path,
   except ValueError as error:
     logging.warning('%s; it is computed again', error)
     return False
+  # All three: with other settings, clips or code the score would differ.
   return (record.get('settings') == config_lib.plain(settings)
           and record.get('task_sha256') == staged.fingerprint(folder)
           and record.get('version') == probe.VERSION)
@@ -502,6 +515,7 @@ def identity(record: Mapping[str, Any]) -> dict[str, Any]:
                   'protocol': value['result']['protocol'],
                   'settings': value['result']['settings']}
     elif key == 'rank':
+      # Which fields there are, not their values: those are results.
       out[key] = sorted(value)
     elif key == 'encoder':
       # Checksums that were lost or restored make it no other evaluation.
@@ -536,6 +550,7 @@ def scores(model: tuple[Any, Any, Any] | encoders.Encoder | files.Path,
     FileNotFoundError, ValueError: no such model or task, an unknown protocol.
   """
   layer = 'final'
+  # The weights of the mix are trained, so every layer is needed.
   if protocol == 'weighted':
     layer = 'all'
   if isinstance(model, (str, os.PathLike)):
@@ -596,6 +611,7 @@ def corpus_rank(encoder: encoders.Encoder, corpus: data.Corpus, clips: int,
     root: the cache's folder, or ''.
   """
   def compute() -> dict[str, np.ndarray]:
+    # Seed 0 for every encoder: RankMe is compared on the same clips.
     wave_NS, source_N = data.sample(
         corpus, clips, int(round(seconds * corpus.rate)), 0)
     waves: Any = wave_NS
@@ -655,6 +671,7 @@ def untrained(config: config_lib.Config,
     config: of the run.
     wave_NS: int16 clips.
   """
+  # One compiled program: op by op, the initialisers take much longer.
   state = jax.jit(lambda key: train_state.init(config, key))(
       jax.random.key(config.seed))
   if config.train.calibrate_batch_norm:

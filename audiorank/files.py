@@ -175,6 +175,7 @@ def replacing(target: Path, sync: bool = True) -> Iterator[pathlib.Path]:
     if sync:
       with open(part, 'rb') as file:
         os.fsync(file.fileno())
+    # Atomic on POSIX: a reader sees the old file or the new one.
     os.replace(part, target)
   except OSError as error:
     # A failed write (a full disk) does not name the file, or names the
@@ -202,9 +203,11 @@ def check_writable(target: Path, field: str = '') -> None:
   try:
     if target.is_dir():
       raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    # The nearest folder that exists: the others would be created in it.
     folder = target.parent
     while not folder.exists():
       folder = folder.parent
+    # A file without a name: nothing is left, even after a kill.
     with tempfile.TemporaryFile(dir=folder):
       pass
   except OSError as error:
@@ -242,6 +245,7 @@ def update_json(target: Path, change: Callable[[Any], Any]) -> Any:
     # A lock of its own, since the file itself is replaced.
     with open(target.with_name(f'.{target.stem}.lock'), 'a',
               encoding='utf-8') as file:
+      # Waits, unlike `lock`: the change of a small file is soon over.
       fcntl.flock(file, fcntl.LOCK_EX)
       tree = change(read_json(target) if target.exists() else None)
       write_json(target, tree)
@@ -250,6 +254,7 @@ def update_json(target: Path, change: Callable[[Any], Any]) -> Any:
   # On a bucket no lock: read, change, and write on condition that nobody else
   # has written since.
   store = bucket.Leased(target)
+  # Compare and swap: repeated until no other write comes between.
   while True:
     data, generation = store.read()
     tree = change(parse_json(data, target) if data else None)
@@ -271,7 +276,9 @@ def guard(folder: Path, check: Callable[[], None] | None) -> None:
 
 def check_guards(target: Path) -> None:
   """Ends the process if another may have the lease of the target's folder."""
+  # A copy, as another thread may add or remove a guard meanwhile.
   for folder, check in list(_guards.items()):
+    # With the slash: runs/1 is also how runs/10 begins.
     if os.fspath(target).startswith(f'{folder}/'):
       check()
 
@@ -283,6 +290,7 @@ def write_json(target: Path, tree: Any) -> None:
 
 def json_text(tree: Any) -> str:
   """Returns a tree as `write_json` writes it."""
+  # Keys in order: equal trees give equal files.
   return json.dumps(_finite(tree), indent=1, sort_keys=True,
                     allow_nan=False) + '\n'
 
@@ -335,6 +343,7 @@ def read_regular(source: Path) -> bytes:
 
 def check_regular(source: Path) -> None:
   """Raises OSError for a path that exists and is no regular file."""
+  # Follows links, so a link to a regular file is one.
   mode = os.stat(source).st_mode
   if not stat.S_ISREG(mode):
     raise OSError(f'{source}: a folder, device or pipe: expected a file')
@@ -342,6 +351,7 @@ def check_regular(source: Path) -> None:
 
 def one_line(error: object) -> str:
   """Returns the text of another library's error as one short line."""
+  # Some libraries put a whole request and its headers into an error.
   text = ' '.join(str(error).split()) or type(error).__name__
   if len(text) > 200:
     return text[:200] + ' ...'
@@ -356,6 +366,7 @@ def parse_json(data: bytes, source: Path) -> Any:
   """
   try:
     return json.loads(data.decode('utf-8'))
+  # Python's parser recurses once a level, up to a limit.
   except RecursionError:
     raise ValueError(f'{source}: not a JSON file of ours (nested too deeply)'
                      ) from None
@@ -370,6 +381,7 @@ def read_lines(source: Path) -> list[Any]:
   A process that was killed leaves half a line at the end.
   """
   rows = []
+  # Split before decoding: a line cut within a character spoils no other.
   for line in read_regular(source).split(b'\n'):
     with contextlib.suppress(ValueError):
       row = parse_json(line, source)
@@ -403,6 +415,7 @@ class Lines:
     """Appends text."""
     if not is_on_bucket(self._target):
       self._file.write(text)
+      # What has reached the kernel survives a kill of this process.
       self._file.flush()
       return
     self._text += text
@@ -488,6 +501,7 @@ def names(folder: Path) -> set[str]:
     from audiorank import bucket
     objects, folders = bucket.entries(folder)
     return {*objects, *folders}
+  # A folder deleted by another process just now is an empty one.
   try:
     return set(os.listdir(folder))
   except (FileNotFoundError, NotADirectoryError):
@@ -503,6 +517,7 @@ def mapped(function: Callable[[Any], Any], inputs: Iterable[Any],
     inputs: its arguments.
     place: a path that says whether the files are on a bucket.
   """
+  # An object costs a round trip, so many at a time save time.
   if is_on_bucket(place):
     from audiorank import bucket
     return bucket.in_parallel(function, inputs)
@@ -518,6 +533,7 @@ def read_many(sources: Iterable[Path]) -> list[bytes]:
 def read_part(source: Path, begin: int, end: int) -> bytes:
   """Returns the bytes of a file from begin to end - 1."""
   source = path(source)
+  # A range request, as the object may be gigabytes.
   if is_on_bucket(source):
     from audiorank import bucket
     return bucket.read_part(source, begin, end)
@@ -542,6 +558,7 @@ def move(source: Path, target: Path) -> None:
   if is_on_bucket(source):
     source.replace(target)
   else:
+    # Unlike os.replace, also from one file system to another.
     shutil.move(source, target)
 
 
@@ -606,6 +623,7 @@ def send(source: Path, folder: Path, last: str = '') -> None:
 
   def put(name):
     there = stored.get(name)
+    # By content: a local file has no generation to compare.
     if there is None or there.crc32c != bucket.file_crc32c(source / name):
       bucket.upload(source / name, folder / name)
 
@@ -625,6 +643,8 @@ def lock(file: IO[Any]) -> None:
     BlockingIOError: another process has the lock.
     OSError: the file system has no locks, such as a mounted bucket.
   """
+  # Not lockf: closing any other descriptor of the file in this process would
+  # release its lock.
   fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
@@ -645,6 +665,7 @@ def cache_folder(kind: str) -> pathlib.Path:
 
 def temporary_cache() -> pathlib.Path:
   """Returns a folder of this machine for the cache of a user."""
+  # One folder a user: another user's could not be written.
   user = os.getuid() if hasattr(os, 'getuid') else 0
   return pathlib.Path(tempfile.gettempdir(), f'audiorank-{user}')
 

@@ -146,6 +146,7 @@ def rank_lines(fields: Mapping[str, Any]) -> list[str]:
       out.append(measure_line(name, value, centred.get(name, math.nan)))
   for name, value in fields.get('directions', {}).items():
     out.append(measure_line(name, value))
+  # JSON has no NaN: an undefined measure is None in the record.
   for name, number in fields.get('neighbourhood', {}).items():
     if number is None:
       number = math.nan
@@ -248,6 +249,7 @@ def score_lines(record: Mapping[str, Any], encoder: str = '') -> list[str]:
     if not math.isnan(row['chance']):
       chance = f", chance {row['chance']:.4f}"
     name, about = '', ''
+    # What all measures of a task share is printed once, in its first row.
     if i == 0:
       name = encoder or record['task']
       about = result['protocol']
@@ -289,6 +291,7 @@ def check() -> None:
                         or _CLAMP.value != 'clip'):
     raise ValueError('--step, --layer and --clamp are for our checkpoints and '
                      'cannot be combined with --module')
+  # Encoders of transformers have no steps, no masks and no log-mel of ours.
   if named() and (_STEP.value is not None or _CLAMP.value != 'clip'
                   or _VIEWS.value):
     raise ValueError('--step, --clamp and --views are for our checkpoints and '
@@ -312,6 +315,7 @@ def encoder(settings: Mapping[str, Any]) -> Any:
     return encoders.module(_MODULE.value, _CHECKPOINT.value or '',
                            _BATCH.value)
   layer: int | str = _LAYER.value
+  # RankMe alone needs only the layer that was asked for.
   if _TASKS.value and settings['protocol'] == 'weighted':
     layer = 'all'
   if _LAYER.value.isdigit():
@@ -327,6 +331,8 @@ def protocol() -> dict[str, Any]:
     FileNotFoundError, ValueError: --like is no sweep, --shots no numbers.
   """
   from audiorank import evaluate
+  # The weakest first: defaults, then the settings of a sweep, then flags.
+  # hear-eval-kit also tries 8 settings by default.
   settings: dict[str, Any] = {'protocol': 'hear', 'grid_points': 8}
   own = own_run()
   if _LIKE.value:
@@ -370,6 +376,7 @@ def main(argv: list[str]) -> None:
     return
   check()
   from audiorank import evaluate
+  # Before the work, whose results would otherwise be lost.
   evaluate.check_out(_OUT.value)
   record = {'versions': embedding_cache.versions()}
   if _EMBEDDINGS.value:
@@ -449,6 +456,7 @@ def corpus_record(model: Any, cache: str) -> dict[str, Any]:
       'path': _CORPUS.value, 'sha256': corpus.sha256, 'clips': _CLIPS.value,
       'seconds': _SECONDS.value}}
   if _VIEWS.value:
+    # From the checkpoint itself: an Encoder embeds whole clips, unmasked.
     out['views'] = evaluate.views_of(
         _CHECKPOINT.value, model.about['step'], corpus, _CLIPS.value,
         _SECONDS.value, _VIEWS.value, _BATCH.value)

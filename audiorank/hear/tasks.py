@@ -147,6 +147,7 @@ def _metadata(folder: pathlib.Path) -> dict[str, Any]:
   if not out['evaluation']:
     raise ValueError(f'{path}: evaluation names no score')
   for split in out['splits']:
+    # A split is a folder's name; '../x' must not lead out of the task.
     if pathlib.PurePath(split).name != split:
       raise ValueError(f'{path}: splits: {split!r} is no name of a folder')
   if (out['embedding_type'], out['prediction_type']) == ('event', 'multiclass'):
@@ -183,6 +184,7 @@ def _names(path: pathlib.Path, field: str, value: Any) -> tuple[str, ...]:
 
 def _is_number(value: Any) -> bool:
   """Returns whether a value of a JSON file is a finite number."""
+  # Not isinstance: a bool is an int to it. NaN fails both comparisons.
   return type(value) in (int, float) and -LONGEST < value < LONGEST
 
 
@@ -226,6 +228,7 @@ def checksum(folders: Iterable[files.Path]) -> str:
     described.append([folder.resolve().name, [
         [name, hashlib.sha256(data).hexdigest()]
         for name, data in zip(names, contents)]])
+  # In the order of names, whatever the order of the arguments.
   return files.digest(sorted(described))
 
 
@@ -246,10 +249,12 @@ def audio(task: Task, split: str) -> Iterator[tuple[str, np.ndarray]]:
   """
   for name, path, source in zip(task.files[split], task.paths[split],
                                 _sources(task.paths[split])):
+    # Filled by decode.blocks while it is read.
     about: dict[str, Any] = {}
     try:
       parts = list(decode.blocks(source, task.rate, about=about))
     except ValueError as error:
+      # The bytes of an object have no name, so the path is added.
       if str(path) in str(error):
         raise
       raise ValueError(f'{path}: {error}') from error
@@ -317,6 +322,7 @@ def folds(task: Task) -> list[tuple[tuple[str, ...], str, str]]:
   """
   if not task.kfold:
     return [(('train',), 'valid', 'test')]
+  # Sorted as text, as in the kit: fold10 comes before fold2.
   names = sorted(task.splits)
   out = []
   for i, test in enumerate(names):
@@ -331,6 +337,8 @@ def _json(path: pathlib.Path, kind: type) -> Any:
   Raises:
     FileNotFoundError, ValueError: it is missing or not like this.
   """
+  # json takes the last of two equal keys: the labels of a clip would be lost
+  # without a word.
   twice: list[str] = []
 
   def tree(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -383,6 +391,7 @@ def _vocabulary(path: pathlib.Path) -> tuple[str, ...]:
                      for row in rows):
     raise ValueError(f'{path}: expected a header idx,label and one row a label')
   try:
+    # Of two rows with one idx the first is lost here, and noticed below.
     by_index = {int(row['idx']): row['label'] for row in rows}
   except (TypeError, ValueError):
     raise ValueError(
@@ -433,6 +442,7 @@ def _groups(path: pathlib.Path, names_of: dict[str, tuple[str, ...]]
   if not path.is_file():
     return None
   rows = _rows(path)
+  # The table is optional, so another file of this name is no error.
   if not rows or not {'file', 'group'} <= set(rows[0]):
     return None
   group_of: dict[str, str] = {}
@@ -466,6 +476,7 @@ def _scene_targets(described: pathlib.Path, names: Sequence[str],
     if not isinstance(own, list):
       raise ValueError(f'{described}: {name} has {type(own).__name__}, '
                        'expected a list of labels')
+    # A label may be a number in JSON, such as a pitch; the vocabulary is text.
     for label in map(str, own):
       if label not in column:
         raise ValueError(f'{described}: {name} has label {label!r}, which '
@@ -497,6 +508,8 @@ def _events(described: pathlib.Path, name: str, entries: Any,
   if not isinstance(entries, list):
     raise ValueError(f'{described}: {name} has {type(entries).__name__}, '
                      'expected a list of events')
+  # Annotations may be of the uncut recording: an event may end after its clip,
+  # but not begin after it.
   latest = LONGEST
   if seconds is not None:
     latest = 1000 * seconds * (1 + LENGTH_SLACK)

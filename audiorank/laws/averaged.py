@@ -90,6 +90,7 @@ class Averaged(NamedTuple):
   @property
   def sd(self) -> float:
     """Standard deviation of a run by its seed."""
+    # The variance of a mixture of equal means is the mean of the variances.
     each_HM = np.stack([part.sd_M ** 2 for part in self.parts])
     return math.sqrt(float(np.sum(self.weight_HM * each_HM)))
 
@@ -101,9 +102,12 @@ def confounded(x_NA: np.ndarray, group_N: np.ndarray) -> list[int]:
     x_NA: inputs, positive.
     group_N: from 0 up.
   """
+  # In logarithms, as ratios of inputs matter to a power law.
   u_NA = _centered(np.log(x_NA), group_N)
   out: list[int] = []
   for a in range(u_NA.shape[1]):
+    # Compared with inputs that are not in `out` already: of two that go
+    # together, one is named and the other stays.
     if _explained(u_NA[:, a], np.delete(u_NA, [a, *out], 1)):
       out.append(a)
   return out
@@ -113,6 +117,7 @@ def _centered(v_NP, group_N):
   """Returns values less the mean of their group."""
   size_G = np.bincount(group_N)
   mean_GP = np.zeros((len(size_G), v_NP.shape[1]))
+  # Not +=, which adds only one of several rows with the same index.
   np.add.at(mean_GP, group_N, v_NP)
   return v_NP - (mean_GP / size_G[:, None])[group_N]
 
@@ -148,6 +153,7 @@ def fit(inputs: Mapping[str, Any], score: Any, groups: Any) -> Averaged:
     raise ValueError(f'{names[alone[0]]} does not vary by itself: expected '
                      'runs that differ in it alone')
   data = _configurations(names, x_NA, np.asarray(score, float), group_N)
+  # Of the means about the law, and of the runs about their mean.
   free = len(data.y_K) - len(np.unique(data.group_K)) - len(names) + data.free
   if free < LEAST_FREE:
     raise ValueError(f'{len(data.y_K)} comparable configurations: expected at '
@@ -160,9 +166,12 @@ def _configurations(names, x_NA, y_N, group_N):
   key_NB = np.column_stack([group_N, x_NA])
   _, first, label_N = np.unique(key_NB, axis=0, return_index=True,
                                 return_inverse=True)
+  # numpy 2.0 gives the inverse one axis more than other versions do.
   label_N = label_N.ravel()
   n_K = np.bincount(label_N).astype(float)
   y_K = np.bincount(label_N, y_N) / n_K
+  # At the geometric mean, u is 0 and its slope in log x is 1 for every
+  # exponent: so coefficients of different exponents can be compared.
   middle_A = np.exp(np.log(x_NA).mean(0))
   return Data(names, middle_A, x_NA[first] / middle_A, y_K, n_K,
               group_N[first], float(np.sum((y_N - y_K[label_N]) ** 2)),
@@ -171,6 +180,7 @@ def _configurations(names, x_NA, y_N, group_N):
 
 def _averaged(data):
   """Returns the models of every deviation."""
+  # Of configurations alone: repeated seeds say nothing about a product.
   own = len(data.y_K) - len(np.unique(data.group_K)) - len(data.names)
   pairs = ()
   if own > 1:
@@ -179,6 +189,7 @@ def _averaged(data):
   parts = tuple(_posterior(data, pairs, column_MP, *deviation)
                 for deviation in DEVIATIONS)
   log_HM = np.stack([part.log_weight_M for part in parts])
+  # Divided by the largest, as the likelihoods themselves underflow.
   weight_HM = np.exp(log_HM - log_HM.max())
   return Averaged(data, pairs, column_MP, parts, weight_HM / weight_HM.sum())
 
@@ -207,6 +218,8 @@ def columns(x_QA: np.ndarray,
   """
   log_QA1 = np.log(x_QA)[..., None]
   e_E = np.array(EXPONENTS)
+  # expm1, as 1 - x^-e loses all digits for small e. np.where computes both
+  # branches everywhere, hence errstate.
   with np.errstate(all='ignore'):
     u_QAE = np.where(e_E == 0, log_QA1, -np.expm1(-log_QA1 * e_E) / e_E)
   out = [u_QAE.reshape(len(x_QA), -1)]
@@ -219,7 +232,9 @@ def _models(A, pairs):
   """Returns the columns of every model, (M, A + 1): inputs, then a product."""
   E = len(EXPONENTS)
   e_MA = np.array(list(itertools.product(range(E), repeat=A)))
+  # The column of exponent e of input a is a E + e.
   main_MA = e_MA + E * np.arange(A)
+  # Models without a product first: they point at the column of zeros.
   products = [np.full(len(e_MA), A * E + len(pairs) * E * E)]
   products += [A * E + i * E * E + e_MA[:, a] * E + e_MA[:, b]
                for i, (a, b) in enumerate(pairs)]
@@ -236,6 +251,7 @@ def _likeness(data, x_RA, x_QA, length):
   apart_RQA = (np.log(x_RA)[:, None] - np.log(x_QA)) / span_A
   if not length:
     return (np.abs(apart_RQA).max(2) < 1e-9) * 1.
+  # The squared exponential covariance.
   return np.exp(-.5 * np.sum(apart_RQA ** 2, 2) / length ** 2)
 
 
@@ -246,8 +262,11 @@ def _posterior(data, pairs, column_MP, variance, length):
   if pairs:
     has_product_M = column_MP[:, A] < column_MP.max()
   same_KK = data.group_K[:, None] == data.group_K
+  # Covariance of mean scores over the variance of a run: 1 / n by the seeds,
+  # and the deviation, which groups do not share.
   root_KK = np.linalg.cholesky(np.diag(1 / data.n_K) + (
       variance * same_KK * _likeness(data, data.x_KA, data.x_KA, length)))
+  # Generalised least squares: this makes the errors independent.
   white_KK = np.linalg.inv(root_KK)
   # The levels are projected out of what has independent errors of one size.
   level_KG = white_KK @ (data.group_K[:, None] == np.arange(G))
@@ -256,6 +275,7 @@ def _posterior(data, pairs, column_MP, variance, length):
   both -= q_KG @ (q_KG.T @ both)
   u_KC, y_K = both[:, :-1], both[:, -1]
   # Inner products of all columns once; models only choose among them.
+  # Columns of length 1, so that JITTER is relative to all of them.
   norm_C = np.linalg.norm(u_KC, axis=0)
   norm_C[norm_C < 1e-12] = 1.
   u_KC = u_KC / norm_C
@@ -265,7 +285,10 @@ def _posterior(data, pairs, column_MP, variance, length):
   side_MP = (u_KC.T @ y_K)[column_MP]
   inverse_MPP = np.linalg.inv(gram_MPP + JITTER * np.eye(A + 1))
   beta_MP = np.einsum('mpq,mq->mp', inverse_MPP, side_MP)
+  # |y|^2 - beta X'y is the residual sum of squares of the means; that between
+  # runs of a configuration is added.
   rest_M = y_K @ y_K - np.sum(beta_MP * side_MP, 1) + data.error
+  # By rounding, an exact fit could leave less than 0.
   rest_M = np.maximum(rest_M, 1e-12 * (y_K @ y_K + 1e-12))
   count, P_M = len(y_K) - G + data.free, A + has_product_M
   free_M = np.maximum(count - P_M, 1)
@@ -274,6 +297,8 @@ def _posterior(data, pairs, column_MP, variance, length):
   prior_M = np.where(has_product_M, 1. / max(len(pairs), 1), 1.)
   if variance:
     prior_M = 2 * prior_M / (len(DEVIATIONS) - 1)
+  # The restricted likelihood at its best sd, BIC's penalty for the
+  # coefficients, and the determinants of the covariance and of the levels.
   log_M = (np.log(prior_M) - free_M / 2 * np.log(rest_M)
            - P_M / 2 * math.log(count) - np.log(np.diag(root_KK)).sum()
            - np.log(np.abs(np.diag(r_GG))).sum())
@@ -302,6 +327,7 @@ def values(law: Averaged, points: Mapping[str, Any], group: int = 0,
   x_QA = np.stack([np.asarray(points[name], float) for name in data.names],
                   1) / data.middle_A
   weight_H = law.weight_HM.sum(1)
+  # Each deviation costs a factorisation at the points.
   weight_H = np.where(weight_H < LEAST_WEIGHT, 0., weight_H)
   count_H = rng.multinomial(draws, weight_H / weight_H.sum())
   out = [_drawn(law, h, x_QA, group, count_H[h], rng, noise)
@@ -313,8 +339,10 @@ def _drawn(law, h, x_QA, group, draws, rng, noise):
   """Returns `draws` laws with the deviation h at some points, (draws, Q)."""
   data, part, (variance, length) = law.data, law.parts[h], DEVIATIONS[h]
   weight_M = law.weight_HM[h] / law.weight_HM[h].sum()
+  # First a model by its weight, then its sd, then its coefficients.
   model_S = rng.choice(len(weight_M), draws, p=weight_M)
   free_S = part.free_M[model_S]
+  # sd^2 is a scaled inverse chi-square, so coefficients follow Student's t.
   sd_S = part.sd_M[model_S] * np.sqrt(free_S / rng.chisquare(free_S))
   normal_SP = rng.standard_normal((draws, part.beta_MP.shape[1]))
   beta_SP = part.beta_MP[model_S] + sd_S[:, None] * np.einsum(
@@ -322,9 +350,11 @@ def _drawn(law, h, x_QA, group, draws, rng, noise):
   # Each draw by its own columns, as one product of all columns.
   beta_SC = np.zeros((draws, law.column_MP.max() + 1))
   np.put_along_axis(beta_SC, law.column_MP[model_S], beta_SP, 1)
+  # The column of zeros needs no coefficient.
   beta_SC[:, -1] = 0.
   left_SK = data.y_K - beta_SC @ columns(data.x_KA, law.pairs).T
   spread_GK = part.level_GK @ part.root_KK
+  # Levels given the coefficients: the rest, averaged, with its error.
   level_SG = left_SK @ part.level_GK.T + sd_S[:, None] * (
       rng.standard_normal((draws, len(data.y_K))) @ spread_GK.T)
   v_SQ = beta_SC @ columns(x_QA, law.pairs).T + level_SG[:, group, None]
@@ -339,6 +369,7 @@ def _drawn(law, h, x_QA, group, draws, rng, noise):
   left_SK = np.linalg.solve(
       part.root_KK, (left_SK - level_SG[:, data.group_K]).T).T
   v_SQ += left_SK @ white_KQ
+  # Covariance of a Gaussian process given the data.
   own_QQ = variance * (_likeness(data, x_QA, x_QA, length)
                        + SMOOTH * np.eye(len(x_QA))) - white_KQ.T @ white_KQ
   return v_SQ + sd_S[:, None] * (
@@ -366,6 +397,7 @@ def with_points(law: Averaged, points: Mapping[str, Any], scores: Any,
     if len(same):
       # A run more of a configuration: mean and sum of squares move with it.
       k = same[0]
+      # Welford's update of a sum of squares (1962).
       error += n_K[k] / (n_K[k] + 1) * (y - y_K[k]) ** 2
       y_K[k] += (y - y_K[k]) / (n_K[k] + 1)
       n_K[k] += 1

@@ -48,6 +48,7 @@ def read(paths: Iterable[files.Path]) -> list[Record]:
   out = []
   for path in map(files.path, paths):
     if path.is_dir():
+      # Sorted, as file systems list in different orders.
       inside = sorted(p for p in files.walk(path) if p.suffix == '.json')
       if not inside:
         raise FileNotFoundError(f'{path}: no .json in it, expected records of '
@@ -70,6 +71,7 @@ def record_of(path: pathlib.Path) -> Record:
     record = files.read_json(path)
   except ValueError as error:
     raise ValueError(f'{path}: no JSON: {error}') from None
+  # Every record of launch.evaluate has versions; other JSON has not.
   if not isinstance(record, dict) or 'versions' not in record or not (
       'rank' in record or scores(record)):
     raise ValueError(f'{path}: no record of launch.evaluate, which has '
@@ -79,6 +81,7 @@ def record_of(path: pathlib.Path) -> Record:
 
 def scores(record: Record) -> dict[str, Record]:
   """Returns {task: its record}, without those of features."""
+  # Features are stored under TASK.FEATURES, so their key is not the task's.
   return {name: value for name, value in record.items()
           if isinstance(value, dict) and 'task_sha256' in value
           and value['task'] == name}
@@ -87,6 +90,8 @@ def scores(record: Record) -> dict[str, Record]:
 def name_of(record: Record) -> str:
   """Returns the name of a record's encoder."""
   encoder = record.get('encoder', {})
+  # A model has a checkpoint or a module; features and files of embeddings have
+  # neither.
   name = encoder.get('checkpoint') or encoder.get('module')
   if name is None:
     name = encoder.get('features') or record.get('embeddings', {}).get('file')
@@ -107,8 +112,10 @@ def table(records: Sequence[Record]) -> pd.DataFrame:
   """
   out = []
   for record in records:
+    # As text: block numbers and 'final' are keys of the same dict.
     ranks = {str(f['layer']): f['rank'] for f in layers_of(record)}
     about = record.get('encoder', {})
+    # By layer and protocol: scores of two protocols have no common mean.
     sums: dict[tuple[str, str], list[float]] = {}
     for task, one in scores(record).items():
       for row in score_rows(one):
@@ -124,6 +131,7 @@ def table(records: Sequence[Record]) -> pd.DataFrame:
                     'score': number(float(np.mean(values))), 'interval': '',
                     'measure': 'mean', 'clips': '', 'protocol': protocol,
                     **described(ranks.get(layer, {}), about)})
+    # A record of --corpus alone has RankMe of its layers, but no tasks.
     if not sums:
       out += [{'encoder': name_of(record), 'task': '', 'layer': layer,
                'score': '', 'interval': '', 'measure': '', 'clips': '',
@@ -143,6 +151,7 @@ def layers_of(record: Record) -> list[Record]:
 def score_rows(one: Record) -> list[dict[str, Any]]:
   """Returns a row for every layer of a task's record."""
   result = one['result']
+  # A record of one layer has its score in the result alone.
   layers = one.get('layers') or [{
       'layer': 'final', 'score': result['score'], 'low': result['low'],
       'high': result['high']}]
@@ -169,6 +178,7 @@ def described(rank: Record, about: Record) -> dict[str, Any]:
           'RankMe clips': rank.get('n', ''), 'width': about.get('width', ''),
           'parameters': about.get('parameters', ''),
           'licence': about.get('licence') or '',
+          # 12 digits of a commit's hash identify it.
           'revision': (about.get('revision') or '')[:12]}
 
 
@@ -199,6 +209,7 @@ def page(records: Sequence[Record]) -> str:
   if len(sizes) > 1:
     lead.append(f'RankMe grows with the clips ({", ".join(sizes)}): compare '
                 'rows of equal numbers.')
+  # One file with its style and script, so that it can be sent alone.
   return ('<!doctype html><html lang="en"><meta charset="utf-8">'
           '<meta name="viewport" content="width=device-width, '
           'initial-scale=1"><meta name="color-scheme" content="light dark">'
@@ -243,6 +254,7 @@ def points(paths: Iterable[files.Path]) -> list[Point]:
       if 'rank' not in record or not scores(record):
         raise ValueError(f'{path}: a point needs a rank and a score: run '
                          'launch.evaluate with --corpus and --tasks')
+      # Raw, not centred: the law of the sweep is a law of the same.
       rank, of_tasks = record['rank']['rank'], scores(record)
       values = [one['result']['score'] for one in of_tasks.values()]
       if rank['value'] is None or None in values:
@@ -265,6 +277,7 @@ def points_of_table(path: pathlib.Path) -> list[Point]:
   out = []
   for _, row in data.iterrows():
     rank, score = float(row['rank']), float(row['score'])
+    # Written so that NaN, for which every comparison is false, fails too.
     if not (rank > 0 and math.isfinite(score)):
       raise ValueError(f'{path}: {row["name"]}: rank {rank:g} and score '
                        f'{score:g}, expected numbers, the rank above 0')
@@ -291,10 +304,13 @@ def placed(own: Sequence[Point], fit: laws.Fit | None, runs: pd.DataFrame,
            'score': number(point.score), 'law': '', 'law, interval': '',
            'on the law': 'no law is fitted'}
     if fit is not None:
+      # 'new': the interval of a further run with its noise, which is wider
+      # than that of the curve.
       value, low, high = (float(x[0]) for x in fit.predict(
           {fit.x[0]: np.array([point.rank])}, band='new'))
       row.update({'law': number(value), 'law, interval': between(low, high),
                   'on the law': verdict(point, low, high)})
+      # Outside the range of the runs, the law is an extrapolation.
       if not ranks.min() <= point.rank <= ranks.max():
         row['on the law'] += ', beyond the runs'
     row['compared'] = compared(point, tasks)
@@ -315,6 +331,7 @@ def verdict(point: Point, low: float, high: float) -> str:
 
 def compared(point: Point, tasks: pd.DataFrame) -> str:
   """Returns what of a point's score differs from the sweep's."""
+  # Tables of points do not name their tasks.
   if not point.tasks or not len(tasks):
     return 'tasks unknown'
   parts = []

@@ -90,6 +90,7 @@ def foreign(result: analysis.Analysis,
   if not own:
     return []
   last = result.study.tasks
+  # The table has every evaluation; the report compares finished runs.
   if len(last):
     last = last[last['step'] == last['steps']]
   return [html_parts.rows(
@@ -180,6 +181,7 @@ def data_size(result: analysis.Analysis) -> list[str]:
   out = []
   for x in ('hours_asked', 'params'):
     for y in ('score', 'rank'):
+      # functools.partial, as a lambda would see the last x and y of the loop.
       out.append(html_parts.drawing(
           functools.partial(drawn, x, y),
           f'{TITLES[y]} against {TITLES[x]}.'))
@@ -201,6 +203,7 @@ def together(result: analysis.Analysis) -> list[str]:
           functools.partial(figures.contours, fit),
           f'Lines of equal validation loss over size and {words}, by a '
           'separable power law.'))
+  # No empty box where nothing was drawn.
   return [f'<div class="grid">{"".join(plots)}</div>' * bool(plots),
           html_parts.listed(wording.joint_words(known))]
 
@@ -228,6 +231,7 @@ def tasks(result: analysis.Analysis) -> list[str]:
   table = result.study.tasks
   if not len(table):
     return []
+  # Evaluations before the end are left to the section of training.
   last = table[table['step'] == table['steps']]
   return [html_parts.drawing(lambda: figures.trained_untrained(last),
                              'Every run on every task.'),
@@ -252,6 +256,7 @@ def early(result: analysis.Analysis) -> list[str]:
   soon = result.early
   if soon.lacks:
     return [html_parts.listed(wording.early_words(result))]
+  # Colours of a single size would say nothing.
   family = None
   if soon.runs['size'].nunique() > 1:
     family = 'size'
@@ -282,6 +287,7 @@ def trouble(result: analysis.Analysis) -> list[str]:
   wrong, fit = result.diagnostics, result.fit
   out = [html_parts.listed(wording.trouble_words(result))]
   if fit:
+    # The rows that the law was fitted to, as sizes must match its residuals.
     above = study.above_baseline(result.study.trained)
     out.append(html_parts.drawing(
         lambda: figures.residuals(fit, 'rank', above['size'].to_numpy(),
@@ -323,6 +329,7 @@ def page(root: os.PathLike, sweep: records.Tables, title: str,
   # A section without content leaves the page and its list of links.
   parts = [(name, body) for name, body in sections(root, result, sweep, own)
            if any(body)]
+  # Links are numbers, so a title may have any character.
   nav = ' '.join(f'<a href="#s{i}">{html.escape(name)}</a>'
                  for i, (name, _) in enumerate(parts))
   body = ''.join(f'<h2 id="s{i}">{html.escape(name)}</h2>{"".join(inside)}'

@@ -18,6 +18,7 @@ from audiorank.report import wording
 
 # Clips per dimension below which RankMe of endless data is not told.
 ENDLESS = 8
+# Columns that runs are sorted by, the most important first.
 ORDER = ['width', 'depth', 'untrained', 'hours', 'mask_ratio']
 
 
@@ -48,6 +49,7 @@ def endless(row: Any, name: str, clips: float) -> str:
   It cannot from few clips, and no RankMe is larger than the width.
   """
   value = row.get(f'{name}_value_inf')
+  # A comparison with NaN is false, so unknown clips give a dash too.
   if value is None or not math.isfinite(value) or value > row['width'] or not (
       clips >= ENDLESS * row['width']):
     return numbers.DASH
@@ -55,6 +57,8 @@ def endless(row: Any, name: str, clips: float) -> str:
 
 
 def runs(result: analysis.Analysis, table: pd.DataFrame) -> str:
+  # Gains are of the analysis, which pairs each run with its own untrained
+  # network.
   """Returns the table of every run, the untrained ones among them."""
   both = pd.concat([result.study.trained, result.study.others])
   gains = {row['run_id']: row for _, row in both.iterrows()}
@@ -88,6 +92,7 @@ def score(row: Any) -> str:
   """Returns a score, with its interval where it has one."""
   text = numbers.number(row['score'])
   low, high = row.get('score_low'), row.get('score_high')
+  # The sum is finite only if both ends are.
   if low is None or high is None or not math.isfinite(low + high):
     return text
   return f'{text} [{low:.3f}, {high:.3f}]'
@@ -134,6 +139,7 @@ def layers(sweep: records.Tables) -> pd.DataFrame:
     sweep: its tables.
   """
   table = sweep.runs
+  # By number: as text, layer_10 would come before layer_2.
   number_of = lambda name: int(name.rsplit('_', 1)[1])
   ranks = sorted((c for c in table if re.fullmatch(r'rank_layer_\d+', c)),
                  key=number_of)
@@ -159,6 +165,7 @@ def layers(sweep: records.Tables) -> pd.DataFrame:
       cells['score, best layer'] = numbers.number(row['best_layer_score'],
                                                   '{:.3f}')
     shown.append(cells)
+  # Deeper models have columns that others lack.
   return pd.DataFrame(shown).fillna('')
 
 
@@ -308,6 +315,7 @@ def forecasts(table: pd.DataFrame) -> str:
                    f"[{numbers.short(row['low'])}, "
                    f"{numbers.short(row['high'])}]",
       'came out': numbers.short(row['observed']),
+      # NaN does not equal itself: no verdict without an observed value.
       'interval': verdicts[row['inside']] * bool(row['observed'] ==
                                                  row['observed']),
       'scaling': row['scaling']} for _, row in table.iterrows()]), kind='text')
@@ -315,6 +323,7 @@ def forecasts(table: pd.DataFrame) -> str:
 
 def events(table: pd.DataFrame) -> str:
   """Returns what went wrong with runs, by curve or by the monitor."""
+  # A kind of both tables gets the words for the curve, which come last.
   known = {**wording.ALARMS, **wording.EVENTS}
   return html_parts.rows(pd.DataFrame([{
       'run': row['name'],

@@ -113,6 +113,7 @@ def plain(several: tuple[Claim, ...]) -> str:
   out = []
   for one in several:
     lines = [f'{one.verdict}: {title(one)}', f'  {measured(one)}']
+    # A claim without a text has no line for it.
     lines += [f'  {text}' for text in (compared(one),) if text]
     lines += [f'  to decide: {text}' for text in (needed(one),) if text]
     out.append('\n'.join(lines))
@@ -121,6 +122,7 @@ def plain(several: tuple[Claim, ...]) -> str:
 
 def title(one: Claim) -> str:
   """Returns what a claim says."""
+  # Only titles with braces are of a family of changes.
   return TITLES[one.key].format(called(one.family))
 
 
@@ -135,6 +137,7 @@ def called(name: str) -> str:
 def size(one: Claim) -> str:
   """Returns on how much a claim rests."""
   text = count(one.configurations, 'configuration')
+  # One configuration with several seeds is several trainings.
   if one.trainings != one.configurations:
     text = f'{count(one.trainings, "training")} of {text}'
   return text
@@ -163,6 +166,7 @@ def slope_text(one: Claim) -> str:
 
 
 def _one_slope(one: Claim) -> str:
+  # NaN: too few families for a test.
   if math.isnan(one.p):
     return (f'{count(len(one.details["names"]), "thing")} varied one at a '
             f'time; {size(one)}')
@@ -190,6 +194,7 @@ def _within_width(one: Claim) -> str:
 
 
 def _slope(one: Claim) -> str:
+  # Confounded: this field changes only together with others.
   if one.needed and one.needed.kind == 'alone':
     return (f'{one.details["values"]} values, but no two configurations that '
             'differ in nothing else')
@@ -197,6 +202,8 @@ def _slope(one: Claim) -> str:
     return size(one)
   known = one.details
   text = f'{size(one)} in {count(known["groups"], "group")}'
+  # RankMe moves no further than seeds move it. The corrected slope is then
+  # unbounded, so the raw one is shown. spread and seeds are in doublings.
   if one.needed and one.needed.kind == 'moves':
     return (f'{text}; RankMe differs by {tenth(2 ** known["spread"] - 1)} '
             f'within groups and by {tenth(2 ** known["seeds"] - 1)} between '
@@ -385,6 +392,7 @@ MEASURED = {'one_slope': _one_slope, 'within_width': _within_width,
 
 def sentence(text: str) -> str:
   """Returns a text with a capital letter."""
+  # Not str.capitalize, which would turn RankMe into rankme.
   return text[:1].upper() + text[1:]
 
 
@@ -399,6 +407,7 @@ def listed(names: Iterable[str], last: str = 'and') -> str:
 def _compared_width(one: Claim) -> str:
   if not one.rivals:
     return ''
+  # The only rival of a slope at equal width is the slope across widths.
   rival, = one.rivals
   return (f'slope across sizes {signed(rival.value)} (permutation p '
           f'{p_value(one.details["across_permuted"])}); difference '
@@ -424,6 +433,7 @@ def ends(low: float, high: float) -> str:
 
 def differing(rivals: tuple[Rival, ...]) -> str:
   """Returns which rivals differ significantly from RankMe."""
+  # decided is negative where the rival is significantly better.
   better = [rival.name for rival in rivals if rival.decided < 0]
   worse = [rival.name for rival in rivals if rival.decided > 0]
   return (f'significantly better than RankMe: {listed(better) or "none"}; '
@@ -447,6 +457,7 @@ def _compared_law(one: Claim) -> str:
     return ''
   known = one.details
   sure = 'not significantly lower'
+  # By the lower end of the interval of the gain over the mean score.
   if known['better_low'] > 0:
     sure = 'significantly lower'
   return (f'cross-validated error {short(known["left_out"])}, of the mean '
@@ -459,6 +470,7 @@ def _compared_samples(one: Claim) -> str:
   ratio = lambda gap: f'{100 * gap / one.estimate:+.0f} %'.replace('-', '−')
   each = ', '.join(f'{rival.name} [{ratio(rival.low)}, '
                    f'{ratio(rival.high)}]' for rival in one.rivals
+                   # The sum is finite only if both ends are.
                    if math.isfinite(rival.low + rival.high))
   return each and f'change of the error from the whole corpus: {each}'
 
@@ -562,6 +574,7 @@ def opening(result: analysis.Analysis) -> list[str]:
 def phrases(result: analysis.Analysis, verdict: str,
             most: int = 3) -> list[str]:
   """Returns the decided claims in a few words each, the main ones first."""
+  # Claims without a phrase appear in the table of claims alone.
   words = SHORT[verdict]
   mine = [one for one in result.claims
           if one.verdict == verdict and one.key in words]
@@ -580,6 +593,7 @@ def phrases(result: analysis.Analysis, verdict: str,
 
 
 def _width_better(one: Claim) -> str:
+  # The claim fails only if some rival is better, so there is a first.
   best = [rival for rival in one.rivals if rival.decided < 0][0]
   pairs = one.details['rival_pairs'][best.name]
   return (f'RankMe at {percent(one.details["share"])} of training orders the '
@@ -599,10 +613,12 @@ def _unequal(one: Claim) -> str:
 
 
 def _size_first(one: Claim) -> str:
+  # Follows 'What does not hold: that', so it names those that do better.
   return ('RankMe predicts the score better than '
           + listed([rival.name for rival in one.rivals if rival.decided < 0]))
 
 
+# A phrase is a text, or a function of the claim.
 SHORT: dict[str, dict[str, Any]] = {
     numbers_of.HOLDS: {
         'one_slope': lambda one: f'a doubling of RankMe is worth '
@@ -625,6 +641,7 @@ SHORT: dict[str, dict[str, Any]] = {
         'growth': lambda one: f'RankMe grows in training by '
                               f'{change(one.estimate)}',
         'bound': 'little data stops larger models from scoring higher'},
+    # The claims as they stand: 'What does not hold: that' precedes them.
     numbers_of.FAILS: {
         'one_slope': _unequal,
         'within_width': lambda one: f'at equal width a higher RankMe goes '
@@ -738,11 +755,13 @@ def law_words(result: analysis.Analysis) -> list[str]:
     assert result.lacks is not None  # law.fit returns a law or what it lacks.
     return [f'No law is fitted. Needed: {needed_text(result.lacks)}.']
   out = [f'Q = Q_inf − a R^−b: {measured(one)}. {sentence(compared(one))}.']
+  # A score ends at its ceiling, so a limit above it shows no saturation.
   if result.study.bounded and one.high > one.details['ceiling']:
     out.append('These runs do not show where the score saturates.')
   if one.details['span'] < law_of.NARROW:
     out.append(f'RankMe spans {one.details["span"]:.2f} decades; Q_inf is '
                f'rarely identified below {law_of.NARROW}.')
+  # As b tends to 0 with a b constant, the law tends to a line in log R.
   if not math.isfinite(one.details['b_high']) or one.details['b_low'] <= 1e-3:
     out.append('The exponent is not identified either: a straight line in '
                'log RankMe describes these runs as well.')
@@ -774,11 +793,13 @@ def form_words(table: pd.DataFrame) -> list[str]:
   """Returns which form of law has the lowest cross-validated error."""
   if not len(table):
     return []
+  # loo: the leave-one-out error, which some forms may lack.
   known = table.dropna(subset=['loo'])
   if len(known) < 2:
     return []
   name = lambda row: f'{row["law"].replace("_", "-")} law'
   best, second = known.iloc[0], known.iloc[1]
+  # Akaike's criterion, corrected for small samples (Hurvich and Tsai, 1989).
   chosen = known.loc[known['aicc'].idxmin()]
   text = (f'Of the {len(known)} forms compared, the {name(best)} has the '
           f'lowest cross-validated error ({best["loo"]:.3g}; next: the '
@@ -795,6 +816,7 @@ def width_words(trained: pd.DataFrame) -> list[str]:
     return []
   part = []
   for width, rows in trained.groupby('width'):
+    # A correlation of few runs, or of equal values, says nothing.
     if len(rows) >= law_of.FEWEST and rows['rank'].nunique() > 1 and (
         rows['score'].nunique() > 1):
       inside = ranking.spearman(rows['rank'], rows['score'])
@@ -826,6 +848,8 @@ def early_words(result: analysis.Analysis) -> list[str]:
       f'other predictors they lose: {choosers(saved)}.')
   noise = next(c for c in result.claims if c.key == 'noise')
   if math.isfinite(noise.estimate):
+    # The difference of two independent runs has sqrt(2) times the standard
+    # deviation of one; 1.96 of these are 95 %.
     out.append('The scores of two seeds may differ by '
                f'{short(1.96 * math.sqrt(2) * noise.estimate)}: smaller '
                'differences are not significant.')
@@ -889,6 +913,7 @@ def event_words(events: pd.DataFrame) -> list[str]:
     out.append('No run collapsed, dipped, spiked or diverged, by its curve or '
                'by the monitor.')
   for kind, rows in events.groupby('kind', sort=False):
+    # An alarm may repeat at every evaluation: count a run once.
     rows = rows.drop_duplicates('run_id')
     what = EVENTS.get(kind) or ALARMS.get(kind) or kind.replace('_', ' ')
     which = f'{len(rows)} runs'
@@ -934,12 +959,14 @@ def checklist(result: analysis.Analysis) -> dict[str, str]:
     values = sorted(trained[name].unique())
     return f'{text} ' + ', '.join(f'{v:g}' for v in values)
 
+  # Negated, so that a run whose gain is NaN counts as behind too.
   behind = int((~(trained['gain'] > 0)).sum())
   metrics = []
   if len(tasks):
     metrics = sorted(tasks['metric'].unique())
   names = [name for name in KNOBS if name in trained]
   knobs = ', '.join(tried(name, KNOBS[name]) for name in names)
+  # If sizes were tuned over other values, size is confounded with tuning.
   same = all(trained.groupby('size')[name].agg(frozenset).nunique() == 1
              for name in names)
   also = 'not the same for all sizes'
@@ -990,6 +1017,7 @@ def gain_words(result: analysis.Advice) -> list[str]:
     text = (f'Doubling {growth} ({amount(one.axis, one.start)} to '
             f'{amount(one.axis, one.end)}): expected score '
             f'{signed(one.value)} {interval(one.low, one.high, 1.)}')
+    # Up to 1 % above the largest run is rounding, no extrapolation.
     if one.beyond > 1.01:
       text += f', {one.beyond:.2g} times beyond the largest tried'
     out.append(f'{text}.')
@@ -1064,6 +1092,7 @@ def advice_words(result: analysis.Advice) -> str:
     lacks = result.lacks or Needed('scaling_runs', 4)
     return ('these runs say nothing about size, hours or steps; needed: '
             f'{needed_text(lacks)}')
+  # By the expected gain; its significance is stated beside it.
   top = max(known, key=lambda one: one.value)
   sure = 'not significantly different from 0'
   if top.low > 0:
@@ -1106,11 +1135,13 @@ def forecast_verdict(table: pd.DataFrame) -> list[str]:
     table: of analysis.forecast.compared.
   """
   runs = table['run_id'].nunique()
+  # Runs that are not finished have no observed value yet.
   scored = table.dropna(subset=['observed'])
   out = [f'{count(runs, "forecast")} of {len(table)} quantities'
          f'; {len(scored)} can be compared with their run so far, and '
          f'{int(scored["inside"].sum())} of these lie within their 95 % '
          'interval.']
+  # A forecast that was edited afterwards is no forecast.
   edited = table[~table['intact']]['run_id'].unique()
   if len(edited):
     out.append(f'Changed after it was written: {listed(edited)}.')
@@ -1144,6 +1175,7 @@ def valley_text(row: pd.Series) -> str:
   """Returns the best size at one budget."""
   text = (f'At {row["flops"]:.3g} FLOPs, {row["points"]:.0f} runs: the '
           'validation loss is least at ')
+  # A minimum at an end of the range is only a bound of the minimum.
   if not row['inside']:
     return (f'{text}the smallest or the largest size: the best lies outside '
             'the sizes tried.')
@@ -1158,6 +1190,7 @@ def bound_text(known: joint.Joint) -> str:
   """Returns the size beyond which more parameters stop helping."""
   bound, law = known.bound, known.hours
   assert bound is not None and law is not None
+  # Of the most audio that was tried; less audio binds earlier.
   hours = max(law.data['hours_asked'])
   if bound.refused:
     return (f'No size is shown beyond which {hours:.3g} h of audio stop larger '

@@ -60,6 +60,7 @@ def _read_marker(folder: pathlib.Path, asked: dict[str, Any]
 
 
 def _is_int(value: Any, least: int) -> bool:
+  # A bool is an int to Python.
   return (isinstance(value, int) and not isinstance(value, bool)
           and value >= least)
 
@@ -95,6 +96,7 @@ def _map(function: Callable[[Any], None], items: Sequence[Any],
       bar.step(n)
 
   try:
+    # For a few items, starting processes takes longer than the work.
     if workers == 1 or len(items) < 16:
       for item in items:
         function(item)
@@ -127,6 +129,7 @@ def _call(function: Callable[[Any], None], items: Sequence[Any]) -> int:
 
 def _write_recording(out: pathlib.Path, seed: int, index: int) -> None:
   path = out / recordings.name(index)
+  # Under its final name a file is complete.
   if not path.is_file():
     _write_wave(path, recordings.make(seed, index), 'FLAC')
 
@@ -165,6 +168,7 @@ def write_audio(out: str | os.PathLike, hours: float, seed: int,
     ValueError: wrong arguments, or a folder with another seed or more hours.
   """
   _check(seed, workers)
+  # The comparison refuses NaN as well.
   if isinstance(hours, bool) or not isinstance(hours, (int, float)) or not (
       0 < hours < float('inf')):
     raise ValueError(f'hours: found {hours!r}, expected a positive number')
@@ -179,6 +183,7 @@ def write_audio(out: str | os.PathLike, hours: float, seed: int,
     return out
   for category in recordings.CATEGORIES:
     (out / category).mkdir(parents=True, exist_ok=True)
+  # All of them: those that are there are skipped at once.
   _map(functools.partial(_write_recording, out, seed), range(wanted), workers,
        progress, 'synthetic dataset: recordings')
   samples = sum(recordings.length(seed, i) for i in range(wanted))
@@ -194,6 +199,7 @@ def _write_clip(seed: int, item: tuple) -> None:
   folder, task, split, index = item
   path = folder / str(RATE) / split / f'{index:05d}.wav'
   aside = path.with_suffix('.json')
+  # Both, as an interrupt may come between the two.
   if not (path.is_file() and aside.is_file()):
     wave_S, labels = tasks_lib.make(seed, task, split, index)
     _write_wave(path, wave_S, 'WAV')
@@ -253,13 +259,17 @@ def _finish(partial: pathlib.Path, folder: pathlib.Path, name: str,
       'evaluation': list(task.evaluation), 'mode': 'full',
       'splits': list(clips), 'sample_rates': [RATE],
       'label_count': len(task.labels)}
+  # The grid of HEAR's DCASE 2016 task, which hear-eval-kit searches on the
+  # validation split.
   if task.embedding == 'event':
     metadata['evaluation_params'] = {'event_postprocessing_grid': {
         'median_filter_ms': [250], 'min_duration': [125, 250]}}
   _write_json(partial / 'task_metadata.json', metadata)
+  # By now they are in the file of their split.
   for aside in partial.glob(f'{RATE}/*/*.json'):
     aside.unlink()
   os.replace(partial, folder)
+  # The last task that is finished removes the hidden folder.
   if not any(partial.parent.iterdir()):
     partial.parent.rmdir()
 

@@ -55,6 +55,7 @@ def plan(configs: dict[str, Any], topology: str, price: float = 0.,
   piece = slices.parse(topology)
   jax.config.update('jax_platforms', 'cpu')  # Nothing runs on an accelerator.
   configs = {p: records.frozen(records.plain(c)) for p, c in configs.items()}
+  # From here on, an empty effort stands for no compiler.
   if not compiler.available():
     effort = ''
   points, chosen = {}, {}
@@ -83,6 +84,7 @@ def plan(configs: dict[str, Any], topology: str, price: float = 0.,
     for point, config in divides.items():
       points[point].update(by_hand(config, piece, chosen[point]))
   for known in points.values():
+    # Points that do not fit have no time.
     if known.get('seconds'):
       hours = known['steps'] * known['seconds'] * piece.chips / 3600
       known.update(chip_hours=hours, cost=hours * price)
@@ -110,6 +112,8 @@ def by_hand(config: Any, piece: slices.Slice, layout: layouts.Layout
   """
   # The only communication counted is a ring all-reduce of the gradient.
   gradient = programs.gradient_bytes(config)
+  # A ring sends each byte once to reduce and once to gather, less the n-th
+  # that a device owns.
   wire = 2 * gradient * (piece.chips - 1) / piece.chips
   return {'arguments': programs.state_bytes(config, layout.fsdp),
           'gradient': gradient,
@@ -150,6 +154,7 @@ def _compiled(config: Any, layout: layouts.Layout, piece: slices.Slice,
   out = {**facts(config, piece, layout), 'fits': bool(result.bound)}
   if result.bound:
     return {**out, **step, **_times(result.bound)}
+  # The peak if it compiled, or else what the compiler says it needs.
   out['needed'] = step.get('peak') or step['needed']
   out['remedies'] = [_remedy(r) for r in layouts.remedies(
       config, piece, effort)]
@@ -203,12 +208,14 @@ def _programs(points: dict[str, Any], chosen: dict[str, layouts.Layout],
         'moved': sum(c['bytes'] for c in
                      answer.get('collectives', {}).values()),
         'largest_gather': answer.get('largest_gather', 0),
+        # 4 bytes a float32: what a gather of all of them would move.
         'embeddings': 4 * spec.get('clips', 0) * spec.get('width', 0)})
   return rows
 
 
 def gb(n: float) -> str:
   """Returns bytes as text, in GB."""
+  # Beyond 100 GB, hundredths say nothing.
   if n < 1e11:
     return f'{n / 1e9:.2f}'
   return f'{n / 1e9:.0f}'
@@ -258,6 +265,7 @@ def table(plan: dict[str, Any]) -> str:
 def _row(point: str, known: dict[str, Any], plan: dict[str, Any]
          ) -> dict[str, Any]:
   """Returns a point's row of the table, as texts."""
+  # All of them, so that their order does not depend on the first point.
   blank = dict.fromkeys((
       'args', 'temp', 'peak', *KINDS, 'other', 'matrix', 'HBM', 'links', 'MFU',
       'chip-h'), '')
@@ -275,6 +283,7 @@ def _row(point: str, known: dict[str, Any], plan: dict[str, Any]
       'chip-h': f"{known['chip_hours']:,.0f}"})
   if plan['price']:
     row['cost'] = f"{known['cost']:,.0f}"
+  # Without the compiler only the gradient's all-reduce is known.
   if 'peak' not in known:
     return {**row, 'all-reduce': gb(known['gradient'])}
   collectives = known['collectives']
@@ -299,6 +308,7 @@ def _notes(known: dict[str, Any], piece: slices.Slice) -> Iterator[str]:
   elif known.get('rematerialised'):
     yield TORN
   part = known.get('part')
+  # Only where a smaller part is cheaper than the whole slice.
   if part and part['side_by_side'] > 1:
     yield (f"fewest chip-hours on {part['slice']} ({part['clips']:g} clips per "
            f"chip): {part['chip_hours']:,.0f}, MFU at most {part['mfu']:.0%} "
