@@ -110,6 +110,7 @@ class MetricWriter:
   def flush(self) -> Row | None:
     """Checks all steps so far and writes the last row; before a save."""
     row = self._write_pending()
+    # Steps after the last row have no row, but must be finite all the same.
     if self._unchecked:
       self._check_finite(self._unchecked[-1][0])
     return row
@@ -169,6 +170,7 @@ class MetricWriter:
     # last step is finite, the others are too, and need not be fetched.
     if not self.config.train.max_skipped_steps and is_finite(steps[-1][1]()):
       return
+    # In order, so that the first that is not finite is named.
     for step, fetch in steps:
       numbers = fetch()
       if not is_finite(numbers):
@@ -177,6 +179,7 @@ class MetricWriter:
   def _on_nonfinite(self, step, numbers):
     """Notes a step as skipped, or raises Diverged."""
     # The stream is a function of the step: the clips can still be named.
+    # `step` counts steps done, so its own batch is that of step - 1.
     names = data.clip_names(
         self.subset, batch=self.config.train.batch,
         samples=config_lib.crop_samples(self.config.data.crop_seconds),
@@ -186,6 +189,8 @@ class MetricWriter:
     most, limit = self.config.train.max_skipped_steps, ''
     if most:
       limit = f'; train.max_skipped_steps {most} are used up'
+    # Only an update that train_step left out itself counts as skipped; any
+    # other has spoilt the parameters.
     if not numbers.get('skipped') or len(self.skipped) >= most:
       raise Diverged(
           f"{why}, clips {', '.join(names[:4])} ...{limit}",
@@ -235,6 +240,7 @@ class Throughput:
     self._name, self._batch, self._flops = name, batch, flops
     self._peak = flops_lib.peak(jax.devices()[0].device_kind)
     self._devices, self._step = devices, step
+    # Monotonic, as the wall clock may be set during a run.
     self._start = time.monotonic()
     self._paused = self._waited = 0.
     self._compiled, self._warned = False, False
@@ -271,6 +277,7 @@ class Throughput:
         'tflops': clips * self._flops['total'] / 1e12,
         'encoder_tflops': clips * self._flops['encoder'] / 1e12, 'mfu': None}
     if self._peak:
+      # Model FLOPs utilisation as defined for PaLM (arXiv 2204.02311).
       rates['mfu'] = clips * self._flops['total'] / (
           self._peak * self._devices)
     # The first row's time is that of compilation.

@@ -73,6 +73,7 @@ def frontier(fit: Any) -> str:
   """
   from audiorank import laws
   budgets = laws.table.numbers('--budgets', _BUDGETS.value)
+  # Compute = FLOPS_PER x size x data: the data that a budget leaves a size.
   optimal = laws.scaling.frontier(
       fit, budgets, lambda C, N: C / (_FLOPS_PER.value * N),
       compute=f'{_FLOPS_PER.value:g} FLOPs per {fit.x[0]} and {fit.x[1]}')
@@ -118,6 +119,7 @@ def print_claims(result: Any) -> None:
   if _SLOPES.value:
     draw = figures.slopes(result.claims).figure
     draw.savefig(_SLOPES.value, dpi=150)
+  # Nothing else is printed, so that the output can go into a file.
   if _MARKDOWN.value:
     print(wording.markdown(result.claims))
     return
@@ -168,6 +170,7 @@ def of_sweeps(roots: list[str]) -> None:
   """Writes the report of sweeps, and their tables where --publish asks."""
   from audiorank import records
   from audiorank import report
+  # The joined sweep lies in it until its report is written.
   with tempfile.TemporaryDirectory() as folder:
     root = roots[0]
     if len(roots) > 1:
@@ -191,6 +194,7 @@ def main(argv: list[str]) -> None:
     raise ValueError('--points needs --workdir, the sweep that they join')
   if _OUT.value and _TABLE.value:
     raise ValueError('--out is for --workdir and --board')
+  # Before any fit, so that a folder that is missing fails at once.
   for flag in (_FIGURE, _SLOPES):
     if flag.value:
       files.check_writable(flag.value, f'--{flag.name}')
@@ -219,6 +223,7 @@ def main(argv: list[str]) -> None:
   print_claims(result)
   # A law goes through the runs above their baseline, as in the report.
   if (result.fit or _X.value) and not _MARKDOWN.value:
+    # Runs of one configuration are not independent of each other.
     print_law(study.above_baseline(result.study.trained),
               groups or 'configuration')
 

@@ -127,6 +127,7 @@ def advise(rows: study.Study, budget: float | None = None,
     budget: FLOPs of one run; None for twice those of the best configuration.
     hours: of audio that there are; None for the most that a run knows of.
   """
+  # Tables of other versions may lack columns.
   missing = [name for name in ('params', 'flops', 'hours_asked', 'steps',
                                'score') if name not in rows.trained]
   if len(rows.trained) and missing:
@@ -149,6 +150,8 @@ def advise(rows: study.Study, budget: float | None = None,
 
 def first_need(needs: dict[str, claims.Needed]) -> claims.Needed:
   """Returns what to do first: more runs along an axis that is varied."""
+  # max takes the first of the highest key: an axis that lacks only runs, if
+  # there is one.
   return max(needs.values(), key=lambda one: one.kind == 'scaling_runs')
 
 
@@ -182,6 +185,8 @@ def settings(trained: pd.DataFrame, fields: tuple[str, ...],
     return own
   deep = study.numbers(trained, (*same, 'depth'))
   x_N1 = trained[['params']].to_numpy(float)
+  # Only where size still varies within groups: without that, no law of size
+  # could be fitted.
   if averaged.confounded(x_N1, own) or averaged.confounded(x_N1, deep):
     return own
   return deep
@@ -201,6 +206,7 @@ def scaling(trained: pd.DataFrame, fields: tuple[str, ...], hours: float
   group_N = settings(trained, fields)
   needs: dict[str, claims.Needed] = {}
   axes = list(AXES)
+  # Within a group, as every group has its own level.
   for axis in AXES:
     if trained.groupby(group_N)[AXES[axis]].nunique().max() < 2:
       needs[axis] = claims.Needed('vary', names=(axis,))
@@ -216,6 +222,7 @@ def scaling(trained: pd.DataFrame, fields: tuple[str, ...], hours: float
     law = averaged.fit({axis: trained[AXES[axis]] for axis in axes},
                        trained['score'], group_N)
   except ValueError:
+    # Coefficients, degrees of freedom and levels.
     enough = len(axes) + averaged.LEAST_FREE + len(set(group_N))
     for axis in axes:
       needs[axis] = claims.Needed('scaling_runs', enough)
@@ -239,6 +246,7 @@ def step_flops(rows: pd.DataFrame) -> tuple[float, float]:
     slope, constant = np.polyfit(n_K, c_K, 1, w=1 / c_K)
     if slope > 0 and constant >= 0:
       return float(constant), float(slope)
+  # Else in proportion to size, by the geometric mean.
   return 0., float(np.exp(np.mean(np.log(c_K / n_K))))
 
 
@@ -269,8 +277,11 @@ def gain(known: Scaling, axis: str) -> Gain:
   end, times = 2 * origin[axis], 2.
   if axis == 'size':
     constant, per = known.batch_flops
+    # Twice the compute at equal steps: solves constant + per N' = 2 (constant
+    # + per N) for N'.
     end = (2 * (constant + per * first.params) - constant) / per
   elif axis == 'hours':
+    # More audio at the same number of steps costs no compute.
     times = 1.
   moved = {**origin, axis: end}
   inputs = {name: np.array([origin[name], moved[name]])
@@ -305,6 +316,7 @@ def candidates(known: Scaling, budget: float,
     low, high = rows['hours_asked'].min(), max(known.hours, first.hours)
     hours = np.geomspace(low, min(high, REACH * rows['hours_asked'].max()),
                          ALONG // 2)
+    # With the hours of the start, which the range may not contain.
     hours = np.unique(np.append(hours, first.hours))
   out = []
   for params, cost in sizes[['params', 'step_flops']].to_numpy(float):
@@ -315,6 +327,7 @@ def candidates(known: Scaling, budget: float,
       if most < least:
         continue
       steps = np.unique(np.floor(np.geomspace(least, most, ALONG)))
+    # The slack is for rounding: a run may cost just the budget.
     out += [(params, h, t, t * cost) for h in hours for t in steps
             if t * cost <= budget * (1 + 1e-9)]
   return pd.DataFrame(out, columns=['params', 'hours_asked', 'steps', 'flops'])
@@ -419,6 +432,8 @@ def to_decide(known: Scaling, axis: str, table: pd.DataFrame, budget: float,
     most: runs at most.
   """
   one = gain(known, axis)
+  # Two more points, the start and its doubling: from the same draws as the
+  # candidates, so that their covariance with the gain is known.
   ends = {name: np.append(table[AXES[name]].to_numpy(float), [
       getattr(known.start, COLUMN[name])] * 2) for name in known.axes}
   ends[axis][-1] = one.end
@@ -458,6 +473,8 @@ def _narrowing(v_SQ, gain_S, flops_Q, budget, sd, power, most):
     left -= flops_Q[at]
     # What is left of each draw once the run is known, in expectation.
     y_S = v_SQ[:, at]
+    # Whitaker and Hamill's ensemble square root filter (2002): draws shrink so
+    # far that their variance is that of the posterior.
     part = 1 - math.sqrt(sd ** 2 / own_Q[at])
     square = max(float(np.mean(y_S ** 2)), 1e-18)
     gain_S = gain_S - part * y_S * (np.mean(y_S * gain_S) / square)
@@ -485,6 +502,7 @@ def widths_after(known: Scaling, several: list[Point], seed: int = 0
   now = {axis: width(gain(known, axis)) for axis in known.axes}
   after: dict[str, list[float]] = {axis: [] for axis in known.axes}
   for s in rng.choice(len(v_SQ), FUTURES, replace=False):
+    # An outcome: what one law expects, and the noise of a run.
     scores = v_SQ[s] + known.law.sd * rng.standard_normal(len(several))
     later = known._replace(law=averaged.with_points(
         known.law, inputs, scores, known.group))

@@ -16,6 +16,7 @@ from audiorank.export import pretrained
 from audiorank.report import numbers
 from audiorank.report import wording
 
+# The hub reads the kind of the model from this YAML.
 HEAD = '''---
 library_name: audiorank
 pipeline_tag: feature-extraction
@@ -82,6 +83,7 @@ def size(model: Any) -> str:
 
 def run_of(about: dict[str, Any]) -> pathlib.Path | None:
   """Returns the folder of the run of a checkpoint, or None."""
+  # Weights of others have no run, and so no records.
   if about.get('kind') != 'audiorank':
     return None
   folder, _ = checkpoint.find(about['checkpoint'])
@@ -124,6 +126,7 @@ def rank(workdir: pathlib.Path, step: int) -> list[str]:
   if step not in by_step:
     return []
   rows = []
+  # Step 0 is there only if the untrained network was measured.
   for at in sorted({0, step} & set(by_step)):
     when = f'step {at}'
     if at == 0:

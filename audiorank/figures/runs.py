@@ -24,6 +24,7 @@ def _halves(runs: pd.DataFrame,
   """Returns the last rows of trained runs, and untrained networks."""
   style.need(runs, *names)
   whole = runs.dropna(subset=list(names))
+  # Tables of others may lack both: then every row is a finished run.
   blank = pd.Series(False, whole.index)
   untrained = whole.get('untrained', blank).astype(bool)
   final = whole.get('final', ~blank).astype(bool)
@@ -65,6 +66,7 @@ def rank_score(runs: pd.DataFrame, fit: laws.Fit | None = None,
     y.append(np.array([score]))
   if fit is not None:
     x = np.r_[runs['rank'].to_numpy(float), [one[0] for one in others]]
+    # A logarithmic axis has no place for 0.
     x = x[np.isfinite(x) & (x > 0)]
     fits.curve(ax, fit, fit.x[0], low=x.min(), high=x.max() * 1.1)
     handles.append(style.line(
@@ -91,6 +93,7 @@ def _scatter(ax: style.Axes, table: pd.DataFrame, x: str, y: str,
   if len(kinds) > len(style.MARKERS):
     kinds = []  # More rates than markers: no marker stands for two.
   handles = []
+  # NaN: one marker for all.
   for i, mask in enumerate(kinds or [np.nan]):
     here, text = np.full(len(table), True), 'trained'
     if kinds:
@@ -131,6 +134,7 @@ def against(runs: pd.DataFrame, x: str = 'hours', y: str = 'score',
   ax = ax or style.axes()
   trained, untrained = _halves(runs, y)
   style.need(runs, x)
+  # The axis is logarithmic.
   trained = trained[trained[x] > 0]
   handles = _scatter(ax, trained, x, y)
   if _join(ax, trained, x, y):
@@ -157,6 +161,7 @@ def _join(ax: style.Axes, trained: pd.DataFrame, x: str, y: str) -> bool:
   joined = False
   if not same:
     return joined
+  # pandas would leave out groups in which a column has no value.
   for _, part in trained.groupby(same, dropna=False):
     part = part.sort_values(x)
     if part[x].nunique() > 1:
@@ -175,6 +180,7 @@ def _levels(ax: style.Axes, trained: pd.DataFrame, untrained: pd.DataFrame,
   levels = untrained.groupby('params')[y].mean()
   rgba: Any = [style.GREY] * len(levels)
   if len(levels) > 1:
+    # The same scale of colours as that of the trained runs.
     scale = style.shades(pd.concat([trained['params'], untrained['params']]))
     rgba = scale.to_rgba(levels.index.to_numpy(float))
   for level, color in zip(levels, rgba):

@@ -124,6 +124,7 @@ def _objects(audio: pathlib.Path, skip: pathlib.Path) -> list[File]:
   below = files.stats(audio)
   if not below:
     return [File(audio.name, audio, audio.stat().st_size)]
+  # With the slash: another folder may begin with the same letters.
   out = f'{os.fspath(skip)}/'
   return [File(name, audio / name, size)
           for name, (size, _) in sorted(below.items())
@@ -221,6 +222,7 @@ def fingerprint(entries: Iterable[Entry]) -> str:
   digest = hashlib.sha256()
   for entry in entries:
     # Sizes but no contents: hashing a whole corpus would take hours.
+    # repr keeps fields apart: no two listings give the same text.
     digest.update(repr((entry.file, entry.size, entry.source,
                         entry.refused)).encode())
   return digest.hexdigest()
@@ -252,6 +254,8 @@ def shares(entries: list, target: int = 64, smallest: int = 2**20,
 
 def printable(name: str) -> str:
   """Returns a name as valid UTF-8; file systems allow any bytes."""
+  # Names that are not UTF-8 arrive with surrogates (PEP 383), which a strict
+  # encoder refuses.
   return name.encode('utf-8', 'backslashreplace').decode()
 
 
@@ -279,7 +283,9 @@ def _is_part(name: str) -> bool:
     return False
   archive = stem.rpartition('.')[2] in ('tar', 'gz', 'tgz', 'zip', '7z', 'rar',
                                         'zst', 'xz', 'bz2')
+  # A single digit would rather be a version.
   digits = last.isdigit() and len(last) >= 2
+  # As `split` names its parts: aa, ab, ...
   letters = len(last) == 2 and last.isalpha() and last[0] in 'abc'
   rar = last == 'rar' and stem.rpartition('.')[2].startswith('part') and (
       stem.rpartition('.')[2][4:].isdigit())
@@ -322,6 +328,7 @@ def _first_bytes(path: pathlib.Path) -> bytes:
       return files.read_part(path, 0, archives.SNIFFED)
     with open(path, 'rb') as file:
       return file.read(archives.SNIFFED)
+  # A bucket that does not answer is no file without sound.
   except files.StoreError:
     raise
   except OSError:
@@ -361,6 +368,7 @@ def _walk(root: pathlib.Path, skip: pathlib.Path) -> list[File]:
         pending.append(path)
       else:
         out.append(File(path.relative_to(root).as_posix(), path, 0))
+  # Sorted, as file systems list in different orders.
   return sorted(out)
 
 
@@ -419,6 +427,8 @@ def _of_tar(file: File, path: pathlib.Path | str, most: int) -> tuple[
   entries: list[Entry] = []
   others: Others = []
   places: dict[str, int] = {}  # Label -> its position in entries.
+  # Members whose first bytes decide: neither sound by their names nor certain
+  # to be none.
   look = lambda inner: not _is_sound(inner) and (
       _ending(inner.rpartition('/')[2]) not in PLAIN)
   try:
@@ -428,6 +438,7 @@ def _of_tar(file: File, path: pathlib.Path | str, most: int) -> tuple[
             member.name, functools.partial(bytes, member.head))))
         continue
       label = printable(f'{name}/{member.name}')
+      # The folder of the tar gives the category, or else the first one in it.
       folder = outer or printable(member.name).rpartition('/')[0]
       if label in places:
         # Extracting the tar would keep the later one.
@@ -474,6 +485,7 @@ def _of_parquet(file: File) -> tuple[list[Entry], Others]:
     # Rows without a name of their own are called by number.
     if not inner or times[inner] > 1:
       inner = f'{number:07d}'
+    # A name in the manifest must not lead out of a folder.
     inner = '/'.join(p for p in printable(inner).split('/')
                      if p not in ('', '.', '..'))
     folder = outer or inner.rpartition('/')[0]
@@ -487,6 +499,7 @@ def _of_parquet(file: File) -> tuple[list[Entry], Others]:
 def _begins_like_sound(path: pathlib.Path, rows: list) -> bool:
   """Returns whether one of the first values is a sound file."""
   # A column `audio` may also contain tokens or numbers.
+  # Shared by the reads below: values of one page follow each other.
   page: dict = {}
   with stored.open_file(path) as file:
     for _, place in rows[:16]:

@@ -28,6 +28,8 @@ from launch.benches import fake_gcs
 from launch.benches import timing
 
 PINNED = True
+# The largest is 272,500 hours in records of 30 s, as many hours as the
+# official Dasheng was trained on.
 SIZES = (10**4, 10**6, 32_700_000)
 QUICK = (10**4, 10**5)
 RATE, SECONDS, CLIPS, BATCH = 16_000, 10., 256, 64
@@ -104,12 +106,14 @@ def made_up(root: pathlib.Path, count: int) -> None:
   folder = root / 'index'
   folder.mkdir(parents=True)
   (root / 'shards').mkdir()
+  # Rounded up: 4,096 records a shard.
   shards = -(-count // 4096)
   column = lambda name, kind, values: np.asarray(values, kind).tofile(
       folder / f'{name}.bin')
   record_R = np.arange(count, dtype=np.int64)
   # Lengths, recordings and categories that repeat: written as arrays, without a
   # loop over records.
+  # At 16 kHz 480,000 samples are 30 s; some records are 1 to 6 s shorter.
   column('samples', '<i4', 480_000 - record_R % 7 * 16_000)
   column('start', '<i8', record_R % PER_SOURCE * 480_000)
   column('shard', '<i4', record_R // 4096)
@@ -142,8 +146,10 @@ def made_up(root: pathlib.Path, count: int) -> None:
 def _names(folder: pathlib.Path, name: str, count: int, each: int) -> None:
   """Writes names of 24 letters, every one `each` times."""
   with open(folder / f'{name}.bin', 'wb') as file:
+    # A million names at a time, which take 24 MB.
     for begin in range(0, count, 2**20):
       block = np.arange(begin, min(begin + 2**20, count)) // each
+      # Decimal digits as ASCII, in which 48 is '0'.
       digits = block[:, None] // 10 ** np.arange(9, -1, -1) % 10 + 48
       text = np.empty((len(block), 24), np.uint8)
       text[:] = np.frombuffer(b'recording-0000000000.wav', np.uint8)
@@ -178,6 +184,8 @@ def reading(folder: pathlib.Path, quick: bool,
   _write_inputs(folder, clips)
   readers: dict[str, Callable[[], Any]] = {}
   for key, what in STORES.items():
+    # Of every store, also one that --only leaves out: int16 is a rival of the
+    # others.
     readers[key] = reader(folder, key, str(folder), clips)
     rivals = _rivals(key, folder, clips)
     if key != 'int16':
@@ -235,6 +243,7 @@ def long_record(folder: pathlib.Path, repeats: int) -> timing.Row:
   from audiorank import data
   from audiorank import prepare
   (folder / 'long').mkdir()
+  # White noise, on which FLAC saves least.
   wave_S = .1 * np.random.default_rng(0).standard_normal(600 * RATE)
   soundfile.write(folder / 'long' / 'one.flac', wave_S, RATE)
   prepare.run(folder / 'long', folder / 'of-long', store='flac', workers=1,
@@ -242,6 +251,7 @@ def long_record(folder: pathlib.Path, repeats: int) -> timing.Row:
   read = data.folder.reader(data.load(folder / 'of-long'), resident=False)
   content = (folder / 'long' / 'one.flac').read_bytes()
   count = 10
+  # The latest crop of 10 s ends with the record.
   starts = np.random.default_rng(1).integers(0, 590 * RATE, count)
   return per_core(timing.turns(
       LONG, lambda: [read(0, int(s), 10 * RATE) for s in starts],
@@ -260,6 +270,7 @@ def on_bucket(folder: pathlib.Path, readers: dict[str, Callable[[], Any]],
   from audiorank import files
   try:
     with fake_gcs.running() as url:
+      # gcsfs finds an emulator by a variable of the environment.
       os.environ.update(fake_gcs.environment(url))
       for name in ('tars', 'parquet', *(f'of-{key}' for key in chosen)):
         files.send(folder / name, f'gs://bucket/{name}')

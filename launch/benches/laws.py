@@ -55,12 +55,15 @@ def points() -> tuple[dict[str, Any], str]:
     raw = pd.read_csv(folder / 'epoch_chinchilla_svg.csv')
     # Besiroglu et al. leave out the five points of highest loss too.
     raw = raw.sort_values('loss').iloc[:-5]
+    # C = 6 N D: six FLOPs a parameter and token (Kaplan et al., 2020).
     n = raw['Model Size'].to_numpy()
     return {'N': n, 'D': raw['Training FLOP'].to_numpy() / (6 * n),
             'loss': raw['loss'].to_numpy()}, 'points of Besiroglu et al.'
   rng = np.random.default_rng(0)
   n = np.exp(rng.uniform(np.log(6e7), np.log(1.6e10), 240))
   d = np.exp(rng.uniform(np.log(1e18), np.log(3e21), 240)) / (6 * n)
+  # Near the estimates of Besiroglu et al. Noise of heavy tails, as in their
+  # data, is the reason for a Huber loss.
   loss = (1.8 + 480 * n ** -.35 + 2100 * d ** -.37) * np.exp(
       .007 * rng.standard_t(3, 240))
   return {'N': n, 'D': d, 'loss': loss}, '240 planted points'
@@ -88,6 +91,7 @@ def curves() -> tuple[list[tuple[str, Any, Any]], str]:
   rng, out = np.random.default_rng(0), []
   for i in range(12):
     x = np.geomspace(1e5, 1e9, 80)
+    # A broken power law, which bends at 1e7.
     y = (.1 + .5 * (x / 1e5) ** -.1 * (1 + (x / 1e7) ** 1.5) ** -.1) * np.exp(
         .01 * rng.normal(size=80))
     out.append((str(i), {'x': x[:60], 'y': y[:60]}, {'x': x[60:], 'y': y[60:]}))
@@ -103,6 +107,7 @@ def ask(kind: str, folder: str, **inputs: Any) -> Any:
   done = subprocess.run(
       [python, '-W', 'ignore', '-m', 'launch.benches.peers.laws', kind,
        str(path)],
+      # One thread on each side, as CPU time is compared.
       cwd=ROOT, capture_output=True, text=True, env={
           **os.environ, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'})
   # An import error of our own modules is a fault, not an absent rival.
@@ -191,12 +196,14 @@ def notebook(what: str, data: Any, kind: str, folder: str, quick: bool,
   # The resamples of seed 0 as `Fit.draws` makes them, for equal inputs.
   times = rng.multinomial(groups, np.full(groups, 1 / groups), count)[:some]
   rows_SN = np.stack([np.repeat(np.arange(groups), t) for t in times])
+  # Two resamples, only to see whether the rival is installed.
   first = ask('autograd', folder, rows=rows_SN[:2], **data)
   if first is None:
     return timing.absent(what, 'autograd')
   seeds, excess = iter(range(2, 1000)), []
   mine = fit.draws(count, 0).to_numpy()[:some]
   # In the parameters of Hoffmann et al.: logarithms of the amplitudes.
+  # Theirs are in the order A, B, E.
   packed = np.concatenate([np.log(mine[:, [1, 2, 0]]), mine[:, 3:]], 1)
   ours_value = np.array([
       peers.huber(p, *(data[c][r] for c in ('N', 'D', 'loss')), np)
@@ -236,6 +243,7 @@ def grid(what: str, data: Any, kind: str, folder: str, quick: bool,
 
   def ours() -> float:
     began = time.process_time()
+    # Several, as one fit is too short for the clock.
     for _ in range(5):
       solve()
     return (time.process_time() - began) / 5
@@ -243,6 +251,7 @@ def grid(what: str, data: Any, kind: str, folder: str, quick: bool,
   def rival() -> float:
     answer = ask('grid', folder, starts=some, **data)
     reached.append(np.mean(np.array(answer['objective']) < best * 1.001))
+    # The time of one start, for the whole grid.
     return answer['s'] * len(starts)
 
   row = against(what, ours, rival, None,
@@ -287,6 +296,7 @@ def extrapolation(what: str, data: Any, kind: str, folder: str, quick: bool,
   error, cpu = [], []
   for _, early, late in every:
     solve = lambda: laws.fit('broken', early, 'log_ls').predict(late['x'])
+    # Once untimed, for the compilation.
     solve()
     began = time.process_time()
     guess = solve()
