@@ -82,6 +82,7 @@ RESTARTS = 10_000  # Preemptions are not failures.
 KEPT = 24 * 3600  # Seconds after which a JobSet that has ended is deleted.
 GRACE = 120  # Seconds to save in; GKE gives spot machines fewer.
 RUNS = 'hosts.runs'  # In a sweep's folder: the runs that one host can hold.
+# A DNS label (RFC 1035), as Kubernetes expects.
 NAME = re.compile(r'[a-z]([-a-z0-9]*[a-z0-9])?')
 PARTITION = re.compile(r'[A-Za-z0-9_.-]+(,[A-Za-z0-9_.-]+)*')
 PATH = re.compile(r'[A-Za-z0-9_./:@%+=,-]+')
@@ -181,6 +182,7 @@ def parse_mount(text: str) -> Mount:
   Raises:
     ValueError: another form.
   """
+  # From the right, as gs:// has a colon of its own.
   source, _, path = text.rpartition(':')
   if not re.fullmatch(r'/[^:/][^:]*', path) or not re.fullmatch(
       r'gs://[a-z0-9][a-z0-9._-]+|[a-z0-9][a-z0-9.-]*', source):
@@ -194,6 +196,7 @@ def check_lengths(jobset: Tree) -> None:
   name = jobset['metadata']['name']
   for job in jobset['spec']['replicatedJobs']:
     pods = job['template']['spec']['parallelism']
+    # JobSet names pods JOBSET-JOB-REPLICA-POD.
     longest = len(f'{name}-{job["name"]}-{job["replicas"] - 1}-{pods - 1}')
     if longest + SUFFIX > POD:
       raise ValueError(
@@ -310,6 +313,7 @@ def named(name: str, pod: Pod, jobs: list[Tree], notes: dict[str, str]) -> Tree:
       'apiVersion': 'jobset.x-k8s.io/v1alpha2', 'kind': 'JobSet',
       'metadata': metadata, 'spec': {
           'ttlSecondsAfterFinished': KEPT,
+          # A mistake fails all at once: every other pod would repeat it.
           'failurePolicy': {
               'maxRestarts': RESTARTS,
               'rules': [{'name': 'mistake', 'action': 'FailJobSet',
@@ -345,6 +349,7 @@ def replicated(name: str, replicas: int, pods: int, template: Tree, hosts: int,
     rules.insert(0, {'action': 'Ignore', 'onPodConditions': [
         {'type': 'DisruptionTarget', 'status': 'True'}]})
   return {'name': name, 'replicas': replicas, 'template': {**metadata, 'spec': {
+      # Indexed: each pod has a number, and with it a name that others reach.
       'parallelism': pods, 'completions': pods, 'backoffLimit': restarts,
       'completionMode': 'Indexed', 'podFailurePolicy': {'rules': rules},
       'template': template}}}
@@ -359,6 +364,7 @@ def tpu_pod(pod: Pod, piece: slices.Slice, command: list[str],
   tolerations = []
   if pod.spot:
     nodes['cloud.google.com/gke-spot'] = 'true'
+    # Spot machines accept only pods that tolerate them.
     tolerations = [{'key': 'cloud.google.com/gke-spot', 'operator': 'Equal',
                     'value': 'true', 'effect': 'NoSchedule'}]
   template = pod_template(
@@ -388,6 +394,7 @@ def pod_template(pod: Pod, command: list[str], env: dict[str, str],
       'command': ['python', '-m', f'launch.{command[0]}', *command[1:]],
       'env': [{'name': key, 'value': value} for key, value in env.items()],
       'resources': resources}
+  # A podFailurePolicy requires Never; the Job starts pods again itself.
   spec: Tree = {'restartPolicy': 'Never',
                 'terminationGracePeriodSeconds': GRACE,
                 'containers': [container]}
@@ -403,6 +410,7 @@ def pod_template(pod: Pod, command: list[str], env: dict[str, str],
                        for i, mount in enumerate(pod.mounts)]
   template: Tree = {'spec': spec}
   if any(files.is_on_bucket(mount.source) for mount in pod.mounts):
+    # gcsfuse runs in a container beside, which this annotation requests.
     template['metadata'] = {'annotations': {'gke-gcsfuse/volumes': 'true'}}
   return template
 
@@ -411,6 +419,8 @@ def volume(mount: Mount) -> Tree:
   """Returns the source of a volume."""
   if not files.is_on_bucket(mount.source):
     return {'persistentVolumeClaim': {'claimName': mount.source}}
+  # implicit-dirs: gcsfuse would otherwise show only folders that have an
+  # object of their own.
   return {'csi': {'driver': 'gcsfuse.csi.storage.gke.io', 'readOnly': True,
                   'volumeAttributes': {
                       'bucketName': mount.source.removeprefix('gs://'),

@@ -53,11 +53,13 @@ def target_of(config: Any, hours: float) -> forecast.Target:
   import jax
 
   from audiorank import train_state
+  # Shapes alone: nothing is allocated.
   shapes = jax.eval_shape(lambda key: train_state.init(config, key),
                           jax.random.key(0))
   cost = train_state.flops(config)['total']
   return forecast.Target(
       flops.parameter_counts(shapes.params)['encoder'],
+      # 0 stands for all hours of the corpus.
       config.data.hours or hours, config.train.steps,
       cost * config.train.batch * config.train.steps)
 
@@ -65,6 +67,7 @@ def target_of(config: Any, hours: float) -> forecast.Target:
 def settings_of(config: Any) -> dict[str, Any]:
   """Returns what has to be equal in runs that predict a config's run."""
   tree = study.flat(baselines.configuration(config))
+  # The inputs of the law, and what follows from them.
   return {name: value for name, value in tree.items()
           if name not in ('model.width', 'model.depth', 'model.heads',
                           'data.hours', 'train.steps', 'opt.warmup')}
@@ -81,6 +84,7 @@ def group_of(root: str, rows: study.Study, config: Any
   """
   wanted = settings_of(config)
   differ: list[list[str]] = []
+  # First with depth as a setting, which compares more alike runs.
   for by_depth in (True, False):
     labels = advice.settings(rows.trained, rows.fields, by_depth)
     for label in np.unique(labels):
@@ -112,6 +116,7 @@ def predicted(root: str, rows: study.Study, config: Any) -> dict[str, Any]:
   if isinstance(several, claims.Needed):
     raise ValueError(f'{root}: this run cannot be predicted: needed: '
                      f'{wording.needed_text(several)}')
+  # UTC, so that forecasts of several machines can be put in order.
   now = datetime.datetime.now(datetime.UTC)
   return forecast.as_tree(several, config, rows, target, now)
 
@@ -142,6 +147,7 @@ def configs_of(module: Any) -> dict[str, Any]:
   if not hasattr(module, 'points'):
     raise ValueError(f'{module.__file__}: no points(): a forecast needs one')
   scale = _SCALE.value
+  # points() takes a scale only where the experiment has several.
   if not inspect.signature(module.points).parameters:
     scale = None
   configs = grid.points(module, cli.overrides('config'), scale)

@@ -114,9 +114,11 @@ def config_of(root: files.Path, row: pd.Series) -> Any:
     raise ValueError(f'{root}: no configs: expected the folder of a sweep, or '
                      'a runs.parquet with a column config')
   fields = study.flat(tree)
+  # JSON has lists where configs have tuples.
   for name, value in fields.items():
     if isinstance(value, list):
       fields[name] = tuple(value)
+  # A table may have an integer where base.py has a float.
   with c.ignore_type():
     c.update_from_flattened_dict(fields)
   return c
@@ -259,6 +261,7 @@ def with_width(known: advice.Scaling, budget: float,
   """
   table = advice.candidates(known, budget, built)
   if not len(table):
+    # The cheapest size at the fewest steps tried.
     least = float(built['step_flops'].min() * known.rows['steps'].min())
     raise ValueError(f'--budget={budget:g}: less than one run: expected at '
                      f'least {least:.3g} FLOPs')
@@ -300,6 +303,7 @@ def run(root: str, budget: float | None = None, goal: str = '',
       says what is needed.
   """
   rows = study.read(tables(root))
+  # An axis is decided by the law, a family by further seeds.
   if goal and goal not in advice.AXES:
     decide_claim(root, rows, goal, budget, out)
     return
@@ -319,6 +323,7 @@ def run(root: str, budget: float | None = None, goal: str = '',
   if goal:
     text = f'to decide the gain along {goal}'
     several = advice.to_decide(known, goal, table, result.budget)
+  # Again, now only among sizes that can be built.
   best = advice.best(known, result.budget, table)
   points = proposals(known, origin, several, table)
   print('\n'.join([
@@ -372,6 +377,7 @@ def decide_claim(root: str, rows: study.Study, name: str,
   if isinstance(plan, claims.Needed):
     raise ValueError(f'--decide={name}: needed: {wording.needed_text(plan)}')
   points = {}
+  # Points are written as differences from the first of them.
   origin = config_of(root, plan.runs.iloc[0])
   for _, row in plan.runs.iterrows():
     fields = difference(origin, config_of(root, row))

@@ -229,12 +229,15 @@ def run(module: ModuleType, environ: Mapping[str, str]) -> None:
   run_queue.check_roles(_ROLES.value)
   root = files.path(_ROOT.value, '--root')
   configs = grid.points(module, cli.overrides('config'), _SCALE.value)
+  # Before the root exists: a mistake in the flags leaves nothing behind.
   start, where = engine(configs, environ)
   root.mkdir(parents=True, exist_ok=True)
   ids = write(root, module, configs, where)
   board = run_queue.Board(root, ids)
+  # Logs are written to a disk, and sent to a bucket at the end.
   logs = files.beside(root) / 'logs'
   logs.mkdir(parents=True, exist_ok=True)
+  # By process, as several commands may work on one root.
   listing = logs / f'{os.getpid()}.runs'
   # A file, because thousands of runs do not fit into a command line.
   listing.write_text('\n'.join(ids), encoding='utf-8')

@@ -104,6 +104,7 @@ class Sweeps:
     """Returns the curve of a run of a sweep; '*': of any that is trained."""
     for path in sorted((self.folder / name).glob(f'{run}/metrics.jsonl')):
       lines = [json.loads(line) for line in path.read_text().splitlines()]
+      # The untrained baseline has rows too, but no loss.
       if any('loss' in line for line in lines):
         return [{**line, 'run': path.parent.name} for line in lines]
     return []
@@ -154,6 +155,7 @@ def packed(sweeps: Sweeps, what: str, count: int) -> timing.Row:
 def compared(sweeps: Sweeps, other: subprocess.Popen,
              count: int) -> Iterator[timing.Row]:
   """Yields how far the losses of one run are from the CPU's."""
+  # Until the CPU's run has a row, has ended, or the time is up.
   while not sweeps.rows('cpu') and sweeps.left() > 1:
     if other.poll() is not None:
       break
@@ -161,6 +163,7 @@ def compared(sweeps: Sweeps, other: subprocess.Popen,
   run = (sweeps.rows('cpu') or [{'run': ''}])[0]['run']
   sides = [{row['step']: row['loss'] for row in sweeps.rows(name, run)
             if 'loss' in row} for name in (f'packed{count}', 'cpu')]
+  # The first alone: rounding errors grow from step to step.
   for step in sorted(sides[0].keys() & sides[1].keys())[:1]:
     ours, theirs = (side[step] for side in sides)
     yield timing.alone(f'loss at step {step} against the CPU',

@@ -97,6 +97,7 @@ def second_run(folder: pathlib.Path, env: dict[str, str]) -> timing.Row:
     c.monitor.update({'clips': 50, 'batch': 50, 'num_evals': 2,
                       'first_eval': 1, 'valid_clips': 0})
     configs[str(seed)] = c
+  # Without the untrained baseline, which takes no step.
   runs = {run_id: run for run_id, run in grid.runs(configs).items()
           if run[0].train.steps}
   for run_id, (config, _) in runs.items():
@@ -104,6 +105,7 @@ def second_run(folder: pathlib.Path, env: dict[str, str]) -> timing.Row:
   grid.write_index(root, 'Two runs of a shape', 'two', runs)
   output = subprocess.run([sys.executable, '-c', TWO_RUNS, str(root)], env=env,
                           check=True, capture_output=True, text=True).stdout
+  # Whatever else the worker prints comes before.
   first, second = map(float, output.split()[-2:])
   return timing.alone('claim to first step, second run of a shape', second,
                       's', None, 'CPU seconds; at most .5 wanted',
@@ -116,6 +118,7 @@ def spent(command: list[str], env: dict[str, str]) -> tuple[float, float]:
   The first is the number that the process prints, the second the total of the
   process and its children.
   """
+  # CPU time, as wall time would include other processes.
   before = resource.getrusage(resource.RUSAGE_CHILDREN)
   output = subprocess.run(command, env=env, check=True, capture_output=True,
                           text=True).stdout
@@ -146,6 +149,7 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
       records.open_run(folder / size, c)
       command = [sys.executable, '-c', ONE_STEP, str(folder / size),
                  str(folder / f'cache-{size}')]
+      # The first process fills the cache that the others read.
       cold = spent(command, env)
       # The least of several: other processes can only add to it.
       warm = [min(times) for times in zip(*(

@@ -91,6 +91,8 @@ def ours(case: Case) -> tuple[Callable[[], Any], float]:
                   for tree in (jax.device_get(state), h))
       state = jax.device_put(state)
       one = train_state.train_step(train_state.static_config(config))
+      # State and hyperparameters of each run, and the clips that all share.
+      # The donated state is updated in place, as in training.
       step = jax.jit(jax.vmap(one, (0, None, 0)), donate_argnums=0)
     wave_BS = jax.device_put(waves(case), sharding.rows(mesh))
     began = time.perf_counter()
@@ -135,6 +137,7 @@ def rival(case: Case, how: str = '', device: str = 'cpu'
     # The published code computes the N x N attention in full.
     models.Attention.forward = fused_attention
   net = models.AudioTransformerMAE(encoder, decoder).train().to(device)
+  # fused: one kernel for all parameters, on a card.
   adam = torch.optim.AdamW(net.parameters(), lr=3e-4, weight_decay=.01,
                            fused=device == 'cuda')
   forward = net
@@ -149,6 +152,7 @@ def rival(case: Case, how: str = '', device: str = 'cpu'
     adam.zero_grad(set_to_none=True)
     with half:
       loss = forward(wave, mask_ratio=config.mask.ratio, return_loss=True)
+    # Outside autocast, as torch advises for backward passes.
     loss.backward()
     adam.step()
 
@@ -221,6 +225,7 @@ def time_rival(case: Case, how: str, lock: str, window: float
   device, wait = 'cpu', lambda _: None
   if torch.cuda.is_available():
     device, wait = 'cuda', lambda _: torch.cuda.synchronize()
+  # TF32 for products that stay in float32.
   torch.set_float32_matmul_precision('high')
   run = rival(case, how, device)
   if how == 'compiled':

@@ -95,6 +95,8 @@ def worker(command: Sequence[str], logs: str, threads: int,
   folder = pathlib.Path(logs)
   folder.mkdir(parents=True, exist_ok=True)
   with open(folder / name, 'ab') as log:
+    # In a session of its own: a signal to Ray's process group must not end it
+    # before it has saved.
     process = subprocess.Popen(
         local.command(*command), env=env, stdout=log, stderr=log,
         stdin=subprocess.DEVNULL, start_new_session=True)
@@ -123,6 +125,7 @@ def place() -> tuple[int, str, int]:
   """Returns (place in the slice, address, a port that is free) of a host."""
   import ray
   with socket.socket() as s:
+    # Port 0: the system picks one that is free.
     s.bind(('', 0))
     port = s.getsockname()[1]
   return rank(), ray.util.get_node_ip_address(), port
@@ -216,6 +219,7 @@ def exit_code(codes: Sequence[int | None]) -> int | None:
 def cancel(started: Started) -> int:
   """Asks the tasks that have not ended to leave; returns how many."""
   import ray
+  # timeout=0 looks without waiting.
   _, left = ray.wait(started.tasks, num_returns=len(started.tasks), timeout=0)
   for task in left:
     ray.cancel(task)
@@ -225,6 +229,7 @@ def cancel(started: Started) -> int:
 def end(started: Started) -> None:
   """Waits for the tasks of a worker and gives its slice back."""
   import ray
+  # A little more than a worker gets to save and leave.
   _, left = ray.wait(started.tasks, num_returns=len(started.tasks),
                      timeout=LEAVE + 10)
   for task in left:
@@ -247,6 +252,7 @@ def connect(address: str) -> None:
                      "'ray>=2.60'") from None
   own = {}
   if address == 'local':
+    # Ray would reserve a third of the memory, for exit codes alone.
     own = {'object_store_memory': STORE, 'include_dashboard': False}
   # Or whatever a worker starts would have the lowest priority but four.
   os.environ.setdefault('RAY_worker_niceness', '0')
@@ -319,6 +325,7 @@ def run(board: run_queue.Board, arguments: Sequence[str],
       # Slices are reserved one by one, so their number need not be known.
       limit = most or (len(ready) if needs.topology else room(needs))
       for run_id in ready[:max(0, limit - len(running))]:
+        # No more workers than runs that are ready.
         if time.monotonic() < full_until or len(running) >= len(ready):
           break
         started = start(board, arguments, run_id, needs)
@@ -326,9 +333,11 @@ def run(board: run_queue.Board, arguments: Sequence[str],
           if not running:
             print(f'no slice {needs.machine}:{needs.topology} is free; '
                   'waiting', file=sys.stderr, flush=True)
+          # Asks for a slice again only after a while.
           full_until = time.monotonic() + READY
           break
         running.append(started)
+      # Runs that others have claimed may come back, so they are waited for.
       if not running and not ready and free == set(board.left(roles)):
         break
       tasks = [t for s in running for t in s.tasks if t not in ended]
@@ -346,6 +355,7 @@ def run(board: run_queue.Board, arguments: Sequence[str],
           hung = cancel(started)
           end(started)
           running.remove(started)
+          # There is room again.
           full_until = 0.
           settle(board, started, hung, left_over, errors)
   except BaseException:
@@ -386,6 +396,7 @@ def settle(board: run_queue.Board, started: Started, hung: int,
   if code in (None, cli.AGAIN):
     return
   if code == 0 and not started.run_id:
+    # The worker looked at these and could do none of them.
     left_over |= set(local.free(board, run_queue.ROLES))
   elif 0 < code < 128 and started.run_id:
     # Written by launch.train, unless it could not begin.

@@ -61,6 +61,7 @@ def arrays(text: str) -> list[Array]:
   """Returns the Arrays of a shape such as '(f32[8]{0:T(128)S(1)}, s32[])'."""
   parts = []
   for dtype, sizes, layout in _SHAPE.findall(text):
+    # Tokens and the like take no memory.
     if dtype not in BYTES:
       continue
     dims = tuple(int(d) for d in sizes.split(',') if d)
@@ -84,8 +85,10 @@ def padded(dims: tuple[int, ...], layout: str) -> int:
   if not tile or not dims:
     return math.prod(dims)
   sizes = [dims[int(i)] for i in order.split(',') if i]
+  # Tiles cover the fastest dimensions and are written slowest first.
   for i, t in enumerate(reversed([int(t) for t in tile[1].split(',')])):
     if i < len(sizes):
+      # Rounded up to whole tiles.
       sizes[i] = -(-sizes[i] // t) * t
   return math.prod(sizes)
 
@@ -136,6 +139,7 @@ def _instruction(root: str | None, name: str, rest: str
   code = _OPCODE.search(rest, shape)
   if not code:
     return None
+  # Operands are within the opcode's brackets; attributes follow them.
   inside = rest[code.end():]
   inside = inside[:_closing('(' + inside) - 1]
   return Instruction(name, code[1], arrays(rest[:code.start()]),
@@ -167,6 +171,7 @@ def trips(computations: Computations, loop: Instruction) -> int:
   (root,) = [i for i in condition if i.root]
   limits = [_match(r'constant\((-?\d+)\)', by_name[o].text)
             for o in root.operands if by_name[o].opcode == 'constant']
+  # Any other condition may depend on the data.
   if root.opcode != 'compare' or 'direction=LT' not in root.text or (
       len(limits) != 1):
     return 1
@@ -212,6 +217,7 @@ def collectives(text: str) -> list[Collective]:
         # they are a reduce-scatter.
         out += [_collective(j, times)._replace(kind='reduce-scatter')
                 for j in computations[fused(i)] if j.opcode == 'all-reduce']
+      # Of an asynchronous pair, the start; its '-done' sends nothing more.
       elif i.opcode.removesuffix('-start') in COLLECTIVES:
         out.append(_collective(i, times))
   return out
@@ -239,12 +245,14 @@ def group(text: str) -> int:
   if axes:
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
     return math.prod(int(sizes[a]) for a in re.findall(r"'(\w+)'", axes[2]))
+  # [8,4]<=[32] is 8 groups of 4.
   iota = re.search(r'replica_groups=\[(\d+),(\d+)\]', text)
   if iota:
     return int(iota[2])
   listed = re.search(r'replica_groups=\{\{([\d,]+)\}', text)
   if listed:
     return listed[1].count(',') + 1
+  # A permute has one sender and one receiver.
   if 'source_target_pairs' in text:
     return 2
   return 1
@@ -296,11 +304,13 @@ def moved(computations: Computations, name: str) -> dict[str, float]:
 def _moved(computations: Computations, by_name: dict[str, Instruction],
            i: Instruction) -> float:
   """Returns the bytes that one instruction moves."""
+  # The bytes of an asynchronous pair are counted at its start.
   if i.opcode in _FREE or i.opcode.endswith('-done'):
     return 0
   operands = i.operands
   if i.opcode == 'custom-call':
     target = _match(_TARGET, i.text)
+    # These name memory and move nothing.
     if target in ('AllocateBuffer', 'ConcatBitcast') or (
         target.startswith('Assume')):
       return 0
@@ -316,7 +326,9 @@ def _moved(computations: Computations, by_name: dict[str, Instruction],
       to, source = source, to
     return to.bytes * (to.hbm + source.hbm)
   if i.opcode in ('dynamic-slice', 'slice'):
+    # 0 where the operand lies in the memory of the cores.
     return written + min(read[0], _size(i))
+  # Operands are array, update and indices; the rest of the array stays.
   if i.opcode == 'dynamic-update-slice':
     if not written:
       return read[1]
@@ -363,6 +375,7 @@ def _parts_written(computations: Computations, name: str) -> list[float]:
   by_name = {i.name: i for i in computations[name]}
 
   def update(i: Instruction) -> float:
+    # A bitcast is another name of the same bytes.
     while i.opcode == 'bitcast':
       i = by_name[i.operands[0]]
     if i.opcode == 'fusion':

@@ -141,6 +141,7 @@ def fastest(config: Any, piece: slices.Slice, effort: str) -> Result:
     ValueError: no layout is possible or fits; says why.
   """
   mine = own(config)
+  # The chips must divide the batch in every layout.
   reason = obstacle(config, mine._replace(fsdp=1), piece.chips)
   if reason:
     raise ValueError(reason)
@@ -184,6 +185,7 @@ def cheapest(config: Any, whole: slices.Slice, effort: str,
     results = compile_steps(
         config, [mine._replace(fsdp=f) for f in shares], piece, effort)
     candidates += [(piece, r) for r in results if r.bound]
+  # Chip-seconds of a step, as all take the same number of steps.
   return min(candidates, default=None,
              key=lambda c: c[0].chips * c[1].bound.seconds)
 
