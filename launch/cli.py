@@ -142,6 +142,7 @@ def field_of(flag: str) -> str:
 
 def as_tuple(field: str, text: str) -> str:
   """Returns the text of a Python tuple for text with commas."""
+  # Already a tuple, as ml_collections reads it.
   if text.startswith('('):
     return text
   return repr(tuple(config_lib.split(field, text)))
@@ -174,6 +175,8 @@ def config_file(value: str) -> str:
 
 def of_config(error: AttributeError) -> bool:
   """Returns whether an error is about a field that a config lacks."""
+  # A missing field of a config is raised by ml_collections itself; any other
+  # place is a bug.
   last = traceback.extract_tb(error.__traceback__)[-1]
   return 'ml_collections' in last.filename
 

@@ -46,6 +46,7 @@ class Meter:
     self.failed: set[str] = set()
     self.bar = None
     if sys.stderr.isatty():
+      # A bar of work and not of runs, which differ in size.
       self.bar = tqdm.tqdm(
           total=1., dynamic_ncols=True, leave=False,
           bar_format='{percentage:3.0f}% {bar} {postfix[0]}', postfix=[''])
@@ -73,6 +74,7 @@ class Meter:
     """Returns runs, steps and the time left as one line."""
     # Extrapolated from what this command has done so far.
     done = at.share - (self.first or 0.)
+    # Nothing is done yet, so there is no estimate.
     left = float('inf')
     if done > 0:
       left = (time.monotonic() - self.began) * (1 - at.share) / done
@@ -110,6 +112,7 @@ def status_row(workdir: pathlib.Path) -> dict[str, Any]:
   """Returns one run's row of `status`."""
   try:
     return whole_row(workdir)
+  # A damaged run must not hide the others.
   except (ValueError, OSError, LookupError, TypeError) as error:
     return {'run': workdir.name, 'size': '', 'hours': '', 'mask': '',
             'seed': '', 'steps': '', 'state': 'damaged',
@@ -178,6 +181,7 @@ def machine_rate(seconds: float = .3) -> float:
   while time.perf_counter() - began < seconds:
     product(x).block_until_ready()
     times += 1
+  # A product of two n x n matrices takes 2 n^3 FLOPs.
   return times * 2 * 1024 ** 3 / (time.perf_counter() - began)
 
 

@@ -50,6 +50,7 @@ _MAX_UNPACKED_GB = flags.DEFINE_float(
 
 def main(argv: list[str]) -> None:
   del argv
+  # Imported late, so that --help need not wait.
   from audiorank import prepare
   from audiorank.prepare import summary
   try:
@@ -62,11 +63,13 @@ def main(argv: list[str]) -> None:
         manifest=_MANIFEST.value, file_column=_FILE_COLUMN.value,
         source_column=_SOURCE_COLUMN.value,
         source_pattern=_SOURCE_PATTERN.value)
+  # 130 is the shell's code for SIGINT.
   except KeyboardInterrupt:
     print('stopped; run the same command again to resume', file=sys.stderr)
     sys.exit(130)
   for line in summary.lines(about):
     print(line)
+  # Quoted, so that the line can be pasted into a shell.
   print('next: python -m launch.sweep --config=configs/quickstart.py '
         f'--config.data.root={shlex.quote(_OUT.value)} '
         '--config.eval.tasks=TASKS --root=SWEEP '

@@ -170,6 +170,7 @@ class Board:
     leases = files.mapped(lock_lib.read, map(self.folder, busy), self.root)
     for run_id, holder in zip(busy, leases):
       self._steps[run_id] = holder.get('step', 0)
+      # A process id is only meant for its own machine.
       if holder.get('machine') == lease.machine():
         self.holders.add(holder['pid'])
 
@@ -181,8 +182,10 @@ class Board:
     """Reads the runs; another command may have added some."""
     path = self.root / 'sweep.json'
     try:
+      # Asking for the time of the file takes less than reading it.
       written = path.stat().st_mtime_ns
     except FileNotFoundError:
+      # Without an index, the folders are the runs.
       self._add({f.name: None for f in records.run_folders(self.root)})
       return
     if written != self._written:
@@ -298,6 +301,7 @@ def awaits_trunk(board: Board, run_id: str) -> bool:
   if not e.family or board.states[run_id] != 'new' or (
       files.is_on_bucket(board.root)):
     return False
+  # The id decides among runs of equal length: all workers must agree.
   trunk = max((other for other, theirs in board.entries.items()
                if theirs.family == e.family),
               key=lambda other: (board.entries[other].steps, other))
@@ -386,6 +390,7 @@ def in_order(board: Board, ids: list[str], last: Entry | None,
     return (last is None or e.program != last.program,
             last is None or e.model != last.model, e.model in models,
             e.program in programs, -largest[e.program], e.program, -e.work,
+            # Spreads workers over runs that are equal in all else.
             zlib.crc32(f'{worker} {run_id}'.encode()))
 
   return sorted(ids, key=key)
@@ -424,6 +429,7 @@ def at_one_step(claims: list[Claim]) -> list[Claim]:
   They need a save of the same step. It is the newest, or the one before if a
   process died between the saves of two runs.
   """
+  # -1 stands for no save yet.
   saves = {c.workdir: checkpoint.steps(c.workdir / 'checkpoints')[-2:] or [-1]
            for c in claims}
   # The step that most runs can start from; others are claimed again later.
@@ -441,9 +447,11 @@ def fail(workdir: pathlib.Path, error: Exception,
   reached."""
   if isinstance(error, files.StoreError):
     return
+  # Some errors have no text.
   text = str(error).strip() or repr(error)
   if not (workdir / 'config.json').is_file():
     return  # The folder was moved or deleted; it is not created again.
+  # A disk that is full cannot take this file either.
   with contextlib.suppress(OSError):
     files.write_json(workdir / 'FAILED', {'error': text, **(about or {})})
 
@@ -466,6 +474,7 @@ def reopen(root: pathlib.Path, run_ids: Collection[str]) -> tuple[int, int]:
       about = files.read_json(path)
     except ValueError:
       about = {}
+    # Only a loss that diverged leaves this field.
     if isinstance(about, dict) and 'last_good_step' in about:
       diverged += 1
     else:

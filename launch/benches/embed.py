@@ -75,6 +75,7 @@ def layer_rows(quick: bool, only: str) -> Iterator[timing.Row]:
     clips = max(4 * config.model.width, BATCH)
     if quick:
       clips = BATCH
+    # The clips repeat, which does not change the time.
     wave_NS = np.resize(steps.waves(case), (
         clips, steps.waves(case).shape[1]))
     with warnings.catch_warnings():
@@ -105,6 +106,7 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
     run, _ = steps.ours(case)
     train = lambda run=run: jax.block_until_ready(run())
     step = train_state.flops(config)['total']
+    # A multiplication and an addition: two FLOPs a MAC.
     paper = step / (2 * flops.encoder_macs(
         config.model, config_lib.patches(config)))
     yield timing.turns(

@@ -26,6 +26,7 @@ def environment(url: str) -> dict[str, str]:
 def free_port() -> int:
   """Returns a port that nobody uses."""
   with socket.socket() as one:
+    # Port 0: the system picks one that is free.
     one.bind(('127.0.0.1', 0))
     return one.getsockname()[1]
 
@@ -48,6 +49,7 @@ def running() -> Iterator[str]:
     ) from error
   port = free_port()
   url = f'http://127.0.0.1:{port}'
+  # URLs in its answers, such as those of uploads, must lead back to this port.
   process = subprocess.Popen([
       program, '-scheme', 'http', '-backend', 'memory', '-host', '127.0.0.1',
       '-port', str(port), '-external-url', url, '-public-host',
@@ -57,6 +59,7 @@ def running() -> Iterator[str]:
     make(url, 'bucket')
     yield url
   finally:
+    # Its contents are in memory: there is nothing to save.
     process.kill()
     process.wait()
 

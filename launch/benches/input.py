@@ -57,6 +57,7 @@ def reading(what, corpus, audio):
 
   def theirs():
     for i in range(BATCH * BATCHES):
+      # sr=None: no resampling, which ours has not either.
       librosa.load(files[i % len(files)], sr=None, offset=.1,
                    duration=SECONDS)
 
@@ -89,7 +90,9 @@ def waiting(what, folder, steps):
   train.run(folder / 'run', records.load_config(folder / 'run'))
   lines = [json.loads(line) for line in
           (folder / 'run' / 'metrics.jsonl').read_text().splitlines()]
+  # The first row has no rate, as it contains the compilation.
   lines = [row for row in lines if row.get('clips_per_second')]
+  # Seconds of a row: 4 steps of 8 clips over their rate.
   spent = sum(4 * 8 / row['clips_per_second'] for row in lines)
   share = sum(row['waiting'] for row in lines) / spent
   return timing.alone(what, 100 * share, '%', None,

@@ -33,6 +33,7 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
       config, [layouts.Layout(1, remat, BATCH)
                for remat in ('dots', 'full', 'none')], piece, 'full'):
     remat, answer = result.layout.remat, result.answer
+    # What does not fit has no peak, but what the compiler asks for.
     peaks[remat] = answer.get('peak') or answer['needed']
     fits = 'does not fit'
     if result.bound:

@@ -47,6 +47,7 @@ def clusters(z_ND: np.ndarray) -> Any:
   """Returns k-means and its Davies-Bouldin index by scikit-learn."""
   from sklearn import cluster
   from sklearn import metrics
+  # One start from the first clips, as ours.
   model = cluster.KMeans(CLUSTERS, init=z_ND[:CLUSTERS], n_init=1,
                          max_iter=100).fit(z_ND)
   return metrics.davies_bouldin_score(z_ND, model.labels_)
@@ -85,6 +86,7 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
     except ModuleNotFoundError:
       yield timing.absent(what, peer)
       continue
+    # run=theirs is bound now: the loop goes on to other rivals.
     yield timing.turns(
         f'{what}, N = {clips:,}', ours, lambda run=theirs: run(wide_ND),
         timing.sized(quick, 1, 3), time.process_time, GOAL,

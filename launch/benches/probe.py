@@ -51,6 +51,7 @@ def run(command: Sequence[Any], cwd: pathlib.Path,
   Raises:
     ValueError: it failed.
   """
+  # The process runs in another folder and must find this package.
   path = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
   env = {**os.environ, **more, 'JAX_PLATFORMS': 'cpu',
          'PYTHONPATH': os.pathsep.join(path)}
@@ -109,6 +110,7 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
       theirs, _ = run([KIT, 'heareval.predictions.runner', task,
                        '--grid-points', points], folder)
       _, kit_score = run(['-c', THEIRS, task], folder)
+      # The same command twice: the first fills the cache.
       for how in ('nothing compiled before', 'compiled before'):
         mine, score = run(['-c', OURS, task, points], folder,
                           AUDIORANK_CACHE=str(folder / f'compiled-{name}'))

@@ -89,6 +89,7 @@ def write_runs(root: pathlib.Path, runs: int, rows: int) -> None:
   from audiorank import records
   from configs import base
   config = records.plain(base.get_config('en128-12'))
+  # The fields of a real record, so that as much is parsed.
   metric = {'rank': {'value': 9., 'low': 8., 'high': 10., 'value_inf': 9.5,
                      'siblings': {f's{i}': 1. for i in range(6)}}}
   metric['rank_center'] = metric['rank']
@@ -105,6 +106,7 @@ def write_runs(root: pathlib.Path, runs: int, rows: int) -> None:
             'kind': 'monitor', 'step': 20_000, 'n': 100, **metric}}
     for name, tree in about.items():
       (workdir / name).write_text(json.dumps(tree))
+    # Numbers of many digits, as real curves have.
     (workdir / 'metrics.jsonl').write_text(''.join(
         records.line({'step': 100 * (i + 1), 'loss': 1 / (i + 1 + number),
                       'grad_norm': .5 + i / 7, 'lr': 3e-4 * i / rows,

@@ -150,6 +150,7 @@ def _child(job: Job, end: float) -> dict[str, Any]:
     out, log = process.communicate(timeout=left)
   except subprocess.TimeoutExpired:
     os.killpg(process.pid, signal.SIGKILL)
+    # Waits for the end of what was killed.
     process.communicate()
     return {'error': f'stopped after {left:.0f} s'}
   try:

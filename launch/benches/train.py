@@ -88,8 +88,10 @@ def on_cpu(what: str, case: steps.Case, goal: float, turns: int
   try:
     theirs = steps.rival(case)
     import torch
+    # One core on both sides.
     torch.set_num_threads(1)
   except (ImportError, OSError):
+    # Once untimed, for the first touches of memory.
     mine()
     began = time.process_time()
     mine()
@@ -129,6 +131,7 @@ def card(cases: tuple[Any, ...], only: str, seconds: float = SECONDS,
       done[job.name] = result
       if job.name in goals:
         yield from _own_rows(*goals[job.name], result)
+      # A copy, as rows that are known are removed.
       for ratio in list(ratios):
         case, how, goal, rival = ratio
         mine = _name(case, 'ours', '')

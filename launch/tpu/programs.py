@@ -68,6 +68,7 @@ def config_of(spec: dict[str, Any]) -> Any:
   own = {name: spec[name] for name in objectives.OBJECTIVES if name in spec}
   return records.frozen({
       **own, 'seed': 0, 'model': spec['model'], 'mask': spec['mask'],
+      # These values change numbers, not shapes.
       'data': {'crop_seconds': spec['seconds'], 'gain_low': 0,
                'gain_high': 0},
       'objective': spec.get('objective', 'mae'), 'opt': {'b1': .9, 'b2': .999},
@@ -109,6 +110,7 @@ def _call(spec: dict[str, Any], mesh: jax.sharding.Mesh
   if spec['program'] in ('rankme', 'svd'):
     z_ND = jax.ShapeDtypeStruct((spec['clips'], spec['width']), jnp.float32,
                                 sharding=rows)
+    # 'sliced' is the method of rankme: exact sums of integers.
     method = 'svd'
     if spec['program'] == 'rankme':
       method = 'sliced'
@@ -118,6 +120,7 @@ def _call(spec: dict[str, Any], mesh: jax.sharding.Mesh
   shapes = train_state.state_shapes(config)
   placed = sharding.place(shapes, mesh)
   if spec['program'] == 'init':
+    # The shape of a key alone: nothing is computed.
     key = jax.eval_shape(lambda: jax.random.key(0))
     init = jax.jit(lambda key: train_state.init(config, key),
                    out_shardings=placed)
@@ -143,6 +146,7 @@ def _packed(spec: dict[str, Any], devices: list[Any]) -> jax.stages.Lowered:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(
         (len(devices), *x.shape), x.dtype, sharding=spread), tree)
 
+  # All points read the same batch.
   wave_BS = _waves(spec, sharding.replicated(mesh))
   step = train_state.packed_programs(config, spread, shared=True).step
   arguments = (each(train_state.state_shapes(config)), wave_BS,

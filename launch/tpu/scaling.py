@@ -42,6 +42,7 @@ def row(size: str, chip_count: int, batch: int, scaling: str) -> list[str]:
   """
   config = base.get_config(size)
   config.model.dtype = 'bfloat16'
+  # The chips must divide the monitor's batch as well.
   config.monitor.batch = max(256, chip_count)
   fsdp = 1
   if chip_count >= 16:

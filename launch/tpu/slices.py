@@ -96,6 +96,7 @@ def parts_of(whole: Slice) -> list[Slice]:
     longer = [i for i, n in enumerate(sides) if whole.sides[i] % (2 * n) == 0]
     if not longer:
       return parts
+    # The shortest side that can grow, so that parts stay compact.
     sides[min(longer, key=lambda i: sides[i])] *= 2
 
 
@@ -148,5 +149,7 @@ def bound(config: Any, piece: Slice, wire: float, traffic: float) -> Bound:
   if piece.links:  # A single chip has none.
     links = wire / piece.links
   seconds = max(matrix, hbm, links)
+  # MFU counts the FLOPs of the model; those of recomputation are in `matrix`
+  # alone.
   useful = clips * train_state.flops(config)['total'] / chip.flops
   return Bound(matrix, hbm, links, useful / seconds)
