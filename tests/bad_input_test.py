@@ -1,5 +1,6 @@
 """Odd input that once passed or failed in somebody else's words."""
 
+import shutil
 import warnings
 
 import jax
@@ -174,3 +175,47 @@ def test_a_rate_that_cannot_be_is_refused_at_once(sample_model, rate):
   for call in (sample_model.embed, sample_model.timestamps):
     with pytest.raises(ValueError, match='^rate '):
       call(WAVE_S, rate=rate)
+
+
+@pytest.fixture(scope='module')
+def released(sample_model, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('released') / 'model'
+  sample_model.save_pretrained(folder)
+  return folder
+
+
+@pytest.mark.parametrize('text, line', [
+    ('[]', 'a list, expected fields'), ('null', 'a NoneType, expected fields'),
+    ('[' * 10 ** 5, 'nested too deeply'),
+    ('{"audiorank": null}', 'audiorank.model is missing'),
+    ('{"audiorank": {"model": []}}', 'audiorank.model is missing'),
+    ('{"audiorank": {"model": [1]}}', r'audiorank.model: \[1\], expected'),
+    ('{"audiorank": {"model": {"width": 1}, "opt": []}}', 'audiorank.opt: '),
+    ('{"audiorank": {"model": {"width": -32}}}', 'config.width: -32, expected'),
+    ('{"audiorank": {"model": {"heads": null}}}', 'config.heads: None'),
+    ('{"audiorank": {"model": {"unroll": -1}}}', 'config.unroll: -1'),
+    ('{"audiorank": {"model": {"dtype": []}}}', r'config.dtype: \[\], exp'),
+    ('{"audiorank": {"model": {"decoder": null}}}', 'config.decoder: None'),
+    ('{"audiorank": {"model": {"decoder": {"depth": 0}}}}', 'decoder.depth: 0'),
+    ('{"audiorank": {"model": {"width": 999}}}', 'config.width: 999, but'),
+    ('{"encoder_kwargs": null}', 'encoder_kwargs: None, expected fields'),
+    ('{"encoder_kwargs": {"embed_dim": Infinity}}', 'width inf, expected'),
+    ('{"encoder_kwargs": {"depth": -2}}', 'config.depth: -2, but'),
+    ('{"model_args": []}', 'config.model_args: a list')])
+def test_a_released_config_of_another_shape_is_one_line(
+    released, tmp_path, text, line):
+  folder = shutil.copytree(released, tmp_path / 'model')
+  (folder / 'config.json').write_text(text)
+  with pytest.raises(ValueError, match=line) as caught:
+    audiorank.load(folder)
+  assert str(folder / 'config.json') in str(caught.value)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('text', ['[]', 'null', '{"n_mels": [64]}'])
+def test_a_released_front_end_of_another_shape_is_one_line(
+    released, tmp_path, text):
+  folder = shutil.copytree(released, tmp_path / 'model')
+  (folder / 'preprocessor_config.json').write_text(text)
+  with pytest.raises(ValueError, match='preprocessor_config.json: '):
+    audiorank.load(folder)

@@ -33,11 +33,13 @@ import pytest
 import safetensors.numpy
 import soundfile
 
+import audiorank
 from audiorank import baselines
 from audiorank import checkpoint
 from audiorank import prepare
 from audiorank import records
 from audiorank import validate
+from audiorank.export import pretrained
 from audiorank.hear import tasks as task_lib
 from audiorank.laws import table as law_table
 from audiorank.rankme import files as embedding_files
@@ -510,6 +512,32 @@ def read_checkpoint(folder):
   return out
 
 
+RELEASED = ('width', 'depth', 'heads', 'mlp_ratio', 'dtype', 'frontend')
+
+
+def released(folder):
+  """A released model, of which the descriptions are mutated."""
+  audiorank.load(records.SAMPLE / 'model').save_pretrained(folder / 'model')
+  names = [pretrained.CONFIG] * 3 + [pretrained.FRONT_END]
+  return Subject(files=[f'model/{name}' for name in names],
+                 read=read_released, stated=released_states)
+
+
+def read_released(folder):
+  """Returns what the encoder of a released model is, and its weights."""
+  model = audiorank.load(folder / 'model')
+  return {'model': {field: model.config.model[field] for field in RELEASED},
+          'weights': jax.tree.leaves(model.params)}
+
+
+def released_states(folder, name, fields):
+  """Whether config.json has these fields, or none in their place."""
+  tree = json.loads((folder / 'model' / pretrained.CONFIG).read_text())
+  ours = tree['audiorank']['model']
+  return name == 'model' and all(
+      same(ours.get(field, value), value) for field, value in fields.items())
+
+
 def tars(folder):
   """Archives of sounds, plain and compressed."""
   for name, mode in (('a.tar', 'w'), ('b.tar.gz', 'w:gz')):
@@ -552,7 +580,7 @@ def tar_states(folder, clip, fields):
 
 
 SUBJECTS = {f.__name__: f for f in (
-    sweep, curves, task, events, arrays, tables, checkpoints, tars)}
+    sweep, curves, task, events, arrays, tables, checkpoints, released, tars)}
 # Of what takes longest to read: by default, and with --slow.
 FEWER = {'checkpoints': (3, 150), 'tars': (1, 40)}
 

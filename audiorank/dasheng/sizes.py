@@ -1,11 +1,15 @@
 """The config of a model, from the shapes of its tensors and other configs."""
 
 from collections.abc import Mapping
+import math
 from typing import Any
 
 from absl import logging
 from ml_collections import config_dict
 import numpy as np
+
+from audiorank import audio
+from audiorank import model
 
 # Width -> heads of the published models base, 0.6B and 1.2B. The number of
 # heads does not follow from the shapes.
@@ -29,6 +33,14 @@ FREE = {'heads': None, 'frontend': 'log_mel', 'dtype': 'float32',
         'remat': 'auto', 'unroll': 0}
 SIZES = ('width', 'depth', 'mlp_ratio', 'mels', 'patch_frames',
          'target_frames')
+
+# Bounds of the fields of our config, as in validate.py: the smallest whole
+# number of each, and the values of others.
+LEAST = {'width': 1, 'depth': 1, 'heads': 1, 'mels': 1, 'patch_frames': 1,
+         'target_frames': 1, 'unroll': 0}
+CHOICES: dict[str, tuple[Any, ...]] = {
+    'frontend': audio.FRONTS, 'dtype': ('float32', 'bfloat16'),
+    'remat': (*model.REMAT, True, False)}
 
 Fields = dict[str, Any]
 State = dict[str, np.ndarray]
@@ -67,13 +79,49 @@ def read(config: Any) -> Fields:
     unknown = set(config) - ours
     if unknown:
       raise ValueError(f'config: unknown field {min(unknown)}')
+    check_fields(config)
     return dict(config)
   return official(config)
+
+
+def check_fields(fields: Mapping[str, Any], label: str = '') -> None:
+  """Raises ValueError for a value that a field of our config cannot have.
+
+  Args:
+    fields: of the `model` part, or of its decoder.
+    label: 'decoder.' or '', for messages.
+  """
+  for field, value in fields.items():
+    number = is_number(value)
+    if field in LEAST and not (
+        number and value >= LEAST[field] and value == int(value)):
+      raise ValueError(f'config.{label}{field}: {value!r}, expected a whole '
+                       f'number of at least {LEAST[field]}')
+    if field == 'mlp_ratio' and not (number and value > 0):
+      raise ValueError(f'config.{label}{field}: {value!r}, expected a number '
+                       'of more than 0')
+    if field in CHOICES and value not in CHOICES[field]:
+      raise ValueError(f'config.{label}{field}: {value!r}, expected one of '
+                       f'{", ".join(map(str, CHOICES[field]))}')
+    if field == 'decoder':
+      if not isinstance(value, Mapping):
+        raise ValueError(f'config.decoder: {value!r}, expected fields')
+      check_fields(value, 'decoder.')
+
+
+def is_number(value: Any) -> bool:
+  """Returns whether a value is a finite number. In Python, True is an int."""
+  if isinstance(value, float):
+    return math.isfinite(value)
+  return isinstance(value, int) and not isinstance(value, bool)
 
 
 def official(config: Mapping[str, Any]) -> Fields:
   """Returns the fields of arguments of the official class; see `read`."""
   arguments = config.get('model_args', config)
+  if not isinstance(arguments, Mapping):
+    raise ValueError(f'config.model_args: a {type(arguments).__name__}, '
+                     'expected fields')
   for name in sorted(arguments.keys() & FIXED.keys()):
     value = arguments[name]
     if isinstance(value, tuple):
@@ -83,13 +131,13 @@ def official(config: Mapping[str, Any]) -> Fields:
   fields = {ARGUMENTS[name]: value for name, value in arguments.items()
             if name in ARGUMENTS}
   for field, value in fields.items():
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or value != int(value):
+    if not is_number(value) or value != int(value):
       raise ValueError(f'config: {field} {value!r}, expected a whole number')
   if 'target_frames' in fields:  # An incomplete patch has no position.
     fields['target_frames'] -= fields['target_frames'] % FIXED['patch_size'][1]
-  if 'model_args' in config and config.get('model') in NAMED_HEADS:
-    encoder, decoder = NAMED_HEADS[config['model']]
+  name = config.get('model')
+  if 'model_args' in config and isinstance(name, str) and name in NAMED_HEADS:
+    encoder, decoder = NAMED_HEADS[name]
     fields = {'usual_heads': encoder, **fields,
               'decoder': {'usual_heads': decoder}}
   return fields
@@ -182,7 +230,7 @@ def check_stated(sizes: Fields, fields: Fields, label: str) -> None:
   """Raises ValueError if a config has another size than the shapes."""
   for field, value in sizes.items():
     if fields.get(field, value) != value:
-      raise ValueError(f'config.{label}{field}: {fields[field]}, but the '
+      raise ValueError(f'config.{label}{field}: {fields[field]!r}, but the '
                        f'tensors have {value}')
 
 

@@ -172,20 +172,59 @@ def load_pretrained(folder: files.Path
 def check_front_end(path: pathlib.Path) -> None:
   """Raises ValueError if a preprocessor differs from our front end."""
   fields = files.read_json(path)
+  if not isinstance(fields, dict):
+    raise ValueError(f'{path}: a {type(fields).__name__}, expected fields')
   for field, value in MEL.items():
     if fields.get(field, value) != value:
       raise ValueError(f'{path}: {field} {fields[field]!r}, expected {value!r}')
 
 
-def of_files(weights: pathlib.Path, fields: dict[str, Any]
+def of_files(weights: pathlib.Path, fields: Any
              ) -> tuple[config_dict.FrozenConfigDict, Params]:
   """Returns (config, params) from a weights file and its config.json."""
-  ours = fields.get('audiorank')
+  source = weights.parent / CONFIG
+  ours = run_config(source, fields)
   if ours is None:
-    return dasheng.load(weights, fields.get('encoder_kwargs', fields))
-  if not isinstance(ours, dict) or not isinstance(ours.get('model'), dict):
-    raise ValueError(f'{weights.parent / CONFIG}: audiorank.model is missing')
-  ours = config_lib.complete(ours)
-  config, params = dasheng.load(weights, ours['model'])
-  tree = {**ours, 'model': config.model.to_dict()}
-  return config_lib.frozen(tree), params
+    stated = fields.get('encoder_kwargs', fields)
+  else:
+    stated = ours['model']
+  try:
+    if not isinstance(stated, dict):
+      raise ValueError(f'encoder_kwargs: {stated!r}, expected fields')
+    sizes.read(stated)
+  except ValueError as error:
+    raise ValueError(f'{source}: {error}') from None
+  try:
+    config, params = dasheng.load(weights, stated)
+  except ValueError as error:
+    # Which of the two files is wrong cannot be seen here.
+    if str(error).startswith(f'{weights}: config.'):
+      raise ValueError(f'{error} ({source})') from None
+    raise
+  if ours is None:
+    return config, params
+  return config_lib.frozen({**ours, 'model': config.model.to_dict()}), params
+
+
+def run_config(source: pathlib.Path, fields: Any) -> config_lib.Tree | None:
+  """Returns the config of the run in a config.json; None if it has none.
+
+  Args:
+    source: the file, for messages.
+    fields: its JSON.
+
+  Raises:
+    ValueError: it is no config; names file and part.
+  """
+  if not isinstance(fields, dict):
+    raise ValueError(f'{source}: a {type(fields).__name__}, expected fields')
+  if 'audiorank' not in fields:
+    return None
+  ours = fields['audiorank']
+  if not isinstance(ours, dict) or not ours.get('model'):
+    raise ValueError(f'{source}: audiorank.model is missing')
+  for part in config_lib.PARTS:
+    if not isinstance(ours.get(part, {}), dict):
+      raise ValueError(f'{source}: audiorank.{part}: {ours[part]!r}, expected '
+                       'fields')
+  return config_lib.complete(ours)
