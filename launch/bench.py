@@ -59,6 +59,7 @@ def machine() -> dict[str, Any]:
            'device': device(), 'machine': platform.machine()}
   if hasattr(os, 'sched_getaffinity'):
     about['cores'] = len(os.sched_getaffinity(0))
+  # Only peers that were imported for a row.
   for peer in ('torch', 'heareval', 'librosa', 'transformers'):
     if peer in sys.modules:
       about[peer] = getattr(sys.modules[peer], '__version__', 'unknown')
@@ -150,6 +151,7 @@ def main(argv: list[str]) -> None:
            f'--quick={str(_QUICK.value).lower()}'],
           env={**os.environ, **threads, **getattr(module, 'ENV', {})}
       ).returncode
+      # Also of an area that failed: it has the rows before that.
       if part.exists():
         results.update(files.read_json(part)['areas'])
       if _OUT.value:

@@ -81,6 +81,7 @@ def find(environ: Mapping[str, str] = os.environ, dev: str = '/dev',
   """
   if environ.get(PRETENDED):
     return _pretended(environ[PRETENDED])
+  # jax computes on the first platform of the list.
   platform = environ.get('JAX_PLATFORMS', '').split(',')[0]
   if platform in ('', 'tpu'):
     # By listing device files: opening a device here would take it from the
@@ -119,6 +120,7 @@ def _gpus(environ: Mapping[str, str]) -> Devices:
         capture_output=True, text=True, timeout=30, check=True).stdout
   except (OSError, subprocess.SubprocessError):
     return Devices('gpu')
+  # Lines of another form are warnings.
   rows = [[cell.strip() for cell in line.split(',')]
           for line in listing.splitlines() if line.count(',') == 3]
   by_id = {}
@@ -135,6 +137,7 @@ def _gpus(environ: Mapping[str, str]) -> Devices:
       if not name.strip() or name.strip() == '-1':
         break
       ids.append(name.strip())
+  # nvidia-smi counts in MiB.
   mib = 2 ** 20
   # The smallest: every slot must hold the same runs.
   total = [_number(by_id[i][2]) * mib for i in ids if i in by_id]
@@ -254,6 +257,7 @@ def hold(devices: Devices, wait: float = RELEASE) -> list[IO[str]]:
   end = time.monotonic() + wait
   for device in devices.ids:
     name = f'{devices.kind}-{re.sub("[^A-Za-z0-9-]", "_", device)}.lock'
+    # Not emptied: its content names the process that has the lock.
     file = open(folder / name, 'a+', encoding='utf-8')
     locks.append(file)
     while not _locked(file):
@@ -261,6 +265,7 @@ def hold(devices: Devices, wait: float = RELEASE) -> list[IO[str]]:
       holder = file.read().strip()
       # If the launcher is dead, its workers save and end within seconds.
       if _alive(holder) or time.monotonic() > end:
+        # All or none: a launcher with some of them would block the others.
         for lock in locks:
           lock.close()
         raise Busy(f'{devices.kind} {device}: in use by process {holder} on '
@@ -288,6 +293,7 @@ def _alive(pid: str) -> bool:
 def _check_chips_free() -> None:
   """Raises Busy if a process of this machine has opened a TPU chip."""
   for link in glob.glob('/proc/[0-9]*/fd/*'):
+    # Processes of other users cannot be read, and are passed over.
     with contextlib.suppress(OSError):
       target = os.readlink(link)
       if re.fullmatch(r'/dev/(accel|vfio/)\d+', target):
@@ -358,6 +364,8 @@ def _gpu_settings(ids: Sequence[str], per_device: int,
   if not environ.get(name):
     name = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
   share = float(environ.get(name) or GPU_SHARE)
+  # In nvidia-smi's order, from which the ids come: CUDA's own order has the
+  # fastest first.
   return {'CUDA_DEVICE_ORDER': 'PCI_BUS_ID',
           'CUDA_VISIBLE_DEVICES': ','.join(ids),
           name: f'{share / per_device:.3f}'}
@@ -378,6 +386,7 @@ def _tpu_settings(ids: Sequence[str]) -> dict[str, str]:
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
+  # By itself libtpu allows one process on a host.
   return {'TPU_VISIBLE_CHIPS': ','.join(ids),
           'TPU_PROCESS_BOUNDS': '1,1,1',
           'TPU_CHIPS_PER_PROCESS_BOUNDS': TPU_BOUNDS[len(ids)],
@@ -415,6 +424,7 @@ def cores(cgroups: str = '/sys/fs/cgroup') -> int:
 
 def _cpu_quota(folder: pathlib.Path) -> tuple[float, float]:
   """Returns (CPU time, wall time) of a cgroup's quota; CPU time 0 for none."""
+  # Version 2 of cgroups first, then version 1.
   with contextlib.suppress(OSError, ValueError):
     quota, period = (folder / 'cpu.max').read_text().split()
     if quota == 'max':
@@ -448,6 +458,7 @@ def _file_cache(folder: pathlib.Path) -> int:
   """Returns the bytes of a cgroup's file cache that the kernel can free."""
   with contextlib.suppress(OSError):
     stat = (folder / 'memory.stat').read_text()
+    # Version 1 has a second line, total_, which counts the groups below.
     sizes = re.findall(r'^(?:total_)?inactive_file (\d+)', stat, re.M)
     return max(map(int, sizes), default=0)
   return 0
@@ -471,6 +482,7 @@ def _cgroup_folders(cgroups: str, controller: str) -> list[pathlib.Path]:
     else:
       continue
     inner = top / path.strip('/')
+    # No further up than where the tree is mounted.
     out += [folder for folder in (inner, *inner.parents)
             if folder == top or top in folder.parents]
   return out

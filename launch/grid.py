@@ -66,6 +66,7 @@ def points(module: ModuleType, changes: Mapping[str, Any],
     raise ValueError(f'{module.__file__}: points() is empty: expected the '
                      'arguments of get_config')
   for point, config in out.items():
+    # Last, so that the command line takes precedence over the file.
     config.update_from_flattened_dict(changes)
     records.plain(config, f'{module.__file__}:{point}')
   return out
@@ -82,6 +83,7 @@ def resolve(configs: dict[str, Any],
   """
   from audiorank import data
   first = next(iter(configs.values()))
+  # Without a corpus all points share the synthetic dataset.
   if not first.data.root:
     corpus, folder = dataset(first)
     for config in configs.values():
@@ -115,6 +117,7 @@ def runs(configs: dict[str, Any]) -> dict[str, tuple[Any, run_queue.Entry]]:
                  *(baselines.untrained(c) for c in configs.values())]:
     # Keyed by identity: baselines that several points share are one run.
     out[records.run_id(config)] = config, run_queue.entry(config)
+  # A long run that began last would be waited for alone.
   return dict(sorted(out.items(), key=lambda item: -item[1][1].work))
 
 
@@ -148,6 +151,7 @@ def write_index(root: pathlib.Path, title: str, experiment: str,
     experiment: name of the experiment of the runs.
     runs: {run_id: (config, entry)}.
   """
+  # Called again if another command was faster; see files.update_json.
   def added(before: dict[str, Any] | None) -> dict[str, Any]:
     if before is None:
       before = {'runs': {}}
@@ -160,6 +164,7 @@ def write_index(root: pathlib.Path, title: str, experiment: str,
     entries = entries | {run_id: entry._asdict()
                          for run_id, (_, entry) in runs.items()}
     experiments = {**before.get('experiments', {}), experiment: title}
+    # The title of the first command stays.
     return {'title': before.get('title', title), 'experiments': experiments,
             'runs': entries}
 
@@ -233,6 +238,7 @@ def devices_needed(config: Any, devices: machine.Devices | None) -> int:
     need = state_bytes(config) + clip_bytes(config)
     # Parameters and moments are divided over fsdp devices: doubled until their
     # share fits.
+    # A tenth is left for what the estimate does not know.
     while need / fsdp > .9 * devices.memory:
       if data != -1 or 2 * fsdp > there:
         raise ValueError(
@@ -250,6 +256,7 @@ def parameters(config: Any) -> int:
   m = config.model
   # Of width^2: queries, keys, values and projection, and two layers of the MLP.
   block = 4 + 2 * m.mlp_ratio
+  # Biases, norms and positions are small beside these.
   return sum(part.depth * block * part.width ** 2 for part in (m, m.decoder))
 
 
@@ -266,9 +273,11 @@ def clip_bytes(config: Any, cpu: bool = False) -> float:
     cpu: whether it trains on a CPU, where 'auto' recomputes nothing.
   """
   m = config.model
+  # Frames of 10 ms.
   frames = 100 * config.data.crop_seconds
   tokens = frames / m.patch_frames
   visible = (1 - config.mask.ratio) * tokens
+  # The encoder sees the visible patches, the decoder all of them.
   values = sum(part.depth * n * part.width
                for part, n in ((m, visible), (m.decoder, tokens)))
   auto = 'dots'
@@ -287,6 +296,7 @@ def device_bytes(config: Any, cpu: bool = False) -> float:
 def host_bytes(config: Any) -> float:
   """Returns the approximate bytes of a worker with a run on the CPU."""
   monitor = config.monitor
+  # int16: two bytes a sample.
   clips = 2 * config_lib.RATE * (monitor.clips * monitor.crop_seconds
                         + monitor.valid_clips * config.data.crop_seconds)
   corpus = 0.

@@ -27,6 +27,7 @@ def dataset(folder: str | os.PathLike[str], config: Any) -> tuple[str, str]:
         config_lib.hashed(config_lib.plain(config))['data']['world'])
   folder = files.path(folder) / name
   there = str(folder / 'corpus'), str(folder / 'tasks')
+  # corpus.json is sent last, so a corpus that has it is whole.
   if files.is_on_bucket(folder) and (folder / 'corpus/corpus.json').exists():
     return there
   here = files.beside(folder)
@@ -43,6 +44,7 @@ def dataset(folder: str | os.PathLike[str], config: Any) -> tuple[str, str]:
 
 def write_sounds(folder: pathlib.Path, world: Any) -> None:
   """Writes (or finishes) the corpus and the tasks of config.data.world."""
+  # Each of these goes on where it was interrupted.
   synth.write_audio(folder / 'audio', world.hours, world.seed)
   prepare.run(folder / 'audio', folder / 'corpus')
   synth.write_tasks(

@@ -111,6 +111,7 @@ class Status(Report):
       # Otherwise the end of this process would count as a failure of the run.
       lock.release()
     print('stopped where nothing had to be saved', file=sys.stderr, flush=True)
+    # Not sys.exit, which would end only this thread.
     os._exit(cli.AGAIN)
 
 
@@ -272,6 +273,7 @@ class Worker:
   def do(self, runs: list[run_queue.Claim]) -> bool:
     """Trains and scores claimed runs; returns False if asked to stop."""
     stop = lambda step: self.status.asked
+    # A claim of several has none that is trained; see run_queue.claim.
     if self.board.states[runs[0].workdir.name] != 'trained':
       # A single run takes all devices; packed runs have one each.
       if len(runs) == 1:
@@ -351,6 +353,7 @@ def on_devices(run: run_queue.Claim) -> run_queue.Claim:
   if config.mesh.data != -1:
     return run
   data = max(1, jax.device_count() // config.mesh.fsdp)
+  # Each device takes an equal part of every batch.
   while data > 1 and any(batch % (data * config.mesh.fsdp) for batch in (
       config.train.batch, config.monitor.batch)):
     data -= 1
@@ -404,7 +407,9 @@ def free_memory(error: BaseException) -> None:
   import jax
   traceback.clear_frames(error.__traceback__)
   error.__traceback__ = None
+  # The programs that did not fit as well.
   jax.clear_caches()
+  # Frames and arrays refer to each other in circles.
   gc.collect()
 
 

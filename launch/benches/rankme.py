@@ -167,6 +167,7 @@ def child(side: str, width: int, clips: int) -> dict[str, float]:
         z_ND, full_matrices=False, compute_uv=False))
     return {'seconds': _once(lambda: svd(placed_ND).block_until_ready())}
   seconds = _once(lambda: rankme.singular_values(placed_ND))
+  # A part of the clips: a float64 SVD of all of them takes long.
   part_ND = z_ND[:4 * width]
   exact = rankme.effective_rank(
       np.linalg.svd(part_ND.astype(np.float64), compute_uv=False))

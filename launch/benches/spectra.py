@@ -34,6 +34,7 @@ def embeddings(kind: str, clips: int, width: int,
   scale_D = {'k^-0.5': k_D ** -.5, 'k^-1': k_D ** -1., 'k^-2': k_D ** -2.,
              'exp(-k/20)': np.exp(-k_D / 20), 'trained': k_D ** -.7,
              'trained, hard': k_D ** -1.2}[kind]
+  # A random rotation, so that directions do not lie along the axes.
   turn_DD = np.linalg.qr(rng.standard_normal((width, width)))[0]
   z_ND = (noise_ND * scale_D) @ turn_DD.astype(np.float32)
   offset = {'trained': 3., 'trained, hard': 30.}.get(kind, 0.)

@@ -168,6 +168,7 @@ def run(board: run_queue.Board, arguments: Sequence[str],
           if place.settle(board):
             left_over |= set(free(board, roles))
         ready = set(free(board, roles))
+        # More workers than runs would start and leave at once.
         for place in vacant(places, board, len(ready - left_over)):
           place.start([*arguments, f'--workers={len(places)}'],
                       environment(place.slot, environ), locks)
@@ -179,6 +180,7 @@ def run(board: run_queue.Board, arguments: Sequence[str],
   except BaseException:
     stop([place.process for place in places if place.process])
     raise
+  # Only if no place works: one broken device does not end the sweep.
   if ready and all(place.error for place in places):
     raise OSError(f'{places[-1].slot.name}: {places[-1].error}')
   return sorted(ready)

@@ -167,6 +167,7 @@ def answers(specs: list[dict[str, Any]], piece: slices.Slice, effort: str,
     finally:
       idle.put(compiler)
 
+  # Not in a `with`, which would wait for all jobs after an error.
   pool = concurrent.futures.ThreadPoolExecutor(workers)
   try:
     for future in concurrent.futures.as_completed(
@@ -188,6 +189,7 @@ def answers(specs: list[dict[str, Any]], piece: slices.Slice, effort: str,
 
 def shortage(message: str) -> tuple[float, float]:
   """Returns (bytes needed, bytes available) from an out-of-memory message."""
+  # Such as 'Used 18.89G of 15.48G hbm': the larger number is needed.
   sizes = [float(n) * UNITS[u] for n, u in
            re.findall(r'([\d.]+)([KMGT])\b', message)]
   return max(sizes, default=0.), min(sizes, default=0.)
@@ -224,6 +226,7 @@ def compile_job(job: dict[str, Any], devices: list[Any]) -> dict[str, Any]:
   return {
       'fits': True, 'arguments': memory.argument_size_in_bytes,
       'temporaries': memory.temp_size_in_bytes,
+      # A donated argument is an output as well, and counts once.
       'peak': (memory.argument_size_in_bytes + memory.output_size_in_bytes
                - memory.alias_size_in_bytes + memory.temp_size_in_bytes
                + memory.generated_code_size_in_bytes),
