@@ -227,6 +227,7 @@ def waveform(model: Any, extractor: Any, kind: str) -> Adapter:
   ragged = kind in MASKED and config.feat_extract_norm == 'layer'
   stride = math.prod(config.conv_stride)
   reach = 1  # Samples that one token sees.
+  # From the last convolution back to the samples.
   for kernel, step in zip(config.conv_kernel[::-1], config.conv_stride[::-1]):
     reach = (reach - 1) * step + kernel
   milliseconds = 1000 / extractor.sampling_rate
@@ -235,6 +236,7 @@ def waveform(model: Any, extractor: Any, kind: str) -> Adapter:
     inputs = extractor(list(waves), sampling_rate=extractor.sampling_rate,
                        return_tensors='pt', padding=True,
                        return_attention_mask=ragged)
+    # The output length of convolutions without padding.
     own_B = [(len(wave_S) - reach) // stride + 1 for wave_S in waves]
     return hidden(model, inputs, layers), own_B
 
@@ -256,6 +258,8 @@ def bert(model: Any, extractor: Any, kind: str) -> Adapter:
     own_B = inputs['attention_mask'].sum(1).tolist()
     return hidden(model, inputs, layers), own_B
 
+  # The centre of the first token is that of its frames: the first frame's is
+  # at 12.5 ms.
   return Adapter(model, extractor, kind, config.hidden_size,
                  config.num_hidden_layers, 'mean of tokens', 0, False, states,
                  mean_of_own, lambda x_BLD: x_BLD,
@@ -271,6 +275,7 @@ def whisper(model: Any, extractor: Any, kind: str) -> Adapter:
   def states(waves: Sequence[np.ndarray], layers: bool) -> Any:
     inputs = extractor(list(waves), sampling_rate=extractor.sampling_rate,
                        return_tensors='pt')
+    # Rounded up: the clip's last token may be filled in part.
     own_B = [-(-len(wave_S) // samples) for wave_S in waves]
     return hidden(model, inputs, layers), own_B
 
@@ -282,6 +287,7 @@ def whisper(model: Any, extractor: Any, kind: str) -> Adapter:
 def ast(model: Any, extractor: Any, kind: str) -> Adapter:
   """Returns the Adapter of an Audio Spectrogram Transformer."""
   config = model.config
+  # Patches overlap: 16 wide, every 10 bands and frames as published.
   rows = 1 + ((config.num_mel_bins - config.patch_size)
               // config.frequency_stride)
   columns = 1 + (config.max_length - config.patch_size) // config.time_stride
@@ -315,6 +321,7 @@ def clap(model: Any, extractor: Any, kind: str) -> Adapter:
   window = extractor.nb_max_samples
   # The spectrogram is folded into a square of `ratio` stretches of time.
   ratio = config.spec_size // config.num_mel_bins
+  # Every stage but the first halves both sides.
   tokens = config.spec_size // config.patch_size // 2 ** (
       len(config.depths) - 1) * ratio
 
@@ -376,6 +383,7 @@ def mean_of_own(x_BLD: Any, own_B: Sequence[int]) -> Any:
   # A model may return fewer tokens than are counted, such as SEW.
   own_B1 = torch.tensor(own_B, device=x_BLD.device).clamp(1, L)[:, None]
   own_BL1 = (torch.arange(L, device=x_BLD.device)[None] < own_B1)[:, :, None]
+  # where: a padded token that is NaN would stay NaN times 0.
   return torch.where(own_BL1, x_BLD, 0).sum(1) / own_B1
 
 
@@ -413,6 +421,7 @@ def scenes(adapter: Adapter, waves: Sequence[np.ndarray], batch: int,
       weight_N1[clip_P[i]] += max(len(pieces[i]), 1)
     for k, x in enumerate(states):
       z_BD = adapter.pool(x, own_B).cpu().numpy()
+      # The widths of the layers are known after the first call.
       if k == len(sums):
         sums.append(np.zeros((len(waves), z_BD.shape[1])))
       for i, z_D in zip(index, z_BD):
@@ -442,6 +451,7 @@ def timestamps(adapter: Adapter, wave_BS: np.ndarray, layers: bool
              for wave_S in wave_BS]
     states, own_B = adapter.states(waves, layers)
     x = [adapter.frames(state).cpu().numpy() for state in states]
+    # Clips of one length have equal numbers of own tokens.
     pieces.append([located(adapter, x_BLD, x[-1].shape[1], own_B[0],
                            1000 * start / adapter.rate) for x_BLD in x])
   out = []
@@ -488,6 +498,7 @@ def groups(adapter: Adapter, lengths: Sequence[int],
   """
   shortest = int(SHORTEST * adapter.rate)
   length_P = np.maximum(np.asarray(lengths), shortest)
+  # By length, so that clips of a call need little padding.
   order = np.argsort(length_P, kind='stable')
   start = 0
   while start < len(order):

@@ -52,6 +52,7 @@ def score(path: str | os.PathLike[str], labels: str, array: str = '',
   task, z = folded(pathlib.Path(os.fspath(path)), z_ND, label_N, group_N)
   result = probe.evaluate(task, z, **settings)
   return {'task': task.name,
+          # The labels take the place of a task's checksum.
           'task_sha256': files.digest([str(x) for x in label_N]),
           'embedding_type': 'scene', 'metric': task.evaluation[0],
           'clip_rate': None, 'settings': dict(settings),
@@ -70,6 +71,7 @@ def read_labels(table: embeddings.Table, labels: str) -> np.ndarray:
     label_N = np.load(path, allow_pickle=False)
   elif path.suffix == '.txt':
     label_N = np.array(path.read_text(encoding='utf-8').split('\n'))
+    # A newline at the end of the file is no label.
     label_N = label_N[:len(label_N) - (label_N[-1] == '')]
   else:
     label_N = column(path)
@@ -106,6 +108,7 @@ def folded(path: pathlib.Path, z_ND: np.ndarray, label_N: np.ndarray,
   Raises:
     ValueError: fewer than two labels, or a fold with a single one.
   """
+  # As text, whatever type the file has them in.
   names, index_N = np.unique([str(x) for x in label_N], return_inverse=True)
   if len(names) < 2:
     raise ValueError(f'{path}: {len(names)} label, expected at least 2')
@@ -114,7 +117,9 @@ def folded(path: pathlib.Path, z_ND: np.ndarray, label_N: np.ndarray,
     units_N = np.unique(np.asarray(group_N).astype(str), return_inverse=True)[1]
   # Units of one label are dealt out in turn, so that folds have equal shares.
   rng = np.random.default_rng(SEED)
+  # A unit has the label of its first clip.
   first_U = np.unique(units_N, return_index=True)[1]
+  # By label (the last key counts most), and at random within a label.
   order = np.lexsort((rng.random(len(first_U)), index_N[first_U]))
   fold_U = np.empty(len(first_U), int)
   fold_U[order] = np.arange(len(first_U)) % FOLDS

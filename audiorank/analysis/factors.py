@@ -89,6 +89,7 @@ def differing(table: pd.DataFrame, several: dict[str, slopes.Comparison]
 def spread(table: pd.DataFrame, compared: slopes.Comparison) -> float:
   """Returns the sum of squares of log2 RankMe within groups."""
   n_C, x_C, _ = slopes.centered(table, compared)
+  # The mean of n runs counts n times.
   return float(np.sum(n_C * x_C ** 2))
 
 
@@ -98,10 +99,12 @@ def moves(table: pd.DataFrame, compared: slopes.Comparison,
 
   It looks at RankMe alone, so that it does not choose among the slopes.
   """
+  # Nothing is known of the noise between seeds, or there is none.
   if not noise.free or not noise.log2_rank:
     return True
   # Variance of means of n runs times n is that of a run.
   ratio = spread(table, compared) / compared.free / noise.log2_rank ** 2
+  # The upper tail of the F distribution.
   return bool(special.fdtrc(compared.free, noise.free, ratio) < claims.LEVEL)
 
 

@@ -115,6 +115,7 @@ def predict(rows: study.Study, target: Target, labels: np.ndarray,
     try:
       out.append(one_quantity(quantity, trained[known], y_N[known], log, axes,
                               wanted, labels[known], group))
+    # Too few runs have this quantity; others may have enough.
     except ValueError:
       continue
   if not out:
@@ -171,16 +172,19 @@ def how_it_scales(trained: pd.DataFrame, y_N: np.ndarray, axes: Iterable[str],
   """
   flops_N = trained['flops'].to_numpy(float)
   mine = labels == group
+  # Runs that took at least 70 % of the largest one's compute.
   tops = [mine & (flops_N >= .7 * flops_N[mine].max())]
   for column in advice.points_of(axes, trained).values():
     tops.append(mine & (column == column[mine].max()))
   # The same runs tested twice would widen all intervals for nothing.
   tops = [top for i, top in enumerate(tops)
           if not any((top == other).all() for other in tops[:i])]
+  # Bonferroni: an equal part of the tail for every run predicted.
   tail = TAIL / sum(top.sum() for top in tops)
   judged = 0
   for top in tops:
     inside = foreseen(trained, y_N, axes, labels, group, top, tail)
+    # None: the other runs are too few, which shows no break.
     if inside is False:
       return BREAKS
     judged += inside is not None
@@ -287,6 +291,7 @@ def compared(forecasts: Iterable[Mapping[str, Any]],
       out.append({
           'run_id': tree['run_id'], 'date': tree['date'],
           'times': tree['times_the_compute'], **one, 'observed': observed,
+          # False as long as `observed` is NaN.
           'inside': one['low'] <= observed <= one['high'],
           'intact': digest(tree) == tree['sha256']})
   return pd.DataFrame(out)

@@ -51,6 +51,7 @@ def from_state_dict(state: Mapping[str, Any], config: Any = None
   if isinstance(state.get('model'), Mapping):
     inner = sizes.read(state.get('config'))
     decoder_fields = {**inner.get('decoder', {}), **fields.get('decoder', {})}
+    # What the caller says takes precedence over the file's own config.
     fields = {**inner, **fields, 'decoder': decoder_fields}
     state = state['model']
   arrays = without_classifier({name: array(x) for name, x in state.items()})
@@ -137,11 +138,13 @@ def to_state_dict(config: Any, params: Tree) -> sizes.State:
   """
   tree = sizes.as_dict(getattr(config, 'model', config))
   if 'encoder' not in params['params']:
+    # An encoder alone is an MAE without its decoder.
     params = {kind: {'encoder': part} for kind, part in params.items()}
   decoder = 'decoder' in params['params']
   prefix = ''
   if decoder:
     prefix = 'encoder.'
+  # An array that the layout lacks would be lost without a word.
   known = {tensor.path for tensor in names.layout(tree, prefix, decoder)}
   for path, x in leaves(params):
     if path not in known:

@@ -185,6 +185,7 @@ def _alone(fit):
 
 def _beyond(fit, name):
   """Returns the error on the largest values of a column, if left out."""
+  # Rows of weight 0 were not fitted.
   used = fit.problem.w_N > 0
   data = {key: np.asarray(col)[used] for key, col in fit.data.items()}
   # The name of the loss, looked up from what it consists of.

@@ -67,6 +67,7 @@ def scored(run: Row, record: Record) -> Scored:
       'chance': number(result.get('chance', {}).get(metric)),
       'protocol': result['protocol'],
       'embedding_type': record['embedding_type'],
+      # Filled in by add_features and add_gains.
       **dict.fromkeys((*FEATURES, 'untrained_score', 'gain', 'gain_low',
                        'gain_high', 'gain_se'), math.nan)}
   if 'best' in record:
@@ -87,6 +88,7 @@ def newest(scored: Sequence[Scored]) -> list[Scored]:
 
   Scores of two versions are not compared: the older ones count as missing.
   """
+  # The first version did not write its number.
   version = lambda one: one.record.get('version', 1)
   latest = max(map(version, scored), default=1)
   return [one for one in scored if version(one) == latest]

@@ -89,6 +89,7 @@ def run_columns(workdir: pathlib.Path, config: Mapping[str, Any],
       'category': ','.join(config['data']['category']) or 'all',
       'hours_asked': float(config['data']['hours']),
       'config_key': keys['config_key'], 'training_key': keys['training_key'],
+      # Not known before the run has written its own record.
       'baseline': keys['baseline'], 'params': None, 'hours': None}
   for about in (r for r in records if r['kind'] == 'run'):
     row['params'] = about['parameters']['encoder']
@@ -191,6 +192,7 @@ def rank_columns(run: Row, record: Mapping[str, Any]) -> Row:
     out[f'clips_{name}'] = sample['n']
     out |= interval_columns(f'rank_{name}', sample['rank'])
     out[f'rank_center_{name}'] = number(sample['rank_center']['value'])
+  # As text, because kinds of alarms have different fields.
   out['alarms'] = json.dumps([alarm(a, step)
                               for a in record.get('alarms', ())])
   for part in ('', '_encoder'):
@@ -298,6 +300,7 @@ def joined(roots: Sequence[files.Path], folder: files.Path) -> pathlib.Path:
       if run_dir.state(known) != 'done' and run_dir.state(run) == 'done':
         chosen[run.name] = run
   for name, run in chosen.items():
+    # Resolved: a relative link would begin at this folder.
     (folder / name).symlink_to(pathlib.Path(run).resolve())
   files.write_json(folder / 'sweep.json', {
       'title': '; '.join(dict.fromkeys(titles)), 'runs': sorted(chosen)})
@@ -345,6 +348,7 @@ def read_run(workdir: pathlib.Path) -> RunRecords:
          if r['kind'].startswith('hear.') and wanted(r, config)],
         [r for r in records if r['kind'].startswith('features.')
          and wanted(r, config)])
+  # All of these can come from a tree of another shape.
   except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
     raise ValueError(
         f'{workdir}: config.json or a record is damaged '
@@ -492,6 +496,7 @@ def publish(root: files.Path, folder: files.Path) -> None:
   result = collect(root)
   write_tables(result, folder)
   config = run_dir.config_tree(sweep_folders(root)[0])
+  # Without the folder of the tasks, a path of this machine.
   scored_by = {k: v for k, v in config['eval'].items()
                if k not in ('tasks', 'sha256')}
   names = sorted(set(result.tasks['task'])) if len(result.tasks) else []

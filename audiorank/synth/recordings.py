@@ -50,10 +50,12 @@ def music(g: np.random.Generator, n: int) -> np.ndarray:
   wave_S = np.zeros(n)
   # A new tempo, scale and motif in every span.
   for start, length in _spans(g, n, 4., 9.):
+    # The shortest note, .1 to .35 s.
     beat = int(g.integers(1600, 5600))
     scale = _SCALES[g.integers(len(_SCALES))]
     for voice in range(int(g.integers(1, 3))):
       family = sounds.TIMBRES[g.integers(len(sounds.TIMBRES))]
+      # C3 to B4.
       root = int(g.integers(48, 72))
       count = int(g.integers(3, 7))
       # Up to one step beyond the octave.
@@ -103,6 +105,7 @@ def speech(g: np.random.Generator, n: int) -> np.ndarray:
       duration = int(RATE / rate * g.uniform(.6, 1.3))
       # Pitch falls by seven semitones during a phrase.
       height = base * 2. ** ((7. * left / phrase + g.uniform(-2., 2.)) / 12.)
+      # Within a syllable, pitch glides by a few semitones.
       glide_S = 2. ** (g.uniform(-4., 3.) / 12. * np.linspace(0., 1., duration))
       _add(wave_S, at, waves.decibels(g.uniform(-8., 0.))
            * sounds.syllable(g, height * glide_S, int(word[0])))
@@ -132,6 +135,7 @@ def carrier(g: np.random.Generator, n: int) -> np.ndarray:
   for _ in range(notes):
     f_S = np.full(n, waves.log_uniform(g, 100., 1200.))
     slope = g.uniform(.3, 1.5)
+    # Harmonic h has an amplitude of h^-slope.
     amps_H = np.arange(1, 41) ** -slope
     wave_S += waves.harmonic(f_S, amps_H, g.uniform(0., 2. * np.pi, 40))
   return waves.normalise(wave_S)
@@ -152,6 +156,7 @@ def pulse(g: np.random.Generator, wave_S: np.ndarray, kind: str, low: float,
     depth: of the envelope, which is linear in dB.
   """
   track_S = waves.course(g, kind, len(wave_S), low, high)
+  # Levels between -depth and 0 dB.
   return wave_S * waves.decibels(depth * (track_S - 1.))
 
 
@@ -170,6 +175,7 @@ def sweep(g: np.random.Generator, n: int, kind: str, low: float,
   """A tone or a noise band whose log frequency follows a course."""
   track_S = waves.course(g, kind, n, low, high)
   bottom = waves.log_uniform(g, 120., 600.)
+  # Up to 1.3 to 3 octaves above the bottom.
   f_S = bottom * 2. ** (g.uniform(1.3, 3.) * track_S)
   amps_H = np.arange(1, 25) ** -g.uniform(.7, 2.5)
   return waves.normalise(
@@ -235,6 +241,7 @@ _MAKERS = {'music': music, 'speech': speech, 'texture': texture,
 
 def length(seed: int, index: int) -> int:
   """Returns the number of samples of a recording, without making it."""
+  # A generator of its own: lengths are known without making the sound.
   return int(waves.generator(seed, 'length', index).integers(8 * RATE,
                                                               30 * RATE))
 

@@ -35,6 +35,7 @@ LONG_CLIP = 60 * RATE
 TASKS = {
     'event_count': Task(tuple(map(str, range(6))), CLIP, 'scene',
                         'multiclass', ('top1_acc', 'mAP')),
+    # MIDI notes of two octaves, from A3 (220 Hz) up.
     'pitch': Task(tuple(map(str, range(57, 81))), CLIP, 'scene',
                   'multiclass', ('pitch_acc', 'chroma_acc')),
     'scene': Task(('bell', 'bubbles', 'chirp', 'drum', 'engine', 'insects',
@@ -106,6 +107,7 @@ def _event_count(g, label):
     # The total duration and the energy have the same distribution for every
     # count, so that they do not give it away.
     filled = int(g.integers(3200, 9600))
+    # Dirichlet: random shares whose sum is one.
     shares = g.dirichlet(np.full(count, 6.))
     lengths = np.maximum((filled * shares).astype(int), 400)
     gaps = g.dirichlet(np.full(count + 1, 2.))
@@ -189,6 +191,7 @@ def _sound_events(g):
   labels = TASKS['sound_events'].labels
   wave_S, marks = np.zeros(EVENT_CLIP), []
   count = int(g.integers(3, 8))
+  # One event a slot, so that events do not overlap.
   slot = EVENT_CLIP // count
   for i in range(count):
     label = labels[g.integers(len(labels))]
