@@ -43,6 +43,7 @@ class Parts(NamedTuple):
   valid: data.Corpus
 
 
+# eq=False: by identity, as arrays have no single truth value.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
   """Clips of one length.
@@ -210,6 +211,7 @@ _read_once = functools.lru_cache(2)(read)
 
 def save(array: npt.NDArray, path: files.Path) -> None:
   """Writes an array to a path, whatever its ending."""
+  # Of a path np.save would change the ending to .npy.
   with open(path, 'wb') as file:
     np.save(file, array)
 

@@ -389,6 +389,7 @@ def of_bound(factors: Factors) -> claims.Claim:
     slope_G.append(float(w_C @ y_C))
     var_G.append(float(np.sum(w_C ** 2 * v_K[at_C])))
     left += float(rest_C @ rest_C)
+    # A line takes two degrees of freedom.
     expected += float(v_K[at_C].mean()) * (len(at_C) - 2)
     free += len(at_C) - 2
   t_free = float(factors.moments.t_free_F.max())
@@ -402,6 +403,7 @@ def of_bound(factors: Factors) -> claims.Claim:
       scale * (var_G[-1] + var_G[0]))
   used = np.concatenate(list(grid.values()))
   runs = int(table['n'].to_numpy()[used].sum())
+  # Two-sided: `reach` over its quantile is the standard error.
   p = 2 * special.stdtr(t_free, -abs(gap) / (
       reach / special.stdtrit(t_free, .975)))
   return claims.claim(

@@ -48,6 +48,7 @@ def read(rows: study.Study) -> Joint:
                  dict.fromkeys(('valleys', 'hours', 'steps'), need))
   trained = trained.dropna(subset=list(columns))
   labels = advice.settings(trained, rows.fields)
+  # The settings that most runs have.
   largest = np.bincount(labels).argmax()
   mine = trained[labels == largest].reset_index(drop=True)
   # Valleys compare sizes at equal compute, so steps differ in each.
@@ -92,6 +93,7 @@ def law_of(mine: pd.DataFrame, amount: str) -> laws.Fit | None:
   if len(kinds) < CONFIGURATIONS or (each >= AMOUNTS).sum() < SIZES:
     return None
   try:
+    # In the logarithm: runs of a large and of a small loss count alike.
     return laws.fit('separable', mine, loss='log_ls', x=['params', amount],
                     y=LOSS, groups='configuration')
   except ValueError:
@@ -108,6 +110,7 @@ def longer_or_larger(mine: pd.DataFrame, fit: laws.Fit) -> pd.DataFrame | None:
   constant, per = advice.step_flops(mine)
   run = mine.loc[mine['flops'].idxmax()]
   try:
+    # The lambda gives the steps that compute C buys a size of N.
     return laws.scaling.longer_or_larger(
         fit, float(run['params']), float(run['steps']), 2.,
         lambda C, N: C / (constant + per * N), draws=DRAWS)

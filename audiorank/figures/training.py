@@ -55,6 +55,7 @@ def rank_steps(history: pd.DataFrame, ax: style.Axes | None = None,
   if marked is not None:
     handles += _mark(ax, history, marked, start)
   if (history['step'] == 0).any():
+    # Halfway between step 0, at `start`, and the first step, at twice that.
     ax.axvline(start * 2 ** .5, color=style.GREY, lw=.8, ls=':')
     handles.append(style.marker('o', 'untrained (step 0)', filled=False))
   style.above(ax, handles)
@@ -90,11 +91,13 @@ def spectra(singular: Mapping[str, np.ndarray],
   if not singular:
     raise ValueError('nothing to draw: no spectrum was given')
   ax = ax or style.axes()
+  # More curves than colours: shades of one scale.
   shade: Any = style.PALETTE
   if len(singular) > len(shade):
     shade = style.SIZES(np.linspace(0, 1, len(singular)))
   for i, (name, s_K) in enumerate(singular.items()):
     s_K = np.asarray(s_K, float)
+    # A logarithmic axis has no place for 0.
     s_K = s_K[s_K > 0] / s_K.sum()
     ax.plot(np.arange(1, len(s_K) + 1), s_K, lw=1.3, label=str(name),
             color=shade[i], ls='--' if 'untrained' in str(name) else '-')
@@ -102,6 +105,7 @@ def spectra(singular: Mapping[str, np.ndarray],
   style.log_axis(ax.yaxis)
   ax.set_xlabel('component (log scale)')
   ax.set_ylabel('share of the singular values (log scale)')
+  # A longer legend would hide the curves.
   if len(singular) <= 12:
     ax.legend(fontsize=style.LEGEND, frameon=False, loc='lower left')
   return ax
@@ -133,6 +137,7 @@ def early_final(table: pd.DataFrame, early: str, final: str = 'score',
                edgecolors='white', linewidths=.5, zorder=3)
     if family:
       handles.append(style.marker(shape, str(kind), color=color))
+  # RankMe differs by factors; other early numbers do not.
   if (table[early] > 0).all() and 'rank' in early.lower():
     style.log_axis(ax.xaxis, early)
   else:

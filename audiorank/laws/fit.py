@@ -88,6 +88,7 @@ class Fit:
 
   @functools.cached_property
   def fitted(self) -> np.ndarray:
+    # Values have an axis of resamples; the fit itself is its only one.
     """The law at the data, of shape (N,)."""
     return problem_lib.values(self.problem, self.best.c_SQ,
                               self.best.theta_SP)[0]
@@ -259,6 +260,7 @@ def _groups(data, groups, cols, y_N):
     _, first, group_N = np.unique(rows, axis=0, return_index=True,
                                   return_inverse=True)
     # Numbered in the order of the table.
+    # The argsort of an argsort is the rank.
     rank = np.argsort(np.argsort(first))
     # NumPy 2.0 returns this inverse as a column.
     return rank[group_N.reshape(-1)], len(y_N) - len(first)
@@ -286,6 +288,7 @@ def _check_points(form, x, y, cols, y_N, used_N):
   size = len(form.names)
   # Rows at the same inputs measure noise, they do not tell parameters apart.
   points = np.unique(np.stack([col[used_N] for col in cols]), axis=1)
+  # As many points as parameters leave nothing to measure the noise by.
   if points.shape[1] <= size:
     raise ValueError(f'{form.name} has {size} parameters and needs at least '
                      f'{size + 1} different points, found {points.shape[1]}')

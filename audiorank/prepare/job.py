@@ -188,6 +188,7 @@ def _check(audio: pathlib.Path, out: pathlib.Path, workers: int | None,
     raise ValueError(f'store {store!r}: expected one of '
                      f'{", ".join(shards.STORES)}')
   inner, outer = audio.resolve(), out.resolve()
+  # A bucket and a disk do not contain each other.
   if files.is_on_bucket(inner) != files.is_on_bucket(outer):
     return
   if inner == outer:

@@ -167,6 +167,7 @@ def drawing(draw: Callable[[], style.Axes], caption: str) -> str:
   """
   try:
     ax = draw()
+  # Figures raise ValueError where there is nothing to draw.
   except ValueError as error:
     return small(f'Not drawn: {str(error).removeprefix(style.NOTHING)}.')
   code = svg(ax)
@@ -184,12 +185,15 @@ def drawing(draw: Callable[[], style.Axes], caption: str) -> str:
 def svg(ax: style.Axes) -> str:
   """Returns a figure as SVG, its letters as text, in the page's colours."""
   buffer = io.StringIO()
+  # Letters stay text, to be searched and scaled. The salt gives elements the
+  # same ids every time.
   with matplotlib.rc_context({'svg.fonttype': 'none',
                               'svg.hashsalt': 'audiorank'}):
     ax.figure.figure.savefig(
         buffer, format='svg', transparent=True, dpi=150,
         metadata={'Date': None, 'Creator': None})
   code = buffer.getvalue()
+  # The XML header has no place within HTML.
   code = code[code.index('<svg'):]
   # Without date and version the same records give the same page.
   code = re.sub(r'<metadata>.*?</metadata>', '', code, flags=re.S)
@@ -231,6 +235,7 @@ def rows(table: pd.DataFrame, classes: Sequence[str] | None = None,
     if classes:
       mark = of_class(classes[i])
     body.append(f'<tr{mark}>{cells}</tr>')
+  # tabindex: the keyboard can scroll a wide table too.
   return (f'<div class="wide" tabindex="0"><table{of_class(kind)}><thead><tr>'
           f'{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>')
 

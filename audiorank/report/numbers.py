@@ -23,6 +23,7 @@ def short(value: float) -> str:
     return f'{value:.2g}'
   if abs(value) >= 1:
     return f'{value:.3g}'
+  # Numbers below 1 are written without their 0.
   return f'{value:.3f}'.replace('0.', '.', 1)
 
 
@@ -43,6 +44,7 @@ def with_sign(value: float, text: str) -> str:
     text: its absolute value.
   """
   sign = '+'
+  # What rounds to 0 would otherwise be -0.
   if value < 0 and float(text):
     sign = '−'
   if text.startswith('0.'):
@@ -72,6 +74,7 @@ def interval(low: float, high: float, most: float = math.inf) -> str:
   """
   if math.isnan(low) or math.isnan(high):
     return '[no interval]'
+  # -inf < -inf is false, so infinity is a case of its own.
   below, above = low < -most or low == -math.inf, (
       high > most or high == math.inf)
   if below and above:
