@@ -53,6 +53,7 @@ def family(config: Any) -> str:
 
 def constant_steps(config: Any) -> int:
   """Returns the number of steps before the decay begins."""
+  # For rounding: (1 - .9) * 10 is a little less than 1.
   return math.floor((1 - config.opt.decay) * config.train.steps + 1e-6)
 
 
@@ -107,6 +108,7 @@ def begin_together(workdirs: Sequence[pathlib.Path],
   reached = [begin(*pair) for pair in zip(workdirs, configs)]
   if len(set(reached)) == 1:
     return reached[0]
+  # One program goes on from one step, so what some have got is removed.
   for workdir, step in zip(workdirs, reached):
     if step:
       shutil.rmtree(workdir / 'checkpoints' / str(step))
@@ -168,5 +170,6 @@ def copy(donor: pathlib.Path, workdir: pathlib.Path, step: int,
     shutil.copy(donor / 'metrics.jsonl', workdir / 'metrics.jsonl')
     records.cut_metrics(workdir, step)
   files.write_json(workdir / FILE, {'run_id': donor.name, 'step': step})
+  # Last: only now is there a checkpoint of this name.
   os.replace(part, own / str(step))
   checkpoint.seal(own)

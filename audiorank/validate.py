@@ -168,6 +168,7 @@ def fields(config: Config, devices: int = 1) -> None:
     value = config_lib.get(config, field)
     if field == 'monitor.layers' and tuple(value or ()) == ('all',):
       continue
+    # The very type, as True is an int to isinstance.
     if not isinstance(value, (tuple, list)) or not all(
         type(item) is kind for item in value):
       raise ValueError(f'{field} {value!r}: expected a tuple of '

@@ -30,10 +30,12 @@ WITH_WORDS = ('bench', 'emit', 'sweep')  # Commands that take words.
 def bind(name: str, folder: pathlib.Path) -> None:
   """Lets a package be imported by a name, from a folder."""
   spec = importlib.util.spec_from_file_location(
+      # With its folder, or it would be a module without submodules.
       name, folder / '__init__.py', submodule_search_locations=[str(folder)])
   if spec is None or spec.loader is None:
     raise ImportError(f'{folder}: no package')
   module = importlib.util.module_from_spec(spec)
+  # Before it runs, as its modules import each other by this name.
   sys.modules[name] = module
   spec.loader.exec_module(module)
 
@@ -64,6 +66,7 @@ def main() -> None:
   if word not in COMMANDS:
     cli.fail(f'{word!r}: expected one of {", ".join(COMMANDS)}'
              f'{cli.nearest(word, COMMANDS)}')
+  # Messages and --help begin with the command as it was typed.
   sys.argv = [f'audiorank {word}', *sys.argv[2:]]
   module = importlib.import_module(f'launch.{word}')
   cli.run(module.main, words=word in WITH_WORDS)

@@ -31,6 +31,7 @@ from launch.benches import timing
 
 AREAS = tuple(sorted(
     p.stem for p in (pathlib.Path(__file__).parent / 'benches').glob('*.py')
+    # Modules that areas share are no areas.
     if p.stem not in ('__init__', 'timing', 'spectra', 'steps',
                       'fake_gcs')))
 _OUT = flags.DEFINE_string('out', None, 'JSON file: rows, versions, machine.')

@@ -121,6 +121,7 @@ def with_config_file(argv: list[str]) -> list[str]:
     ValueError: there is no such file; names the nearest.
   """
   out: list[str] = []
+  # Both forms: --flag=value, and --flag value in two words.
   for word in argv:
     name, equals, value = word.partition('=')
     if name in ('--config', '-config') and equals:

@@ -445,12 +445,14 @@ def own_slices(folders: Sequence[pathlib.Path], piece: slices.Slice
     ValueError: a run that the slice cannot hold either; names it.
   """
   from audiorank import records
+  # Chips of one host.
   host, out = piece.chips // hosts_of(piece), {}
   for folder in folders:
     config = records.load_config(folder)
     memory, fsdp = piece.chip.memory, config.mesh.fsdp
     if fsdp <= host and fits(config, memory, host, fsdp):
       continue
+    # Doubled until the share of each device fits.
     while not fits(config, memory, piece.chips, fsdp):
       fsdp *= 2
       if piece.chips % fsdp:
@@ -532,6 +534,7 @@ def main(argv: list[str]) -> None:
   if not folders:
     raise FileNotFoundError(f'{_ROOT.value}: no runs: write them with '
                             'python -m launch.sweep write')
+  # A run that is done needs no job.
   states = files.mapped(records.state, folders, folders[0])
   folders = [f for f, state in zip(folders, states) if state != 'done']
   if not folders:

@@ -144,6 +144,7 @@ def rank_lines(fields: Mapping[str, Any]) -> list[str]:
   for name, value in fields['rank']['siblings'].items():
     if name != 'rankme':  # It is above, with its interval.
       out.append(measure_line(name, value, centred.get(name, math.nan)))
+  # Missing where an embedding is zero: it has no direction.
   for name, value in fields.get('directions', {}).items():
     out.append(measure_line(name, value))
   # JSON has no NaN: an undefined measure is None in the record.

@@ -187,6 +187,7 @@ def check(configs: Mapping[str, Any],
   """
   # All slots are alike, so the largest run decides.
   size = max(devices_needed(config, devices) for config in configs.values())
+  # Points share tasks, which are checked once.
   tasks = set()
   for config in configs.values():
     validate.fields(config, size)

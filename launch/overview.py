@@ -64,6 +64,7 @@ class Meter:
     text = self.text(at)
     if self.bar is not None:
       self.bar.postfix[0] = text
+      # Set, not added: it is the share of all work.
       self.bar.n = at.share
       self.bar.refresh()
     elif time.monotonic() - self.printed > LINES:

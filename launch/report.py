@@ -149,6 +149,7 @@ def print_law(data: Any, groups: str | None) -> None:
   if _BUDGETS.value:
     print('\n' + frontier(fit))
   if _AMOUNT.value is not None:
+    # The size from which on more parameters do not help.
     bound = laws.scaling.data_bound(fit, _AMOUNT.value)
     size = f'unknown size: {bound.refused}'
     if not bound.refused:

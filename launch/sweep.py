@@ -280,6 +280,7 @@ def finish(root: pathlib.Path, board: run_queue.Board, unfinished: list[str],
   print(overview.table(ours.sort_values(
       ['width', 'depth', 'untrained', 'hours'])))
   print(f'{progress.clock(time.monotonic() - began)} in all')
+  # Workers that only train leave no scores to report.
   if _REPORT.value and 'score' in _ROLES.value:
     from audiorank import report as pages
     try:
@@ -288,6 +289,7 @@ def finish(root: pathlib.Path, board: run_queue.Board, unfinished: list[str],
       print(f'no report: {error}', file=sys.stderr)
   failed = {run_id: overview.reason(root / run_id)
             for run_id, state in board.states.items() if state == 'failed'}
+  # To this command an unfinished run is a failure as well.
   failed |= dict.fromkeys(unfinished, 'not done: see logs/')
   for run_id, why in failed.items():
     print(f'failed: {root / run_id}: {why}', file=sys.stderr)

@@ -104,6 +104,7 @@ def distributed() -> bool:
     return False
   import jax
   if how == '1':
+    # On TPU pods and under Slurm the environment says who takes part.
     jax.distributed.initialize()
   else:
     form = re.fullmatch(r'([^,]+),(\d+),(\d+)', how)

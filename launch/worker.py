@@ -42,7 +42,9 @@ def main(argv: list[str]) -> None:
   del argv
   work.die_with_parent()
   run_queue.check_roles(_ROLES.value)
+  # From here on a signal asks to stop, and no longer ends the process.
   status = work.Status()
+  # Programs that one worker compiles serve all of them.
   cli.compile_cache()
   # Before a run is claimed, so that a broken device does not fail runs.
   work.open_device()

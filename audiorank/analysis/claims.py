@@ -126,6 +126,7 @@ def more_runs(value: float, low: float, high: float) -> Needed:
   """
   # Noise falls with the root of the runs, so their number with its square.
   reach = max(high - value, value - low)
+  # Where nothing bounds the interval, more of the same runs do not help.
   if not math.isfinite(reach) or not value:
     return Needed('range')
   times = (reach / value) ** 2

@@ -73,6 +73,7 @@ def more_seeds(rows: study.Study, family: str, budget: float | None = None,
   now = width(compared, family)
   after = math.nan
   if compared.noise.free:
+    # The same seed for every plan: two calls give one answer.
     rng = np.random.default_rng(0)
     after = float(np.median([width(outcome(rows, compared, runs, rng), family)
                              for _ in range(draws)]))
@@ -91,8 +92,10 @@ def outcome(rows: study.Study, compared: factors.Factors, runs: pd.DataFrame,
             rng: np.random.Generator) -> factors.Factors:
   """Returns the comparisons of a study with runs that are drawn at random."""
   noise = compared.noise
+  # A seed moves score and RankMe together.
   covariance = np.array([[noise.score ** 2, noise.covariance],
                          [noise.covariance, noise.log2_rank ** 2]])
+  # Rounding may leave an eigenvalue a little below 0.
   errors_N2 = rng.multivariate_normal(np.zeros(2), covariance, len(runs),
                                       check_valid='ignore')
   means = rows.trained.assign(log2=np.log2(rows.trained['rank'])).groupby(

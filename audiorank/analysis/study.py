@@ -137,6 +137,7 @@ def with_fields(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
   """
   runs = runs.reset_index(drop=True)
   if 'objective' not in runs:
+    # Tables without the column are of masked autoencoders alone.
     runs = runs.assign(objective='mae')
   if 'untrained' not in runs:
     runs = runs.assign(untrained=False)
@@ -203,6 +204,7 @@ def numbers(rows: pd.DataFrame, fields: tuple[str, ...]) -> np.ndarray:
   """Returns a number a row: rows with equal fields share it, (N,)."""
   if not len(rows) or not fields:
     return np.zeros(len(rows), int)
+  # A field without a value is a value like the others.
   return rows.groupby(list(fields), dropna=False, observed=True
                       ).ngroup().to_numpy()
 
@@ -220,6 +222,7 @@ def without_repeats(rows: pd.DataFrame, history: pd.DataFrame,
   if len(history):
     read_times = history['run_id'].value_counts()
   # Of equal trainings the one with the most evaluations stands for all.
+  # stable: among equals the order of the table decides.
   order = rows['run_id'].map(read_times).fillna(0).sort_values(
       ascending=False, kind='stable').index
   return rows.loc[order].drop_duplicates(same).sort_index().reset_index(

@@ -101,6 +101,7 @@ def by_baseline(trained: pd.DataFrame,
   middle, free = float(mean_G.mean()), len(mean_G) - 1
   se = float(mean_G.std(ddof=1)) / math.sqrt(len(mean_G))
   reach = float(special.stdtrit(free, .975)) * se
+  # Baselines that agree to the last digit leave no doubt.
   p = 0.
   if se:
     p = 2 * special.stdtr(free, -abs(middle) / se)
@@ -112,6 +113,7 @@ def decided(low: float, high: float, p: float) -> str:
 
   The two claims about it, on score and RankMe, share the level.
   """
+  # Written so that NaN is inconclusive too.
   if not p < claims.LEVEL / 2:
     return claims.INCONCLUSIVE
   return claims.sign(low, high)

@@ -112,6 +112,7 @@ def round_trip(state: dict[str, Any], config: Any, params: Any
                      f'{sorted(set(back) - set(state))[:3]}')
   learned = [name for name in state if 'front_end.' not in name
              and 'num_batches_tracked' not in name]
+  # Bytes, so that NaN and -0 are compared as well.
   differ = sum(back[n].tobytes() != np.asarray(state[n]).tobytes()
                for n in learned)
   yield row(f'weights that differ after a round trip, of {len(learned)}',
@@ -147,6 +148,7 @@ def encoder_rows(z: dict[str, np.ndarray], config: Any, params: Any
     yield row(f'block {i}', layers_NBLD[i], z[f'block{i}_out'], TOKENS)
   yield row('final norm', z_BLD, z['emb'], TOKENS)
   yield row('clip embedding', z_BLD.mean(1), z['emb_mean'], TOKENS)
+  # A token has 640 samples, 40 ms.
   yield row('final norm with x_length', encode(
       config, params, mel_BMT, valid_L=z['x_length'] // 640),
             z['emb_xlength'], TOKENS)
@@ -279,7 +281,9 @@ def of_peer(width: int, depth: int, heads: int, target_length: int,
   # strict: an additional or missing name or another shape is an error.
   theirs.load_state_dict(
       {name: torch.from_numpy(x) for name, x in back.items()}, strict=True)
+  # Four frames a token.
   positions = target_length // 4
+  # No multiples of a token, so that the end of a clip is tested too.
   for text, samples in (('one chunk', 640 * (positions // 2) + 333),
                         ('chunks', 640 * (2 * positions + 3) + 17)):
     wave_BS = (rng.normal(size=(3, samples)) * np.array(

@@ -65,6 +65,7 @@ def split_of(stem: str) -> str:
   """Returns the split in a tar's name: 'fold3', 'train', ...; '' for none."""
   fold = FOLD.search(stem)
   if fold:
+    # Two digits, so that folds sorted as text are in order.
     return f'fold{int(fold[1]):02d}'
   words = [WORDS[word] for word in re.split(r'[^a-z]+', stem.lower())
            if word in WORDS]
@@ -147,6 +148,7 @@ def write(folder: pathlib.Path, name: str,
                           for i, label in enumerate(vocabulary))]
   (out / 'labelvocabulary.csv').write_text('\n'.join(lines) + '\n',
                                            encoding='utf-8')
+  # One clip with several labels, or none, makes a task multilabel.
   several = any(len(values) != 1 for of in labels.values()
                 for values in of.values())
   for split, of in labels.items():
@@ -295,6 +297,7 @@ def write_clip(path: pathlib.Path, place: pathlib.Path, suffix: str,
   wave_S = wave_SC.mean(1)
   if own != rate:
     wave_S = soxr.resample(wave_S, own, rate, 'HQ')
+  # Resampling overshoots beyond 1.
   soundfile.write(place.with_name(place.name + '.flac'),
                   np.clip(wave_S, -1, 1), rate, subtype='PCM_16')
 

@@ -52,6 +52,7 @@ def rank_fields(z_ND: npt.NDArray[Any] | jax.Array, source_N: npt.ArrayLike,
     # A small sample is an alarm in the record itself: warn only once.
     warnings.simplefilter('ignore', spectrum.SmallSample)
     fields.update(spectrum_fields(interval.state_of(z_ND, groups)))
+  # Directions are divided by the norm of each embedding.
   if np.linalg.norm(z_ND, axis=1).all():
     fields['directions'] = geometry.directions(z_ND)
   if neighbour_clips:
@@ -96,6 +97,7 @@ def token_fields(token_ND: npt.NDArray[Any], source_N: npt.ArrayLike) -> Fields:
     token_ND: one token of every clip.
     source_N: id of the recording that each clip was cut from.
   """
+  # RankMe of zeros is undefined.
   if not np.any(token_ND):
     return {'value': None, 'low': None, 'high': None}
   with warnings.catch_warnings():

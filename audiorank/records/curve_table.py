@@ -20,6 +20,7 @@ DEEPEST = 1000  # Brackets in a line, which ours are far below.
 
 def parsed(data: bytes) -> pa.Table:
   """Returns the rows of JSON lines as a table."""
+  # One block: Arrow takes the types of columns from the first one.
   options = arrow_json.ReadOptions(block_size=min(len(data) + 1, 2 ** 31 - 1))
   return arrow_json.read_json(pa.BufferReader(data), read_options=options)
 
@@ -46,6 +47,7 @@ def parsed_whole(pieces: Sequence[bytes]) -> pa.Table | None:
             for line in data.split(b'\n')) > DEEPEST:
       return None
   try:
+    # Arrow refuses an empty buffer.
     table = parsed(b''.join(pieces) or b'{}\n')
     names = table.column_names
   except ValueError:  # Of Arrow, or of a name that is not UTF-8.

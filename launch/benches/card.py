@@ -93,6 +93,7 @@ class Sweeps:
     try:
       _, errors = sweep.communicate(timeout=self.left())
     except subprocess.TimeoutExpired:
+      # A sweep stops its workers when it is asked to end.
       sweep.terminate()
       sweep.communicate()
       return 'not measured: the time was up'

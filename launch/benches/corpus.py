@@ -249,6 +249,7 @@ def long_record(folder: pathlib.Path, repeats: int) -> timing.Row:
   prepare.run(folder / 'long', folder / 'of-long', store='flac', workers=1,
               piece_seconds=600)
   read = data.folder.reader(data.load(folder / 'of-long'), resident=False)
+  # soundfile decodes the whole record for every crop.
   content = (folder / 'long' / 'one.flac').read_bytes()
   count = 10
   # The latest crop of 10 s ends with the record.

@@ -71,6 +71,7 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
     label_N, _ = neighbours.kmeans(wide_ND, count, wide_ND[:count])
     return neighbours.davies_bouldin(wide_ND, label_N)
 
+  # rival() imports its peer, so that one that is missing costs a row only.
   for what, ours, peer, rival in (
       ('TwoNN dimension', lambda: neighbours.twonn(near()), 'scikit-dimension',
        lambda: skdim('TwoNN')),

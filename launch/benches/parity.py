@@ -28,6 +28,7 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
   device, host = jax.devices()[0], jax.devices('cpu')[0]
   sides = (device.device_kind, 'CPU')
   rng = np.random.default_rng(0)
+  # Noise of -21 dB full scale.
   wave_NS = (3000 * rng.standard_normal(
       (CLIPS, SECONDS * 16_000))).astype(np.int16)
   sizes = timing.sized(quick, SIZES[:1], SIZES)

@@ -48,7 +48,9 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
   clips = timing.sized(quick, 4_000, CLIPS)
   for width in timing.sized(quick, (128,), GOALS):
     z_ND = jax.device_put(spectra.embeddings('trained', clips, width), spread)
+    # As people write it, with full matrices; only compiled.
     svd = jax.jit(lambda z_ND: jax.numpy.linalg.svd(z_ND, compute_uv=False))
+    # What is timed, without them: they would take N x N memory.
     naive = jax.jit(lambda z_ND: jax.numpy.linalg.svd(
         z_ND, full_matrices=False, compute_uv=False))
     where = f'8 devices, D = {width}'

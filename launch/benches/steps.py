@@ -143,6 +143,7 @@ def rival(case: Case, how: str = '', device: str = 'cpu'
   forward = net
   if how == 'compiled':
     forward = torch.compile(net)
+  # On the device from the start: loading is timed on neither side.
   wave = torch.from_numpy(waves(case).astype(np.float32) / 32768).to(device)
   # torch's counterpart of computing in bfloat16.
   half = torch.autocast(device, torch.bfloat16,

@@ -60,6 +60,7 @@ def launcher_seconds(folder: pathlib.Path, count: int,
        f'--config={config}', f'--root={root}', '--noreport',
        '--workers=2', *arguments], check=True, text=True,
       capture_output=True, env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
+  # The launcher prints other lines before this one.
   return float(done.stdout.split('CPU')[-1])
 
 
@@ -137,6 +138,7 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
       tables = records.load(folder / 'sweep')
       curve = records.curves(folder / 'sweep')
       spent = time.process_time() - began
+      # A fast answer has to be a whole one.
       assert len(tables.runs) == runs and len(curve) == 200 * runs
       yield timing.alone('load them', spent, 's', None,
                          'CPU; at most 1 wanted')

@@ -86,6 +86,7 @@ def turns(what: str, ours: Callable[[], Any], rival: Callable[[], Any],
       function()
       pair.append((clock() - began) / per)
     if turn % 2:
+      # Back to the order (ours, rival).
       pair.reverse()
     spent.append(pair)
   # Ratios within a turn: the speed of the machine drifts between turns.
@@ -132,6 +133,7 @@ def children(jobs: list[Job], workers: int, seconds: float
   """
   end = time.monotonic() + seconds
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    # Threads only wait for the processes.
     futures = {pool.submit(_child, job, end): job for job in jobs}
     for future in concurrent.futures.as_completed(futures):
       yield futures[future], future.result()
@@ -154,6 +156,7 @@ def _child(job: Job, end: float) -> dict[str, Any]:
     process.communicate()
     return {'error': f'stopped after {left:.0f} s'}
   try:
+    # Libraries may print before the result.
     return json.loads(out.splitlines()[-1])
   except (IndexError, ValueError):
     lines = [line for line in log.splitlines() if line.strip()]

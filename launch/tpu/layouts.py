@@ -58,6 +58,7 @@ def obstacle(config: Any, layout: Layout, chips: int) -> str:
   """Returns why a slice cannot be divided like this, or ''."""
   if chips % layout.fsdp:
     return f'mesh.fsdp {layout.fsdp} does not divide {chips} chips'
+  # Batches are divided over all devices, those of fsdp as well.
   return (sharding.indivisible('train.batch', layout.batch, chips, 'chips')
           or sharding.indivisible('monitor.batch', config.monitor.batch, chips,
                                   'chips'))
@@ -222,6 +223,7 @@ def placements(folders: list[pathlib.Path], machine: str, topology: str,
       if mesh == 'auto':
         layouts[folder.name] = fastest(config, piece, 'quick').layout
         continue
+      # A layout has fsdp alone: data is the rest of the chips.
       layout = own(config)._replace(fsdp=int(sides[2]))
       reason = obstacle(config, layout, piece.chips)
       if reason:

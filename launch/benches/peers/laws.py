@@ -51,6 +51,7 @@ def peer(kind: str, path: str) -> None:
     solve = lambda row: optimize.minimize(
         objective, HOFFMANN, jac=gradient, method='BFGS',
         args=(inputs['N'][row], inputs['D'][row], inputs['loss'][row]))
+    # Once untimed, for the first gradient.
     solve(inputs['rows'][0])
     began = clock()
     fits = [solve(row) for row in inputs['rows']]
@@ -59,6 +60,7 @@ def peer(kind: str, path: str) -> None:
   elif kind == 'grid':
     from scipy import optimize
     objective = lambda p: huber(p, inputs['N'], inputs['D'], inputs['loss'], np)
+    # Some starts of the grid overflow.
     with np.errstate(all='ignore'):
       began = clock()
       values = [optimize.minimize(objective, start, method='L-BFGS-B').fun
@@ -73,6 +75,7 @@ def peer(kind: str, path: str) -> None:
         'model_size__n': inputs['N'], 'dataset_size__d': inputs['D'],
         'test_loss__ce': inputs['loss']})
     spent = []
+    # A long call less a short one: what a start costs cancels.
     for draws in (1, int(inputs['draws'])):
       began = clock()
       simple_scaling_laws.fit(frame, 'separable-power', n_draws=draws)
