@@ -9,6 +9,7 @@ or on a bucket 'crc32c:' and the store's own checksum of the object, which costs
 no download. Both kinds are verified in both places: folders may be copied.
 """
 
+from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ Config = config_lib.Config
 COMMITTED = 'commit_success.txt'
 SEAL = '.sha256.json'  # Ends the name of a step's checksums.
 CRC = 'crc32c:'  # Begins a checksum that is not a sha256.
+OWN = {'params', 'config'}  # Items of a step that show it to be ours.
 
 A, cm = ocp.args, ocp.checkpoint_managers
 PathLike = str | os.PathLike[str]
@@ -50,8 +52,14 @@ def open_manager(folder: PathLike, every: int, keep: int
   """Opens an orbax manager: the last two steps and every `keep`th stay.
 
   Raises:
+    ValueError: there is a numbered folder that is none of our checkpoints.
     OSError: on closing it, a checkpoint cannot be written; names the folder.
   """
+  others = foreign(folder)
+  if others:
+    # Orbax would take it for an old step and delete it.
+    raise ValueError(f'{files.path(folder) / others[0]}: not a checkpoint of '
+                     'ours, but named like one: expected it elsewhere')
   manager = ocp.CheckpointManager(
       files.path(folder).absolute(),
       options=ocp.CheckpointManagerOptions(
@@ -214,10 +222,42 @@ def steps(folder: PathLike) -> list[int]:
              for name in bucket.listing(folder, f'*/{COMMITTED}')}
     # Copied from a disk, where orbax commits by giving the folder its name.
     whole |= sealed(folder) & files.names(folder)
-    return sorted(int(name) for name in whole if name.isdigit())
+    return sorted(int(name) for name in whole if is_step(name))
   # Others are folders that orbax has not renamed yet, and checksums.
+  named = sealed(folder)
   return sorted(int(p.name) for p in folder.glob('*')
-                if p.name.isdigit() and p.is_dir())
+                if p.is_dir() and is_own(p, named))
+
+
+def is_step(name: str) -> bool:
+  """Returns whether a name is that of a step: 10, but neither 010 nor ²."""
+  return name.isascii() and name.isdigit() and str(int(name)) == name
+
+
+def is_own(step_folder: pathlib.Path, named: Collection[str]) -> bool:
+  """Returns whether a folder on a disk is a checkpoint of ours.
+
+  Args:
+    step_folder: the folder.
+    named: the steps that have checksums.
+  """
+  if not is_step(step_folder.name):
+    return False
+  # A step of ours whose parts are gone is damaged, but still ours.
+  return step_folder.name in named or files.names(step_folder) >= OWN
+
+
+def foreign(folder: PathLike) -> list[str]:
+  """Returns the folders that are named like steps but are none of ours.
+
+  On a bucket there are none: orbax looks for the sign of its own commit.
+  """
+  folder = files.path(folder)
+  if files.is_on_bucket(folder):
+    return []
+  named = sealed(folder)
+  return sorted(p.name for p in folder.glob('*')
+                if p.name.isdigit() and p.is_dir() and not is_own(p, named))
 
 
 def sealed(folder: PathLike) -> set[str]:
@@ -271,7 +311,7 @@ def seal(folder: PathLike) -> None:
     files.write_json(checksums(folder, step), file_digests(folder / step))
   # Checksums of steps that orbax has deleted since.
   for step in named - committed:
-    if step.isdigit():  # Another program's ._10.sha256.json stays.
+    if is_step(step):  # Another program's ._10.sha256.json stays.
       checksums(folder, step).unlink(missing_ok=True)
 
 
@@ -408,6 +448,13 @@ def arrays(item: pathlib.Path) -> Any:
     logging.set_verbosity(verbosity)
 
 
+def warn_of_foreign(folder: pathlib.Path) -> None:
+  """Names the folders of `foreign`, which are passed over."""
+  for name in foreign(folder):
+    logging.warning('%s: not a checkpoint of ours, so it is passed over',
+                    folder / name)
+
+
 def find(path: PathLike) -> tuple[pathlib.Path, int | None]:
   """Returns the checkpoint folder of a path, and a step or None.
 
@@ -417,7 +464,7 @@ def find(path: PathLike) -> tuple[pathlib.Path, int | None]:
     FileNotFoundError: there is no checkpoint; names the path.
   """
   path = files.path(path)
-  if path.name.isdigit() and (path / 'params').is_dir():
+  if is_step(path.name) and (path / 'params').is_dir():
     return path.parent, int(path.name)
   for folder in (path / 'checkpoints', path):
     if folder.is_dir() and steps(folder):
@@ -454,6 +501,7 @@ def choose(path: PathLike, step: int | None = None
     step = only
   # Newest first, as training does.
   candidates = steps(folder)[::-1]
+  warn_of_foreign(folder)
   if step is not None:
     if step not in candidates:
       raise FileNotFoundError(
@@ -488,6 +536,7 @@ def fsck(path: PathLike) -> list[tuple[int, str]]:
     FileNotFoundError: there is no checkpoint; names the path.
   """
   folder, only = find(path)
+  warn_of_foreign(folder)
   if only is None:
     chosen = steps(folder)
   else:

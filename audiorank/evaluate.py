@@ -120,7 +120,7 @@ def clip_rate(folder: files.Path, rate: int) -> int:
   """
   # The public archives of HEAR tasks have 48 kHz only.
   rates = sorted(int(p.name) for p in files.path(folder).iterdir()
-                 if p.is_dir() and p.name.isdigit())
+                 if p.is_dir() and p.name.isdecimal())
   # Resampling down loses nothing that the model hears; up would invent it.
   enough = [r for r in rates if r >= rate]
   if rates and not enough:

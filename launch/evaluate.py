@@ -319,7 +319,7 @@ def encoder(settings: Mapping[str, Any]) -> Any:
   # RankMe alone needs only the layer that was asked for.
   if _TASKS.value and settings['protocol'] == 'weighted':
     layer = 'all'
-  if _LAYER.value.isdigit():
+  if _LAYER.value.isdecimal():
     layer = int(_LAYER.value)
   return encoders.opened(_CHECKPOINT.value, _STEP.value, _BATCH.value, layer,
                          _CLAMP.value)

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
   # card.
   if out.suffix == '.stablehlo':
     layer: str | int = _LAYER.value
-    if _LAYER.value.isdigit():
+    if _LAYER.value.isdecimal():
       layer = int(_LAYER.value)
     print(stablehlo.save(out, config, params, _SECONDS.value, layer))
   elif out.suffix == '.pt':

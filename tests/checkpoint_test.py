@@ -21,6 +21,7 @@ def folder(tmp_path):
     part.mkdir(parents=True)
     (part / 'data').write_bytes(bytes(range(256)) * 8)
     (part / 'index').write_text(f'step {step}')
+    (part.parent / 'config').mkdir()
   checkpoint.seal(tmp_path / 'checkpoints')
   return tmp_path / 'checkpoints'
 

@@ -1,6 +1,7 @@
 """A folder is ours because of our mark in it, never because of its name."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -80,3 +81,44 @@ def test_prepare_writes_into_no_folder_of_others(tmp_path, files):
     prepare.run(tmp_path / 'in', tmp_path / 'out', workers=1)
   for name, text in files.items():
     assert (tmp_path / 'out' / name).read_text() == text
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A run's folder with checkpoints of the steps 1 and 2."""
+  folder = tmp_path_factory.mktemp('run')
+  fuzz_test.checkpoints(folder)
+  return folder
+
+
+# 0 is what orbax would delete first, 2026 what it would restore.
+@pytest.mark.parametrize('name', ['0', '01', '2026', '\u00b2', '9' * 40])
+@pytest.mark.parametrize('inside', ['notes.txt', 'params/weights.bin'])
+def test_a_numbered_folder_of_others_among_checkpoints(
+    run, tmp_path, name, inside, caplog):
+  folder = shutil.copytree(run, tmp_path / 'run') / 'checkpoints'
+  (folder / name / inside).parent.mkdir(parents=True)
+  (folder / name / inside).write_text('precious')
+  before = fuzz_test.in_folder(folder.parent)
+  assert checkpoint.steps(folder) == [1, 2] and checkpoint.newest(folder) == 2
+  for read in (lambda: checkpoint.load(folder.parent)[1]['params']['w'][0] == 2,
+               lambda: checkpoint.fsck(folder) == [(1, ''), (2, '')]):
+    caplog.clear()
+    assert read()
+    assert caplog.messages == [f'{folder / name}: not a checkpoint of ours, so '
+                               'it is passed over']
+  checkpoint.seal(folder)
+  with pytest.raises(ValueError, match=f'^{folder / name}: not a checkpoint of '
+                     'ours, but named like one: expected it elsewhere$'):
+    with checkpoint.open_manager(folder, 1, 1):
+      pass
+  assert fuzz_test.in_folder(folder.parent) == before
+  assert (folder / name / inside).read_text() == 'precious'
+
+
+def test_a_damaged_checkpoint_of_ours_is_still_ours(run, tmp_path):
+  folder = shutil.copytree(run, tmp_path / 'run') / 'checkpoints'
+  shutil.rmtree(folder / '2' / 'params')
+  assert checkpoint.foreign(folder) == []
+  assert checkpoint.newest(folder) == 1
+  assert (folder.parent / 'damaged' / '2').is_dir()
