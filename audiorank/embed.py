@@ -119,6 +119,7 @@ def filled_encoder(config: ModelConfig, kind: str, layer: int | str, clamp: str
     own_BL1 = (jnp.arange(z.shape[-2])[None] < valid_B[:, None])[:, :, None]
     count_B1 = valid_B[:, None].astype(jnp.float32)
     if layer == 'all':
+      # An axis for the layers.
       own_BL1, count_B1 = own_BL1[None], count_B1[None]
     return jnp.where(own_BL1, z, 0).sum(-2) / count_B1
 
@@ -171,7 +172,10 @@ def filled(waves: Sequence[np.ndarray] | np.ndarray, rows: int
   reach = audio.N_FFT // 2
   for row_S, wave_S, length in zip(wave_BS, waves, lengths):
     row_S[:len(wave_S)] = wave_S
+    # Without the last sample itself, as numpy's mode 'reflect'.
     row_S[length:length + reach] = row_S[length - reach - 1:length - 1][::-1]
+  # Rows that only fill the batch have one token: the mean over none would be
+  # NaN.
   samples_B = np.full(rows, SHORTEST, np.int32)
   samples_B[:len(lengths)] = lengths
   return wave_BS, samples_B

@@ -31,6 +31,7 @@ REASONS = {
 def split(name: str) -> tuple[str, str | None]:
   """Returns (repository or folder, revision) of 'hf:NAME[@REVISION]'."""
   name = name.removeprefix(PREFIX)
+  # A folder may have an @ in its name.
   if files.path(name).is_dir():
     return name, None
   name, _, revision = name.partition('@')
@@ -97,6 +98,7 @@ def licence(folder: pathlib.Path) -> str | None:
   if not path.is_file():
     return None
   text = path.read_text(encoding='utf-8', errors='replace')
+  # The header alone: the text below may name other licences.
   header = re.match(r'---\s*\n(.*?)\n---', text, re.DOTALL)
   if not header:
     return None

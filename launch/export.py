@@ -34,11 +34,13 @@ _SWEEP = flags.DEFINE_string('sweep', None, "Of a folder: the sweep whose law "
 
 def main(argv: list[str]) -> None:
   del argv
+  # Imported here, so that --help need not wait.
   from audiorank import encoders
   from audiorank import export
   from audiorank.export import onnx
   from audiorank.export import pytorch
   from audiorank.export import stablehlo
+  # Before the weights are read, so that a wrong name fails at once.
   out = export.destination(_OUT.value)
   config, params, about = encoders.weights(_CHECKPOINT.value, _STEP.value)
   # The ending decides: files are one program each, a folder has weights and a

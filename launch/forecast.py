@@ -172,6 +172,7 @@ def main(argv: list[str]) -> None:
   configs = configs_of(cli.config_module('config'))
   root = files.path(_ROOT.value, '--root')
   rows = study.read(next_runs.tables(root))
+  # None: the run may be trained on another machine.
   grid.check(configs, None)
   grid.resolve(configs, lambda config: synthetic.dataset(
       root / 'world', config))

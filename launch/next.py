@@ -138,6 +138,7 @@ def sizes(known: advice.Scaling, config: Any, budget: float) -> pd.DataFrame:
 
   from audiorank import flops
   from audiorank import train_state
+  # The width of the start is always among them.
   widths = {config.model.width}
   if 'size' in known.axes:
     tried = known.rows['width'].to_numpy(int)
@@ -233,6 +234,7 @@ def proposals(known: advice.Scaling, origin: Any, several: list[advice.Point],
   tried = set(known.rows['hours_asked'])
   # Above all seeds of the sweep, so that a repeat is never a run that exists.
   seed = int(known.rows['seed'].max()) + 1
+  # The runs that exist, by their inputs of the law.
   done = set(map(tuple, known.rows[['params', 'hours_asked', 'steps']]
                  .to_numpy(float)))
   for one in several:

@@ -285,6 +285,7 @@ def await_leases(board: Board, roles: Collection[str]) -> bool:
   if any(awaits_trunk(board, run_id) for run_id in board.left(roles)):
     time.sleep(WAIT)
     return True
+  # On a disk the kernel knows at once whether a lock is still in use.
   if not files.is_on_bucket(board.root) or not any(files.mapped(
       lock_lib.undecided, map(board.folder, board.left(roles)), board.root)):
     return False

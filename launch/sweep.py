@@ -111,6 +111,7 @@ def plan(module: ModuleType) -> None:
   costs = tpu_plan.plan(configs, _TOPOLOGY.value, _PRICE.value, _EFFORT.value,
                         _MESH.value)
   print(tpu_plan.table(costs))
+  # One file a config and slice: a new plan replaces the old one.
   name = (f'{pathlib.Path(str(module.__file__)).stem}-'
           f'{_TOPOLOGY.value.replace(":", "-")}.json')
   root = files.cache_folder('plans')

@@ -218,6 +218,8 @@ def predictors(trained: pd.DataFrame,
 def decided(low: float, high: float, configurations: int) -> int:
   """Returns 1 or -1 by an interval of a difference, 0 where it holds 0 or
   rests on too few configurations for a bootstrap."""
+  # The product is positive where both ends are on one side of 0, and NaN is
+  # not.
   if configurations < FEWEST or not low * high > 0:
     return 0
   return int(np.sign(low))

@@ -105,6 +105,7 @@ def training(config: Any, workdir: pathlib.Path, step: int) -> list[str]:
   if about:
     hours = numbers.number(about[-1]['hours'], '{:.3g} h')
     corpus = about[-1]['corpus'][:12]
+  # With repetitions: a clip counts whenever it is drawn.
   clips = step * config.train.batch
   rows = [
       ('run', workdir.name), ('objective', config.objective),
@@ -123,6 +124,7 @@ def training(config: Any, workdir: pathlib.Path, step: int) -> list[str]:
 def rank(workdir: pathlib.Path, step: int) -> list[str]:
   """Returns the lines on effective rank, also of the untrained network."""
   by_step = {r['step']: r for r in records.read(workdir, 'monitor')}
+  # RankMe is not measured at every checkpoint.
   if step not in by_step:
     return []
   rows = []

@@ -89,6 +89,7 @@ def save_pretrained(folder: files.Path, config: Any, params: Params,
   tree = config_lib.plain(config)
   for part, field in PLACES:
     if field in tree.get(part, {}):
+      # The empty value of its type.
       tree[part][field] = type(tree[part][field])()
   if 'model' not in tree:
     tree = {'model': tree}
@@ -112,6 +113,7 @@ def destination(text: str) -> pathlib.Path:
   """
   # A typing error such as model.onxn must not become a folder.
   out = files.path(text)
+  # An ending begins with a letter, so that v1.5 is a folder.
   ending = re.fullmatch(r'\.[A-Za-z]\w*', out.suffix)
   if (ending and out.suffix not in ENDINGS and not text.endswith('/')
       and not out.is_dir()):
@@ -175,6 +177,7 @@ def check_front_end(path: pathlib.Path) -> None:
   if not isinstance(fields, dict):
     raise ValueError(f'{path}: a {type(fields).__name__}, expected fields')
   for field, value in MEL.items():
+    # A field that the file does not name has the usual value.
     if fields.get(field, value) != value:
       raise ValueError(f'{path}: {field} {fields[field]!r}, expected {value!r}')
 

@@ -70,6 +70,7 @@ def save(path: files.Path, config: Any, params: Any, seconds: float = 10.,
   if samples < embed.SHORTEST:
     raise ValueError(f'seconds {seconds:g}: expected at least .04, one token')
   need_flatbuffers(path)
+  # The number of clips is symbolic: one program serves any.
   shape = export.symbolic_shape(f'b, {samples}')
   program = export.export(
       jax.jit(encoder(config, params, layer)), platforms=PLATFORMS)(

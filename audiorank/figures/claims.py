@@ -68,6 +68,7 @@ def slopes(claims: Iterable[Any],
     ax.axhline(len(rows) - 1.5, color=style.GREY, lw=.6)
   ax.set_yticks(range(len(rows)), [
       f'{name(one)} ({one.configurations})' for one in rows])
+  # The first row at the top.
   ax.set_ylim(len(rows) - .4, -.6)
   ax.set_xlim(-1.06 * reach, 1.06 * reach)
   ax.set_xlabel('score per doubling of RankMe (95 % interval)')

@@ -26,8 +26,10 @@ def curve(ax: style.Axes, fit: laws.Fit, x: str, color: str = style.INK,
   x_M = np.geomspace(low, high, 200)
   y, y_low, y_high = fit.predict({x: x_M}, band='mean')
   ax.fill_between(x_M, y_low, y_high, color=color, alpha=.15, lw=0)
+  # The slack is for the rounding of geomspace.
   inside = (x_M >= x_N.min() * .999) & (x_M <= x_N.max() * 1.001)
   ax.plot(x_M, np.where(inside, y, np.nan), color=color, lw=1.5, label=text)
+  # The ends belong to both lines, so that they meet.
   for side in (x_M <= x_N.min(), x_M >= x_N.max()):
     ax.plot(x_M[side], y[side], color=color, lw=1.5, ls='--')
 
@@ -65,6 +67,7 @@ def residuals(fit: laws.Fit, x: str | None = None, labels: Any = None,
                  zorder=4)
       # Towards the middle, where there is room for the name.
       shift, side = 8, 'left'
+      # The middle of a logarithmic axis is the geometric mean.
       if here[0] > math.sqrt(at.min() * at.max()):
         shift, side = -8, 'right'
       ax.annotate(str(row['label']), here, (shift, 0), va='center', ha=side,
@@ -150,6 +153,7 @@ def _places(fit: laws.Fit, name: str, low: float, high: float) -> np.ndarray:
     low = best - (high - best)
   pad = .25 * (high - low) + 1e-12
   start = low - pad
+  # Any other parameter is positive.
   if name != 'Q_inf' and not is_free:
     start = max(start, 1e-6 * best)
   return np.linspace(start, high + pad, 97)
@@ -280,6 +284,7 @@ def pairs(draws: pd.DataFrame, names: Any = None) -> np.ndarray:
         ax.text(.5, .5, f'{related[i, j]:.2f}', ha='center', va='center',
                 fontsize=style.LETTERS, transform=ax.transAxes)
         continue
+      # Never 0: a parameter that is constant needs limits that differ.
       pad = .05 * (high - low) + 1e-300
       ax.set_xlim(low[j] - pad[j], high[j] + pad[j])
       if i == j:

@@ -114,6 +114,7 @@ def shell(config: Any, params: Any, layer: str | int, clamp: str) -> Any:
 
     def tensor(self, x: np.ndarray, like: Any) -> Any:
       """Returns x as a tensor on the device of `like`, if it is a tensor."""
+      # A copy: torch warns of memory that cannot be written.
       y = torch.from_numpy(np.array(x))
       if torch.is_tensor(like):
         return y.to(like.device)

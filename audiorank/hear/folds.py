@@ -111,6 +111,7 @@ def _events(task: tasks.Task, split: str,
   parts, frames = [], []
   for file in files:
     z_LD = np.asarray(embeddings[file][0])
+    # float64: after five minutes float32 has steps of .03 ms.
     ms_L = np.asarray(embeddings[file][1], np.float64)
     if z_LD.ndim != 2 or len(z_LD) != len(ms_L) or not len(ms_L):
       raise ValueError(f'{task.name}: {file} has embeddings {z_LD.shape} for '

@@ -55,6 +55,7 @@ def load(folder: str | os.PathLike[str]
   for split in task.splits:
     shape = json.loads(
         (folder / f'{split}.embedding-dimensions.json').read_text())
+    # In spite of its ending the kit's file is float32 without a header.
     z_ND = np.frombuffer(
         (folder / f'{split}.embeddings.npy').read_bytes(), '<f4')
     if z_ND.size != math.prod(shape):

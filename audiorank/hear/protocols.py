@@ -222,6 +222,7 @@ def regression(z_ND: np.ndarray, y_NC: np.ndarray
     log_NC = logits_NC - special.logsumexp(logits_NC, axis=1, keepdims=True)
     w_VE = w.reshape(vectors, -1).copy()
     w_VE[:, -1] = 0  # The intercept is not penalised.
+    # Of two classes only the second has weights.
     residual_NC = (np.exp(log_NC) - y_NC)[:, C - vectors:]
     value = (-(y_NC * log_NC).sum() + .5 * PENALTY * (w_VE ** 2).sum()) / N
     return value, ((residual_NC.T @ x_NE + PENALTY * w_VE) / N).ravel()

@@ -118,9 +118,11 @@ def audio(task: tasks.Task, split: str) -> Iterator[tuple[str, np.ndarray]]:
       if zlib.crc32(content) != checksum:
         path.unlink(missing_ok=True)
         raise ValueError(f'{path}: damaged, and deleted: run again')
+      # libsndfile divides samples of 16 bits by 32768 as well.
       if bits == 16:
         yield name, np.frombuffer(content, '<i2').astype(np.float32) / 32768
       else:
+        # A copy, as an array over bytes cannot be written.
         yield name, np.frombuffer(content, '<f4').copy()
 
 

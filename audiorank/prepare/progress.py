@@ -42,6 +42,7 @@ class _Progress:
     self._began = self._shown = time.monotonic()
     self._bar = None
     if sys.stderr.isatty():
+      # A rate over many updates, as the sizes of files differ.
       self._bar = tqdm.tqdm(
           total=self._total, unit='B', unit_scale=True, desc='prepare',
           smoothing=0.05, dynamic_ncols=True)

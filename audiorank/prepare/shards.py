@@ -58,6 +58,7 @@ class _ArrayRecords:
 
   def add(self, wave_S: np.ndarray) -> tuple[dict, np.ndarray]:
     """Returns the record's place and the samples that will be read from it."""
+    # Little-endian, whatever the machine.
     data = wave_S.astype('<i2').tobytes()
     self._writer.write(data)
     self.written += len(data)
@@ -87,6 +88,7 @@ class _Tar:
     info.size = len(data)
     self._file.write(info.tobuf(tarfile.USTAR_FORMAT))
     position = self._file.tell()
+    # A tar pads every file to whole blocks.
     self._file.write(data + bytes(-len(data) % BLOCK))
     self._count += 1
     self.written = self._file.tell()
@@ -379,6 +381,8 @@ def checksum(path: str | os.PathLike, offset: int = 0, size: int | None = None,
     left = float('inf')
     if size is not None:
       left = size
+    # A mebibyte at a time: a worker that reports nothing for long would count
+    # as hung.
     while left and (data := file.read(int(min(left, 2**20)))):
       digest.update(data)
       left -= len(data)

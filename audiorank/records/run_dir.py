@@ -181,6 +181,7 @@ def parse_record(data: bytes, source: pathlib.Path) -> dict[str, Any]:
   step: Any = -1
   if isinstance(tree, dict):
     kind, step = tree.get('kind'), tree.get('step')
+  # The very type, as True is an int to isinstance.
   if not isinstance(kind, str) or type(step) is not int or (
       path('', kind, step).name != source.name):
     raise ValueError(f'{source}: not a record of that kind and step')

@@ -161,6 +161,7 @@ def means(scored: Sequence[Scored],
       [intervals.Interval(*(result(s, name) for name in
                             intervals.Interval._fields)) for s in last],
       mean('score'), all(scores.bounded(s.row['metric']) for s in last))
+  # A gain may be negative, so its interval is not cut at 0 and 1.
   gain = intervals.mean_interval(
       [gains.get((s.row['run_id'], s.row['step'], s.row['task']),
                  intervals.UNKNOWN) for s in last],

@@ -1145,6 +1145,7 @@ def forecast_verdict(table: pd.DataFrame) -> list[str]:
   edited = table[~table['intact']]['run_id'].unique()
   if len(edited):
     out.append(f'Changed after it was written: {listed(edited)}.')
+  # What does not scale smoothly is named: its forecast is worth less.
   breaks = table[table['scaling'].isin(['breaks', 'no trend'])]
   for name, rows in breaks.groupby('quantity'):
     out.append(f'{sentence(str(name))} {SCALES[rows["scaling"].iloc[0]]}.')

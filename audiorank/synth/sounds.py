@@ -124,6 +124,7 @@ def drum(g: np.random.Generator, kind: str, n: int) -> np.ndarray:
     low, high = {'kick': (45., 75.), 'tom': (90., 260.)}[kind]
     f = waves.log_uniform(g, low, high)
     sweep = f * g.uniform(1., 2.5) * .03
+    # The integral of the frequency f + sweep / .03 exp(-t / .03).
     phase_S = f * t_S - sweep * np.expm1(-t_S / .03)
     wave_S = np.sin(2. * np.pi * phase_S)
     wave_S += .1 * waves.noise(g, n) * np.exp(-t_S / .004)
@@ -159,6 +160,7 @@ def syllable(g: np.random.Generator, f_S: np.ndarray, vowel: int) -> np.ndarray:
     vowel: number in VOWELS.
   """
   n = len(f_S)
+  # Enough to reach 8 kHz from a voice of 50 Hz.
   k_H = np.arange(1, 161)
   wave_S = waves.harmonic(f_S, k_H ** -.9, np.zeros(160))
   breath_S = waves.noise(g, n)
@@ -189,6 +191,7 @@ def _impulses(g, n, rate, spread):
   wave_S = np.zeros(n)
   count = int(g.poisson(rate * n / waves.RATE))
   at_E = g.integers(n, size=count)
+  # Not +=, as several clicks may fall on one sample.
   np.add.at(wave_S, at_E, waves.decibels(spread * g.standard_normal(count))
             * (2. * g.integers(2, size=count) - 1.))
   return wave_S

@@ -123,6 +123,7 @@ def _event_count(g, label):
       wave_S[at:at + length] = (recordings.event(source, int(length))
                                 * waves.decibels(g.uniform(-8., 0.)))
       at += int(length) + 600
+  # Seldom in a room, as echoes blur the gaps between events.
   return waves.stage(g, wave_S, snr=(5., 25.), room=.3)
 
 
@@ -137,6 +138,7 @@ def _temporal_rhythm(g, label):
   wave_S = recordings.pulse(
       g, recordings.carrier(g, CLIP), {'decay': 'down', 'swell': 'up'}[shape],
       low, high, g.uniform(30., 50.))
+  # Never in a room, which adds a decay to every sound.
   return waves.stage(g, wave_S, snr=(10., 35.), room=0.)
 
 

@@ -72,6 +72,7 @@ class Sweeps:
 
   def left(self) -> float:
     """Returns the seconds that are left."""
+    # At least 1: with a timeout of 0, one that has just ended would be late.
     return max(1., self.end - time.monotonic())
 
   def start(self, name: str, count: int, *flags: str,

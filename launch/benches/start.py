@@ -87,6 +87,7 @@ def second_run(folder: pathlib.Path, env: dict[str, str]) -> timing.Row:
   from configs import quickstart
   from launch import grid
   root, configs = folder / 'two', {}
+  # Runs that differ in their seed alone share every program.
   for seed in range(2):
     c = quickstart.get_config()
     c.seed = seed

@@ -197,6 +197,7 @@ def _ratio_row(case: steps.Case, how: str, goal: float | None,
     if 'error' in result:
       return timing.alone(what, float('nan'), 'clips/s', goal,
                           f"{side}: {result['error']}", rival=rival)
+  # Clips of all packed runs; the rival trains one.
   ours = case.batch * case.runs / mine['seconds']
   other = case.batch / theirs['seconds']
   return timing.Row(what, 'audiorank', rival, ours, other, 'clips/s',

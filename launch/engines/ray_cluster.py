@@ -267,6 +267,7 @@ def connect(address: str) -> None:
 def room(needs: Needs) -> int:
   """Returns how many workers the whole cluster has room for."""
   import ray
+  # All that the cluster has, also what is in use at the moment.
   have = ray.cluster_resources()
   most = have.get('CPU', 0) // needs.cores
   if needs.gpus:

@@ -334,6 +334,7 @@ def total(plan: dict[str, Any]) -> str:
   # Points that do not fit have no hours.
   hours = [p['chip_hours'] for p in plan['points'].values()
            if 'chip_hours' in p]
+  # One run after the other, each on the whole slice.
   days = sum(hours) / plan['chips'] / 24
   text = (f"{len(plan['points'])} points, {len(hours)} of them fit: at least "
           f'{sum(hours):,.0f} chip-hours, {days:,.1f} days of this slice for '

@@ -92,6 +92,7 @@ def main(argv: list[str]) -> None:
     print(f"| {' | '.join(cells)} |", flush=True)
   for size in SIZES:
     runs = RUNS
+    # Runs are packed where one alone does not fill a chip.
     if size == 'en128-12':
       runs += ((*PACKED, 'packed'),)
     for chip_count, batch, scaling in runs:
