@@ -72,7 +72,7 @@ def test_eight_gpus_are_eight_slots_that_share_nothing():
   eight = devices.find({devices.PRETENDED: 'gpu:8'})
   slots = devices.slots(eight)
   shown = [s.environment['CUDA_VISIBLE_DEVICES'] for s in slots]
-  assert shown == list('0123')
+  assert shown == list('01234567')
   shared = devices.slots(eight, per_device=3)
   for device in '01234567':
     shares = [float(s.environment['XLA_PYTHON_CLIENT_MEM_FRACTION'])

@@ -1,5 +1,6 @@
 """Runs and sweeps as processes, and how they are watched from outside."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -9,7 +10,6 @@ import sys
 import time
 
 from absl import flags
-from absl.testing import flagsaver
 import jax
 import numpy as np
 
@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 def environment(cache):
   """Returns the environment of a command: CPU, a cache of its own.
 
-  In modules of conftest.QUICK all commands share what they compile.
+  All commands of a session share what they compile.
   """
   cache, compiled = pathlib.Path(cache), os.environ.get('TESTS_COMPILED')
   if compiled and not (cache.exists() and any(cache.iterdir())):
@@ -148,12 +148,22 @@ class Forked:
     self.send_signal(signal.SIGKILL)
 
 
+@contextlib.contextmanager
 def flags_of(module, **values):
-  """Returns a context in which flags of a command's module have values."""
-  holders = {flag.name: flag for flag in vars(module).values()
-             if isinstance(flag, flags.FlagHolder)}
-  return flagsaver.flagsaver(*(
-      (holders[name], value) for name, value in values.items()))
+  """Gives flags of a command's module values for a while."""
+  # By holder: flagsaver goes by name, which may be another command's flag.
+  named = {holder.name: holder._flagvalues[holder.name]
+           for holder in vars(module).values()
+           if isinstance(holder, flags.FlagHolder)}
+  before = {name: (named[name].value, named[name].using_default_value)
+            for name in values}
+  try:
+    for name, value in values.items():
+      named[name].value, named[name].using_default_value = value, False
+    yield
+  finally:
+    for name, state in before.items():
+      named[name].value, named[name].using_default_value = state
 
 
 def worker(server, workdir, **env):

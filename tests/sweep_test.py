@@ -408,7 +408,7 @@ def test_report_fits_anybodys_table(server, tmp_path):
   assert (tmp_path / 'fit.png').stat().st_size > 5000
   for wrong, text in (([f'--table={path}', '--x=none'], "no column 'none'"),
                       ([f'--table={tmp_path}/no.csv'], 'no such file'),
-                      ([], 'expected --workdir or --table')):
+                      ([], 'expected one of --workdir, --table')):
     bad = server.run(tmp_path, 'report', *wrong)
     assert bad.returncode == 1 and text in bad.stderr
     assert len(bad.stderr.strip().splitlines()) == 1
