@@ -59,6 +59,7 @@ def eval_steps(config: Config) -> list[int]:
                          monitor.num_evals - 1)[:-1]
   fixed: Iterable[int] = ()
   if monitor.eval_every:
+    # The first step and the last are there in any case.
     fixed = range(monitor.eval_every, last, monitor.eval_every)
   return sorted({0, last, *fixed, *(
       int(round(x)) for x in between if x < last)})

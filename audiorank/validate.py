@@ -209,6 +209,7 @@ def shapes(config: Config) -> None:
   """Raises if the sizes of the model, the crop and the mask do not fit."""
   m, L = config.model, config_lib.patches(config)
   for field, part in (('model', m), ('model.decoder', m.decoder)):
+    # Heads have equal parts of the width.
     if part.width % part.heads:
       raise ValueError(f'{field}.width {part.width} is not a multiple of '
                        f'{field}.heads {part.heads}')
@@ -222,10 +223,12 @@ def shapes(config: Config) -> None:
         f'data.crop_seconds {config.data.crop_seconds} is {L} patches, but '
         f'model.target_frames {m.target_frames} gives '
         f'{config_lib.positions(m)} positions')
+  # Patches are masked in whole groups.
   if L % config.mask.group_size:
     raise ValueError(f'data.crop_seconds {config.data.crop_seconds} is {L} '
                      f'patches, not a multiple of mask.group_size '
                      f'{config.mask.group_size}')
+  # Of a short clip, rounding may leave all patches or none.
   K = config_lib.visible(config)
   if not 0 < K < L:
     raise ValueError(f'mask.ratio {config.mask.ratio} keeps {K} of {L} '

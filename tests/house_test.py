@@ -24,7 +24,7 @@ OPTIONAL = {'torch', 'ray', 'wandb', 'trackio', 'tensorboardX', 'transformers',
 LONGEST = 80  # Lines of a function: it fits a screen.
 PARTICIPLES_LEFT = 3  # Aim: 0.
 UNFOLDED = 2.  # Conditional expressions per 1,000 lines, at most.
-COMMENTS = 4.5  # Comment lines per 100, at least; aim: 6.
+COMMENTS = 5.5  # Comment lines per 100, at least; aim: 6.
 ANNOTATED = 95.  # Per cent of public functions' arguments, at least.
 
 

@@ -124,6 +124,7 @@ def official(config: Mapping[str, Any]) -> Fields:
                      'expected fields')
   for name in sorted(arguments.keys() & FIXED.keys()):
     value = arguments[name]
+    # JSON has lists where Python has tuples.
     if isinstance(value, tuple):
       value = list(value)
     if value != FIXED[name]:
@@ -192,6 +193,7 @@ def decoder_of(state: State, fields: Fields) -> Fields:
 def published_decoder(width: int, depth: int, fields: Fields) -> Fields:
   """Returns the published decoder of an encoder of this size."""
   sizes = {'width': 512, 'depth': 8, 'heads': 16}
+  # Of the published models the 1.2B has a larger decoder.
   if (width, depth) == (1536, 40):
     sizes = {'width': 768, 'depth': 8, 'heads': 24}
   return {field: fields.get(field, value) for field, value in sizes.items()}

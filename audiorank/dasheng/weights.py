@@ -99,6 +99,7 @@ def take_tensors(arrays: sizes.State, layout: Iterator[names.Tensor]) -> Tree:
     if x.shape != tensor.shape:
       raise ValueError(f'{tensor.name}: shape {x.shape}, expected '
                        f'{tensor.shape}')
+    # Some files are in half precision.
     x = x.astype(np.float32)
     if not np.isfinite(x).all():
       raise ValueError(f'{tensor.name}: {np.sum(~np.isfinite(x))} of {x.size} '
@@ -157,6 +158,7 @@ def to_state_dict(config: Any, params: Tree) -> sizes.State:
       part = tree
       if '/decoder/' in tensor.path:
         part = tree['decoder']
+      # Our arrays have all blocks, stacked.
       shape = (part['depth'], *shape)
     if x.shape != shape:
       raise ValueError(f'{tensor.path}: shape {x.shape}, expected {shape}')

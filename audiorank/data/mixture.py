@@ -41,6 +41,7 @@ def parse(parts: Sequence[str]) -> list[tuple[str, float]]:
       value = float(weight)
     except ValueError:
       value = float('nan')
+    # NaN fails both comparisons.
     if not root or not 0 < value < float('inf'):
       raise ValueError(f'data.mixture {part!r}: expected FOLDER=WEIGHT, such '
                        'as /data/music=.5')
@@ -223,11 +224,14 @@ def places(weights: tuple[float, ...], seed: int) -> Callable[
   exact_K = np.array(weights) * PERIOD
   count_K = np.floor(exact_K).astype(np.int64)
   missing = PERIOD - int(count_K.sum())
+  # count - exact is the remainder with a minus: ascending, the largest comes
+  # first.
   count_K[np.argsort(count_K - exact_K, kind='stable')[:missing]] += 1
   corpus_L = np.repeat(np.arange(len(weights)), count_K)
 
   @functools.lru_cache(maxsize=2)
   def period(number: int) -> tuple[np.ndarray, np.ndarray]:
+    # A key for every period, so that none depends on those before.
     key = hashlib.sha256(f'mixture:{seed}:{number}'.encode()).digest()[:16]
     bits_L = np.random.Philox(key=np.frombuffer(key, '<u8')).random_raw(PERIOD)
     # A shuffle of the exact counts, so no share drifts within a period.

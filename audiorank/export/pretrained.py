@@ -92,6 +92,7 @@ def save_pretrained(folder: files.Path, config: Any, params: Params,
       # The empty value of its type.
       tree[part][field] = type(tree[part][field])()
   if 'model' not in tree:
+    # A model without a run has this part alone.
     tree = {'model': tree}
   files.write_json(folder / CONFIG, {
       'architectures': ['DashengModel'], 'model_type': 'dasheng',

@@ -35,6 +35,7 @@ def encoder(config: Any, params: Any, layer: int | str = 'final'
   Raises:
     ValueError: an unknown layer.
   """
+  # Embeddings are float32, whatever the model trained in.
   config = embed.float32(getattr(config, 'model', config))
   embed.check_layer(config, layer, every=False)
   variables = jax.tree.map(jnp.asarray, model.encoder_variables(params))
@@ -72,6 +73,7 @@ def save(path: files.Path, config: Any, params: Any, seconds: float = 10.,
   need_flatbuffers(path)
   # The number of clips is symbolic: one program serves any.
   shape = export.symbolic_shape(f'b, {samples}')
+  # For every platform: a file is often read on another machine.
   program = export.export(
       jax.jit(encoder(config, params, layer)), platforms=PLATFORMS)(
           jax.ShapeDtypeStruct(shape, jnp.float32))

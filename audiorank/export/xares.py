@@ -44,6 +44,7 @@ def encoder(path: str = '', layer: str | int = '') -> Any:
     raise ValueError("X-ARES needs torch (pip install 'audiorank[torch]')"
                      ) from None
   layer = layer or os.environ.get(LAYER, 'final')
+  # A number is a block; 'final' stays text.
   if isinstance(layer, str) and layer.isdecimal():
     layer = int(layer)
   model = encoders.opened(path, layer=layer)
@@ -60,7 +61,9 @@ def encoder(path: str = '', layer: str | int = '') -> Any:
     def forward(self, audio: Any) -> Any:
       """Returns tokens [B, L, D] of a tensor [B, S]."""
       wave_BS = audio.detach().cpu().numpy().astype(np.float32)
+      # A single clip may come without an axis of clips.
       z_BLD, _ = model.timestamps(np.atleast_2d(wave_BS))
+      # A copy: torch warns of memory that cannot be written.
       return torch.from_numpy(np.array(z_BLD)).to(audio.device)
 
   Audiorank.__name__ = 'AudiorankEncoder'  # xares asks for this ending.

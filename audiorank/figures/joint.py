@@ -30,6 +30,7 @@ def isoflop(valleys: pd.DataFrame,
     centre, poly = valleys.attrs['curves'][float(row['flops'])]
     # A valley is drawn only where there are runs: a cubic turns elsewhere.
     u = np.linspace(np.log10(n.min()), np.log10(n.max()), 100)
+    # The polynomial is of the log loss in log10 of the size.
     ax.plot(10 ** u, np.exp(np.polyval(poly, u - centre)), color=color, lw=1)
     if row['inside']:
       ax.plot(row['size'], row['loss'], marker='*', ms=11, color=color,

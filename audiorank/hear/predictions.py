@@ -62,6 +62,7 @@ def resamples(task: tasks.Task,
 def resampled_score(task: tasks.Task, name: str, p_NC: np.ndarray,
                     split: folds.Split, postprocessing: dict) -> np.ndarray:
   """Returns q_B, a measure of one split's clips (files), resampled."""
+  # Events are resampled by file, scenes by clip.
   files = len(split.frames) or len(p_NC)
   return _resampled(task, name, p_NC, split, postprocessing,
                     intervals.draws(files))
@@ -88,6 +89,7 @@ def resampled_loss(p_NC: np.ndarray, split: folds.Split,
     return count_BN @ loss_N / count_BN.sum(1)
   # Frames of a file depend on each other, so whole files are drawn.
   sizes = np.array([len(ms_L) for _, ms_L in split.frames])
+  # Sums over the frames of each file, which follow each other.
   total_F = np.add.reduceat(loss_N, np.r_[0, np.cumsum(sizes)[:-1]])
   count_BF = intervals.draws(len(sizes))
   return count_BF @ total_F / (count_BF @ sizes)

@@ -77,6 +77,7 @@ class _Progress:
         for shard, (index, place) in self._current.items())
     hours = self._done['samples'] / self._rate / 3600
     if self._bar is not None:
+      # Set, not added: workers report places within their files.
       self._bar.n = now
       self._bar.set_postfix_str(
           f'{hours:.2f} h, {self._done["refused"]} refused, '

@@ -67,6 +67,7 @@ def _unread(about: Mapping) -> str:
   for why, names in by_why.items():
     text += f'; {_first(names, NAMED)}: {why}'
   if about['suspects_count'] > len(about['suspects']):
+    # corpus.json names only the first of them.
     text += f'; {about["suspects_count"]} such files in all'
   return text
 

@@ -149,6 +149,7 @@ def means(scored: Sequence[Scored],
     scored: of one run.
     gains: of `add_gains`.
   """
+  # Earlier scores belong to a shorter training.
   last = [s for s in scored if s.row['step'] == s.row['steps']
           and s.row['embedding_type'] == 'scene'
           and not math.isnan(s.row['score'])]

@@ -70,6 +70,7 @@ def loss(root: os.PathLike, run_id: str, history: pd.DataFrame) -> str:
 
 def spectrum(root: os.PathLike, run_id: str) -> str:
   """Returns the drawing of the last spectrum and the first, or ''."""
+  # Without those of a collapse, which has no spectrum.
   several = [record['rank']['spectrum'] for record in
              records.read(files.path(root) / run_id, 'monitor')
              if record['rank'].get('spectrum')]

@@ -306,6 +306,7 @@ def fitted(result: analysis.Analysis) -> list[str]:
   """Returns the checklist of the fit."""
   if not result.fit:
     return []
+  # The fit knows its own part; the rest is of the sweep.
   table = laws.checklist.fill(result.fit, wording.checklist(result))
   return [tables.checklist(table), html_parts.small(
       'The checklist of "(Mis)Fitting: A Survey of Scaling Laws", arXiv '
@@ -372,6 +373,7 @@ def write(root: files.Path, points: Iterable[files.Path] = (),
   if target.suffix != '.html' or target.is_dir():
     target = target / 'report.html'
   files.check_writable(target)
+  # Also writes the tables, which notebooks and commands read.
   sweep = records.collect(folder)
   if 'rank' not in sweep.runs or sweep.runs['rank'].isna().all():
     raise ValueError(f'{folder}: no run has a record yet: expected '

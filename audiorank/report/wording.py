@@ -150,6 +150,7 @@ def measured(one: Claim) -> str:
 
 def compared(one: Claim) -> str:
   """Returns what the measurement of a claim is compared with."""
+  # Some claims have nothing that they are compared with.
   words = COMPARED.get(one.key)
   if words is None:
     return ''
@@ -669,6 +670,7 @@ def next_step(result: analysis.Analysis) -> str:
   if math.isnan(by_key['noise'].estimate):
     return ('train one configuration with at least five seeds: without seeds '
             'the noise of a difference is unknown')
+  # A bootstrap over fewer configurations decides nothing.
   few = result.study.counts.configurations
   if few < law_of.FEWEST:
     return (f'train more configurations: {few} are too few to rank '
@@ -684,6 +686,7 @@ def next_step(result: analysis.Analysis) -> str:
     if width.needed:
       text += f'; to decide whether it predicts anything there: {needed(width)}'
     return text
+  # RankMe is advised only where it does better than its rivals.
   if numbers_of.HOLDS in (by_key['rivals'].verdict, early.verdict):
     return 'choose runs by RankMe and scale what raises it'
   undecided = [one for one in (by_key['one_slope'], width, by_key['rivals'])
@@ -819,6 +822,7 @@ def width_words(trained: pd.DataFrame) -> list[str]:
     # A correlation of few runs, or of equal values, says nothing.
     if len(rows) >= law_of.FEWEST and rows['rank'].nunique() > 1 and (
         rows['score'].nunique() > 1):
+      # By ranks, as the relation need not be a line.
       inside = ranking.spearman(rows['rank'], rows['score'])
       part.append(f'{two(inside)} at width {width} ({len(rows)} trainings)')
   if not part:
@@ -1094,6 +1098,7 @@ def advice_words(result: analysis.Advice) -> str:
             f'{needed_text(lacks)}')
   # By the expected gain; its significance is stated beside it.
   top = max(known, key=lambda one: one.value)
+  # By the interval that the sentence shows.
   sure = 'not significantly different from 0'
   if top.low > 0:
     sure = 'significantly above 0'
