@@ -170,7 +170,7 @@ class Board:
     leases = files.mapped(lock_lib.read, map(self.folder, busy), self.root)
     for run_id, holder in zip(busy, leases):
       self._steps[run_id] = holder.get('step', 0)
-      # A process id is only meant for its own machine.
+      # A process id says something on its own machine alone.
       if holder.get('machine') == lease.machine():
         self.holders.add(holder['pid'])
 

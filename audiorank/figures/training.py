@@ -137,7 +137,7 @@ def early_final(table: pd.DataFrame, early: str, final: str = 'score',
                edgecolors='white', linewidths=.5, zorder=3)
     if family:
       handles.append(style.marker(shape, str(kind), color=color))
-  # RankMe differs by factors; other early numbers do not.
+  # RankMe differs by factors, so its axis is logarithmic.
   if (table[early] > 0).all() and 'rank' in early.lower():
     style.log_axis(ax.xaxis, early)
   else:

@@ -88,8 +88,8 @@ class Fit:
 
   @functools.cached_property
   def fitted(self) -> np.ndarray:
-    # Values have an axis of resamples; the fit itself is its only one.
     """The law at the data, of shape (N,)."""
+    # Values have an axis of resamples; the fit itself is its only one.
     return problem_lib.values(self.problem, self.best.c_SQ,
                               self.best.theta_SP)[0]
 

@@ -57,9 +57,9 @@ def endless(row: Any, name: str, clips: float) -> str:
 
 
 def runs(result: analysis.Analysis, table: pd.DataFrame) -> str:
+  """Returns the table of every run, the untrained ones among them."""
   # Gains are of the analysis, which pairs each run with its own untrained
   # network.
-  """Returns the table of every run, the untrained ones among them."""
   both = pd.concat([result.study.trained, result.study.others])
   gains = {row['run_id']: row for _, row in both.iterrows()}
   shown, classes = [], []

@@ -66,7 +66,7 @@ def embedded(size: str, wave_NS: np.ndarray, device: Any) -> np.ndarray:
   from audiorank import train_state
   from configs import base
   config = base.get_config(size)
-  # In which it would train; its embeddings are float32 all the same.
+  # As it trains; its embeddings are float32 all the same.
   config.model.dtype = 'bfloat16'
   config = records.frozen(config)
   # Drawn on the host: the same numbers for every device.
