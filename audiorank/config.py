@@ -303,7 +303,8 @@ def located(tree: Tree, root: files.Path,
   def name(field, place):
     if places and places.get(field):
       return files.absolute(places[field], field)
-    if files.is_on_bucket(place) or os.path.isabs(place):
+    # A URL of another kind is refused where it is read.
+    if '://' in place or os.path.isabs(place):
       return place
     return files.absolute(f'{base}/{place}')
 
@@ -314,12 +315,24 @@ def _with_places(tree: Tree, name: Callable[[str, str], str]) -> Tree:
   """Returns a tree whose folders are named by a function of (field, place)."""
   tree = complete(copy.deepcopy(tree))
   for part, field in (('data', 'root'), ('eval', 'tasks')):
-    if tree[part].get(field):
-      tree[part][field] = name(f'{part}.{field}', tree[part][field])
-  shares = [share.rpartition('=') for share in tree['data']['mixture']]
-  named = [(name('data.mixture', place), weight) for place, _, weight in shares]
-  tree['data']['mixture'] = [
-      f'{place}={weight}' for place, weight in named if place]
+    place = tree[part].get(field)
+    if not isinstance(place, str | None):
+      raise ValueError(f'{part}.{field} {place!r}: expected a folder')
+    if place:
+      tree[part][field] = name(f'{part}.{field}', place)
+  mixture = tree['data']['mixture']
+  if not isinstance(mixture, (list, tuple)) or not all(
+      isinstance(share, str) for share in mixture):
+    raise ValueError(f'data.mixture {mixture!r}: expected a list of '
+                     'FOLDER=WEIGHT')
+  shares = []
+  for share in mixture:
+    place, _, weight = share.rpartition('=')
+    if not place:
+      shares.append(share)  # For validate.py to refuse.
+    elif named := name('data.mixture', place):
+      shares.append(f'{named}={weight}')
+  tree['data']['mixture'] = shares
   return tree
 
 

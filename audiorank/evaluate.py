@@ -258,14 +258,18 @@ def protocol(config: config_lib.Config) -> dict[str, Any]:
   return out
 
 
-def sweep_protocol(root: files.Path) -> dict[str, Any]:
+def sweep_protocol(root: files.Path,
+                   check: Callable[[config_lib.Config], None]
+                   = lambda config: None) -> dict[str, Any]:
   """Returns the predictor's settings of the runs of a sweep, or of one run.
 
   Args:
     root: folder of a sweep, or of a run.
+    check: raises ValueError for a config with settings that cannot be.
 
   Raises:
-    FileNotFoundError, ValueError: no runs there, or of several settings.
+    FileNotFoundError, ValueError: no runs there, or of several settings, or
+      one that fails the check; names the run.
   """
   folders = records.run_folders(root) or [files.path(root)]
   if not (folders[0] / 'config.json').is_file():
@@ -274,7 +278,12 @@ def sweep_protocol(root: files.Path) -> dict[str, Any]:
   # Settings are dicts, which a set cannot contain: compare digests.
   by_digest = {}
   for folder in folders:
-    settings = protocol(records.load_config(folder))
+    config = records.load_config(folder)
+    try:
+      check(config)
+    except ValueError as error:
+      raise ValueError(f"{folder / 'config.json'}: {error}") from None
+    settings = protocol(config)
     by_digest[files.digest(settings)] = settings
   if len(by_digest) > 1:
     names = ', '.join(sorted({s['protocol'] for s in by_digest.values()}))

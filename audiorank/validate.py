@@ -1,13 +1,15 @@
 """Every check of a config, made before anything is trained.
 
 `fields` needs only the config; `corpus` and `tasks` also read the folders that
-it names. Commands call `run` for one config and `sweep` for many. Each raises
-for the first fault, with one line: the field, its value, and what is expected.
+it names. Commands call `run`, or `training` and `scoring` apart, as the two may
+be done on different machines. Each raises for the first fault, with one line:
+the field, its value, and what is expected.
 """
 
+from collections.abc import Collection
 from collections.abc import Iterable
-import math
 import operator
+import sys
 from typing import Any
 from typing import TypeAlias
 
@@ -73,62 +75,105 @@ SWITCHES = ('data.in_memory', 'train.calibrate_batch_norm',
 # Lists of one type; what else they may hold, the checks of their users say.
 LISTS = {field: int if field in config_lib.INTEGERS else str
          for field in config_lib.LISTS}
+CHOICES: dict[str, tuple[Any, ...]] = {
+    'objective': tuple(objectives.OBJECTIVES), 'model.frontend': audio.FRONTS,
+    'model.dtype': ('float32', 'bfloat16'), 'opt.schedule': ('cosine', 'wsd'),
+    # Old runs have True and False.
+    'model.remat': (*model.REMAT, True, False),
+    'eval.protocol': tuple(probe.PROTOCOLS)}
+# Fields that say how a run is scored, beside its tasks.
+PREDICTOR = ('eval.protocol', 'eval.grid_points', 'eval.hidden',
+             'eval.max_epochs', 'eval.seed')
+# Folders, and what is expected there.
+PLACES = {'data.root': 'a prepared corpus (launch.sweep writes a synthetic '
+                       'one)', 'eval.tasks': 'HEAR task folders'}
+LARGEST = sys.float_info.max
 OPERATORS = {'>=': (operator.ge, 'at least'), '>': (operator.gt, 'more than'),
              '<=': (operator.le, 'at most'), '<': (operator.lt, 'less than')}
 
 
-def run(config: Config, devices: int = 1) -> None:
+def run(config: Config, devices: int = 1,
+        read: set[str] | None = None) -> None:
   """Raises unless a run can be trained and scored.
 
   Args:
     config: with the fields of configs/base.py, its corpus and tasks named.
     devices: number of devices of the run, which may be on other machines.
+    read: see `training`.
+
+  Raises:
+    ValueError, FileNotFoundError: the first fault, in one line.
+  """
+  training(config, devices, read)
+  scoring(config, read)
+
+
+def training(config: Config, devices: int = 1,
+             read: set[str] | None = None) -> None:
+  """Raises unless a run can be trained: its fields and its corpus.
+
+  Args:
+    config: of the run.
+    devices: number of its devices.
+    read: digests of what was read before, for runs that share a corpus: it is
+      not read again, and what is read is added.
 
   Raises:
     ValueError, FileNotFoundError: the first fault, in one line.
   """
   fields(config, devices)
-  corpus(config)
-  tasks(config)
+  place(config, 'data.root')
+  tree = config_lib.plain(config)
+  # An untrained network does not need the hours of training.
+  key = files.digest([tree['data'], tree['monitor'], not config.train.steps])
+  if read is None or key not in read:
+    corpus(config)
+    if read is not None:
+      read.add(key)
 
 
-def sweep(configs: Iterable[Config], devices: int = 1) -> None:
-  """Raises unless every run of a sweep can be trained and scored.
+def scoring(config: Config, read: set[str] | None = None) -> None:
+  """Raises unless a trained run can be scored: its predictor and its tasks.
 
   Args:
-    configs: of the runs.
-    devices: number of devices of each run.
+    config: of the run.
+    read: as in `training`.
 
   Raises:
     ValueError, FileNotFoundError: the first fault, in one line.
   """
-  # Reading a corpus takes seconds, and hundreds of runs share one: it is read
-  # once for all configs that agree in the parts that its check depends on.
-  read = set()
-  for config in configs:
-    fields(config, devices)
-    for check, parts in ((corpus, ('data', 'monitor')), (tasks, ('eval',))):
-      tree = config_lib.plain(config)
-      key = check, files.digest({part: tree[part] for part in parts})
-      if key not in read:
-        check(config)
-        read.add(key)
+  values(config, PREDICTOR)
+  place(config, 'eval.tasks')
+  key = files.digest(config_lib.plain(config)['eval'])
+  if read is None or key not in read:
+    tasks(config)
+    if read is not None:
+      read.add(key)
 
 
 def places(config: config_dict.ConfigDict) -> None:
   """Names corpus and tasks of a config absolutely, in place.
 
   Raises:
-    ValueError: one is empty, or on a store that cannot be read; names the
+    ValueError: as `place`.
+  """
+  for field in PLACES:
+    part, name = field.split('.')
+    config[part][name] = place(config, field)
+
+
+def place(config: Config, field: str) -> str:
+  """Returns the absolute path or URL in one of PLACES.
+
+  Raises:
+    ValueError: it is empty, or on a store that cannot be read; names the
       field.
   """
-  for field, what in (('data.root', 'a prepared corpus (launch.sweep writes a '
-                       'synthetic one)'), ('eval.tasks', 'HEAR task folders')):
-    part, name = field.split('.')
-    if not config[part][name]:
-      raise ValueError(f'{field} is empty: expected --config.{field}=FOLDER of '
-                       f'{what}')
-    config[part][name] = files.absolute(config[part][name], field)
+  value = config_lib.get(config, field)
+  if not value:
+    raise ValueError(f'{field} is empty: expected --config.{field}=FOLDER of '
+                     f'{PLACES[field]}')
+  return files.absolute(value, field)
 
 
 def fields(config: Config, devices: int = 1) -> None:
@@ -143,47 +188,7 @@ def fields(config: Config, devices: int = 1) -> None:
   Raises:
     ValueError: names the field, its value and what is expected.
   """
-  # Each field by itself.
-  for old, new in config_lib.RENAMED.items():
-    if config_lib.has(config, old):
-      raise ValueError(f'{old}: no such field: it is now {new}')
-  for field, bounds in WHOLE.items():
-    value = config_lib.get(config, field)
-    # In Python, True is an int.
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or not within(value, bounds):
-      raise ValueError(f'{field} {value!r}: expected a whole number of '
-                       f'{in_words(bounds)}')
-  for field, bounds in REAL.items():
-    value = config_lib.get(config, field)
-    real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or not within(value, bounds):
-      raise ValueError(f'{field} {value!r}: expected a number of '
-                       f'{in_words(bounds)}')
-  for field in SWITCHES:
-    value = config_lib.get(config, field)
-    if not isinstance(value, bool):
-      raise ValueError(f'{field} {value!r}: expected True or False')
-  for field, kind in LISTS.items():
-    value = config_lib.get(config, field)
-    if field == 'monitor.layers' and tuple(value or ()) == ('all',):
-      continue
-    # The very type, as True is an int to isinstance.
-    if not isinstance(value, (tuple, list)) or not all(
-        type(item) is kind for item in value):
-      raise ValueError(f'{field} {value!r}: expected a tuple of '
-                       f'{ITEMS[kind]}')
-  for field, choices in (
-      ('objective', objectives.OBJECTIVES), ('model.frontend', audio.FRONTS),
-      ('model.dtype', ('float32', 'bfloat16')),
-      ('opt.schedule', ('cosine', 'wsd')),
-      # Old runs have True and False.
-      ('model.remat', (*model.REMAT, True, False)),
-      ('eval.protocol', probe.PROTOCOLS)):
-    value = config_lib.get(config, field)
-    if value not in choices:
-      raise ValueError(f'{field} {value!r}: expected one of '
-                       f'{", ".join(map(str, choices))}')
+  values(config)
   # Fields that must fit one another, and lists of names.
   shapes(config)
   schedule(config)
@@ -191,6 +196,51 @@ def fields(config: Config, devices: int = 1) -> None:
   evals.layers(config)
   sampling.names(config)
   metrics.tracker_names(config)
+
+
+def values(config: Config, only: Collection[str] | None = None) -> None:
+  """Raises ValueError for a field with a value that it cannot have.
+
+  Args:
+    config: with the fields of configs/base.py.
+    only: the fields to check; None checks all.
+  """
+  asked = lambda field: only is None or field in only
+  for old, new in config_lib.RENAMED.items():
+    if config_lib.has(config, old):
+      raise ValueError(f'{old}: no such field: it is now {new}')
+  for field in filter(asked, WHOLE):
+    value, bounds = config_lib.get(config, field), WHOLE[field]
+    # In Python, True is an int.
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not within(value, bounds):
+      raise ValueError(f'{field} {value!r}: expected a whole number of '
+                       f'{in_words(bounds)}')
+  for field in filter(asked, REAL):
+    value, bounds = config_lib.get(config, field), REAL[field]
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # NaN is not within; a whole number may be too large for a float.
+    if not real or not abs(value) <= LARGEST or not within(value, bounds):
+      raise ValueError(f'{field} {value!r}: expected a number of '
+                       f'{in_words(bounds)}')
+  for field in filter(asked, SWITCHES):
+    value = config_lib.get(config, field)
+    if not isinstance(value, bool):
+      raise ValueError(f'{field} {value!r}: expected True or False')
+  for field in filter(asked, LISTS):
+    value, kind = config_lib.get(config, field), LISTS[field]
+    if field == 'monitor.layers' and value in (('all',), ['all']):
+      continue
+    # The very type, as True is an int to isinstance.
+    if not isinstance(value, (tuple, list)) or not all(
+        type(item) is kind for item in value):
+      raise ValueError(f'{field} {value!r}: expected a tuple of '
+                       f'{ITEMS[kind]}')
+  for field in filter(asked, CHOICES):
+    value = config_lib.get(config, field)
+    if value not in CHOICES[field]:
+      raise ValueError(f'{field} {value!r}: expected one of '
+                       f'{", ".join(map(str, CHOICES[field]))}')
 
 
 def within(value: float, bounds: str) -> bool:
@@ -290,7 +340,7 @@ def tasks(config: Config) -> None:
     FileNotFoundError: no task folder, or a missing clip.
     ValueError: an unknown or damaged task.
   """
-  for folder in evaluate.task_folders(config):
+  for folder in evaluate.checked_folders(config):
     task(folder)
 
 

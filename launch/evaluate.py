@@ -337,9 +337,9 @@ def protocol() -> dict[str, Any]:
   settings: dict[str, Any] = {'protocol': 'hear', 'grid_points': 8}
   own = own_run()
   if _LIKE.value:
-    settings = evaluate.sweep_protocol(_LIKE.value)
+    settings = evaluate.sweep_protocol(_LIKE.value, check_predictor)
   elif own and not _PROTOCOL.value:
-    settings = evaluate.sweep_protocol(own)
+    settings = evaluate.sweep_protocol(own, check_predictor)
   settings.pop('every_layer', None)  # --layer says it.
   if _PROTOCOL.value:
     settings['protocol'] = _PROTOCOL.value
@@ -351,6 +351,12 @@ def protocol() -> dict[str, Any]:
                        'labels, such as 8,32,128')
     settings['shots'] = [int(text) for text in _SHOTS.value]
   return settings
+
+
+def check_predictor(config: Any) -> None:
+  """Raises ValueError for a predictor that launch.sweep would refuse."""
+  from audiorank import validate
+  validate.values(config, validate.PREDICTOR)
 
 
 def own_run() -> pathlib.Path | None:

@@ -400,6 +400,7 @@ def in_order(board: Board, ids: list[str], last: Entry | None,
 def _take(board: Board, run_id: str, roles: Collection[str],
           places: Mapping[str, str] | None) -> Claim | None:
   """Returns the Claim of a run, or None if it is locked, done or failed."""
+  from audiorank import validate
   workdir = board.folder(run_id)
   try:
     lock = lock_lib.Lock(workdir)
@@ -415,6 +416,9 @@ def _take(board: Board, run_id: str, roles: Collection[str],
     if lock.deaths >= DEATHS:
       raise ValueError(f'its workers died {lock.deaths} times without progress')
     config = records.load_config(workdir, places)
+    # Before the size of the run is computed from them.
+    if state != 'trained':
+      validate.values(config)
   except (ValueError, OSError) as error:
     # Under the lock, which no other worker has now.
     fail(workdir, error)

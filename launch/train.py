@@ -136,6 +136,8 @@ def follow(workdir: pathlib.Path, config: Any,
   """
   from audiorank import records
   from audiorank import train
+  # As the first process does, which would otherwise leave this one waiting.
+  work.check(config, _SCORE.value)
   try:
     # Diverged: the first process has marked the run.
     if train.fit([workdir], [config], stop):
@@ -164,7 +166,7 @@ def train_one(run: run_queue.Claim, stop: Callable[[int], bool],
     # With several processes all have to enter `fit` together; it returns at
     # once if nothing is left.
     trained = records.state(run.workdir) == 'trained' and not several
-    if not trained and not work.train([run], stop, status):
+    if not trained and not work.train([run], stop, status, _SCORE.value):
       return cli.DIVERGED
     if not _SCORE.value:
       return 0
@@ -218,6 +220,9 @@ def main(argv: list[str]) -> None:
                     _MESH.value, _REMAT.value)
   if is_complete(workdir):
     return
+  from audiorank import validate
+  if records.state(workdir) != 'trained':
+    validate.values(config)  # config.json may have been edited.
   cli.compile_cache()
   if several:
     import jax

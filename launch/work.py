@@ -45,6 +45,7 @@ DEVICE_FAILED = 134  # Exit code, that of a process that aborts.
 OF_DEVICE = ('INTERNAL', 'UNAVAILABLE', 'ABORTED', 'DATA_LOSS', 'UNKNOWN',
              'DEADLINE_EXCEEDED')
 PATIENCE = 3.  # Seconds before an idle process is ended.
+_READ: set[str] = set()  # What `check` has read, for runs that share it.
 
 
 class Report(progress.Status):
@@ -131,8 +132,32 @@ def places() -> dict[str, str]:
   return {'data.root': _CORPUS.value, 'eval.tasks': _TASKS.value}
 
 
+def check(config: Any, scored: bool, packed_runs: int = 1) -> None:
+  """Raises unless a run can be trained, by the check of launch.sweep.
+
+  Its config.json may have been edited, and corpus or tasks may have moved.
+
+  Args:
+    config: of the run.
+    scored: whether it is scored here too. If not, its tasks may be elsewhere.
+    packed_runs: runs of its program; packed ones have a device each.
+
+  Raises:
+    FileNotFoundError, ValueError: the first fault, in one line.
+  """
+  import jax
+
+  from audiorank import validate
+  devices = 1
+  if packed_runs == 1:
+    devices = jax.device_count()
+  validate.training(config, devices, _READ)
+  if scored:
+    validate.scoring(config, _READ)
+
+
 def train(runs: Sequence[run_queue.Claim], stop: Callable[[int], bool],
-          status: Report) -> list[run_queue.Claim]:
+          status: Report, scored: bool = True) -> list[run_queue.Claim]:
   """Trains claimed runs in one program; returns those that did not diverge.
 
   A run that diverges is marked as FAILED and released.
@@ -141,12 +166,15 @@ def train(runs: Sequence[run_queue.Claim], stop: Callable[[int], bool],
     runs: of one group.
     stop: called with the number of every step; True saves and stops.
     status: of this process.
+    scored: as for `check`.
 
   Raises:
     train.Preempted: stop() was True.
-    ValueError, OSError, RuntimeError: as `train.fit`.
+    ValueError, OSError, RuntimeError: as `check` and `train.fit`.
   """
   from audiorank import train as training
+  for run in runs:
+    check(run.config, scored, len(runs))
   began = time.time()
   status.locks = [run.lock for run in runs]
   try:
@@ -185,10 +213,15 @@ def score(run: run_queue.Claim, asked: Callable[[], bool],
 
   Returns:
     False if it was asked to stop.
+
+  Raises:
+    ValueError, OSError: as validate.scoring and evaluate.run.
   """
   from audiorank import evaluate
+  from audiorank import validate
   began = time.time()
   status.locks = [run.lock]
+  validate.scoring(run.config, _READ)
   if not evaluate.run(run.workdir, run.config, stop=asked, tell=status.report):
     return False
   mark(run, 'DONE', began)
@@ -280,7 +313,7 @@ class Worker:
         runs = [on_devices(runs[0])]
       names = ', '.join(run.workdir.name for run in runs)
       print(f'training {names}', flush=True)
-      runs = train(runs, stop, self.status)
+      runs = train(runs, stop, self.status, 'score' in self.roles)
     if 'score' not in self.roles:
       return True
     return all(self.score(run) for run in runs)
@@ -350,7 +383,8 @@ def on_devices(run: run_queue.Claim) -> run_queue.Claim:
   """
   import jax
   config = run.config
-  if config.mesh.data != -1:
+  # A mesh without devices is refused by `check`.
+  if config.mesh.data != -1 or config.mesh.fsdp < 1:
     return run
   data = max(1, jax.device_count() // config.mesh.fsdp)
   # Each device takes an equal part of every batch.

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import jax
@@ -10,10 +11,16 @@ import pytest
 from audiorank import config as config_lib
 from audiorank import data
 from audiorank import objectives
+from audiorank import records
 from audiorank import validate
+from audiorank.records import lock as lock_lib
 from configs import base
+from launch import evaluate as evaluate_command
 from launch import grid
+from launch import run_queue
 from launch import train as train_command
+from launch import work
+from tests import processes
 from tests import tiny
 
 
@@ -174,7 +181,7 @@ def test_tasks_are_read_before_training(task, corpus):
   clip = next((task / '16000' / 'test').iterdir())
   clip.rename(task / 'aside')
   with pytest.raises(FileNotFoundError, match=clip.name):
-    validate.sweep([config, config])
+    validate.run(config)
   (task / 'aside').rename(clip)
   about = json.loads((task / 'task_metadata.json').read_text())
   about['evaluation'] = ['top1_accuracy']
@@ -193,7 +200,9 @@ def test_what_runs_share_is_read_once(corpus, tasks, monkeypatch):
   configs = [tiny.config(corpus, seed=seed, **{'eval.tasks': str(tasks)})
              for seed in range(5)]
   other = tiny.config(corpus, **{'eval.tasks': str(tasks), 'data.hours': .005})
-  validate.sweep([*configs, other])
+  read = set()
+  for one in [*configs, other]:
+    validate.run(one, 1, read)
   assert counts == {'corpus': 2, 'tasks': 1}
 
 
@@ -208,7 +217,36 @@ def by_sweep(config):
   grid.check_corpus(config for config, _ in grid.runs(configs).values())
 
 
-@pytest.mark.parametrize('changes', [
+def edited(folder, config, changes):
+  """Writes a run's folder, of which somebody then edits config.json."""
+  records.open_run(folder, config)
+  tree = json.loads((folder / 'config.json').read_text())
+  for field, value in changes.items():
+    node, name = config_lib.parent(tree, field)
+    node[name] = value
+  (folder / 'config.json').write_text(json.dumps(tree))
+
+
+def by_workdir(folder):
+  """Returns what launch.train says of a folder with a config.json."""
+  with processes.flags_of(train_command, workdir=str(folder)):
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+      config = records.load_config(folder)
+      run = run_queue.Claim(folder, config, lock_lib.Lock(folder), None)
+      train_command.train_one(run, lambda step: False, work.Report())
+  return str(caught.value)
+
+
+def by_worker(folder, config):
+  """Returns why a worker did not train a run."""
+  grid.write_index(folder.parent, 'A title', 'tiny', {
+      folder.name: (config, run_queue.entry(config))})
+  board = run_queue.Board(folder.parent, [folder.name])
+  assert work.Worker(board, run_queue.ROLES, 1, 1, work.Report()).run() == 0
+  return json.loads((folder / 'FAILED').read_text())['error']
+
+
+BAD = [
     {'opt.lr': -1.}, {'train.batch': 7}, {'monitor.clips': 10 ** 6},
     {'data.hours': 1e9}, {'data.root': '/no/such'}, {'data.root': 's3://a/b'},
     {'eval.tasks': ''}, {'eval.tasks': '/no/such'}, {'eval.tasks': 's3://a/b'},
@@ -218,10 +256,16 @@ def by_sweep(config):
     {'data.mixture': ('/no/such=1',)}, {'data.crop_seconds': 100.},
     {'monitor.crop_seconds': 100.}, {'opt.warmup': 6}, {'trackers': ('x',)},
     {'eval.protocol': 'x'}, {'eval.grid_points': 0}, {'objective': 'x'},
-    {'seed': -1}], ids=str)
-def test_both_entrances_refuse_a_config_with_one_line(
-    corpus, tasks, changes, monkeypatch):
+    {'seed': -1}]
+# Of a run's folder, which may have been moved away from its corpus.
+HINT = re.compile(r' \(moved\? --\w+=FOLDER says where .*\)$')
+
+
+@pytest.mark.parametrize('changes', BAD, ids=str)
+def test_all_entrances_refuse_a_config_with_one_line(
+    corpus, tasks, changes, monkeypatch, tmp_path):
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  whole = tiny.config(corpus, **{'eval.tasks': str(tasks)})
   lines = []
   for entrance in (by_train, by_sweep):
     config = tiny.config(corpus, **{'eval.tasks': str(tasks)})
@@ -230,6 +274,42 @@ def test_both_entrances_refuse_a_config_with_one_line(
       entrance(config)
     lines.append((type(caught.value), str(caught.value)))
   assert lines[0] == lines[1] and '\n' not in lines[0][1]
+  line = lines[0][1]
+  folder = tmp_path / records.run_id(whole)
+  edited(folder, whole, changes)
+  assert HINT.sub('', by_workdir(folder)) == line
+  assert HINT.sub('', by_worker(folder, whole)) == line
+  assert not list(folder.glob('checkpoints/*'))
+  if set(changes) <= set(validate.PREDICTOR):
+    with processes.flags_of(evaluate_command, like=str(folder)):
+      with pytest.raises(ValueError) as caught:
+        evaluate_command.protocol()
+    assert str(caught.value) == f"{folder / 'config.json'}: {line}"
+
+
+# Types that no flag and no config file gives, but an editor does.
+@pytest.mark.parametrize('changes, line', [
+    ({'train.batch': '8'}, "train.batch '8': expected a whole number"),
+    ({'monitor.layers': 5}, 'monitor.layers 5: expected a tuple'),
+    ({'opt.lr': 10 ** 400}, 'opt.lr 1000'), ({'opt.lr': None}, 'opt.lr None'),
+    ({'data.root': 5}, 'data.root 5: expected a folder'),
+    ({'data.mixture': None}, 'data.mixture None: expected a list'),
+    ({'data.mixture': [5]}, r'data.mixture \[5\]: expected a list'),
+    ({'mesh.data': -1, 'mesh.fsdp': 0}, 'mesh.data -1 x mesh.fsdp 0')], ids=str)
+def test_types_that_only_an_editor_writes(corpus, tasks, changes, line,
+                                          tmp_path):
+  whole = tiny.config(corpus, **{'eval.tasks': str(tasks)})
+  edited(tmp_path / records.run_id(whole), whole, changes)
+  assert re.match(line, by_worker(tmp_path / records.run_id(whole), whole))
+
+
+def test_where_a_run_is_not_scored_its_tasks_may_be_elsewhere(corpus, tasks):
+  config = tiny.config(corpus, **{'eval.tasks': '/no/such'})
+  work.check(config, scored=False)
+  with pytest.raises(FileNotFoundError, match='/no/such.*--tasks=FOLDER'):
+    work.check(config, scored=True)
+  # Nor does a machine that scores need the corpus.
+  validate.scoring(tiny.config('/no/such', **{'eval.tasks': str(tasks)}))
 
 
 def test_both_entrances_take_what_can_run(corpus, tasks, monkeypatch):

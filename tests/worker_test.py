@@ -188,7 +188,7 @@ def fake(monkeypatch, train_runs):
   """Replaces training and scoring; returns the groups that were trained."""
   groups = []
 
-  def trained(runs, stop, status):
+  def trained(runs, stop, status, scored):
     groups.append([run.workdir.name for run in runs])
     train_runs(runs)
     for run in runs:
