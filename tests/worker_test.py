@@ -370,7 +370,8 @@ def test_a_damaged_config_fails_its_run_alone(shapes, tmp_path, monkeypatch):
 
 def saved(board, run_id, *steps):
   for step in steps:
-    os.makedirs(f'{board.root}/{run_id}/checkpoints/{step}')
+    for item in checkpoint.OWN:
+      os.makedirs(f'{board.root}/{run_id}/checkpoints/{step}/{item}')
 
 
 def test_runs_go_on_together_from_a_step_that_all_have(shapes, tmp_path):
