@@ -15,6 +15,7 @@ from audiorank import records
 from audiorank import sharding
 from audiorank import train
 from audiorank import train_state
+from audiorank import validate
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -33,6 +34,8 @@ def odd(monkeypatch):
     return loss * jnp.where(jnp.any(jnp.stack(bad)), jnp.nan, 1.), aux
 
   monkeypatch.setitem(objectives.OBJECTIVES, 'odd', objective)
+  monkeypatch.setitem(validate.CHOICES, 'objective',
+                      tuple(objectives.OBJECTIVES))
 
 
 def opened(folder, corpus, **changes):
