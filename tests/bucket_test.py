@@ -603,7 +603,8 @@ def test_a_store_that_is_gone_for_good_ends_commands_and_runs(
     env = {**processes.environment(tmp_path / 'compiled'),
            'AUDIORANK_LEASE_SECONDS': '6'}
     runs = [subprocess.Popen(
-        [sys.executable, '-m', 'launch.train', f'--workdir={workdir}'],
+        [sys.executable, '-m', 'launch.train', f'--workdir={workdir}',
+         '--noscore'],
         env=env, stderr=subprocess.PIPE, text=True) for workdir in workdirs]
     end = time.monotonic() + 200
     while not all(files.names(w / 'checkpoints') for w in workdirs):
