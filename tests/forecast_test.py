@@ -20,7 +20,6 @@ from launch import next as next_runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STUDY = ROOT / 'notebooks' / 'results' / 'small_study'
-PUBLIC = pathlib.Path('/work/shared/fixtures/laws')
 NOW = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
 
 
@@ -80,15 +79,15 @@ def held_out(inputs, loss, largest, factor):
   return low <= np.log(loss[largest]) <= high
 
 
-def public_tables():
+def public_tables(folder):
   """Yields (inputs, losses, row of a largest run) of published tables."""
   for name in ('vision', 'lang'):
-    table = pd.read_csv(PUBLIC / f'nsl_benchmark_{name}.csv')
+    table = pd.read_csv(folder / f'nsl_benchmark_{name}.csv')
     for _, part in table.groupby(['Domain', 'Task', 'Model']):
       part = part.groupby('Seen Examples', as_index=False)['Loss'].mean()
       yield ({'data': part['Seen Examples'].to_numpy(float)},
              part['Loss'].to_numpy(float), len(part) - 1)
-  table = pd.read_csv(PUBLIC / 'porian_isoflop_points.csv')
+  table = pd.read_csv(folder / 'porian_isoflop_points.csv')
   for _, part in table.groupby('config'):
     for flops in sorted(part['flops'].unique())[-4:]:
       part = part.reset_index(drop=True)
@@ -96,7 +95,7 @@ def public_tables():
       yield ({'size': part['n'].to_numpy(float),
               'data': part['tokens'].to_numpy(float)},
              part['loss'].to_numpy(float), best)
-  table = pd.read_csv(PUBLIC / 'epoch_chinchilla_svg.csv').nsmallest(
+  table = pd.read_csv(folder / 'epoch_chinchilla_svg.csv').nsmallest(
       240, 'loss').sort_values('Training FLOP', ascending=False)
   size = table['Model Size'].to_numpy(float)
   data = table['Training FLOP'].to_numpy(float) / size / 6
@@ -105,10 +104,10 @@ def public_tables():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PUBLIC.is_dir(), reason='needs the public tables')
 @pytest.mark.parametrize('factor', [10, 30])
-def test_forecasts_of_published_tables_hold(factor):
-  inside = [held_out(*one, factor) for one in public_tables()]
+def test_forecasts_of_published_tables_hold(factor, shared):
+  inside = [held_out(*one, factor)
+            for one in public_tables(shared / 'fixtures' / 'laws')]
   inside = [known for known in inside if known is not None]
   assert len(inside) >= 50
   assert .90 <= np.mean(inside) <= .98
