@@ -128,8 +128,10 @@ def points(scale='small'):
   changes += [{'objective': objective, 'size': size}
               for objective in OBJECTIVES
               for size in (reference, *ends)]
-  # The longest runs first: others start from their checkpoints.
-  changes.sort(key=lambda change: -int(change.get('steps', 0)))
+  # The longest runs first: others start from their checkpoints. The largest
+  # size last: it is forecast from the others.
+  changes.sort(key=lambda change: (
+      change.get('size') == SIZES[scale][-1], -int(change.get('steps', 0))))
   return list(dict.fromkeys(
       scales.point(scale, **change, seed=seed) for change in changes
       for seed in SEEDS[scale]))
