@@ -56,6 +56,7 @@ def get_config(point='small/mask=0.3,seed=0'):
   c.monitor.update({'layers': ('all',), 'neighbour_clips': 1_000,
                     'samples': ('valid',)})
   c.eval.every_layer = True
+  c.data.valid_fraction = .1  # Enough clips of every category.
   # Where the decays of all durations begin.
   first = min(STEPS[scale])
   c.checkpoint.save_every = round((1 - DECAY) * first)
