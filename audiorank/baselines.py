@@ -26,7 +26,8 @@ DECODER = {'width': 32, 'depth': 1, 'heads': 1}
 MASK = {'ratio': .75, 'group_size': 1}
 TRAIN = {'steps': 0, 'max_skipped_steps': 0}
 OPT = {'lr': 3e-4, 'warmup': 0, 'final_lr_ratio': .1, 'b1': .9, 'b2': .999,
-       'weight_decay': .01, 'clip': 0, 'schedule': 'cosine', 'decay': .1}
+       'weight_decay': .01, 'clip': 0, 'schedule': 'cosine', 'decay': .1,
+       'transfer': 0}
 DATA = {'category': [], 'hours': 0, 'seed': 0}
 # An untrained network is read once, and its validation loss says nothing.
 MONITOR = {'num_evals': 2, 'eval_every': 0, 'first_eval': 1, 'valid_clips': 0}

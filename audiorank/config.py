@@ -39,7 +39,7 @@ NOT_IDENTITY = ('experiment', 'eval', 'checkpoint', 'mesh', 'data.root',
 # from before. At that value a field does not enter the identity, so that old
 # runs keep their run_id.
 LATER: dict[str, Any] = {
-    'opt.schedule': 'cosine', 'opt.decay': .1,
+    'opt.schedule': 'cosine', 'opt.decay': .1, 'opt.transfer': 0,
     'train.max_skipped_steps': 0, 'train.steps_per_call': 1, 'trackers': [],
     'data.mixture': [], 'data.gain_low': 0, 'data.gain_high': 0,
     'data.category': [], 'monitor.samples': [], 'monitor.neighbour_clips': 0,

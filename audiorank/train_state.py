@@ -26,6 +26,7 @@ import optax
 from audiorank import audio
 from audiorank import config as config_lib
 from audiorank import embed
+from audiorank import mup
 from audiorank import objectives
 from audiorank import sharding
 from audiorank.data import resident
@@ -150,13 +151,17 @@ def optimizer(config: Config, hparams: Hparams,
   """
   # clip 0 means no clipping; the choice is traced, like all other numbers.
   no_limit = jnp.inf
-  return optax.chain(
+  links = [
       optax.clip_by_global_norm(
           jnp.where(hparams.clip > 0, hparams.clip, no_limit)),
       optax.scale_by_adam(b1=config.opt.b1, b2=config.opt.b2),
       # Decoupled, on every parameter, as in Dasheng.
       optax.add_decayed_weights(hparams.weight_decay),
-      optax.scale_by_learning_rate(learning_rate(step, hparams)))
+      optax.scale_by_learning_rate(learning_rate(step, hparams))]
+  if config.opt.transfer:
+    # After Adam and before the decay; see mup.py.
+    links.insert(2, mup.scale_rates(config))
+  return optax.chain(*links)
 
 
 def adam_state(opt_state: Any) -> optax.ScaleByAdamState:
@@ -203,6 +208,10 @@ def scaled_init(config: Config, key: jax.Array,
   # All collections: the copy of a network in batch_stats is scaled with it.
   variables = jax.tree.map_with_path(scaled, variables)
   params = variables['params']
+  if config.opt.transfer:
+    # Only what reads the encoder is scaled; a copy of the encoder stays equal.
+    params = jax.tree.map(lambda x, factor: x * factor, params,
+                          mup.init_scales(config, params))
   step = jnp.zeros((), jnp.int32)
   # Only the shape of the state counts here, so any numbers do.
   zeros = Hparams(*[jnp.zeros(())] * len(dataclasses.fields(Hparams)))

@@ -45,7 +45,7 @@ WHOLE = {
     'data.world.valid_clips': '>= 1', 'data.world.test_clips': '>= 1',
     'train.steps': '>= 0', 'train.batch': '>= 1', 'train.log_every': '>= 1',
     'train.steps_per_call': '>= 1', 'train.max_skipped_steps': '>= 0',
-    'opt.warmup': '>= 0',
+    'opt.warmup': '>= 0', 'opt.transfer': '>= 0',
     'monitor.clips': '>= 2', 'monitor.seed': '>= 0',
     'monitor.num_evals': '>= 2',  # At least before training and after it.
     'monitor.eval_every': '>= 0', 'monitor.first_eval': '>= 1',

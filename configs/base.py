@@ -149,6 +149,9 @@ def opt():
   """AdamW with a linear warm-up and a decay."""
   part = config_dict.ConfigDict()
   part.lr = 3e-4  # Peak learning rate.
+  # The encoder's width for which lr and the initial weights are set; at other
+  # widths they follow by muP (audiorank/mup.py).
+  part.transfer = 0  # 0: the same rate at every width.
   part.warmup = 45_000  # Steps of linear warm-up from 0.
   part.final_lr_ratio = .1  # Last learning rate over the peak.
   # wsd stays constant and then decays linearly: runs of several durations share

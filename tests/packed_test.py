@@ -19,6 +19,8 @@ POINTS = [{}, {'seed': 3, 'opt.lr': 3e-3}, {'train.init_scale': .5},
           {'data.seed': 1}, {'data.hours': 15 / 3600},
           {'data.category': ('high',), 'opt.warmup': 1}]
 SHARED, OWN = (0, 1, 2), (1, 3, 4, 5)
+# Of all of them; rates scaled by kind of parameter, alone and packed.
+SHARED_FIELDS = {'data.valid_fraction': .3, 'opt.transfer': 16}
 
 
 @pytest.fixture(scope='module')
@@ -41,7 +43,7 @@ def opened(folder, corpus, points, **changes):
   workdirs = [folder / str(k) for k in points]
   for k, workdir in zip(points, workdirs):
     records.open_run(workdir, tiny.config(
-        corpus, **{'data.valid_fraction': .3, **POINTS[k], **changes}))
+        corpus, **{**SHARED_FIELDS, **POINTS[k], **changes}))
   return workdirs, [records.load_config(w) for w in workdirs]
 
 
@@ -119,7 +121,7 @@ def test_a_run_that_diverges_leaves_the_others_alone(corpus, alone, tmp_path):
   workdirs, configs = opened(tmp_path, corpus, SHARED)
   workdirs[0] = tmp_path / 'wild'
   records.open_run(workdirs[0], tiny.config(corpus, **{
-      'data.valid_fraction': .3, 'opt.lr': 1e38, 'opt.warmup': 0}))
+      **SHARED_FIELDS, 'opt.lr': 1e38, 'opt.warmup': 0}))
   configs[0] = records.load_config(workdirs[0])
   diverged = train.fit(workdirs, configs)
   assert list(diverged) == workdirs[:1]
@@ -131,7 +133,7 @@ def test_a_run_that_diverged_is_named_by_a_preemption(corpus, tmp_path):
   workdirs, configs = opened(tmp_path, corpus, SHARED)
   workdirs[0] = tmp_path / 'wild'
   records.open_run(workdirs[0], tiny.config(corpus, **{
-      'data.valid_fraction': .3, 'opt.lr': 1e38, 'opt.warmup': 0}))
+      **SHARED_FIELDS, 'opt.lr': 1e38, 'opt.warmup': 0}))
   configs[0] = records.load_config(workdirs[0])
   with pytest.raises(train.Preempted) as error:
     train.fit(workdirs, configs, stop=lambda step: step == 5)
@@ -141,7 +143,7 @@ def test_a_run_that_diverged_is_named_by_a_preemption(corpus, tmp_path):
 def test_other_shapes_and_runs_far_apart_are_refused(corpus, tmp_path):
   workdirs, configs = opened(tmp_path, corpus, SHARED)
   records.open_run(tmp_path / 'wide', tiny.config(corpus, **{
-      'data.valid_fraction': .3, 'model.width': 64}))
+      **SHARED_FIELDS, 'model.width': 64}))
   with pytest.raises(ValueError, match='expected to differ in experiment, se'):
     train.fit([workdirs[0], tmp_path / 'wide'],
               [configs[0], records.load_config(tmp_path / 'wide')])

@@ -23,7 +23,8 @@ def config():
   c.model.decoder.update(width=16, depth=1, heads=2)
   c.data.crop_seconds = S / 16_000
   c.train.update(steps=10, batch=B)
-  c.opt.update(warmup=2, lr=1e-3)
+  # Scaled by kind of parameter, which must hold on every mesh.
+  c.opt.update(warmup=2, lr=1e-3, transfer=16)
   return records.frozen(c)
 
 
