@@ -43,6 +43,7 @@ KINDS = ('vector', 'input', 'hidden', 'readout', 'fixed')
 # Kernels whose initial standard deviation is a constant, whatever their inputs.
 # All others fall with the square root of the number of inputs.
 CONSTANT_INIT = ('project',)
+SHAPED_BY = ('objective', 'model', 'mask', 'train', 'data')
 
 
 def ratio(config: Any) -> float:
@@ -53,11 +54,17 @@ def ratio(config: Any) -> float:
 def wider(config: Any) -> Any:
   """Returns the shapes of the parameters at twice the encoder's width."""
   tree = config_lib.plain(config)
+  # What an objective's variables depend on; see objectives.Parts.
+  tree = {name: part for name, part in tree.items()
+          if name in (*SHAPED_BY, config.objective)}
   tree['model']['width'] *= 2
-  wide = config_lib.frozen(tree)
-  variables = functools.partial(objectives.parts(wide).variables, wide,
-                                L=config_lib.patches(wide))
-  return jax.eval_shape(lambda key: variables(key=key),
+  return _shapes(config_lib.frozen(tree), objectives.parts(config),
+                 config_lib.patches(config))
+
+
+@functools.lru_cache(64)
+def _shapes(config, parts, L):
+  return jax.eval_shape(lambda key: parts.variables(config, key, L),
                         jax.random.key(0))['params']
 
 
