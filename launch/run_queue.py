@@ -224,9 +224,10 @@ class Board:
       return records.state(folder)
     if os.access(folder + 'DONE', os.F_OK):
       return 'done'
-    # FAILED may have been written by hand.
-    if not (os.access(folder + 'LEASE', os.F_OK)
-            or os.access(folder + 'FAILED', os.F_OK)):
+    # FAILED may have been written by hand, and a folder that was copied here
+    # may lack the lock.
+    if not any(os.access(folder + name, os.F_OK)
+               for name in ('LEASE', 'FAILED', 'TRAINED')):
       self._untouched.add(run_id)
       return 'new'
     return records.state(folder)

@@ -116,8 +116,9 @@ def test_rows_of_a_card_come_as_both_sides_are_known(monkeypatch):
     assert all(isinstance(cell, str) for cell in bench.cells(row))
 
 
-def test_the_script_for_a_lent_card_is_a_script():
+@pytest.mark.parametrize('name', ['card.sh', 'study.sh'])
+def test_a_script_for_a_lent_card_is_a_script(name):
   root = pathlib.Path(bench.__file__).parents[1]
-  done = subprocess.run(['bash', '-n', root / 'launch/benches/card.sh'],
+  done = subprocess.run(['bash', '-n', root / 'launch/benches' / name],
                         capture_output=True, text=True)
   assert done.returncode == 0 and not done.stderr

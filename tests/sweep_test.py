@@ -478,3 +478,11 @@ def test_scorers_wait_for_runs_that_are_trained_elsewhere(tmp_path):
   holder.report('training', 3, 9, force=True)
   holder._claim._file.close()
   assert not local.awaited(board, ['score'], set())
+
+
+def test_a_trained_run_copied_without_its_lock_is_scored(tmp_path):
+  entry = run_queue.Entry(1., 9, 'g', 'p', 'm')._asdict()
+  files.write_json(tmp_path / 'sweep.json', {'runs': {'r': entry}})
+  (tmp_path / 'r').mkdir()
+  (tmp_path / 'r' / 'TRAINED').write_text('')
+  assert run_queue.Board(tmp_path).left(['score']) == ['r']
