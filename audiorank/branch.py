@@ -8,16 +8,16 @@ checkpoint of another run of its family instead of from the first step. It is
 the same run, with the same run_id and the same numbers; only the steps before
 the branch are not computed again.
 
-Only folders on a disk are copied. A run on a bucket, or one that no run of its
-family is ahead of, trains from its first step.
+A run that no run of its family is ahead of trains from its first step.
 """
 
-from collections.abc import Iterable
 from collections.abc import Sequence
+import contextlib
 import math
 import os
 import pathlib
 import shutil
+import tempfile
 from typing import Any
 
 from absl import logging
@@ -57,21 +57,39 @@ def constant_steps(config: Any) -> int:
   return math.floor((1 - config.opt.decay) * config.train.steps + 1e-6)
 
 
-def computed_steps(configs: Iterable[Any]) -> int:
-  """Returns the steps that runs take together where they branch at best.
+def branch_step(config: Any) -> int:
+  """Returns the step at which a run can begin where its trunk has been.
 
-  In each family the run with the longest constant phase is the trunk; of the
-  others only the decay is computed.
+  It is the last in its constant phase at which a trunk with its settings keeps
+  a checkpoint.
   """
-  total, trunks = 0, set()
-  for config in sorted(configs, key=constant_steps, reverse=True):
-    name = family(config)
-    if name and name in trunks:
-      total += config.train.steps - constant_steps(config)
-      continue
-    trunks.add(name)
-    total += config.train.steps
-  return total
+  every = math.lcm(config.checkpoint.save_every, config.checkpoint.keep_every)
+  return constant_steps(config) // every * every
+
+
+def shared_steps(configs: Sequence[Any]) -> list[int]:
+  """Returns the steps that each run need not compute, as its trunk does.
+
+  The trunk of a family is its longest run, which is trained first.
+  """
+  families = [family(config) for config in configs]
+  trunks: dict[str, int] = {}
+  for index, name in enumerate(families):
+    longest = trunks.setdefault(name, index)
+    if configs[index].train.steps > configs[longest].train.steps:
+      trunks[name] = index
+  shared = [0] * len(configs)
+  for index, name in enumerate(families):
+    if name and trunks[name] != index:
+      shared[index] = min(branch_step(configs[i])
+                          for i in (index, trunks[name]))
+  return shared
+
+
+def computed_steps(configs: Sequence[Any]) -> int:
+  """Returns the steps that runs take together where they branch."""
+  return sum(config.train.steps for config in configs) - sum(
+      shared_steps(configs))
 
 
 def begin(workdir: files.Path, config: Any) -> int:
@@ -83,7 +101,7 @@ def begin(workdir: files.Path, config: Any) -> int:
   workdir = files.path(workdir)
   own = workdir / 'checkpoints'
   name = family(config)
-  if not name or files.is_on_bucket(workdir) or checkpoint.steps(own):
+  if not name or checkpoint.steps(own):
     return 0
   for step, donor in ahead(workdir, config, name):
     try:
@@ -91,7 +109,7 @@ def begin(workdir: files.Path, config: Any) -> int:
     except OSError as error:
       # Its run may have deleted the checkpoint meanwhile.
       logging.warning('%s: cannot branch from %s: %s', workdir, donor, error)
-      shutil.rmtree(own / str(step), ignore_errors=True)
+      files.remove(own / str(step))
       continue
     logging.info('%s: branches from %s at step %d', workdir, donor, step)
     return step
@@ -111,7 +129,7 @@ def begin_together(workdirs: Sequence[pathlib.Path],
   # One program goes on from one step, so what some have got is removed.
   for workdir, step in zip(workdirs, reached):
     if step:
-      shutil.rmtree(workdir / 'checkpoints' / str(step))
+      files.remove(workdir / 'checkpoints' / str(step))
       checkpoint.checksums(workdir / 'checkpoints', step).unlink()
       (workdir / FILE).unlink()
   return 0
@@ -127,8 +145,14 @@ def ahead(workdir: pathlib.Path, config: Any,
     name: its family.
   """
   out = []
+  # Known from the index, most folders need not be read.
+  runs = records.index(workdir.parent).get('runs')
+  others = set()
+  if isinstance(runs, dict):  # Older versions wrote a list of names.
+    others = {run_id for run_id, about in runs.items() if isinstance(
+        about, dict) and about.get('family', name) != name}
   for donor in records.run_folders(workdir.parent):
-    if donor.name == workdir.name:
+    if donor.name in others | {workdir.name}:
       continue
     try:
       theirs = records.load_config(donor)
@@ -155,21 +179,46 @@ def copy(donor: pathlib.Path, workdir: pathlib.Path, step: int,
   fault = checkpoint.verify(source, step)
   if fault:
     raise OSError(f'{source / str(step)}: {fault}')
-  own.mkdir(parents=True, exist_ok=True)
-  # Under a name that is no step until it is whole.
-  part = own / f'{step}.copy-{os.getpid()}'
-  shutil.copytree(source / str(step), part)
-  # The checkpoint describes the run that it belongs to now.
-  files.write_json(part / 'config' / 'metadata', config_lib.portable(
-      config_lib.plain(config), workdir.parent, strict=False))
-  (workdir / 'records').mkdir(exist_ok=True)
+  (workdir / 'records').mkdir(parents=True, exist_ok=True)
   for path in sorted((donor / 'records').glob('monitor-*.json')):
     if int(path.stem.rpartition('-')[2]) <= step:
-      shutil.copy(path, workdir / 'records' / path.name)
+      files.write_bytes(workdir / 'records' / path.name, path.read_bytes())
   if (donor / 'metrics.jsonl').exists():
-    shutil.copy(donor / 'metrics.jsonl', workdir / 'metrics.jsonl')
+    files.write_bytes(workdir / 'metrics.jsonl',
+                      (donor / 'metrics.jsonl').read_bytes())
     records.cut_metrics(workdir, step)
   files.write_json(workdir / FILE, {'run_id': donor.name, 'step': step})
+  # The checkpoint describes the run that it belongs to now.
+  tree = config_lib.portable(config_lib.plain(config), workdir.parent,
+                             strict=False)
   # Last: only now is there a checkpoint of this name.
-  os.replace(part, own / str(step))
+  copy_checkpoint(source / str(step), own / str(step), tree)
   checkpoint.seal(own)
+
+
+def copy_checkpoint(source: pathlib.Path, target: pathlib.Path,
+                    config_tree: Any) -> None:
+  """Copies a step, which is none before all its files are there.
+
+  Args:
+    source, target: folders of a step, both on a disk or both on a bucket.
+    config_tree: the config that the copy contains.
+  """
+  target.parent.mkdir(parents=True, exist_ok=True)
+  with contextlib.ExitStack() as stack:
+    if files.is_on_bucket(target):
+      part = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+      files.fetch(source, part)
+      # The signs of orbax name the folder, and must not come before the files.
+      for sign in part.rglob(checkpoint.COMMITTED):
+        sign.unlink()
+    else:
+      # Under a name that is no step.
+      part = target.with_name(f'{target.name}.copy-{os.getpid()}')
+      shutil.copytree(source, part)
+    files.write_json(part / 'config' / 'metadata', config_tree)
+    if files.is_on_bucket(target):
+      files.send(part, target)
+      checkpoint.commit(target.parent, int(target.name))
+    else:
+      os.replace(part, target)

@@ -1,38 +1,39 @@
 """The best learning rate at each width, with and without `opt.transfer`.
 
-  python -m launch.sweep --roles=train --root=runs/learning_rate \
+  python -m launch.sweep --roles=train --pack=14 --root=runs/learning_rate \
       --config=configs/learning_rate.py
 
 Question: is the learning rate with the lowest validation loss the same from
-en16-2 to en128-2 when the rates of wider encoders follow by muP, and is it not
-when all widths have one rate? 112 runs and 8 untrained networks of 400 steps of
-1.03 s crops, to be trained and not scored: the loss decides. It fails if the
-optimum with transfer moves by more than a factor of 1.5 over these widths.
+en16-1 to en128-1 when the rates of wider encoders follow by muP, and is it not
+when all widths have one rate? 112 runs of 300 steps of 1.03 s crops and 8
+untrained networks, to be trained and not scored: the loss decides. Runs of a
+width train in one program and share the log-mels of their batches, hence
+--pack. It fails if the optimum with transfer moves by more than a factor of 1.5
+over these widths.
 """
 
 import itertools
 
 from configs import quickstart
 
-SIZES = ('en16-2', 'en32-2', 'en64-2', 'en128-2')
+SIZES = ('en16-1', 'en32-1', 'en64-1', 'en128-1')
 # From 5e-4 to 3.2e-2: a factor of 64.
 RATES = tuple(5e-4 * 2 ** k for k in range(7))
 TRANSFERS = (0, 32)
 SEEDS = (0, 1)
 
 
-def get_config(point='en32-2,lr=0.004,transfer=32,seed=0'):
+def get_config(point='en32-1,lr=0.004,transfer=32,seed=0'):
   """Returns the config of a size, a rate, a width of transfer and a seed."""
   name, rate, transfer, seed = point.split(',')
   c = quickstart.get_config(f'{name},h=0.5,mask=0.75')
   c.experiment = 'learning_rate'
   c.seed = int(seed.removeprefix('seed='))
-  c.data.seed = c.seed  # The order of clips is noise as well.
-  c.train.update({'steps': 400, 'log_every': 100})
-  c.opt.update({'lr': float(rate.removeprefix('lr=')), 'warmup': 40,
+  c.train.update({'steps': 300, 'log_every': 100})
+  c.opt.update({'lr': float(rate.removeprefix('lr=')), 'warmup': 30,
                 'transfer': int(transfer.removeprefix('transfer='))})
   c.monitor.update({'clips': 200, 'num_evals': 2, 'valid_clips': 96})
-  c.checkpoint.save_every = 400
+  c.checkpoint.save_every = 300
   return c
 
 

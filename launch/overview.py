@@ -189,6 +189,9 @@ def machine_rate(seconds: float = .3) -> float:
 def plan(configs: Mapping[str, Any], workers: int) -> str:
   """Returns points, parameters, FLOPs and an estimate of the time, as text.
 
+  Steps that a run need not compute, because a longer run of its family does
+  (audiorank/branch.py), are left out of FLOPs and time.
+
   Args:
     configs: {point: config}.
     workers: number of runs at the same time, which share the machine.
@@ -196,17 +199,20 @@ def plan(configs: Mapping[str, Any], workers: int) -> str:
   import jax
   import pandas as pd
 
+  from audiorank import branch
   from audiorank import flops
   from audiorank import train_state
-  rows, total, spent = [], 0., 0.
+  rows, total, alone, spent = [], 0., 0., 0.
   rate = machine_rate() * EFFICIENCY
-  for point, config in configs.items():
+  shared = branch.shared_steps(list(configs.values()))
+  for (point, config), copied in zip(configs.items(), shared):
     # Shapes only: no parameter is computed for a plan.
     shapes = jax.eval_shape(lambda key, c=config: train_state.init(c, key),
                             jax.random.key(0))
     cost = train_state.flops(config)
-    clips = config.train.steps * config.train.batch
+    clips = (config.train.steps - copied) * config.train.batch
     total += cost['total'] * clips
+    alone += cost['total'] * config.train.steps * config.train.batch
     seconds = clips / rate * (
         cost['total'] + run_queue.FRONT_END * config.data.crop_seconds)
     spent += seconds
@@ -217,14 +223,21 @@ def plan(configs: Mapping[str, Any], workers: int) -> str:
     rows.append({
         'point': point, **{part: f'{n:,}' for part, n in sizes.items()},
         'hours': hours,
-        'steps': config.train.steps, 'batch': config.train.batch,
+        'steps': config.train.steps, 'computed': config.train.steps - copied,
+        'batch': config.train.batch,
         'FLOPs': f"{cost['total'] * clips:.2e}",
         'of the encoder': f"{cost['encoder'] / cost['total']:.0%}",
         'audio seen': f'{clips * config.data.crop_seconds / 3600:.3g} h',
         'time': progress.clock(seconds)})
-  text = pd.DataFrame(rows).to_string(index=False)
+  table = pd.DataFrame(rows)
+  branching = ''
+  if any(shared):
+    branching = f' ({total / alone:.0%} of {alone:.2e} without branches)'
+  else:
+    table = table.drop(columns='computed')
+  text = table.to_string(index=False)
   return (f'{text}\n{len(configs)} points and their untrained networks, '
-          f'{total:.2e} training FLOPs with the decoder; about '
+          f'{total:.2e} training FLOPs with the decoder{branching}; about '
           f'{progress.clock(spent)} of training on this device '
           f'({jax.devices()[0].device_kind}) at {EFFICIENCY:.0%} of its '
           f'measured {rate / EFFICIENCY / 1e9:.0f} GFLOP/s, '

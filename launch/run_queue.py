@@ -44,6 +44,7 @@ class Entry(NamedTuple):
   program: equal for runs that share a compiled training step.
   model: equal for runs that share the programs of evaluation.
   family: equal for runs that can branch from one another; see branch.py.
+  branch: the step at which it can begin where a longer one of its family was.
   """
   work: float
   steps: int
@@ -51,6 +52,7 @@ class Entry(NamedTuple):
   program: str
   model: str
   family: str = ''
+  branch: int = 0
 
 
 class Claim(NamedTuple):
@@ -93,7 +95,7 @@ def entry(config: Any) -> Entry:
       steps=config.train.steps, group=train.group_key(config),
       program=files.digest(records.plain(train_state.static_config(config))),
       model=files.digest(records.plain(config.model)),
-      family=branch.family(config))
+      family=branch.family(config), branch=branch.branch_step(config))
 
 
 def entries_of(tree: Any, path: files.Path) -> dict[str, Any]:
@@ -146,6 +148,8 @@ class Board:
     self._untouched: set[str] = set()  # Runs that were never locked.
     self._steps: dict[str, int] = {}  # Of runs in progress.
     self._written: int | None = None  # Modification time of sweep.json.
+    self._trunks: dict[str, str] | None = None  # {family: its longest run}.
+    self._alive: dict[str, bool] = {}  # Trunks, since the last `look`.
     self.look()
     if not self.entries:
       raise FileNotFoundError(f'{self.root}: no runs: expected the --root of a '
@@ -164,7 +168,7 @@ class Board:
     for run_id, state in self.states.items():
       if state not in ('done', 'failed'):
         self.states[run_id] = state_of(run_id) or 'new'
-    self._steps, self.holders = {}, set()
+    self._steps, self.holders, self._alive = {}, set(), {}
     busy = [run_id for run_id, state in self.states.items()
             if state in ('started', 'trained')]
     leases = files.mapped(lock_lib.read, map(self.folder, busy), self.root)
@@ -212,6 +216,7 @@ class Board:
       else:
         self.entries[run_id] = Entry(**about)
       self.states[run_id] = 'new'
+      self._trunks = None
 
   def _state(self, run_id: str) -> str:
     """Returns records.state with as few system calls as possible."""
@@ -247,22 +252,64 @@ class Board:
   def progress(self) -> Progress:
     """Returns the progress of the sweep at the last `look`."""
     states = list(self.states.values())
-    steps_done, work_done = 0, 0.
+    steps_done, work, work_done = 0, 0., 0.
     for run_id, state in self.states.items():
       e = self.entries[run_id]
       steps = e.steps
+      # What a longer run of its family has computed is no work.
+      shared = self._shared(run_id)
+      own = e.work * (1 - (1 - EVALUATION) * shared / max(steps, 1))
       # Failed runs count as finished: the time left is of what is still to do.
       share = {'done': 1., 'failed': 1., 'trained': 1 - EVALUATION}.get(state)
       if share is None:
         steps = min(self._steps.get(run_id, 0), e.steps)
-        share = (1 - EVALUATION) * steps / max(e.steps, 1)
+        share = (1 - EVALUATION) * max(steps - shared, 0) / max(
+            e.steps - shared, 1)
       steps_done += steps
-      work_done += share * e.work
-    work = sum(e.work for e in self.entries.values())
+      work_done += share * own
+      work += own
     return Progress(
         len(states), states.count('done'), states.count('failed'),
         sum(e.steps for e in self.entries.values()), steps_done,
         work_done / max(work, 1.))
+
+  def trunk(self, run_id: str) -> str:
+    """Returns the run that a run can branch from, or itself.
+
+    It is the longest of the family.
+    """
+    if self._trunks is None:
+      self._trunks = {}
+      # The id decides among runs of equal length: all workers must agree.
+      for name in sorted(self.entries, key=lambda name: (
+          self.entries[name].steps, name)):
+        self._trunks[self.entries[name].family] = name
+    family = self.entries[run_id].family
+    if not family:
+      return run_id
+    return self._trunks[family]
+
+  def _shared(self, run_id: str) -> int:
+    """Returns the steps of a run that its trunk computes for it."""
+    trunk = self.trunk(run_id)
+    if trunk == run_id:
+      return 0
+    return min(self.entries[name].branch for name in (run_id, trunk))
+
+  def awaits(self, run_id: str) -> bool:
+    """Returns whether a run can begin where its trunk, in progress, will be.
+
+    On a bucket every trunk is asked about once a `look`.
+    """
+    trunk = self.trunk(run_id)
+    if trunk == run_id or self.states[run_id] != 'new' or (
+        self.states.get(trunk) not in ('new', 'started')):
+      return False
+    if not files.is_on_bucket(self.root):
+      return lock_lib.alive(self.folder(trunk))
+    if trunk not in self._alive:
+      self._alive[trunk] = lock_lib.alive(self.folder(trunk))
+    return self._alive[trunk]
 
   def left(self, roles: Collection[str]) -> list[str]:
     """Returns the runs that remain for workers with some roles."""
@@ -283,7 +330,7 @@ def await_leases(board: Board, roles: Collection[str]) -> bool:
   Returns:
     whether it has waited.
   """
-  if any(awaits_trunk(board, run_id) for run_id in board.left(roles)):
+  if any(board.awaits(run_id) for run_id in board.left(roles)):
     time.sleep(WAIT)
     return True
   # On a disk the kernel knows at once whether a lock is still in use.
@@ -292,24 +339,6 @@ def await_leases(board: Board, roles: Collection[str]) -> bool:
     return False
   time.sleep(WAIT)
   return True
-
-
-def awaits_trunk(board: Board, run_id: str) -> bool:
-  """Returns whether a run can begin where another, in progress, will be.
-
-  The trunk of a family is its longest run.
-  """
-  e = board.entries[run_id]
-  if not e.family or board.states[run_id] != 'new' or (
-      files.is_on_bucket(board.root)):
-    return False
-  # The id decides among runs of equal length: all workers must agree.
-  trunk = max((other for other, theirs in board.entries.items()
-               if theirs.family == e.family),
-              key=lambda other: (board.entries[other].steps, other))
-  if trunk == run_id or board.states.get(trunk) not in ('new', 'started'):
-    return False
-  return lock_lib.alive(board.folder(trunk))
 
 
 def claim(board: Board, roles: Collection[str], last: Entry | None = None,
@@ -337,7 +366,7 @@ def claim(board: Board, roles: Collection[str], last: Entry | None = None,
   for run_id in in_order(board, ids, last, worker):
     # The lock decides, not the look before: another worker may have been
     # faster.
-    if awaits_trunk(board, run_id):
+    if board.awaits(run_id):
       continue
     first = _take(board, run_id, roles, places)
     if first is None:
@@ -362,7 +391,7 @@ def claim(board: Board, roles: Collection[str], last: Entry | None = None,
 
 def _joins(board: Board, run_id: str, first: Entry) -> bool:
   """Returns whether a run may train in one program with another."""
-  if (board.states[run_id] == 'trained' or awaits_trunk(board, run_id)
+  if (board.states[run_id] == 'trained' or board.awaits(run_id)
       or board.entries[run_id].group != first.group):
     return False
   # A run on which a worker died may be the cause, so it is alone.

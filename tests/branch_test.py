@@ -1,5 +1,7 @@
 """Runs that branch from a trunk: to the bit what they are without it."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -57,6 +59,7 @@ def test_six_durations_take_less_than_45_percent_of_their_flops():
     c = base.get_config('en32-2')
     c.train.steps = steps
     c.opt.update({'schedule': 'wsd', 'decay': .1, 'warmup': 100})
+    c.checkpoint.update({'save_every': 100, 'keep_every': 100})
     configs.append(config_lib.frozen(c))
   assert len({branch.family(c) for c in configs}) == 1
   step = train_state.flops(configs[0])['total'] * configs[0].train.batch
@@ -74,12 +77,28 @@ def test_what_differs_before_the_decay_is_another_family(corpus):
   assert branch.family(tiny.config(corpus)) == ''
 
 
+@pytest.fixture(scope='module')
+def alone(corpus, tmp_path_factory):
+  """A short run that is trained from its first step: (folder, final state)."""
+  workdir = tmp_path_factory.mktemp('alone') / 'alone'
+  state, _ = train.run(workdir, opened(workdir, of_steps(corpus, 4)))
+  return workdir, state
+
+
+@pytest.fixture(scope='module')
+def trunk(corpus, tmp_path_factory):
+  """The folder of a run of its family that is twice as long."""
+  workdir = tmp_path_factory.mktemp('trunk') / 'trunk'
+  train.run(workdir, opened(workdir, of_steps(corpus, 8)))
+  return workdir
+
+
 @pytest.mark.filterwarnings('ignore')
-def test_a_branch_is_to_the_bit_the_run_from_the_first_step(corpus, tmp_path):
-  alone, root = tmp_path / 'alone', tmp_path / 'sweep'
-  short = opened(alone, of_steps(corpus, 4))
-  whole, _ = train.run(alone, short)
-  train.run(root / 'trunk', opened(root / 'trunk', of_steps(corpus, 8)))
+def test_a_branch_is_to_the_bit_the_run_from_the_first_step(
+    corpus, tmp_path, alone, trunk):
+  (alone, whole), root = alone, tmp_path / 'sweep'
+  short = config_lib.frozen(of_steps(corpus, 4))
+  shutil.copytree(trunk, root / 'trunk')
   opened(root / 'short', of_steps(corpus, 4))
   asked = []
   again, _ = train.run(root / 'short', short,
@@ -100,6 +119,21 @@ def test_a_branch_is_to_the_bit_the_run_from_the_first_step(corpus, tmp_path):
   theirs, _ = checkpoint.load(root / 'short' / 'checkpoints', 3)
   assert theirs.train.steps == 4
   assert checkpoint.verify(root / 'short' / 'checkpoints', 3) == ''
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_branch_on_a_bucket_is_that_on_a_disk(corpus, alone, trunk, bucket):
+  _, whole = alone
+  files.send(trunk, f'{bucket}/trunk')
+  short = files.path(f'{bucket}/short')
+  config = opened(short, of_steps(corpus, 4, **{'checkpoint.save_every': 4}))
+  again, _ = train.run(short, config)
+  assert files.read_json(short / branch.FILE) == {'run_id': 'trunk', 'step': 3}
+  assert checkpoint.steps(short / 'checkpoints') == [3, 4]
+  assert checkpoint.verify(short / 'checkpoints', 3) == ''
+  for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(again.params),
+                  strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -128,16 +162,20 @@ def test_a_branch_waits_for_its_trunk(corpus, tmp_path, monkeypatch):
       name: run_queue.entry(config_lib.frozen(config))._asdict()
       for name, config in configs.items()}})
   board = run_queue.Board(tmp_path)
-  assert not run_queue.awaits_trunk(board, 'short')
+  assert not board.awaits('short')
   # The trunk comes first, and while it is in progress nothing else.
   first, = run_queue.claim(board, ('train',))
   assert first.workdir.name == 'trunk'
   monkeypatch.setattr(run_queue.time, 'sleep', lambda seconds: None)
-  assert run_queue.awaits_trunk(board, 'short')
+  assert board.awaits('short')
   assert run_queue.claim(board, ('train',)) == []
   assert run_queue.await_leases(board, ('train',))
   first.lock.release()
   (tmp_path / 'trunk' / 'TRAINED').touch()
   second, = run_queue.claim(board, ('train',))
   assert second.workdir.name == 'short'
+  # Of its 4 steps the trunk has taken 3; a tenth of any work is evaluation.
+  long, short = (board.entries[name].work for name in ('trunk', 'short'))
+  assert board.progress().share == pytest.approx(
+      .9 * long / (long + short * (1 - .9 * 3 / 4)))
   second.lock.release()

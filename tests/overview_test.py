@@ -80,7 +80,22 @@ def test_plan_counts_what_runs_will_count(sweep):
   points = {p: quickstart.get_config(p) for p in quickstart.points()[:2]}
   lines = overview.plan(points, 2).splitlines()
   assert '11,264' in lines[1] and '5.95e+10' in lines[1]
-  assert lines[-1].startswith('2 points')
+  assert lines[-1].startswith('2 points') and 'computed' not in lines[0]
+
+
+def test_plan_leaves_out_what_a_longer_run_computes():
+  points = {}
+  for steps in (500, 1000):
+    c = quickstart.get_config('en16-2,h=0.05,mask=0.75')
+    c.train.steps, c.opt.schedule = steps, 'wsd'
+    c.checkpoint.update({'save_every': 50, 'keep_every': 50})
+    points[str(steps)] = c
+  lines = overview.plan(points, 2).splitlines()
+  # The shorter run begins at 450 of its steps.
+  names = lines[0].replace('of the encoder', 'share').split()
+  column = names.index('computed')
+  assert [line.split()[column] for line in lines[1:3]] == ['50', '1000']
+  assert '(70% of ' in lines[-1]
 
 
 @pytest.mark.parametrize('seconds, text', [
