@@ -124,9 +124,11 @@ def test_a_branch_is_to_the_bit_the_run_from_the_first_step(
 @pytest.mark.filterwarnings('ignore')
 def test_a_branch_on_a_bucket_is_that_on_a_disk(corpus, alone, trunk, bucket):
   _, whole = alone
-  files.send(trunk, f'{bucket}/trunk')
-  short = files.path(f'{bucket}/short')
-  config = opened(short, of_steps(corpus, 4, **{'checkpoint.save_every': 4}))
+  files.send(trunk, f'{bucket}/runs/trunk')
+  files.send(corpus, f'{bucket}/corpus')
+  short = files.path(f'{bucket}/runs/short')
+  config = opened(short, of_steps(f'{bucket}/corpus', 4, **{
+      'checkpoint.save_every': 4}))
   again, _ = train.run(short, config)
   assert files.read_json(short / branch.FILE) == {'run_id': 'trunk', 'step': 3}
   assert checkpoint.steps(short / 'checkpoints') == [3, 4]
