@@ -5,39 +5,30 @@ Shapes: N clips, S samples, L tokens, D width.
 
 from collections.abc import Iterable
 from collections.abc import Sequence
-import numbers
 import os
 from typing import Any
 from typing import NamedTuple
 
 from ml_collections import config_dict
 import numpy as np
-from numpy import typing as npt
 import pandas as pd
-import soxr
 
-from audiorank import audio
 from audiorank import config as config_lib
-from audiorank import decode
 from audiorank import embed
 from audiorank import encoders
 from audiorank import files
+from audiorank import hub
 from audiorank import laws
-from audiorank import progress
 from audiorank import records
+from audiorank import sounds as sounds_lib
 from audiorank.analysis import study
 from audiorank.laws import table
-from audiorank.prepare import listing
 
 RATE = config_lib.RATE
-FILES = 256  # Files in memory at once.
-HIGHEST_RATE = 10_000_000  # Hz.
-# An array (samples, channels) looks like many clips of so few samples.
-CHANNELS = 64
 
-Path = str | os.PathLike[str]
-Wave = npt.NDArray[Any]
-Vectors = npt.NDArray[np.float32]
+Path = sounds_lib.Path
+Wave = sounds_lib.Wave
+Vectors = sounds_lib.Vectors
 
 
 class Model(NamedTuple):
@@ -63,18 +54,8 @@ class Model(NamedTuple):
       FileNotFoundError, ValueError: nothing to embed, a clip that is no
         sound, an unknown layer; names the file or the clip.
     """
-    # In parts, so that a large folder does not have to fit in memory.
-    clips = listed(sounds)
-    check_rate(rate)
-    bar = progress.Bar(len(clips), 0, 'embedding')
-    pieces = []
-    for start in range(0, len(clips), FILES):
-      waves = [wave(clip, rate, f'clip {start + i}')
-               for i, clip in enumerate(clips[start:start + FILES])]
-      pieces.append(embed.scene(self.config, self.params, waves, batch, layer))
-      bar.step(len(waves))
-    bar.close()
-    return np.concatenate(pieces)
+    return sounds_lib.embedded(sounds, rate, lambda waves: embed.scene(
+        self.config, self.params, waves, batch, layer))
 
   def timestamps(self, sound: Path | Wave, rate: int = RATE,
                  layer: int | str = 'final') -> tuple[Vectors, Vectors]:
@@ -84,8 +65,8 @@ class Model(NamedTuple):
       sound: a sound file or one wave_S.
       rate, layer: as in `embed`.
     """
-    check_rate(rate)
-    wave_S = wave(sound, rate, 'the clip')
+    sounds_lib.check_rate(rate)
+    wave_S = sounds_lib.wave(sound, rate, 'the clip')
     z_BLD, ms_BL = embed.timestamps(self.config, self.params, wave_S[None],
                                     layer)
     return z_BLD[0], np.array(ms_BL[0])
@@ -121,9 +102,32 @@ def load(source: Path, step: int | None = None) -> Model:
 
   Raises:
     FileNotFoundError: nothing there.
-    ValueError: damaged or foreign weights, or the hub cannot be reached.
+    ValueError: damaged or foreign weights, or the hub cannot be reached; or
+      'hf:NAME', for which there is `encoder`.
   """
+  if str(source).startswith(hub.PREFIX):
+    raise ValueError(f'{source}: a model of another library: use '
+                     'audiorank.encoder, which takes any')
   return Model(*encoders.weights(source, step))
+
+
+def encoder(source: Path, step: int | None = None, layer: int | str = 'final',
+            batch: int = 64) -> encoders.Encoder:
+  """Returns the Encoder of any model by its name; it embeds sounds.
+
+  Args:
+    source: as for `load`, on a disk or on gs://; or 'hf:NAME', a model of the
+      transformers library (audiorank/families.py lists them).
+    step: of a run; None takes the newest.
+    layer: 'final', a block's index, or 'all', whose embeddings are
+      {layer: z_ND} from one pass.
+    batch: clips encoded at once.
+
+  Raises:
+    FileNotFoundError, ValueError: as `load`; no audio encoder, an unknown
+      layer, a missing library.
+  """
+  return encoders.opened(source, step, batch, layer)
 
 
 def fit(data: Any, law: str = 'saturating',
@@ -172,98 +176,3 @@ def beating(root: Path) -> pd.DataFrame:
     raise ValueError(f'{root}: no run scores above its untrained network, so '
                      'there is no law to fit')
   return beat
-
-
-def listed(sounds: Any) -> list[Any]:
-  """Returns the argument of `Model.embed` as a list of files and waves.
-
-  Raises:
-    ValueError: nothing to embed, or an array that is not of mono waves.
-  """
-  if isinstance(sounds, (str, os.PathLike)):
-    path = files.path(sounds)
-    if not path.is_dir():
-      return [path]
-    # By their endings, so that a folder with covers and texts needs no
-    # cleaning.
-    paths: list[Any] = [p for p in files.walk(path)
-                        if p.suffix.lower().lstrip('.') in listing.SOUND]
-    if not paths:
-      raise ValueError(f'{path}: no sound files in it')
-    return paths
-  if hasattr(sounds, 'ndim'):
-    check_array(tuple(sounds.shape))
-    if sounds.ndim == 1:
-      return [sounds]
-  try:
-    clips = list(sounds)
-  except TypeError:
-    raise ValueError(f'{type(sounds).__name__}: expected a file, a folder, '
-                     'waves or a list of them') from None
-  if not clips:
-    raise ValueError('no clips to embed')
-  # A list of numbers is one wave.
-  if np.isscalar(clips[0]) and not isinstance(clips[0], str):
-    return [np.asarray(clips)]
-  return clips
-
-
-def check_rate(rate: Any) -> None:
-  """Raises ValueError for a rate that no wave has; soxr would not return."""
-  if not isinstance(rate, numbers.Real) or not (
-      decode.LOWEST_RATE <= float(rate) <= HIGHEST_RATE):
-    raise ValueError(f'rate {rate!r}: expected Hz, {decode.LOWEST_RATE} to '
-                     f'{HIGHEST_RATE}')
-
-
-def check_array(shape: tuple[int, ...]) -> None:
-  """Raises ValueError unless a shape is that of a wave_S or wave_NS."""
-  if len(shape) not in (1, 2):
-    raise ValueError(f'waves of shape {shape}: expected (samples,) or '
-                     '(clips, samples)')
-  # soundfile.read returns (samples, channels), which would silently be taken
-  # for many very short clips.
-  if len(shape) == 2 and shape[1] <= CHANNELS < shape[0]:
-    raise ValueError(f'waves of shape {shape}: {shape[0]} clips of {shape[1]} '
-                     'samples; expected (clips, samples), of several channels '
-                     'their mean')
-
-
-def wave(clip: Any, rate: int, label: str) -> Wave:
-  """Returns wave_S at 16 kHz, of a file or a wave.
-
-  Args:
-    clip: a path or an array.
-    rate: of the array, in Hz.
-    label: what messages call the array.
-
-  Raises:
-    ValueError: it is neither; names it.
-  """
-  if isinstance(clip, (str, os.PathLike)):
-    return audio.read(clip)
-  if np.ma.is_masked(clip):
-    raise ValueError(f'{label}: masked samples, expected a whole wave')
-  wave_S = encoders.to_numpy(clip)
-  if wave_S.ndim != 1 or not wave_S.size:
-    raise ValueError(f'{label}: shape {wave_S.shape}, expected (samples,)')
-  if wave_S.dtype != np.int16:
-    if wave_S.dtype.kind != 'f':
-      raise ValueError(f'{label}: {wave_S.dtype}, expected floats in [-1, 1] '
-                       'or int16')
-    if not np.isfinite(wave_S).all():
-      raise ValueError(f'{label}: NaN or infinity')
-    # int16 values that were cast to float have a peak of thousands.
-    peak = float(np.abs(wave_S).max())
-    if peak > audio.PEAK:
-      raise ValueError(f'{label}: a peak of {peak:.3g}, expected floats in '
-                       '[-1, 1] or int16')
-  # float32 for all, because a batch has one type.
-  wave_S = audio.to_float(wave_S)
-  if rate != RATE:
-    wave_S = np.clip(soxr.resample(wave_S, rate, RATE, 'HQ'), -1, 1)
-  # As prepare refuses it: silence would be most of the embedding.
-  if len(wave_S) < embed.SHORTEST:
-    raise ValueError(f'{label}: {len(wave_S)} samples at 16 kHz, expected at '
-                     f'least {embed.SHORTEST}, one patch of 40 ms')
-  return wave_S

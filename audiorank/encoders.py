@@ -39,6 +39,7 @@ from audiorank import embed
 from audiorank import families
 from audiorank import files
 from audiorank import hub
+from audiorank import sounds as sounds_lib
 from audiorank.export import pretrained
 
 SUFFIXES = ('.pt', '.pth', '.safetensors')
@@ -63,6 +64,28 @@ class Encoder(NamedTuple):
   about: dict  # Its description in a record, as JSON.
   key: str  # Digest of all that determines embeddings; '' must not be cached.
   layers: tuple[int | str, ...] = ()  # Of an encoder of every layer.
+
+  @property
+  def width(self) -> int:
+    """Returns the width of an embedding of the final layer."""
+    return int(self.about['width'])
+
+  def embed(self, sounds: sounds_lib.Sounds,
+            rate: int = config_lib.RATE) -> Any:
+    """Returns z_ND: per clip, its embedding; of every layer {layer: z_ND}.
+
+    Args:
+      sounds: a sound file, a folder of them (searched to any depth, in the
+        order of their names), one wave_S, waves wave_NS, or a list of files
+        or waves of any lengths. Waves are mono, float in [-1, 1] or int16.
+      rate: of the waves, in Hz. Files have their own. Both are resampled to
+        the model's rate.
+
+    Raises:
+      FileNotFoundError, ValueError: nothing to embed, or a clip that is no
+        sound; names the file or the clip.
+    """
+    return sounds_lib.embedded(sounds, rate, self.scene, self.rate)
 
 
 def ours(path: files.Path, step: int | None = None, batch: int = 64,
@@ -235,7 +258,8 @@ def weights(path: files.Path, step: int | None = None
     params: linen variables, numpy.
     about: kind, checkpoint, step (None outside runs), weights, a digest of
       the model's config and every array of its encoder, and verified, whether
-      a run's checkpoint has checksums (None outside runs).
+      a run's checkpoint has checksums (None outside runs), and parameters,
+      the number of those of the encoder.
 
   Raises:
     FileNotFoundError: nothing there.
@@ -261,7 +285,8 @@ def weights(path: files.Path, step: int | None = None
                      'steps')
   return config, params, {'kind': kind, 'checkpoint': str(path), 'step': step,
                           'weights': digest(config, params),
-                          'verified': verified}
+                          'verified': verified,
+                          'parameters': parameters(params)}
 
 
 def digest(config: config_lib.Config, params: Any) -> str:
@@ -307,10 +332,9 @@ def by_name(name: str, batch: int = 64,
     folder = hub.download(source_name, families.SMALL, families.EXTRA, revision)
   kind = families.model_type(folder, name)
   if kind == 'dasheng':
-    if revision:
-      raise ValueError(f'{name}: a revision is taken of models of the '
-                       'transformers library only')
-    return ours(source_name, None, batch, layer)
+    if not local:
+      folder = hub.download(source_name, pretrained.FILES, 'hub', revision)
+    return of_saved(folder, name, batch, layer)
   # Before the weights are downloaded.
   families.check(folder, kind, name)
   if not local:
@@ -329,9 +353,37 @@ def by_name(name: str, batch: int = 64,
            'preprocessing': preprocessing(adapter.extractor),
            'pooling': adapter.pooling, 'layer': layer, 'depth': adapter.depth,
            'width': adapter.width, 'rate': adapter.rate, 'batch': batch,
-           'distributions': {d: importlib.metadata.version(d)
-                             for d in ('torch', 'transformers')}}
+           'distributions': {
+               d: importlib.metadata.version(d)
+               for d in ('torch', 'transformers', *{'muq'} & {kind})}}
   return of_adapter(adapter, batch, layer, about)
+
+
+def of_saved(folder: pathlib.Path, name: str, batch: int,
+             layer: str | int) -> Encoder:
+  """Returns the Encoder of a folder of Dasheng, or of export.save_pretrained.
+
+  Args:
+    folder: with config.json and model.safetensors.
+    name: of the model, for the record.
+    batch, layer: as for `by_name`.
+
+  Raises:
+    FileNotFoundError, ValueError: missing, damaged or foreign weights.
+  """
+  config, params = pretrained.load_pretrained(folder)
+  about = {'kind': 'hub', 'checkpoint': name, 'step': None,
+           'model_type': 'dasheng', 'weights': digest(config, params),
+           'verified': None, 'revision': hub.revision_of(folder),
+           'licence': hub.licence(folder), 'parameters': parameters(params),
+           'depth': config.model.depth}
+  return of_params(config, params, batch, layer, 'clip', about)
+
+
+def parameters(params: Any) -> int:
+  """Returns the number of parameters of the encoder of linen variables."""
+  tree = params['params']
+  return sum(x.size for x in jax.tree.leaves(tree.get('encoder', tree)))
 
 
 def of_adapter(adapter: families.Adapter, batch: int, layer: str | int,
@@ -442,6 +494,8 @@ def module(name: str, path: str = '', batch: int = 64) -> Encoder:
            'distributions': distributions(name),
            'rate': int(model.sample_rate),
            'width': int(model.scene_embedding_size)}
+  if hasattr(model, 'parameters'):  # Of torch.
+    about['parameters'] = sum(int(p.numel()) for p in model.parameters())
   key = ''
   if digest_of_weights:
     key = files.digest(about)

@@ -332,12 +332,39 @@ def score(encoder: encoders.Encoder, folder: files.Path,
     result, more = results['final'], layer_results(task, results)
   else:
     result = probe.evaluate(task, z, **arguments)
+  # Of X-ARES' tasks: their weight in its mean.
+  if task.metadata.get('weight'):
+    more['weight'] = task.metadata['weight']
   return {'task': task.name, 'task_sha256': staged.fingerprint(folder),
           'embedding_type': task.embedding_type,
           'metric': task.evaluation[0], 'clip_rate': task.rate,
           'settings': dict(settings), 'version': probe.VERSION,
           'result': result, 'cached': hit,
           'seconds': time.monotonic() - began, **more}
+
+
+def xares_mean(scored: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+  """Returns the mean of tasks of X-ARES with its weights, the tasks' sizes.
+
+  Args:
+    scored: records of `score`.
+
+  Returns:
+    score, low, high (95 %; NaN where a task has no interval) and tasks, their
+    number; None of fewer than two tasks of X-ARES.
+  """
+  known = [one for one in scored if one.get('weight')]
+  if len(known) < 2:
+    return None
+  weight_T = np.array([one['weight'] for one in known], float)
+  weight_T /= weight_T.sum()
+  score_T, se_T = (np.array([_number(one['result'].get(name))
+                             for one in known]) for name in ('score', 'se'))
+  # Test clips of different tasks are independent.
+  mean = float(weight_T @ score_T)
+  se = float(np.sqrt(weight_T ** 2 @ se_T ** 2))
+  return {'score': mean, 'low': mean - 1.96 * se, 'high': mean + 1.96 * se,
+          'tasks': len(known)}
 
 
 def layer_results(task: tasks.Task, results: Mapping[int | str, Any]
@@ -519,6 +546,8 @@ def identity(record: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what identifies an evaluation: a record without its results."""
   out: dict[str, Any] = {}
   for key, value in record.items():
+    if key == 'xares_mean':  # A result of the tasks' records.
+      continue
     if isinstance(value, dict) and 'task_sha256' in value:  # A score.
       out[key] = {'task_sha256': value['task_sha256'],
                   'protocol': value['result']['protocol'],

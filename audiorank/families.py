@@ -1,4 +1,6 @@
-"""Audio encoders of the transformers library: one adapter for each family.
+"""Audio encoders by name, in torch: one adapter for each family.
+
+Of the transformers library:
 
 waveform  wav2vec 2.0 (and Conformer), HuBERT, WavLM, data2vec-audio, UniSpeech,
           SEW: clips of any length; the embedding is the mean of the tokens
@@ -9,6 +11,10 @@ ast       Audio Spectrogram Transformer: clips padded to 10 s; the mean of the
           two class tokens, as in its classifier
 clap      CLAP's audio tower: clips repeated up to 10 s; the mean over time and
           frequency, before the projection
+
+Of the package muq (Zhu et al., arXiv 2501.01108):
+
+muq       MuQ: clips of any length at 24 kHz; the mean of the tokens
 
 Each model gets what its own feature extractor makes of a clip, at its own
 sampling rate. An embedding never depends on the other clips of a batch: clips
@@ -58,7 +64,11 @@ TYPES = {
                       'SeamlessM4TFeatureExtractor'),
     'whisper': ('whisper', 'WhisperModel', 'WhisperFeatureExtractor'),
     'audio-spectrogram-transformer': ('ast', 'ASTModel', 'ASTFeatureExtractor'),
-    'clap': ('clap', 'ClapModel', 'ClapFeatureExtractor')}
+    'clap': ('clap', 'ClapModel', 'ClapFeatureExtractor'),
+    'muq': ('muq', 'MuQ', '')}
+MUQ_RATE = 24_000  # Hz; its config does not say it.
+# Parts of MuQ that embedding uses; the others are of its training.
+MUQ_PARTS = ('model.conv.', 'model.conformer.')
 # Types whose models give the same tokens with padding and a mask as without.
 # Others would mix padding into their first layers: a GroupNorm over time, or
 # several convolutions over neighbouring tokens.
@@ -71,8 +81,17 @@ SHORTEST = .05  # Seconds; shorter clips are padded with silence.
 SECONDS = 160  # Of audio in one call, at most, whatever `batch`.
 
 
+class FrontEnd(NamedTuple):
+  """In place of a feature extractor, for a model that takes samples."""
+  sampling_rate: int  # Hz.
+
+  def to_dict(self) -> dict[str, int]:
+    """Returns the settings, as a feature extractor of transformers does."""
+    return self._asdict()
+
+
 class Adapter(NamedTuple):
-  """How an encoder of transformers is called. Arrays are of torch."""
+  """How an encoder in torch is called. Arrays are of torch."""
   model: Any
   extractor: Any
   model_type: str
@@ -120,6 +139,9 @@ def model_type(folder: pathlib.Path, name: str) -> str:
   except ValueError as error:
     raise ValueError(f'{name}: {CONFIG} is no JSON: {error}') from None
   kind = isinstance(tree, dict) and tree.get('model_type')
+  # MuQ's config has no such entry, but these.
+  if isinstance(tree, dict) and {'w2v2_config', 'codebook_dim'} <= set(tree):
+    kind = 'muq'
   if not isinstance(kind, str):
     raise ValueError(f'{name}: {CONFIG} has no model_type, expected a model of '
                      'the transformers library')
@@ -138,11 +160,14 @@ def check(folder: pathlib.Path, kind: str, name: str) -> None:
     raise ValueError(f'{name}: a model of type {kind!r}, expected an audio '
                      f'encoder: {", ".join(sorted(TYPES))}; for others write '
                      'a module with the HEAR API (--module)')
-  if not any((folder / file).is_file()
-             for file in (FRONT_END, 'processor_config.json')):
+  if kind != 'muq' and not any(
+      (folder / file).is_file()
+      for file in (FRONT_END, 'processor_config.json')):
     raise ValueError(f'{name}: no {FRONT_END}, which says how its audio is '
                      'prepared')
   libraries(name)
+  if kind == 'muq':
+    muq_package(name)
 
 
 def libraries(name: str) -> tuple[Any, Any]:
@@ -158,6 +183,20 @@ def libraries(name: str) -> tuple[Any, Any]:
     raise ValueError(f'{name}: needs {error.name} (pip install '
                      f"'audiorank[{EXTRA}]')") from None
   return torch, transformers
+
+
+def muq_package(name: str) -> Any:
+  """Returns the module muq.
+
+  Raises:
+    ValueError: it, or what it needs, is not installed.
+  """
+  try:
+    import muq
+  except (ModuleNotFoundError, OSError) as error:  # torchaudio's libraries.
+    raise ValueError(f'{name}: needs the package muq (pip install muq): '
+                     f'{" ".join(str(error).split())[:150]}') from None
+  return muq
 
 
 @contextlib.contextmanager
@@ -192,6 +231,12 @@ def load(folder: pathlib.Path, name: str) -> Adapter:
   check(folder, kind, name)
   torch, transformers = libraries(name)
   family, model_class, extractor_class = TYPES[kind]
+  device = 'cpu'
+  if torch.cuda.is_available():
+    device = 'cuda'
+  if kind == 'muq':
+    model = muq_model(folder, name).float().to(device).eval()
+    return muq(model, FrontEnd(MUQ_RATE), kind)
   try:
     with quiet(transformers):
       extractor = getattr(transformers, extractor_class).from_pretrained(folder)
@@ -211,11 +256,43 @@ def load(folder: pathlib.Path, name: str) -> Adapter:
     raise ValueError(f'{name}: {FRONT_END} has no sampling_rate')
   if part:
     model = getattr(model, part)
-  device = 'cpu'
-  if torch.cuda.is_available():
-    device = 'cuda'
-  model = model.float().to(device).eval()
+  model.float().to(device).eval()
   return FAMILIES[family](model, extractor, kind)
+
+
+def muq_model(folder: pathlib.Path, name: str) -> Any:
+  """Returns the MuQ of a folder with its config and weights.
+
+  Raises:
+    ValueError: missing or damaged weights, or settings that MuQ does not know.
+  """
+  import torch
+  package = muq_package(name)
+  safe = sorted(folder.glob('model*.safetensors'))
+  old = sorted(folder.glob('pytorch_model*.bin'))
+  if not safe and not old:
+    raise ValueError(f'{name}: no model.safetensors or pytorch_model.bin')
+  try:
+    config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
+    model = package.MuQ(config)
+    state = {}
+    for file in safe or old:
+      if safe:
+        import safetensors.torch
+        state |= safetensors.torch.load_file(file)
+      else:
+        state |= torch.load(file, map_location='cpu', weights_only=True)
+    # Its from_pretrained would leave missing weights at random values.
+    result = model.load_state_dict(state, strict=False)
+  except Exception as error:  # Of torch, safetensors, the package.
+    raise ValueError(f'{name}: cannot be loaded: {type(error).__name__}: '
+                     f'{" ".join(str(error).split())[:200]}') from None
+  missing = [key for key in result.missing_keys
+             if key.startswith(MUQ_PARTS) and not key.endswith(UNUSED)]
+  if missing:
+    raise ValueError(f'{name}: {len(missing)} weights are missing, such as '
+                     f'{missing[0]}')
+  return model
 
 
 # --- Families ---
@@ -346,6 +423,22 @@ def clap(model: Any, extractor: Any, kind: str) -> Adapter:
                   1000 * window / extractor.sampling_rate / tokens))
 
 
+def muq(model: Any, extractor: Any, kind: str) -> Adapter:
+  """Returns the Adapter of MuQ, which takes samples at 24 kHz."""
+  import torch
+  config = model.config
+  step = 1000 / config.label_rate
+
+  def states(waves: Sequence[np.ndarray], layers: bool) -> Any:
+    wave_BS = torch.from_numpy(np.stack(waves))
+    # Clips of a call are equally long: all tokens are their own.
+    return hidden(model, {'x': wave_BS}, layers), [1 << 30] * len(waves)
+
+  return Adapter(model, extractor, kind, config.encoder_dim,
+                 config.encoder_depth, 'mean of tokens', 0, False, states,
+                 mean_of_own, lambda x_BLD: x_BLD, (step / 2, step))
+
+
 def unfolded(x_BDFT: Any, ratio: int) -> Any:
   """Returns a square of `ratio` stretches of time as one long picture."""
   B, D, F, T = x_BDFT.shape
@@ -354,7 +447,7 @@ def unfolded(x_BDFT: Any, ratio: int) -> Any:
 
 
 FAMILIES = {'waveform': waveform, 'bert': bert, 'whisper': whisper, 'ast': ast,
-            'clap': clap}
+            'clap': clap, 'muq': muq}
 
 
 def hidden(model: Any, inputs: Any, layers: bool) -> list[Any]:

@@ -503,6 +503,11 @@ def task_records(model: Any, folders: list[pathlib.Path],
         continue
       out[f'{folder.name}.{name}'] = beside
       print('\n'.join(score_lines(beside, f'  {name}')), flush=True)
+  mean = evaluate.xares_mean([out[folder.name] for folder in folders])
+  if mean:
+    out['xares_mean'] = mean
+    print(f"{'mean weighted as in X-ARES':32s} {'':22s} {mean['score']:7.4f}  "
+          f"{interval_text(mean)}  {mean['tasks']} tasks")
   return out
 
 

@@ -18,13 +18,13 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/audiorank/audiorank/blob/main/notebooks/checkpoint.ipynb)
 #
-# Loads a checkpoint of audiorank, official Dasheng weights or a model of the
-# hub; listens to sounds, looks at what the model makes of them, measures the
-# effective rank of its embeddings (no labels) and its score on one task (with
-# labels), and shows where both fall among the runs of a sweep.
+# Loads a checkpoint of audiorank, official Dasheng weights or a public encoder
+# such as wav2vec 2.0; plays a sound, maps the embeddings, measures their
+# effective rank (without labels) and their score on one task (with labels), and
+# shows where both fall among the runs of a sweep.
 #
-# Left as it is it takes a model of 35,000 parameters that comes with the
-# package, and sounds that it makes itself: a minute on two CPU cores.
+# Without changes it uses a model of 35,000 parameters from the package and
+# synthetic sounds: a minute on two CPU cores.
 
 # %%
 import importlib.util
@@ -34,18 +34,20 @@ import sys
 if importlib.util.find_spec('audiorank') is None:
   subprocess.run([
       sys.executable, '-m', 'pip', 'install', '-q',
-      'audiorank[hub] @ git+https://github.com/audiorank/audiorank'],
+      'audiorank[bucket,transformers] @ git+https://github.com/audiorank/audiorank'],
       check=True)
 
 # %%
-# @markdown A run's folder, a `.pt` or `.safetensors` of Dasheng, or a hub id
-# @markdown such as `mispeech/dasheng-base`; empty takes the packaged model.
+# @markdown A run's folder (local or `gs://`), a `.pt` or `.safetensors` of
+# @markdown Dasheng, or a public encoder: `hf:facebook/wav2vec2-base`,
+# @markdown `hf:mispeech/dasheng-base`, ... Empty takes the packaged model.
 CHECKPOINT = ''  # @param {type:"string"}
-# @markdown A folder of sound files for the rank; empty takes made-up sounds.
+# @markdown A folder of sound files for RankMe; empty takes synthetic sounds.
 SOUNDS = ''  # @param {type:"string"}
-# @markdown A folder of a HEAR task; empty takes a made-up one.
+# @markdown A folder of a HEAR task; empty takes a synthetic one.
 TASK = ''  # @param {type:"string"}
-# @markdown A sweep's folder, or a URL of its tables; empty takes the sample.
+# @markdown A sweep's folder (local or `gs://`), or a URL of its tables; empty
+# @markdown takes the packaged sweep.
 SWEEP = ''  # @param {type:"string"}
 
 # %%
@@ -61,6 +63,7 @@ import audiorank
 from audiorank import audio
 from audiorank import data
 from audiorank import figures
+from audiorank import files
 from audiorank import prepare
 from audiorank import rankme
 from audiorank import records
@@ -70,16 +73,22 @@ from audiorank.analysis import study
 from audiorank.hear import tasks as hear_tasks
 from audiorank.report import wording
 
-model = audiorank.load(CHECKPOINT or records.SAMPLE / 'model')
-m = model.config.model
-print(f'en{m.width}-{m.depth}, {m.target_frames / 100:g} s of positions; '
+if any(name.startswith('gs://') for name in (CHECKPOINT, SOUNDS, TASK, SWEEP)
+       ) and importlib.util.find_spec('google.colab'):
+  from google.colab import auth
+  auth.authenticate_user()
+# One call for every kind of checkpoint.
+encoder = audiorank.encoder(CHECKPOINT or records.SAMPLE / 'model')
+name = CHECKPOINT or 'the packaged model'
+print(f'{name}: {encoder.width} wide, takes {encoder.rate / 1000:g} kHz; '
       f'jax {jax.__version__} on {jax.devices()[0].device_kind}')
 
 # %% [markdown]
 # ## Sounds
 #
-# The made-up world is a function of its seed: these are the recordings that
-# the packaged model was trained on, and the task is one that it never saw.
+# The synthetic sounds are a function of their seed: these are the recordings
+# that the packaged model was trained on. It was not trained on the task. Clips
+# are as long as those of the sweep, because RankMe depends on their length.
 
 # %%
 work = pathlib.Path(tempfile.mkdtemp())
@@ -90,7 +99,8 @@ if not TASK:
                     names=['temporal_rhythm'], workers=1)
 prepare.run(SOUNDS or work / 'audio', work / 'corpus', workers=1)
 corpus = data.load(work / 'corpus')
-crop = int(min(10.08, m.target_frames / 100) * 16_000)
+tables = records.load(SWEEP or records.SAMPLE)
+crop = int(tables.runs['crop_seconds'].median() * 16_000)
 available = int(np.maximum(corpus.records['samples'] // crop, 1).sum())
 wave_NS, recording_N = data.sample(corpus, min(1000, available), crop, 0)
 print(f'{len(wave_NS)} clips of {crop / 16_000:.2f} s from '
@@ -103,18 +113,19 @@ ax = figures.spectrogram(audio.log_mel(clip_S[None])[0])
 ax.figure
 
 # %% [markdown]
-# ## What the model makes of them
+# ## Embeddings
 #
-# One embedding a clip: the time mean of its tokens. On the map, clips of one
-# recording share a colour; only the two largest directions are seen.
+# Each clip has one embedding, for most models the mean of its tokens. On the
+# map, clips of one recording have one colour. It shows the two directions of
+# the largest variance.
 
 # %%
-z_ND = model.embed(wave_NS)
+z_ND = encoder.embed(wave_NS)
 some = np.isin(recording_N, np.unique(recording_N)[:8])
-names = {r: f'recording {i}' for i, r in
-         enumerate(np.unique(recording_N[some]))}
+labels = {r: f'recording {i}' for i, r in
+          enumerate(np.unique(recording_N[some]))}
 ax = figures.embedding_map(z_ND[some],
-                           [names[r] for r in recording_N[some]])
+                           [labels[r] for r in recording_N[some]])
 ax.figure
 
 # %% [markdown]
@@ -125,29 +136,31 @@ ax.figure
 # recording resemble each other.
 
 # %%
-found = audiorank.rankme.estimate(z_ND, groups=recording_N)
-print(f'RankMe {found.value:.2f}, 95 % {found.low:.2f} to {found.high:.2f}, '
-      f'of {found.n} clips, width {found.width}')
-ax = figures.spectra({'this model': rankme.singular_values(z_ND)})
+rank = audiorank.rankme.estimate(z_ND, groups=recording_N)
+print(f'RankMe {rank.value:.2f}, 95 % {rank.low:.2f} to {rank.high:.2f}, '
+      f'of {rank.n} clips, width {rank.width}')
+ax = figures.spectra({name: rankme.singular_values(z_ND)})
 ax.figure
 
 # %% [markdown]
 # ## One task
 
 # %%
-folder = pathlib.Path(TASK) if TASK else hear_tasks.find(work / 'tasks')[0]
-scores = audiorank.scores(model, folder, protocol='logistic')
+if TASK:
+  folder = files.path(TASK)
+else:
+  folder = hear_tasks.find(work / 'tasks')[0]
+scores = audiorank.scores(encoder, folder, protocol='logistic')
 scores
 
 # %% [markdown]
 # ## Where it falls on the law
 #
-# RankMe may be compared where clips, their number and their length are the
-# same: with the packaged model they are the sweep's own. The score here is of
-# this task alone, in the sweep and for this model.
+# Values of RankMe are comparable only for the same clips, number of clips and
+# length: without changes above they are those of the packaged sweep. The score
+# is that of this task alone, both for the sweep and for this model.
 
 # %%
-tables = records.load(SWEEP or records.SAMPLE)
 own = tables.tasks[tables.tasks['task'] == folder.name]
 runs = tables.runs
 if len(own):
@@ -159,6 +172,6 @@ rows = study.read(tables._replace(runs=runs))
 fit, lacks = law.fit(rows.trained)
 print(fit.report() if fit else
       f'No law is fitted. Needed: {wording.needed_text(lacks)}.')
-here = (found.value, float(scores['score'].iloc[0]), 'this model')
+here = (rank.value, float(scores['score'].iloc[0]), name)
 ax = figures.rank_score(study.every(rows), fit, here=here)
 ax.figure

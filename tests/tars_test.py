@@ -110,3 +110,30 @@ def test_what_is_no_such_task_is_one_line(tmp_path, clips, message):
   (tmp_path / 'one_train.tar').write_bytes(b'no tar')
   with pytest.raises(ValueError, match='one_train.tar: ReadError'):
     evaluate.named_folders(tmp_path, (), 'x')
+
+
+def test_long_clips_are_cut_into_the_crops_of_xares(tmp_path, monkeypatch):
+  # 800 samples at 16 kHz: two crops of 20 ms, and 10 ms that are left out.
+  monkeypatch.setitem(tars.CROPS, 'voxceleb1', .02)
+  for name, first in (('train', 0), ('test', 10)):
+    write_tar(tmp_path / 'voxceleb1' / f'{name}_0.tar', samples(first))
+  (folder,) = evaluate.named_folders(tmp_path, (), 'x')
+  task = staged.load(folder, 16_000)
+  assert sorted(task.files['train']) == [
+      f'a_clip{i}-{k}.wav' for i in range(4) for k in range(2)]
+  # Crops of one clip are one unit of the intervals.
+  assert set(task.groups['train']) == {f'a_clip{i}' for i in range(4)}
+  whole_S, _ = soundfile.read(io.BytesIO(sound(1)), dtype='float32')
+  waves = dict(staged.audio(task, 'train'))
+  for k in range(2):
+    np.testing.assert_allclose(waves[f'a_clip1-{k}.wav'],
+                               whole_S[320 * k:320 * (k + 1)], atol=2 ** -15)
+  assert task.metadata['weight'] == 2000
+  # A clip that is shorter than a crop is padded; another length is another
+  # task in the cache.
+  monkeypatch.setitem(tars.CROPS, 'voxceleb1', .06)
+  (longer,) = evaluate.named_folders(tmp_path, (), 'x')
+  assert longer != folder
+  waves = dict(staged.audio(staged.load(longer, 16_000), 'train'))
+  assert {len(wave_S) for wave_S in waves.values()} == {960}
+  assert not waves['a_clip1-0.wav'][800:].any()

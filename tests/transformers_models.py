@@ -11,6 +11,8 @@ LAYERED = {**WAVES, 'feat_extract_norm': 'layer', 'do_stable_layer_norm': True}
 SEW = {'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 4,
        'intermediate_size': 48, 'squeeze_factor': 2, 'conv_dim': (16,) * 13,
        'num_conv_pos_embeddings': 16, 'num_conv_pos_embedding_groups': 4}
+SEW_D = {**SEW, 'conv_pos_kernel_size': 7, 'position_buckets': 16,
+         'max_position_embeddings': 32}
 # Name -> (config class, its arguments, model class, extractor class, its own).
 MODELS = {
     'wav2vec2': ('Wav2Vec2Config', WAVES, 'Wav2Vec2Model',
@@ -36,6 +38,8 @@ MODELS = {
     'unispeech-sat': ('UniSpeechSatConfig', LAYERED, 'UniSpeechSatModel',
                       'Wav2Vec2FeatureExtractor', {}),
     'sew': ('SEWConfig', SEW, 'SEWModel', 'Wav2Vec2FeatureExtractor', {}),
+    'sew-d': ('SEWDConfig', SEW_D, 'SEWDModel', 'Wav2Vec2FeatureExtractor',
+              {}),
     'wav2vec2-bert': ('Wav2Vec2BertConfig', {
         'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 4,
         'intermediate_size': 48}, 'Wav2Vec2BertModel',

@@ -8,8 +8,12 @@ each clip. They are unpacked once, into the cache:
 The split is read from a tar's name (fold, train, valid or dev, test or eval),
 the label from the first known key of a clip's .json. Tasks of frames, captions
 or transcripts have no such label and are refused.
+
+Five tasks of X-ARES are cut into crops, each a clip of its own (CROPS). As in
+xares 0.1.3 a remainder is left out, and a shorter clip is padded with silence.
 """
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import io
@@ -27,6 +31,7 @@ import soundfile
 import soxr
 
 from audiorank import files
+from audiorank.hear import tasks
 
 # Keys of the label in X-ARES' 22 tasks, most common first.
 KEYS = ('label', 'labels', 'soundevent', 'sound', 'genre', 'emotion', 'gender',
@@ -38,6 +43,21 @@ FOLD = re.compile(r'fold[-_]?0*(\d+)')
 WORDS = {'train': 'train', 'development': 'train', 'valid': 'valid',
          'validation': 'valid', 'dev': 'valid', 'test': 'test', 'eval': 'test'}
 SEVERAL = ';'  # Between the labels of a clip.
+# Seconds of the crops, from the task files of xares 0.1.3.
+CROPS = {'fsd50k': 10, 'freemusicarchive': 10, 'librispeechmalefemale': 5,
+         'voxceleb1': 6, 'voxlingua33': 10}
+# Weights of the tasks in X-ARES' mean, from its task files (eval_weight): for
+# most of them the number of test clips.
+WEIGHTS = {'asvspoof2015': 2000, 'cremad': 1116, 'esc50': 400,
+           'finger_snap': 5000, 'fluentspeechcommands': 2000,
+           'freemusicarchive': 800, 'fsd50k': 2000, 'fsdkaggle2018': 1600,
+           'gtzan_genre': 100, 'inside_outside_car': 5000,
+           'key_scratching': 5000, 'libricount': 1144,
+           'librispeechmalefemale': 2620, 'liveenv': 5000,
+           'nsynthinstument': 2000, 'ravdess': 360, 'speechcommandsv1': 2000,
+           'subway_broadcast': 5000, 'urbansound8k': 873,
+           'vocalimitations': 1867, 'vocalsound': 2000, 'voxceleb1': 2000,
+           'voxlingua33': 1609}
 
 
 def find(root: files.Path) -> list[pathlib.Path]:
@@ -105,7 +125,11 @@ def unpacked(folder: pathlib.Path) -> pathlib.Path:
 def name_of(name: str, paths: list[pathlib.Path]) -> str:
   """Returns the name of an unpacked task: of its tars' sizes and times."""
   # Not of their contents, which would be read at every scoring: gigabytes.
-  stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+  stats: list[Any] = [(p.name, p.stat().st_size, p.stat().st_mtime_ns)
+                      for p in paths]
+  # Not where there are none: tasks of older versions are still current.
+  if name in CROPS:
+    stats.append(('crop', CROPS[name]))
   return f'{name}-{files.digest(stats)}'
 
 
@@ -124,43 +148,64 @@ def write(folder: pathlib.Path, name: str,
     ValueError: see `unpacked`.
   """
   labels: dict[str, dict[str, list[str]]] = {}
-  key, rate = '', 0
+  key, rate, crop = '', 0, CROPS.get(name, 0)
+  parents: dict[str, str] = {}  # Of crops.
   # The training clips first: the task has their sampling rate.
   for split in sorted(by_split, key=lambda s: (s != 'train', s)):
     labels[split] = {}
+    known = set()
     for path in by_split[split]:
       for clip, suffix, sound, about in clips(path):
         # One key for the whole task, that of its first clip.
         key = key or label_key(path, clip, about)
         values = label_of(path, clip, about, key)
-        if clip in labels[split]:
+        if clip in known:
           raise ValueError(f'{path}: two clips are called {clip}')
+        known.add(clip)
         # The rate of the first clip; clips of other rates are resampled.
         rate = rate or read_rate(path, clip, sound)
         place = out / str(rate) / split
         place.mkdir(parents=True, exist_ok=True)
-        write_clip(path, place / clip, suffix, sound, rate)
-        labels[split][f'{clip}.wav'] = values
+        if crop:
+          pieces = write_crops(path, place / clip, sound, rate, crop)
+          parents.update({f'{piece}.wav': clip for piece in pieces})
+        else:
+          pieces = [clip]
+          write_clip(path, place / clip, suffix, sound, rate)
+        labels[split].update({f'{piece}.wav': values for piece in pieces})
   mode = split_mode(folder, labels, out, rate)
-  vocabulary = sorted({value for of in labels.values()
-                       for values in of.values() for value in values})
-  lines = ['idx,label', *(f'{i},{quoted(label)}'
-                          for i, label in enumerate(vocabulary))]
-  (out / 'labelvocabulary.csv').write_text('\n'.join(lines) + '\n',
-                                           encoding='utf-8')
-  # One clip with several labels, or none, makes a task multilabel.
-  several = any(len(values) != 1 for of in labels.values()
-                for values in of.values())
+  if parents:
+    # Crops of a clip resemble each other: the intervals of scores need to know.
+    write_table(out / tasks.PROVENANCE, 'file,group', parents.items())
   for split, of in labels.items():
     (out / f'{split}.json').write_text(json.dumps(of), encoding='utf-8')
-  prediction, measure = 'multiclass', 'top1_acc'
-  if several:
-    prediction, measure = 'multilabel', 'mAP'
-  (out / 'task_metadata.json').write_text(json.dumps({
+  prediction, measure = write_vocabulary(out, labels)
+  (out / tasks.METADATA).write_text(json.dumps({
       'task_name': name, 'version': 'xares', 'embedding_type': 'scene',
       'prediction_type': prediction, 'split_mode': mode,
       'splits': list(labels), 'sample_duration': None,
-      'evaluation': [measure], 'label_key': key}), encoding='utf-8')
+      'evaluation': [measure], 'label_key': key, 'crop_seconds': crop or None,
+      'weight': WEIGHTS.get(name)}), encoding='utf-8')
+
+
+def write_vocabulary(out: pathlib.Path,
+                     labels: Mapping[str, Mapping[str, list[str]]]
+                     ) -> tuple[str, str]:
+  """Writes the labels of a task; returns (prediction type, measure)."""
+  several = [values for of in labels.values() for values in of.values()]
+  vocabulary = sorted({value for values in several for value in values})
+  write_table(out / tasks.VOCABULARY, 'idx,label', enumerate(vocabulary))
+  # One clip with several labels, or none, makes a task multilabel.
+  if any(len(values) != 1 for values in several):
+    return 'multilabel', 'mAP'
+  return 'multiclass', 'top1_acc'
+
+
+def write_table(path: pathlib.Path, header: str,
+                rows: Iterable[tuple[Any, Any]]) -> None:
+  """Writes a .csv of two columns."""
+  lines = [header, *(f'{quoted(str(x))},{quoted(str(y))}' for x, y in rows)]
+  path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
 
 def split_mode(folder: pathlib.Path, labels: dict[str, dict[str, list[str]]],
@@ -290,16 +335,57 @@ def write_clip(path: pathlib.Path, place: pathlib.Path, suffix: str,
         and info.samplerate == rate):
       place.with_name(place.name + suffix).write_bytes(sound)
       return
+  except soundfile.LibsndfileError as error:
+    raise ValueError(f'{path}: {place.name}: {error}') from None
+  soundfile.write(place.with_name(place.name + '.flac'),
+                  decoded(path, place.name, sound, rate), rate,
+                  subtype='PCM_16')
+
+
+def write_crops(path: pathlib.Path, place: pathlib.Path, sound: bytes,
+                rate: int, seconds: float) -> list[str]:
+  """Writes the crops of a clip as .flac; returns their names.
+
+  Args:
+    path, place, sound, rate: as for `write_clip`.
+    seconds: of a crop.
+
+  Raises:
+    ValueError: it cannot be decoded.
+  """
+  wave_S, size = decoded(path, place.name, sound, rate), int(seconds * rate)
+  if len(wave_S) < size:
+    wave_S = np.pad(wave_S, (0, size - len(wave_S)))
+  names = []
+  for i in range(len(wave_S) // size):
+    names.append(f'{place.name}-{i}')
+    soundfile.write(place.with_name(f'{names[-1]}.flac'),
+                    wave_S[i * size:(i + 1) * size], rate, subtype='PCM_16')
+  return names
+
+
+def decoded(path: pathlib.Path, clip: str, sound: bytes,
+            rate: int) -> np.ndarray:
+  """Returns wave_S of a sound file, mono, at a rate.
+
+  Args:
+    path: of the tar, for messages.
+    clip: its name, for messages.
+    sound: the sound file.
+    rate: Hz.
+
+  Raises:
+    ValueError: it cannot be decoded.
+  """
+  try:
     wave_SC, own = soundfile.read(io.BytesIO(sound), dtype='float32',
                                   always_2d=True)
   except soundfile.LibsndfileError as error:
-    raise ValueError(f'{path}: {place.name}: {error}') from None
+    raise ValueError(f'{path}: {clip}: {error}') from None
   wave_S = wave_SC.mean(1)
   if own != rate:
     wave_S = soxr.resample(wave_S, own, rate, 'HQ')
-  # Resampling overshoots beyond 1.
-  soundfile.write(place.with_name(place.name + '.flac'),
-                  np.clip(wave_S, -1, 1), rate, subtype='PCM_16')
+  return np.clip(wave_S, -1, 1)  # Resampling overshoots beyond 1.
 
 
 def quoted(label: str) -> str:

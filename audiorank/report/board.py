@@ -126,11 +126,15 @@ def table(records: Sequence[Record]) -> pd.DataFrame:
                     **described(rank, about)})
     for (layer, protocol), values in sums.items():
       if len(values) > 1:
-        out.append({'encoder': name_of(record),
-                    'task': f'mean of {len(values)} tasks', 'layer': layer,
-                    'score': number(float(np.mean(values))), 'interval': '',
-                    'measure': 'mean', 'clips': '', 'protocol': protocol,
-                    **described(ranks.get(layer, {}), about)})
+        out.append(mean_row(
+            record, f'mean of {len(values)} tasks', layer, protocol,
+            {'score': float(np.mean(values))}, ranks.get(layer, {})))
+    if 'xares_mean' in record:
+      mean = record['xares_mean']
+      layer, protocol = next(iter(sums))
+      out.append(mean_row(
+          record, f'mean of {mean["tasks"]} tasks, weighted as in X-ARES',
+          'final', protocol, mean, ranks.get('final', {})))
     # A record of --corpus alone has RankMe of its layers, but no tasks.
     if not sums:
       out += [{'encoder': name_of(record), 'task': '', 'layer': layer,
@@ -138,6 +142,24 @@ def table(records: Sequence[Record]) -> pd.DataFrame:
                'protocol': '', **described(rank, about)}
               for layer, rank in ranks.items()]
   return pd.DataFrame(out).fillna('')
+
+
+def mean_row(record: Record, task: str, layer: str, protocol: str,
+             mean: Mapping[str, Any], rank: Record) -> dict[str, Any]:
+  """Returns the row of a mean over tasks.
+
+  Args:
+    record: of the encoder.
+    task: what the row calls the mean.
+    layer, protocol: of the scores.
+    mean: score and, if known, low and high.
+    rank: RankMe of the layer.
+  """
+  return {'encoder': name_of(record), 'task': task, 'layer': layer,
+          'score': number(mean['score']),
+          'interval': between(mean.get('low'), mean.get('high')),
+          'measure': 'mean', 'clips': '', 'protocol': protocol,
+          **described(rank, record.get('encoder', {}))}
 
 
 def layers_of(record: Record) -> list[Record]:
