@@ -101,6 +101,26 @@ def test_embed_resamples_as_it_is_told(model, wave_NS):
   np.testing.assert_allclose(model.embed(int16), want, atol=2e-3)
 
 
+def test_an_encoder_of_any_name_embeds_sounds_at_its_own_rate(
+    model, wave_NS, tmp_path):
+  model.save_pretrained(tmp_path / 'saved')
+  encoder = audiorank.encoder(tmp_path / 'saved')
+  np.testing.assert_allclose(encoder.embed(wave_NS), model.embed(wave_NS),
+                             atol=1e-5)
+  assert encoder.width == model.config.model.width
+  every = audiorank.encoder(tmp_path / 'saved', layer='all').embed(wave_NS)
+  np.testing.assert_allclose(every['final'], encoder.embed(wave_NS), atol=1e-5)
+  # One that takes 48 kHz gets three times the samples, of a file as well.
+  lengths = []
+  fast = encoder._replace(rate=48_000, scene=lambda waves: lengths.append(
+      [len(w) for w in waves]) or np.zeros((len(waves), 1)))
+  soundfile.write(tmp_path / 'a.wav', wave_NS[0], 16_000)
+  fast.embed([wave_NS[0], tmp_path / 'a.wav'])
+  assert lengths == [[3 * len(wave_NS[0])] * 2]
+  with pytest.raises(ValueError, match='hf:a/b: .* use audiorank.encoder'):
+    audiorank.load('hf:a/b')
+
+
 def test_timestamps(model, wave_NS):
   z_LD, ms_L = model.timestamps(wave_NS[0])
   assert z_LD.shape == (len(ms_L), 32)

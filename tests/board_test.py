@@ -78,6 +78,22 @@ def test_a_board_has_encoders_tasks_and_layers(tmp_path):
   assert 'hear, knn) cannot be compared' in board.page(board.read([tmp_path]))
 
 
+def test_the_mean_of_xares_is_weighted_by_sizes(tmp_path):
+  one = {'weight': 300, 'result': {'score': .8, 'se': .02}}
+  two = {'weight': 100, 'result': {'score': .4, 'se': .04}}
+  mean = evaluate.xares_mean([one, two, {'result': {'score': 0.}}])
+  assert mean['score'] == pytest.approx(.7) and mean['tasks'] == 2
+  se = np.hypot(.75 * .02, .25 * .04)
+  assert mean['high'] - mean['score'] == pytest.approx(1.96 * se)
+  assert evaluate.xares_mean([one]) is None
+  write(tmp_path / 'a.json', {**record(), 'xares_mean': mean})
+  rows = board.table(board.read([tmp_path])).set_index('task')
+  row = rows.loc['mean of 2 tasks, weighted as in X-ARES']
+  assert row['score'] == '0.700' and row['interval'] == '0.665 to 0.735'
+  # A result: it gives a file no other name.
+  assert evaluate.identity({'xares_mean': mean}) == {}
+
+
 def test_what_is_no_record_is_refused_in_one_line(tmp_path):
   with pytest.raises(FileNotFoundError, match='no such file'):
     board.read([tmp_path / 'none.json'])

@@ -2,16 +2,20 @@
 
 import contextlib
 import json
+import shutil
 import sys
 import types
 import warnings
 
+import jax
 import numpy as np
 import pytest
 
+from audiorank import embed
 from audiorank import encoders
 from audiorank import families
 from audiorank import hub
+from audiorank import records
 from tests import transformers_models
 
 INSTALLED = False
@@ -162,7 +166,6 @@ def test_the_record_has_sizes_and_licence(folder_of, tmp_path):
   assert about['parameters'] == blocks + (
       80 * 32 * 3 + 32 + 32 * 32 * 3 + 32 + 1500 * 32 + 2 * 32)
   # Another extractor is another encoder, another folder is not.
-  import shutil
   copy = shutil.copytree(folder_of('wav2vec2'), tmp_path / 'copy')
   before = encoders.by_name(f'hf:{folder_of("wav2vec2")}')
   assert encoders.by_name(f'hf:{copy}').key == before.key
@@ -175,8 +178,6 @@ def test_the_record_has_sizes_and_licence(folder_of, tmp_path):
 @real
 @pytest.mark.filterwarnings('ignore')
 def test_damaged_and_incomplete_weights_are_one_line(folder_of, tmp_path):
-  import shutil
-
   import safetensors.numpy
   folder = shutil.copytree(folder_of('hubert'), tmp_path / 'one')
   weights = folder / 'model.safetensors'
@@ -231,6 +232,83 @@ def test_what_is_no_audio_encoder_is_refused(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match=r'sound: needs torch \(pip install '
                      r"'audiorank\[transformers\]'\)"):
     encoders.by_name(f'hf:{folder}')
+
+
+def test_dasheng_by_name_has_its_sizes_revision_and_licence(
+    monkeypatch, tmp_path):
+  """mispeech/dasheng-* go through our own reader, without torch."""
+  snapshot = tmp_path / 'snapshots' / 'abc'
+  shutil.copytree(records.SAMPLE / 'model', snapshot)
+  card = snapshot / 'README.md'
+  card.write_text('---\nlicense: apache-2.0\n---\n')
+  asked = []
+
+  def snapshot_download(name, allow_patterns, **options):
+    asked.append((name, options))
+    return str(snapshot)
+
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', types.SimpleNamespace(
+      snapshot_download=snapshot_download))
+  encoder = encoders.by_name('hf:mispeech/dasheng-base@v1', layer='all')
+  assert set(map(str, asked)) == {
+      "('mispeech/dasheng-base', {'revision': 'v1'})"}
+  about = encoder.about
+  assert about['model_type'] == 'dasheng' and about['licence'] == 'apache-2.0'
+  assert about['revision'] == 'abc' and about['depth'] == 2
+  config, params, _ = encoders.weights(snapshot)
+  assert about['parameters'] == sum(
+      x.size for x in jax.tree.leaves(params['params'])) > 20_000
+  waves = transformers_models.clips(16_000)
+  z = encoder.scene(waves)
+  np.testing.assert_allclose(
+      z['final'], embed.scene(config, params, waves), atol=1e-5)
+  assert list(z) == [0, 1, 'final']
+  # The folder itself is the same model.
+  local = encoders.by_name(f'hf:{snapshot}', layer='all')
+  assert local.key == encoder.key
+
+
+@real
+@pytest.mark.filterwarnings('ignore')
+def test_muq_equals_a_call_by_hand(tmp_path):
+  """With random weights: python -m pip install muq."""
+  torch, muq = map(pytest.importorskip, ('torch', 'muq'))
+  config = transformers_models.MUQ
+  torch.manual_seed(0)
+  model = muq.MuQ(config).eval()
+  model.save_pretrained(tmp_path)
+  # As in the repositories of OpenMuQ.
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  (tmp_path / 'README.md').write_text('---\nlicense: cc-by-nc-4.0\n---\n')
+  encoder = encoders.by_name(f'hf:{tmp_path}', layer='all')
+  assert encoder.rate == 24_000 and encoder.about['model_type'] == 'muq'
+  assert encoder.about['licence'] == 'cc-by-nc-4.0' and encoder.width == 32
+  waves = transformers_models.clips(encoder.rate)[:4]
+  z = encoder.scene([*waves, np.ones(48_000, np.float32)])
+  for i, wave_S in enumerate(waves):
+    with torch.no_grad():
+      out = model(torch.from_numpy(wave_S)[None], output_hidden_states=True)
+    for layer, x_BLD in zip((0, 1, 'final'), (
+        *out.hidden_states[1:], out.last_hidden_state)):
+      np.testing.assert_allclose(z[layer][i], x_BLD[0].mean(0).numpy(),
+                                 atol=1e-5)
+  z_BLD, ms_BL = encoders.by_name(f'hf:{tmp_path}').timestamps(waves[0][None])
+  np.testing.assert_allclose(np.diff(ms_BL[0]), 40)
+  assert abs(z_BLD.shape[1] - len(waves[0]) / 960) <= 1
+  (tmp_path / 'model.safetensors').write_bytes(b'no')
+  with pytest.raises(ValueError, match='cannot be loaded: ') as error:
+    encoders.by_name(f'hf:{tmp_path}')
+  assert '\n' not in str(error.value)
+
+
+def test_muq_names_its_package(tmp_path, monkeypatch):
+  (tmp_path / 'config.json').write_text(json.dumps(transformers_models.MUQ))
+  monkeypatch.setattr(families, 'libraries', lambda name: (None, None))
+  monkeypatch.setitem(sys.modules, 'muq', None)
+  with pytest.raises(ValueError, match=r'needs the package muq \(pip install '
+                     r'muq\)'):
+    encoders.by_name(f'hf:{tmp_path}')
 
 
 def test_the_hub_says_why_in_one_line(monkeypatch, tmp_path):

@@ -70,6 +70,21 @@ MODELS['clap-fused'] = (
     {**MODELS['clap'][1], 'audio_config': {
         **MODELS['clap'][1]['audio_config'], 'enable_fusion': True}},
     *MODELS['clap'][2:4], {'truncation': 'fusion'})
+# As the config.json of OpenMuQ's repositories, in small.
+MUQ = {'label_rate': 25, 'num_codebooks': 1, 'codebook_dim': 4,
+       'codebook_size': 16, 'features': ['melspec_2048'], 'hop_length': 240,
+       'n_mels': 128, 'conv_dim': 8, 'encoder_dim': 32, 'encoder_depth': 2,
+       'is_flash': False,
+       'stat': {'melspec_2048_mean': 6.8, 'melspec_2048_std': 18.4},
+       'w2v2_config': {
+           'hidden_act': 'swish', 'num_attention_heads': 4,
+           'intermediate_size': 48, 'layer_norm_eps': 1e-5,
+           'position_embeddings_type': 'rotary', 'rotary_embedding_base': 10000,
+           'num_conv_pos_embeddings': 16, 'num_conv_pos_embedding_groups': 4,
+           'conv_depthwise_kernel_size': 31, 'conformer_conv_dropout': .1,
+           'hidden_dropout': .1, 'activation_dropout': .1,
+           'attention_dropout': 0., 'layerdrop': 0.,
+           'max_source_positions': 5000, 'feat_extract_activation': 'gelu'}}
 
 
 def write(name: str, folder: pathlib.Path):
