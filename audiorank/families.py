@@ -31,6 +31,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
+import importlib.metadata
 import json
 import math
 import pathlib
@@ -196,6 +197,12 @@ def muq_package(name: str) -> Any:
   except (ModuleNotFoundError, OSError) as error:  # torchaudio's libraries.
     raise ValueError(f'{name}: needs the package muq (pip install muq): '
                      f'{" ".join(str(error).split())[:150]}') from None
+  # muq 0.1 asks a part of transformers for hidden states, which version 5 has
+  # of whole models only.
+  version = importlib.metadata.version('transformers')
+  if int(version.partition('.')[0]) >= 5:
+    raise ValueError(f"{name}: the package muq needs transformers 4, found "
+                     f"{version} (pip install 'transformers<5')")
   return muq
 
 
@@ -274,6 +281,10 @@ def muq_model(folder: pathlib.Path, name: str) -> Any:
     raise ValueError(f'{name}: no model.safetensors or pytorch_model.bin')
   try:
     config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
+    # The package passes these settings to transformers, which asks for this one
+    # too.
+    config['w2v2_config'] = {'_attn_implementation': 'eager',
+                             **config['w2v2_config']}
     model = package.MuQ(config)
     state = {}
     for file in safe or old:
