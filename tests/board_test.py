@@ -133,12 +133,36 @@ def test_points_lie_on_the_law_or_beside_it(tmp_path):
   rows = board.placed(own, fit, runs, tasks)
   assert rows['on the law'].tolist() == [
       'yes', 'no, above', 'no, below, beyond the runs', 'no, below']
-  assert rows['compared'].tolist() == ['tasks unknown'] * 3 + [
-      'same tasks and protocol']
-  assert board.compared(own[3]._replace(protocol='hear'), tasks) == (
-      'another protocol (hear)')
+  assert rows['compared'].tolist() == ['tasks unknown, clips unknown'] * 3 + [
+      'same tasks and protocol, clips unknown']
+  assert board.other_score(own[3]._replace(protocol='hear'), tasks) == [
+      'another protocol (hear)']
   none = board.placed(own, None, runs, tasks)
   assert set(none['on the law']) == {'no law is fitted'}
+
+
+def test_a_rank_of_other_clips_is_not_comparable(tmp_path):
+  config = json.dumps({'monitor': {'crop_seconds': 1.03},
+                       'data': {'sha256': 'abc'}})
+  x = np.geomspace(8, 100, 12)
+  runs = pd.DataFrame({'rank': x, 'score': .9 - 1.2 * x ** -.6, 'clips': 500,
+                       'config': config})
+  fit = laws.fit('saturating', runs[['rank', 'score']], x='rank', y='score')
+  tasks = pd.DataFrame({'task': ['bells', 'birds'], 'protocol': ['knn'] * 2})
+  one = record()
+  # As launch.evaluate --corpus writes it.
+  one['corpus'] = {'sha256': 'abc', 'seconds': 1.03, 'clips': 500}
+  (same,) = board.points([write(tmp_path / 'a.json', one)])
+  others = [same._replace(clips=30_000), same._replace(seconds=10.),
+            same._replace(corpus='def'), same._replace(protocol='hear')]
+  rows = board.placed([same, *others], fit, runs, tasks)
+  assert rows['compared'].tolist() == [
+      'same tasks and protocol, same clips',
+      'RankMe of 30,000 clips, the runs of 500',
+      'RankMe of clips of 10 s, the runs of 1.03 s',
+      'RankMe of another corpus', 'another protocol (hear)']
+  assert rows['on the law'].tolist()[1:] == ['not comparable'] * 4
+  assert rows['on the law'][0].startswith(('yes', 'no'))
 
 
 def test_layers_reach_the_tables():

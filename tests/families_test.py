@@ -1,8 +1,10 @@
 """Encoders of transformers by name: each equals a call by hand."""
 
 import contextlib
+import importlib
 import importlib.metadata
 import json
+import pathlib
 import shutil
 import sys
 import types
@@ -305,6 +307,57 @@ def test_muq_equals_a_call_by_hand(tmp_path):
   with pytest.raises(ValueError, match='cannot be loaded: ') as error:
     encoders.by_name(f'hf:{tmp_path}')
   assert '\n' not in str(error.value)
+
+
+BEATS = '''
+"""Tokens of 10 ms and 8 bands, as of BEATs, of a network without training."""
+import torch
+
+class BEATsConfig:
+  def __init__(self, cfg):
+    self.width = cfg['encoder_embed_dim']
+
+class BEATs(torch.nn.Module):
+  def __init__(self, cfg):
+    super().__init__()
+    self.layer = torch.nn.Linear(20, cfg.width)
+
+  def extract_features(self, wave_BS):
+    x_BLP = wave_BS[:, :len(wave_BS[0]) // 160 * 160].unflatten(1, (-1, 20))
+    return self.layer(x_BLP), None
+'''
+
+
+@real
+@pytest.mark.filterwarnings('ignore')
+def test_the_module_of_hears_page_takes_beats(tmp_path, monkeypatch):
+  """As written, on a stand-in for Microsoft's file BEATs.py."""
+  torch = pytest.importorskip('torch')
+  page = (pathlib.Path(encoders.__file__).parent / 'hear' / 'README.md'
+          ).read_text()
+  (code,) = [block for block in page.split('```')
+             if 'from BEATs import' in block]
+  (tmp_path / 'BEATs.py').write_text(BEATS)
+  (tmp_path / 'my_beats.py').write_text(code)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  module = importlib.import_module('BEATs')
+  torch.manual_seed(0)
+  model = module.BEATs(module.BEATsConfig({'encoder_embed_dim': 768}))
+  torch.save({'cfg': {'encoder_embed_dim': 768}, 'model': model.state_dict()},
+             tmp_path / 'weights.pt')
+  encoder = encoders.module('my_beats', str(tmp_path / 'weights.pt'))
+  waves = transformers_models.clips(16_000)
+  z_ND = encoder.scene(waves)
+  assert z_ND.shape == (len(waves), 768) and encoder.about['parameters'] == (
+      21 * 768)
+  for wave_S, z_D in zip(waves, z_ND):
+    with torch.no_grad():
+      x_LD = model.extract_features(torch.from_numpy(wave_S)[None])[0][0]
+    if len(wave_S) >= 640:  # Shorter clips are padded to one patch of ours.
+      np.testing.assert_allclose(z_D, x_LD.mean(0).numpy(), atol=1e-5)
+  z_BLD, ms_BL = encoder.timestamps(waves[0][None])
+  assert z_BLD.shape[1] == ms_BL.shape[1] == len(waves[0]) // 160
+  np.testing.assert_allclose(np.diff(ms_BL[0]), 10, rtol=1e-3)
 
 
 def test_muq_names_its_package(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ with what the sweep's law says about them.
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import json
 import math
 import pathlib
 from typing import Any
@@ -34,6 +35,10 @@ class Point(NamedTuple):
   score: float  # Mean over tasks.
   tasks: tuple[str, ...]  # Their names, () if unknown.
   protocol: str
+  # The clips of RankMe: their number, seconds, and the digest of their corpus.
+  clips: float = math.nan  # NaN and '' if unknown.
+  seconds: float = math.nan
+  corpus: str = ''
 
 
 # --- Records ---
@@ -261,8 +266,8 @@ def points(paths: Iterable[files.Path]) -> list[Point]:
 
   Args:
     paths: .json records with a rank and scores, folders of them, or .csv and
-      .parquet tables with the columns name, rank and score (and low, high of
-      the rank).
+      .parquet tables with the columns name, rank and score (and, if known, low
+      and high of the rank, and clips and seconds of its sample).
 
   Raises:
     FileNotFoundError, ValueError: a file without a rank and a score; names it.
@@ -285,8 +290,15 @@ def points(paths: Iterable[files.Path]) -> list[Point]:
           name_of(record), rank['value'], rank['low'], rank['high'],
           float(np.mean(values)), tuple(sorted(of_tasks)),
           ', '.join(sorted({one['result']['protocol']
-                            for one in of_tasks.values()}))))
+                            for one in of_tasks.values()})),
+          rank.get('n', math.nan), *corpus_of(record)))
   return out
+
+
+def corpus_of(record: Record) -> tuple[float, str]:
+  """Returns (seconds of a clip, digest) of the corpus of a record's RankMe."""
+  corpus = record.get('corpus', {})
+  return corpus.get('seconds', math.nan), corpus.get('sha256', '')
 
 
 def points_of_table(path: pathlib.Path) -> list[Point]:
@@ -304,7 +316,9 @@ def points_of_table(path: pathlib.Path) -> list[Point]:
       raise ValueError(f'{path}: {row["name"]}: rank {rank:g} and score '
                        f'{score:g}, expected numbers, the rank above 0')
     out.append(Point(str(row['name']), rank, float(row.get('low', math.nan)),
-                     float(row.get('high', math.nan)), score, (), ''))
+                     float(row.get('high', math.nan)), score, (), '',
+                     float(row.get('clips', math.nan)),
+                     float(row.get('seconds', math.nan))))
   return out
 
 
@@ -335,7 +349,10 @@ def placed(own: Sequence[Point], fit: laws.Fit | None, runs: pd.DataFrame,
       # Outside the range of the runs, the law is an extrapolation.
       if not ranks.min() <= point.rank <= ranks.max():
         row['on the law'] += ', beyond the runs'
-    row['compared'] = compared(point, tasks)
+    differs = [*other_sample(point, runs), *other_score(point, tasks)]
+    if differs and fit is not None:
+      row['on the law'] = 'not comparable'
+    row['compared'] = '; '.join(differs) or same(point, tasks)
     out.append(row)
   return pd.DataFrame(out)
 
@@ -351,14 +368,70 @@ def verdict(point: Point, low: float, high: float) -> str:
   return 'no, below'
 
 
-def compared(point: Point, tasks: pd.DataFrame) -> str:
-  """Returns what of a point's score differs from the sweep's."""
+def other_sample(point: Point, runs: pd.DataFrame) -> list[str]:
+  """Returns how the clips of a point's RankMe differ from those of the runs.
+
+  RankMe grows with the number of clips and depends on their length and content.
+  What the point does not state is not compared.
+  """
+  theirs = samples_of(runs)
+  out = []
+  if theirs['clips'] and not math.isnan(point.clips) and (
+      point.clips not in theirs['clips']):
+    out.append(f'RankMe of {point.clips:,.0f} clips, the runs of '
+               f'{listed(theirs["clips"])}')
+  # A thousandth of a second is rounding.
+  if theirs['seconds'] and not math.isnan(point.seconds) and all(
+      abs(point.seconds - x) > 1e-3 for x in theirs['seconds']):
+    out.append(f'RankMe of clips of {point.seconds:g} s, the runs of '
+               f'{listed(theirs["seconds"])} s')
+  if theirs['corpus'] and point.corpus and (
+      point.corpus not in theirs['corpus']):
+    out.append('RankMe of another corpus')
+  return out
+
+
+def samples_of(runs: pd.DataFrame) -> dict[str, set[Any]]:
+  """Returns {clips, seconds, corpus: values} of the RankMe of runs."""
+  out: dict[str, set[Any]] = {'clips': set(), 'seconds': set(),
+                              'corpus': set()}
+  if 'clips' in runs:
+    out['clips'] = set(runs['clips'].dropna().astype(int))
+  for text in runs.get('config', pd.Series(dtype=object)).dropna():
+    config = json.loads(text)
+    out['seconds'].add(config.get('monitor', {}).get('crop_seconds'))
+    out['corpus'].add(config.get('data', {}).get('sha256'))
+  # Tables of old sweeps, and corpora without a digest, say nothing.
+  return {name: values - {None, '', 0} for name, values in out.items()}
+
+
+def listed(values: Iterable[float]) -> str:
+  """Returns numbers as text, in order."""
+  return ', '.join(f'{value:,g}' for value in sorted(values))
+
+
+def other_score(point: Point, tasks: pd.DataFrame) -> list[str]:
+  """Returns how the score of a point differs from those of the runs."""
   # Tables of points do not name their tasks.
   if not point.tasks or not len(tasks):
-    return 'tasks unknown'
-  parts = []
+    return []
+  out = []
   if set(point.tasks) != set(tasks['task']):
-    parts.append('other tasks')
+    out.append('other tasks')
   if set(point.protocol.split(', ')) != set(tasks['protocol'].dropna()):
-    parts.append(f'another protocol ({point.protocol})')
-  return ', '.join(parts) or 'same tasks and protocol'
+    out.append(f'another protocol ({point.protocol})')
+  return out
+
+
+def same(point: Point, tasks: pd.DataFrame) -> str:
+  """Returns what is known to be the same of a point that differs in nothing."""
+  known = []
+  if point.tasks and len(tasks):
+    known.append('same tasks and protocol')
+  else:
+    known.append('tasks unknown')
+  if point.corpus:
+    known.append('same clips')
+  else:
+    known.append('clips unknown')
+  return ', '.join(known)

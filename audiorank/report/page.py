@@ -98,9 +98,10 @@ def foreign(result: analysis.Analysis,
       kind='sorted text'), html_parts.small(
           'Law: the score that the law of the runs predicts at this RankMe, '
           'with the 95 % interval of a further run of this sweep. An encoder '
-          'lies on it if its score is inside. RankMe must be of the same clips '
-          'and the score of the same tasks and protocol: '
-          'launch.evaluate --like.')]
+          'lies on it if its score is inside. It is not comparable if its '
+          'RankMe is of another corpus, number or length of clips, or its '
+          'score of other tasks or another protocol: launch.evaluate --corpus '
+          '--clips --seconds, and --like.')]
 
 
 def layers(result: analysis.Analysis, sweep: records.Tables) -> list[str]:
