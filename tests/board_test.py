@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import pathlib
 import types
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from audiorank import evaluate
 from audiorank import figures
+from audiorank import hub
 from audiorank import labelled
 from audiorank import laws
 from audiorank import records
@@ -92,6 +94,15 @@ def test_the_mean_of_xares_is_weighted_by_sizes(tmp_path):
   assert row['score'] == '0.700' and row['interval'] == '0.665 to 0.735'
   # A result: it gives a file no other name.
   assert evaluate.identity({'xares_mean': mean}) == {}
+
+
+def test_the_command_of_twenty_encoders_names_twenty():
+  page = (pathlib.Path(board.__file__).parents[2] / 'launch' / 'README.md'
+          ).read_text(encoding='utf-8')
+  listed = page.split('for name in ')[1].split('; do')[0].replace('\\', '')
+  names = listed.split()
+  assert len(set(names)) == len(names) == 20
+  assert all(hub.NAME.fullmatch(name) for name in names)
 
 
 def test_what_is_no_record_is_refused_in_one_line(tmp_path):
