@@ -75,6 +75,10 @@ setuptools.setup(
         'hub': ['huggingface_hub', 'safetensors'],
         'transformers': ['huggingface_hub', 'safetensors', 'torch',
                          'transformers>=4.56'],
+        # muq 0.1 does not work with transformers 5.
+        'muq': ['huggingface_hub', 'muq', 'safetensors', 'torch',
+                'transformers>=4.56,<5'],
+        'mteb': ['mteb>=2'],
         'export': ['flatbuffers', 'safetensors'],
         'onnx': ['jax2onnx', 'onnx', 'onnxruntime'],
         'ray': ['ray>=2.60'],

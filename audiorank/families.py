@@ -195,14 +195,15 @@ def muq_package(name: str) -> Any:
   try:
     import muq
   except (ModuleNotFoundError, OSError) as error:  # torchaudio's libraries.
-    raise ValueError(f'{name}: needs the package muq (pip install muq): '
-                     f'{" ".join(str(error).split())[:150]}') from None
+    raise ValueError(f"{name}: needs the package muq (pip install "
+                     f"'audiorank[muq]'): {' '.join(str(error).split())[:150]}"
+                     ) from None
   # muq 0.1 asks a part of transformers for hidden states, which version 5 has
   # of whole models only.
   version = importlib.metadata.version('transformers')
   if int(version.partition('.')[0]) >= 5:
     raise ValueError(f"{name}: the package muq needs transformers 4, found "
-                     f"{version} (pip install 'transformers<5')")
+                     f"{version} (pip install 'audiorank[muq]')")
   return muq
 
 

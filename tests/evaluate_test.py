@@ -22,6 +22,7 @@ from audiorank import files
 from audiorank import model
 from audiorank import records
 from audiorank.hear import tasks
+from audiorank.rankme import record as rank_record
 from configs import base
 from launch import evaluate as launched
 from tests import processes
@@ -386,6 +387,22 @@ def test_flags_choose_the_protocol(tmp_path):
     with processes.flags_of(launched, step=3, tasks='y'), pytest.raises(
         ValueError, match='cannot be combined with hf:some/one'):
       launched.check()
+
+
+def test_every_measure_has_a_word_of_what_it_says():
+  z_ND = np.random.default_rng(0).standard_normal((60, 8)).astype(np.float32)
+  fields = {**rank_record.rank_fields(z_ND, np.arange(60), 'final'),
+            'neighbourhood': rank_record.neighbourhood(z_ND)}
+  names = {*fields['rank']['siblings'], *fields['directions'],
+           *fields['neighbourhood']} - {'rankme'}
+  assert names <= set(launched.MEANINGS)
+  lines = {line.split()[0]: line for line in launched.rank_lines(fields)
+           if line.strip()}
+  for name in names:
+    assert lines[name].endswith(launched.MEANINGS[name])
+  # RankMe itself, raw and centred, with its interval.
+  low, high = fields['rank']['low'], fields['rank']['high']
+  assert f'[{low:.3f}, {high:.3f}]' in launched.rank_lines(fields)[0]
 
 
 def test_the_command_says_what_it_did(server, tmp_path, weights):

@@ -275,7 +275,7 @@ def test_dasheng_by_name_has_its_sizes_revision_and_licence(
 @real
 @pytest.mark.filterwarnings('ignore')
 def test_muq_equals_a_call_by_hand(tmp_path):
-  """With random weights: python -m pip install muq."""
+  """With random weights: pip install '.[muq]'."""
   torch, muq = map(pytest.importorskip, ('torch', 'muq'))
   if importlib.metadata.version('transformers') >= '5':
     pytest.skip('muq 0.1 does not work with transformers 5')
@@ -337,6 +337,7 @@ def test_the_module_of_hears_page_takes_beats(tmp_path, monkeypatch):
           ).read_text()
   (code,) = [block for block in page.split('```')
              if 'from BEATs import' in block]
+  code = code.removeprefix('py')
   (tmp_path / 'BEATs.py').write_text(BEATS)
   (tmp_path / 'my_beats.py').write_text(code)
   monkeypatch.syspath_prepend(str(tmp_path))
@@ -365,7 +366,7 @@ def test_muq_names_its_package(tmp_path, monkeypatch):
   monkeypatch.setattr(families, 'libraries', lambda name: (None, None))
   monkeypatch.setitem(sys.modules, 'muq', None)
   with pytest.raises(ValueError, match=r'needs the package muq \(pip install '
-                     r'muq\)'):
+                     r"'audiorank\[muq\]'\)"):
     encoders.by_name(f'hf:{tmp_path}')
   monkeypatch.setitem(sys.modules, 'muq', types.ModuleType('muq'))
   monkeypatch.setattr(families.importlib.metadata, 'version',

@@ -36,7 +36,8 @@ def encoder(path: str, layer: str | int = 'final', batch: int = 64) -> Any:
     from mteb.models import abs_encoder
     from mteb.models import model_meta
   except ModuleNotFoundError as error:
-    raise ValueError(f'needs {error.name} (pip install mteb)') from None
+    raise ValueError(f"needs {error.name} (pip install 'audiorank[mteb]')"
+                     ) from None
   model = encoders.opened(path, layer=layer, batch=batch)
 
   class Audiorank(abs_encoder.AbsEncoder):  # type: ignore[misc]
