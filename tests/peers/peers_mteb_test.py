@@ -1,7 +1,7 @@
 """MTEB evaluates our encoder as it is; its score is that of 'fewshot'.
 
   python -m venv mteb-venv
-  mteb-venv/bin/pip install -e '.[test,transformers]' mteb
+  mteb-venv/bin/pip install -e '.[mteb,test]'
   mteb-venv/bin/python -m pytest tests/peers/peers_mteb_test.py
 """
 
