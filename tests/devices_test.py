@@ -14,6 +14,7 @@ from configs import base
 from launch import cli
 from launch import devices
 from launch import grid
+from launch.engines import local
 from tests import processes
 from tests import tiny
 
@@ -318,3 +319,21 @@ def test_a_second_launcher_on_the_same_chips_is_one_line(
                   'machine: expected a free device')
   first.send_signal(signal.SIGINT)
   assert first.wait(60) == cli.AGAIN and not stand_ins(tmp_path)
+
+
+LOADER = pathlib.Path('/lib64/ld-linux-x86-64.so.2')
+
+
+@pytest.mark.skipif(not LOADER.exists(), reason='no glibc')
+def test_a_worker_on_a_cpu_keeps_what_it_has_freed():
+  slot = devices.Slot('cpu-0', (), None, {})
+  env = local.environment(slot, {'LC_ALL': 'C'})
+  listed = subprocess.run([LOADER, '--list-tunables'], env=env, text=True,
+                          capture_output=True).stdout
+  # An unknown tunable or a value out of bounds would be ignored silently.
+  for line in ('arena_max: 0x1 ', 'mmap_max: 0 ',
+               'trim_threshold: 0x4000000000000000 '):
+    assert f'glibc.malloc.{line}' in listed
+  own = {'GLIBC_TUNABLES': 'glibc.malloc.arena_max=2'}
+  assert local.environment(slot, own)['GLIBC_TUNABLES'] == (
+      own['GLIBC_TUNABLES'])
