@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import functools
+import gc
 import importlib.util
 import io
 import os
@@ -42,6 +43,9 @@ def run(main: Callable[[list[str]], None], words: bool = False) -> None:
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors='backslashreplace')
+  # What the imports have left stays until the end: the collector of garbage
+  # need not look at its million objects again and again.
+  gc.freeze()
   app.run(functools.partial(_guarded, main),
           flags_parser=functools.partial(_parse, words))
 

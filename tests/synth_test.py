@@ -2,7 +2,10 @@
 
 import concurrent.futures
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import librosa
 import numpy as np
@@ -393,3 +396,17 @@ def test_folders_made_otherwise_are_refused(tmp_path):
   pathlib.Path(root, 'timbre-v1-full').mkdir()
   with pytest.raises(ValueError, match='not a folder of this dataset'):
     synth.write_tasks(tmp_path, 0, (2, 1, 1), ['timbre'], 1, False)
+
+
+def test_errors_of_a_writing_process_are_raised():
+  paths = [f'/nowhere/{i}' for i in range(16)]
+  with pytest.raises(FileNotFoundError, match='/nowhere/'):
+    write._map(os.listdir, paths, 2, False, '')
+  # One that is killed, by the system for its memory perhaps.
+  with pytest.raises(OSError, match='exit code 3.*run the same command again'):
+    write._map(os._exit, [3] * 16, 2, False, '')
+
+
+def test_a_writing_process_does_not_import_jax():
+  code = f'import sys; {write.SERVE.split(";")[0]}; print("jax" in sys.modules)'
+  assert subprocess.check_output([sys.executable, '-c', code]) == b'False\n'

@@ -15,7 +15,6 @@ import zlib
 
 import numpy as np
 from scipy import fft
-from scipy import signal
 
 from audiorank import config as config_lib
 
@@ -141,6 +140,7 @@ def resonate(wave_S: np.ndarray, f: float, bandwidth: float) -> np.ndarray:
     f: centre, Hz.
     bandwidth: Hz.
   """
+  from scipy import signal  # Takes a second, and few commands need it.
   # The radius of the poles gives the bandwidth, their angle the centre; zeros
   # at 0 Hz and at half the rate make the gain at the centre one.
   r = np.exp(-np.pi * bandwidth / RATE)

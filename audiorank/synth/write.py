@@ -7,11 +7,14 @@ written last, contains the arguments that a complete folder was made with.
 from collections.abc import Callable
 from collections.abc import Sequence
 from concurrent import futures
+import contextlib
 import functools
 import json
-import multiprocessing
 import os
 import pathlib
+import pickle
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,8 @@ from audiorank.synth import waves
 RATE = waves.RATE
 VERSION = 1  # To be raised when the same seed gives other clips.
 MARKER = 'synth.json'
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SERVE = 'from audiorank.synth import write; write.serve()'
 
 
 def _write_json(path: pathlib.Path, content: Any) -> None:
@@ -91,40 +96,88 @@ def _map(function: Callable[[Any], None], items: Sequence[Any],
   if progress and items:
     bar = progress_lib.Bar(len(items), 0, title)
 
-  def tell(n: int) -> None:
+  def tell() -> None:
     if bar:
-      bar.step(n)
+      bar.step()
 
   try:
     # For a few items, starting processes takes longer than the work.
     if workers == 1 or len(items) < 16:
       for item in items:
         function(item)
-        tell(1)
+        tell()
       return
-    # Spawned: forking a process with threads of JAX can deadlock.
-    context = multiprocessing.get_context('spawn')
-    with futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-      # Eight at a time: a clip takes less time than sending a task.
-      pending = [pool.submit(_call, function, items[i:i + 8])
-                 for i in range(0, len(items), 8)]
-      try:
-        for done in futures.as_completed(pending):
-          tell(done.result())
-      except BaseException:
-        # Otherwise an interrupt would wait for all clips.
-        pool.shutdown(cancel_futures=True)
-        raise
+    _map_in_processes(function, items, workers, tell)
   finally:
     if bar:
       bar.close()
 
 
-def _call(function: Callable[[Any], None], items: Sequence[Any]) -> int:
-  """Calls a function on some items in a worker; returns their number."""
+def _map_in_processes(function: Callable[[Any], None], items: Sequence[Any],
+                      workers: int, tell: Callable[[], None]) -> None:
+  """Calls a function on every item in processes; `tell` after each.
+
+  The processes import this module alone. Those of multiprocessing would import
+  the program's main module as well, and with it jax, which takes seconds.
+  """
+  paths = [str(ROOT), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
+  environment = {**os.environ,
+                 'PYTHONPATH': os.pathsep.join(filter(None, paths))}
+  processes = [subprocess.Popen(
+      [sys.executable, '-c', SERVE], env=environment,
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(workers)]
+  with futures.ThreadPoolExecutor(workers) as threads:
+    try:
+      # Every k-th item, so that all have about as much to do.
+      pending = [threads.submit(
+          _oversee, process, function, items[k::workers], tell)
+          for k, process in enumerate(processes)]
+      for done in futures.as_completed(pending):
+        done.result()
+    finally:
+      # After an error or an interrupt, which must not wait for all items.
+      for process in processes:
+        process.kill()
+        process.wait()
+
+
+def _oversee(process: subprocess.Popen, function: Callable[[Any], None],
+             items: Sequence[Any], tell: Callable[[], None]) -> None:
+  """Has a process do some items; raises the error that it meets.
+
+  Raises:
+    OSError: the process died.
+  """
+  assert process.stdin and process.stdout
+  with process.stdin as stdin, process.stdout as stdout:
+    # It may have died before it read this.
+    with contextlib.suppress(BrokenPipeError):
+      pickle.dump((function, items), stdin)
+      stdin.flush()
+    for _ in items:
+      try:
+        error = pickle.load(stdout)
+      except EOFError:
+        raise OSError('a process that writes the synthetic dataset died '
+                      f'(exit code {process.wait()}): run the same command '
+                      'again') from None
+      if error:
+        raise error
+      tell()
+
+
+def serve() -> None:
+  """Does what `_oversee` asks for; the main function of its processes."""
+  function, items = pickle.load(sys.stdin.buffer)
   for item in items:
-    function(item)
-  return len(items)
+    error = None
+    try:
+      function(item)
+    except Exception as reason:  # Raised again in the process that waits.
+      error = reason
+    # Fails if that process is gone, which ends this one.
+    pickle.dump(error, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
 
 
 def _write_recording(out: pathlib.Path, seed: int, index: int) -> None:
