@@ -289,8 +289,8 @@ def test_a_value_of_parquet_is_read_alone(tmp_path, codec, dictionary, version):
       if value is None:
         continue
       span = data.parquet.locate(file, place, page)
-      assert data.parquet.read_span(
-          file, span.offset, span.size, span.text()) == value
+      assert data.parquet.span(span.offset, span.size, span.text()) == span
+      assert data.parquet.read_span(file, span) == value
       if codec in ('snappy', 'none'):  # Not its page of some megabytes.
         assert span.size < len(value) + 2 * 2**16
 

@@ -33,9 +33,11 @@ LONGEST_HEADER = 2**16
 LARGEST_PAGE = 2**31
 SPAN = 'span'  # The text of a Span begins with it.
 SNAPPY_BLOCK = 2**16
-# Our name for snappy's blocks without the length that a snappy stream begins
-# with.
-BLOCKS = 'SNAPPY_BLOCKS'
+# Our names for snappy's blocks without the length that a snappy stream begins
+# with, and for such blocks that are not compressed: snappy found nothing to
+# save, as in FLAC or MP3. Each is a tag and its 64 KB.
+BLOCKS, PLAIN_BLOCKS = 'SNAPPY_BLOCKS', 'SNAPPY_PLAIN'
+TAG = 3  # Bytes: the type of an element and, in two bytes, its length.
 
 File = BinaryIO | io.RawIOBase  # Such as stored.Region.
 
@@ -74,6 +76,13 @@ class Span(NamedTuple):
   def text(self) -> str:
     """Returns all but offset and size as text, for a manifest."""
     return f'{SPAN}:{self.codec}:{self.raw}:{self.begin}:{self.length}'
+
+
+def span(offset: int, size: int, text: str) -> Span:
+  """Returns the Span of an offset, a size and a `Span.text`."""
+  _, codec, *rest = text.split(':')
+  raw, begin, length = map(int, rest)
+  return Span(offset, size, codec, raw, begin, length)
 
 
 class _Page(NamedTuple):
@@ -235,31 +244,41 @@ def locate(file: File, where: Place, last: dict) -> Span:
     return whole
   first, end = begin // SNAPPY_BLOCK, -(-(begin + length) // SNAPPY_BLOCK)
   raw = min(end * SNAPPY_BLOCK, len(page.body)) - first * SNAPPY_BLOCK
-  return Span(page.offset + blocks[first], blocks[end] - blocks[first],
-              BLOCKS, raw, begin - first * SNAPPY_BLOCK, length)
+  codec = BLOCKS
+  if all(_is_plain(page.packed, *pair)
+         for pair in zip(blocks[first:end], blocks[first + 1:end + 1])):
+    codec = PLAIN_BLOCKS
+  return Span(page.offset + blocks[first], blocks[end] - blocks[first], codec,
+              raw, begin - first * SNAPPY_BLOCK, length)
 
 
-def read_span(file: File, offset: int, size: int, text: str) -> bytes:
-  """Returns the value of a Span.
+def read_span(file: File, where: Span) -> memoryview:
+  """Returns the value of a Span, without copying it out of its page.
 
   Args:
     file: the open parquet file.
-    offset, size: of the Span.
-    text: its `Span.text`.
+    where: the Span.
 
   Raises:
     ValueError: the file is too short, or the bytes cannot be decompressed.
   """
-  _, codec, raw, begin, length = text.split(':')
-  file.seek(offset)
-  data = file.read(size)
-  if len(data) < size:
+  file.seek(where.offset)
+  data, codec = file.read(where.size), where.codec
+  if len(data) < where.size:
     raise ValueError('cut off')
-  if codec == BLOCKS:
+  if codec in (BLOCKS, PLAIN_BLOCKS):
     # Blocks are a valid stream once a length is put before them.
-    codec, data = 'SNAPPY', _snappy_length(int(raw)) + data
-  body = _decompressed(data, int(raw), codec)
-  return bytes(body[int(begin):int(begin) + int(length)])
+    codec, data = 'SNAPPY', _snappy_length(where.raw) + data
+  body = _decompressed(data, where.raw, codec)
+  return body[where.begin:where.begin + where.length]
+
+
+def as_file(value: bytes | memoryview) -> Any:
+  """Returns a value as a file, without a copy."""
+  if isinstance(value, bytes):
+    return io.BytesIO(value)
+  import pyarrow
+  return pyarrow.BufferReader(pyarrow.py_buffer(value))
 
 
 # --- Snappy ---
@@ -314,6 +333,13 @@ def _snappy_blocks(page: _Page) -> list[int]:
   return [*blocks, len(data)]
 
 
+def _is_plain(packed: bytes, begin: int, end: int) -> bool:
+  """Returns whether a block is one element of plain bytes after a TAG."""
+  # The type is 'plain bytes whose length, less 1, is in the next two bytes'.
+  length = int.from_bytes(packed[begin + 1:begin + TAG], 'little') + 1
+  return packed[begin] == 61 << 2 and begin + TAG + length == end
+
+
 # --- Pages ---
 
 
@@ -360,13 +386,13 @@ def _page(file: File, offset: int, size: int, codec: str) -> _Page:
     if not about.get(7, True):
       codec = 'UNCOMPRESSED'
   return _Page(offset + length, data, codec,
-               memoryview(_decompressed(data, raw, codec)), header, levels)
+               _decompressed(data, raw, codec), header, levels)
 
 
-def _decompressed(body: bytes, size: int, codec: str) -> bytes:
+def _decompressed(body: bytes, size: int, codec: str) -> memoryview:
   """Returns the `size` raw bytes of a page."""
   if codec == 'UNCOMPRESSED':
-    return body
+    return memoryview(body)
   if not 0 <= size <= LARGEST_PAGE:
     raise ValueError(f'a page of {size} bytes')
   import pyarrow
@@ -374,7 +400,8 @@ def _decompressed(body: bytes, size: int, codec: str) -> bytes:
   # is the frame format.
   name = {'LZ4': 'lz4_raw'}.get(codec, codec.lower())
   try:
-    return pyarrow.Codec(name).decompress(body, size, asbytes=True)
+    # Arrow's memory is used as it is: its buffers count signed bytes.
+    return memoryview(pyarrow.Codec(name).decompress(body, size)).cast('B')
   except (pyarrow.ArrowException, OSError, ValueError) as error:
     raise ValueError(f'a page does not unpack: {error}') from error
 

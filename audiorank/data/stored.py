@@ -117,7 +117,7 @@ class Region(io.RawIOBase):
     if not want:
       return b''  # At the end; of an object this would be a request.
     try:
-      data = self._handle.read(self._begin + self._at, want)
+      data = self._get(self._at, want)
     except OSError as error:
       if self._strict:
         raise
@@ -125,6 +125,10 @@ class Region(io.RawIOBase):
       return b''
     self._at += len(data)
     return data
+
+  def _get(self, at: int, count: int) -> bytes:
+    """Returns the bytes from `at` on, fewer at the end of the file."""
+    return self._handle.read(self._begin + at, count)
 
   def readinto(self, buffer: Any) -> int:
     data = self.read(len(buffer))
@@ -142,6 +146,31 @@ class Region(io.RawIOBase):
       raise self.error
     if self.error is not None:
       raise ValueError(f'unreadable: {self.error.strerror or self.error}')
+
+
+class Blocks(Region):
+  """Bytes of a parquet file with a tag before every 64 KB of them.
+
+  See parquet.PLAIN_BLOCKS.
+  """
+
+  def __init__(self, handle: Handle, name: str, where: parquet.Span):
+    super().__init__(handle, name, where.offset, where.length)
+    self._lead = where.begin  # Bytes of the first block that come before.
+
+  def _get(self, at: int, count: int) -> bytes:
+    block, tag = parquet.SNAPPY_BLOCK, parquet.TAG
+    first = self._lead + at
+    last = first + count - 1
+    # As many tags come before a byte as blocks begin up to it.
+    begin = first + tag * (first // block + 1)
+    end = last + 1 + tag * (last // block + 1)
+    data = memoryview(self._handle.read(self._begin + begin, end - begin))
+    parts, left = [], block - first % block
+    while data:
+      parts.append(data[:left])
+      data, left = data[left + tag:], block
+    return b''.join(parts)
 
 
 def open_file(path: str | os.PathLike) -> BinaryIO:
@@ -163,33 +192,43 @@ def opened(handle: Handle, address: Address, last: dict) -> Any:
   Raises:
     ValueError: there is none.
   """
-  data: bytes | None
-  if ':' in address.inner:  # A place in a parquet file.
-    whole = Region(handle, address.path, 0, handle.size)
-    try:
-      if address.inner.startswith(parquet.SPAN):
-        data = parquet.read_span(whole, address.offset, address.size,
-                                 address.inner)
-      else:
-        data = parquet.read(
-            whole, parquet.place(address.offset, address.inner), last)
-    except (IndexError, ValueError, struct.error) as error:
-      # If reading failed, the missing bytes are no damage.
-      whole.check()
-      if isinstance(error, ValueError):
-        raise
-      raise ValueError(f'unreadable: {error}') from error
+  if ':' not in address.inner:
+    size = address.size or handle.size - address.offset
+    return _region(Region(handle, address.path, address.offset, size), size)
+  # A place in a parquet file.
+  whole = Region(handle, address.path, 0, handle.size)
+  data: bytes | memoryview | None
+  try:
+    if address.inner.startswith(parquet.SPAN):
+      where = parquet.span(address.offset, address.size, address.inner)
+      if where.codec == 'UNCOMPRESSED':
+        return _region(Region(handle, address.path, where.offset + where.begin,
+                              where.length), where.length)
+      if where.codec == parquet.PLAIN_BLOCKS:
+        return _region(Blocks(handle, address.path, where), where.length)
+      data = parquet.read_span(whole, where)
+    else:
+      data = parquet.read(
+          whole, parquet.place(address.offset, address.inner), last)
+  except (IndexError, ValueError, struct.error) as error:
+    # If reading failed, the missing bytes are no damage.
     whole.check()
-    if data is None:
-      raise ValueError('unreadable: no bytes in this row')
-    return io.BytesIO(data)
-  size = address.size or handle.size - address.offset
-  region = Region(handle, address.path, address.offset, size)
-  if handle.remote and size <= AT_ONCE:
-    data = region.read(size)  # In one request.
-    region.check()
-    return io.BytesIO(data)
-  return region
+    if isinstance(error, ValueError):
+      raise
+    raise ValueError(f'unreadable: {error}') from error
+  whole.check()
+  if data is None:
+    raise ValueError('unreadable: no bytes in this row')
+  return parquet.as_file(data)
+
+
+def _region(region: Region, size: int) -> Any:
+  """Returns a sound file, read at once if it is short and on a bucket."""
+  if not region.remote or size > AT_ONCE:
+    return region
+  data = region.read(size)  # In one request.
+  region.check()
+  return io.BytesIO(data)
 
 
 def span(handle: Handle, address: Address, last: dict) -> parquet.Span:

@@ -8,7 +8,6 @@ Shapes: S samples.
 
 from collections.abc import Callable
 from collections.abc import Iterator
-import io
 import json
 import os
 import queue
@@ -182,8 +181,9 @@ def _opened(entry: dict, pages: dict) -> Any:
   if pages.get('sound') != address:
     pages['data'] = stored.opened(handle, address, pages)
     pages['sound'] = address
-  if isinstance(pages['data'], io.BytesIO):
-    return io.BytesIO(pages['data'].getvalue())
+  if not isinstance(pages['data'], stored.Region):
+    pages['data'].seek(0)  # In memory.
+    return pages['data']
   return stored.ahead(stored.opened(handle, address, pages))
 
 
