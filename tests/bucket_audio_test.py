@@ -151,7 +151,7 @@ def test_an_outage_ends_the_listing_and_the_training(outage, tmp_path):
   region = stored.Region(stored.Handle('gs://bucket/audio/a/one.flac'), 'one',
                          0, 2**24)
   with pytest.raises(files.StoreError):
-    stored.piece(stored.buffered(region, 10), 0, 100, 0, 10, RATE)
+    stored.piece(stored.buffered(region, 10), 0, 100, 0, 10, RATE, 0)
 
 
 def test_a_sound_of_a_bucket_is_one_request(there, monkeypatch):

@@ -382,8 +382,8 @@ def test_what_is_not_a_corpus(tmp_path, corpus):
   with pytest.raises(ValueError, match='corpus.json: not a corpus description'):
     data.load(tmp_path)
   (tmp_path / 'corpus.json').write_text(
-      '{"format": 3, "rate": 16000, "sha256": ""}')
-  with pytest.raises(ValueError, match='format 3, expected 1 or 2'):
+      '{"format": 4, "rate": 16000, "sha256": ""}')
+  with pytest.raises(ValueError, match='format 4, expected 1, 2 or 3'):
     data.load(tmp_path)
   (tmp_path / 'corpus.json').write_text(
       '{"format": 1, "rate": 16000, "sha256": "00"}')

@@ -188,6 +188,107 @@ def test_a_crop_of_a_long_record_reads_a_part_of_it(tmp_path, monkeypatch):
   assert sum(counted) < .2 * int(corpus.index.bytes_R[0])
 
 
+SECONDS = 13  # A chunk of 10 s, and a second one.
+# (file, format, subtype, rate)
+LOSSY = [('a.mp3', 'MP3', None, RATE), ('b.mp3', 'MP3', None, 44100),
+         ('c.ogg', 'OGG', 'VORBIS', RATE), ('d.flac', 'FLAC', None, 22050),
+         ('e.opus', 'OGG', 'OPUS', RATE)]
+
+
+@pytest.fixture(scope='module')
+def long_folder(tmp_path_factory):
+  root = tmp_path_factory.mktemp('long') / 'in'
+  root.mkdir()
+  for i, (name, form, subtype, rate) in enumerate(LOSSY):
+    (root / name).write_bytes(encoded(SECONDS, form, subtype, rate, 1, i))
+  return root
+
+
+@pytest.fixture(scope='module')
+def long_corpora(long_folder):
+  """Each sound is one record: in place, and as Opus."""
+  out = {}
+  for store in ('none', 'opus'):
+    prepare.run(long_folder, long_folder.parent / store, workers=1,
+                piece_seconds=60, store=store)
+    out[store] = data.load(long_folder.parent / store)
+  return out
+
+
+@pytest.mark.parametrize('store', ['none', 'opus'])
+def test_a_crop_of_a_long_lossy_record_is_the_same(long_corpora, store):
+  """Also across the edges of its chunks of 10 s."""
+  corpus = long_corpora[store]
+  read = data.folder.reader(corpus, resident=False)
+  assert data.verify(corpus) == []
+  for record in range(len(LOSSY)):
+    whole_S = read(record, 0, SECONDS * RATE)
+    assert len(whole_S) == SECONDS * RATE
+    for begin, count in [(0, 100), (9 * RATE, 2 * RATE), (10 * RATE - 1, 2),
+                         (10 * RATE, 3 * RATE), (3, 12 * RATE + 1)]:
+      np.testing.assert_array_equal(read(record, begin, count),
+                                    whole_S[begin:begin + count])
+
+
+def test_chunks_in_place_have_the_samples_of_the_whole_file(
+    long_corpora, long_folder):
+  """To the rounding. An Opus decoder that begins in the middle only converges
+  to what it would have decoded: 1 % of the sound is far below the codec's own
+  errors."""
+  read = data.folder.reader(long_corpora['none'], resident=False)
+  for record, (name, *_) in enumerate(LOSSY):
+    want_S = audio.to_int16(audio.read(long_folder / name)).astype(float)
+    error_S = np.abs(read(record, 0, SECONDS * RATE) - want_S)
+    if name.endswith('.opus'):
+      assert np.sqrt(np.mean(error_S ** 2)) < .01 * want_S.std()
+    else:
+      assert error_S.max() <= 1 and np.mean(error_S > 0) < .01, name
+
+
+def test_a_crop_of_a_long_lossy_record_decodes_its_chunks_alone(
+    long_corpora, monkeypatch):
+  decoded, fetched = [], []
+  plain, fetch = data.stored.decode.Decoder.read, data.stored.Region.read
+
+  def counting(self, frames, *args, **kwargs):
+    decoded.append(frames / self.samplerate)
+    return plain(self, frames, *args, **kwargs)
+
+  def counting_bytes(self, size=-1):
+    content = fetch(self, size)
+    fetched.append(len(content))
+    return content
+  monkeypatch.setattr(data.stored.decode.Decoder, 'read', counting)
+  monkeypatch.setattr(data.stored.Region, 'read', counting_bytes)
+  read = data.folder.reader(long_corpora['none'], resident=False)
+  for record, (name, *_) in enumerate(LOSSY):
+    decoded.clear()
+    fetched.clear()
+    read(record, 11 * RATE, RATE)
+    # The second chunk, and what comes before it (and after).
+    assert sum(decoded) < 5, name
+    if name.endswith('.mp3'):
+      assert sum(fetched) < .4 * int(
+          long_corpora['none'].index.bytes_R[record])
+
+
+def test_records_from_before_there_were_chunks_are_read_as_then(
+    long_corpora, tmp_path):
+  """Format 2: decoded from their beginning, whatever their length."""
+  shutil.copytree(long_corpora['opus'].root, tmp_path / 'old')
+  path = tmp_path / 'old' / 'corpus.json'
+  about = json.loads(path.read_text())
+  assert about.pop('chunk') == 10 * RATE and about['format'] == 3
+  path.write_text(json.dumps({**about, 'format': 2}))
+  corpus = data.load(tmp_path / 'old')
+  with tarfile.open(tmp_path / 'old' / 'shards' / corpus.index.shards[0]) as t:
+    content = t.extractfile(t.getmembers()[0]).read()
+  want_S, _ = soundfile.read(io.BytesIO(content), dtype='int16')
+  read = data.folder.reader(corpus, resident=False)
+  np.testing.assert_array_equal(read(0, 5 * RATE, 7 * RATE),
+                                want_S[5 * RATE:12 * RATE])
+
+
 def test_shards_of_flac_are_tars_that_anybody_opens(corpora):
   corpus = corpora['folder', 'flac']
   names = 0

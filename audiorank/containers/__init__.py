@@ -72,7 +72,7 @@ def inspect(file: BinaryIO) -> Sound:
   size = file.seek(0, io.SEEK_END)
   # Before zeros are skipped: some of these formats begin with zeros.
   _refuse_foreign(views.read_at(file, 0, 64))
-  begin = _first_byte(file, size)
+  begin = views.first_byte(file, size)
   first = begin
   # Taggers write ID3 before any format, not only before MP3.
   while tag := mpeg.id3_length(views.read_at(file, first, 10)):
@@ -126,15 +126,3 @@ def _walker(head: bytes) -> Callable[[BinaryIO, int, int], Sound] | None:
   return {b'fLaC': flac.inspect, b'OggS': ogg.inspect, b'.snd': chunks.au,
           b'riff': chunks.w64, b'caff': chunks.caf, b'NIST': chunks.nist,
           b'Crea': chunks.voc, b'2BIT': chunks.avr}.get(head[:4])
-
-
-def _first_byte(file: BinaryIO, size: int) -> int:
-  """Returns the position of the first byte that is not zero."""
-  for offset in range(0, size, views.WINDOW):
-    data = views.read_at(file, offset, views.WINDOW)
-    rest = data.lstrip(b'\0')
-    if rest:
-      return offset + len(data) - len(rest)
-  return 0
-
-

@@ -4,11 +4,13 @@ The format has no header for the file, only one per frame. Sources: ISO 11172-3
 and 13818-3; Xing, LAME and VBRI tags as mpg123 reads them.
 """
 
+import io
 import struct
 from typing import BinaryIO
 from typing import NamedTuple
 
 from audiorank.containers.views import cut_off
+from audiorank.containers.views import first_byte
 from audiorank.containers.views import name
 from audiorank.containers.views import read_at
 from audiorank.containers.views import Sound
@@ -23,6 +25,7 @@ _L2 = (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384)
 _L1 = tuple(32 * i for i in range(15))
 _LOW = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _LOW1 = (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256)
+DECODER_DELAY = 529  # Samples, of every decoder of layer 3.
 _LONGEST = 4096  # Bytes; every frame is shorter.
 # Hz by the version in the header: 3 is MPEG-1, 2 is MPEG-2, 0 is MPEG-2.5.
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000),
@@ -62,6 +65,16 @@ def read_frame(head: bytes) -> Frame | None:
     length, samples = 72000 * kilobits // hertz + padding, 576
   return Frame((version, layer, rate_index), length, samples, hertz,
                head[3] >> 6 == 3)
+
+
+class Table(NamedTuple):
+  """The frames of a file, which follow each other without gaps."""
+  begins: list[int]  # First byte of each, and the byte after the last.
+  samples: int  # Of each frame.
+  rate: int
+  # Samples that decoders drop at the beginning, because an encoder and a
+  # decoder of layer 3 delay the sound.
+  delay: int
 
 
 class _Window:
@@ -123,12 +136,7 @@ def inspect(file: BinaryIO, begin: int, at: int, size: int) -> Sound:
   Raises:
     ValueError: fewer frames than announced, or the last one is not whole.
   """
-  # The first frame.
-  first = None
-  for offset in range(at, min(size, at + MOST_GARBAGE), WINDOW):
-    first = _start(file, offset, min(size, offset + WINDOW))
-    if first is not None:
-      break
+  first = _first_frame(file, at, size)
   if first is None:
     if at > size:
       raise cut_off(size - begin, at - begin, 'bytes of its tag are there')
@@ -160,9 +168,109 @@ def inspect(file: BinaryIO, begin: int, at: int, size: int) -> Sound:
     # The file's own Xing frame also has the encoder's delay and padding.
     parts, slack = [(first, body), *runs], 5 * frame.samples
   elif frame.kind[1] == 3:
-    parts = [_xing_frame(window.get(first, 4), count,
-                         sum(end - begin for begin, end in runs)), *runs]
+    parts = [xing_frame(window.get(first, 4), count,
+                        sum(end - begin for begin, end in runs)), *runs]
   return Sound(form, View(file, parts, name(file)), frames, slack)
+
+
+def table(file: BinaryIO) -> Table | None:
+  """Returns the Table of a file of layer 3, or None if it has gaps.
+
+  Args:
+    file: open; `inspect` accepts it.
+  """
+  size = file.seek(0, io.SEEK_END)
+  at = begin = first_byte(file, size)
+  while tag := id3_length(read_at(file, at, 10)):
+    at += tag
+  first = _first_frame(file, at, size)
+  window = _Window(file, size)
+  frame = None
+  if first is not None and first >= begin:
+    frame = read_frame(window.get(first, 4))
+  if first is None or frame is None or frame.kind[1] != 3:
+    return None
+  head = window.get(first, frame.length)
+  at = first
+  if _xing(head, frame) is not None:
+    at += frame.length
+  begins, kind = [at], frame.kind
+  while (following := read_frame(window.get(at, 4))) is not None and (
+      following.kind == kind and at + following.length <= size):
+    at += following.length
+    begins.append(at)
+  # Decoders continue behind a gap, where their frames have other numbers.
+  if at + 4 <= size and _resume(window, at, kind) is not None:
+    return None
+  return Table(begins, frame.samples, frame.rate, _delay(head, frame))
+
+
+def playable(data: bytes) -> bytes:
+  """Returns frames of layer 3, cut out of a file, that decode without errors.
+
+  The first ones need bytes of frames that are missing. They become silent.
+
+  Args:
+    data: whole frames.
+
+  Raises:
+    ValueError: no frame begins there.
+  """
+  out, at, there = bytearray(data), 0, 0
+  while at < len(data):
+    frame = read_frame(data[at:at + 4])
+    if frame is None:
+      raise ValueError('unreadable: no frame of MP3 where one was')
+    # A checksum of two bytes may come before the side information.
+    side, begin = _side_bytes(frame), at + 4 + 2 * (not data[at + 1] & 1)
+    # How many bytes of earlier frames it uses: 9 bits in MPEG-1, else 8.
+    if frame.kind[0] == 3:
+      back = data[begin] << 1 | data[begin + 1] >> 7
+    else:
+      back = data[begin]
+    if back <= there:
+      break
+    # Side information of zeros: no bits of sound. But it says that the bytes
+    # so far are used, or decoders would drop them.
+    out[begin:begin + side] = bytes(side)
+    if frame.kind[0] == 3:
+      used = min(there, 511) << 7
+    else:
+      used = min(there, 255) << 8
+    out[begin:begin + 2] = used.to_bytes(2, 'big')
+    at += frame.length
+    there += at - begin - side
+  return bytes(out)
+
+
+def _first_frame(file: BinaryIO, at: int, size: int) -> int | None:
+  """Returns the position of the first frame from a byte on, or None."""
+  for offset in range(at, min(size, at + MOST_GARBAGE), WINDOW):
+    first = _start(file, offset, min(size, offset + WINDOW))
+    if first is not None:
+      return first
+  return None
+
+
+def _delay(data: bytes, frame: Frame) -> int:
+  """Returns the samples that mpg123 drops at the beginning of a file.
+
+  Args:
+    data: the first frame.
+    frame: its header.
+  """
+  at = 4 + _side_bytes(frame)
+  if data[at:at + 4] not in (b'Xing', b'Info'):
+    return DECODER_DELAY
+  flags, = struct.unpack('>I', data[at + 4:at + 8])
+  # Fields that are there only if their flag is set: frames, bytes, a table of
+  # contents, quality.
+  at += 8 + sum(length for bit, length in enumerate((4, 4, 100, 4))
+                if flags >> bit & 1)
+  # LAME's tag begins with the encoder's name. The delay is in 12 bits.
+  if len(data) < at + 24 or not data[at]:
+    return DECODER_DELAY
+  return (data[at + 21] << 4 | data[at + 22] >> 4) + DECODER_DELAY
 
 
 def _side_bytes(frame: Frame) -> int:
@@ -260,7 +368,7 @@ def _resume(window: _Window, at: int, kind: tuple) -> int | None:
                    'its frames are none')
 
 
-def _xing_frame(head: bytes, count: int, size: int) -> bytes:
+def xing_frame(head: bytes, count: int, size: int) -> bytes:
   """Returns a Xing frame that announces a number of frames.
 
   Args:

@@ -94,6 +94,16 @@ def read_at(file: BinaryIO, offset: int, count: int) -> bytes:
   return file.read(count) or b''
 
 
+def first_byte(file: BinaryIO, size: int) -> int:
+  """Returns the position of the first byte that is not zero."""
+  for offset in range(0, size, WINDOW):
+    data = read_at(file, offset, WINDOW)
+    rest = data.lstrip(b'\0')
+    if rest:
+      return offset + len(data) - len(rest)
+  return 0
+
+
 def name(file: BinaryIO) -> str:
   """Returns the name of an open file, for messages."""
   return str(getattr(file, 'name', '<file object>'))

@@ -22,12 +22,14 @@ import numpy as np
 
 from audiorank import files
 from audiorank.data import index as index_lib
+from audiorank.data import mp3
 from audiorank.data import stored
 
 if TYPE_CHECKING:
   import pandas as pd
 
-FORMATS = (1, 2)
+# 2 has other stores than int16. 3 has chunks; see stored.piece.
+FORMATS = (1, 2, 3)
 # Most files open at a time; the usual limit of a process is 1024.
 OPEN = 512
 # Rows of a block in which single records are looked up.
@@ -55,6 +57,7 @@ class Corpus:
   sha256: str  # Of the manifest and the selection.
   store: str  # How records are stored; see prepare.shards.STORES.
   audio: str  # Folder of sound files that are read in place, or ''.
+  chunk: int = 0  # Samples of a chunk of a record; see stored.piece.
   mixed: tuple['Corpus', ...] = ()  # The corpora of a mixture,
   weights: tuple[float, ...] = ()  # and their shares of the clips.
 
@@ -171,7 +174,8 @@ def load_one(root: str | os.PathLike) -> Corpus:
   if store == 'none':
     audio = _audio(root, about, index)
   whole = Corpus(os.fspath(root), index, None, len(index.samples_R), 0.,
-                 about['rate'], about['sha256'], store, audio)
+                 about['rate'], about['sha256'], store, audio,
+                 about.get('chunk', 0))
   return dataclasses.replace(whole, hours=hours(whole))
 
 
@@ -206,7 +210,7 @@ def _described(root: pathlib.Path) -> dict:
     raise ValueError(f'{path}: not a corpus description: '
                      f'{type(error).__name__} {error}') from error
   if form not in FORMATS:
-    raise ValueError(f'{path}: format {form!r}, expected 1 or 2')
+    raise ValueError(f'{path}: format {form!r}, expected 1, 2 or 3')
   if not isinstance(rate, int) or not isinstance(sha256, str) or rate < 1:
     raise ValueError(f'{path}: rate {rate!r}, sha256 {sha256!r}: expected a '
                      'positive number and a text')
@@ -466,8 +470,11 @@ def _from_sound_files(corpus: Corpus) -> Reader:
       source = stored.opened(opened(int(index.shard_R[row])), address, {})
       if inner.startswith(stored.MEND):
         source = stored.mended(source)
-      return stored.piece(stored.buffered(source, samples), begin, length,
-                          start, samples, corpus.rate)
+      chunks = mp3.parse(inner)
+      if chunks is None:  # Else only the bytes of a chunk are read.
+        source = stored.buffered(source, samples)
+      return stored.piece(source, begin, length, start, samples, corpus.rate,
+                          corpus.chunk, chunks)
     except files.StoreError as error:
       raise files.StoreError(f'{where(corpus, row)}: {error}') from error
     except (ValueError, OSError) as error:

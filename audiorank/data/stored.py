@@ -2,9 +2,11 @@
 
 A record is a part of a sound file, from sample `begin` on, at the rate of the
 corpus. Its samples must not depend on which crop is read. Formats that seek
-exactly (FLAC, WAV, ...) are read from the crop on. Those whose decoders depend
-on earlier samples (Opus, Vorbis, MP3) are read from the record's beginning. A
-record at another rate is always resampled as a whole.
+exactly (FLAC, WAV, ...) are read from the crop on. The samples of the others
+(Opus, Vorbis, MP3) depend on where decoding began, and those of a file at
+another rate on where resampling began. Such a record consists of chunks of 10
+seconds, each of which is decoded by itself, from a little before it on. So a
+crop of a long record costs as much as the chunks that it touches.
 
 Shapes: C channels, S samples.
 """
@@ -19,17 +21,23 @@ from typing import BinaryIO
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
 import soxr
 
 from audiorank import containers
 from audiorank import decode
 from audiorank import files
+from audiorank.data import mp3
 from audiorank.data import parquet
 
 # Samples that are resampled on both sides of a record: longer than soxr's
 # filter, so that the record's own samples do not depend on the edges.
 MARGIN = 8192
+# Seconds of a chunk. Longer ones would waste more at both ends of a crop.
+CHUNK = 10.
+# Seconds that are decoded before a chunk and dropped, until the decoder has
+# forgotten where it began: 13 frames of any MP3 (see mp3.py), and more than the
+# 80 ms of RFC 7845, 4.6 (Opus).
+LEAD = .6
 # A file of at most so many bytes per wanted sample is read at once.
 WHOLE = 4
 BUFFER = 2**14  # Bytes read ahead in other files,
@@ -44,7 +52,8 @@ class Address(NamedTuple):
   path: str  # Its name, for messages.
   offset: int  # First byte.
   size: int  # Bytes; 0 for all up to the end.
-  inner: str  # MEND or '', and for parquet the place in it.
+  # MEND or '', and for parquet the place in it, for an MP3 its mp3.Chunks.
+  inner: str
 
 
 class Handle:
@@ -192,6 +201,10 @@ def opened(handle: Handle, address: Address, last: dict) -> Any:
   Raises:
     ValueError: there is none.
   """
+  # The chunks of an MP3 are read one by one, also on a bucket.
+  if address.inner.startswith(mp3.NAME):
+    size = address.size or handle.size - address.offset
+    return Region(handle, address.path, address.offset, size)
   if ':' not in address.inner:
     size = address.size or handle.size - address.offset
     return _region(Region(handle, address.path, address.offset, size), size)
@@ -243,45 +256,125 @@ def span(handle: Handle, address: Address, last: dict) -> parquet.Span:
 
 
 def piece(source: Any, begin: int, length: int, start: int, samples: int,
-          rate: int) -> np.ndarray:
+          rate: int, chunk: int, index: mp3.Chunks | None = None) -> np.ndarray:
   """Returns samples of a record, wave_S int16.
 
   Args:
-    source: an open sound file, or its path as bytes.
+    source: an open sound file.
     begin: first sample of the record in it, at `rate`.
     length: samples of the record.
     start: first wanted sample of the record.
     samples: number of wanted samples; fewer at the record's end.
     rate: samples per second.
+    chunk: samples of a chunk; 0 for a corpus from before there were chunks,
+      whose records are one chunk.
+    index: where the record's chunks are, if it is of an MP3.
 
   Raises:
     ValueError: it cannot be decoded.
     files.StoreError: it is on a bucket that cannot be reached.
   """
   samples = min(samples, length - start)
+  at, parts = start, [np.zeros(0, np.int16)]
+  lead = 0.
+  if chunk:
+    lead = LEAD
+  chunk = chunk or length
   try:
-    with soundfile.SoundFile(source) as file:
-      # Resampled as a whole: a crop's edge would change the samples near it.
-      if file.samplerate != rate:
-        wave_S = _resampled(file, begin, length, rate)[start:start + samples]
-      # From the beginning of the record: what these decoders return after a
-      # seek depends on where it was.
-      elif file.format in decode.LOSSY:
-        _seek(file, begin)
-        wave_S = _mono(file, start + samples)[start:]
-      else:
-        _seek(file, begin + start)
-        wave_S = _mono(file, samples)
+    while at < start + samples:
+      number = at // chunk
+      # Opened again for each chunk: a decoder's state depends on what it
+      # decoded before.
+      with decode.Decoder(_chunk_source(source, index, number)) as file:
+        if file.samplerate == rate and file.format not in decode.LOSSY:
+          _seek(file, begin + at)
+          wave_S = _mono(file, start + samples - at)
+        else:
+          first = number * chunk
+          stop = min(first + chunk, length)
+          wave_S = _of_chunk(file, begin + first, stop - first,
+                             start + samples - first, rate, lead, index,
+                             number)[at - first:]
+      if not len(wave_S):
+        break
+      parts.append(wave_S)
+      at += len(wave_S)
   except (RuntimeError, TypeError) as error:
     check_reads(source)
     why = getattr(error, 'error_string', str(error)).strip().rstrip('.')
     raise ValueError(f'undecodable: {why}') from error
   # Either the store failed or the file is shorter than when it was prepared.
-  if len(wave_S) < samples:
+  if at < start + samples:
     check_reads(source)
-    raise ValueError(f'cut off: {len(wave_S)} of {samples} samples from '
+    raise ValueError(f'cut off: {at - start} of {samples} samples from '
                      f'{begin + start}')
-  return wave_S
+  return np.concatenate(parts)
+
+
+def _chunk_source(source: Any, index: mp3.Chunks | None, number: int) -> Any:
+  """Returns what libsndfile opens to decode a chunk."""
+  if index is not None:
+    return mp3.opened(source, index.chunks[number])
+  source.seek(0)
+  return source
+
+
+def _of_chunk(file: decode.Decoder, begin: int, length: int, samples: int,
+              rate: int, lead: float, index: mp3.Chunks | None,
+              number: int) -> np.ndarray:
+  """Returns the first samples of a chunk, int16.
+
+  Args:
+    file: just opened.
+    begin: first sample of the chunk in the whole sound, at `rate`.
+    length: samples of the chunk.
+    samples: number of wanted samples; fewer at its end.
+    rate: samples per second wanted.
+    lead: seconds to decode before the chunk.
+    index: where the record's chunks are, if it is of an MP3.
+    number: of the chunk.
+  """
+  samples = min(samples, length)
+  first, last = begin, begin + samples
+  if file.samplerate != rate:
+    first, last = window(begin, begin + length, file.samplerate, rate)
+  if index is not None:
+    skip, total = index.chunks[number].skip, index.total
+  else:
+    skip, total = min(first, round(lead * file.samplerate)), file.frames
+    _seek(file, min(first - skip, max(total, 0)))
+  if file.samplerate == rate:
+    _skip(file, skip)
+    return _mono(file, samples)
+  _skip(file, skip)
+  wave_SC = file.read(min(last, max(total, first)) - first, dtype='float32',
+                      always_2d=True)
+  wave_S = soxr.resample(wave_SC.mean(1), file.samplerate, rate, quality='HQ')
+  # The first sample of the window at the corpus's rate.
+  inner = begin - first * rate // file.samplerate
+  return decode.to_int16(np.clip(wave_S[inner:inner + length], -1, 1))[:samples]
+
+
+def window(begin: int, end: int, own: int, rate: int) -> tuple[int, int]:
+  """Returns which samples of a file are needed to resample some of them.
+
+  Args:
+    begin, end: of the samples that are wanted, at `rate`.
+    own: the file's rate.
+    rate: samples per second wanted.
+
+  Returns:
+    first and last + 1, at the rate `own`.
+  """
+  # The window begins where a sample of one rate coincides with one of the
+  # other, so that the resampler's phase is the same for every window.
+  step = math.gcd(own, rate)
+  # In one step of the two clocks there are own // step samples of the file and
+  # rate // step of the corpus.
+  own, rate = own // step, rate // step
+  first = max(0, begin // rate - MARGIN // own - 1)
+  last = -(-end // rate) + MARGIN // own + 1
+  return first * own, last * own
 
 
 def check_reads(source: Any) -> None:
@@ -297,44 +390,26 @@ def check_reads(source: Any) -> None:
     region.check()
 
 
-def _seek(file: soundfile.SoundFile, frame: int) -> None:
+def _seek(file: decode.Decoder, frame: int) -> None:
   """Goes to a frame of a file that has just been opened."""
   # libsndfile decodes to find a frame, even the first one.
   if frame:
     file.seek(frame)
 
 
-def _mono(file: soundfile.SoundFile, frames: int) -> np.ndarray:
+def _skip(file: decode.Decoder, frames: int) -> None:
+  """Decodes some frames and forgets them."""
+  if frames:
+    file.read(frames, dtype='float32')
+
+
+def _mono(file: decode.Decoder, frames: int) -> np.ndarray:
   """Returns the next samples, int16, rounded as in `prepare`."""
   # The usual case needs no conversion.
   if file.channels == 1 and file.subtype == 'PCM_16':
     return file.read(frames, dtype='int16')
   wave_SC = file.read(frames, dtype='float32', always_2d=True)
   return decode.to_int16(np.clip(wave_SC.mean(1), -1, 1))
-
-
-def _resampled(file: soundfile.SoundFile, begin: int, length: int,
-               rate: int) -> np.ndarray:
-  """Returns a record that is stored at another rate, int16.
-
-  Args:
-    file: open.
-    begin, length: of the record, in samples at `rate`.
-    rate: samples per second wanted.
-  """
-  # The window begins where a sample of one rate coincides with one of the
-  # other, so that the resampler's phase is the same for every record.
-  step = math.gcd(file.samplerate, rate)
-  # In one step of the two clocks there are `own` samples of the file and `ours`
-  # of the corpus.
-  own, ours = file.samplerate // step, rate // step
-  first = max(0, begin // ours - MARGIN // own - 1)
-  last = -(-(begin + length) // ours) + MARGIN // own + 1
-  file.seek(min(first * own, max(file.frames, 0)))
-  wave_SC = file.read((last - first) * own, dtype='float32', always_2d=True)
-  wave_S = soxr.resample(wave_SC.mean(1), file.samplerate, rate, quality='HQ')
-  inner = begin - first * ours
-  return decode.to_int16(np.clip(wave_S[inner:inner + length], -1, 1))
 
 
 def buffered(source: Any, samples: int) -> Any:

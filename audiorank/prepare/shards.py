@@ -35,8 +35,8 @@ COLUMNS = ('record', 'shard', 'position', 'source', 'file', 'start', 'samples',
 # Further columns of all stores but int16.
 PLACE = ('bytes', 'inner')
 # How records are stored -> (format of corpus.json, ending of a shard).
-STORES = {'int16': (1, 'array_record'), 'flac': (2, 'tar'), 'opus': (2, 'tar'),
-          'none': (2, 'list')}
+STORES = {'int16': (1, 'array_record'), 'flac': (2, 'tar'), 'opus': (3, 'tar'),
+          'none': (3, 'list')}
 ENCODINGS = {'flac': ('FLAC', 'PCM_16'), 'opus': ('OGG', 'OPUS')}
 BLOCK = 512  # Of a tar.
 
@@ -44,6 +44,13 @@ BLOCK = 512  # Of a tar.
 def name(index: int, store: str = 'int16') -> str:
   """Returns the file name of a shard."""
   return f'shard-{index:05d}.{STORES[store][1]}'
+
+
+def chunk(store: str, rate: int) -> int:
+  """Returns the samples of a record's chunks, or 0 where it has none."""
+  if STORES[store][0] < 3:
+    return 0
+  return round(stored.CHUNK * rate)
 
 
 class _ArrayRecords:
@@ -94,7 +101,8 @@ class _Tar:
     self.written = self._file.tell()
     # Opus is lossy; the checksum in the manifest is of what will be read.
     if self._store == 'opus':
-      wave_S, _ = soundfile.read(io.BytesIO(data), dtype='int16')
+      wave_S = stored.piece(io.BytesIO(data), 0, len(wave_S), 0, len(wave_S),
+                            self._rate, chunk(self._store, self._rate))
     return {'position': position, 'bytes': len(data), 'inner': ''}, wave_S
 
   def close(self) -> None:
@@ -129,7 +137,8 @@ def make(folder: str, shard: str, items: Iterable[dict], store: str = 'int16',
     items: yields a dictionary per file. A refused file has file, reason, detail
       and sha256. An accepted one has file, source, category, format and
       `pieces`, an iterable of (start, wave_S) in int16; with the store 'none'
-      also `place`, a dictionary of shard, position, bytes and inner.
+      also `place`, a function of these two. It returns a dictionary of shard,
+      position, bytes and inner, and the samples that will be read from there.
     store: one of STORES.
     rate: samples per second.
 
@@ -178,7 +187,7 @@ def _records(item: dict, shard: str, writer: Any) -> Iterator[dict]:
   """Writes the pieces of a file; yields their rows of the manifest."""
   for start, wave_S in item['pieces']:
     if 'place' in item:
-      where = item['place']
+      where, wave_S = item['place'](start, wave_S)
     else:
       where, wave_S = writer.add(wave_S)
     yield {
@@ -280,6 +289,7 @@ def finish(out: str, names: list[str], rate: int, about: dict,
       'records': tally.records, 'sources': index.sources,
       'files': tally.files, 'refused': tally.reasons, 'shards': len(names),
       'sha256': lines.digest.hexdigest(), 'store': store,
+      'chunk': chunk(store, rate),
       'formats': tally.formats, 'refused_formats': tally.refused_formats,
       'copies': copies, **about}
   files.write_text(os.path.join(out, 'corpus.json'),

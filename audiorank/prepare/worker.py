@@ -8,6 +8,7 @@ Shapes: S samples.
 
 from collections.abc import Callable
 from collections.abc import Iterator
+import contextlib
 import json
 import os
 import queue
@@ -23,6 +24,8 @@ import numpy as np
 
 from audiorank import decode
 from audiorank import files
+from audiorank.containers import mpeg
+from audiorank.data import mp3
 from audiorank.data import stored
 from audiorank.prepare import shards
 
@@ -32,9 +35,15 @@ MEMORY = 4 * 2**30
 # A decoded file is kept in memory up to this many bytes, on disk beyond.
 SPOOL = 2**26
 
+# Largest difference, in steps of int16, between a record of an MP3 that is read
+# by the index of its frames and the same part of the whole file. Only rounding
+# differs. Beyond this the index is wrong, and not used.
+MOST_ERROR = 2
+
 Spool = BinaryIO | tempfile.SpooledTemporaryFile
 Say = Callable[[dict], None]  # Sends a message.
 Tick = Callable[[int], None]  # Called with the number of bytes read so far.
+Placer = Callable[[int, np.ndarray], tuple[dict, np.ndarray]]
 
 
 def serve(jobs: queue.SimpleQueue, say: Say) -> None:
@@ -91,14 +100,7 @@ def _items(job: dict, say: Say) -> Iterator[dict]:
               'category': entry['category'], 'format': about['format'],
               'pieces': _pieces(spool, samples, settings)}
       if settings['store'] == 'none':
-        entry = _spanned(entry, pages)
-        item['place'] = _place(entry, settings, about)
-        # A piece that is resampled by itself, or decoded from its own
-        # beginning, may differ in its last bits from one cut out of the whole
-        # file. The manifest has the checksum of what training will read.
-        if about['rate'] != settings['rate'] or about['lossy']:
-          item['pieces'] = _reread(item['pieces'], entry, item['place'],
-                                   settings, pages)
+        item['place'] = _placer(_spanned(entry, pages), settings, about, pages)
       yield item
 
 
@@ -218,15 +220,61 @@ def _place(entry: dict, settings: dict, about: dict) -> dict:
           'inner': stored.MEND * about['mended'] + entry['inner']}
 
 
-def _reread(pieces: Iterator, entry: dict, place: dict, settings: dict,
-            pages: dict) -> Iterator:
-  """Yields pieces as training will read them from the original file."""
-  for start, wave_S in pieces:
+def _placer(entry: dict, settings: dict, about: dict, pages: dict) -> Placer:
+  """Returns how `shards.make` finds the place of a record in its file.
+
+  Args:
+    entry: with the place of its own bytes.
+    settings: of the job.
+    about: of decode.blocks.
+    pages: see `_opened`.
+  """
+  place, rate = _place(entry, settings, about), settings['rate']
+  if about['rate'] == rate and not about['lossy']:
+    return lambda start, wave_S: (place, wave_S)
+  chunk = shards.chunk('none', rate)
+  table = None
+  # A sound in a parquet file is read as a whole.
+  if about['format'] == 'mp3' and ':' not in entry['inner']:
+    table = mpeg.table(_opened(entry, pages))
+
+  def found(start: int, wave_S: np.ndarray) -> tuple[dict, np.ndarray]:
+    # The manifest has the checksum of what training will read. Decoded or
+    # resampled in chunks, it may differ in its last bits.
+    length = len(wave_S)
+    if table is not None:
+      chunks = _chunks(table, start, length, rate, chunk, about)
+      with contextlib.suppress(ValueError):  # Such as of a wrong index.
+        read_S = stored.piece(_opened(entry, pages), start, length, 0, length,
+                              rate, chunk, chunks)
+        if np.abs(read_S - wave_S.astype(np.int32)).max() <= MOST_ERROR:
+          return {**place, 'inner': chunks.text()}, read_S
     source = _opened(entry, pages)
     if place['inner'].startswith(stored.MEND):
       source = stored.mended(source)
-    yield start, stored.piece(source, start, len(wave_S), 0, len(wave_S),
-                              settings['rate'])
+    return place, stored.piece(source, start, length, 0, length, rate, chunk)
+  return found
+
+
+def _chunks(table: mpeg.Table, start: int, length: int, rate: int, chunk: int,
+            about: dict) -> mp3.Chunks:
+  """Returns where the chunks of a record of an MP3 are.
+
+  Args:
+    table: of its frames.
+    start, length: of the record, at `rate`.
+    rate: samples per second of the corpus.
+    chunk: samples of a chunk.
+    about: of decode.blocks.
+  """
+  own, out = about['rate'], []
+  for at in range(start, start + length, chunk):
+    stop = min(at + chunk, start + length)
+    first, last = at, stop
+    if own != rate:
+      first, last = stored.window(at, stop, own, rate)
+    out.append(mp3.chunk(table, first, last, stored.LEAD))
+  return mp3.Chunks(round(about['seconds'] * own), out)
 
 
 def _refusal(entry: dict, refused: str, tick: Tick, about: dict) -> dict:
