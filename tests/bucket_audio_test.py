@@ -1,5 +1,6 @@
 """Sound on gs:// as an input of prepare and of training, on a fake server."""
 
+import gzip
 import io
 import json
 import queue
@@ -137,6 +138,21 @@ def test_an_outage_refuses_no_file(outage, name, tmp_path):
   assert messages[-1]['fatal'].startswith(
       f'gs://bucket/audio/{name}: the store cannot be reached')
   assert '\n' not in messages[-1]['fatal'] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('where', ['', '/set_1.tar.gz'])
+def test_compressed_tars_of_a_bucket_are_not_read_in_place(
+    bucket_server, where, tmp_path):
+  root = files.path('gs://bucket/packed')
+  (root / 'one.flac').write_bytes(sound(0))
+  (root / 'set_1.tar.gz').write_bytes(gzip.compress(
+      tar_of([('0.flac', sound(1))])))
+  with pytest.raises(ValueError) as caught:
+    prepare.run(f'{root}{where}', tmp_path / 'out', store='none')
+  assert str(caught.value) == (
+      f'{root}/set_1.tar.gz: cannot be read in place while it is compressed; '
+      'unpack it, or choose another store than none')
+  assert not (tmp_path / 'out').exists()
 
 
 def test_an_outage_ends_the_listing_and_the_training(outage, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from audiorank import audio
+from audiorank import decode
 from audiorank.containers import mpeg
 
 RATES = {'opus': 48000, 'mp3': 44100}
@@ -227,3 +228,33 @@ def test_another_decoder_finds_the_same_length(sounds, name):
   rate = RATES.get(name, 16000)
   # ffmpeg keeps an encoder's delay where libsndfile cuts it.
   assert abs(samples / rate - seconds(sounds[name])) < .06
+
+
+@pytest.mark.parametrize('form,subtype,rate', [
+    ('MP3', None, 16000), ('MP3', None, 22050), ('OGG', 'VORBIS', 16000),
+    ('OGG', 'OPUS', 48000)])
+def test_another_decoder_finds_the_same_samples(form, subtype, rate):
+  """A sound longer than a block of `decode.blocks`, to half a step of int16."""
+  av = pytest.importorskip('av')
+  file, count = io.BytesIO(), decode.BLOCK + rate
+  with soundfile.SoundFile(file, 'w', rate, 1, format=form,
+                           subtype=subtype) as out:
+    wave_S = wave(count / rate, rate)
+    for begin in range(0, len(wave_S), rate):  # libvorbis takes no more.
+      out.write(wave_S[begin:begin + rate])
+  ours_S = audio.read(file.getvalue(), rate)
+  with av.open(io.BytesIO(file.getvalue())) as theirs:
+    wanted_S = np.concatenate([
+        frame.to_ndarray()[0] for frame in theirs.decode(audio=0)])
+  # ffmpeg may keep the encoder's delay: the tone and the noise tell which.
+  part_S = ours_S[rate:rate + 2000]
+  error = [np.abs(wanted_S[rate + shift:][:2000] - part_S).max()
+           for shift in range(-1200, 1201)]
+  shift = int(np.argmin(error)) - 1200
+  assert abs(len(ours_S) - count) < rate // 10
+  count = min(len(ours_S), len(wanted_S) - shift)
+  assert count > decode.BLOCK
+  first = max(0, -shift)
+  np.testing.assert_allclose(
+      ours_S[first:count], wanted_S[first + shift:count + shift], rtol=0,
+      atol=2e-5)
