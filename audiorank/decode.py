@@ -43,7 +43,13 @@ class Decoder(soundfile.SoundFile):
   """
 
   def seekable(self) -> bool:
-    return False
+    return False  # So that soundfile does not.
+
+  def read(self, frames: int, *args: Any, **kwargs: Any) -> np.ndarray:
+    # Beyond the end a decoder takes what follows for more of the sound.
+    if super().seekable():
+      frames = min(frames, max(self.frames - self.tell(), 0))
+    return super().read(frames, *args, **kwargs)
 
 
 def read(path: Any, rate: int = config_lib.RATE) -> np.ndarray:

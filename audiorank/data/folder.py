@@ -57,9 +57,9 @@ class Corpus:
   sha256: str  # Of the manifest and the selection.
   store: str  # How records are stored; see prepare.shards.STORES.
   audio: str  # Folder of sound files that are read in place, or ''.
-  chunk: int = 0  # Samples of a chunk of a record; see stored.piece.
   mixed: tuple['Corpus', ...] = ()  # The corpora of a mixture,
   weights: tuple[float, ...] = ()  # and their shares of the clips.
+  chunk: int = 0  # Samples of a chunk of a record; see stored.piece.
 
   def __len__(self) -> int:
     return self.count
@@ -175,7 +175,7 @@ def load_one(root: str | os.PathLike) -> Corpus:
     audio = _audio(root, about, index)
   whole = Corpus(os.fspath(root), index, None, len(index.samples_R), 0.,
                  about['rate'], about['sha256'], store, audio,
-                 about.get('chunk', 0))
+                 chunk=about.get('chunk', 0))
   return dataclasses.replace(whole, hours=hours(whole))
 
 
