@@ -38,7 +38,8 @@ setuptools.setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.11',
-    package_data={'audiorank': ['py.typed', 'sample/*', 'sample/model/*']},
+    package_data={'audiorank': ['py.typed', 'sample/*', 'sample/model/*',
+                                'report/*.js']},
     packages=[renamed(package) for package in PACKAGES],
     package_dir={renamed(package): package.replace('.', '/')
                  for package in PACKAGES},

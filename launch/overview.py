@@ -20,6 +20,8 @@ from launch import run_queue
 if TYPE_CHECKING:
   import pandas as pd
 
+  from audiorank.report import LivePage
+
 # Training reaches this share of the rate of large matrix products. Measured for
 # en32 to en768 on CPU cores it is between 10 and 60 %.
 EFFICIENCY = .25
@@ -31,19 +33,22 @@ RESULTS = ('rank', 'rank_low', 'rank_high', 'rank_center', 'score',
 class Meter:
   """Shows the progress of a sweep, and each failure when it happens.
 
-  On a terminal it is a bar, otherwise a line now and then.
+  On a terminal it is a bar, otherwise a line now and then; and report.html.
 
   Args:
     root: the sweep's folder.
+    page: title of report.html; None writes none.
   """
 
-  def __init__(self, root: str | os.PathLike[str]):
+  def __init__(self, root: str | os.PathLike[str], page: str | None = None):
     self.root = files.path(root)
+    self.title = page
+    self.page: LivePage | None = None
     self.began = self.printed = time.monotonic()
     # The share of the work that was done before. Without it the estimate of
     # the time left would be too small after resuming.
     self.first: float | None = None
-    self.failed: set[str] = set()
+    self.failed: dict[str, str] = {}  # Runs, and why.
     self.bar = None
     if sys.stderr.isatty():
       # A bar of work and not of runs, which differ in size.
@@ -58,10 +63,16 @@ class Meter:
       self.first = at.share
     for run_id, state in board.states.items():
       if state == 'failed' and run_id not in self.failed:
-        self.failed.add(run_id)
+        self.failed[run_id] = reason(self.root / run_id)
         tqdm.tqdm.write(f'failed: {self.root / run_id}: '
-                        f'{reason(self.root / run_id)}', file=sys.stderr)
+                        f'{self.failed[run_id]}', file=sys.stderr)
     text = self.text(at)
+    if self.title is not None:
+      if self.page is None:
+        # Not before the workers have started: the import takes a second.
+        from audiorank import report
+        self.page = report.LivePage(self.root, self.title)
+      self.page.show(board.states, text, at.share, self.failed)
     if self.bar is not None:
       self.bar.postfix[0] = text
       # Set, not added: it is the share of all work.
@@ -73,16 +84,19 @@ class Meter:
 
   def text(self, at: run_queue.Progress) -> str:
     """Returns runs, steps and the time left as one line."""
-    # Extrapolated from what this command has done so far.
-    done = at.share - (self.first or 0.)
-    # Nothing is done yet, so there is no estimate.
-    left = float('inf')
-    if done > 0:
-      left = (time.monotonic() - self.began) * (1 - at.share) / done
     failed = f', {at.failed} failed' * bool(at.failed)
     return (f'{at.done}/{at.runs} runs done{failed}, '
             f'{at.steps_done:,}/{at.steps:,} steps, '
-            f'{progress.clock(left)} left')
+            f'{progress.clock(self.left(at))} left')
+
+  def left(self, at: run_queue.Progress) -> float:
+    """Returns the seconds that are left by the rate so far."""
+    # Extrapolated from what this command has done so far.
+    done = at.share - (self.first or 0.)
+    # Nothing is done yet, so there is no estimate.
+    if done <= 0:
+      return float('inf')
+    return (time.monotonic() - self.began) * (1 - at.share) / done
 
   def close(self) -> None:
     """Removes the bar."""

@@ -3,6 +3,7 @@
   python -m launch.report --workdir=runs/quickstart
   python -m launch.report --workdir=/colleague/sweep --out=theirs.html
   python -m launch.report --root=runs/a --root=runs/b --out=both.html
+  python -m launch.report --root=runs/quickstart --follow   while others work
   python -m launch.report --workdir=runs/quickstart --publish=tables
   python -m launch.report --workdir=runs/quickstart --points=evaluations
   python -m launch.report --board=evaluations       one page of encoders
@@ -15,6 +16,7 @@
 """
 
 import tempfile
+import time
 from typing import Any
 
 from absl import flags
@@ -28,6 +30,9 @@ _ROOT = flags.DEFINE_multi_string(
 _OUT = flags.DEFINE_string(
     'out', '', 'An .html file or a folder for the report of --workdir, if that '
     'cannot be written; or the file of --board, board.html otherwise.')
+_FOLLOW = flags.DEFINE_boolean(
+    'follow', False, 'Write report.html of one sweep again and again until its '
+    'runs are done: for workers that launch.sweep did not start.')
 _PUBLISH = flags.DEFINE_string(
     'publish', None, 'Folder for its tables and versions, to be shown without '
     'the runs: what notebooks/figures and notebooks/small_study read.')
@@ -185,6 +190,24 @@ def of_sweeps(roots: list[str]) -> None:
       print(_PUBLISH.value)
 
 
+def follow(root: str) -> None:
+  """Writes the page of a sweep that others work on, until its runs are done.
+
+  Raises:
+    FileNotFoundError: there is no sweep.
+  """
+  from launch import overview
+  from launch import run_queue
+  board = run_queue.Board(files.path(root, '--root'))
+  meter = overview.Meter(root, files.path(root).name)
+  while board.left(run_queue.ROLES):
+    meter.show(board)
+    # A folder is cheap to look at; a bucket is asked as often as workers do.
+    time.sleep(run_queue.WAIT)
+    board.look()
+  meter.close()
+
+
 def main(argv: list[str]) -> None:
   """Rebuilds a report, or prints what a table shows."""
   del argv
@@ -193,6 +216,8 @@ def main(argv: list[str]) -> None:
     raise ValueError('expected one of --workdir, --table and --board')
   if _POINTS.value and not roots:
     raise ValueError('--points needs --workdir, the sweep that they join')
+  if _FOLLOW.value and (len(roots) != 1 or _OUT.value):
+    raise ValueError('--follow needs the --root of one sweep, and no --out')
   if _OUT.value and _TABLE.value:
     raise ValueError('--out is for --workdir and --board')
   # Before any fit, so that a folder that is missing fails at once.
@@ -207,6 +232,8 @@ def main(argv: list[str]) -> None:
     files.check_writable(out, '--out')
     print(board.write(_BOARD.value, out))
     return
+  if _FOLLOW.value:
+    follow(roots[0])
   if roots:
     of_sweeps(roots)
     return

@@ -81,7 +81,8 @@ _EFFORT = flags.DEFINE_enum(
 _MESH = flags.DEFINE_enum(
     'mesh', '', ['', 'auto'],
     "The plan's mesh: the config's, or the fastest that fits.")
-_REPORT = flags.DEFINE_boolean('report', True, 'Write report.html at the end.')
+_REPORT = flags.DEFINE_boolean(
+    'report', True, 'Write report.html, while the sweep runs and at its end.')
 _WORKERS = flags.DEFINE_integer(
     'workers', None, 'Workers on a CPU: by default one per core, if memory '
     'suffices. For ray, by default as many as the cluster has room for.',
@@ -242,7 +243,10 @@ def run(module: ModuleType, environ: Mapping[str, str]) -> None:
   listing = logs / f'{os.getpid()}.runs'
   # A file, because thousands of runs do not fit into a command line.
   listing.write_text('\n'.join(ids), encoding='utf-8')
-  meter = overview.Meter(root)
+  page = None
+  if _REPORT.value:
+    page = title(module, root)
+  meter = overview.Meter(root, page)
   arguments = [f'--root={root}', f'--runs={listing}', f'--pack={_PACK.value}',
                f'--roles={",".join(_ROLES.value)}']
   try:

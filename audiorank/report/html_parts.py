@@ -93,6 +93,20 @@ figcaption, .small { font-size: .86rem; color: var(--soft) }
 .grid { display: grid; gap: 1rem 1.4rem; max-width: 72rem;
         grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)) }
 .grid figure { margin: 0 }
+.controls { display: flex; flex-wrap: wrap; gap: .4rem 1rem;
+            margin: .6rem 0; font-size: .86rem; align-items: baseline }
+.controls select, .controls input, .controls button {
+  font: inherit; color: inherit; background: var(--over);
+  border: 1px solid var(--line); border-radius: .25rem; max-width: 16rem }
+.controls input { width: 6.5rem }
+#shown td button { background: none; border: 0; color: var(--blue);
+                   cursor: pointer; padding: 0 }
+#explore svg { width: 100%; height: auto }
+#explore svg text { font-size: 11.5px; fill: var(--soft) }
+#explore svg > path:first-of-type { fill: none; stroke: var(--line) }
+#explore .dot { cursor: pointer; stroke-width: 1.6; fill-opacity: .75 }
+.key { white-space: nowrap }
+progress { width: 14rem; vertical-align: middle; accent-color: var(--blue) }
 @media (max-width: 40rem) {
   body { margin-top: 1rem; padding: 0 .8rem }
   nav a { display: inline-block }
@@ -158,6 +172,23 @@ FOLLOW = {'#000000': 'currentColor', '#ffffff': 'var(--page)',
 GLUE = re.compile(r'(?<=\d) (?=%)|(?<=\bp) (?=(?:=|&lt;) )|'
                   r'(?<=p [=<]) (?=\.)|(?<=&lt;) (?=\.)')
 HEAVY = 300_000  # Characters of an SVG beyond which its data become pixels.
+
+
+def document(title: str, body: str, head: str = '') -> str:
+  """Returns a page as HTML.
+
+  Args:
+    title: its title, as text.
+    body: HTML after the title.
+    head: further HTML of its head.
+  """
+  name = html.escape(title)
+  return ('<!doctype html><html lang="en"><meta charset="utf-8">'
+          '<meta name="viewport" content="width=device-width, '
+          'initial-scale=1"><meta name="color-scheme" content="light dark">'
+          f'{head}<title>{name}</title><style>{STYLE}</style>'
+          f'<body><h1>{name}</h1>{body}<script>{SCRIPT}</script></body></html>'
+          '\n')
 
 
 def drawing(draw: Callable[[], style.Axes], caption: str) -> str:

@@ -18,6 +18,7 @@ from audiorank.analysis import law
 from audiorank.analysis import study
 from audiorank.report import board
 from audiorank.report import curves
+from audiorank.report import explore
 from audiorank.report import html_parts
 from audiorank.report import tables
 from audiorank.report import wording
@@ -59,6 +60,7 @@ def sections(root: os.PathLike, result: analysis.Analysis,
           'Grey: untrained. Red: scores no higher than its untrained '
           'network. A click on a heading sorts, one on a run shows its '
           'curves.')]),
+      ('Filter and compare runs', [explore.of_tables(sweep)]),
       ('Run by run', curves.runs(root, sweep)),
       ('How it was measured and judged', [html_parts.listed(
           wording.rows_used(result)
@@ -339,15 +341,9 @@ def page(root: os.PathLike, sweep: records.Tables, title: str,
   lead = ''.join(f'<p>{html_parts.escaped(text)}</p>'
                  for text in wording.opening(result))
   rows = html_parts.escaped(wording.rows_used(result)[0])
-  return ('<!doctype html><html lang="en"><meta charset="utf-8">'
-          '<meta name="viewport" content="width=device-width, '
-          'initial-scale=1"><meta name="color-scheme" content="light dark">'
-          f'<title>{html.escape(title)}</title>'
-          f'<style>{html_parts.STYLE}</style>'
-          f'<body><h1>{html.escape(title)}</h1>'
-          f'<div class="lead">{lead}</div><p class="small">{rows}</p>'
-          f'<nav>{nav}</nav>{body}'
-          f'<script>{html_parts.SCRIPT}</script></body></html>\n')
+  return html_parts.document(
+      title, f'<div class="lead">{lead}</div><p class="small">{rows}</p>'
+      f'<nav>{nav}</nav>{body}')
 
 
 def heading(root: pathlib.Path) -> str:

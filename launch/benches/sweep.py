@@ -87,18 +87,22 @@ def write_runs(root: pathlib.Path, runs: int, rows: int) -> None:
     runs: number of runs.
     rows: number of rows of each curve.
   """
+  from audiorank import files
   from audiorank import records
   from configs import base
   config = records.plain(base.get_config('en128-12'))
+  config['train']['steps'] = 20_000
   # The fields of a real record, so that as much is parsed.
   metric = {'rank': {'value': 9., 'low': 8., 'high': 10., 'value_inf': 9.5,
                      'siblings': {f's{i}': 1. for i in range(6)}}}
   metric['rank_center'] = metric['rank']
   for number in range(runs):
-    workdir = root / f'{number:012x}'
+    # A run's folder has the name that its config gives it.
+    own = {**config, 'seed': number}
+    workdir = root / records.run_id(own)
     (workdir / 'records').mkdir(parents=True)
     about = {
-        'config.json': {**config, 'seed': number}, 'DONE': {},
+        'config.json': own, 'DONE': {},
         'records/run-00000000.json': {
             'kind': 'run', 'step': 0, 'hours': 1.,
             'parameters': {'encoder': 1, 'decoder': 1},
@@ -109,10 +113,42 @@ def write_runs(root: pathlib.Path, runs: int, rows: int) -> None:
       (workdir / name).write_text(json.dumps(tree))
     # Numbers of many digits, as real curves have.
     (workdir / 'metrics.jsonl').write_text(''.join(
-        records.line({'step': 100 * (i + 1), 'loss': 1 / (i + 1 + number),
+        files.json_line({'step': 100 * (i + 1), 'loss': 1 / (i + 1 + number),
                       'grad_norm': .5 + i / 7, 'lr': 3e-4 * i / rows,
                       'param_norm': 30 + i / 9, 'waiting': .001 * i})
         for i in range(rows)))
+
+
+def one_more(root: pathlib.Path, runs: int) -> float:
+  """Returns the CPU seconds of the page when one run has a record more.
+
+  Args:
+    root: of a sweep that `write_runs` wrote.
+    runs: number of runs.
+  """
+  from audiorank import records
+  from audiorank import report
+  page = report.LivePage(root, f'{runs} runs')
+  # Scores on a law, so that it is fitted too.
+  for number, folder in enumerate(records.run_folders(root)):
+    rank = 10 * 1.01 ** number
+    monitor = records.path(folder, 'monitor', 20_000)
+    tree = json.loads(monitor.read_text())
+    tree['rank']['value'] = rank
+    monitor.write_text(json.dumps(tree))
+    records.write(folder, 'hear.task', 20_000, {
+        'task': 'task', 'metric': 'accuracy', 'embedding_type': 'scene',
+        'task_sha256': '', 'settings': {}, 'result': {
+            'score': .8 - rank ** -.5, 'protocol': 'hear'}})
+  states = {folder.name: 'started' for folder in records.run_folders(root)}
+  page.page(states, '', 0., {})
+  name = next(iter(states))
+  text = (root / name / 'records/monitor-00020000.json').read_text()
+  (root / name / 'records/monitor-00010000.json').write_text(
+      text.replace('20000', '10000'))
+  began = time.process_time()
+  page.page(states, '', 0., {})
+  return time.process_time() - began
 
 
 def rows(quick: bool, only: str) -> Iterator[timing.Row]:
@@ -125,6 +161,12 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
     if only in what:
       yield timing.alone(what, launching(folder, points), 'ms a point', None,
                          'CPU after the first; at most 60 wanted')
+    runs = timing.sized(quick, 100, 500)
+    what = f'page of {runs} runs, one record more'
+    if only in what:
+      write_runs(folder / 'live', runs, 2)
+      yield timing.alone(what, one_more(folder / 'live', runs), 's', None,
+                         'CPU; at most 1 wanted')
     runs = timing.sized(quick, 300, 3_000)
     what = f'collect {runs} runs x 200 rows'
     if only in what or only in 'load':
