@@ -148,6 +148,8 @@ def whole_row(workdir: pathlib.Path) -> dict[str, Any]:
   if state in ('done', 'trained'):
     at = steps
   note = ''
+  if state in ('halved', 'paused'):
+    at, note = halted(workdir, state)
   if state == 'failed':
     note = reason(workdir)[:90]
   elif state == 'running' and holder:
@@ -163,6 +165,21 @@ def whole_row(workdir: pathlib.Path) -> dict[str, Any]:
       'mask': f"{config['mask']['ratio']:g}", 'seed': config['seed'],
       'steps': steps_text, 'state': state,
       '': note}
+
+
+def halted(workdir: pathlib.Path, state: str) -> tuple[int, str]:
+  """Returns (step, why) of a run that was stopped early or waits for it."""
+  # Written by hand, or removed just now: then nothing is known.
+  try:
+    about = files.read_json(workdir / state.upper())
+    step = int(about['step'])
+    if state == 'paused':
+      return step, 'waits until the other runs are as far'
+    return step, (f"predicted score {about['predicted']:.3f} "
+                  f"[{about['low']:.3f}, {about['high']:.3f}] by "
+                  f"{about['by']}")
+  except (OSError, ValueError, LookupError, TypeError):
+    return 0, ''
 
 
 def reason(workdir: pathlib.Path) -> str:

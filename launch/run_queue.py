@@ -147,6 +147,7 @@ class Board:
     self.holders: set[int] = set()
     self._untouched: set[str] = set()  # Runs that were never locked.
     self._steps: dict[str, int] = {}  # Of runs in progress.
+    self._paused: dict[str, int] = {}  # The same, of runs that wait.
     self._written: int | None = None  # Modification time of sweep.json.
     self._trunks: dict[str, str] | None = None  # {family: its longest run}.
     self._alive: dict[str, bool] = {}  # Trunks, since the last `look`.
@@ -171,6 +172,14 @@ class Board:
     self._steps, self.holders, self._alive = {}, set(), {}
     busy = [run_id for run_id, state in self.states.items()
             if state in ('started', 'trained')]
+    for run_id, state in self.states.items():
+      if state == 'paused':
+        if run_id not in self._paused:
+          self._paused[run_id] = paused_step(self.folder(run_id))
+        self._steps[run_id] = self._paused[run_id]
+      else:
+        # It may be paused again, at a later rung.
+        self._paused.pop(run_id, None)
     leases = files.mapped(lock_lib.read, map(self.folder, busy), self.root)
     for run_id, holder in zip(busy, leases):
       self._steps[run_id] = holder.get('step', 0)
@@ -241,8 +250,8 @@ class Board:
     """Returns {run_id: state} of the runs that were ever locked."""
     # From one listing, because asking for each run takes long on a bucket.
     # The last of these that a run has is its state.
-    states = {'LEASE': 'started', 'TRAINED': 'trained', 'FAILED': 'failed',
-              'DONE': 'done'}
+    states = {'LEASE': 'started', 'PAUSED': 'paused', 'HALVED': 'halved',
+              'TRAINED': 'trained', 'FAILED': 'failed', 'DONE': 'done'}
     out: dict[str, str] = {}
     paths = self.root.glob(f'*/{{{",".join(states)}}}')
     for path in sorted(paths, key=lambda path: list(states).index(path.name)):
@@ -260,7 +269,8 @@ class Board:
       shared = self._shared(run_id)
       own = e.work * (1 - (1 - EVALUATION) * shared / max(steps, 1))
       # Failed runs count as finished: the time left is of what is still to do.
-      share = {'done': 1., 'failed': 1., 'trained': 1 - EVALUATION}.get(state)
+      share = {'done': 1., 'failed': 1., 'halved': 1.,
+               'trained': 1 - EVALUATION}.get(state)
       if share is None:
         steps = min(self._steps.get(run_id, 0), e.steps)
         share = (1 - EVALUATION) * max(steps - shared, 0) / max(
@@ -319,6 +329,15 @@ class Board:
     if 'score' in roles:
       wanted.add('trained')
     return [run_id for run_id, state in self.states.items() if state in wanted]
+
+
+def paused_step(workdir: pathlib.Path) -> int:
+  """Returns the step at which a run waits for a decision."""
+  # Another worker may have removed it just now.
+  try:
+    return int(files.read_json(workdir / 'PAUSED')['step'])
+  except (OSError, ValueError, KeyError, TypeError):
+    return 0
 
 
 def await_leases(board: Board, roles: Collection[str]) -> bool:

@@ -11,6 +11,8 @@
   python -m launch.sweep retry --root=DIR        let failed runs be tried again
   python -m launch.sweep next --root=DIR --budget=1e13   what to scale next:
                                                  prints it, and writes a config
+  python -m launch.sweep --halving=auto --config=FILE --root=DIR   stop runs
+                                                 early whose score will be low
   python -m launch.sweep --engine=ray --address=auto --config=FILE --root=DIR
                                                  on a Ray cluster
 
@@ -43,6 +45,7 @@ from audiorank import files
 from launch import cli
 from launch import devices as machine
 from launch import grid
+from launch import halving
 from launch import next as next_runs
 from launch import overview
 from launch import run_queue
@@ -91,6 +94,10 @@ _PACK = flags.DEFINE_integer(
     'pack', 0, 'Runs of one shape that train in one program; 0 takes as many '
     'as fit on an accelerator, and 1 on a CPU, where more are not faster.',
     lower_bound=0)
+_HALVING = flags.DEFINE_list(
+    'halving', [], 'Stop runs early whose predicted final score is low: auto, '
+    'or the shares of training at which half of the runs is stopped, such as '
+    '.1,.25. Without it the runs that were stopped go on.')
 _ROLES = flags.DEFINE_list(
     'roles', list(run_queue.ROLES), 'What workers do: train, score or both.')
 
@@ -185,10 +192,13 @@ def write(root: pathlib.Path, module: ModuleType, configs: dict[str, Any],
   """
   from audiorank import records
   from launch import synthetic
+  rungs = halving.shares(_HALVING.value)
   # Paths and checksums first: they are part of a run's identity.
   grid.resolve(configs, lambda config: synthetic.dataset(
       root / 'world', config))
   runs = grid.runs(configs)
+  if rungs:
+    halving.check(sum(config.train.steps > 0 for config, _ in runs.values()))
   grid.check_corpus(config for config, _ in runs.values())
   # Before folders are created, so that new and known runs can be told apart.
   known = files.names(root) & set(runs)
@@ -197,10 +207,16 @@ def write(root: pathlib.Path, module: ModuleType, configs: dict[str, Any],
   experiment = next(iter(configs.values())).experiment
   # Folders before the index: a worker that reads it finds every run.
   names = grid.write_index(root, title(module, root), experiment, runs)
+  if rungs:
+    halving.begin(root, run_queue.Board(root, runs).entries, rungs)
+  else:
+    halving.end(root, runs)
   again, diverged = run_queue.reopen(root, runs)
   states = files.mapped(records.state, [root / name for name in known], root)
   parts = [f'{len(runs) - len(known)} new', f'{len(known)} known',
            f'{states.count("done")} done before']
+  if states.count('halved'):
+    parts.append(f'{states.count("halved")} stopped early')
   if again:
     parts.append(f'{again} failed before and are tried again')
   if diverged:
@@ -209,7 +225,8 @@ def write(root: pathlib.Path, module: ModuleType, configs: dict[str, Any],
   # Runs of earlier commands in the same root.
   others = files.mapped(records.state, [
       root / name for name in names if name not in runs], root)
-  unfinished = sum(state not in ('done', 'failed') for state in others)
+  unfinished = len(others) - sum(map(others.count, (
+      'done', 'failed', 'halved')))
   if unfinished:
     print(f'{unfinished} unfinished runs of earlier commands are left as they '
           'are', flush=True)

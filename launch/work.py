@@ -29,6 +29,7 @@ from audiorank import records
 from audiorank.records import lock as lock_lib
 from launch import cli
 from launch import grid
+from launch import halving
 from launch import run_queue
 
 _CORPUS = flags.DEFINE_string(
@@ -274,7 +275,8 @@ class Worker:
       runs = run_queue.claim(self.board, self.roles, self.last, self.size,
                              self.tried, name, places())
       if not runs:
-        if run_queue.await_leases(self.board, self.roles):
+        if (halving.advance(self.board) or halving.wait(self.board)
+            or run_queue.await_leases(self.board, self.roles)):
           continue
         return 0
       self.last = runs[0].entry
@@ -305,7 +307,7 @@ class Worker:
 
   def do(self, runs: list[run_queue.Claim]) -> bool:
     """Trains and scores claimed runs; returns False if asked to stop."""
-    stop = lambda step: self.status.asked
+    from audiorank import train as training
     # A claim of several has none that is trained; see run_queue.claim.
     if self.board.states[runs[0].workdir.name] != 'trained':
       # A single run takes all devices; packed runs have one each.
@@ -313,7 +315,20 @@ class Worker:
         runs = [on_devices(runs[0])]
       names = ', '.join(run.workdir.name for run in runs)
       print(f'training {names}', flush=True)
-      runs = train(runs, stop, self.status, 'score' in self.roles)
+      plan = halving.read(self.board.root)
+      pauses = [halving.pause_step(plan, run.workdir.name, run.config)
+                for run in runs]
+      stop = lambda step: self.status.asked or any(
+          halving.reached(run.workdir, pause, step)
+          for run, pause in zip(runs, pauses))
+      try:
+        runs = train(runs, stop, self.status, 'score' in self.roles)
+      except training.Preempted:
+        # Saved at a rung of halving, and not because this process has to end.
+        if self.status.asked or plan is None:
+          raise
+        halving.mark_paused(runs, plan, pauses)
+        return True
     if 'score' not in self.roles:
       return True
     return all(self.score(run) for run in runs)

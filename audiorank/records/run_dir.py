@@ -6,6 +6,7 @@
   checkpoints/                see checkpoint.py
   LEASE                       the lock, see lock.py
   TRAINED, DONE, FAILED       an empty file or a message: the state
+  PAUSED, HALVED              the same, of a sweep that stops runs early
 """
 
 from collections.abc import Mapping
@@ -285,11 +286,15 @@ def cut_metrics(workdir: files.Path, step: int) -> None:
 
 
 def state(workdir: files.Path) -> str:
-  """Returns 'done', 'failed', 'trained' (not scored), 'started' or 'new'."""
+  """Returns the state of a run.
+
+  'done', 'failed', 'halved' (stopped early, see launch/halving.py), 'paused'
+  (waits for that decision), 'trained' (not scored), 'started' or 'new'.
+  """
   folder = files.path(workdir)
   there = files.names(folder)
   # In the order of what counts: a run that is done may also have TRAINED.
-  for name in ('DONE', 'FAILED', 'TRAINED'):
+  for name in ('DONE', 'FAILED', 'TRAINED', 'HALVED', 'PAUSED'):
     if name in there:
       return name.lower()
   # A released lock leaves an empty file, which reads as {}.
