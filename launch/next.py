@@ -284,13 +284,14 @@ def write_config(path: pathlib.Path, root: files.Path, origin: Any,
       first=next(iter(points)), count=len(points)))
 
 
-def main(root: str) -> None:
-  """Runs the command with its flags."""
-  run(root, _BUDGET.value, _DECIDE.value, _HOURS.value, _OUT.value)
+def main(root: str, price: float = 0.) -> None:
+  """Runs the command with its flags, and the price of a chip-hour."""
+  run(root, _BUDGET.value, _DECIDE.value, _HOURS.value, _OUT.value, price)
 
 
 def run(root: str, budget: float | None = None, goal: str = '',
-        hours: float | None = None, out: str | None = None) -> None:
+        hours: float | None = None, out: str | None = None,
+        price: float = 0.) -> None:
   """Prints what to scale next and writes the config of the next runs.
 
   Args:
@@ -299,6 +300,7 @@ def run(root: str, budget: float | None = None, goal: str = '',
     goal: an axis or a family to decide; '' to gain score.
     hours: of audio that there are; None for those of the corpus.
     out: the config file to write; None for next.py in the root.
+    price: of a chip-hour; 0 for none.
 
   Raises:
     ValueError: the runs say nothing about any axis, or not about the goal;
@@ -319,6 +321,7 @@ def run(root: str, budget: float | None = None, goal: str = '',
   if goal in lacking:
     raise ValueError(f'--decide={goal}: needed: '
                      f'{wording.needed_text(lacking[goal])}')
+  result = result._replace(rate=advice.rate(root, known), price=price)
   origin = config_of(root, start_row(known))
   table = with_width(known, result.budget, sizes(known, origin, result.budget))
   text, several = 'to gain score', advice.to_gain(known, table, result.budget)
@@ -332,7 +335,7 @@ def run(root: str, budget: float | None = None, goal: str = '',
       *wording.gain_words(result),
       *wording.best_words(result._replace(best=best)),
       *wording.point_words(text, dict(zip(points, several)),
-                           advice.widths_after(known, several))]))
+                           advice.widths_after(known, several), result)]))
   save(root, origin, points, text, out)
 
 

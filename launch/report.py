@@ -33,6 +33,9 @@ _OUT = flags.DEFINE_string(
 _FOLLOW = flags.DEFINE_boolean(
     'follow', False, 'Write report.html of one sweep again and again until its '
     'runs are done: for workers that launch.sweep did not start.')
+_PRICE = flags.DEFINE_float(
+    'price', 0., 'Price of a chip-hour (of an hour of one worker on a CPU), '
+    'for the price of what to scale next.', lower_bound=0.)
 _PUBLISH = flags.DEFINE_string(
     'publish', None, 'Folder for its tables and versions, to be shown without '
     'the runs: what notebooks/figures and notebooks/small_study read.')
@@ -184,7 +187,8 @@ def of_sweeps(roots: list[str]) -> None:
         raise ValueError('--out=FILE: expected a file for the report of '
                          'several sweeps')
       root = str(records.joined(roots, folder))
-    print(report.write(root, _POINTS.value, _OUT.value))
+    print(report.write(root, _POINTS.value, _OUT.value,
+                       _PRICE.value))
     if _PUBLISH.value:
       records.publish(root, _PUBLISH.value)
       print(_PUBLISH.value)

@@ -77,8 +77,10 @@ _SCALE = flags.DEFINE_enum('scale', None, ['paper', 'small', 'smoke'],
                            'Scale of an experiment: see configs/scales.py.')
 _TOPOLOGY = flags.DEFINE_string(
     'topology', None, 'TPU slice to plan for, such as v5e:16x16 or v4:4x4x4.')
-_PRICE = flags.DEFINE_float('price', 0., 'Price of a chip-hour, for plan.',
-                            lower_bound=0.)
+_PRICE = flags.DEFINE_float(
+    'price', 0., 'Price of a chip-hour (of an hour of one worker on a CPU): '
+    'for plan, for next, and in the report for what to scale next.',
+    lower_bound=0.)
 _EFFORT = flags.DEFINE_enum(
     'effort', 'quick', ['quick', 'full'], 'Effort of the compiler, for plan.')
 _MESH = flags.DEFINE_enum(
@@ -306,7 +308,7 @@ def finish(root: pathlib.Path, board: run_queue.Board, unfinished: list[str],
   if _REPORT.value and 'score' in _ROLES.value:
     from audiorank import report as pages
     try:
-      print(pages.write(root))
+      print(pages.write(root, price=_PRICE.value))
     except ValueError as error:
       print(f'no report: {error}', file=sys.stderr)
   failed = {run_id: overview.reason(root / run_id)
@@ -349,7 +351,7 @@ def main(argv: list[str]) -> None:
     return
   if word == 'next':
     leave_devices()
-    next_runs.main(_ROOT.value)
+    next_runs.main(_ROOT.value, _PRICE.value)
     return
   if _CONFIG.value is None:
     raise ValueError('--config=FILE: expected a file of configs/')

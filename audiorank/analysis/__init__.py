@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from audiorank import files
 from audiorank import laws
 from audiorank import records
 from audiorank.analysis import advice
@@ -51,16 +52,28 @@ class Analysis(NamedTuple):
   scaling: advice.Advice
 
 
-def analyze(tables: records.Tables) -> Analysis:
-  """Returns the Analysis of a sweep's tables."""
+def analyze(tables: records.Tables, root: files.Path | None = None,
+            price: float = 0.) -> Analysis:
+  """Returns the Analysis of a sweep's tables.
+
+  Args:
+    tables: of the sweep.
+    root: its folder, where the rates of training were written; None where
+      there are the tables alone.
+    price: of a chip-hour; 0 for none.
+  """
   rows = study.read(tables)
   fit, lacks = law.fit(rows.trained)
   table = law.predictors(rows.trained)
   soon = early.predict(rows)
+  scaling = advice.advise(rows)
+  if root is not None:
+    scaling = scaling._replace(rate=advice.rate(root, scaling.scaling),
+                               price=price)
   return Analysis(
       rows, claims_of(rows, fit, lacks, table, soon), fit, lacks, table,
       law.forms(rows.trained, fit), soon, training.diagnose(rows, fit),
-      training.tasks(rows), advice.advise(rows))
+      training.tasks(rows), scaling)
 
 
 def claims_of(rows: study.Study, fit: laws.Fit | None, lacks: Needed | None,

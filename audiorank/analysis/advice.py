@@ -18,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from audiorank import files
+from audiorank import records
 from audiorank.analysis import claims
 from audiorank.analysis import study
 from audiorank.laws import averaged
@@ -30,6 +32,7 @@ REACH = 8.  # Times the largest value of an axis that a candidate may have.
 ALONG = 9  # Candidates along an axis, and half as many of hours.
 MOST_POINTS = 8  # Runs that are proposed at once.
 DRAWS = 2000
+RATED, LAST_ROWS = 8, 20  # Runs, and rows of each, that a rate rests on.
 FUTURES = 8  # Outcomes of the points drawn for the width afterwards.
 
 
@@ -100,17 +103,28 @@ class Scaling(NamedTuple):
   hours: float
 
 
+class Rate(NamedTuple):
+  """How fast runs were trained: FLOPs a second by our count, decoder
+  included, on so many chips (or CPU workers)."""
+  flops: float
+  chips: int
+
+
 class Advice(NamedTuple):
   """What to scale next.
 
   scaling: see Scaling, or None.  gains: a Gain an axis.  budget: FLOPs.
   best: see Best, or None.  lacks: what is missing where there is no law.
+  rate: see Rate, or None where it was not measured.  price: of a chip-hour;
+  0 for none.
   """
   scaling: Scaling | None
   gains: tuple[Gain, ...]
   budget: float
   best: Best | None
   lacks: claims.Needed | None
+  rate: Rate | None = None
+  price: float = 0.
 
 
 def nothing(lacks: claims.Needed) -> Advice:
@@ -146,6 +160,41 @@ def advise(rows: study.Study, budget: float | None = None,
                 else missing_gain(axis, needs[axis]) for axis in AXES)
   budget = budget or 2 * known.start.flops
   return Advice(known, gains, budget, best(known, budget), None)
+
+
+def rate(root: files.Path, known: Scaling | None) -> Rate | None:
+  """Returns the Rate of a sweep's runs, or None where it was not measured.
+
+  The median of the last rows of metrics.jsonl of the largest runs: small ones
+  leave a chip idle, and the first rows have the compilation.
+
+  Args:
+    root: the sweep's folder.
+    known: see Scaling.
+  """
+  if known is None:
+    return None
+  rates, chips = [], 1
+  for run_id in known.rows.sort_values('flops')['run_id'].iloc[-RATED:]:
+    folder = files.path(root) / str(run_id)
+    rows = [row['tflops'] for row in records.metric_rows(folder)
+            if row.get('tflops')]
+    if not rows:
+      continue
+    rates.append(1e12 * float(np.median(rows[-LAST_ROWS:])))
+    mesh = records.config_tree(folder)['mesh']
+    # -1 is all devices of whoever trains it, which no record tells.
+    chips = max(1, int(mesh['data']) * int(mesh['fsdp']))
+  if not rates:
+    return None
+  return Rate(float(np.median(rates)), chips)
+
+
+def hours(result: Advice, flops: float) -> float:
+  """Returns the hours that some FLOPs take at the measured rate, or NaN."""
+  if result.rate is None:
+    return math.nan
+  return flops / result.rate.flops / 3600
 
 
 def first_need(needs: dict[str, claims.Needed]) -> claims.Needed:

@@ -62,6 +62,7 @@ class Counts(NamedTuple):
   configurations: int
   untrained: int
   baselines: int
+  halved: int = 0  # Stopped early: not scored.
 
 
 class Study(NamedTuple):
@@ -107,10 +108,13 @@ def read(tables: records.Tables) -> Study:
   if len(once):
     is_main = (once['objective'] == once['objective'].mode().iloc[0]).to_numpy()
   trained = once[is_main].reset_index(drop=True)
+  halved = 0
+  if 'state' in runs:
+    halved = int(runs['state'].isin(['halved', 'paused']).sum())
   counts = Counts(
       int((~runs['untrained']).sum()), len(every), len(once),
       once['configuration'].nunique(), int(runs['untrained'].sum()),
-      len(distinct(runs[runs['untrained']])))
+      len(distinct(runs[runs['untrained']])), halved)
   history = only(tables.history, set(once['run_id']))
   tasks = only(tables.tasks, set(once['run_id']) | set(untrained['run_id']))
   # d' is the only measure above 1.

@@ -327,9 +327,15 @@ def last_monitor(root: os.PathLike, run_ids: Iterable[str]) -> dict | None:
 
 
 def page(root: os.PathLike, sweep: records.Tables, title: str,
-         own: Sequence[board.Point] = ()) -> str:
-  """Returns the report as one HTML text; arguments as for `sections`."""
-  result = analysis.analyze(sweep)
+         own: Sequence[board.Point] = (), price: float = 0.) -> str:
+  """Returns the report as one HTML text.
+
+  Args:
+    root, sweep, own: as for `sections`.
+    title: of the page.
+    price: of a chip-hour; 0 for none.
+  """
+  result = analysis.analyze(sweep, root, price)
   # A section without content leaves the page and its list of links.
   parts = [(name, body) for name, body in sections(root, result, sweep, own)
            if any(body)]
@@ -352,13 +358,14 @@ def heading(root: pathlib.Path) -> str:
 
 
 def write(root: files.Path, points: Iterable[files.Path] = (),
-          out: files.Path = '') -> pathlib.Path:
+          out: files.Path = '', price: float = 0.) -> pathlib.Path:
   """Rebuilds the report of a sweep from its records; returns its path.
 
   Args:
     root: the sweep's folder.
     points: files of encoders of others, see board.points.
     out: an .html file, or a folder for report.html; '' for the sweep's.
+    price: of a chip-hour, for the price of what to scale next; 0 for none.
 
   Raises:
     FileNotFoundError: there are no runs under the root.
@@ -375,5 +382,6 @@ def write(root: files.Path, points: Iterable[files.Path] = (),
   if 'rank' not in sweep.runs or sweep.runs['rank'].isna().all():
     raise ValueError(f'{folder}: no run has a record yet: expected '
                      '<run_id>/records/*.json')
-  files.write_text(target, page(folder, sweep, heading(folder), own))
+  files.write_text(target, page(folder, sweep, heading(folder), own,
+                                price))
   return target

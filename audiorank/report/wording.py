@@ -14,6 +14,7 @@ import pandas as pd
 
 from audiorank import analysis
 from audiorank import laws
+from audiorank.analysis import advice as advice_of
 from audiorank.analysis import claims as numbers_of
 from audiorank.analysis import joint
 from audiorank.analysis import law as law_of
@@ -560,14 +561,21 @@ def opening(result: analysis.Analysis) -> list[str]:
   holds = 'These runs confirm none of the claims below.'
   if holding:
     holds = f'What holds: {"; ".join(holding)}.'
-  fails = 'They refute none'
+  tested = count(len(result.claims), 'claim')
+  fails = f'What does not hold: of the {tested} tested, none is refuted'
   if failing:
     fails = f'What does not hold: that {"; that ".join(failing)}'
   if left:
-    which = f'{left} of the'
+    which = f'{left} of the {tested} tested'
+    if not failing:
+      which = f'{left} of them'
     if left == len(result.claims):
       which = 'all'
-    fails += f'; {which} {len(result.claims)} claims are inconclusive'
+    verb = 'are'
+    if left == 1:
+      verb = 'is'
+    fails += (f'; {which} {verb} inconclusive: these runs do not decide them '
+              'either way')
   return [holds, f'{fails}.', f'What to do next: {next_step(result)}.',
           f'What to scale next: {advice_words(result.scaling)}.']
 
@@ -581,16 +589,36 @@ def phrases(result: analysis.Analysis, verdict: str,
           if one.verdict == verdict and one.key in words]
   out = []
   # All families in one phrase, where the first of them stands.
-  names = [called(one.family) for one in mine if one.key == 'slope']
+  slopes = [one for one in mine if one.key == 'slope']
   for one in mine:
     if one.key == 'slope':
-      if names:
-        out.append(words['slope'].format(listed(names, 'or')))
-      names = []
+      if one is slopes[0]:
+        names = [called(each.family) for each in slopes]
+        out.append(words['slope'].format(listed(names, 'or'))
+                   + outdone(slopes))
       continue
     text = words[one.key]
     out.append(text(one) if callable(text) else text)
   return out[:most]
+
+
+def outdone(several: list[Claim]) -> str:
+  """Returns, in brackets, where a slope holds but something else explains
+  more of the score than RankMe does; '' where nothing does."""
+  out = []
+  for one in several:
+    shares = {name: share for name, share in
+              one.details.get('explained', {}).items() if math.isfinite(share)}
+    own = shares.pop(law_of.SUBJECT, math.nan)
+    best = max(shares, key=lambda name: shares[name], default='')
+    if one.verdict != numbers_of.HOLDS or not best or not shares[best] > own:
+      continue
+    where = ''
+    if len(several) > 1:
+      where = f' where {called(one.family)} varies'
+    out.append(f'{best} explains more of it than RankMe does{where}, '
+               f'{percent(shares[best])} against {percent(own)}')
+  return f' ({"; ".join(out)})' * bool(out)
 
 
 def _width_better(one: Claim) -> str:
@@ -712,6 +740,10 @@ def rows_used(result: analysis.Analysis) -> list[str]:
          'configuration and seeds are one training. '
          f'{count(n.untrained, "untrained network")}, {n.baselines} '
          'different.']
+  if n.halved:
+    out.append(f'{count(n.halved, "run")} stopped early, by predicted score, '
+               'and not scored: no claim rests on them, so the runs compared '
+               'are those that looked best early, and the pilots.')
   if len(result.study.others):
     out.append(f'{count(trained, "training")} share the main objective; the '
                f'{len(result.study.others)} of other objectives are only '
@@ -1034,10 +1066,11 @@ def best_words(result: analysis.Advice) -> list[str]:
   if known is None or top is None:
     return []
   first, one = known.start, top.point
+  cost = cost_text(result, one.flops)
   out = [f'The best configuration so far by the law: {run_text(first)}.',
          f'The best run of at most {result.budget:.3g} FLOPs '
          f'({short(result.budget / first.flops)} times as much): '
-         f'{run_text(one)}.']
+         f'{run_text(one)}' + f'; {cost}' * bool(cost) + '.']
   ends = {'size': top.params, 'hours': top.hours, 'steps': top.steps}
   parts = [f'{amount(axis, low)} to {amount(axis, high)}'
            for axis, (low, high) in ends.items() if axis in known.axes]
@@ -1057,17 +1090,41 @@ def run_text(one: analysis.Point) -> str:
           f'score {short(one.score)} [{short(one.low)}, {short(one.high)}]')
 
 
+def cost_text(result: analysis.Advice, flops: float) -> str:
+  """Returns hours and price of some FLOPs, '' where no rate was measured."""
+  hours = advice_of.hours(result, flops)
+  if result.rate is None or math.isnan(hours):
+    return ''
+  time = f'{hours:.2g} h'
+  # Nobody reads .02 h.
+  if hours < 1:
+    time = f'{max(1, round(60 * hours))} min'
+  where = ''
+  if result.rate.chips > 1:
+    where = f' on {result.rate.chips} chips'
+  text = f'about {time} of training{where} at the rate of these runs'
+  if result.price:
+    text += f', {hours * result.rate.chips * result.price:.2f} by --price'
+  return text
+
+
 def point_words(goal: str, several: dict[str, analysis.Point],
-                widths: dict[str, tuple[float, float]]) -> list[str]:
+                widths: dict[str, tuple[float, float]],
+                result: analysis.Advice | None = None) -> list[str]:
   """Returns the runs proposed and what they do to the intervals.
 
   Args:
     goal: what they were chosen for.
     several: {name: run}.
     widths: {axis: (width of the gain's interval now, expected afterwards)}.
+    result: the advice, for hours and price; None for neither.
   """
   total = sum(one.flops for one in several.values())
-  out = [f'{count(len(several), "run")} {goal}, {total:.3g} FLOPs:']
+  cost = ''
+  if result is not None:
+    cost = cost_text(result, total)
+  out = [f'{count(len(several), "run")} {goal}, {total:.3g} FLOPs'
+         + f' ({cost})' * bool(cost) + ':']
   out += [f'  {name}: {run_text(one)}' for name, one in several.items()]
   for axis, (now, after) in widths.items():
     out.append(f'The interval of the gain of {axis} is {short(now)} wide and '
@@ -1105,10 +1162,12 @@ def advice_words(result: analysis.Advice) -> str:
   if top.high < 0:
     sure = 'significantly below 0'
   one = result.best.point
+  cost = cost_text(result, one.flops)
   return (f'of what was varied, doubling {GROWTH[top.axis][0]} promises most: '
           f'{signed(top.value)} of score {interval(top.low, top.high, 1.)}, '
           f'{sure}; the best run of {result.budget:.3g} FLOPs, twice those of '
-          f'the best so far, would have {amount("size", one.params)}, '
+          'the best so far' + f' ({cost})' * bool(cost)
+          + f', would have {amount("size", one.params)}, '
           f'{amount("hours", one.hours)} and {amount("steps", one.steps)}, '
           f'expected score {short(one.score)} [{short(one.low)}, '
           f'{short(one.high)}]')
