@@ -241,7 +241,8 @@ class Board:
     # FAILED may have been written by hand, and a folder that was copied here
     # may lack the lock.
     if not any(os.access(folder + name, os.F_OK)
-               for name in ('LEASE', 'FAILED', 'TRAINED')):
+               for name in ('LEASE', 'FAILED', 'TRAINED',
+                            'HALVED')):
       self._untouched.add(run_id)
       return 'new'
     return records.state(folder)
