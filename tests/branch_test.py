@@ -1,9 +1,11 @@
 """Runs that branch from a trunk: to the bit what they are without it."""
 
+import json
 import shutil
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
 from audiorank import branch
@@ -13,6 +15,7 @@ from audiorank import files
 from audiorank import records
 from audiorank import train
 from audiorank import train_state
+from audiorank.analysis import early
 from configs import base
 from launch import run_queue
 from tests import tiny
@@ -41,6 +44,33 @@ def test_the_rate_is_constant_and_then_falls_in_a_line():
   # Equal to the bit: runs of other durations share these steps.
   assert {rate(s) for s in range(10, 81)} == {1.}
   assert rate(90) == pytest.approx(.55) and rate(100) == pytest.approx(.1)
+
+
+@pytest.mark.parametrize('schedule', ['cosine', 'wsd'])
+def test_the_rate_of_early_readings_is_that_of_training(schedule):
+  c = base.get_config('en32-2')
+  c.train.steps, c.opt.warmup, c.opt.lr = 100, 10, 1.
+  c.opt.update({'schedule': schedule, 'decay': .2, 'final_lr_ratio': .1})
+  h, opt = train_state.make_hparams(c), c.opt.to_dict()
+  for step in (0, 5, 10, 50, 80, 90, 100):
+    assert early.rate(opt, 100, step) == pytest.approx(
+        float(train_state.learning_rate(np.float32(step), h)), abs=1e-6)
+
+
+def test_early_readings_are_compared_in_like_states():
+  """At half of training a cosine has fallen by half, and wsd not at all."""
+  history = pd.DataFrame([
+      {'run_id': run, 'step': step, 'steps': 100, 'rank': 5. + k}
+      for k, run in enumerate('abc') for step in (10, 50, 100)])
+  trained = lambda *schedules: pd.DataFrame({'run_id': list('abc'), 'config': [
+      json.dumps({'opt': {'warmup': 5, 'schedule': s}}) for s in schedules]})
+  read = lambda runs, share: early.at_rung(runs, history, share, 'rank')
+  for share, mixed in ((.1, True), (.5, False)):
+    for schedule in ('cosine', 'wsd'):
+      values, _ = read(trained(*[schedule] * 3), share)
+      assert values.tolist() == [5., 6., 7.]
+    both = read(trained('cosine', 'wsd', 'wsd'), share)
+    assert (both is not None) == mixed
 
 
 def test_a_field_at_its_default_leaves_the_run_id_alone():

@@ -6,7 +6,9 @@ known before the first step: width, parameters, the untrained network's
 RankMe, hours, masking rate.
 """
 
+import json
 import math
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +23,9 @@ from audiorank.laws import failures
 RUNGS = (.1, .25, .5)  # Fractions of training.
 NEAR = 1.5  # An evaluation counts for a rung within this factor of its step.
 LEAST = 3  # Runs without which there is no order.
+# Readings are compared if their learning rates, as shares of the peak, differ
+# by less: a network changes much in the decay of its rate.
+RATES_APART = .25
 
 
 class Early(NamedTuple):
@@ -65,6 +70,26 @@ def nearest(rows: pd.DataFrame | None, share: float) -> int | None:
   return away.idxmin()
 
 
+def rate(opt: dict[str, Any], steps: int, step: int) -> float:
+  """Returns the learning rate at a step as a share of its peak.
+
+  As train_state.learning_rate.
+
+  Args:
+    opt: of a run's config, without what has its default.
+    steps: of the run.
+    step: the evaluation's.
+  """
+  warmup, last = opt.get('warmup', 0), opt.get('final_lr_ratio', .1)
+  if step < warmup:
+    return step / warmup
+  if opt.get('schedule', 'cosine') == 'wsd':
+    left = (steps - step) / max(opt.get('decay', .1) * steps, 1)
+    return last + (1 - last) * min(left, 1)
+  past = (step - warmup) / max(steps - warmup, 1)
+  return last + (1 - last) * .5 * (1 + math.cos(math.pi * past))
+
+
 def scored(tasks: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
   """Returns run_id, step, steps, score of checkpoints before the end.
 
@@ -85,7 +110,9 @@ def at_rung(trained: pd.DataFrame, rows: pd.DataFrame, share: float,
             column: str) -> tuple[np.ndarray, float] | None:
   """Returns (values of a column at a rung, mean share), or None.
 
-  None where a run has no evaluation there or the values are all the same.
+  None where a run has no evaluation there, the values are all the same, or the
+  runs are not in comparable states: some of a cosine schedule, say, whose rate
+  has fallen by half there, and some of wsd, whose rate has not fallen yet.
   """
   if not len(rows) or column not in rows:
     return None
@@ -98,6 +125,12 @@ def at_rung(trained: pd.DataFrame, rows: pd.DataFrame, share: float,
   values = here[column].to_numpy(float)
   if not np.isfinite(values).all() or np.ptp(values) == 0:
     return None
+  if 'config' in trained:
+    rates = [rate(json.loads(text or '{}').get('opt', {}), steps, step)
+             for text, steps, step in zip(trained['config'], here['steps'],
+                                          here['step'])]
+    if np.ptp(rates) > RATES_APART:
+      return None
   return values, float((here['step'] / here['steps']).mean())
 
 
