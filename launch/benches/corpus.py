@@ -40,7 +40,11 @@ STORES = {'int16': 'a 10 s clip out of ArrayRecord, int16',
           'opus': 'a 10 s clip out of shards of Opus',
           'none': 'a 10 s clip out of webdataset tars of FLAC in place',
           'parquet': 'a 10 s clip out of parquet of FLAC in place'}
-LONG = 'a 10 s clip out of a record of 600 s of FLAC'
+# Format of a long sound -> (name of the row, how its record is stored).
+LONG = {'FLAC': ('a 10 s clip out of a record of 600 s of FLAC', 'flac'),
+        'OPUS': ('a 10 s clip out of a record of 600 s of Opus', 'none'),
+        'VORBIS': ('a 10 s clip out of a record of 600 s of Vorbis', 'none'),
+        'MP3': ('a 10 s clip out of a record of 600 s of MP3', 'none')}
 
 # What a training process does before its first batch, and its peak memory.
 START = '''
@@ -178,7 +182,7 @@ def reading(folder: pathlib.Path, quick: bool,
   """Yields the Rows of reading ten-second clips, store by store."""
   clips, repeats = timing.sized(quick, (64, 4), (CLIPS, 8))
   if not any(only in name for name in (
-      LONG, *(row for what in STORES.values()
+      *(what for what, _ in LONG.values()), *(row for what in STORES.values()
               for row in (what, f'{what}, on a bucket')))):
     return
   _write_inputs(folder, clips)
@@ -199,8 +203,9 @@ def reading(folder: pathlib.Path, quick: bool,
       yield per_core(timing.turns(
           what, readers[key], rival, repeats, time.process_time, goal,
           ('stream', name), '', clips))
-  if only in LONG:
-    yield long_record(folder, repeats)
+  for form, (what, store) in LONG.items():
+    if only in what:
+      yield long_record(what, folder / f'long-{form}', form, store, repeats)
   yield from on_bucket(folder, readers, clips, timing.sized(quick, 2, 4), only)
 
 
@@ -236,26 +241,43 @@ def per_core(row: timing.Row) -> timing.Row:
                       f'clips/s, rival {1 / row.rival_value:,.0f}')
 
 
-def long_record(folder: pathlib.Path, repeats: int) -> timing.Row:
-  """Returns the Row of crops of a record of ten minutes, stored as FLAC."""
+def long_record(what: str, folder: pathlib.Path, form: str, store: str,
+                repeats: int) -> timing.Row:
+  """Returns the Row of crops of a record of ten minutes.
+
+  Args:
+    what: name of the row.
+    folder: a new one.
+    form: of the sound: FLAC, OPUS, VORBIS or MP3.
+    store: how its record is stored.
+    repeats: of the measurement.
+  """
   import soundfile
 
   from audiorank import data
   from audiorank import prepare
-  (folder / 'long').mkdir()
-  # White noise, on which FLAC saves least.
-  wave_S = .1 * np.random.default_rng(0).standard_normal(600 * RATE)
-  soundfile.write(folder / 'long' / 'one.flac', wave_S, RATE)
-  prepare.run(folder / 'long', folder / 'of-long', store='flac', workers=1,
+  (folder / 'in').mkdir(parents=True)
+  file, rng = io.BytesIO(), np.random.default_rng(0)
+  # libsndfile's names: Ogg contains either codec.
+  container, codec = {'OPUS': ('OGG', 'OPUS'), 'VORBIS': ('OGG', 'VORBIS')
+                      }.get(form, (form, None))
+  with soundfile.SoundFile(file, 'w', RATE, 1, format=container,
+                           subtype=codec) as out:
+    # White noise, on which FLAC saves least; a second at a time, as libvorbis
+    # cannot take it all.
+    for _ in range(600):
+      out.write(.1 * rng.standard_normal(RATE))
+  content = file.getvalue()
+  (folder / 'in' / f'one.{form.lower()}').write_bytes(content)
+  prepare.run(folder / 'in', folder / 'of', store=store, workers=1,
               piece_seconds=600)
-  read = data.folder.reader(data.load(folder / 'of-long'), resident=False)
-  # soundfile decodes the whole record for every crop.
-  content = (folder / 'long' / 'one.flac').read_bytes()
+  read = data.folder.reader(data.load(folder / 'of'), resident=False)
   count = 10
   # The latest crop of 10 s ends with the record.
   starts = np.random.default_rng(1).integers(0, 590 * RATE, count)
+  # soundfile decodes the whole record for every crop.
   return per_core(timing.turns(
-      LONG, lambda: [read(0, int(s), 10 * RATE) for s in starts],
+      what, lambda: [read(0, int(s), 10 * RATE) for s in starts],
       lambda: [soundfile.read(io.BytesIO(content), dtype='int16')
                for _ in range(count)], repeats, time.process_time, 10.,
       ('crop', 'soundfile, all of it'), '', count))
