@@ -34,41 +34,34 @@ SCORE, RANK, SHARED = .0116, .0537, .47  # Noise of seeds in the study.
 
 
 @pytest.fixture(scope='module')
-def tables():
-  return records.load(STUDY)
-
-
-@pytest.fixture(scope='module')
-def rows(tables):
-  return study.read(tables)
-
-
-@pytest.fixture(scope='module')
 def judged(study_claims):
   """The study's claims by (key, family)."""
   return {(one.key, one.family): one for one in study_claims}
 
 
 @pytest.fixture(scope='module')
-def older(tables):
+def older(study_tables):
   """The study as it would be published without the configurations."""
-  runs = tables.runs.drop(columns=[c for c in LATER if c in tables.runs])
+  runs = study_tables.runs
+  runs = runs.drop(columns=[c for c in LATER if c in runs])
   # '32-1' whatever the heads, as the label once was.
   short = runs['decoder'].str.split('-').str[:2].str.join('-')
-  return study.read(tables._replace(runs=runs.assign(decoder=short)))
+  return study.read(study_tables._replace(runs=runs.assign(decoder=short)))
 
 
-def test_different_trainings_are_counted_apart_from_rows(rows, tables):
-  mae = tables.runs[~tables.runs['untrained']
-                    & (tables.runs['objective'] == 'mae')]
-  assert len(mae) == 55 and len(rows.trained) == 52
-  assert rows.counts.rows == 61 and rows.counts.trainings == 58
-  assert rows.counts.untrained == 29 and rows.counts.baselines == 16
+def test_different_trainings_are_counted_apart_from_rows(
+    study_rows, study_tables):
+  runs = study_tables.runs
+  mae = runs[~runs['untrained'] & (runs['objective'] == 'mae')]
+  assert len(mae) == 55 and len(study_rows.trained) == 52
+  assert study_rows.counts.rows == 61 and study_rows.counts.trainings == 58
+  assert study_rows.counts.untrained == 29 and study_rows.counts.baselines == 16
   # The reference was trained in three experiments, en48-4 in two.
-  names = mae['size'].value_counts() - rows.trained['size'].value_counts()
+  names = mae['size'].value_counts() - study_rows.trained['size'].value_counts()
   assert names[names > 0].to_dict() == {'en32-4': 2, 'en48-4': 1}
   # A decoder of the same label with another number of heads is another run.
-  decoders = rows.trained[rows.trained['decoder'].str.startswith('32-1')]
+  trained = study_rows.trained
+  decoders = trained[trained['decoder'].str.startswith('32-1')]
   assert {'36f3745fef22'} <= set(decoders['run_id'])
   assert decoders['decoder_heads'].nunique() == 2
 
@@ -97,7 +90,7 @@ def test_slopes_are_what_other_code_computes(older):
   assert one.configurations == 40 and one.low < -.02 and one.high < .02
 
 
-def test_one_slope_for_all_is_refused(judged, rows):
+def test_one_slope_for_all_is_refused(judged, study_rows):
   one = judged['one_slope', '']
   assert one.verdict == claims.FAILS and one.p < 1e-4
   without = one.details['without']
@@ -139,7 +132,7 @@ def test_three_runs_take_their_noise_from_themselves(judged):
   assert one.needed.kind == 'repeats'
 
 
-def test_a_family_without_groups_says_why(judged, rows):
+def test_a_family_without_groups_says_why(judged, study_rows):
   one = judged['slope', 'data.valid_fraction']
   assert one.needed.kind == 'alone'
   assert one.needed.names == ('hours_asked',)
@@ -164,16 +157,17 @@ def test_rank_that_ends_below_its_start_is_said(judged):
   assert '46 of 52' in wording.measured(one)
 
 
-def test_training_lifts_no_task_in_every_run(rows, tables):
+def test_training_lifts_no_task_in_every_run(study_rows, study_tables):
   """Scene rises in 54, texture and rhythm in 51 of 55 rows; pitch in none."""
-  last = tables.tasks[tables.tasks['step'] == tables.tasks['steps']]
+  last = study_tables.tasks
+  last = last[last['step'] == last['steps']]
   score = last.set_index(['run_id', 'task'])['score']
   own = last[~last['untrained'] & (last['objective'] == 'mae')]
   base = [score[run, task] for run, task in zip(own['baseline'], own['task'])]
   rises = (own['score'] > base).groupby(own['task']).sum()
   expected = {'scene': 54, 'texture': 51, 'temporal_rhythm': 51,
               'mini_pitch': 0}
-  table = training.tasks(rows)
+  table = training.tasks(study_rows)
   for name, times in expected.items():
     assert rises[f'{name}-v1-full'] == times
     assert table.loc[f'{name}-v1-full', 'above'] < 1
@@ -205,8 +199,8 @@ def test_features_without_a_network_stand_beside_the_tasks():
   assert dict(table.loc['a', list(known)]) == pytest.approx(known)
 
 
-def test_shapes_of_one_size_count_only_where_size_does(rows):
-  it = factors.compare(rows)
+def test_shapes_of_one_size_count_only_where_size_does(study_rows):
+  it = factors.compare(study_rows)
   known = {name: it.slope(name) for name in it.live}
   p = factors.adjusted(it, known)
   assert set(p) == set(it.families) - set(it.flat) | {slopes.SHAPE}
@@ -219,9 +213,10 @@ def test_shapes_of_one_size_count_only_where_size_does(rows):
         1., known[name].p * sum(weight.values()) / own) + 1e-12
 
 
-def test_the_noise_is_of_seeds_alone(rows):
-  noise = slopes.noise(rows.trained)
-  mine = rows.trained.groupby('configuration').filter(lambda t: len(t) > 1)
+def test_the_noise_is_of_seeds_alone(study_rows):
+  trained = study_rows.trained
+  noise = slopes.noise(trained)
+  mine = trained.groupby('configuration').filter(lambda t: len(t) > 1)
   x, y = np.log2(mine['rank']), mine['score']
   assert noise.free == 8 and noise.runs == 9
   assert noise.score == pytest.approx(y.std()) and (
@@ -288,8 +283,8 @@ class Design:
 
 
 @pytest.fixture(scope='module')
-def design(rows):
-  return Design(rows)
+def design(study_rows):
+  return Design(study_rows)
 
 
 def verdicts(design, score_K, studies, lack=0., seed=0, more=lambda rows: []):
@@ -484,10 +479,10 @@ def test_without_seeds_the_residual_is_the_noise():
   assert factors.of_slopes(it)[0].needed.kind == 'seeds'
 
 
-def test_without_seeds_slopes_are_not_called_unequal(rows):
+def test_without_seeds_slopes_are_not_called_unequal(study_rows):
   """Noise in RankMe flattens slopes by an amount that only seeds can tell."""
-  once = rows.trained.drop_duplicates('configuration')
-  it = factors.compare(rows._replace(trained=once))
+  once = study_rows.trained.drop_duplicates('configuration')
+  it = factors.compare(study_rows._replace(trained=once))
   one = factors.of_one_slope(it)
   assert it.noise.free == 0 and one.p < .05
   assert one.verdict == claims.INCONCLUSIVE and one.needed.kind == 'seeds'

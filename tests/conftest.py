@@ -1,9 +1,15 @@
 """The test world: 8 CPU devices, warnings as errors, rank promotion refused."""
 
 import contextlib
+import gc
 import mmap
 import os
 import pathlib
+import resource
+
+# One thread of linear algebra a process, before numpy is imported: those of
+# two test processes would wait for each other, at many times the CPU time.
+os.environ['OPENBLAS_NUM_THREADS'] = '1'
 
 from absl import flags
 import jax
@@ -56,6 +62,9 @@ flags.disclaim_key_flags()  # A flag is of the module that calls this one.
 # Modules whose numbers or times need the compiler's optimisations. The programs
 # of all others are tiny: optimising them costs more than it saves.
 OPTIMISED = ('hear_probe', 'readme_code', 'tpu_compiled')
+# The default set ends within 8 minutes on two idle cores if it takes less than
+# this, of which no test takes more than that. Past either, a line says so.
+CPU_SECONDS, LONGEST = 900, 15
 STUDY = (pathlib.Path(__file__).resolve().parents[1] / 'notebooks' / 'results'
          / 'small_study')
 
@@ -65,13 +74,46 @@ def pytest_addoption(parser):
                    help='also run the tests marked slow')
 
 
+def module(item):
+  return item.path.name.removesuffix('_test.py')
+
+
 def pytest_collection_modifyitems(config, items):
-  # The longest first, so that two workers end together.
-  items.sort(key=lambda item: item.path.name != 'sweep_test.py')
+  # The longest first, so that two workers end together. Next those that clear
+  # what is compiled, before the others share it.
+  items.sort(key=lambda item: (module(item) != 'sweep',
+                               module(item) not in OPTIMISED))
   if not config.getoption('--slow'):
     for item in items:
       if 'slow' in item.keywords:
         item.add_marker(pytest.mark.skip(reason='slow: run with --slow'))
+
+
+def pytest_collection_finish():
+  """Leaves what is imported by now out of the collection of garbage, and has
+  it less often: tracing a program creates many objects, and frees few."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(20_000, 20, 20)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+  """Names the default set's CPU time, and its tests that take long."""
+  if config.getoption('--slow'):
+    return
+  # The workers have ended by now, and what they started.
+  usages = map(resource.getrusage, (resource.RUSAGE_SELF,
+                                    resource.RUSAGE_CHILDREN))
+  seconds = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+  reports = [report for several in terminalreporter.stats.values()
+             for report in several]
+  over = {f'{report.nodeid} ({report.when})': report.duration
+          for report in reports if getattr(report, 'duration', 0) > LONGEST}
+  terminalreporter.write_line(
+      f'{seconds:.0f} s of CPU, of at most {CPU_SECONDS} for all default tests')
+  for name, duration in sorted(over.items(), key=lambda pair: -pair[1]):
+    terminalreporter.write_line(
+        f'longer than {LONGEST} s on an idle machine? {duration:.0f} s: {name}')
 
 
 def pytest_configure(config):
@@ -136,7 +178,7 @@ def quick_compiler(tmp_path_factory):
 def optimising_compiler(request, quick_compiler):
   """Compiles with all optimisations in the modules of OPTIMISED."""
   del quick_compiler
-  if request.path.name.removesuffix('_test.py') not in OPTIMISED:
+  if module(request) not in OPTIMISED:
     yield
     return
   with pytest.MonkeyPatch.context() as patch:
@@ -155,6 +197,14 @@ def mesh(request):
                        axis_types=(AxisType.Auto,), devices=devices)
   with jax.set_mesh(made):
     yield made
+
+
+@pytest.fixture(scope='session')
+def torch(request):
+  """The package, in a test that --slow adds: it takes seconds to import."""
+  if not request.config.getoption('--slow'):
+    pytest.skip('needs torch: run with --slow')
+  return pytest.importorskip('torch')
 
 
 @pytest.fixture(scope='session')
@@ -177,14 +227,26 @@ def sample_analysis():
 
 
 @pytest.fixture(scope='session')
-def study_claims():
+def study_tables():
+  """The tables of the shipped study."""
+  from audiorank import records
+  return records.load(STUDY)
+
+
+@pytest.fixture(scope='session')
+def study_rows(study_tables):
+  """The runs of the shipped study, as its analysis reads them."""
+  from audiorank.analysis import study
+  return study.read(study_tables)
+
+
+@pytest.fixture(scope='session')
+def study_claims(study_rows):
   """The claims of the shipped study, without the figures' fits."""
   from audiorank import analysis
-  from audiorank import records
   from audiorank.analysis import early
   from audiorank.analysis import law
-  from audiorank.analysis import study
-  rows = study.read(records.load(STUDY))
+  rows = study_rows
   fit, lacks = law.fit(rows.trained)
   return analysis.claims_of(rows, fit, lacks, law.predictors(rows.trained),
                             early.predict(rows))

@@ -440,8 +440,7 @@ def test_bad_files(tmp_path):
     dasheng.load(path)
 
 
-def test_torch_files(tmp_path):
-  torch = pytest.importorskip('torch')
+def test_torch_files(torch, tmp_path):
   state = random_state(width=96)
   want = dasheng.from_state_dict(state, {'heads': 12})[1]
   tensors = {name: torch.from_numpy(x) for name, x in state.items()}
@@ -467,8 +466,7 @@ class Trap:
     return os.mkdir, ('sprung',)
 
 
-def test_torch_files_execute_nothing(tmp_path, monkeypatch):
-  torch = pytest.importorskip('torch')
+def test_torch_files_execute_nothing(torch, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   path = tmp_path / 'model.pt'
   for guest in (Trap(), datetime.date(2024, 1, 1), np.arange(3)):

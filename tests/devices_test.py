@@ -1,10 +1,10 @@
 """Devices that are counted and not opened, slots, limits of a machine."""
 
+import functools
 import os
 import pathlib
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -209,22 +209,23 @@ def test_a_cpu_has_a_worker_a_core_as_far_as_memory_goes(monkeypatch):
 
 
 LAUNCHER = '''
-import sys
+import os, sys
+import jax
 from jax._src import xla_bridge
-from launch import cli, sweep
 from launch.engines import local
+# As if jax had not been told yet.
+del os.environ['JAX_PLATFORMS']
+jax.config.update('jax_platforms', None)
 local.command = lambda name, *arguments: [
     sys.executable, 'tests/stand_in.py', {seconds!r}, {folder!r}, *arguments]
 start = local.Place.start
 
 def checked(*arguments):
   assert not xla_bridge.backends_are_initialized()
-  import jax
   assert jax.config.jax_platforms == 'cpu'
   start(*arguments)
 
 local.Place.start = checked
-cli.run(sweep.main, words=True)
 '''
 POINTS = '''"""Points that a stand-in does."""
 from tests import tiny
@@ -238,19 +239,20 @@ def points():
 '''
 
 
-def launch(folder, pretended, corpus, tasks, count, seconds=.2, more=()):
-  """Starts a sweep whose workers are stand-ins, on pretended devices."""
+@pytest.fixture
+def launch(server, corpus, tasks, tmp_path):
+  """A function that starts a sweep of stand-ins on pretended devices."""
+  return functools.partial(launched, server, corpus, tasks, tmp_path)
+
+
+def launched(server, corpus, tasks, folder, pretended, count, seconds=.2):
   (folder / 'points.py').write_text(POINTS.format(count=count))
-  script = LAUNCHER.format(seconds=str(seconds), folder=str(folder))
-  env = {**processes.environment(folder / 'cache'), 'TMPDIR': str(folder),
-         devices.PRETENDED: pretended}
-  del env['JAX_PLATFORMS']
-  with open(folder / 'output.txt', 'ab') as output:
-    return subprocess.Popen(
-        [sys.executable, '-c', script, f'--config={folder}/points.py',
-         f'--config.data.root={corpus}', f'--config.eval.tasks={tasks}',
-         f'--root={folder}/runs', '--noreport', *more],
-        cwd=processes.ROOT, env=env, stdout=output, stderr=output)
+  return server.start(
+      [folder / 'output.txt'] * 2, 'sweep', f'--config={folder}/points.py',
+      f'--config.data.root={corpus}', f'--config.eval.tasks={tasks}',
+      f'--root={folder}/runs', '--noreport',
+      before=LAUNCHER.format(seconds=str(seconds), folder=str(folder)),
+      **{'TMPDIR': str(folder), devices.PRETENDED: pretended})
 
 
 def environments(folder):
@@ -258,21 +260,21 @@ def environments(folder):
           for path in sorted(pathlib.Path(folder).glob('[0-9]*.json'))]
 
 
-def test_no_backend_is_open_when_four_workers_start_on_four_gpus(
-    corpus, tasks, tmp_path):
-  launcher = launch(tmp_path, 'gpu:4', corpus, tasks, 6, seconds=1.5)
+def test_no_backend_is_open_when_two_workers_start_on_two_gpus(
+    launch, tmp_path):
+  launcher = launch('gpu:2', 4, seconds=1.5)
   launcher.wait(300)
   # Nothing was trained, so there is no record to tabulate.
   output = (tmp_path / 'output.txt').read_text()
   assert 'AssertionError' not in output
-  assert '7 runs: 7 new' in output and '4 workers on 4 gpus' in output
+  assert '5 runs: 5 new' in output and '2 workers on 2 gpus' in output
   got = environments(tmp_path)
-  assert sorted(e['CUDA_VISIBLE_DEVICES'] for e in got) == list('0123')
+  assert sorted(e['CUDA_VISIBLE_DEVICES'] for e in got) == ['0', '1']
   assert all(float(e['XLA_PYTHON_CLIENT_MEM_FRACTION']) < 1 for e in got)
   # The launcher's own JAX_PLATFORMS=cpu is not its workers'.
   assert not any('JAX_PLATFORMS' in e for e in got)
   done = (tmp_path / 'done.txt').read_text().split()
-  assert len(done) == len(set(done)) == 7
+  assert len(done) == len(set(done)) == 5
 
 
 def stand_ins(folder):
@@ -288,9 +290,9 @@ def until(condition, launcher, seconds=120):
     time.sleep(.05)
 
 
-def test_one_process_a_tpu_chip_whatever_is_killed(corpus, tasks, tmp_path):
+def test_one_process_a_tpu_chip_whatever_is_killed(launch, tmp_path):
   """A worker is killed, then the launcher; the same command goes on."""
-  launcher = launch(tmp_path, 'tpu:2', corpus, tasks, 8, seconds=.5)
+  launcher = launch('tpu:2', 8, seconds=.5)
   until(lambda: len(stand_ins(tmp_path)) == 2, launcher)
   until((tmp_path / 'done.txt').exists, launcher)
   victim = stand_ins(tmp_path)[0]
@@ -299,7 +301,7 @@ def test_one_process_a_tpu_chip_whatever_is_killed(corpus, tasks, tmp_path):
   launcher.kill()
   launcher.wait()
   # At once, while the workers of the first are leaving.
-  assert launch(tmp_path, 'tpu:2', corpus, tasks, 8, .1).wait(120) == 0, (
+  assert launch('tpu:2', 8, .1).wait(120) == 0, (
       tmp_path / 'output.txt').read_text()
   assert not stand_ins(tmp_path) and not list(tmp_path.glob('collision*'))
   chips = [e['TPU_VISIBLE_CHIPS'] for e in environments(tmp_path)]
@@ -308,11 +310,10 @@ def test_one_process_a_tpu_chip_whatever_is_killed(corpus, tasks, tmp_path):
   assert states == {'done'}
 
 
-def test_a_second_launcher_on_the_same_chips_is_one_line(
-    corpus, tasks, tmp_path):
-  first = launch(tmp_path, 'tpu:2', corpus, tasks, 2, seconds=600)
+def test_a_second_launcher_on_the_same_chips_is_one_line(launch, tmp_path):
+  first = launch('tpu:2', 2, seconds=600)
   until(lambda: len(stand_ins(tmp_path)) == 2, first)
-  second = launch(tmp_path, 'tpu:2', corpus, tasks, 2)
+  second = launch('tpu:2', 2)
   assert second.wait(60) == 1
   line = (tmp_path / 'output.txt').read_text().splitlines()[-1]
   assert line == (f'error: tpu 0: in use by process {first.pid} on this '

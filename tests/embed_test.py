@@ -193,12 +193,11 @@ def test_many_lengths_need_few_programs_and_change_no_number(config, params):
   run = embed.filled_encoder(config.model, 'scene', 'final', 'clip')
   assert run._cache_size() <= 4
   # Below a patch's clip, at and beside a size, and cut in chunks.
-  for i in (0, 4, 5, 6, 10):
+  for i in (0, 5, 6, 10):
     wave_S = waves[i]
     alone_ND = embed.scene(config, params, wave_S[None])
     np.testing.assert_allclose(z_ND[i:i + 1], alone_ND, atol=5e-6)
-  for i, clamp, layer in ((0, 'clip', 'final'), (5, 'clip', 'final'),
-                          (10, 'clip', 'final'), (0, 'batch', 0),
+  for i, clamp, layer in ((0, 'clip', 'final'), (10, 'clip', 'final'),
                           (10, 'batch', 0)):
     pair_BS = np.stack([waves[i], 1e-3 * waves[i][::-1]])
     exact, ms_BL = embed.timestamps(config, params, pair_BS, layer, clamp)

@@ -116,7 +116,8 @@ def left(process):
 
 
 @pytest.mark.parametrize('phase, step', [
-    pytest.param('compilation', 0), ('training', 90),
+    ('compilation', 0),
+    pytest.param('training', 90, marks=pytest.mark.slow),
     pytest.param('evaluating', 60, marks=pytest.mark.slow),
     pytest.param('scoring', STEPS, marks=pytest.mark.slow)])
 def test_sigterm_in_any_phase_is_42_within_seconds(
@@ -141,23 +142,25 @@ def test_sigterm_in_any_phase_is_42_within_seconds(
   if phase == 'training':
     saved = checkpoint.steps(workdir / 'checkpoints')[-1]
     assert saved >= holder['step'] and checkpoint.fsck(workdir)[-1][1] == ''
+  if phase == 'compilation':
+    return
   assert processes.worker(server, workdir).wait(600) == 0
   processes.check_same(workdir, calm)
 
 
 CALLS = {'': 42, 'busy idle': 42, 'busy': 9}
-# The watching thread alone: a call of 4 s stands in for a compiler.
+# The watching thread alone: a call of 2 s stands in for a compiler.
 NEVER_POLLS = '''
 import json, os, signal, sys, time
 from launch import work
-work.PATIENCE = 1
+work.PATIENCE = .3
 
 def call(names):
   status = work.Status()
   for name in names.split():
     getattr(status, name)()
   os.kill(os.getpid(), signal.SIGTERM)
-  time.sleep(4)
+  time.sleep(2)
   os._exit(9 if status.asked else 1)
 
 pids = []
@@ -185,7 +188,10 @@ def test_every_file_of_a_checkpoint_counts(calm, tmp_path, capsys):
   shutil.copytree(calm, tmp_path / 'run')
   run = tmp_path / 'run'
   folder = run / 'checkpoints'
-  step, before = checkpoint.steps(folder)[-1], checkpoint.steps(folder)[-2]
+  *older, before, step = checkpoint.steps(folder)
+  for other in older:
+    shutil.rmtree(folder / str(other))
+    checkpoint.checksums(folder, other).unlink()
   seal = checkpoint.checksums(folder, step)
   # Orbax's own mark of a step that is whole says nothing of its content.
   files = [*(file for file in tree(folder / str(step))

@@ -193,9 +193,10 @@ def trained(folder, folders, points, **changes):
 
 
 @pytest.mark.parametrize('points, devices', [
-    ({'a': {}}, 2),
-    ({'a': {}, 'b': {'data.seed': 1}, 'c': {'data.hours': 7 / 3600},
-      'd': {'data.category': ('low',)}}, 1)], ids=['over a mesh', 'packed'])
+    pytest.param({'a': {}}, 2, marks=pytest.mark.slow, id='over a mesh'),
+    pytest.param({'a': {'data.hours': 7 / 3600},
+                  'b': {'data.seed': 1, 'data.category': ('low',)}}, 1,
+                 id='packed')])
 def test_runs_on_the_device_are_those_of_the_stream(
     folders, tmp_path, points, devices):
   """Resumed on the way and with several steps a call.

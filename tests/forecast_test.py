@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 from audiorank import files
-from audiorank import records
 from audiorank.analysis import advice
 from audiorank.analysis import forecast
 from audiorank.analysis import study
@@ -21,11 +20,6 @@ from launch import next as next_runs
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STUDY = ROOT / 'notebooks' / 'results' / 'small_study'
 NOW = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
-
-
-@pytest.fixture(scope='module')
-def rows():
-  return study.read(records.load(STUDY))
 
 
 def without(rows, lost):
@@ -54,8 +48,8 @@ def left_out(rows, largest):
   return out
 
 
-def test_the_largest_runs_of_the_study_lie_in_the_intervals(rows):
-  several = left_out(rows, 96)
+def test_the_largest_runs_of_the_study_lie_in_the_intervals(study_rows):
+  several = left_out(study_rows, 96)
   inside = [known for known, _ in several]
   # RankMe, loss, score and eight tasks of each run; they share runs, so that
   # their number says little of the error of the share.
@@ -135,45 +129,45 @@ def test_a_quantity_that_does_not_scale_smoothly_is_called_so(kind, verdict):
 
 
 @pytest.fixture(scope='module')
-def tree(rows):
+def tree(study_rows):
   """A forecast of the study's reference at four times the width."""
-  origin = next_runs.config_of(STUDY, rows.trained.iloc[0])
+  origin = next_runs.config_of(STUDY, study_rows.trained.iloc[0])
   next_runs.set_width(origin, 128, origin.copy_and_resolve_references())
-  return command.predicted(str(STUDY), rows, origin)
+  return command.predicted(str(STUDY), study_rows, origin)
 
 
-def test_a_forecast_has_its_date_and_a_digest_of_the_rest(tree, rows):
+def test_a_forecast_has_its_date_and_a_digest_of_the_rest(tree, study_rows):
   assert tree['sha256'] == forecast.digest(tree)
   assert datetime.datetime.fromisoformat(tree['date']).tzinfo
   assert tree['times_the_compute'] > 1
   names = [one['quantity'] for one in tree['predictions']]
   assert names[:3] == ['RankMe', 'validation loss', 'score']
-  assert len(names) == 3 + rows.tasks['task'].nunique()
+  assert len(names) == 3 + study_rows.tasks['task'].nunique()
   edited = {**tree, 'date': '2020-01-01T00:00:00+00:00'}
   assert forecast.digest(edited) != tree['sha256']
 
 
-def test_the_report_scores_a_forecast_by_its_run(tree, rows, tmp_path):
+def test_the_report_scores_a_forecast_by_its_run(tree, study_rows, tmp_path):
   (tmp_path / forecast.FOLDER).mkdir()
   path = tmp_path / forecast.FOLDER / 'one.json'
   # As if the reference had been what was predicted.
-  run_id = rows.trained['run_id'].iloc[0]
+  run_id = study_rows.trained['run_id'].iloc[0]
   known = {**tree, 'run_id': run_id}
   files.write_json(path, {**known, 'sha256': forecast.digest(known)})
-  table = forecast.compared(forecast.read(tmp_path), rows).set_index(
+  table = forecast.compared(forecast.read(tmp_path), study_rows).set_index(
       'quantity')
   assert table['intact'].all() and table['observed'].notna().all()
-  assert table.loc['RankMe', 'observed'] == rows.trained['rank'].iloc[0]
+  assert table.loc['RankMe', 'observed'] == study_rows.trained['rank'].iloc[0]
   words = wording.forecast_verdict(table.reset_index())
   assert words[0].startswith('1 forecast of 11 quantities')
   assert f'{table["inside"].sum()} of these lie' in words[0]
   files.write_json(path, {**known, 'sha256': '0'})
-  again = forecast.compared(forecast.read(tmp_path), rows)
+  again = forecast.compared(forecast.read(tmp_path), study_rows)
   assert 'Changed after it was written' in wording.forecast_verdict(again)[1]
 
 
-def test_forecasts_are_written_once_and_before_the_run(tmp_path, rows):
-  config = next_runs.config_of(STUDY, rows.trained.iloc[0])
+def test_forecasts_are_written_once_and_before_the_run(tmp_path, study_rows):
+  config = next_runs.config_of(STUDY, study_rows.trained.iloc[0])
   path = command.path_of(tmp_path, config)
   workdir = tmp_path / path.stem
   workdir.mkdir()
@@ -186,13 +180,13 @@ def test_forecasts_are_written_once_and_before_the_run(tmp_path, rows):
     command.path_of(tmp_path, config)
 
 
-def test_what_cannot_be_predicted_says_why(rows):
-  origin = next_runs.config_of(STUDY, rows.trained.iloc[0])
+def test_what_cannot_be_predicted_says_why(study_rows):
+  origin = next_runs.config_of(STUDY, study_rows.trained.iloc[0])
   longer = origin.copy_and_resolve_references()
   longer.train.steps = 40_000
   with pytest.raises(ValueError, match='differ in training steps alone'):
-    command.predicted(str(STUDY), rows, longer)
+    command.predicted(str(STUDY), study_rows, longer)
   other = origin.copy_and_resolve_references()
   other.opt.b2 = .5
   with pytest.raises(ValueError, match=r'opt.b2 0.95 there, 0.5 here'):
-    command.predicted(str(STUDY), rows, other)
+    command.predicted(str(STUDY), study_rows, other)

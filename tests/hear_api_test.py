@@ -16,8 +16,7 @@ def weights(tmp_path_factory):
       tmp_path_factory.mktemp('weights') / 'one.safetensors')
 
 
-def test_shapes_times_and_numbers(weights):
-  torch = pytest.importorskip('torch')
+def test_shapes_times_and_numbers(torch, weights):
   model = api.load_model(str(weights))
   assert isinstance(model, torch.nn.Module)
   assert model.sample_rate == 16_000
@@ -37,8 +36,7 @@ def test_shapes_times_and_numbers(weights):
     np.testing.assert_allclose(z_BD.numpy(), ours.scene(wave_BS), atol=1e-5)
 
 
-def test_the_environment_may_name_the_checkpoint(weights, monkeypatch):
-  pytest.importorskip('torch')
+def test_the_environment_may_name_the_checkpoint(torch, weights, monkeypatch):
   monkeypatch.setenv(api.VARIABLE, str(weights))
   assert api.load_model().scene_embedding_size == 32
 

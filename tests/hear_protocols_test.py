@@ -61,8 +61,7 @@ def test_neighbours_are_those_of_the_formula(columns):
 
 
 @pytest.mark.parametrize('columns', [False, True])
-def test_neighbours_are_those_of_xares(columns):
-  torch = pytest.importorskip('torch')
+def test_neighbours_are_those_of_xares(torch, columns):
   trainer = pytest.importorskip('xares.trainer')
   rng = np.random.default_rng(0)
   train_ND, test_ND = (rng.normal(1, 1, (n, 6)).astype(np.float32)
@@ -191,8 +190,7 @@ def test_event_tasks_are_refused_in_one_line(tmp_path):
     probe.evaluate(task, {}, protocol='knn')
 
 
-def test_the_linear_layer_is_that_of_torch():
-  torch = pytest.importorskip('torch')
+def test_the_linear_layer_is_that_of_torch(torch):
   rng = np.random.default_rng(0)
   x_ND = rng.standard_normal((70, 8)).astype(np.float32)
   y_NC = np.eye(3, dtype=np.float32)[rng.integers(0, 3, 70)]
@@ -226,8 +224,7 @@ def test_the_linear_layer_is_that_of_torch():
                              atol=1e-5)
 
 
-def test_xares_takes_our_encoder(tmp_path, monkeypatch):
-  torch = pytest.importorskip('torch')
+def test_xares_takes_our_encoder(torch, tmp_path, monkeypatch):
   checker = pytest.importorskip('xares.audio_encoder_checker')
   utils = pytest.importorskip('xares.utils')
   path = evaluate_test.write_weights(tmp_path / 'one.safetensors')

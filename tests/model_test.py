@@ -154,8 +154,7 @@ def test_scanned_unrolled_and_rematerialised_agree(params):
     return jax.jit(jax.value_and_grad(loss))(params['params'])
 
   want = run()
-  for fields in ({'unroll': 1}, {'unroll': 1, 'remat': 'dots'},
-                 {'remat': 'full'}):
+  for fields in ({'unroll': 1, 'remat': 'dots'}, {'remat': 'full'}):
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
         run(**fields), want)

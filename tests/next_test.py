@@ -19,18 +19,8 @@ NONE = pd.DataFrame()
 
 
 @pytest.fixture(scope='module')
-def tables():
-  return records.load(STUDY)
-
-
-@pytest.fixture(scope='module')
-def rows(tables):
-  return study.read(tables)
-
-
-@pytest.fixture(scope='module')
-def result(rows):
-  return advice.advise(rows)
+def result(study_rows):
+  return advice.advise(study_rows)
 
 
 @pytest.fixture(scope='module')
@@ -72,7 +62,7 @@ def test_the_command_prints_gains_and_writes_a_config_that_runs(
 
 
 def test_a_run_proposed_again_differs_in_its_seed_alone(
-    result, tables, built):
+    result, study_tables, built):
   known, (origin, sizes) = result.scaling, built
   table = next_runs.with_width(known, result.budget, sizes)
   same = table[(table['params'] == known.start.params)
@@ -80,7 +70,7 @@ def test_a_run_proposed_again_differs_in_its_seed_alone(
   one = known.start._replace(row=same.index[0])
   (name, fields), = next_runs.proposals(known, origin, [one], table).items()
   assert set(fields) == {'seed'} and name.endswith(f'seed={fields["seed"]}')
-  assert fields['seed'] not in set(tables.runs['seed'])
+  assert fields['seed'] not in set(study_tables.runs['seed'])
 
 
 def test_longer_training_moves_what_is_counted_in_steps(result, built):
@@ -100,23 +90,23 @@ def test_sizes_have_the_parameters_and_flops_of_the_sweep(result, built):
         row['flops'] / row['steps'])
 
 
-def test_further_seeds_narrow_a_slope(rows):
-  plan = decide.more_seeds(rows, 'decoder')
+def test_further_seeds_narrow_a_slope(study_rows):
+  plan = decide.more_seeds(study_rows, 'decoder')
   assert plan.seeds == 1 and len(plan.runs) == 5
   assert plan.flops == pytest.approx(plan.runs['flops'].sum())
   assert 0 < plan.after < plan.now
-  assert not set(plan.runs['new_seed']) & set(rows.trained['seed'])
+  assert not set(plan.runs['new_seed']) & set(study_rows.trained['seed'])
   # RankMe does not move with the sounds that are trained on.
-  assert decide.more_seeds(rows, 'sounds trained on').kind == 'moves'
-  poor = decide.more_seeds(rows, 'decoder', budget=1e9)
+  assert decide.more_seeds(study_rows, 'sounds trained on').kind == 'moves'
+  poor = decide.more_seeds(study_rows, 'decoder', budget=1e9)
   assert poor.kind == 'budget' and poor.amount == pytest.approx(plan.flops)
 
 
-def test_what_cannot_be_answered_says_what_is_needed(tables):
+def test_what_cannot_be_answered_says_what_is_needed(study_tables):
   def lacking(runs):
     return advice.advise(study.read(records.Tables(runs, NONE, NONE)))
 
-  runs = tables.runs
+  runs = study_tables.runs
   assert lacking(runs.drop(columns='flops')).lacks.names == ('flops',)
   assert lacking(runs[runs['untrained']]).lacks.kind == 'scaling_runs'
   few = runs[runs['experiment'] == 'masking']

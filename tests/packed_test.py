@@ -97,9 +97,11 @@ def test_runs_alone_are_different_runs(alone):
 
 def test_stopped_packed_runs_resume_alone_and_in_other_company(
     corpus, alone, tmp_path):
-  workdirs, configs = opened(tmp_path, corpus, OWN)
-  with pytest.raises(train.Preempted, match='saved at step 3'):
-    train.fit(workdirs, configs, stop=lambda step: step == 3)
+  # Between two saves; two steps a call, as in the test before.
+  workdirs, configs = opened(tmp_path, corpus, OWN, **{
+      'train.steps_per_call': 2, 'checkpoint.save_every': 6})
+  with pytest.raises(train.Preempted, match='saved at step 4'):
+    train.fit(workdirs, configs, stop=lambda step: step == 4)
   train.run(workdirs[1], configs[1])
   assert not train.fit(workdirs[2:], configs[2:])
   train.run(workdirs[0], configs[0])

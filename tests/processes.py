@@ -63,6 +63,7 @@ for line in sys.stdin:
     os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
   os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
   os.environ.update(about['env'])
+  exec(about['before'])
   if 'JAX_NUM_CPU_DEVICES' in about['env']:  # jax has been imported.
     import jax
     jax.config.update('jax_num_cpu_devices',
@@ -93,16 +94,17 @@ class Server:
     self.process.stdin.flush()
     return json.loads(self.process.stdout.readline())
 
-  def start(self, outputs, name, *arguments, **env):
+  def start(self, outputs, name, *arguments, before='', **env):
     """Starts launch.<name>; its output is appended to files.
 
     Args:
       outputs: files of standard output and standard error.
       name, *arguments: the command.
+      before: Python that its process runs first.
       **env: variables for it alone.
     """
     pid = self.ask(outputs=[str(o) for o in outputs],
-                   argv=[name, *map(str, arguments)], env=env)
+                   argv=[name, *map(str, arguments)], env=env, before=before)
     return Forked(self, pid)
 
   def run(self, folder, name, *arguments, timeout=300, **env):

@@ -65,27 +65,25 @@ def arguments(corpus, tasks, tmp_path_factory):
   folder = tmp_path_factory.mktemp('points')
   (folder / 'two.py').write_text(POINTS)
   return [f'--config={folder}/two.py', f'--config.data.root={corpus}',
-          f'--config.eval.tasks={tasks}']
+          f'--config.eval.tasks={tasks}',
+          '--config.eval.task_names=timbre-v1-full']
 
 
 @pytest.fixture(scope='module')
 def calm(server, arguments, tmp_path_factory):
-  """The root of a sweep that nothing disturbed."""
+  """The root of a sweep that nothing disturbed, done by one worker."""
   folder = tmp_path_factory.mktemp('calm')
-  done = server.run(folder, 'sweep', *arguments, '--workers=1',
-                    f'--root={folder}/runs')
-  assert done.returncode == 0, done.stderr
-  assert done.stdout.splitlines()[-1] == f'{folder}/runs/report.html'
+  for words in (['sweep', 'write', *arguments], ['worker']):
+    done = server.run(folder, *words, f'--root={folder}/runs')
+    assert done.returncode == 0, done.stderr
   return folder / 'runs'
 
 
 def test_killed_anywhere_the_same_command_ends_in_the_same_numbers(
-    env, server, arguments, calm, tmp_path):
+    server, arguments, calm, tmp_path):
   root = tmp_path / 'killed'
-  sweep = subprocess.Popen(
-      command('sweep', *arguments, '--workers=2', f'--root={root}'),
-      cwd=processes.ROOT, env=env, stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL)
+  words = 'sweep', *arguments, '--workers=1', '--noreport', f'--root={root}'
+  sweep = server.start([tmp_path / 'killed.txt'] * 2, *words)
   # A worker, which the launcher replaces; then the launcher.
   victim = wait_for(root, sweep)['pid']
   os.kill(victim, signal.SIGKILL)
@@ -93,8 +91,7 @@ def test_killed_anywhere_the_same_command_ends_in_the_same_numbers(
   sweep.kill()
   sweep.wait()
   processes.check_nobody_left(root, 60)
-  again = server.run(tmp_path, 'sweep', *arguments, '--workers=2',
-                     f'--root={root}')
+  again = server.run(tmp_path, *words)
   assert again.returncode == 0, again.stderr
   ours, theirs = final(calm), final(root)
   assert set(ours) == set(theirs) and len(ours) == 3
@@ -126,7 +123,6 @@ def test_a_sweep_with_a_failed_run_names_it_and_reports_all_the_same(
   (bad / 'DONE').unlink()
   # As a loss that diverged leaves it: only `retry` has it tried again.
   files.write_json(bad / 'FAILED', {'error': 'loss nan', 'last_good_step': 3})
-  (root / 'report.html').unlink()
   got = server.run(tmp_path, 'sweep', *arguments, f'--root={root}')
   assert got.returncode == 1
   assert '3 known, 2 done before, 1 diverged before' in got.stdout
@@ -216,6 +212,7 @@ def test_shipped_minute_runs_on_the_synthetic_dataset(env, tmp_path):
       env=env, capture_output=True, text=True, timeout=300)
   assert done.returncode == 0, done.stderr[-2000:]
   assert '4 runs: 4 new' in done.stdout
+  assert done.stdout.splitlines()[-1] == 'runs/report.html'
   assert 'untrained' in (tmp_path / 'runs/report.html').read_text()
 
 

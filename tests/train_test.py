@@ -181,17 +181,17 @@ def trained(config, corpus, on, steps=3):
   return float(got['loss']), leaves(state.params), programs.shardings
 
 
-@pytest.mark.parametrize('data, fsdp', [(8, 1), (1, 8), (2, 4)])
-def test_devices_do_not_change_the_run(corpus, data, fsdp):
+def test_parts_on_eight_devices_do_not_change_the_run(corpus):
+  """Other meshes: sharding_test.py."""
   config = records.frozen(tiny.config(corpus))
   one, ours, _ = trained(config, corpus, sharding.mesh(1, 1))
-  many, theirs, placed = trained(config, corpus, sharding.mesh(data, fsdp))
+  many, theirs, placed = trained(config, corpus, sharding.mesh(1, 8))
   assert many == pytest.approx(one, abs=1e-5)
   for a, b in zip(ours, theirs, strict=True):
     np.testing.assert_allclose(a, b, atol=2e-4)
   kernels = [s.spec for s in jax.tree.leaves(placed.params)
              if 'fsdp' in str(s.spec)]
-  assert bool(kernels) == (fsdp > 1)
+  assert kernels
   moments = train_state.adam_state(placed.opt_state)
   assert jax.tree.map(lambda s: s.spec, moments.mu) == jax.tree.map(
       lambda s: s.spec, placed.params)

@@ -287,9 +287,10 @@ def joined(roots: Sequence[files.Path], folder: files.Path) -> pathlib.Path:
   """
   folder, titles = pathlib.Path(folder), []
   chosen: dict[str, pathlib.Path] = {}
-  for root in map(files.path, roots):
-    if files.is_on_bucket(root):
-      raise ValueError(f'{root}: of several sweeps each must be on a disk')
+  for name in roots:
+    if files.is_on_bucket(name):
+      raise ValueError(f'{name}: of several sweeps each must be on a disk')
+    root = files.path(name)
     runs = sweep_folders(root)
     if not runs:
       raise FileNotFoundError(f'{root}: no runs: expected '
