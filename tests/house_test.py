@@ -73,6 +73,21 @@ def test_names_say_what_a_value_is():
   assert len(bad) <= PARTICIPLES_LEFT, bad
 
 
+def test_default_tests_need_neither_torch_nor_transformers():
+  """Both take seconds to import. The fixture `torch` skips without --slow, and
+  so do all tests of families_test.py that use transformers_models.py."""
+  names = re.compile(r"^ *(?:import|from) (?:torch|transformers)\b|"
+                     r"importorskip\('(?:torch|transformers)\b", re.M)
+  outside = {'conftest.py', 'families_test.py', 'transformers_models.py'}
+  assert [path.name for path in sorted((ROOT / 'tests').glob('*.py'))
+          if names.search(path.read_text(encoding='utf-8'))
+          and path.name not in outside] == []
+  extra, = re.findall(r"'test': \[(.*?)\]", (ROOT / 'setup.py').read_text(),
+                      re.S)
+  assert not {'torch', 'transformers', 'jax[cuda]'} & set(
+      re.findall(r"'(.*?)'", extra))
+
+
 def test_functions_fit_a_screen():
   assert [f'{place(s, n)} {n.name}' for s, n in nodes(
       (ast.FunctionDef, ast.AsyncFunctionDef))

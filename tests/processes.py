@@ -73,7 +73,10 @@ for line in sys.stdin:
   cli.run(module.main, words=about['argv'][0] == 'sweep')
   os._exit(0)
 """
-PRELOADED = ('launch.cli', 'audiorank.train', 'audiorank.evaluate', 'pandas')
+# Nothing that defines a flag: each command has its own.
+PRELOADED = ('launch.cli', 'launch.engines.local', 'launch.grid',
+             'launch.overview', 'audiorank.train', 'audiorank.evaluate',
+             'audiorank.report')
 
 
 class Server:

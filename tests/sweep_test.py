@@ -164,7 +164,7 @@ def scored_again_by_hand(server, folder, tasks, workdir):
 
 def wait_for(root, sweep, but=None):
   """Waits until a worker trains; returns what its lock's file says."""
-  end = time.monotonic() + 120
+  end = time.monotonic() + 300
   while time.monotonic() < end and sweep.poll() is None:
     for workdir in records.run_folders(root) if root.exists() else []:
       holder = lock_lib.read(workdir)
