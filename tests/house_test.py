@@ -74,11 +74,12 @@ def test_names_say_what_a_value_is():
 
 
 def test_default_tests_need_neither_torch_nor_transformers():
-  """Both take seconds to import. The fixture `torch` skips without --slow, and
-  so do all tests of families_test.py that use transformers_models.py."""
+  """Both take seconds to import. The fixture `torch` skips without --slow; in
+  the files left out here the tests that need either are marked slow."""
   names = re.compile(r"^ *(?:import|from) (?:torch|transformers)\b|"
                      r"importorskip\('(?:torch|transformers)\b", re.M)
-  outside = {'conftest.py', 'families_test.py', 'transformers_models.py'}
+  outside = {'conftest.py', 'families_test.py', 'notebooks_test.py',
+             'transformers_models.py'}
   assert [path.name for path in sorted((ROOT / 'tests').glob('*.py'))
           if names.search(path.read_text(encoding='utf-8'))
           and path.name not in outside] == []
