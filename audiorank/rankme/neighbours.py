@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy import typing as npt
+from scipy import sparse
 
 from audiorank.rankme import gram
 from audiorank.rankme import layout
@@ -19,7 +20,14 @@ from audiorank.rankme import layout
 LIMIT = 10_000  # 400 MB of distances.
 LEAST = 32  # Fewer clips have no neighbourhoods.
 NEIGHBOURS = 20  # Of the maximum-likelihood dimension, as in scikit-dimension.
-SPARE = 8  # Further candidates, against the rounding of float32.
+CLOSE = .02  # Share of a squared length below which float32 cancels.
+SLACK = 4e-4  # Of squares, beyond which rounding confuses no neighbours.
+ROUNDING = 4e-6  # Of products in float32, as a share of both lengths.
+MOST = 8  # Times as many candidates as neighbours are too many.
+FOLD = 16  # Columns whose least value stands for all.
+BLOCK = 128  # Rows searched at once: 5 MB at most.
+TILE = 64  # Columns mirrored at once.
+PAIRS = 256  # Distances at once.
 DISCARDED = .1  # Largest ratios that TwoNN leaves out, as its authors do.
 CLUSTERS = 1024  # At most; Whetten et al. take as many.
 CLIPS_A_CLUSTER = 10  # At least.
@@ -34,7 +42,8 @@ class Distances(NamedTuple):
   """Embeddings and the squares of their distances."""
   z_ND: Array  # Centred, float64.
   raw_ND: npt.NDArray[np.floating]  # As they came.
-  square_NN: npt.NDArray[np.float32]  # Infinite on the diagonal.
+  # Times a power of two; infinite on the diagonal.
+  square_NN: npt.NDArray[np.float32]
 
 
 def measures(z_ND: layout.Embeddings, limit: int = LIMIT) -> dict[str, float]:
@@ -77,51 +86,111 @@ def distances(z_ND: layout.Embeddings, limit: int = LIMIT) -> Distances:
   # Without their mean, which would cost digits.
   own_ND: Array = raw_ND.astype(np.float64)
   own_ND -= own_ND.mean(0)
-  x_ND = own_ND.astype(np.float32)
-  length_N = (x_ND ** 2).sum(1)
-  square_NN = np.empty((len(x_ND), len(x_ND)), np.float32)
-  # |x - y|^2 = |x|^2 - 2 x.y + |y|^2: one matrix product a block of rows,
-  # written in place so that nothing else of N x N is allocated. It cancels for
-  # near clips, which `between` corrects.
-  for start in range(0, len(x_ND), gram.HOST_ROWS):
-    rows = slice(start, start + gram.HOST_ROWS)
-    square_BN = square_NN[rows]
-    np.matmul(x_ND[rows], x_ND.T, out=square_BN)
-    square_BN *= -2
-    square_BN += length_N[rows, None]
-    square_BN += length_N[None]
-  # Rounding can make the square of a small distance negative.
-  np.maximum(square_NN, 0, out=square_NN)
+  return Distances(own_ND, raw_ND, squares(own_ND))
+
+
+def squares(z_ND: Array) -> npt.NDArray[np.float32]:
+  """Returns square_NN of `Distances`, right to about 1e-4 of each value.
+
+  Args:
+    z_ND: centred embeddings.
+  """
+  N, D = z_ND.shape
+  length_N = np.einsum('nd,nd->n', z_ND, z_ND)
+  # A power of two, so that float32 neither overflows nor loses digits.
+  largest = max(float(length_N.max()), np.finfo(float).tiny)
+  unit = 2. ** -round(np.log2(largest) / 2)
+  # |x - y|^2 = [-2 x, |x|^2, 1] . [y, 1, |y|^2]: one matrix product and no
+  # further pass over N x N.
+  left_NE, right_NE = np.empty((2, N, D + 2), np.float32)
+  np.multiply(z_ND, -2 * unit, out=left_NE[:, :D], casting='same_kind')
+  np.multiply(z_ND, unit, out=right_NE[:, :D], casting='same_kind')
+  left_NE[:, D] = right_NE[:, D + 1] = unit ** 2 * length_N
+  left_NE[:, D + 1] = right_NE[:, D] = 1
+  square_NN = np.empty((N, N), np.float32)
+  for start in range(0, N, gram.HOST_ROWS):
+    stop = min(start + gram.HOST_ROWS, N)
+    # Right of the diagonal only: the other half is a copy.
+    square_BN = square_NN[start:stop, start:]
+    np.matmul(left_NE[start:stop], right_NE[start:].T, out=square_BN)
+    # Rounding can make the square of a small distance negative.
+    np.maximum(square_BN, 0, out=square_BN)
+    # By small tiles: whole columns would miss the cache at every value.
+    for tile in range(stop, N, TILE):
+      square_NN[tile:tile + TILE, start:stop] = (
+          square_NN[start:stop, tile:tile + TILE].T)
   np.fill_diagonal(square_NN, np.inf)
-  return Distances(own_ND, raw_ND, square_NN)
+  for start in range(0, N, gram.HOST_ROWS):
+    rows_B = np.arange(start, min(start + gram.HOST_ROWS, N))
+    # Where a clip is near another one compared with its length, the product
+    # cancels: float64 has the digits for these rows.
+    close_B = (square_NN[rows_B[0]:rows_B[-1] + 1].min(1)
+               < CLOSE * unit ** 2 * length_N[rows_B])
+    rows_B = rows_B[close_B]
+    if len(rows_B):
+      square_BN = length_N[rows_B, None] + length_N - 2 * z_ND[rows_B] @ z_ND.T
+      square_NN[rows_B] = unit ** 2 * np.maximum(square_BN, 0)
+      square_NN[rows_B, rows_B] = np.inf
+  return square_NN
 
 
-def between(raw_ND: npt.NDArray[np.floating], from_N: np.ndarray,
-            to_NJ: np.ndarray) -> Array:
-  """Returns distance_NJ of rows from other rows, without cancelling.
+def between(raw_ND: npt.NDArray[np.floating], from_P: np.ndarray,
+            to_P: np.ndarray) -> Array:
+  """Returns distance_P of pairs of rows, without cancelling.
 
   Differences are rounded as the embeddings are, and summed in float64.
   """
-  out, own_ND = np.empty(to_NJ.shape), raw_ND[from_N]
-  for j in range(to_NJ.shape[1]):
-    gap_ND = own_ND - raw_ND[to_NJ[:, j]]
-    out[:, j] = np.sqrt(np.einsum('nd,nd->n', gap_ND, gap_ND,
-                                  dtype=np.float64))
-  return out
+  out_P = np.empty(len(from_P))
+  # Few pairs at once stay in the cache.
+  for start in range(0, len(from_P), PAIRS):
+    some = slice(start, start + PAIRS)
+    gap_PD = raw_ND[from_P[some]]
+    gap_PD -= raw_ND[to_P[some]]
+    out_P[some] = np.einsum('pd,pd->p', gap_PD, gap_PD, dtype=np.float64)
+  return np.sqrt(out_P)
+
+
+def candidates(square_BN: npt.NDArray[np.float32],
+               count: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (row_P, column_P) of the smallest values of each row.
+
+  They are the `count` smallest and all that rounding might confuse with them,
+  row by row.
+  """
+  B, N = square_BN.shape
+  folded_BG = square_BN
+  columns = N // FOLD
+  if columns > 2 * count:
+    # The least of every FOLD columns: `count` of these minima bound `count`
+    # values of the row, so that a small array is partitioned.
+    folded_BG = square_BN[:, :FOLD * columns].reshape(
+        B, FOLD, columns).min(1)
+  bound_B = np.partition(folded_BG, count - 1, axis=1)[:, count - 1]
+  near_BN = square_BN <= bound_B[:, None] * np.float32(1 + SLACK)
+  # Copies of a clip are all equally near: as many as needed do.
+  for row in np.flatnonzero(near_BN.sum(1) > MOST * count + MOST):
+    near_BN[row] = False
+    near_BN[row, np.argpartition(square_BN[row], count - 1)[:count]] = True
+  return np.nonzero(near_BN)
 
 
 def nearest(pairs: Distances, count: int) -> Array:
   """Returns distance_NJ of the nearest other clips, ascending."""
   N = len(pairs.z_ND)
-  J = min(count + SPARE, N - 1)
-  out = np.empty((N, count))
-  for start in range(0, N, gram.HOST_ROWS):
-    square_BN = pairs.square_NN[start:start + gram.HOST_ROWS]
+  out_NJ = np.empty((N, count))
+  for start in range(0, N, BLOCK):
+    square_BN = pairs.square_NN[start:start + BLOCK]
     # The candidates by float32, then their order by exact distances.
-    near_BJ = np.argpartition(square_BN, J - 1, axis=1)[:, :J]
-    rows_B = np.arange(start, start + len(square_BN))
-    out[rows_B] = np.sort(between(pairs.raw_ND, rows_B, near_BJ))[:, :count]
-  return out
+    row_P, column_P = candidates(square_BN, count)
+    size_B = np.bincount(row_P, minlength=len(square_BN))
+    # The place of each candidate among those of its row.
+    place_P = np.arange(len(row_P)) - np.repeat(
+        np.cumsum(size_B) - size_B, size_B)
+    far_BJ = np.full((len(square_BN), size_B.max()), np.inf)
+    far_BJ[row_P, place_P] = between(pairs.raw_ND, start + row_P, column_P)
+    far_BJ.sort(axis=1)
+    out_NJ[start:start + BLOCK] = far_BJ[:, :count]
+  return out_NJ
 
 
 # --- Dimensions ---
@@ -175,48 +244,51 @@ def _ratio(a: float, b: float) -> float:
   return float(a / b)
 
 
-def tree(square_NN: npt.NDArray[np.float32]
+def tree(square_NN: npt.NDArray[np.float32], rows_N: np.ndarray | None = None
          ) -> tuple[np.ndarray, np.ndarray]:
   """Returns (from_E, to_E), the edges of the minimum spanning tree.
 
   By Prim, whose N steps are each one pass over a row of the distances.
+
+  Args:
+    square_NN: squares of distances.
+    rows_N: of the clips that it spans, which the edges then name; None for all.
   """
   N = len(square_NN)
+  if rows_N is not None:
+    N = len(rows_N)
   # The distance of each clip from the tree so far, and the clip of the tree
   # that it is to. Clips within the tree are infinitely far, so that argmin
-  # never takes them again.
-  best_N = square_NN[0].copy()
+  # never takes them again; `bound_N` has them at -1, so that nothing is nearer.
+  best_N = np.full(N, np.inf, np.float32)
+  bound_N = best_N.copy()
   parent_N = np.zeros(N, np.int64)
-  outside_N = np.ones(N, bool)
-  outside_N[0] = False
-  best_N[0] = np.inf
   from_E, to_E = np.empty(N - 1, np.int64), np.empty(N - 1, np.int64)
+  i, row_N = 0, np.empty(N, np.float32)
   for e in range(N - 1):
+    best_N[i], bound_N[i] = np.inf, -1
+    if rows_N is None:
+      row_N = square_NN[i]
+    else:
+      np.take(square_NN[rows_N[i]], rows_N, out=row_N, mode='clip')
+    nearer = np.flatnonzero(row_N < bound_N)
+    best_N[nearer] = bound_N[nearer] = row_N[nearer]
+    parent_N[nearer] = i
     i = int(best_N.argmin())
     from_E[e], to_E[e] = parent_N[i], i
-    outside_N[i] = False
-    row_N = square_NN[i]
-    nearer_N = (row_N < best_N) & outside_N
-    best_N[nearer_N] = row_N[nearer_N]
-    parent_N[nearer_N] = i
-    best_N[i] = np.inf
+  if rows_N is not None:
+    return rows_N[from_E], rows_N[to_E]
   return from_E, to_E
 
 
-def tree_length(pairs: Distances, rows: np.ndarray | None = None) -> float:
+def tree_length(pairs: Distances, rows_N: np.ndarray | None = None) -> float:
   """Returns the sum of the edges of the minimum spanning tree.
 
   Args:
     pairs: from `distances`.
-    rows: of the clips that it spans; None for all.
+    rows_N: of the clips that it spans; None for all.
   """
-  if rows is None:
-    rows = np.arange(len(pairs.z_ND))
-    square_NN = pairs.square_NN
-  else:
-    square_NN = pairs.square_NN[np.ix_(rows, rows)]
-  from_E, to_E = tree(square_NN)
-  return float(between(pairs.raw_ND, rows[from_E], rows[to_E][:, None]).sum())
+  return float(between(pairs.raw_ND, *tree(pairs.square_NN, rows_N)).sum())
 
 
 def mst_dimension(pairs: Distances, seed: int = 0) -> float:
@@ -261,7 +333,7 @@ def clusters(clips: int) -> int:
 
 def kmeans(z_ND: Array, count: int, centres_CD: Array | None = None,
            seed: int = 0) -> tuple[np.ndarray, float]:
-  """Returns (label_N, inertia) of k-means by Lloyd's steps.
+  """Returns (label_N, inertia) of k-means by Lloyd's steps, as scikit-learn's.
 
   Args:
     z_ND: embeddings.
@@ -277,38 +349,107 @@ def kmeans(z_ND: Array, count: int, centres_CD: Array | None = None,
     rows = np.random.default_rng(seed).permutation(len(z_ND))[:count]
     centres_CD = z_ND[rows]
   x_ND = z_ND.astype(np.float32)
+  length_N = np.linalg.norm(z_ND, axis=1)
   # scikit-learn's rule: the centres moved by less than a share of the variance.
   small = SETTLED * float(z_ND.var(0).mean())
-  label_N = np.full(len(z_ND), -1)
-  for _ in range(ITERATIONS):
-    c_CD = centres_CD.astype(np.float32)
-    # The nearest centre has the largest x.c - |c|^2 / 2; |x|^2 is the same for
-    # all centres.
-    score_NC = x_ND @ c_CD.T
-    score_NC -= .5 * (c_CD ** 2).sum(1)[None]
-    before_N, label_N = label_N, score_NC.argmax(1)
-    new_CD = means(z_ND, label_N, centres_CD)
-    moved = float(((new_CD - centres_CD) ** 2).sum())
-    centres_CD = new_CD
-    if moved <= small or (label_N == before_N).all():
+  score_NC = np.empty((len(z_ND), len(centres_CD)), np.float32)
+  label_N, moved_C = np.full(len(z_ND), -1), np.ones(len(centres_CD), bool)
+  for step in range(ITERATIONS + 1):
+    before_N = label_N
+    label_N = assigned(z_ND, x_ND, length_N, centres_CD, moved_C, score_NC)
+    if step == ITERATIONS:
+      break
+    before_CD = centres_CD
+    centres_CD = relocated(z_ND, label_N, centres_CD)
+    # scikit-learn updates the centres once more where no label changed.
+    if (label_N == before_N).all():
+      break
+    gap_CD = centres_CD - before_CD
+    # Only centres that moved have new distances.
+    moved_C = gap_CD.any(1)
+    if float((gap_CD ** 2).sum()) <= small:
+      # The labels of the last centres.
+      label_N = assigned(z_ND, x_ND, length_N, centres_CD, moved_C, score_NC)
       break
   gap_ND = z_ND - centres_CD[label_N]
   return label_N, float((gap_ND ** 2).sum())
 
 
-def means(z_ND: Array, label_N: np.ndarray, empty_CD: Array) -> Array:
-  """Returns the mean of each cluster; of an empty one the row of empty_CD."""
-  C = len(empty_CD)
-  # Clips of a cluster side by side, so that each sum is one reduceat. Empty
-  # clusters would take the row of the next one: they are left out.
-  order = np.argsort(label_N, kind='stable')
-  count_C = np.bincount(label_N, minlength=C)
-  present_C = count_C > 0
-  starts = np.r_[0, np.cumsum(count_C)[:-1]][present_C]
-  out_CD = empty_CD.copy()
-  out_CD[present_C] = (np.add.reduceat(z_ND[order], starts)
-                       / count_C[present_C, None])
+def assigned(z_ND: Array, x_ND: npt.NDArray[np.float32], length_N: Array,
+             centres_CD: Array, moved_C: np.ndarray,
+             score_NC: npt.NDArray[np.float32]) -> np.ndarray:
+  """Returns label_N, the nearest centre of each clip.
+
+  Args:
+    z_ND, x_ND: the clips in float64 and float32.
+    length_N: their lengths.
+    centres_CD: the centres.
+    moved_C: which of them moved since the last call.
+    score_NC: of the last call; those of centres that moved are written anew.
+  """
+  # The nearest centre has the largest x.c - |c|^2 / 2; |x|^2 is the same for
+  # all centres.
+  half_C = .5 * (centres_CD ** 2).sum(1)
+  c_CD = centres_CD.astype(np.float32)
+  if moved_C.all():
+    np.matmul(x_ND, c_CD.T, out=score_NC)
+    score_NC -= half_C.astype(np.float32)
+  else:
+    score_NC[:, moved_C] = (x_ND @ c_CD[moved_C].T
+                            - half_C[moved_C].astype(np.float32))
+  label_N = score_NC.argmax(1)
+  best_N = score_NC[np.arange(len(label_N)), label_N]
+  # Centres that are equally near but for the rounding of float32 are compared
+  # in float64.
+  slack_N = ROUNDING * (length_N + np.sqrt(2 * half_C.max())) * np.sqrt(
+      2 * half_C.max())
+  tie_NC = score_NC >= (best_N - slack_N).astype(np.float32)[:, None]
+  rows = np.flatnonzero(tie_NC.sum(1) > 1)
+  for row in rows:
+    tied = np.flatnonzero(tie_NC[row])
+    score = centres_CD[tied] @ z_ND[row] - half_C[tied]
+    label_N[row] = tied[score.argmax()]
+  return label_N
+
+
+def relocated(z_ND: Array, label_N: np.ndarray, before_CD: Array) -> Array:
+  """Returns the mean of each cluster, and for empty ones the farthest clips.
+
+  As scikit-learn: the clips farthest from their centres become the centres of
+  the empty clusters and leave their own.
+
+  Args:
+    z_ND: the clips.
+    label_N: their clusters.
+    before_CD: the centres that gave the labels.
+  """
+  sum_CD, count_C = sums(z_ND, label_N, len(before_CD))
+  empty = np.flatnonzero(count_C == 0)
+  if len(empty):
+    far_N = ((z_ND - before_CD[label_N]) ** 2).sum(1)
+    rows = np.argpartition(far_N, -len(empty))[:-len(empty) - 1:-1]
+    # Clips that are all their own centres have nothing to give.
+    if not far_N.any():
+      rows = rows[:0]
+    for cluster, row in zip(empty, rows):
+      sum_CD[label_N[row]] -= z_ND[row]
+      count_C[label_N[row]] -= 1
+      sum_CD[cluster], count_C[cluster] = z_ND[row], 1
+  out_CD = sum_CD / np.maximum(count_C, 1)[:, None]
+  # What is still empty stands where the largest cluster is.
+  out_CD[count_C == 0] = out_CD[count_C.argmax()]
   return out_CD
+
+
+def sums(z_ND: Array, label_N: np.ndarray, count: int
+         ) -> tuple[Array, np.ndarray]:
+  """Returns (sum_CD, count_C) of the clips of each cluster."""
+  count_C = np.bincount(label_N, minlength=count)
+  # A sparse matrix of ones, whose rows name the clips of a cluster.
+  members_CN = sparse.csr_array(
+      (np.ones(len(z_ND)), np.argsort(label_N, kind='stable'),
+       np.r_[0, np.cumsum(count_C)]), shape=(count, len(z_ND)))
+  return members_CN @ z_ND, count_C
 
 
 def davies_bouldin(z_ND: Array, label_N: np.ndarray) -> float:
@@ -322,9 +463,10 @@ def davies_bouldin(z_ND: Array, label_N: np.ndarray) -> float:
   C = int(label_N.max()) + 1
   if C < 2:
     return float('nan')
-  centre_CD = means(z_ND, label_N, np.zeros((C, z_ND.shape[1])))
+  sum_CD, count_C = sums(z_ND, label_N, C)
+  centre_CD = sum_CD / count_C[:, None]
   gap_N = np.linalg.norm(z_ND - centre_CD[label_N], axis=1)
-  spread_C = np.bincount(label_N, gap_N) / np.bincount(label_N)
+  spread_C = np.bincount(label_N, gap_N) / count_C
   square_C = (centre_CD ** 2).sum(1)
   apart_CC = np.sqrt(np.maximum(
       square_C[:, None] + square_C[None] - 2 * centre_CD @ centre_CD.T, 0))
@@ -347,11 +489,18 @@ def learnability(pairs: Distances, label_N: np.ndarray) -> float:
     label_N: clusters, from `kmeans`.
   """
   N, right = len(label_N), 0
-  for start in range(0, N, gram.HOST_ROWS):
-    rows = np.arange(start, min(start + gram.HOST_ROWS, N))
-    square_BN = pairs.square_NN[rows, :rows[-1] + 1].copy()
+  for start in range(0, N, BLOCK):
+    rows_B = np.arange(start, min(start + BLOCK, N))
+    square_BN = pairs.square_NN[start:rows_B[-1] + 1, :rows_B[-1] + 1].copy()
     # Only clips before it may predict a clip, and the first has none.
-    square_BN[np.arange(rows[-1] + 1)[None] >= rows[:, None]] = np.inf
-    right += int((label_N[square_BN.argmin(1)] == label_N[rows])[
-        int(start == 0):].sum())
+    square_BN[:, start:][np.triu_indices(len(rows_B))] = np.inf
+    if start == 0:
+      square_BN[0, 0] = 0
+    row_P, column_P = candidates(square_BN, 1)
+    # Of several candidates the nearest by exact distances.
+    far_P = between(pairs.raw_ND, start + row_P, column_P)
+    order_P = np.lexsort((far_P, row_P))
+    _, first_B = np.unique(row_P[order_P], return_index=True)
+    near_B = column_P[order_P[first_B]]
+    right += int((label_N[near_B] == label_N[rows_B])[int(start == 0):].sum())
   return right / (N - 1)
