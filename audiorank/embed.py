@@ -217,9 +217,39 @@ def batches(waves: Sequence[np.ndarray] | np.ndarray, batch: int
       yield part, wave_BS
 
 
+@functools.lru_cache(maxsize=64)
+def scene_program(config: ModelConfig, layer: int | str, clamp: str,
+                  padded: bool, mesh: jax.sharding.Mesh | None
+                  ) -> Callable[..., jax.Array]:
+  """Returns `encoder`, or `filled_encoder` if padded, of scenes.
+
+  With a mesh it is run over all of its devices, each on its own rows. Every
+  process passes all rows and gets all results.
+  """
+  make = encoder
+  if padded:
+    make = filled_encoder
+  run = make(config, 'scene', layer, clamp)
+  if mesh is None:
+    return run
+  return own_rows(over_mesh(run, mesh))
+
+
+def own_rows(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """Returns a program of `over_mesh` that takes the rows of all processes."""
+  count = jax.process_count()
+
+  def of_all(params: Params, *arrays: np.ndarray) -> jax.Array:
+    share = len(arrays[0]) // count
+    first = jax.process_index() * share
+    return run(params, *(x[first:first + share] for x in arrays))
+
+  return of_all
+
+
 def scene(config: Any, params: Params, waves: Sequence[np.ndarray] | np.ndarray,
-          batch: int = 64, layer: int | str = 'final', clamp: str = 'clip'
-          ) -> np.ndarray:
+          batch: int = 64, layer: int | str = 'final', clamp: str = 'clip',
+          mesh: jax.sharding.Mesh | None = None) -> np.ndarray:
   """Returns z_ND float32: per clip, the mean of its tokens over time.
 
   With layer='all', z_KND of every block and, last, of the final layer, at the
@@ -233,6 +263,8 @@ def scene(config: Any, params: Params, waves: Sequence[np.ndarray] | np.ndarray,
     batch: clips encoded at once.
     layer: 'final', a block's index, or 'all'.
     clamp: see audio.log_mel; 'batch' holds over each batch of `batch` clips.
+    mesh: over which `params` are placed and `batch` is split; None for one
+      device. Every process has all waves, and gets all embeddings.
 
   Raises:
     ValueError: no clips, an unknown layer.
@@ -241,20 +273,21 @@ def scene(config: Any, params: Params, waves: Sequence[np.ndarray] | np.ndarray,
   check_layer(config, layer)
   if not len(waves):
     raise ValueError('no clips to embed')
-  run = encoder(config, 'scene', layer, clamp)
+  run = scene_program(config, layer, clamp, False, mesh)
   shape: tuple[int, ...] = (len(waves), config.width)
   if layer == 'all':
     shape = (config.depth + 1, *shape)
   z = np.zeros(shape, np.float32)
   lengths = np.array([len(w) for w in waves])
-  # A single clip should not be computed as 64.
-  batch = min(batch, len(waves))
+  # A single clip should not be computed as 64; but a mesh splits whole batches.
+  if mesh is None or mesh.size == 1:
+    batch = min(batch, len(waves))
   # With clamp='batch', padding and the order of clips would change embeddings.
   if len(np.unique(lengths)) <= LENGTHS or clamp == 'batch':
     for index, wave_BS in batches(waves, batch):
       z[..., index, :] = np.asarray(run(params, wave_BS))[..., :len(index), :]
     return z
-  run_filled = filled_encoder(config, 'scene', layer, clamp)
+  run_filled = scene_program(config, layer, clamp, True, mesh)
   # Sorted by length, so that clips of a batch need little padding.
   order = np.argsort(lengths, kind='stable')
   for start in range(0, len(order), batch):
@@ -402,13 +435,19 @@ def sharded(config: ModelConfig, params: Params, wave_NS: np.ndarray,
 
 
 @functools.lru_cache(maxsize=16)
-def masked_encoder(config: ModelConfig, ratio: float, group: int
-                   ) -> Callable[[Params, Any, jax.Array], jax.Array]:
-  """Returns a jitted (params, wave_BS, key) -> z_BD of the visible tokens."""
+def masked_encoder(config: ModelConfig, ratio: float, group: int,
+                   mesh: jax.sharding.Mesh | None = None
+                   ) -> Callable[..., jax.Array]:
+  """Returns ((params, key), wave_BS) -> z_BD of the visible tokens.
+
+  The key is of jax.random.key_data, as a numpy array: processes of a mesh have
+  the same one. With a mesh every process passes all rows.
+  """
   net = model.Encoder(config)
 
   @jax.jit
-  def run(params: Params, wave_BS: jax.Array, key: jax.Array) -> jax.Array:
+  def run(parts: tuple[Params, Any], wave_BS: jax.Array) -> jax.Array:
+    params, key = parts[0], jax.random.wrap_key_data(parts[1])
     mel_BMT = audio.front(config, audio.to_float(wave_BS))
     variables = model.encoder_variables(params)
     patches_BLP: Any = net.apply(variables, mel_BMT, method='patches')
@@ -417,11 +456,26 @@ def masked_encoder(config: ModelConfig, ratio: float, group: int
     z_BKD: Any = net.apply(variables, patches_BLP, keep_BK)
     return z_BKD.mean(1)
 
-  return run
+  if mesh is None:
+    return run
+  return own_rows(over_mesh(run, mesh))
+
+
+def view_samples(config: Any, samples: int) -> int:
+  """Returns the length of a view of clips of so many samples.
+
+  It is the crop that the run trains on, at most three quarters of the clip, so
+  that crops of one clip differ; a whole number of groups of masked patches.
+  """
+  samples = min(config_lib.crop_samples(config.data.crop_seconds),
+                samples * 3 // 4)
+  group = config.mask.group_size * config.model.patch_frames * audio.HOP
+  return samples // group * group
 
 
 def views(config: Any, params: Params, wave_NS: np.ndarray, count: int,
-          samples: int, seed: int = 0, batch: int = 64) -> np.ndarray:
+          samples: int, seed: int = 0, batch: int = 64,
+          mesh: jax.sharding.Mesh | None = None) -> np.ndarray:
   """Returns z_NVD float32, the embeddings of V random views of every clip.
 
   A view is a random crop of a clip with some tokens masked, as in training.
@@ -434,6 +488,7 @@ def views(config: Any, params: Params, wave_NS: np.ndarray, count: int,
     samples: length of a crop.
     seed: of crops and masks.
     batch: clips encoded at once.
+    mesh: as for `scene`.
 
   Raises:
     ValueError: clips shorter than a crop, or crops that do not divide into
@@ -449,12 +504,15 @@ def views(config: Any, params: Params, wave_NS: np.ndarray, count: int,
     raise ValueError(f'views of {L} patches do not go with mask.group_size '
                      f'{config.mask.group_size} and mask.ratio '
                      f'{config.mask.ratio}')
-  run = masked_encoder(config.model, config.mask.ratio, config.mask.group_size)
+  run = masked_encoder(config.model, config.mask.ratio, config.mask.group_size,
+                       mesh)
   # The crops come from numpy, so that they are the same on every platform.
   start_NV = np.random.default_rng(seed).integers(
       0, S - samples + 1, (N, count))
   z_NVD = np.zeros((N, count, config.model.width), np.float32)
-  batch = min(batch, N)
+  # The masks of a batch depend on its size, which a mesh must not change.
+  if mesh is None:
+    batch = min(batch, N)
   for view in range(count):
     for first in range(0, N, batch):
       rows = np.arange(first, min(first + batch, N))
@@ -466,5 +524,6 @@ def views(config: Any, params: Params, wave_NS: np.ndarray, count: int,
       # `seed` only, not on the order of calls.
       key = jax.random.fold_in(
           jax.random.fold_in(jax.random.key(seed), view), first)
-      z_NVD[rows, view] = np.asarray(run(params, wave_BS, key))[:len(rows)]
+      parts = params, np.asarray(jax.random.key_data(key))
+      z_NVD[rows, view] = np.asarray(run(parts, wave_BS))[:len(rows)]
   return z_NVD

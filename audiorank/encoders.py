@@ -123,7 +123,8 @@ def opened(path: files.Path, step: int | None = None, batch: int = 64,
 
 def of_params(config: config_lib.Config, params: Any, batch: int = 64,
               layer: str | int = 'final', clamp: str = 'clip',
-              about: dict[str, Any] | None = None) -> Encoder:
+              about: dict[str, Any] | None = None,
+              mesh: jax.sharding.Mesh | None = None) -> Encoder:
   """Returns the Encoder of a model in memory.
 
   Args:
@@ -131,6 +132,7 @@ def of_params(config: config_lib.Config, params: Any, batch: int = 64,
     params: linen variables.
     batch, layer, clamp: as for `ours`.
     about: from `weights`; without it embeddings are not cached.
+    mesh: on which `params` are placed, for scenes; see embed.scene.
 
   Raises:
     ValueError: an unknown layer or clamp.
@@ -147,7 +149,7 @@ def of_params(config: config_lib.Config, params: Any, batch: int = 64,
     layers = (*range(config.depth), 'final')
 
   def scene(waves: Sequence[np.ndarray]) -> Any:
-    z = embed.scene(config, params, waves, batch, layer, clamp)
+    z = embed.scene(config, params, waves, batch, layer, clamp, mesh)
     if layers:
       return dict(zip(layers, z))
     return z

@@ -28,6 +28,7 @@ from audiorank import encoders
 from audiorank import evaluate as scoring
 from audiorank import metrics
 from audiorank import objectives
+from audiorank import rankme
 from audiorank import records
 from audiorank import sampling
 from audiorank import sharding
@@ -69,14 +70,17 @@ def layers(config: Config) -> list[int]:
   """Returns the blocks whose outputs are measured beside the final layer.
 
   Raises:
-    ValueError: neither 'all' nor the numbers of blocks; names the field.
+    ValueError: neither 'all', 'final' nor the numbers of blocks; names the
+      field.
   """
+  if tuple(config.monitor.layers) == ('final',):
+    return []
   if tuple(config.monitor.layers) == ('all',):
     return list(range(config.model.depth))
   for layer in config.monitor.layers:
     if layer not in range(config.model.depth):
       raise ValueError(f'monitor.layers {layer!r}: expected numbers of blocks, '
-                       f"0 to {config.model.depth - 1}, or 'all'")
+                       f"0 to {config.model.depth - 1}, 'all' or 'final'")
   return list(config.monitor.layers)
 
 
@@ -118,11 +122,12 @@ def evaluate(config: Config, state: train_state.TrainState,
   Returns:
     the fields of `record.rank_fields` of the final layer; 'layers' and
     'samples', lists of those of further layers and samples; 'valid_loss' if
-    there are held-out clips; 'memory' in bytes; 'seconds'. With further layers
+    there are held-out clips; 'memory' in bytes; 'seconds'. With monitor.layers
     each one, and the final one, also has 'tokens': value, low and high of
     RankMe of single tokens, one of each clip. 'neighbourhood', the measures
     of rankme.neighbourhood, if monitor.neighbour_clips asks for them. 'knn',
-    see `knn_fields`, if there is a monitor.knn_task.
+    see `knn_fields`, if there is a monitor.knn_task; 'lidar', see
+    `lidar_fields`, if there are monitor.lidar_clips.
   """
   start = time.monotonic()
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
@@ -136,7 +141,7 @@ def evaluate(config: Config, state: train_state.TrainState,
 
   blocks, per_sample = layers(config), []
   # The final layer first: its fields are the record's own.
-  if blocks:
+  if config.monitor.layers:
     per_layer = layer_fields(config, variables, samples.monitor, mesh, blocks,
                              stop)
   else:
@@ -151,7 +156,9 @@ def evaluate(config: Config, state: train_state.TrainState,
     per_sample.append({'sample': name, **fields})
   fields = {**per_layer[0], 'layers': per_layer[1:], 'samples': per_sample}
   if config.monitor.knn_task:
-    fields['knn'] = knn_fields(config, variables)
+    fields['knn'] = knn_fields(config, variables, mesh)
+  if config.monitor.lidar_clips:
+    fields['lidar'] = lidar_fields(config, variables, samples.monitor, mesh)
   if len(samples.valid):
     with jax.set_mesh(mesh):
       fields['valid_loss'] = valid_loss(config, variables,
@@ -191,28 +198,57 @@ def layer_fields(config: Config, variables: Any, sample: sampling.Sample,
   return out
 
 
-def knn_fields(config: Config, variables: Any) -> Fields:
+def lidar_fields(config: Config, variables: Any, sample: sampling.Sample,
+                 mesh: jax.sharding.Mesh) -> Fields:
+  """Returns LiDAR of views of some clips: see rankme.lidar and embed.views.
+
+  Args:
+    config, variables, mesh: as for `evaluate`.
+    sample: of which monitor.lidar_clips, evenly spaced, are viewed.
+
+  Returns:
+    value, None where all clips have one mean; clips, views and seconds of a
+    view.
+
+  Raises:
+    ValueError: as embed.views.
+  """
+  clips = min(config.monitor.lidar_clips, len(sample.wave_NS))
+  rows = np.linspace(0, len(sample.wave_NS) - 1, clips).astype(int)
+  length = embed.view_samples(config, sample.wave_NS.shape[1])
+  # Crops and masks are the same at all evaluations, as the clips are.
+  z_NVD = embed.views(config, variables, sample.wave_NS[rows],
+                      config.monitor.lidar_views, length,
+                      batch=config.monitor.batch, mesh=mesh)
+  value = None
+  if np.ptp(z_NVD.mean(1), axis=0).any():
+    value = rankme.lidar(z_NVD)
+  return {'value': value, 'clips': clips, 'views': config.monitor.lidar_views,
+          'seconds': length / config_lib.RATE}
+
+
+def knn_fields(config: Config, variables: Any,
+               mesh: jax.sharding.Mesh) -> Fields:
   """Returns the kNN score of the task monitor.knn_task: see hear.protocols.
 
   Args:
     config: of the run; eval.tasks has the task.
-    variables: the linen variables.
+    variables: the linen variables, placed on the mesh.
+    mesh: over which the task's clips are embedded. Every process reads all of
+      them, and computes the same score.
 
   Returns:
     task, metric, score, low and high.
 
   Raises:
-    FileNotFoundError, ValueError: no such task, one of events, or several
-      processes, which would each embed all of its clips.
+    FileNotFoundError, ValueError: no such task, or one of events.
   """
-  if jax.process_count() > 1:
-    raise ValueError('monitor.knn_task needs a run on one process, found '
-                     f'{jax.process_count()}')
   folder, = scoring.named_folders(
       config.eval.tasks, [config.monitor.knn_task], 'monitor.knn_task')
   task = staged.load(folder, scoring.clip_rate(folder, config_lib.RATE))
   protocols.check(task, 'knn')
-  encoder = encoders.of_params(config, variables, config.monitor.batch)
+  encoder = encoders.of_params(config, variables, config.monitor.batch,
+                               mesh=mesh)
   result = protocols.knn(task, scoring.embeddings(encoder, task))
   return {'task': task.name, 'metric': task.evaluation[0],
           **{name: result[name] for name in ('score', 'low', 'high')}}

@@ -740,11 +740,7 @@ def view_fields(config: config_lib.Config, params: dict[str, Any],
   Source: Thilak et al., arXiv 2312.04000 (LiDAR); Wei et al., arXiv
   2401.17139 (Diff-eRank); see rankme.lidar and rankme.diff_erank.
   """
-  # Three quarters of the clip at most, so that crops of one clip differ.
-  samples = min(config_lib.crop_samples(config.data.crop_seconds),
-                wave_NS.shape[1] * 3 // 4)
-  group = config.mask.group_size * config.model.patch_frames * audio.HOP
-  samples = samples // group * group  # A whole number of masked groups.
+  samples = embed.view_samples(config, wave_NS.shape[1])
   z_NVD = embed.views(config, params, wave_NS, views, samples, seed, batch)
   # Token ranks cost an SVD per clip; a few hundred clips are enough.
   few_NS = wave_NS[:tokens]

@@ -50,6 +50,7 @@ WHOLE = {
     'monitor.num_evals': '>= 2',  # At least before training and after it.
     'monitor.eval_every': '>= 0', 'monitor.first_eval': '>= 1',
     'monitor.batch': '>= 1', 'monitor.neighbour_clips': '>= 0',
+    'monitor.lidar_clips': '>= 0', 'monitor.lidar_views': '>= 2',
     'monitor.valid_clips': '>= 0', 'checkpoint.save_every': '>= 1',
     'checkpoint.keep_every': '>= 1',
     'eval.grid_points': '>= 1, <= 16',  # The size of HEAR's whole grid.
@@ -229,7 +230,8 @@ def values(config: Config, only: Collection[str] | None = None) -> None:
       raise ValueError(f'{field} {value!r}: expected True or False')
   for field in filter(asked, LISTS):
     value, kind = config_lib.get(config, field), LISTS[field]
-    if field == 'monitor.layers' and value in (('all',), ['all']):
+    if field == 'monitor.layers' and value in (
+        ('all',), ['all'], ('final',), ['final']):
       continue
     # The very type, as True is an int to isinstance.
     if not isinstance(value, (tuple, list)) or not all(

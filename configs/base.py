@@ -175,12 +175,18 @@ def monitor():
   part.eval_every = 0  # Steps between further evaluations; 0 adds none.
   part.first_eval = 1_000  # The first after step 0, if there are more than 2.
   # Blocks measured beside the final layer, such as (0, 5); ('all',) is all.
+  # Each one, and the final one, then has the rank of single tokens too;
+  # ('final',) adds it to the final layer alone.
   part.layers = ()
   # Clips whose distances give dimensions and clusters (rankme.neighbourhood),
   # rivals of RankMe in the report. 2,000 take about 1 s.
   part.neighbour_clips = 0  # 0 leaves them out.
-  # A task of eval.tasks whose kNN score is measured at every evaluation: its
-  # clips are embedded each time. One process only.
+  # Clips whose views (crops with masked tokens, as in training) give LiDAR. It
+  # costs lidar_clips * lidar_views clips to embed.
+  part.lidar_clips = 0  # 0 leaves it out; at best more than model.width.
+  part.lidar_views = 10  # Of each clip.
+  # A scene task of eval.tasks whose kNN score is measured at every evaluation:
+  # its clips are embedded each time.
   part.knn_task = ''  # '' is none.
   # Further samples RankMe is measured on, at the first evaluation and the
   # last: categories, 'valid' (the held-out recordings) and 'train' (what this

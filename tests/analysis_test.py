@@ -537,3 +537,94 @@ def test_the_packaged_sample_is_judged(sample_analysis):
   assert len(lines) == len(it.claims) + 2
   assert len({line.count('|') for line in lines}) == 1
   assert set(it.tasks.index) == set(it.study.tasks['task'])
+
+
+# --- The other measures of embeddings, as rivals ---
+
+
+def measured(tables, values):
+  """The tables with every measure of law.MEASURED but CLID, which follows.
+
+  Args:
+    tables: of `sweep`.
+    values: {column: a value a run}; of others, noise of their own.
+  """
+  rng = np.random.default_rng(5)
+  runs = tables.runs['run_id']
+  more = {column: dict(zip(runs, values.get(
+      column, rng.uniform(1, 2, len(runs)))))
+          for column in law.MEASURED if column != law.CLID}
+  return records.Tables(*(
+      table.assign(**{column: table['run_id'].map(by_run)
+                      for column, by_run in more.items()})
+      for table in tables))
+
+
+def of_predictors(tables):
+  """The two claims that RankMe predicts better, {key: claim}."""
+  return {one.key: one for one in learned(study.read(tables))[1:]}
+
+
+RATES = (.4, .5, .6, .7)
+
+
+def test_every_measure_is_a_rival_of_every_claim_that_rank_predicts():
+  tables = measured(sweep(12, rates=RATES), {})
+  judged = of_predictors(tables)
+  names = {name for name, _ in law.MEASURED.values()}
+  assert len(names) == 10
+  assert names <= {rival.name for rival in judged['rivals'].rivals}
+  # At the same share of training, with the sign that its authors give it.
+  early_names = {rival.name for rival in judged['early'].rivals}
+  for name, sign in law.MEASURED.values():
+    assert ('lower ' * (sign < 0) + f'{name} at 50 %') in early_names
+  for key in ('rivals', 'early'):
+    assert judged[key].rivals[0].name == 'width'
+
+
+def test_a_measure_that_knows_the_score_beats_rank():
+  tables = sweep(12, rates=RATES, effect=0.)
+  tables = measured(tables, {
+      'neighbour_davies_bouldin': 3 - 2 * tables.runs['score']})
+  judged = of_predictors(tables)
+  for key, name in (('rivals', 'Davies-Bouldin index'),
+                    ('early', 'lower Davies-Bouldin index at 50 %')):
+    assert judged[key].verdict == claims.FAILS
+    by_name = {rival.name: rival for rival in judged[key].rivals}
+    assert by_name[name].decided == -1
+
+
+def test_clid_is_the_sum_of_its_standardised_parts():
+  rows = pd.DataFrame({law.LEARNABILITY: [.1, .3, .5, .7],
+                       law.TWONN: [4., 9., 2., 5.]})
+  want = sum(stats.zscore(rows[name]) for name in rows)
+  np.testing.assert_allclose(law.with_clid(rows)[law.CLID], want)
+  # A part that all runs share adds nothing; one that a run lacks leaves NaN.
+  same = law.with_clid(rows.assign(**{law.TWONN: 3.}))[law.CLID]
+  np.testing.assert_allclose(same, stats.zscore(rows[law.LEARNABILITY]))
+  rows.loc[1, law.TWONN] = np.nan
+  assert law.with_clid(rows)[law.CLID].isna().tolist() == [False, True, False,
+                                                           False]
+  assert law.CLID not in law.with_clid(rows[[law.TWONN]])
+
+
+@pytest.mark.slow
+def test_measures_of_noise_hardly_ever_beat_rank():
+  """The error rate of both claims, each over all of its rivals."""
+  wrong, studies = {'rivals': 0, 'early': 0}, 100
+  for seed in range(studies):
+    rng = np.random.default_rng(1000 + seed)
+    tables = sweep(24, seeds=2, rates=RATES, effect=0., seed=seed)
+    runs = tables.runs['run_id']
+    # Nothing predicts the score, so no rival predicts it better than RankMe.
+    noise = {name: dict(zip(runs, rng.uniform(4, 20, len(runs))))
+             for name in ('rank', 'width', 'params', 'score')}
+    tables = measured(records.Tables(*(table.assign(**{
+        name: table['run_id'].map(values) for name, values in noise.items()})
+        for table in tables)), {column: rng.uniform(1, 2, len(runs))
+                                for column in law.MEASURED})
+    for key, one in of_predictors(tables).items():
+      wrong[key] += one.verdict == claims.FAILS
+  # 5 % at most, by the exact interval of what was counted.
+  for count in wrong.values():
+    assert stats.binom.sf(count - 1, studies, .05) > .025, wrong

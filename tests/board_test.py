@@ -262,7 +262,8 @@ def test_the_report_has_layers_and_points(tmp_path):
 @pytest.mark.slow
 def test_a_sweep_measured_and_scored_at_every_layer(corpus, tasks, tmp_path):
   changes = {'monitor.layers': ('all',), 'monitor.neighbour_clips': 40,
-             'monitor.knn_task': 'texture-v1-full', 'eval.every_layer': True,
+             'monitor.knn_task': 'texture-v1-full', 'monitor.lidar_clips': 20,
+             'eval.every_layer': True,
              'eval.protocol': 'knn',
              'eval.tasks': str(tasks)}
   for steps in (0, 6):
@@ -282,8 +283,9 @@ def test_a_sweep_measured_and_scored_at_every_layer(corpus, tasks, tmp_path):
     assert words in text
   runs = records.load(tmp_path / 'sweep').runs
   assert {'best_layer_score', 'rank_token', 'rank_token_layer_0',
-          'neighbour_twonn', 'knn'} <= set(runs)
-  assert runs[['best_layer_score', 'neighbour_twonn', 'knn']].notna().all(
+          'neighbour_twonn', 'knn', 'lidar'} <= set(runs)
+  assert runs[['best_layer_score', 'neighbour_twonn', 'knn',
+               'lidar']].notna().all(
       axis=None)
   # While training by the same predictor as at the end.
   last = records.load(tmp_path / 'sweep').tasks

@@ -161,6 +161,27 @@ def test_a_mesh_changes_nothing(config, params, data, fsdp):
       z_ND, embed.scene(config, params, wave_NS, batch=8), atol=TIGHT)
 
 
+@pytest.mark.parametrize('lengths', [(7520,), (7520, 900, 3000, 5000, 2000)])
+def test_scenes_over_a_mesh_are_those_of_one_device(config, params, lengths):
+  mesh = sharding.mesh(4, 2)
+  placed = jax.device_put(params, sharding.place(params, mesh))
+  waves = [w[:lengths[i % len(lengths)]] for i, w in enumerate(clips(N=11))]
+  np.testing.assert_allclose(
+      embed.scene(config, placed, waves, batch=8, mesh=mesh),
+      embed.scene(config, params, waves, batch=8), atol=TIGHT)
+
+
+def test_views_over_a_mesh_are_those_of_one_device(config, params):
+  mesh, wave_NS = sharding.mesh(4, 2), clips(N=11)
+  length = embed.view_samples(config, wave_NS.shape[1])
+  one = sharding.mesh(1, 1)
+  views = [embed.views(config, jax.device_put(params, sharding.place(
+      params, on)), wave_NS, 2, length, batch=8, mesh=on)
+           for on in (one, mesh)]
+  np.testing.assert_allclose(*views, atol=TIGHT)
+  assert np.abs(views[0][:, 0] - views[0][:, 1]).max() > 1e-3
+
+
 def test_evaluation_and_scoring_share_a_compiled_program(config, params):
   """An evaluation has its parameters on a mesh, scoring has read them."""
   on, wave_NS = sharding.mesh(1, 1), clips()

@@ -96,6 +96,7 @@ def test_the_valley_of_early_training_is_no_alarm():
 def test_layers_are_numbers_of_blocks():
   assert evals.layers(config(monitor_layers=(0, 1))) == [0, 1]
   assert evals.layers(config(monitor_layers=('all',))) == [0, 1]
-  for bad in ((2,), ('x',), (-1,), ('all', 0)):
+  assert evals.layers(config(monitor_layers=('final',))) == []
+  for bad in ((2,), ('x',), (-1,), ('all', 0), ('final', 0)):
     with pytest.raises(ValueError, match='monitor.layers'):
       evals.layers(config(monitor_layers=bad))

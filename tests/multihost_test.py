@@ -21,6 +21,8 @@ def config(corpus, tasks):
       'train.steps': 30, 'monitor.first_eval': 4, 'checkpoint.save_every': 10,
       'checkpoint.keep_every': 1000, 'mesh.data': -1, 'eval.tasks': str(tasks),
       'eval.task_names': ('timbre-v1-full',), 'eval.protocol': 'logistic',
+      'monitor.knn_task': 'timbre-v1-full', 'monitor.lidar_clips': 12,
+      'monitor.lidar_views': 2,
       'eval.batch': 12})
 
 
@@ -54,7 +56,8 @@ def trained(workdir):
 def final(workdir):
   _, params = checkpoint.load(workdir)
   leaves = [np.asarray(x) for x in jax.tree.leaves(params)]
-  ranks = [(r['step'], r['rank']['value'], r['rank_center']['value'])
+  ranks = [(r['step'], r['rank']['value'], r['rank_center']['value'],
+            r['lidar']['value'], r['knn']['score'])
            for r in records.read(workdir, 'monitor')]
   return leaves, np.array(ranks)
 

@@ -38,11 +38,16 @@ def without_times(record):
 
 
 @pytest.mark.filterwarnings('ignore')
-def test_stopped_and_resumed_is_bitwise_the_straight_run(corpus, tmp_path):
-  straight = opened(tmp_path / 'a', tiny.config(corpus))
+def test_stopped_and_resumed_is_bitwise_the_straight_run(
+    corpus, tasks, tmp_path):
+  c = tiny.config(corpus, **{
+      'monitor.neighbour_clips': 40, 'monitor.lidar_clips': 12,
+      'monitor.lidar_views': 2, 'monitor.knn_task': 'timbre-v1-full',
+      'eval.tasks': str(tasks)})
+  straight = opened(tmp_path / 'a', c)
   whole, _ = train.run(tmp_path / 'a', straight)
   with pytest.raises(train.Preempted, match='saved at step 3'):
-    train.run(tmp_path / 'b', opened(tmp_path / 'b', tiny.config(corpus)),
+    train.run(tmp_path / 'b', opened(tmp_path / 'b', c),
               stop=lambda step: step == 3)
   again, _ = train.run(tmp_path / 'b', straight)
   for a, b in zip(leaves(whole), leaves(again), strict=True):
@@ -51,6 +56,10 @@ def test_stopped_and_resumed_is_bitwise_the_straight_run(corpus, tmp_path):
       [without_times(r) for r in records.read(tmp_path / n, 'monitor')]
       for n in 'ab')
   assert ours == theirs and [r['step'] for r in ours] == [0, 2, 6]
+  # Labels and views are measured at every evaluation.
+  for record in ours:
+    assert 0 <= record['knn']['score'] <= 1 < record['lidar']['value'] <= 32
+    assert record['neighbourhood']['twonn'] > 0
   rows = [[json.loads(line) for line in
            (tmp_path / n / 'metrics.jsonl').read_text().splitlines()]
           for n in 'ab']

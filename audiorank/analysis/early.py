@@ -1,9 +1,10 @@
 """Can RankMe, measured early, choose the run? Beside what is known as soon.
 
 At a few points of training every run's RankMe stands beside its validation
-loss, beside its score where the checkpoint was scored, and beside what was
-known before the first step: width, parameters, the untrained network's
-RankMe, hours, masking rate.
+loss, beside the other measures of its embeddings (`law.MEASURED`), beside its
+score where the checkpoint was scored, and beside what was known before the
+first step: width, parameters, the untrained network's RankMe, hours, masking
+rate.
 """
 
 import json
@@ -110,11 +111,26 @@ def at_rung(trained: pd.DataFrame, rows: pd.DataFrame, share: float,
             column: str) -> tuple[np.ndarray, float] | None:
   """Returns (values of a column at a rung, mean share), or None.
 
-  None where a run has no evaluation there, the values are all the same, or the
-  runs are not in comparable states: some of a cosine schedule, say, whose rate
-  has fallen by half there, and some of wsd, whose rate has not fallen yet.
+  None as `rows_at`, and where the values are all the same.
   """
-  if not len(rows) or column not in rows:
+  here = rows_at(trained, rows, share)
+  if here is None or column not in here:
+    return None
+  values = here[column].to_numpy(float)
+  if not np.isfinite(values).all() or np.ptp(values) == 0:
+    return None
+  return values, float((here['step'] / here['steps']).mean())
+
+
+def rows_at(trained: pd.DataFrame, rows: pd.DataFrame,
+            share: float) -> pd.DataFrame | None:
+  """Returns the evaluation of each run at a rung, in the order of the runs.
+
+  None where a run has none there, or the runs are not in comparable states:
+  some of a cosine schedule, say, whose rate has fallen by half there, and some
+  of wsd, whose rate has not fallen yet.
+  """
+  if not len(rows):
     return None
   by_run = dict(tuple(rows.groupby('run_id')))
   places = [nearest(by_run.get(run), share) for run in trained['run_id']]
@@ -122,16 +138,14 @@ def at_rung(trained: pd.DataFrame, rows: pd.DataFrame, share: float,
     # An order of some of the runs is not compared with one of all.
     return None
   here = rows.loc[places]
-  values = here[column].to_numpy(float)
-  if not np.isfinite(values).all() or np.ptp(values) == 0:
-    return None
   if 'config' in trained:
     rates = [rate(json.loads(text or '{}').get('opt', {}), steps, step)
              for text, steps, step in zip(trained['config'], here['steps'],
                                           here['step'])]
     if np.ptp(rates) > RATES_APART:
       return None
-  return values, float((here['step'] / here['steps']).mean())
+  # CLID is standardised over the runs at this rung.
+  return law.with_clid(here)
 
 
 def columns(rows: study.Study) -> tuple[pd.DataFrame, list[tuple[float, str]],
@@ -161,6 +175,13 @@ def columns(rows: study.Study) -> tuple[pd.DataFrame, list[tuple[float, str]],
       other = f'lower validation loss at {100 * loss[1]:.0f} %'
       table[other] = -loss[0]  # The larger the better, as of all columns.
       beside[name].append(other)
+    for column, (text, sign) in law.MEASURED.items():
+      one = at_rung(trained, history, share, column)
+      if one is not None:
+        lower = {1: '', -1: 'lower '}[sign]
+        other = f'{lower}{text} at {100 * one[1]:.0f} %'
+        table[other] = sign * one[0]
+        beside[name].append(other)
     probe = at_rung(trained, probes, share, 'score')
     if probe is not None:
       other = f'score at {100 * probe[1]:.0f} %'

@@ -29,23 +29,28 @@ UNTRAINED = "the untrained network's RankMe"
 # What is known before the first step, the width first.
 KNOWN = {'width': WIDTH, 'params': PARAMS, 'untrained_rank': UNTRAINED,
          'hours_asked': 'hours of audio', 'mask_ratio': 'masking rate'}
+CLID = 'clid'
+LEARNABILITY, TWONN = 'neighbour_cluster_learnability', 'neighbour_twonn'
+# What is measured beside RankMe while a run trains: its name, and 1 where its
+# authors take larger values for better, -1 where they take smaller ones.
+MEASURED = {
+    'rank_token': ('RankMe of tokens', 1), 'lidar': ('LiDAR', 1),
+    'knn': ('kNN score of one task', 1), TWONN: ('TwoNN dimension', 1),
+    'neighbour_mle_dimension': ('maximum-likelihood dimension', 1),
+    'neighbour_mst_dimension': ('MST dimension (IdEst)', -1),
+    'neighbour_kmeans_inertia': ('k-means inertia', -1),
+    'neighbour_davies_bouldin': ('Davies-Bouldin index', -1),
+    LEARNABILITY: ('cluster learnability', 1), CLID: ('CLID', 1)}
 PREDICTORS = {
     'rank': SUBJECT, **KNOWN, 'rank_center': 'RankMe, centred',
     'valid_loss': 'validation loss', 'flops': 'training FLOPs (with decoder)',
     'sibling_participation_ratio': 'participation ratio',
     'sibling_stable_rank': 'stable rank', 'sibling_alpha_req': 'alpha-ReQ',
-    'rank_token': 'RankMe of tokens', 'knn': 'kNN score of one task',
-    'neighbour_twonn': 'TwoNN dimension',
-    'neighbour_mle_dimension': 'maximum-likelihood dimension',
-    'neighbour_mst_dimension': 'MST dimension (IdEst)',
-    'neighbour_kmeans_inertia': 'k-means inertia',
-    'neighbour_davies_bouldin': 'Davies-Bouldin index',
-    'neighbour_cluster_learnability': 'cluster learnability (CLID)'}
+    **{column: name for column, (name, _) in MEASURED.items()}}
 # The rivals of every claim that RankMe predicts better.
 RIVALS = (WIDTH, PARAMS, UNTRAINED, 'hours of audio', 'masking rate',
           'validation loss', 'training FLOPs (with decoder)',
-          *(name for column, name in PREDICTORS.items()
-            if column.startswith('neighbour_')))
+          *(name for name, _ in MEASURED.values()))
 GIVEN = (WIDTH, PARAMS, UNTRAINED)
 # The forms that a law from rank to score may have.
 FORMS = ('saturating', 'log_linear', 'exponential', 'sigmoid',
@@ -187,8 +192,25 @@ def paired(worse_N: np.ndarray, own_N: np.ndarray, group_N: np.ndarray,
   return float(gap_G.sum() / size_G.sum()), float(low), float(high)
 
 
+def with_clid(rows: pd.DataFrame) -> pd.DataFrame:
+  """Returns rows with the column CLID, where its two parts are known.
+
+  Lu et al., arXiv 2206.01251: the sum of cluster learnability and intrinsic
+  dimension, each standardised over the models that are compared. So it is a
+  number of a set of runs, not of a run.
+  """
+  if not {LEARNABILITY, TWONN} <= set(rows):
+    return rows
+  parts = rows[[LEARNABILITY, TWONN]].astype(float)
+  spread = parts.std(ddof=0)
+  # What is the same in all runs says nothing of them.
+  scaled = (parts - parts.mean()) / spread.where(spread > 0, np.inf)
+  return rows.assign(**{CLID: scaled.sum(axis=1, skipna=False)})
+
+
 def columns(trained: pd.DataFrame) -> pd.DataFrame:
   """Returns the predictors that a study knows of every run and varies."""
+  trained = with_clid(trained)
   named = {**PREDICTORS, **{f'rank_{name}': f'{SUBJECT} of {name}'
                             for name in records.samples(trained)}}
   return pd.DataFrame({

@@ -166,12 +166,19 @@ def candidates(square_BN: npt.NDArray[np.float32],
     folded_BG = square_BN[:, :FOLD * columns].reshape(
         B, FOLD, columns).min(1)
   bound_B = np.partition(folded_BG, count - 1, axis=1)[:, count - 1]
-  near_BN = square_BN <= bound_B[:, None] * np.float32(1 + SLACK)
+  bound_B *= np.float32(1 + SLACK)
+  row_P, column_P = np.divmod(
+      np.flatnonzero(square_BN <= bound_B[:, None]), N)
   # Copies of a clip are all equally near: as many as needed do.
-  for row in np.flatnonzero(near_BN.sum(1) > MOST * count + MOST):
-    near_BN[row] = False
-    near_BN[row, np.argpartition(square_BN[row], count - 1)[:count]] = True
-  return np.nonzero(near_BN)
+  crowded = np.flatnonzero(np.bincount(row_P) > MOST * (count + 1))
+  if len(crowded):
+    few_P = ~np.isin(row_P, crowded)
+    order = np.argpartition(square_BN[crowded], count - 1)[:, :count]
+    row_P = np.r_[row_P[few_P], np.repeat(crowded, count)]
+    column_P = np.r_[column_P[few_P], order.ravel()]
+    order = np.argsort(row_P, kind='stable')
+    row_P, column_P = row_P[order], column_P[order]
+  return row_P, column_P
 
 
 def nearest(pairs: Distances, count: int) -> Array:
@@ -349,7 +356,7 @@ def kmeans(z_ND: Array, count: int, centres_CD: Array | None = None,
     rows = np.random.default_rng(seed).permutation(len(z_ND))[:count]
     centres_CD = z_ND[rows]
   x_ND = z_ND.astype(np.float32)
-  length_N = np.linalg.norm(z_ND, axis=1)
+  length_N = np.sqrt(np.einsum('nd,nd->n', z_ND, z_ND))
   # scikit-learn's rule: the centres moved by less than a share of the variance.
   small = SETTLED * float(z_ND.var(0).mean())
   score_NC = np.empty((len(z_ND), len(centres_CD)), np.float32)
@@ -371,8 +378,7 @@ def kmeans(z_ND: Array, count: int, centres_CD: Array | None = None,
       # The labels of the last centres.
       label_N = assigned(z_ND, x_ND, length_N, centres_CD, moved_C, score_NC)
       break
-  gap_ND = z_ND - centres_CD[label_N]
-  return label_N, float((gap_ND ** 2).sum())
+  return label_N, float(gaps(z_ND, label_N, centres_CD).sum())
 
 
 def assigned(z_ND: Array, x_ND: npt.NDArray[np.float32], length_N: Array,
@@ -426,7 +432,7 @@ def relocated(z_ND: Array, label_N: np.ndarray, before_CD: Array) -> Array:
   sum_CD, count_C = sums(z_ND, label_N, len(before_CD))
   empty = np.flatnonzero(count_C == 0)
   if len(empty):
-    far_N = ((z_ND - before_CD[label_N]) ** 2).sum(1)
+    far_N = gaps(z_ND, label_N, before_CD)
     rows = np.argpartition(far_N, -len(empty))[:-len(empty) - 1:-1]
     # Clips that are all their own centres have nothing to give.
     if not far_N.any():
@@ -452,6 +458,18 @@ def sums(z_ND: Array, label_N: np.ndarray, count: int
   return members_CN @ z_ND, count_C
 
 
+def gaps(z_ND: Array, label_N: np.ndarray, centres_CD: Array) -> Array:
+  """Returns the squared distance of each clip from the centre of its cluster."""
+  out_N = np.empty(len(z_ND))
+  # Few clips at once stay in the cache.
+  for start in range(0, len(z_ND), PAIRS):
+    some = slice(start, start + PAIRS)
+    gap_PD = centres_CD[label_N[some]]
+    gap_PD -= z_ND[some]
+    out_N[some] = np.einsum('pd,pd->p', gap_PD, gap_PD)
+  return out_N
+
+
 def davies_bouldin(z_ND: Array, label_N: np.ndarray) -> float:
   """Returns the Davies-Bouldin index of clusters; lower is better separated.
 
@@ -465,7 +483,7 @@ def davies_bouldin(z_ND: Array, label_N: np.ndarray) -> float:
     return float('nan')
   sum_CD, count_C = sums(z_ND, label_N, C)
   centre_CD = sum_CD / count_C[:, None]
-  gap_N = np.linalg.norm(z_ND - centre_CD[label_N], axis=1)
+  gap_N = np.sqrt(gaps(z_ND, label_N, centre_CD))
   spread_C = np.bincount(label_N, gap_N) / count_C
   square_C = (centre_CD ** 2).sum(1)
   apart_CC = np.sqrt(np.maximum(

@@ -178,6 +178,8 @@ def rank_columns(run: Row, record: Mapping[str, Any]) -> Row:
     out |= {'knn': number(record['knn']['score']),
             'knn_low': number(record['knn']['low']),
             'knn_high': number(record['knn']['high'])}
+  if 'lidar' in record:
+    out['lidar'] = number(record['lidar']['value'])
   # Records of older versions have no layers, samples and alarms; samples are
   # measured at the first and the last step.
   for layer in record.get('layers', ()):
