@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 import soxr
 
-from audiorank import audio
 from audiorank import checkpoint
 from audiorank import config as config_lib
 from audiorank import data

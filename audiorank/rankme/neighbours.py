@@ -459,7 +459,7 @@ def sums(z_ND: Array, label_N: np.ndarray, count: int
 
 
 def gaps(z_ND: Array, label_N: np.ndarray, centres_CD: Array) -> Array:
-  """Returns the squared distance of each clip from the centre of its cluster."""
+  """Returns the squared distance of each clip from its own centre."""
   out_N = np.empty(len(z_ND))
   # Few clips at once stay in the cache.
   for start in range(0, len(z_ND), PAIRS):
