@@ -127,7 +127,7 @@ MEANINGS = {
     'mst_dimension': 'intrinsic dimension by a spanning tree (IdEst)',
     'kmeans_inertia': 'share of the variance within clusters of k-means',
     'davies_bouldin': 'overlap of these clusters (lower: apart)',
-    'cluster_learnability': 'clusters told by the nearest clip before (CLID)'}
+    'cluster_learnability': 'clusters told by the nearest clip before (of CLID)'}
 
 
 def rank_lines(fields: Mapping[str, Any]) -> list[str]:

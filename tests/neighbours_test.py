@@ -1,5 +1,9 @@
 """Dimensions and clusters, against scikit-learn, scikit-dimension and scipy."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -51,6 +55,50 @@ def test_dimensions_are_those_of_scikit_dimension(pairs):
   assert neighbours.mle_dimension(near_NJ) == pytest.approx(want, rel=1e-6)
 
 
+DADAPY = """
+import sys
+import numpy as np
+from dadapy import IdEstimation
+print(repr(float(IdEstimation(np.load(sys.argv[1])).compute_id_2NN()[0])))
+"""
+
+
+@pytest.mark.slow
+def test_twonn_is_that_of_dadapy(pairs, tmp_path):
+  # DADApy needs numpy below 2: AUDIORANK_DADAPY is the python of an environment
+  # that has it.
+  python = os.environ.get('AUDIORANK_DADAPY', sys.executable)
+  np.save(tmp_path / 'z.npy', pairs.z_ND)
+  done = subprocess.run(
+      [python, '-W', 'ignore', '-c', DADAPY, str(tmp_path / 'z.npy')],
+      capture_output=True, text=True)
+  if done.returncode and 'AUDIORANK_DADAPY' not in os.environ:
+    pytest.skip('DADApy is not installed')
+  want = float(done.stdout.splitlines()[-1])
+  got = neighbours.twonn(neighbours.nearest(pairs, 2))
+  assert got == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize('spread', [1e-2, 1e6])
+def test_near_clips_far_from_the_mean_are_told_apart(spread):
+  """Clouds whose own distances a product in float32 would round away."""
+  rng = np.random.default_rng(2)
+  z_ND = np.repeat(1e3 * rng.standard_normal((4, 30)), 100, axis=0)
+  z_ND += spread * rng.standard_normal(z_ND.shape)
+  pairs = neighbours.distances(z_ND)
+  d_NN = spatial.distance.cdist(z_ND, z_ND)
+  np.testing.assert_allclose(neighbours.nearest(pairs, 20),
+                             np.sort(d_NN)[:, 1:21], rtol=1e-6)
+  want = sparse.csgraph.minimum_spanning_tree(d_NN).sum()
+  assert neighbours.tree_length(pairs) == pytest.approx(want, rel=1e-6)
+
+
+def test_copies_of_clips_are_as_many_as_needed():
+  z_ND = np.repeat(plane(40), 20, axis=0)
+  near_NJ = neighbours.nearest(neighbours.distances(z_ND), 20)
+  assert (near_NJ[:, :19] == 0).all() and (near_NJ[:, 19] > 0).all()
+
+
 @pytest.mark.parametrize('dimensions', [2, 6])
 def test_dimensions_of_a_cube_are_found(dimensions):
   pairs = neighbours.distances(plane(1500, dimensions))
@@ -72,6 +120,27 @@ def test_clusters_are_those_of_scikit_learn(pairs):
   assert inertia == pytest.approx(model.inertia_, rel=1e-6)
   assert neighbours.davies_bouldin(pairs.z_ND, label_N) == pytest.approx(
       metrics.davies_bouldin_score(pairs.z_ND, label_N), rel=1e-6)
+
+
+@pytest.mark.parametrize('case', ['steps', 'tolerance', 'empty', 'copies'])
+def test_k_means_stops_and_fills_clusters_as_scikit_learn(case):
+  cluster = pytest.importorskip('sklearn.cluster')
+  rng = np.random.default_rng(3)
+  z_ND = rng.standard_normal((800, 8))
+  first_CD, count = z_ND[:40].copy(), 40
+  if case == 'tolerance':  # Thousands of steps until no label changes.
+    z_ND = rng.uniform(size=(3000, 2))
+    first_CD, count = z_ND[:5].copy(), 5
+  elif case == 'empty':
+    first_CD[7:10] += 100  # No clip is near.
+  elif case == 'copies':
+    z_ND[:] = z_ND[np.arange(800) % 60]
+    first_CD = z_ND[:count].copy()
+  label_N, inertia = neighbours.kmeans(z_ND, count, first_CD)
+  model = cluster.KMeans(count, init=first_CD, n_init=1, max_iter=100).fit(
+      z_ND)
+  np.testing.assert_array_equal(label_N, model.labels_)
+  assert inertia == pytest.approx(model.inertia_, rel=1e-9)
 
 
 def test_learnability_is_that_of_a_loop(pairs):

@@ -436,6 +436,24 @@ def test_lidar_by_its_definition():
   assert rankme.lidar(z_NVD) == pytest.approx(want, rel=1e-9)
 
 
+@pytest.mark.slow
+def test_lidar_is_reptrixs_rank_of_the_papers_eigenvalues():
+  lidar = pytest.importorskip('reptrix.lidar')
+  torch = pytest.importorskip('torch')
+  rng = np.random.default_rng(5)
+  z_NVD = rng.normal(size=(300, 1, 8)) + .3 * rng.normal(size=(300, 4, 8))
+  between_DD = np.cov(z_NVD.mean(axis=1).T)
+  within_DD = np.mean([np.cov(z_VD.T) for z_VD in z_NVD], axis=0)
+  root_DD = lidar.utils.mat_sqrt_inv(torch.from_numpy(
+      within_DD + 1e-4 * np.eye(8))).numpy()
+  want = lidar.get_rank(np.linalg.eigvalsh(root_DD @ between_DD @ root_DD))
+  assert rankme.lidar(z_NVD) == pytest.approx(want, rel=1e-6)
+  # Its get_lidar takes the squares of the centred matrix's singular values for
+  # eigenvalues: another quantity.
+  other = lidar.get_lidar(torch.from_numpy(z_NVD).float(), 300, 4, 1e-4)
+  assert abs(other / want - 1) > 1e-3
+
+
 def test_lidar_is_blind_to_noisy_dimensions():
   """A dimension that varies as much within a clip as between does not count."""
   rng = np.random.default_rng(4)
