@@ -14,6 +14,9 @@ from audiorank import records
 from tests import processes
 from tests import tiny
 
+# Of an evaluation, beside the ranks.
+MEASURES = (('lidar', 'value'), ('knn', 'score'))
+
 
 @pytest.fixture
 def config(corpus, tasks):
@@ -21,8 +24,6 @@ def config(corpus, tasks):
       'train.steps': 30, 'monitor.first_eval': 4, 'checkpoint.save_every': 10,
       'checkpoint.keep_every': 1000, 'mesh.data': -1, 'eval.tasks': str(tasks),
       'eval.task_names': ('timbre-v1-full',), 'eval.protocol': 'logistic',
-      'monitor.knn_task': 'timbre-v1-full', 'monitor.lidar_clips': 12,
-      'monitor.lidar_views': 2,
       'eval.batch': 12})
 
 
@@ -57,7 +58,7 @@ def final(workdir):
   _, params = checkpoint.load(workdir)
   leaves = [np.asarray(x) for x in jax.tree.leaves(params)]
   ranks = [(r['step'], r['rank']['value'], r['rank_center']['value'],
-            r['lidar']['value'], r['knn']['score'])
+            *(r[name][key] for name, key in MEASURES if name in r))
            for r in records.read(workdir, 'monitor')]
   return leaves, np.array(ranks)
 
@@ -101,6 +102,9 @@ def test_two_processes_are_one_and_take_over_from_each_other(
 
 @pytest.mark.slow
 def test_what_one_wrote_two_go_on_with_and_evaluate(server, config, tmp_path):
+  # Views of clips and labels are embedded by all processes together.
+  config.monitor.update({'knn_task': 'timbre-v1-full', 'lidar_clips': 12,
+                         'lidar_views': 2})
   straight, mixed = tmp_path / 'straight', tmp_path / 'mixed'
   for workdir in (straight, mixed):
     records.open_run(workdir, config)
@@ -115,6 +119,7 @@ def test_what_one_wrote_two_go_on_with_and_evaluate(server, config, tmp_path):
   assert end([alone]) == [42]
   assert end(start(server, mixed, 2)) == [0, 0], processes.output(mixed)
   close(final(mixed), final(straight))
+  assert final(mixed)[1].shape[1] == 5
   assert records.state(mixed) == 'done'
   (score,) = [r for r in records.read(mixed) if r['kind'].startswith('hear.')]
   (alone,) = [r for r in records.read(straight)
