@@ -71,7 +71,8 @@ def config_of(spec: dict[str, Any]) -> Any:
       # These values change numbers, not shapes.
       'data': {'crop_seconds': spec['seconds'], 'gain_low': 0,
                'gain_high': 0},
-      'objective': spec.get('objective', 'mae'), 'opt': {'b1': .9, 'b2': .999},
+      'objective': spec.get('objective', 'mae'),
+      'opt': {'b1': .9, 'b2': .999, 'transfer': 0},
       'train': {'init_scale': 1., 'max_skipped_steps': 0}})
 
 
