@@ -113,14 +113,17 @@ def test_what_is_no_such_task_is_one_line(tmp_path, clips, message):
 
 
 def test_long_clips_are_cut_into_the_crops_of_xares(tmp_path, monkeypatch):
-  # 800 samples at 16 kHz: two crops of 20 ms, and 10 ms that are left out.
+  # 800 samples at 16 kHz: two crops of 20 ms, and 10 ms that are left out. The
+  # second is taken where it begins a batch.
   monkeypatch.setitem(tars.CROPS, 'voxceleb1', .02)
+  monkeypatch.setattr(tars, 'BATCH', 3)
   for name, first in (('train', 0), ('test', 10)):
     write_tar(tmp_path / 'voxceleb1' / f'{name}_0.tar', samples(first))
   (folder,) = evaluate.named_folders(tmp_path, (), 'x')
   task = staged.load(folder, 16_000)
   assert sorted(task.files['train']) == [
-      f'a_clip{i}-{k}.wav' for i in range(4) for k in range(2)]
+      'a_clip0-0.wav', 'a_clip1-0.wav', 'a_clip1-1.wav', 'a_clip2-0.wav',
+      'a_clip3-0.wav']
   # Crops of one clip are one unit of the intervals.
   assert set(task.groups['train']) == {f'a_clip{i}' for i in range(4)}
   whole_S, _ = soundfile.read(io.BytesIO(sound(1)), dtype='float32')

@@ -9,8 +9,11 @@ The split is read from a tar's name (fold, train, valid or dev, test or eval),
 the label from the first known key of a clip's .json. Tasks of frames, captions
 or transcripts have no such label and are refused.
 
-Five tasks of X-ARES are cut into crops, each a clip of its own (CROPS). As in
-xares 0.1.3 a remainder is left out, and a shorter clip is padded with silence.
+Five tasks of X-ARES are cut into crops (CROPS). As in xares 0.1.3 a remainder
+is left out, and a shorter clip is padded with silence. It embeds all crops,
+but gives those of a clip in one batch one name and reads back the first: the
+first crop of a clip, and one that begins a batch of 16. The same are taken
+here, so that scores are those of xares.
 """
 
 from collections.abc import Iterable
@@ -46,6 +49,7 @@ SEVERAL = ';'  # Between the labels of a clip.
 # Seconds of the crops, from the task files of xares 0.1.3.
 CROPS = {'fsd50k': 10, 'freemusicarchive': 10, 'librispeechmalefemale': 5,
          'voxceleb1': 6, 'voxlingua33': 10}
+BATCH = 16  # Crops that xares embeds at once.
 # Weights of the tasks in X-ARES' mean, from its task files (eval_weight): for
 # most of them the number of test clips.
 WEIGHTS = {'asvspoof2015': 2000, 'cremad': 1116, 'esc50': 400,
@@ -129,7 +133,7 @@ def name_of(name: str, paths: list[pathlib.Path]) -> str:
                       for p in paths]
   # Not where there are none: tasks of older versions are still current.
   if name in CROPS:
-    stats.append(('crop', CROPS[name]))
+    stats.append(('crop', CROPS[name], BATCH))
   return f'{name}-{files.digest(stats)}'
 
 
@@ -153,7 +157,7 @@ def write(folder: pathlib.Path, name: str,
   # The training clips first: the task has their sampling rate.
   for split in sorted(by_split, key=lambda s: (s != 'train', s)):
     labels[split] = {}
-    known = set()
+    known, crops = set(), 0
     for path in by_split[split]:
       for clip, suffix, sound, about in clips(path):
         # One key for the whole task, that of its first clip.
@@ -167,7 +171,9 @@ def write(folder: pathlib.Path, name: str,
         place = out / str(rate) / split
         place.mkdir(parents=True, exist_ok=True)
         if crop:
-          pieces = write_crops(path, place / clip, sound, rate, crop)
+          pieces, count = write_crops(path, place / clip, sound, rate, crop,
+                                      crops)
+          crops += count
           parents.update({f'{piece}.wav': clip for piece in pieces})
         else:
           pieces = [clip]
@@ -343,12 +349,17 @@ def write_clip(path: pathlib.Path, place: pathlib.Path, suffix: str,
 
 
 def write_crops(path: pathlib.Path, place: pathlib.Path, sound: bytes,
-                rate: int, seconds: float) -> list[str]:
-  """Writes the crops of a clip as .flac; returns their names.
+                rate: int, seconds: float, before: int
+                ) -> tuple[list[str], int]:
+  """Writes the crops of a clip that xares scores, as .flac.
 
   Args:
     path, place, sound, rate: as for `write_clip`.
     seconds: of a crop.
+    before: crops of the split before this clip.
+
+  Returns:
+    the names of the crops, and the number of all crops of the clip.
 
   Raises:
     ValueError: it cannot be decoded.
@@ -356,12 +367,15 @@ def write_crops(path: pathlib.Path, place: pathlib.Path, sound: bytes,
   wave_S, size = decoded(path, place.name, sound, rate), int(seconds * rate)
   if len(wave_S) < size:
     wave_S = np.pad(wave_S, (0, size - len(wave_S)))
-  names = []
-  for i in range(len(wave_S) // size):
+  names, count = [], len(wave_S) // size
+  for i in range(count):
+    # The module's docstring says why only these.
+    if i and (before + i) % BATCH:
+      continue
     names.append(f'{place.name}-{i}')
     soundfile.write(place.with_name(f'{names[-1]}.flac'),
                     wave_S[i * size:(i + 1) * size], rate, subtype='PCM_16')
-  return names
+  return names, count
 
 
 def decoded(path: pathlib.Path, clip: str, sound: bytes,
