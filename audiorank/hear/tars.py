@@ -157,7 +157,8 @@ def write(folder: pathlib.Path, name: str,
   # The training clips first: the task has their sampling rate.
   for split in sorted(by_split, key=lambda s: (s != 'train', s)):
     labels[split] = {}
-    known, crops = set(), 0
+    known: set[str] = set()
+    crops = 0
     for path in by_split[split]:
       for clip, suffix, sound, about in clips(path):
         # One key for the whole task, that of its first clip.
