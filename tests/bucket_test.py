@@ -28,6 +28,7 @@ from audiorank import files
 from audiorank import prepare
 from audiorank import rankme
 from audiorank import records
+from audiorank import report
 from audiorank import train
 from audiorank.data import folder as corpus_reader
 from audiorank.rankme import files as embedding_files
@@ -210,6 +211,23 @@ def test_a_corpus_on_a_bucket_is_the_one_on_the_disk(moved, corpus):
     prepare.run(corpus.parent / 'audio', moved[1], workers=1)
   # The same again is done at once.
   prepare.run(corpus.parent / 'audio', moved[0], workers=1)
+
+
+def test_the_page_of_a_running_sweep_is_written_to_the_bucket(bucket_server):
+  root = files.path('gs://bucket/live')
+  config = tiny.config('gs://bucket/data/corpus')
+  workdir = root / records.run_id(config)
+  records.open_run(workdir, config)
+  page = report.LivePage(root, 'On a bucket')
+  for step, rank in ((0, 9.), (2, 11.)):
+    value = {'value': rank, 'low': 8., 'high': 12., 'value_inf': None,
+             'siblings': {}}
+    records.write(workdir, 'monitor', step, {
+        'n': 48, 'rank': value, 'rank_center': value, 'valid_loss': 1.})
+    text = page.page({workdir.name: 'started'}, '0/1 runs done', 0., {})
+    assert f'[{step},{rank},1.0]' in text
+  assert page.show({workdir.name: 'started'}, '0/1 runs done', 0., {})
+  assert '0/1 runs done' in page.target.read_text()
 
 
 def run(root, corpus, tasks):

@@ -21,8 +21,8 @@ def table(rows):
   runs = runs.assign(
       flops=(CONSTANT + PER * runs['params']) * runs['steps'],
       run_id=[str(i) for i in range(len(runs))], width=runs['params'],
-      rank=10., score=1 - runs['valid_loss'], seed=0, untrained=False,
-      hours=runs['hours_asked'], objective='mae')
+      rank=9 / runs['valid_loss'], score=1 - runs['valid_loss'],
+      seed=0, untrained=False, hours=runs['hours_asked'], objective='mae')
   return study.read(records.Tables(runs, NONE, NONE))
 
 
@@ -48,6 +48,14 @@ def test_valleys_find_the_best_size_of_each_budget(isoflop):
     assert row['size'] == pytest.approx(sizes[curve.argmin()], rel=.15)
     assert row['inside'] and row['size_low'] < row['size'] < row['size_high']
   assert isoflop.valleys.attrs['compute'] == 'encoder and decoder'
+
+
+def test_valleys_of_rankme_stand_beside_those_of_the_loss(isoflop):
+  # RankMe is 9 / loss here, so that its best sizes are those of the loss.
+  assert isoflop.rank_valleys['size'].to_numpy() == pytest.approx(
+      isoflop.valleys['size'].to_numpy(), rel=1e-6)
+  words = wording.joint_words(isoflop)
+  assert sum('RankMe is largest at' in text for text in words) == 3
 
 
 def test_longer_or_larger_is_that_of_the_law(isoflop):

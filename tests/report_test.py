@@ -260,7 +260,7 @@ def chromium(path, *flags):
   return subprocess.run(
       [found, '--headless', '--no-sandbox', '--disable-gpu', *flags,
        f'--user-data-dir={path.parent}/profile', '--virtual-time-budget=3000',
-       path.as_uri()], capture_output=True, text=True, timeout=120).stdout
+       path.as_uri()], capture_output=True, text=True, timeout=400).stdout
 
 
 def pixels(path):

@@ -23,12 +23,15 @@ DRAWS = 200
 class Joint(NamedTuple):
   """What a sweep shows of size and data together.
 
-  valleys: laws.scaling.valleys, or None.  hours: a Fit of params and hours, or
-  None.  bound: of the most hours, or None.  steps: a Fit of params and steps,
+  valleys: laws.scaling.valleys, or None.  rank_valleys: the same of
+  1 / RankMe, so that its minimum is the largest RankMe.  hours: a Fit of
+  params and hours, or None.  bound: of the most hours, or None.  steps: a
+  Fit of params and steps,
   or None.  choice: laws.scaling.longer_or_larger, or None.  lacks: {part:
   what is missing} of 'valleys', 'hours' and 'steps'.
   """
   valleys: pd.DataFrame | None
+  rank_valleys: pd.DataFrame | None
   hours: laws.Fit | None
   bound: laws.scaling.Bound | None
   steps: laws.Fit | None
@@ -44,7 +47,7 @@ def read(rows: study.Study) -> Joint:
   missing = [name for name in columns if name not in trained]
   if not len(trained) or missing:
     need = claims.Needed('columns', names=tuple(missing or columns))
-    return Joint(None, None, None, None, None,
+    return Joint(None, None, None, None, None, None,
                  dict.fromkeys(('valleys', 'hours', 'steps'), need))
   trained = trained.dropna(subset=list(columns))
   labels = advice.settings(trained, rows.fields)
@@ -55,6 +58,9 @@ def read(rows: study.Study) -> Joint:
   valleys = valleys_of(mine)
   if valleys is None:
     lacks['valleys'] = claims.Needed('valley', 4)
+  rank_valleys = None
+  if 'rank' in mine and mine['rank'].nunique() > 1 and (mine['rank'] > 0).all():
+    rank_valleys = valleys_of(mine.assign(inverse=1 / mine['rank']), 'inverse')
   hours = law_of(mine, 'hours_asked')
   bound = None
   if hours is None:
@@ -67,14 +73,19 @@ def read(rows: study.Study) -> Joint:
     lacks['steps'] = claims.Needed('joint', names=('steps',))
   else:
     choice = longer_or_larger(mine, steps)
-  return Joint(valleys, hours, bound, steps, choice, lacks)
+  return Joint(valleys, rank_valleys, hours, bound, steps, choice, lacks)
 
 
-def valleys_of(mine: pd.DataFrame) -> pd.DataFrame | None:
-  """Returns the valleys, cubic where there are sizes enough, or None."""
+def valleys_of(mine: pd.DataFrame, column: str = LOSS) -> pd.DataFrame | None:
+  """Returns the valleys, cubic where there are sizes enough, or None.
+
+  Args:
+    mine: runs of equal settings.
+    column: what is least at the best size.
+  """
   for degree in (3, 2):
     try:
-      return laws.scaling.valleys(mine, 'flops', 'params', LOSS, degree,
+      return laws.scaling.valleys(mine, 'flops', 'params', column, degree,
                                   COMPUTE)
     except ValueError:
       continue

@@ -99,8 +99,8 @@ figcaption, .small { font-size: .86rem; color: var(--soft) }
   font: inherit; color: inherit; background: var(--over);
   border: 1px solid var(--line); border-radius: .25rem; max-width: 16rem }
 .controls input { width: 6.5rem }
-#shown td button { background: none; border: 0; color: var(--blue);
-                   cursor: pointer; padding: 0 }
+#shown td button { font: inherit; background: none; border: 0; padding: 0;
+                   color: var(--blue); cursor: pointer }
 #explore svg { width: 100%; height: auto }
 #explore svg text { font-size: 11.5px; fill: var(--soft) }
 #explore svg > path:first-of-type { fill: none; stroke: var(--line) }

@@ -1227,6 +1227,9 @@ def joint_words(known: joint.Joint) -> list[str]:
   out = []
   if known.valleys is not None:
     out += [valley_text(row) for _, row in known.valleys.iterrows()]
+  if known.rank_valleys is not None:
+    out += [valley_text(row, 'RankMe is largest')
+            for _, row in known.rank_valleys.iterrows()]
   if known.bound is not None:
     out.append(bound_text(known))
   if known.choice is not None:
@@ -1236,10 +1239,10 @@ def joint_words(known: joint.Joint) -> list[str]:
   return out
 
 
-def valley_text(row: pd.Series) -> str:
-  """Returns the best size at one budget."""
-  text = (f'At {row["flops"]:.3g} FLOPs, {row["points"]:.0f} runs: the '
-          'validation loss is least at ')
+def valley_text(row: pd.Series,
+                what: str = 'the validation loss is least') -> str:
+  """Returns the best size at one budget, by the loss or by RankMe."""
+  text = (f'At {row["flops"]:.3g} FLOPs, {row["points"]:.0f} runs: {what} at ')
   # A minimum at an end of the range is only a bound of the minimum.
   if not row['inside']:
     return (f'{text}the smallest or the largest size: the best lies outside '
