@@ -59,6 +59,14 @@ def test_the_largest_runs_of_the_study_lie_in_the_intervals(study_rows):
     assert one.low < one.value < one.high
 
 
+@pytest.mark.slow
+def test_forecasts_of_the_study_with_several_sizes_left_out(rows):
+  """Each size from 48 on is predicted from the smaller ones alone."""
+  inside = [known for largest in (96, 64, 48)
+            for known, _ in left_out(rows, largest)]
+  assert len(inside) >= 50 and np.mean(inside) >= .9
+
+
 def held_out(inputs, loss, largest, factor):
   """Whether the interval of a loss holds it, from runs of `factor` less."""
   compute = np.prod(list(inputs.values()), 0)
