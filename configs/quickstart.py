@@ -40,7 +40,7 @@ def get_config(point='en32-2,h=0.5,mask=0.75'):
   c.opt.update({'lr': 3e-3, 'warmup': 100, 'b2': .95, 'clip': 1.})
   # As long as the tasks' clips, and with the batch of eval: one program embeds
   # both.
-  c.monitor.update({'clips': 1000, 'crop_seconds': 1.04, 'num_evals': 7,
+  c.monitor.update({'clips': 600, 'crop_seconds': 1.04, 'num_evals': 6,
                     'first_eval': 50, 'batch': 100, 'valid_clips': 96})
   c.checkpoint.update({'save_every': 500, 'keep_every': 100_000})
   c.eval.update({'protocol': 'logistic', 'batch': 100})

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import subprocess
+import threading
 import time
 
 import jax
@@ -437,9 +438,12 @@ def test_there_must_be_a_sweep(tmp_path):
 
 def test_a_second_run_of_a_shape_is_neither_traced_nor_compiled(
     shapes, tmp_path, monkeypatch):
-  """From its claim to its first step it takes half a CPU-second at most."""
+  """From its claim to its first step it takes half a CPU-second at most.
+
+  And a run leaves behind no arrays, threads or open files.
+  """
   board = sweep(tmp_path, shapes[:4])
-  began, spent = [], []
+  began, spent, open_now = [], [], []
 
   class Timed(Quiet):
     def report(self, doing, step=None, steps=None, force=False):
@@ -450,6 +454,8 @@ def test_a_second_run_of_a_shape_is_neither_traced_nor_compiled(
 
   def timed(*arguments):
     began.append(time.process_time())
+    open_now.append((len(jax.live_arrays()), threading.active_count(),
+                     len(os.listdir('/proc/self/fd'))))
     return claim(*arguments)
 
   monkeypatch.setattr(run_queue, 'claim', timed)
@@ -457,6 +463,8 @@ def test_a_second_run_of_a_shape_is_neither_traced_nor_compiled(
   assert len(spent) == 4
   # The least of three: other threads of the process count as well.
   assert min(spent[1:]) < .5, spent
+  # After the first run: it opens what all of them use.
+  assert all(np.less_equal(open_now[-1], open_now[1])), open_now
 
 
 @pytest.mark.slow
