@@ -170,7 +170,7 @@ def serve() -> None:
   """Does what `_oversee` asks for; the main function of its processes."""
   function, items = pickle.load(sys.stdin.buffer)
   for item in items:
-    error = None
+    error: Exception | None = None
     try:
       function(item)
     except Exception as reason:  # Raised again in the process that waits.
