@@ -10,6 +10,7 @@ import pytest
 from audiorank import records
 from audiorank import synth
 from launch import bench
+from launch.benches import card
 from launch.benches import rankme_mesh
 from launch.benches import steps
 from launch.benches import sweep
@@ -114,6 +115,27 @@ def test_rows_of_a_card_come_as_both_sides_are_known(monkeypatch):
   assert 'stopped after 120 s' in stopped.note
   for row in rows:
     assert all(isinstance(cell, str) for cell in bench.cells(row))
+
+
+def test_packed_runs_say_what_waiting_and_readings_take(tmp_path, monkeypatch):
+  """Two runs of 20 steps: rows of .5 s, with .05 s of waiting; readings 1 s."""
+  for run in ('a', 'b'):
+    (tmp_path / 'packed2' / run / 'records').mkdir(parents=True)
+    rows = [{'step': step, 'loss': 1., 'clips_per_second': 320.,
+             'waiting': .05} for step in (10, 20)]
+    (tmp_path / 'packed2' / run / 'metrics.jsonl').write_text(
+        '\n'.join(map(json.dumps, rows)))
+    for step in (0, 20):
+      (tmp_path / 'packed2' / run / f'records/monitor-{step:08}.json'
+       ).write_text(json.dumps({'seconds': .25}))
+  sweeps = object.__new__(card.Sweeps)  # Without sounds and processes.
+  sweeps.folder, sweeps.shape = tmp_path, {'batch': 8, 'steps': 20}
+  monkeypatch.setattr(card.Sweeps, 'start', lambda *_: None)
+  monkeypatch.setattr(card.Sweeps, 'wait', lambda *_: '')
+  row = card.packed(sweeps, 'two', 2)
+  assert row.ours_value == 320
+  assert 'waiting for input 10.0% of the steps' in row.note
+  assert 'readings 50.0% of the time' in row.note
 
 
 @pytest.mark.parametrize('name', ['card.sh', 'study.sh'])

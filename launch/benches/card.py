@@ -102,6 +102,11 @@ class Sweeps:
       return f'not measured: {(errors.strip().splitlines() or [""])[-1][:200]}'
     return ''
 
+  def readings(self, name: str) -> float:
+    """Returns the seconds that RankMe and losses of a sweep's runs took."""
+    return sum(json.loads(path.read_text())['seconds'] for path in
+               (self.folder / name).glob('*/records/monitor-*.json'))
+
   def rows(self, name: str, run: str = '*') -> list[dict[str, Any]]:
     """Returns the curve of a run of a sweep; '*': of any that is trained."""
     for path in sorted((self.folder / name).glob(f'{run}/metrics.jsonl')):
@@ -149,8 +154,12 @@ def packed(sweeps: Sweeps, what: str, count: int) -> timing.Row:
   # Of the ten steps of a row.
   seconds = 10 * sweeps.shape['batch'] * count / speed
   waiting = statistics.median(row.get('waiting', 0.) for row in later)
+  readings = sweeps.readings(f'packed{count}')
+  # All runs train together, and are read one after the other.
+  whole = readings + seconds * sweeps.shape['steps'] / 10
   note = (f'of all runs; waiting for input {waiting / seconds:.1%} of the '
-          f'time; official trainer, one run on an H200: {OFFICIAL}')
+          f'steps, readings {readings / whole:.1%} of the time; official '
+          f'trainer, one run on an H200: {OFFICIAL}')
   return timing.alone(what, speed, 'clips/s', note=note)
 
 
