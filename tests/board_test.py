@@ -22,6 +22,8 @@ from audiorank.records import score_table
 from audiorank.report import board
 from audiorank.report import tables
 from audiorank.report import wording
+from launch import evaluate as launched
+from tests import processes
 from tests import tiny
 
 
@@ -225,6 +227,23 @@ def test_embeddings_are_scored_by_labels_alone(tmp_path, grouped):
     labelled.score(tmp_path / 'z.npz', str(tmp_path / 'no.csv'), 'z')
   with pytest.raises(ValueError, match='1 label, expected at least 2'):
     labelled.folded(tmp_path, z_ND, ['one'] * 120)
+
+
+def test_embeddings_with_labels_are_a_point(tmp_path, capsys):
+  rng = np.random.default_rng(0)
+  label_N = np.repeat(['cat', 'dog'], 40)
+  z_ND = rng.standard_normal((80, 6)).astype(np.float32)
+  z_ND[:, 0] += 6 * (label_N == 'cat')
+  np.savez(tmp_path / 'z.npz', z=z_ND)
+  (tmp_path / 'y.txt').write_text('\n'.join(label_N) + '\n')
+  with processes.flags_of(launched, embeddings=str(tmp_path / 'z.npz'),
+                          labels=str(tmp_path / 'y.txt'), protocol='knn'):
+    content = {'versions': {}, **launched.embeddings_record()}
+  (point,) = board.points([write(tmp_path / 'a.json', content)])
+  assert point.score > .8 and point.low < point.rank < point.high
+  assert point.clips == 80 and point.protocol == 'knn'
+  text = capsys.readouterr().out
+  assert f'[{point.low:.3f}, {point.high:.3f}]' in text and 'chance' in text
 
 
 def test_the_report_has_layers_and_points(tmp_path):
