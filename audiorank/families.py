@@ -287,7 +287,7 @@ def muq_model(folder: pathlib.Path, name: str) -> Any:
     config['w2v2_config'] = {'_attn_implementation': 'eager',
                              **config['w2v2_config']}
     model = package.MuQ(config)
-    state = {}
+    state: dict[str, Any] = {}
     for file in safe or old:
       if safe:
         import safetensors.torch
