@@ -4,10 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from audiorank import files
 from audiorank import records
 from audiorank.analysis import advice
+from audiorank.analysis import claims
 from audiorank.analysis import study
 from audiorank.laws import averaged
+from audiorank.report import wording
+from configs import base
 
 NONE = pd.DataFrame()
 MIDDLE = {'params': 6e4, 'hours_asked': .5, 'steps': 4000.}
@@ -174,3 +178,37 @@ def test_two_hundred_studies_of_known_truth():
   covered, regrets = judge(range(1000, 1220))
   assert len(regrets) >= 200
   check(covered, regrets, .90, .98)
+
+
+def test_hours_and_price_follow_the_measured_rate(tmp_path):
+  nothing = advice.nothing(claims.Needed('scaling_runs', 4))
+  assert wording.cost_text(nothing, 1e15) == ''
+  known = nothing._replace(rate=advice.Rate(1e12, 4), price=2.5)
+  # 7.2e15 FLOPs at 1e12 a second are two hours, of four chips.
+  assert wording.cost_text(known, 7.2e15) == (
+      'about 2 h of training on 4 chips at the rate of these runs, 20.00 by '
+      '--price')
+  rows = pd.DataFrame({'run_id': ['a', 'b'], 'flops': [1., 2.]})
+  scaling = advice.Scaling(None, 0, (), None, rows, (0., 1.), 1.)
+  assert advice.rate(tmp_path, scaling) is None
+  for name, tflops in (('a', 1.), ('b', 3.)):
+    c = base.get_config('en32-2')
+    c.mesh.update({'data': 2, 'fsdp': 1})
+    files.write_json(tmp_path / name / 'config.json', records.plain(c))
+    (tmp_path / name / 'metrics.jsonl').write_text(''.join(
+        files.json_line({'step': i, 'tflops': None if i == 0 else tflops})
+        for i in range(4)))
+  assert advice.rate(tmp_path, scaling) == advice.Rate(2e12, 2)
+
+
+def test_what_explains_more_than_rankme_stands_beside_a_slope_that_holds():
+  def one(family, verdict, **explained):
+    return claims.claim('slope', 'score', verdict=verdict, family=family,
+                        explained=explained)
+
+  first = one('size', claims.HOLDS, RankMe=.64, width=.74)
+  assert wording.outdone([first]) == (
+      ' (width explains more of it than RankMe does, 74 % against 64 %)')
+  assert not wording.outdone([one('size', claims.HOLDS, RankMe=.8, width=.7)])
+  both = wording.outdone([one('lr', claims.HOLDS, RankMe=.5), first])
+  assert 'where size varies' in both and both.count('%') == 2
