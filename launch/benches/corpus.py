@@ -272,7 +272,7 @@ def long_record(what: str, folder: pathlib.Path, form: str, store: str,
   prepare.run(folder / 'in', folder / 'of', store=store, workers=1,
               piece_seconds=600)
   read = data.folder.reader(data.load(folder / 'of'), resident=False)
-  count = 10
+  count = 4
   # The latest crop of 10 s ends with the record.
   starts = np.random.default_rng(1).integers(0, 590 * RATE, count)
   # soundfile decodes the whole record for every crop.
