@@ -259,8 +259,9 @@ def long_record(what: str, folder: pathlib.Path, form: str, store: str,
   (folder / 'in').mkdir(parents=True)
   file, rng = io.BytesIO(), np.random.default_rng(0)
   # libsndfile's names: Ogg contains either codec.
-  container, codec = {'OPUS': ('OGG', 'OPUS'), 'VORBIS': ('OGG', 'VORBIS')
-                      }.get(form, (form, None))
+  container, codec = form, None
+  if form in ('OPUS', 'VORBIS'):
+    container, codec = 'OGG', form
   with soundfile.SoundFile(file, 'w', RATE, 1, format=container,
                            subtype=codec) as out:
     # White noise, on which FLAC saves least; a second at a time, as libvorbis
@@ -268,7 +269,7 @@ def long_record(what: str, folder: pathlib.Path, form: str, store: str,
     for _ in range(600):
       out.write(.1 * rng.standard_normal(RATE))
   content = file.getvalue()
-  (folder / 'in' / f'one.{form.lower()}').write_bytes(content)
+  (folder / 'in' / f'one.{container.lower()}').write_bytes(content)
   prepare.run(folder / 'in', folder / 'of', store=store, workers=1,
               piece_seconds=600)
   read = data.folder.reader(data.load(folder / 'of'), resident=False)
