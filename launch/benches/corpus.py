@@ -74,6 +74,10 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
     if only in what:
       yield from starts(what, count)
   with tempfile.TemporaryDirectory() as folder:
+    for form, (what, store) in LONG.items():
+      if only in what:
+        yield long_record(what, pathlib.Path(folder) / f'long-{form}', form,
+                          store, timing.sized(quick, 4, 8))
     yield from reading(pathlib.Path(folder), quick, only)
 
 
@@ -181,15 +185,16 @@ def reading(folder: pathlib.Path, quick: bool,
             only: str) -> Iterator[timing.Row]:
   """Yields the Rows of reading ten-second clips, store by store."""
   clips, repeats = timing.sized(quick, (64, 4), (CLIPS, 8))
-  if not any(only in name for name in (
-      *(what for what, _ in LONG.values()), *(row for what in STORES.values()
-              for row in (what, f'{what}, on a bucket')))):
+  chosen = [key for key, what in STORES.items()
+            if only in what or only in f'{what}, on a bucket']
+  if not chosen:
     return
   _write_inputs(folder, clips)
   readers: dict[str, Callable[[], Any]] = {}
   for key, what in STORES.items():
-    # Of every store, also one that --only leaves out: int16 is a rival of the
-    # others.
+    # int16 also where --only leaves it out: it is a rival of the others.
+    if key not in ('int16', *chosen):
+      continue
     readers[key] = reader(folder, key, str(folder), clips)
     rivals = _rivals(key, folder, clips)
     if key != 'int16':
@@ -203,9 +208,6 @@ def reading(folder: pathlib.Path, quick: bool,
       yield per_core(timing.turns(
           what, readers[key], rival, repeats, time.process_time, goal,
           ('stream', name), '', clips))
-  for form, (what, store) in LONG.items():
-    if only in what:
-      yield long_record(what, folder / f'long-{form}', form, store, repeats)
   yield from on_bucket(folder, readers, clips, timing.sized(quick, 2, 4), only)
 
 
