@@ -437,9 +437,8 @@ def test_lidar_by_its_definition():
 
 
 @pytest.mark.slow
-def test_lidar_is_reptrixs_rank_of_the_papers_eigenvalues():
+def test_lidar_is_reptrixs_rank_of_the_papers_eigenvalues(torch):
   lidar = pytest.importorskip('reptrix.lidar')
-  torch = pytest.importorskip('torch')
   rng = np.random.default_rng(5)
   z_NVD = rng.normal(size=(300, 1, 8)) + .3 * rng.normal(size=(300, 4, 8))
   between_DD = np.cov(z_NVD.mean(axis=1).T)
