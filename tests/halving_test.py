@@ -50,6 +50,10 @@ def test_the_predictor_is_the_one_that_predicts_best():
   assert named.errors['size'] <= 1.05 * named.errors[named.by]
   flat = rule.predict(known[['score', 'params']], alive[['params']])
   assert flat.by == 'size'
+  same = rule.predict(known.assign(params=1.)[['score', 'params']],
+                      alive.assign(params=1.)[['params']])
+  assert same.by == 'the mean of the pilots'
+  assert same.score_N == pytest.approx(known['score'].mean())
   # What one run lacks is no predictor.
   known.loc[0, 'rank'] = np.nan
   assert not any('RankMe' in name for name in rule.predictors(known))

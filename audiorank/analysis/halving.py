@@ -23,7 +23,7 @@ KEEP = .5  # Share of the runs that go on at a rung.
 PILOTS = 5  # Least number of pilots: with fewer no predictor can be judged.
 PILOT_SHARE = .1
 LEAST = 12  # Runs below which halving is refused.
-SIZE = 'size'
+SIZE, MEAN = 'size', 'the mean of the pilots'
 # Column of a run at a rung: (its name, the scale in which it is a line).
 MEASURED: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
     'rank': ('RankMe', np.log), 'valid_loss': ('validation loss', np.log),
@@ -81,7 +81,11 @@ def predictors(rows: pd.DataFrame) -> dict[str, np.ndarray]:
     rows: params, and what was measured of MEASURED.
   """
   size_N = np.log(rows['params'].to_numpy(float))
-  out = {SIZE: size_N[:, None]}
+  # Without sizes that differ, size predicts the same score for all.
+  first = SIZE
+  if not np.ptp(size_N):
+    first = MEAN
+  out = {first: size_N[:, None]}
   for column, (name, scale) in MEASURED.items():
     if column not in rows:
       continue
@@ -122,7 +126,7 @@ def predict(known: pd.DataFrame, alive: pd.DataFrame) -> Prediction:
   errors, designs = {}, predictors(both)
   for name, x_NP in designs.items():
     # At least one degree of freedom must be left when one run is left out.
-    if len(y_K) >= x_NP.shape[1] + 3 or name == SIZE:
+    if len(y_K) >= x_NP.shape[1] + 3 or name in (SIZE, MEAN):
       errors[name] = float(np.sqrt(np.mean(
           left_out(x_NP[:len(y_K)], y_K) ** 2)))
   # sorted is stable: size, which costs nothing to know, is first of equals.
