@@ -11,6 +11,7 @@ import pytest
 
 from audiorank import checkpoint
 from audiorank import records
+from audiorank import train
 from tests import processes
 from tests import tiny
 
@@ -74,11 +75,10 @@ def test_two_processes_are_one_and_take_over_from_each_other(
   """The one reads clips from disk, the two gather them on their devices."""
   config.monitor.valid_clips = 0
   one, two = tmp_path / 'one', tmp_path / 'two'
-  for workdir, in_memory in ((one, False), (two, True)):
-    config.data.in_memory = in_memory
+  for workdir, in_memory, data in ((one, False, 4), (two, True, -1)):
+    config.data.in_memory, config.mesh.data = in_memory, data
     records.open_run(workdir, config)
-  config.data.in_memory = False
-  assert end(start(server, one, 1)) == [0], processes.output(one)
+  train.run(one, records.load_config(one))
 
   # Two processes; a signal to one of them stops both, saved at one step.
   pair = start(server, two, 2)
