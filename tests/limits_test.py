@@ -109,7 +109,7 @@ def test_a_sweep_that_can_only_be_read_is_reported_elsewhere(
   monkeypatch.setattr(files, 'replacing', replacing)
   # What is drawn does not matter here.
   monkeypatch.setattr(sys.modules['audiorank.report.page'], 'page',
-                      lambda root, tables, title, own:
+                      lambda root, tables, title, own, price:
                       f'{title} {len(tables.runs)}')
   before = fuzz_test.in_folder(sweep)
   path = report.write(sweep, out=tmp_path / 'mine.html')
