@@ -226,10 +226,9 @@ def scene_program(config: ModelConfig, layer: int | str, clamp: str,
   With a mesh it is run over all of its devices, each on its own rows. Every
   process passes all rows and gets all results.
   """
-  make = encoder
+  run: Callable[..., jax.Array] = encoder(config, 'scene', layer, clamp)
   if padded:
-    make = filled_encoder
-  run = make(config, 'scene', layer, clamp)
+    run = filled_encoder(config, 'scene', layer, clamp)
   if mesh is None:
     return run
   return own_rows(over_mesh(run, mesh))

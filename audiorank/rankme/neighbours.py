@@ -360,7 +360,8 @@ def kmeans(z_ND: Array, count: int, centres_CD: Array | None = None,
   # scikit-learn's rule: the centres moved by less than a share of the variance.
   small = SETTLED * float(z_ND.var(0).mean())
   score_NC = np.empty((len(z_ND), len(centres_CD)), np.float32)
-  label_N, moved_C = np.full(len(z_ND), -1), np.ones(len(centres_CD), bool)
+  label_N = np.full(len(z_ND), -1)
+  moved_C: np.ndarray = np.ones(len(centres_CD), bool)
   for step in range(ITERATIONS + 1):
     before_N = label_N
     label_N = assigned(z_ND, x_ND, length_N, centres_CD, moved_C, score_NC)
@@ -373,7 +374,7 @@ def kmeans(z_ND: Array, count: int, centres_CD: Array | None = None,
       break
     gap_CD = centres_CD - before_CD
     # Only centres that moved have new distances.
-    moved_C = gap_CD.any(1)
+    moved_C = (gap_CD != 0).any(1)
     if float((gap_CD ** 2).sum()) <= small:
       # The labels of the last centres.
       label_N = assigned(z_ND, x_ND, length_N, centres_CD, moved_C, score_NC)

@@ -9,6 +9,7 @@ its own: AUDIORANK_DADAPY names its python.
 
 from collections.abc import Callable
 from collections.abc import Iterator
+import functools
 import importlib
 import os
 import pathlib
@@ -156,7 +157,8 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
   def two() -> float:
     return neighbours.twonn(near(2))
 
-  repeats, ratios = timing.sized(quick, 1, 3), []
+  repeats = timing.sized(quick, 1, 3)
+  ratios: list[float] = []
   # rival() imports its peer, so that one that is missing costs a row only.
   for what, ours, peer, rival in (
       ('TwoNN dimension', two, 'scikit-dimension', lambda: skdim('TwoNN')),
@@ -183,12 +185,10 @@ def rows(quick: bool, only: str) -> Iterator[timing.Row]:
     given_ND = wide_ND
     if peer == 'reptrix':
       given_ND = z_ND  # Its identity matrix is float32.
-    # run and z_ND are bound now: the loop goes on to other rivals.
     row = timing.turns(
-        f'{what}, N = {clips:,}', ours,
-        lambda run=theirs, z_ND=given_ND: run(z_ND), repeats,
-        time.process_time, GOAL, ('audiorank', peer))
-    ratios.append(row.ratio)
+        f'{what}, N = {clips:,}', ours, functools.partial(theirs, given_ND),
+        repeats, time.process_time, GOAL, ('audiorank', peer))
+    ratios.append(row.ratio or 0.)
     yield row
   if only in 'TwoNN dimension':
     row = dadapy_row(z_ND, two, repeats)
