@@ -274,6 +274,10 @@ def test_what_may_hold_sound_and_was_passed_over_is_named(tmp_path):
     (folder / name).write_bytes(raw)
   (folder / 'notes.txt').write_bytes(raw)  # Of a name that says enough.
   (folder / '._good.wav').write_bytes(b'\0\5\x16\7' + bytes(99))
+  # Archives by their first bytes, such as downloads with a strange ending.
+  (folder / 'set.zip?download=1').write_bytes(b'PK\3\4' + bytes(99))
+  archive(folder / 'shard', [('b.flac', flac(0))])
+  (folder / 'table.docx').write_bytes(b'PK\3\4' + bytes(99))
   for name in ('set.tar.001', 'set.zip.002', 'set.part1.rar', 'set.tar.gz.aa'):
     (folder / name).write_bytes(raw)
   archive(folder / 'a.tar', [('b.flac', flac(0)), ('no ending', raw),
@@ -284,7 +288,7 @@ def test_what_may_hold_sound_and_was_passed_over_is_named(tmp_path):
   about = prepare.run(folder, tmp_path / 'out', workers=1)
   assert set(about['suspects']) == {
       'copy.wav.bak', 'take 1', '.hidden.wav', 'x.zip', 'y.h5', 'film.mkv',
-      'a.tar/no ending'}
+      'a.tar/no ending', 'set.zip?download=1', 'shard'}
   assert about['refused'] == {'several parts': 4, 'not a regular file': 2}
   text = ' '.join(summary.lines(about))
   assert 'x.zip: an archive: unpack it' in text

@@ -103,6 +103,25 @@ def test_names_in_other_scripts_and_in_another_normal_form(tmp_path):
   assert found == {'h\xe9.wav': 'B\xe4r'}
 
 
+def test_single_quotation_marks_take_no_rows(tmp_path):
+  # Such as Common Voice's transcripts, and a cell whose quote has no end.
+  sentences = ('"Hello, he said.', 'Yes.', '"No" is "no".', '"again',
+               'the end')
+  files = [f'{i}.mp3' for i in range(5)]
+  want = {file: f's{i % 2}' for i, file in enumerate(files)}
+  for sep in '\t;':
+    text = f'client_id{sep}path{sep}sentence\n' + ''.join(
+        f'{want[file]}{sep}"{file}"{sep}{words}\n'
+        for file, words in zip(files, sentences, strict=True))
+    found, counts = matched(tmp_path, text.encode(), files,
+                            source_column='client_id')
+    assert found == want and counts['rows'] == 5
+  # Quotes that do enclose delimiters or line ends.
+  found, _ = matched(tmp_path, b'file,source,note\n"0.mp3","a, ""b""","x\ny"\n'
+                     b'1.mp3,c,d\n', files)
+  assert found == {'0.mp3': 'a, "b"', '1.mp3': 'c'}
+
+
 def test_tables_that_are_none(tmp_path):
   for text, note in (('name;speaker\na;b\n', 'found name, speaker'),
                      ('', 'found none')):

@@ -43,11 +43,18 @@ HOLDERS = {
 PLAIN = frozenset("""
     txt csv tsv json jsonl md rst py yaml yml toml xml html htm pdf png jpg
     jpeg gif svg log lab textgrid cue m3u lrc mid midi sha256 md5 srt vtt rttm
-    stm ctm trn tex cfg ini sh""".split())
+    stm ctm trn tex cfg ini sh docx xlsx pptx odt ods whl jar""".split())
 # (offset, bytes there) of common sound files.
 MAGIC = ((0, b'RIFF'), (0, b'RF64'), (0, b'fLaC'), (0, b'OggS'), (0, b'ID3'),
          (0, b'caff'), (0, b'.snd'), (0, b'NIST_1A'), (8, b'AIFF'),
          (8, b'AIFC'), (4, b'ftyp'), (0, b'\xff\xfb'))
+# The same of archives and films: tar, zip, gzip, bzip2, xz, zstd, 7z, rar,
+# parquet, HDF5, Matroska.
+HOLDER_MAGIC = ((257, b'ustar'), (0, b'PK\x03\x04'), (0, b'\x1f\x8b'),
+                (0, b'BZh'), (0, b'\xfd7zXZ'), (0, b'\x28\xb5\x2f\xfd'),
+                (0, b'7z\xbc\xaf'), (0, b'Rar!'), (0, b'PAR1'),
+                (0, b'\x89HDF'), (0, b'\x1aE\xdf\xa3'))
+LOOKED_AT = 262  # First bytes of a file, enough for all of these.
 MOST_NAMED = 100  # Names of unread files in corpus.json.
 
 Others = list[tuple[str, str]]  # (name, why it may contain sound or '').
@@ -312,11 +319,16 @@ def _suspicion(name: str, first_bytes: Callable[[], bytes]) -> str:
     return 'part of a split archive: join its parts and unpack them'
   if ending in PLAIN:
     return ''
-  if not _is_magic(first_bytes()):
+  head = first_bytes()
+  if _is_magic(head):
+    kind = 'sound'
+  elif _has_magic(head, HOLDER_MAGIC):
+    kind = 'an archive or film'
+  else:
     return ''
   if base.startswith('.'):
-    return 'begins like sound, but is hidden'
-  return 'begins like sound, but its name does not say so'
+    return f'begins like {kind}, but is hidden'
+  return f'begins like {kind}, but its name does not say so'
 
 
 def _first_bytes(path: pathlib.Path) -> bytes:
@@ -325,9 +337,9 @@ def _first_bytes(path: pathlib.Path) -> bytes:
     if not _regular(path):
       return b''
     if files.is_on_bucket(path):
-      return files.read_part(path, 0, archives.SNIFFED)
+      return files.read_part(path, 0, LOOKED_AT)
     with open(path, 'rb') as file:
-      return file.read(archives.SNIFFED)
+      return file.read(LOOKED_AT)
   # A bucket that does not answer is no file without sound.
   except files.StoreError:
     raise
@@ -512,8 +524,13 @@ def _begins_like_sound(path: pathlib.Path, rows: list) -> bool:
 def _is_magic(head: bytes) -> bool:
   """Returns whether a file that begins with these bytes is a sound file."""
   # Eleven ones are the beginning of an MPEG frame.
-  return any(head[at:at + len(magic)] == magic for at, magic in MAGIC) or (
+  return _has_magic(head, MAGIC) or (
       len(head) > 1 and head[0] == 255 and head[1] >= 0xE0)
+
+
+def _has_magic(head: bytes, magics: Iterable[tuple[int, bytes]]) -> bool:
+  """Returns whether first bytes are those of one of the formats."""
+  return any(head[at:at + len(magic)] == magic for at, magic in magics)
 
 
 def _refused(file: File, why: str) -> Entry:

@@ -68,8 +68,11 @@ def read(path: pathlib.Path, file_column: str = '',
     delimiter = max(DELIMITERS, key=bare.count)
     if delimiter not in bare:
       delimiter = ' '  # As a shell prints columns.
+  quoting: Any = csv.QUOTE_MINIMAL
+  if '"' in text and _is_unquoted(text, delimiter):
+    quoting = csv.QUOTE_NONE
   try:
-    rows = list(csv.reader(io.StringIO(text, newline=''),
+    rows = list(csv.reader(io.StringIO(text, newline=''), quoting=quoting,
                            delimiter=delimiter, skipinitialspace=True))
   except csv.Error as error:
     raise ValueError(f'{path}: unreadable: {error}') from error
@@ -86,6 +89,18 @@ def read(path: pathlib.Path, file_column: str = '',
   category = _column(path, names, '', ('category',))
   return Table([Row(_cell(r, file), _cell(r, source), _cell(r, category))
                 for r in rows[1:] if _cell(r, file)], '')
+
+
+def _is_unquoted(text: str, delimiter: str) -> bool:
+  """Returns whether every line is a row, so that quotes enclose no line ends.
+
+  Transcripts in Common Voice contain single quotation marks, from which a
+  reader of CSV would take all rows up to the next one for one cell.
+  """
+  head, *lines = (line for line in text.split('\n') if line.strip())
+  # Delimiters within quotes in the header: the quotes do enclose cells.
+  columns = re.sub('"[^"]*"', '', head).count(delimiter)
+  return all(line.count(delimiter) == columns for line in lines)
 
 
 def _from_header(text: str) -> str:
@@ -106,6 +121,8 @@ def _cell(row: list[str], column: int | None) -> str:
   if column is None or column >= len(row):
     return ''
   text = row[column].strip()
+  if len(text) > 1 and text[0] == text[-1] == '"':  # Of `_is_unquoted`.
+    text = text[1:-1].replace('""', '"')
   if len(text) > 1 and text[0] == text[-1] == "'":  # As shells quote.
     return text[1:-1]
   return text
