@@ -46,6 +46,7 @@ def main(argv: list[str]) -> None:
   status = work.Status()
   # Programs that one worker compiles serve all of them.
   cli.compile_cache()
+  work.skip_storage_metrics()
   # Before a run is claimed, so that a broken device does not fail runs.
   work.open_device()
   only = None
