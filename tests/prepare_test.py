@@ -343,6 +343,9 @@ def test_sources_of_a_table_reach_the_corpus(tmp_path):
   about = prepare.run(folder, tmp_path / 'o', workers=1,
                       source_pattern=r'c(\d)')
   assert about['sources'] == 4 and 'pattern' in about['sources_from']
+  with pytest.raises(ValueError, match="pattern 'c': expected only one of"):
+    prepare.run(folder, tmp_path / 'both', source_pattern='c', manifest=table)
+  assert not (tmp_path / 'both').exists()
 
 
 def test_commands_end_in_one_line(tmp_path):

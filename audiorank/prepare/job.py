@@ -91,7 +91,7 @@ def run(audio: str | os.PathLike, out: str | os.PathLike,
   settings = {'rate': RATE, 'piece_seconds': float(piece_seconds),
               'max_hours': float(max_hours), 'min_seconds': float(min_seconds),
               'store': store}
-  table = _table_path(audio, manifest)
+  table = _table_path(audio, manifest, source_pattern)
   tables = {path for path in [table] if path}
   below = listing.walk(audio, skip=target)
   packed = listing.packed(below)
@@ -207,8 +207,12 @@ def _cores() -> int:
 
 
 def _table_path(audio: pathlib.Path,
-                manifest: str | os.PathLike | None) -> pathlib.Path | None:
+                manifest: str | os.PathLike | None,
+                pattern: str) -> pathlib.Path | None:
   """Returns the table of sources, or None."""
+  if manifest is not None and pattern:
+    raise ValueError(f'manifest {manifest}, source_pattern {pattern!r}: '
+                     'expected only one of them')
   if manifest is not None:
     path = files.path(manifest)
     if not path.is_file():
