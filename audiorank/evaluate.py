@@ -4,9 +4,11 @@ Shapes: N clips, D width, K singular values, L timestamps.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
+import difflib
 import math
 import os
 import pathlib
@@ -100,8 +102,17 @@ def named_folders(root: files.Path, names: Sequence[str],
     if name not in by_name:
       raise ValueError(f'{field}: no task {name!r} in {root}: there are '
                        f'{", ".join(sorted(by_name))}'
-                       f'{config_lib.nearest(name, by_name)}')
+                       f'{nearest_task(name, by_name)}')
   return [by_name[name] for name in names or by_name]
+
+
+def nearest_task(word: str, names: Iterable[str]) -> str:
+  """Returns '. Did you mean ...?' with the most similar task, or ''."""
+  # People write pitch for pitch-v1-full.
+  whole = {part: name for name in names for part in (name.split('-')[0], name)}
+  for guess in difflib.get_close_matches(word, whole, 1):
+    return f'. Did you mean {whole[guess]}?'
+  return ''
 
 
 def clip_rate(folder: files.Path, rate: int) -> int:

@@ -17,9 +17,11 @@ HERE = pathlib.Path(__file__).resolve().parent
 COMMANDS = {
     'prepare': 'sound files -> a checked corpus',
     'train': 'trains and scores one run',
-    'sweep': 'runs every point of a config and reports; plan, status, retry',
+    'sweep': 'runs every point of a config and reports; plan, write, status, '
+             'retry, next',
     'worker': 'claims runs of a sweep until none is left',
     'evaluate': 'scores any encoder on HEAR tasks, and its RankMe',
+    'forecast': 'predicts a larger run before it is trained',
     'report': "a sweep's report, or a law through any table",
     'export': 'a model for other libraries',
     'emit': 'a sweep as text for Slurm or Kubernetes',
@@ -57,6 +59,8 @@ def main() -> None:
     # name to the environment.
     bind('configs', HERE.with_name('_configs'))
   bind('launch', HERE)
+  from absl import flags
+
   from launch import cli
   # Without a word: what there is.
   word = (sys.argv[1:] or ['help'])[0]
@@ -69,6 +73,10 @@ def main() -> None:
   # Messages and --help begin with the command as it was typed.
   sys.argv = [f'audiorank {word}', *sys.argv[2:]]
   module = importlib.import_module(f'launch.{word}')
+  # --help shows the text and the flags of what is called the main module.
+  sys.modules['__main__'].__doc__ = module.__doc__
+  for flag in flags.FLAGS.get_key_flags_for_module(module.__name__):
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
   cli.run(module.main, words=word in WITH_WORDS)
 
 

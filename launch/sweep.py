@@ -42,6 +42,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from audiorank import files
+from audiorank import validate
 from launch import cli
 from launch import devices as machine
 from launch import grid
@@ -114,6 +115,9 @@ class Place(NamedTuple):
 def plan(module: ModuleType) -> None:
   """Prints the cost of a grid on this machine or on a TPU slice."""
   configs = grid.points(module, cli.overrides('config'), _SCALE.value)
+  # Corpus and tasks may not be there yet.
+  for config in configs.values():
+    validate.fields(config, grid.devices_needed(config, None))
   if _TOPOLOGY.value is None:
     print(overview.plan(configs, _WORKERS.value or machine.cores()))
     return

@@ -72,3 +72,9 @@ def test_the_library_imports_no_command(installed, tmp_path):
       capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert done.stdout.startswith(str(target))
+
+
+def test_help_of_a_command_has_its_text_and_flags(installed, tmp_path):
+  target, _ = installed
+  shown = run(target, tmp_path, 'forecast', '--help').stdout
+  assert 'Predicts a larger run' in shown and '--root' in shown

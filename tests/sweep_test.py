@@ -291,6 +291,14 @@ def test_an_odd_config_file_is_one_line_before_anything_is_written(
   assert not list((tmp_path / 'root').glob('*'))
 
 
+def test_a_plan_refuses_what_a_sweep_refuses(server, tmp_path):
+  got = server.run(tmp_path, 'sweep', 'plan', '--config=minute',
+                   '--config.mask.ratio=1.5')
+  assert got.returncode == 1 and not got.stdout
+  (line,) = got.stderr.splitlines()
+  assert line.startswith('error: mask.ratio 1.5: expected')
+
+
 @pytest.mark.parametrize('name, text', [
     ('configs/base.py:en128-12', '--config=configs/base.py:en128-12: no such '
      '.py file'),
