@@ -28,6 +28,7 @@ from audiorank import sampling
 from audiorank.hear import probe
 from audiorank.hear import scores
 from audiorank.hear import tasks as task_folders
+from audiorank.synth import tasks as synth_tasks
 
 Config: TypeAlias = config_lib.Config
 
@@ -197,6 +198,20 @@ def fields(config: Config, devices: int = 1) -> None:
   evals.layers(config)
   sampling.names(config)
   metrics.tracker_names(config)
+  synthetic_tasks(config)
+
+
+def synthetic_tasks(config: Config) -> None:
+  """Raises ValueError for a task that the synthetic dataset will not have."""
+  if config.eval.tasks:
+    return  # These are looked up in their folder.
+  world = config.data.world.tasks or tuple(synth_tasks.TASKS)
+  known = [f'{name}-v1-full' for name in world]
+  for name in config.eval.task_names:
+    if name not in known:
+      raise ValueError(f'eval.task_names: no task {name!r} in the synthetic '
+                       f'dataset: there are {", ".join(known)}'
+                       f'{evaluate.nearest_task(name, known)}')
 
 
 def values(config: Config, only: Collection[str] | None = None) -> None:

@@ -4,7 +4,7 @@
 
 Question: does RankMe go with the score, and do more data, larger models and
 the masking rate move both? 12 runs and 3 untrained networks of 1.03 s crops,
-about three minutes on two CPU cores. It fails if most runs do not beat their
+two and a half minutes on two CPU cores. It fails if most runs do not beat their
 untrained network, or if the report draws a law through runs that do not.
 
 Chosen so that training helps within minutes: widths below the 64 mels, where

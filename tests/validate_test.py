@@ -320,3 +320,14 @@ def test_both_entrances_take_what_can_run(corpus, tasks, monkeypatch):
     entrance(config)
     checked.append(config.to_dict())
   assert checked[0] == checked[1]
+
+
+def test_a_task_that_the_synthetic_dataset_lacks_is_named():
+  config = tiny.config('')
+  config.eval.tasks = ''
+  config.eval.task_names = ('scen',)
+  config.data.world.tasks = ('scene',)
+  with pytest.raises(ValueError, match='Did you mean scene-v1-full'):
+    validate.synthetic_tasks(config)
+  config.eval.task_names = ('scene-v1-full',)
+  validate.synthetic_tasks(config)
