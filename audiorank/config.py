@@ -245,9 +245,16 @@ def get(config: Any, field: str) -> Any:
                      'of configs/base.py') from None
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-  """Returns '. Did you mean ...?' with the most similar known name, or ''."""
+def nearest(word: str, known: Iterable[str] | Mapping[str, str]) -> str:
+  """Returns '. Did you mean ...?' with the most similar known name, or ''.
+
+  Args:
+    word: what was written.
+    known: names; or {what people write for a name: the name}.
+  """
   for guess in difflib.get_close_matches(word, list(known), 1):
+    if isinstance(known, Mapping):
+      guess = known[guess]
     return f'. Did you mean {guess}?'
   return ''
 

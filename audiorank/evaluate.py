@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
-import difflib
 import math
 import os
 import pathlib
@@ -109,10 +108,8 @@ def named_folders(root: files.Path, names: Sequence[str],
 def nearest_task(word: str, names: Iterable[str]) -> str:
   """Returns '. Did you mean ...?' with the most similar task, or ''."""
   # People write pitch for pitch-v1-full.
-  whole = {part: name for name in names for part in (name.split('-')[0], name)}
-  for guess in difflib.get_close_matches(word, whole, 1):
-    return f'. Did you mean {whole[guess]}?'
-  return ''
+  return config_lib.nearest(word, {
+      part: name for name in names for part in (name.split('-')[0], name)})
 
 
 def clip_rate(folder: files.Path, rate: int) -> int:

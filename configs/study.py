@@ -54,7 +54,9 @@ def get_config(point='small/mask=0.3,seed=0'):
   c.opt.update({'schedule': 'wsd', 'decay': DECAY, 'final_lr_ratio': .01})
   # Every layer, and the rivals of RankMe, at every evaluation.
   c.monitor.update({'layers': ('all',), 'neighbour_clips': 1_000,
-                    'samples': ('valid',)})
+                    'lidar_clips': 500, 'samples': ('valid',)})
+  if scale != 'paper':  # There, tasks are the user's own.
+    c.monitor.knn_task = 'texture-v1-full'
   c.eval.every_layer = True
   c.data.valid_fraction = .1  # Enough clips of every category.
   # Where the decays of all durations begin.
@@ -62,7 +64,7 @@ def get_config(point='small/mask=0.3,seed=0'):
   c.checkpoint.save_every = round((1 - DECAY) * first)
   c.checkpoint.keep_every = 100_000_000
   if scale == 'smoke':
-    c.monitor.neighbour_clips = 80
+    c.monitor.update({'neighbour_clips': 80, 'lidar_clips': 80})
     c.data.world.hours = .5
   for name, text in values.items():
     vary(c, scale, name, text)

@@ -206,12 +206,19 @@ def advance(board: run_queue.Board) -> bool:
                               if state_of(board, run_id) == 'paused'])
 
   def change(now: Plan | None) -> Plan:
-    # Another worker may have decided this rung, or a user ended halving.
-    if now is not None and len(now['rungs']) == count:
+    # The user has ended halving: no run may be stopped any more.
+    if now is None:
+      raise FileNotFoundError
+    # Another worker may have decided this rung.
+    if len(now['rungs']) == count:
       now['rungs'].append(rung)
-    return now or {**plan, 'rungs': [*plan['rungs'], rung]}
+    return now
 
-  apply(board, files.update_json(board.root / FILE, change))
+  try:
+    plan = files.update_json(board.root / FILE, change)
+  except FileNotFoundError:
+    return True  # All that waited can go on.
+  apply(board, plan)
   return True
 
 

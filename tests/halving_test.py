@@ -98,7 +98,7 @@ def test_half_of_the_compute_of_the_recorded_study_is_saved():
   out = rule.replay(runs, rungs)
   # The standard deviation of the study's seeds is .012.
   assert out.saved >= .5 and out.regret <= .012 < out.random
-  assert 5 < out.kept < 20
+  assert 5 < out.finalists < 20
 
 
 @pytest.mark.slow
@@ -303,6 +303,20 @@ def test_two_workers_that_decide_at_once_agree(begun, monkeypatch):
   plan, _ = outcome(root)
   assert [rung['by'] for rung in plan['rungs']] == ['RankMe', 'RankMe']
   assert counted(root) == {'done': 8, 'halved': 6}
+
+
+def test_halving_that_ends_during_a_decision_stops_no_run(begun, monkeypatch):
+  root, _, worker = begun
+  decide = halving.decide
+
+  def ended(board, plan, paused):
+    halving.end(root, board.entries)
+    return decide(board, plan, paused)
+
+  monkeypatch.setattr(halving, 'decide', ended)
+  worker()
+  assert not (root / halving.FILE).exists()
+  assert counted(root) == {'done': RUNS}
 
 
 def test_without_halving_all_go_on_and_at_later_rungs_some(begun):

@@ -50,12 +50,12 @@ class Prediction(NamedTuple):
 class Replay(NamedTuple):
   """What halving would have saved on runs that were all trained.
 
-  saved: share of the compute.  kept: runs trained to the end.  regret: the
-  best score less the best of these.  random: the same for as many runs at
-  random.  by: the predictor at every rung.
+  saved: share of the compute.  finalists: number of runs trained to the end.
+  regret: the best score less the best of these.  random: the same for as many
+  runs at random.  by: the predictor at every rung.
   """
   saved: float
-  kept: int
+  finalists: int
   regret: float
   random: float
   by: tuple[str, ...]

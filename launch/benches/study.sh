@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# As much of a study as a GPU that is lent for ten minutes can train.
+# Trains as much of a study as a GPU can in a few minutes, and scores it.
 #
 #   launch/benches/study.sh CORPUS TASKS FOLDER [further flags of launch.sweep]
 #

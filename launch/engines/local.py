@@ -29,7 +29,7 @@ MAIN = pathlib.Path(__file__).parents[1] / '__main__.py'
 # glibc gives large arrays back to the kernel when they are freed, and XLA
 # takes them anew at every step: on a CPU a quarter of a large step goes into
 # pages of 4 KiB. With huge pages there is nearly nothing to do. A heap that
-# never shrinks makes compiling and small runs a fifth slower.
+# never shrinks made a worker of five quickstart runs a fifth slower.
 TUNABLES = 'glibc.malloc.hugetlb=1'
 
 
