@@ -245,17 +245,17 @@ def get(config: Any, field: str) -> Any:
                      'of configs/base.py') from None
 
 
-def nearest(word: str, known: Iterable[str] | Mapping[str, str]) -> str:
+def nearest(word: str, known: Iterable[str],
+            full: Mapping[str, str] | None = None) -> str:
   """Returns '. Did you mean ...?' with the most similar known name, or ''.
 
   Args:
     word: what was written.
-    known: names; or {what people write for a name: the name}.
+    known: names.
+    full: {known name: the name to print}; else names are printed as they are.
   """
   for guess in difflib.get_close_matches(word, list(known), 1):
-    if isinstance(known, Mapping):
-      guess = known[guess]
-    return f'. Did you mean {guess}?'
+    return f'. Did you mean {full[guess] if full else guess}?'
   return ''
 
 

@@ -108,8 +108,8 @@ def named_folders(root: files.Path, names: Sequence[str],
 def nearest_task(word: str, names: Iterable[str]) -> str:
   """Returns '. Did you mean ...?' with the most similar task, or ''."""
   # People write pitch for pitch-v1-full.
-  return config_lib.nearest(word, {
-      part: name for name in names for part in (name.split('-')[0], name)})
+  full = {part: name for name in names for part in (name.split('-')[0], name)}
+  return config_lib.nearest(word, full, full)
 
 
 def clip_rate(folder: files.Path, rate: int) -> int:
