@@ -12,8 +12,8 @@ small an effect this design can see, is in notebooks/README.md, written before
 the runs.
 Every run has the warm-up, constant, decay schedule, so that the runs of fewer
 steps start from checkpoints of the longest one (audiorank/branch.py).
-Cost: paper 123 runs, 6.9e19 FLOPs; small 126 runs, 1.6e14 FLOPs, some
-2 core-minutes a run. On one GPU the same points train packed, with a larger
+Cost: paper 123 runs, 6.9e19 FLOPs; small 123 runs, 8.1e13 FLOPs, some
+1.5 core-minutes a run. On one GPU the same points train packed, with a larger
 batch: --config.train.batch=128.
 It fails if RankMe moves by less than a factor of two at fixed width, or if
 most runs score below their untrained networks.
@@ -31,7 +31,7 @@ HOURS = {'paper': (500, 5, 50, 5000), 'small': (.5, .02, .1, 2, 6),
 RATES = {'paper': (3e-4, 3e-5, 1e-4, 1e-3, 3e-3),
          'small': (3e-3, 1e-4, 3e-4, 1e-3, 1e-2), 'smoke': (3e-3, 1e-2)}
 STEPS = {'paper': (50_000, 6_250, 12_500, 25_000, 100_000, 200_000),
-         'small': (4_000, 500, 1_000, 2_000, 8_000, 16_000), 'smoke': (8, 16)}
+         'small': (2_000, 500, 1_000, 4_000, 8_000), 'smoke': (8, 16)}
 CROPS = {'paper': (10., 1.03, 2.07, 5.03), 'small': (2.07, .55, 1.03),
          'smoke': (2.07, 1.03)}
 INITS = (1., .25, 4.)  # Factors on the initial weights.
@@ -54,9 +54,10 @@ def get_config(point='small/mask=0.3,seed=0'):
   c.opt.update({'schedule': 'wsd', 'decay': DECAY, 'final_lr_ratio': .01})
   # Every layer, and the rivals of RankMe, at every evaluation.
   c.monitor.update({'layers': ('all',), 'neighbour_clips': 1_000,
-                    'lidar_clips': 500, 'samples': ('valid',)})
+                    'lidar_clips': 300, 'samples': ('valid',)})
+  c.train.steps = STEPS[scale][0]
   if scale != 'paper':  # There, tasks are the user's own.
-    c.monitor.knn_task = 'texture-v1-full'
+    c.monitor.update({'knn_task': 'texture-v1-full', 'num_evals': 6})
   c.eval.every_layer = True
   c.data.valid_fraction = .1  # Enough clips of every category.
   # Where the decays of all durations begin.
