@@ -12,7 +12,7 @@ no positives or no negatives; F is undefined without predicted events.
 test sets, from how often each resample draws every clip.
 
 Shapes: N clips, C classes, B resamples, F files, R reference events,
-E estimated events, P positives, T seconds.
+E estimated events, P positives, M negatives, U different ranks, T seconds.
 """
 
 from collections.abc import Iterable
@@ -145,8 +145,10 @@ def scene_resampled(name: str, p_NC: np.ndarray, y_NC: np.ndarray,
     count_BN: how often each resample draws each clip.
   """
   if name in ('mAP', 'aucroc', 'd_prime'):
+    # A clip's counts beside each other: clips are sorted for every class.
+    count_NB = np.ascontiguousarray(count_BN.T, np.int32)
     q_BC = np.stack([
-        _ranked(name, p_NC[:, c], y_NC[:, c] > 0, count_BN)
+        _ranked(name, p_NC[:, c], y_NC[:, c] > 0, count_NB)
         for c in range(p_NC.shape[1])], axis=1)
     return mean_of_defined(q_BC, axis=1)
   octave = None
@@ -160,43 +162,44 @@ def scene_resampled(name: str, p_NC: np.ndarray, y_NC: np.ndarray,
 
 
 def _ranked(name: str, p_N: np.ndarray, on_N: np.ndarray,
-            count_BN: np.ndarray) -> np.ndarray:
+            count_NB: np.ndarray) -> np.ndarray:
   """Returns AP, AUC or d' of one class, for every resample."""
+  resamples = count_NB.shape[1]
   if not on_N.any():
     if name == 'mAP':
-      return np.zeros(len(count_BN))
-    return np.full(len(count_BN), np.nan)
+      return np.zeros(resamples)
+    return np.full(resamples, np.nan)
   order_N = np.argsort(p_N, kind='stable')
-  p_N, on_N, count_BN = p_N[order_N], on_N[order_N], count_BN[:, order_N]
-  # All three measures depend on the ranks of positives only. Equal predictions
-  # have the same rank, that of the first.
-  first_P = np.searchsorted(p_N, p_N[on_N], 'left')
-  # Each positive counts as often as it was drawn.
-  own_BP = count_BN[:, on_N].astype(float)
-  total_B = own_BP.sum(1)
+  p_N, on_N = p_N[order_N], on_N[order_N]
+  # Each positive counts as often as it was drawn. All three measures depend on
+  # the ranks of positives only.
+  p_P, own_PB = p_N[on_N], count_NB[order_N[on_N]]
+  total_B = own_PB.sum(0)
   with np.errstate(invalid='ignore', divide='ignore'):
     if name == 'mAP':
-      # Counts at or above each positive's prediction, one column for each.
-      relevant_BP = _at_or_above(np.where(on_N[None], count_BN, 0), first_P)
-      retrieved_BP = _at_or_above(count_BN, first_P)
-      precision_BP = np.where(own_BP > 0, relevant_BP / retrieved_BP, 0)
-      return (own_BP * precision_BP).sum(1) / total_B
-    last_P = np.searchsorted(p_N, p_N[on_N], 'right')
-    # Negatives below each rank; the column of zeros in front makes index k the
-    # sum of the first k.
-    below_BN = np.cumsum(np.where(on_N[None], 0, count_BN), axis=1)
-    below_BN = np.pad(below_BN, ((0, 0), (1, 0)))
+      # Equal predictions have the same rank, that of the first.
+      relevant_PB = _from(own_PB, np.searchsorted(p_P, p_P, 'left'))
+      retrieved_PB = _from(count_NB[order_N], np.searchsorted(p_N, p_P, 'left'))
+      precision_PB = np.where(own_PB > 0, relevant_PB / retrieved_PB, 0)
+      return (own_PB * precision_PB).sum(0) / total_B
+    # Row k is the sum of the first k negatives.
+    p_M, off_MB = p_N[~on_N], count_NB[order_N[~on_N]]
+    below_MB = np.cumsum(np.pad(off_MB, ((1, 0), (0, 0))), axis=0)
     # Mann-Whitney again: ties count half.
-    beaten_BP = (below_BN[:, first_P] + below_BN[:, last_P]) / 2
-    area_B = (own_BP * beaten_BP).sum(1) / (total_B * below_BN[:, -1])
+    beaten_B = sum((own_PB * below_MB[np.searchsorted(p_M, p_P, side)]).sum(0)
+                   for side in ('left', 'right')) / 2
+    area_B = beaten_B / (total_B * below_MB[-1])
   if name == 'aucroc':
     return area_B
   return d_of_auc(area_B)
 
 
-def _at_or_above(count_BN: np.ndarray, first_P: np.ndarray) -> np.ndarray:
-  """Returns the sums of counts from column first_P on, one column for each."""
-  return np.cumsum(count_BN[:, ::-1], axis=1)[:, ::-1][:, first_P]
+def _from(count_NB: np.ndarray, first_P: np.ndarray) -> np.ndarray:
+  """Returns the sums of the rows from first_P on, one row for each."""
+  first_U, which_P = np.unique(first_P, return_inverse=True)
+  # Sums of the rows between, then of these from the end.
+  part_UB = np.add.reduceat(count_NB, first_U, axis=0)
+  return np.cumsum(part_UB[::-1], axis=0)[::-1][which_P]
 
 
 # --- Events ---
