@@ -40,7 +40,7 @@ def versions() -> dict[str, str]:
   return {**out, 'backend': jax.default_backend()}
 
 
-def fetch(root: str, encoder: str, name: str, depends_on: Any,
+def fetch(root: str, encoder: str, name: str, depends_on: Callable[[], Any],
           compute: Callable[[], Arrays]) -> tuple[Arrays, bool]:
   """Returns (arrays, whether they came from the cache).
 
@@ -48,14 +48,15 @@ def fetch(root: str, encoder: str, name: str, depends_on: Any,
     root: the cache's folder; '' for no cache.
     encoder: digest of the encoder; '' for no cache.
     name: of the task, for the file's name.
-    depends_on: JSON tree of what determines the arrays besides the encoder.
+    depends_on: returns a JSON tree of what determines the arrays besides the
+      encoder; called if there is a cache.
     compute: returns the arrays; called if they are missing or damaged.
   """
   # An encoder of unknown weights, such as a HEAR module, has no digest.
   if not (root and encoder):
     return compute(), False
   # These keys enter every digest: renaming one would empty the cache.
-  about = {'format': FORMAT, 'encoder': encoder, 'made_of': depends_on,
+  about = {'format': FORMAT, 'encoder': encoder, 'made_of': depends_on(),
            'versions': versions()}
   path = files.path(root) / encoder / f'{name}-{files.digest(about)}.npz'
   arrays = files.read_cached(path, read)

@@ -229,7 +229,7 @@ def cached_embeddings(encoder: encoders.Encoder, task: tasks.Task,
     return out
 
   arrays, hit = embedding_cache.fetch(
-      root, encoder.key, task.name, contents(task), compute)
+      root, encoder.key, task.name, lambda: contents(task), compute)
 
   def nested(prefix: str = '') -> dict[str, Any]:
     if not event:
@@ -669,7 +669,7 @@ def corpus_rank(encoder: encoders.Encoder, corpus: data.Corpus, clips: int,
               **{f'layer-{layer}': z[layer] for layer in encoder.layers}}
     return {'z': z, 'source': source_N}
 
-  arrays, hit = embedding_cache.fetch(root, encoder.key, 'corpus', {
+  arrays, hit = embedding_cache.fetch(root, encoder.key, 'corpus', lambda: {
       'corpus': corpus.sha256, 'clips': clips, 'seconds': seconds}, compute)
   if not encoder.layers:
     return {**rank_record.rank_fields(

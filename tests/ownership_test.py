@@ -44,7 +44,7 @@ def test_what_was_put_aside_before_stays(tmp_path):
 
 def test_a_cleared_cache_leaves_what_is_not_its_own(tmp_path):
   root = tmp_path / 'cache'
-  embedding_cache.fetch(str(root), 'encoder', 'task', {'a': 1},
+  embedding_cache.fetch(str(root), 'encoder', 'task', lambda: {'a': 1},
                         lambda: {'z': np.ones(2)})
   (own, _), = embedding_cache.listing(root)
   about = (root / own).with_suffix('.json').read_text()
