@@ -31,7 +31,7 @@ _SOURCE_COLUMN = flags.DEFINE_string(
     'source_column', '', 'Its column of recordings; by default source.')
 _SOURCE_PATTERN = flags.DEFINE_string(
     'source_pattern', '', 'Regular expression that finds the recording in a '
-    'file\'s name, instead of a table.')
+    'file\'s name; a table then only sets categories.')
 _WORKERS = flags.DEFINE_integer(
     'workers', None, 'Processes; by default one per core.')
 _PIECE_SECONDS = flags.DEFINE_float(

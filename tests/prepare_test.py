@@ -343,9 +343,31 @@ def test_sources_of_a_table_reach_the_corpus(tmp_path):
   about = prepare.run(folder, tmp_path / 'o', workers=1,
                       source_pattern=r'c(\d)')
   assert about['sources'] == 4 and 'pattern' in about['sources_from']
-  with pytest.raises(ValueError, match="pattern 'c': expected only one of"):
-    prepare.run(folder, tmp_path / 'both', source_pattern='c', manifest=table)
-  assert not (tmp_path / 'both').exists()
+
+
+@pytest.mark.parametrize('columns, pattern, sources, text', [
+    ('file,category', '', 4, 'for its category only; every file counts'),
+    ('file,category', r'c(\d)\d', 2, '4 files by the pattern'),
+    ('file,source,category', r'c(\d)\d', 2, 'for its category only; every '
+     'other file')])
+def test_a_table_may_only_have_categories(tmp_path, columns, pattern, sources,
+                                          text):
+  folder = tmp_path / 'in'
+  rows = [columns]
+  for i, name in enumerate(('c00', 'c01', 'c10', 'c11')):
+    sound(folder / f'{name}.wav', seed=i)
+    # The recording of the table is not that of the pattern.
+    rows.append(','.join({'file': f'{name}.wav', 'source': 'same',
+                          'category': f'kind {i % 2}'}[column]
+                         for column in columns.split(',')))
+  (folder / 'manifest.csv').write_text('\n'.join(rows))
+  about = prepare.run(folder, tmp_path / 'out', workers=1,
+                      source_pattern=pattern)
+  assert about['sources'] == sources
+  assert text in summary._sources(about['sources_from'])
+  corpus = data.load(tmp_path / 'out')
+  assert data.categories(corpus, ('kind 0', 'kind 1'), 'x') == [
+      'kind 0', 'kind 1']
 
 
 def test_commands_end_in_one_line(tmp_path):

@@ -73,7 +73,7 @@ def run(audio: str | os.PathLike, out: str | os.PathLike,
     file_column, source_column: names of its columns; '' looks for the usual
       ones.
     source_pattern: a regular expression that finds the recording in a file's
-      name, instead of a table.
+      name. A table then only sets categories.
 
   Returns:
     the contents of corpus.json.
@@ -91,7 +91,7 @@ def run(audio: str | os.PathLike, out: str | os.PathLike,
   settings = {'rate': RATE, 'piece_seconds': float(piece_seconds),
               'max_hours': float(max_hours), 'min_seconds': float(min_seconds),
               'store': store}
-  table = _table_path(audio, manifest, source_pattern)
+  table = _table_path(audio, manifest)
   tables = {path for path in [table] if path}
   below = listing.walk(audio, skip=target)
   packed = listing.packed(below)
@@ -207,12 +207,8 @@ def _cores() -> int:
 
 
 def _table_path(audio: pathlib.Path,
-                manifest: str | os.PathLike | None,
-                pattern: str) -> pathlib.Path | None:
+                manifest: str | os.PathLike | None) -> pathlib.Path | None:
   """Returns the table of sources, or None."""
-  if manifest is not None and pattern:
-    raise ValueError(f'manifest {manifest}, source_pattern {pattern!r}: '
-                     'expected only one of them')
   if manifest is not None:
     path = files.path(manifest)
     if not path.is_file():
@@ -241,19 +237,23 @@ def _with_sources(every: listing.Listing, audio: pathlib.Path,
   """
   entries, passed = every
   names = [entry.file for entry in entries]
+  about: dict[str, Any] = {}
+  if table is not None:
+    rows = sources_lib.read(table, file_column, source_column)
+    by_file, counts = sources_lib.match(rows, names, str(audio.absolute()))
+    entries = listing.with_sources(entries, by_file)
+    about = {'table': str(table), 'note': rows.note, 'files': len(by_file),
+             'recordings': rows.recordings, **counts}
   if pattern:
+    # After the table, which then decides only the categories.
     by_name, missed = sources_lib.of_pattern(pattern, names)
-    entries = listing.with_sources(entries, {
-        file: sources_lib.Row(file, source, '')
-        for file, source in by_name.items()})
-    return entries, passed, {
-        'pattern': pattern, 'files': len(by_name), 'unmatched': missed}
-  if table is None:
-    return entries, passed, {}
-  rows = sources_lib.read(table, file_column, source_column)
-  by_file, counts = sources_lib.match(rows, names, str(audio.absolute()))
-  return listing.with_sources(entries, by_file), passed, {
-      'table': str(table), 'note': rows.note, 'files': len(by_file), **counts}
+    entries = listing.with_sources([
+        entry._replace(source=entry.file) for entry in entries], {
+            file: sources_lib.Row(file, source, '')
+            for file, source in by_name.items()})
+    about |= {'pattern': pattern, 'files_by_pattern': len(by_name),
+              'missed': missed}
+  return entries, passed, about
 
 
 def _jobs(out: pathlib.Path, entries: list, settings: dict) -> list[dict]:

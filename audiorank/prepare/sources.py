@@ -8,9 +8,10 @@ table with the columns `file` and `source` has to say from which:
   clips/a_000.wav,interview 12
   clips/a_001.wav,interview 12
 
-Any usual delimiter and encoding is read. Names are compared from the end of
-their paths: ./clips/a.wav, clips\\a.wav, /data/set/clips/a.wav and a.wav all
-mean clips/a.wav, as long as only one file fits.
+A column `category` is used as well, also without `source`. Any usual delimiter
+and encoding is read. Names are compared from the end of their paths:
+./clips/a.wav, clips\\a.wav, /data/set/clips/a.wav and a.wav all mean
+clips/a.wav, as long as only one file fits.
 """
 
 import collections
@@ -41,6 +42,7 @@ class Table(NamedTuple):
   """A table of sources."""
   rows: list[Row]  # Those with a file.
   note: str  # Why it is not used, or ''.
+  recordings: bool = True  # Whether it has a column of recordings.
 
 
 def read(path: pathlib.Path, file_column: str = '',
@@ -82,13 +84,13 @@ def read(path: pathlib.Path, file_column: str = '',
     names = [cell.strip(' \t"\'#').lower() for cell in rows[0]]
   file = _column(path, names, file_column, FILE)
   source = _column(path, names, source_column, SOURCE)
-  if file is None or source is None:
+  category = _column(path, names, '', ('category',))
+  if file is None or source is None and category is None:
     columns = ', '.join(n for n in names[:6] if n) or 'none'
     return Table([], f'expected columns file and source, found {columns}: '
                      'not used')
-  category = _column(path, names, '', ('category',))
   return Table([Row(_cell(r, file), _cell(r, source), _cell(r, category))
-                for r in rows[1:] if _cell(r, file)], '')
+                for r in rows[1:] if _cell(r, file)], '', source is not None)
 
 
 def _is_unquoted(text: str, delimiter: str) -> bool:

@@ -86,14 +86,28 @@ def _sources(about: Mapping) -> str:
   if not about:
     return ('sources: no manifest.csv; every file counts as a recording of '
             'its own')
+  parts = []
   if 'pattern' in about:
-    return (f'sources: {about["files"]} files by the pattern '
-            f'{about["pattern"]!r}, {about["unmatched"]} do not fit it; {rest}')
+    # Older versions used either a pattern or a table, with the same counts.
+    named = about.get('files_by_pattern', about['files'])
+    missed = about.get('missed', about.get('unmatched'))
+    parts.append(f'{named} files by the pattern {about["pattern"]!r}, '
+                 f'{missed} do not fit it')
+  if 'table' in about:
+    parts.append(_table(about))
+  # Of the table alone, and it names none.
+  if 'pattern' not in about and not about.get('recordings', True):
+    rest = 'every file counts as a recording of its own'
+  return f'sources: {"; ".join(parts)}; {rest}'
+
+
+def _table(about: Mapping) -> str:
+  """Returns what a table of sources was used for."""
   if about['note']:
-    return f'sources: {about["table"]}: {about["note"]}; {rest}'
+    return f'{about["table"]}: {about["note"]}'
   other = about.get('contradicted', 0)  # Not counted by older versions.
   missing = about['unmatched'] + about['ambiguous'] + other
-  text = (f'sources: {about["table"]}: {about["rows"] - missing} of '
+  text = (f'{about["table"]}: {about["rows"] - missing} of '
           f'{about["rows"]} rows name a file')
   if missing:
     text += (f' ({about["unmatched"]} name none, {about["ambiguous"]} more '
@@ -101,4 +115,6 @@ def _sources(about: Mapping) -> str:
     if other:
       text += f', {other} give a file a second recording, which is not used'
     text += f'; such as {about["example"]!r})'
-  return f'{text}; {rest}'
+  if 'pattern' in about or not about.get('recordings', True):
+    text += ', for its category only'
+  return text
