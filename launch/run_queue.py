@@ -267,7 +267,7 @@ class Board:
       e = self.entries[run_id]
       steps = e.steps
       # What a longer run of its family has computed is no work.
-      shared = self._shared(run_id)
+      shared = self.shared(run_id)
       own = e.work * (1 - (1 - EVALUATION) * shared / max(steps, 1))
       # Failed runs count as finished: the time left is of what is still to do.
       share = {'done': 1., 'failed': 1., 'halved': 1.,
@@ -300,7 +300,7 @@ class Board:
       return run_id
     return self._trunks[family]
 
-  def _shared(self, run_id: str) -> int:
+  def shared(self, run_id: str) -> int:
     """Returns the steps of a run that its trunk computes for it."""
     trunk = self.trunk(run_id)
     if trunk == run_id:
@@ -401,7 +401,7 @@ def claim(board: Board, roles: Collection[str], last: Entry | None = None,
     for other in ids:
       if len(claims) == most:
         break
-      if other != run_id and _joins(board, other, first.entry):
+      if other != run_id and _joins(board, other, run_id):
         more = _take(board, other, roles, places)
         if more is not None:
           claims.append(more)
@@ -409,10 +409,14 @@ def claim(board: Board, roles: Collection[str], last: Entry | None = None,
   return []
 
 
-def _joins(board: Board, run_id: str, first: Entry) -> bool:
+def _joins(board: Board, run_id: str, first: str) -> bool:
   """Returns whether a run may train in one program with another."""
   if (board.states[run_id] == 'trained' or board.awaits(run_id)
-      or board.entries[run_id].group != first.group):
+      or board.entries[run_id].group != board.entries[first].group):
+    return False
+  # One program begins at one step: beside a run that begins at 0, a branch
+  # would compute again what its trunk has computed.
+  if board.shared(run_id) != board.shared(first):
     return False
   # A run on which a worker died may be the cause, so it is alone.
   return not lock_lib.read(board.folder(run_id)).get('deaths')

@@ -211,3 +211,29 @@ def test_a_branch_waits_for_its_trunk(corpus, tmp_path, monkeypatch):
   assert board.progress().share == pytest.approx(
       .9 * long / (long + short * (1 - .9 * 3 / 4)))
   second.lock.release()
+
+
+def test_branches_train_together_and_not_beside_runs_from_the_first_step(
+    corpus, tmp_path):
+  """Runs of other schedules share a program, but not the step to begin at."""
+  configs = [of_steps(corpus, steps, seed=seed, **{'opt.schedule': schedule})
+             for schedule, steps in (('wsd', 8), ('wsd', 4), ('cosine', 4))
+             for seed in (0, 1)]
+  names = {}
+  for config in configs:
+    name = records.run_id(config)
+    opened(tmp_path / name, config)
+    names[name] = config
+  files.write_json(tmp_path / 'sweep.json', {'runs': {
+      name: run_queue.entry(config_lib.frozen(config))._asdict()
+      for name, config in names.items()}})
+  board, together = run_queue.Board(tmp_path), []
+  while claims := run_queue.claim(board, ('train',), size=lambda config: 8):
+    together.append({(c.config.opt.schedule, c.config.train.steps)
+                     for c in claims})
+    assert len(claims) == 2
+    for c in claims:
+      (c.workdir / 'TRAINED').touch()
+      c.lock.release()
+  assert together[0] == {('wsd', 8)}
+  assert sorted(map(sorted, together[1:])) == [[('cosine', 4)], [('wsd', 4)]]
