@@ -23,6 +23,8 @@ TRANSFERS = {'en16-1': (0, 32), 'en32-1': (32,), 'en64-1': (0, 32),
 # From 2.5e-4 to 1.6e-2: a factor of 64.
 RATES = tuple(2.5e-4 * 2 ** k for k in range(7))
 SEEDS = (0, 1, 2)
+# Further seeds at the rates up to 4e-3, through which the optimum is fitted.
+MORE_SEEDS = (3, 4, 5, 6, 7, 8)
 
 
 def get_config(point='en32-1,lr=0.004,transfer=32,seed=0'):
@@ -43,7 +45,9 @@ def get_config(point='en32-1,lr=0.004,transfer=32,seed=0'):
 
 
 def points():
-  """Returns the names of the 147 points."""
+  """Returns the names of the 357 points."""
+  grid = [*itertools.product(RATES, SEEDS),
+          *itertools.product(RATES[:5], MORE_SEEDS)]
   return [f'{size},lr={rate:g},transfer={transfer},seed={seed}'
-          for size, rate, seed in itertools.product(TRANSFERS, RATES, SEEDS)
+          for size in TRANSFERS for rate, seed in grid
           for transfer in TRANSFERS[size]]

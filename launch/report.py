@@ -9,6 +9,9 @@
   python -m launch.report --board=evaluations       one page of encoders
   python -m launch.report --table=runs.parquet      a sweep's claims and law
   python -m launch.report --table=runs.parquet --markdown --slopes=slopes.png
+  python -m launch.report --table=runs.parquet --optimum=opt.lr   best learning
+                                                    rate, and is it the same
+                                                    at all sizes
   python -m launch.report --table=runs.csv --law=saturating --x=rank --y=score
   python -m launch.report --table=runs.csv --law=separable --x=params,hours
       --y=valid_loss --loss=log_huber --budgets=1e15,1e16
@@ -61,6 +64,10 @@ _FLOPS_PER = flags.DEFINE_float(
     lower_bound=0.)
 _AMOUNT = flags.DEFINE_float('amount', None, 'Data whose bound on the size to '
                              'tell, for a law of two inputs.')
+_OPTIMUM = flags.DEFINE_string(
+    'optimum', None, 'A setting whose best value to tell for each of the other '
+    'settings: a column of --table, or a field of the config such as opt.lr. '
+    'By --y: valid_loss otherwise.')
 _GROUPS = flags.DEFINE_string('groups', None, 'Column of what is independent.')
 _FIGURE = flags.DEFINE_string('figure', None, 'Image of the fit, .png or '
                               '.pdf; of several inputs, predicted against '
@@ -175,6 +182,15 @@ def print_law(data: Any, groups: str | None) -> None:
     print(_FIGURE.value)
 
 
+def print_optima(data: Any) -> None:
+  """Prints the best values of a setting, and whether sizes share one."""
+  from audiorank.analysis import optima
+  from audiorank.report import wording
+  known = optima.read(data, _OPTIMUM.value, _Y.value or optima.MEASURE)
+  print(wording.optima_table(known).to_string(index=False))
+  print('\n'.join(['', *wording.optima_words(known)]))
+
+
 def of_sweeps(roots: list[str]) -> None:
   """Writes the report of sweeps, and their tables where --publish asks."""
   from audiorank import records
@@ -222,6 +238,9 @@ def main(argv: list[str]) -> None:
     raise ValueError('--points needs --workdir, the sweep that they join')
   if _FOLLOW.value and (len(roots) != 1 or _OUT.value):
     raise ValueError('--follow needs the --root of one sweep, and no --out')
+  if _OPTIMUM.value and not _TABLE.value:
+    raise ValueError('--optimum needs --table, such as a sweep\'s '
+                     'runs.parquet')
   if _OUT.value and _TABLE.value:
     raise ValueError('--out is for --workdir and --board')
   # Before any fit, so that a folder that is missing fails at once.
@@ -243,6 +262,9 @@ def main(argv: list[str]) -> None:
     return
   from audiorank import laws
   data, groups = laws.table.read(_TABLE.value), _GROUPS.value or None
+  if _OPTIMUM.value:
+    print_optima(data)
+    return
   if not is_sweep(data):
     if _MARKDOWN.value or _SLOPES.value:
       raise ValueError(f'{_TABLE.value}: no sweep\'s table: --markdown and '

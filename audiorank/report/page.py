@@ -15,6 +15,7 @@ from audiorank import records
 from audiorank.analysis import forecast
 from audiorank.analysis import joint
 from audiorank.analysis import law
+from audiorank.analysis import optima
 from audiorank.analysis import study
 from audiorank.report import board
 from audiorank.report import curves
@@ -51,6 +52,7 @@ def sections(root: os.PathLike, result: analysis.Analysis,
       ('Can RankMe choose a run early?', early(result)),
       ('Data and size', data_size(result)),
       ('What to scale next', scale_next(result)),
+      ('Best learning rate', best_rates(sweep)),
       ('Forecasts', forecasts(root, result)),
       ('Trained against untrained, task by task', tasks(result)),
       ('RankMe by sample', samples(sweep)),
@@ -217,6 +219,24 @@ def scale_next(result: analysis.Analysis) -> list[str]:
                             + wording.best_words(result.scaling)),
           html_parts.small('launch.sweep next proposes runs for a budget and '
                            'writes their config.')]
+
+
+def best_rates(sweep: records.Tables) -> list[str]:
+  """Returns the best learning rate of each setting; nothing where fewer than
+  three rates were tried."""
+  runs = sweep.runs
+  if 'lr' not in runs or runs['lr'].nunique() < optima.LEAST:
+    return []
+  known = optima.read(runs)
+  if not len(known.table):
+    return []
+  return [html_parts.rows(wording.optima_table(known), kind='text'),
+          html_parts.listed(wording.optima_words(known)),
+          html_parts.small(
+              'Where a parabola through the validation losses around the '
+              'lowest has its minimum, over the logarithm of the rate; runs of '
+              'one seed share an offset. launch.report --optimum does this for '
+              'any setting and measure.')]
 
 
 def forecasts(root: os.PathLike, result: analysis.Analysis) -> list[str]:

@@ -18,6 +18,7 @@ from audiorank.analysis import advice as advice_of
 from audiorank.analysis import claims as numbers_of
 from audiorank.analysis import joint
 from audiorank.analysis import law as law_of
+from audiorank.analysis import optima
 from audiorank.analysis import study
 from audiorank.analysis.claims import Claim
 from audiorank.analysis.claims import Needed
@@ -527,6 +528,9 @@ NEEDED = {
               '(configs/compute_optimal.py)',
     'joint': 'three sizes or more, each at two values or more of {names}, '
              'eight configurations in all',
+    'bounded': 'two sizes or more at which the best value has an interval '
+               'within the values tried: more seeds there, or more values',
+    'other_sizes': 'sizes further apart: the change is close to the limit',
     'budget': 'a budget of at least {amount:.3g} FLOPs',
     'repeats': 'several seeds at each size: one run per size does not separate '
                'noise from differences between sizes'}
@@ -1276,3 +1280,77 @@ def choice_text(table: pd.DataFrame) -> str:
   return (f'Twice the compute of the largest run, expected validation loss: '
           f'{", ".join(parts)}; longer beats larger in '
           f'{percent(table.attrs["longer_wins"])} of the resamples.')
+
+
+# --- The best value of a setting ---
+
+ENDS = {'first': ('below', 'smallest'), 'last': ('above', 'largest')}
+
+
+def optima_table(known: optima.Optima) -> pd.DataFrame:
+  """Returns the best value of a setting for all others, as texts."""
+  name = called(known.field)
+  return pd.DataFrame([{
+      **{called(other): str(row[other]) for other in known.others},
+      'size': str(row.get('size', '')), f'best {name}': best_text(row),
+      '95 %': optimum_interval(row),
+      'tried': f'{row["first"]:.3g} to {row["last"]:.3g}',
+      'runs': str(row['runs']), 'remark': optimum_remark(row)}
+      for _, row in known.table.iterrows()])
+
+
+def best_text(row: pd.Series) -> str:
+  """Returns an optimum, or beyond which of the tried values it lies."""
+  if row['edge'] and not row['first'] < row['best'] < row['last']:
+    return f'{ENDS[row["edge"]][0]} {row[row["edge"]]:.3g}'
+  if math.isnan(row['best']):
+    return '–'
+  return f'{row["best"]:.3g}'
+
+
+def optimum_interval(row: pd.Series) -> str:
+  """Returns the interval of an optimum."""
+  low, high = f'{row["low"]:.3g}', f'{row["high"]:.3g}'
+  if not row['low'] and math.isinf(row['high']):
+    return '[unbounded]'
+  if not row['low']:
+    low = 'unbounded below'
+  if math.isinf(row['high']):
+    high = 'unbounded above'
+  return f'[{low}, {high}]'
+
+
+def optimum_remark(row: pd.Series) -> str:
+  """Returns why an optimum is not known, or not certain; or ''."""
+  if row['lacks']:
+    return row['lacks']
+  if row['edge']:
+    side, end = ENDS[row['edge']]
+    return (f'the {end} value tried is the best: the optimum may lie {side} '
+            'it')
+  if math.isnan(row['best']):
+    return 'the values tried do not bend towards a best one'
+  if not row['low'] or math.isinf(row['high']):
+    return 'too few runs, or too noisy: the interval is unbounded'
+  return ''
+
+
+def optima_words(known: optima.Optima) -> list[str]:
+  """Returns whether the best value is the same at all sizes."""
+  return [constant_text(known, one) for one in known.constant]
+
+
+def constant_text(known: optima.Optima, one: Claim) -> str:
+  """Returns a claim that the best value does not depend on the size."""
+  where = f'With {one.family}, the' * bool(one.family) or 'The'
+  text = (f'{where} best {called(known.field)} by {called(known.measure)} is '
+          f'the same at all sizes within a factor of {optima.SAME:g}: '
+          f'{one.verdict}')
+  if math.isfinite(one.estimate):
+    text += (f'. From {one.details["smallest"]} to {one.details["largest"]} it '
+             f'changes {one.estimate:.2f} times [{one.low:.2f}, '
+             f'{one.high:.2f}], {one.runs} runs at {one.details["sizes"]} '
+             'sizes')
+  if one.needed is not None:
+    text += f'. Needed to decide: {needed_text(one.needed)}'
+  return f'{text}.'
