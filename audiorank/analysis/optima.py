@@ -5,6 +5,7 @@ and whether that place is the same for all sizes. Runs need not be scored.
 """
 
 import math
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -115,7 +116,7 @@ def of_each(rows: pd.DataFrame, column: str, measure: str,
     # One value is no choice: runs of another question.
     if len(grid) < 2:
       continue
-    row = dict(zip(same, key)) | {
+    row: dict[Any, Any] = dict(zip(same, key)) | {
         'best': math.nan, 'low': 0., 'high': math.inf, 'free': 0,
         'runs': len(part), 'first': grid[0], 'last': grid[-1],
         'edge': edge(part, column, sign * part[measure]), 'lacks': ''}
@@ -139,7 +140,11 @@ def edge(part: pd.DataFrame, column: str, losses: pd.Series) -> str:
   """Returns at which end of the tried values the lowest mean lies, or ''."""
   means = losses.fillna(math.inf).groupby(part[column]).mean()
   best = means.index.get_loc(means.idxmin())
-  return {0: 'first', len(means) - 1: 'last'}.get(best, '')
+  if best == 0:
+    return 'first'
+  if best == len(means) - 1:
+    return 'last'
+  return ''
 
 
 def constancy(table: pd.DataFrame, others: tuple[str, ...]
