@@ -19,10 +19,12 @@ def dataset(folder: str | os.PathLike[str], config: Any) -> tuple[str, str]:
     config: of a run.
 
   Raises:
-    ValueError: pictures, without the package that has them.
+    ValueError: pictures, without the package that has them; more clips for
+      RankMe than it will have.
   """
   world, name = config.data.world, 'digits'
   if config.model.frontend != 'pixels':
+    check_clips(config)
     name = files.digest(
         config_lib.hashed(config_lib.plain(config))['data']['world'])
   folder = files.path(folder) / name
@@ -40,6 +42,23 @@ def dataset(folder: str | os.PathLike[str], config: Any) -> tuple[str, str]:
     files.send(here / 'tasks', folder / 'tasks')
     files.send(here / 'corpus', folder / 'corpus', last='corpus.json')
   return there
+
+
+def check_clips(config: Any) -> None:
+  """Raises ValueError, before any sound is written, for too many clips.
+
+  Args:
+    config: of a run. Recordings are held out as well, so some numbers just
+      below what is allowed here are refused once the sounds are there.
+  """
+  world, monitor = config.data.world, config.monitor
+  clips = synth.clips(world.hours, world.seed, config_lib.crop_samples(
+      monitor.crop_seconds))
+  if monitor.clips > clips:
+    raise ValueError(
+        f'monitor.clips {monitor.clips}: data.world.hours {world.hours:g} of '
+        f'synthetic sound have {clips} clips of {monitor.crop_seconds:g} s, '
+        'some of which are held out: expected fewer, or more hours')
 
 
 def write_sounds(folder: pathlib.Path, world: Any) -> None:

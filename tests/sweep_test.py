@@ -299,6 +299,16 @@ def test_a_plan_refuses_what_a_sweep_refuses(server, tmp_path):
   assert line.startswith('error: mask.ratio 1.5: expected')
 
 
+def test_too_many_clips_are_refused_before_any_sound_is_written(
+    server, tmp_path):
+  got = server.run(tmp_path, 'sweep', '--config=minute', '--devices=cpu',
+                   '--config.monitor.clips=9999', f'--root={tmp_path}/root')
+  assert got.returncode == 1
+  line = got.stderr.splitlines()[-1]
+  assert line.startswith('error: monitor.clips 9999: data.world.hours')
+  assert not list(tmp_path.rglob('*.flac'))
+
+
 @pytest.mark.parametrize('name, text', [
     ('configs/base.py:en128-12', '--config=configs/base.py:en128-12: no such '
      '.py file'),

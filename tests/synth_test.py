@@ -338,6 +338,14 @@ def test_more_hours_add_to_fewer(tmp_path):
   assert marker['recordings'] == len(many)
 
 
+def test_clips_are_counted_before_they_are_written(tmp_path):
+  synth.write_audio(tmp_path, .02, 5, workers=1, progress=False)
+  lengths = [soundfile.info(path).frames for path in tmp_path.rglob('*.flac')]
+  for samples in (8_000, 16_000 * 20):
+    assert synth.clips(.02, 5, samples) == sum(
+        max(1, length // samples) for length in lengths)
+
+
 def test_larger_splits_begin_with_smaller_ones(tmp_path):
   for name, sizes in (('small', (4, 2, 3)), ('large', (9, 3, 5))):
     synth.write_tasks(tmp_path / name, 0, sizes, ['timbre'], 1, False)

@@ -9,5 +9,6 @@ from audiorank.synth.waves import RATE
 from audiorank.synth.tasks import LONG
 from audiorank.synth.tasks import TASKS
 from audiorank.synth.write import VERSION
+from audiorank.synth.write import clips
 from audiorank.synth.write import write_audio
 from audiorank.synth.write import write_tasks

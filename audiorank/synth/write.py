@@ -197,6 +197,18 @@ def count(hours: float, seed: int) -> int:
   return index
 
 
+@functools.lru_cache(16)  # The runs of a sweep share few settings.
+def clips(hours: float, seed: int, samples: int) -> int:
+  """Returns how many clips of a length so many hours of recordings have.
+
+  Args:
+    hours, seed: as of `write_audio`.
+    samples: of a clip. Clips do not overlap; a shorter recording is one clip.
+  """
+  return sum(max(recordings.length(seed, i) // samples, 1)
+             for i in range(count(hours, seed)))
+
+
 def write_audio(out: str | os.PathLike, hours: float, seed: int,
                 workers: int | None = None,
                 progress: bool = True) -> pathlib.Path:
