@@ -12,7 +12,7 @@ small an effect this design can see, is in notebooks/README.md, written before
 the runs.
 Every run has the warm-up, constant, decay schedule, so that the runs of fewer
 steps start from checkpoints of the longest one (audiorank/branch.py).
-Cost: paper 123 runs, 6.9e19 FLOPs; small 123 runs, 8.1e13 FLOPs, some
+Cost: paper 123 runs, 6.9e19 FLOPs; small 126 runs, 8.8e13 FLOPs, some
 1.5 core-minutes a run. On one GPU the same points train packed, with a larger
 batch: --config.train.batch=128.
 It fails if RankMe moves by less than a factor of two at fixed width, or if
@@ -36,8 +36,11 @@ CROPS = {'paper': (10., 1.03, 2.07, 5.03), 'small': (2.07, .55, 1.03),
          'smoke': (2.07, 1.03)}
 INITS = (1., .25, 4.)  # Factors on the initial weights.
 SIZES = {'paper': ('en128-12', 'en256-12', 'en384-12', 'en768-12'),
-         'small': ('en32-4', 'en16-4', 'en48-4', 'en64-4', 'en96-4'),
+         'small': ('en32-4', 'en16-4', 'en48-4', 'en64-4', 'en96-4', 'en128-4'),
          'smoke': ('en16-1', 'en32-1')}
+# Those that other things vary at, too.
+ENDS = {'paper': ('en256-12', 'en384-12'), 'small': ('en16-4', 'en64-4'),
+        'smoke': ('en32-1',)}
 CATEGORIES = {'paper': ('speech', 'music', 'environment'),
               'small': ('speech', 'music', 'sfx'), 'smoke': ('speech',)}
 OBJECTIVES = ('contrastive', 'latent')
@@ -124,14 +127,12 @@ def points(scale='small'):
   changes = [{}]
   changes += [{name: value} for name, values in families.items()
               for value in values]
-  reference, *others = SIZES[scale]
-  ends = tuple(dict.fromkeys((others[0], *others[-2:-1])))
   # Little data and much at two other sizes.
-  changes += [{'size': size, 'hours': hours} for size in ends
+  changes += [{'size': size, 'hours': hours} for size in ENDS[scale]
               for hours in (HOURS[scale][1], HOURS[scale][-1])]
   changes += [{'objective': objective, 'size': size}
               for objective in OBJECTIVES
-              for size in (reference, *ends)]
+              for size in (SIZES[scale][0], *ENDS[scale])]
   # The longest runs first: others start from their checkpoints. The largest
   # size last: it is forecast from the others.
   changes.sort(key=lambda change: (
