@@ -157,7 +157,7 @@ def constancy(table: pd.DataFrame, others: tuple[str, ...]
   """
   if not len(table) or 'params' not in table:
     return ()
-  parts = [((), table)]
+  parts: list[tuple[Any, pd.DataFrame]] = [((), table)]
   if others:
     parts = list(table.groupby(list(others), dropna=False))
   out = []

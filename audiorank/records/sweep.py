@@ -4,6 +4,7 @@ import collections
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 from importlib import metadata
 import itertools
 import json
@@ -489,7 +490,8 @@ def publish(root: files.Path, folder: files.Path) -> None:
 
   runs, history, tasks (.parquet) and about.json: versions, the corpus by the
   hash of its manifest, settings of the scores, runs by the hash of what was
-  trained. No path of this machine is in any of them.
+  trained, and the step at which runs branched from another. No path of this
+  machine is in any of them.
 
   Raises:
     FileNotFoundError: there is no run under the root.
@@ -508,7 +510,17 @@ def publish(root: files.Path, folder: files.Path) -> None:
           name: metadata.version(name) for name in
           ('audiorank', 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'scipy')}},
       'corpus': config['data']['sha256'], 'eval': scored_by, 'tasks': names,
-      'runs': sorted(result.runs['run_id'])})
+      'runs': sorted(result.runs['run_id']), 'branches': branches(root)})
+
+
+def branches(root: files.Path) -> dict[str, int]:
+  """Returns {run_id: the step at which it branched} of a sweep's runs; see
+  branch.py."""
+  out = {}
+  for folder in sweep_folders(root):
+    with contextlib.suppress(FileNotFoundError):
+      out[folder.name] = int(files.read_json(folder / 'branch.json')['step'])
+  return out
 
 
 def load(root: files.Path) -> Tables:
