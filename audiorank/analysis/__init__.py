@@ -16,7 +16,10 @@ from audiorank.analysis import advice
 from audiorank.analysis import early
 from audiorank.analysis import factors
 from audiorank.analysis import law
+from audiorank.analysis import layers
 from audiorank.analysis import objectives
+from audiorank.analysis import scorings
+from audiorank.analysis import size
 from audiorank.analysis import study
 from audiorank.analysis import training
 from audiorank.analysis.advice import Advice
@@ -91,12 +94,17 @@ def claims_of(rows: study.Study, fit: laws.Fit | None, lacks: Needed | None,
     return ()
   # The claim of the title first, then what a user decides by.
   compared = factors.compare(rows)
-  out = [factors.of_one_slope(compared), factors.of_width(compared),
-         law.of_rivals(rows, table), early.of_early(rows, soon),
+  one_slope, at_width = factors.of_one_slope(compared), factors.of_width(
+      compared)
+  out = [one_slope, at_width, law.of_rivals(rows, table),
+         law.of_rivals(rows, law.predictors(rows.trained, within=True), True),
+         early.of_early(rows, soon),
+         *scorings.of_scorings(rows, one_slope, at_width),
          *factors.of_slopes(compared), law.of_law(rows, fit, lacks),
          factors.of_bound(compared), training.of_gain(rows),
-         training.of_rank(rows), factors.of_noise(compared)]
-  samples = law.of_samples(rows, table)
-  if samples is not None:
-    out.append(samples)
-  return (*out, *objectives.of_objectives(rows, compared.noise))
+         training.of_rank(rows), size.of_floor(rows), layers.of_order(rows),
+         *size.of_power(rows), layers.of_best(rows),
+         factors.of_noise(compared), law.of_samples(rows, table)]
+  # Claims about what the records do not have are left out.
+  return (*(one for one in out if one is not None),
+          *objectives.of_objectives(rows, compared.noise))

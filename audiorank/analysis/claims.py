@@ -7,6 +7,9 @@ import math
 from typing import Any
 from typing import NamedTuple
 
+import numpy as np
+from scipy import special
+
 HOLDS, FAILS, INCONCLUSIVE = 'holds', 'fails', 'inconclusive'
 LEVEL = .05  # Of every test.
 MOST = 100.  # Times as many runs beyond which more runs are no answer.
@@ -115,6 +118,47 @@ def against(rivals: tuple[Rival, ...]) -> str:
     return FAILS
   if rivals and all(rival.low > 0 for rival in rivals):
     return HOLDS
+  return INCONCLUSIVE
+
+
+def share(hit_N: np.ndarray, group_N: np.ndarray
+          ) -> tuple[float, float, float]:
+  """Returns the share of hits over groups of runs, with its 95 % interval.
+
+  Runs of one group (seeds of a configuration) may agree for a reason of their
+  own, so the groups are the trials of Clopper and Pearson's exact interval,
+  each with the mean of its runs. A mean varies no more than a single run, so
+  the interval covers at least 95 %.
+
+  Args:
+    hit_N: whether each of N runs is a hit; a number from 0 to 1.
+    group_N: the group of each.
+  """
+  if not len(hit_N):
+    return math.nan, math.nan, math.nan
+  place_N = np.unique(group_N, return_inverse=True)[1]
+  mean_G = np.bincount(place_N, np.asarray(hit_N, float)) / np.bincount(
+      place_N)
+  groups, hits = len(mean_G), float(mean_G.sum())
+  low, high = 0., 1.
+  # betaincinv is not defined where there is no hit, or nothing else.
+  if hits > 0:
+    low = float(special.betaincinv(hits, groups - hits + 1, LEVEL / 2))
+  if hits < groups:
+    high = float(special.betaincinv(hits + 1, groups - hits, 1 - LEVEL / 2))
+  return hits / groups, low, high
+
+
+def most(low: float, high: float, chance: float) -> str:
+  """Returns the verdict on 'in most runs' from the interval of a share.
+
+  It fails where the share lies below one half and is not above chance. Between
+  chance and one half it is inconclusive.
+  """
+  if low > .5:
+    return HOLDS
+  if high < .5 and low <= chance:
+    return FAILS
   return INCONCLUSIVE
 
 

@@ -24,11 +24,13 @@ FLAT = .02  # Decades below which no law is tried.
 EQUIVALENT = .1  # Share of the error within which two samples are one.
 DRAWS = 2000
 SUBJECT = 'RankMe'
+ERROR = 'root mean square error of the score'
 WIDTH, PARAMS = 'width', 'parameters'
 UNTRAINED = "the untrained network's RankMe"
 # What is known before the first step, the width first.
 KNOWN = {'width': WIDTH, 'params': PARAMS, 'untrained_rank': UNTRAINED,
-         'hours_asked': 'hours of audio', 'mask_ratio': 'masking rate'}
+         'hours_asked': 'hours of audio', 'mask_ratio': 'masking rate',
+         'steps': 'training steps', 'lr': 'learning rate'}
 CLID = 'clid'
 LEARNABILITY, TWONN = 'neighbour_cluster_learnability', 'neighbour_twonn'
 # What is measured beside RankMe while a run trains: its name, and 1 where its
@@ -48,8 +50,7 @@ PREDICTORS = {
     'sibling_stable_rank': 'stable rank', 'sibling_alpha_req': 'alpha-ReQ',
     **{column: name for column, (name, _) in MEASURED.items()}}
 # The rivals of every claim that RankMe predicts better.
-RIVALS = (WIDTH, PARAMS, UNTRAINED, 'hours of audio', 'masking rate',
-          'validation loss', 'training FLOPs (with decoder)',
+RIVALS = (*KNOWN.values(), 'validation loss', 'training FLOPs (with decoder)',
           *(name for name, _ in MEASURED.values()))
 GIVEN = (WIDTH, PARAMS, UNTRAINED)
 # The forms that a law from rank to score may have.
@@ -208,29 +209,56 @@ def with_clid(rows: pd.DataFrame) -> pd.DataFrame:
   return rows.assign(**{CLID: scaled.sum(axis=1, skipna=False)})
 
 
-def columns(trained: pd.DataFrame) -> pd.DataFrame:
-  """Returns the predictors that a study knows of every run and varies."""
+def at_widths(trained: pd.DataFrame) -> pd.DataFrame:
+  """Returns the runs of widths with at least two configurations."""
+  if 'width' not in trained:
+    return trained[:0]
+  kinds = trained.groupby('width')['configuration'].transform('nunique')
+  return trained[kinds > 1].reset_index(drop=True)
+
+
+def columns(trained: pd.DataFrame, within: bool = False) -> pd.DataFrame:
+  """Returns the predictors that a study knows of every run and varies.
+
+  Args:
+    trained: the runs.
+    within: whether they must vary among runs of one width.
+  """
   trained = with_clid(trained)
+  same = np.zeros(len(trained), int)
+  if within:
+    same = trained['width'].to_numpy()
   named = {**PREDICTORS, **{f'rank_{name}': f'{SUBJECT} of {name}'
                             for name in records.samples(trained)}}
   return pd.DataFrame({
       text: trained[name].astype(float) for name, text in named.items()
       if name in trained and trained[name].notna().all()
-      and trained[name].nunique() > 1})
+      and (trained[name].groupby(same).nunique() > 1).any()})
 
 
-def predictors(trained: pd.DataFrame,
-               confidence: float = .95) -> pd.DataFrame:
-  """Returns laws.rivals of the trained runs, or an empty frame."""
-  table = columns(trained)
+def predictors(trained: pd.DataFrame, confidence: float = .95,
+               within: bool = False) -> pd.DataFrame:
+  """Returns laws.rivals of the trained runs, or an empty frame.
+
+  Args:
+    trained: the runs.
+    confidence: of the intervals.
+    within: whether every width has a mean of its own, so that what differs
+      between widths predicts nothing; then of `at_widths` alone.
+  """
+  given, levels = GIVEN, None
+  if within:
+    trained, given = at_widths(trained), ()
+    levels = trained.get('width')
+  table = columns(trained, within)
   if SUBJECT not in table or trained['configuration'].nunique() < 4 or (
       trained['score'].nunique() < 2):
     return pd.DataFrame()
   out = laws.rivals(
       table.assign(score=trained['score'].astype(float)), list(table),
-      given=[name for name in GIVEN if name in table],
+      given=[name for name in given if name in table],
       groups=trained['configuration'].to_numpy(), subject=SUBJECT,
-      confidence=confidence, draws=DRAWS)
+      confidence=confidence, draws=DRAWS, levels=levels)
   if trained['configuration'].nunique() < FEWEST:
     # A bootstrap over a handful of configurations is no interval.
     out[[name for name in out if name.endswith(('_low', '_high'))]] = np.nan
@@ -266,34 +294,44 @@ def beside(name: str, row: pd.Series, own: float, wide: pd.Series,
       decided(wide['worse_low'], wide['worse_high'], configurations))
 
 
-def of_rivals(rows: study.Study, table: pd.DataFrame) -> claims.Claim:
+def of_rivals(rows: study.Study, table: pd.DataFrame,
+              within: bool = False) -> claims.Claim:
   """Returns the claim that RankMe predicts the score of configurations left
   out better than what is known without it.
 
   Args:
     rows: the study.
     table: of `predictors`.
+    within: whether the table is of predictors at equal width.
   """
-  counts, unit = counted(rows.trained), 'root mean square error of the score'
+  key, trained, unit = 'rivals', rows.trained, ERROR
+  if within:
+    key, trained = 'width_rivals', at_widths(rows.trained)
+  counts = counted(trained)
   if not len(table):
-    return claims.claim('rivals', unit, counts=counts,
+    return claims.claim(key, unit, counts=counts,
                         needed=claims.Needed('configurations', 4))
   names = [name for name in RIVALS if name in set(table['predictor'])]
   # Bonferroni over the rivals; the intervals that are shown stay at 95 %.
-  corrected = predictors(rows.trained, 1 - claims.LEVEL / max(len(names), 1)
+  corrected = predictors(trained, 1 - claims.LEVEL / max(len(names), 1), within
                          ).set_index('predictor')
   known = table.set_index('predictor')
-  own = known.loc[SUBJECT]
+  own, mean = known.loc[SUBJECT], known.loc['(mean)', 'loo']
   rivals = tuple(beside(name, known.loc[name], own['loo'],
                         corrected.loc[name], counts[1]) for name in names)
+  verdict = claims.against(rivals)
+  # Better than rivals that predict nothing is not yet a prediction.
+  if verdict == claims.HOLDS and not own['loo'] < mean:
+    verdict = claims.INCONCLUSIVE
   return claims.claim(
-      'rivals', unit, own['loo'], verdict=claims.against(rivals),
+      key, unit, own['loo'], verdict=verdict,
       needed=claims.Needed('configurations', max(
           FEWEST, 2 * counts[1])), counts=counts, rivals=rivals,
-      mean=known.loc['(mean)', 'loo'], spearman=own['spearman'],
+      mean=mean, spearman=own['spearman'],
       partial=own['partial'], partial_low=own['partial_low'],
       partial_high=own['partial_high'],
-      given=tuple(name for name in GIVEN if name in known.index))
+      given=(WIDTH,) * within + tuple(
+          name for name in GIVEN if name in known.index and not within))
 
 
 def of_samples(rows: study.Study, table: pd.DataFrame) -> claims.Claim | None:
@@ -307,7 +345,7 @@ def of_samples(rows: study.Study, table: pd.DataFrame) -> claims.Claim | None:
   names = records.samples(rows.trained)
   if not names:
     return None
-  unit, counts = 'root mean square error of the score', counted(rows.trained)
+  unit, counts = ERROR, counted(rows.trained)
   none = claims.claim('samples', unit, counts=counts,
                       needed=claims.Needed('configurations', 4))
   if not len(table):

@@ -20,13 +20,19 @@ from audiorank.laws import table
 LEAST_GROUPS = 4
 
 
-def _design(data, names):
-  """Returns a column of ones and the columns of a regression.
+def _levels(labels_N):
+  """Returns a column for every label: ones where a row has it, (N, L)."""
+  label_N = pd.factorize(np.asarray(labels_N))[0]
+  return np.eye(label_N.max() + 1)[label_N]
+
+
+def _design(data, names, levels_NL):
+  """Returns the columns of levels and those of a regression.
 
   Logarithms where all values are positive, standardised; a constant one is
   left out.
   """
-  cols = [np.ones(len(table.column(data, names[0])))]
+  cols = list(levels_NL.T)
   for name in names:
     col = table.column(data, name)
     # Sizes and ranks act by their ratios; standardised columns make the cut-off
@@ -137,7 +143,7 @@ def compare_predictors(
     data: Any, predictors: Sequence[str], score: str = 'score',
     known: Sequence[str] = ('params', 'width'), groups: Any = None,
     subject: str = 'rank', confidence: float = .95, draws: int = 1000,
-    seed: int = 0) -> pd.DataFrame:
+    seed: int = 0, levels: Any = None) -> pd.DataFrame:
   """Compares RankMe with predictors that are cheaper to know.
 
   Every predictor gets the same treatment on the same folds: a line in its
@@ -154,6 +160,9 @@ def compare_predictors(
     confidence: of the bootstrap intervals over groups.
     draws: resamples.
     seed: of the bootstrap.
+    levels: a label for every row, such as its width: the rows of each label
+      have a mean of their own, so that a predictor must tell them apart within
+      a label. None for one mean. Of each label at least two groups.
 
   Returns:
     A DataFrame with a row per predictor, the best alone first, and rows
@@ -164,8 +173,8 @@ def compare_predictors(
     above 0, the subject is better). NaN where the rows do not allow it.
 
   Raises:
-    ValueError: a missing or constant column, or fewer than LEAST_GROUPS
-      groups.
+    ValueError: a missing or constant column, fewer than LEAST_GROUPS groups,
+      or a label of a single group.
   """
   y_N = table.column(data, score)
   if groups is None:
@@ -183,27 +192,31 @@ def compare_predictors(
       raise ValueError(f'column {name!r} is constant: it predicts nothing')
   # A sweep of one size has nothing to hold constant there.
   known = [name for name in known if np.ptp(table.column(data, name)) > 0]
-  ones_N1 = np.ones((len(y_N), 1))
-  reference_N = folds.errors(_design(data, [subject]))
+  ones_NL = np.ones((len(y_N), 1))
+  if levels is not None:
+    ones_NL = _levels(levels)
+    # The mean of a label is not known from its only group.
+    each = pd.Series(folds.group_N).groupby(np.asarray(levels)).nunique()
+    if each.min() < 2:
+      raise ValueError(f'levels: {each.idxmin()!r} has a single group: '
+                       'expected at least 2 of each')
+  reference_N = folds.errors(_design(data, [subject], ones_NL))
+  L = ones_NL.shape[1]
   rows = []
   for name in predictors:
-    z_NP = _design(data, [name])
+    z_NP = _design(data, [name], ones_NL)
     e_N = folds.errors(z_NP)
     # Known columns other than itself: width given width would be nothing.
     others = [column for column in known if column != name]
-    known_NP = ones_N1
-    if others:
-      known_NP = _design(data, others)
-    both_N = folds.errors(np.hstack([known_NP, z_NP[:, 1:]]))
+    known_NP = _design(data, others, ones_NL)
+    both_N = folds.errors(np.hstack([known_NP, z_NP[:, L:]]))
     rows.append((name, _rms(e_N), _rms(both_N),
-                 ranking.spearman(z_NP[:, 1], y_N),
-                 *folds.partial(z_NP[:, 1], known_NP),
+                 ranking.spearman(z_NP[:, L], y_N),
+                 *folds.partial(z_NP[:, L], known_NP),
                  *folds.worse(e_N, reference_N)))
   # What the known columns alone achieve: the mark for all others.
-  base_NP = ones_N1
-  if known:
-    base_NP = _design(data, known)
-  for name, design_NP in (('(mean)', ones_N1), ('(known alone)', base_NP)):
+  base_NP = _design(data, known, ones_NL)
+  for name, design_NP in (('(mean)', ones_NL), ('(known alone)', base_NP)):
     e_N = folds.errors(design_NP)
     rows.append((name, _rms(e_N), *[math.nan] * 5,
                  *folds.worse(e_N, reference_N)))
@@ -216,10 +229,10 @@ def compare_predictors(
 def rivals(data: Any, predictors: Sequence[str], score: str = 'score',
            given: Sequence[str] = ('params', 'width'), groups: Any = None,
            subject: str = 'rank', confidence: float = .95, draws: int = 1000,
-           seed: int = 0) -> pd.DataFrame:
+           seed: int = 0, levels: Any = None) -> pd.DataFrame:
   """Returns `compare_predictors`, under its former names."""
   table = compare_predictors(data, predictors, score, given, groups, subject,
-                             confidence, draws, seed)
+                             confidence, draws, seed, levels)
   table['predictor'] = table['predictor'].replace(
       '(known alone)', '(given alone)')
   return table.rename(columns={'loo_known': 'loo_given'})

@@ -10,8 +10,9 @@ Of every task, and as means over scene tasks of every run:
   gain, gain_low, gain_high, gain_se       score less untrained_score, paired
                                            clip by clip
 
-Where every layer was scored, also score_layer_<k>, and best_layer_score of the
-layer (best_layer, of a task) that the validation clips choose.
+Where every layer was scored, also score_layer_<k> and, on the validation clips,
+valid_layer_<k>; best_layer_score of the layer (best_layer, of a task) that the
+validation clips choose.
 
 What is not known is NaN.
 """
@@ -75,6 +76,7 @@ def scored(run: Row, record: Record) -> Scored:
     row['best_layer_score'] = number(record['best']['score'])
     for layer in record['layers']:
       row[f"score_layer_{layer['layer']}"] = number(layer['score'])
+      row[f"valid_layer_{layer['layer']}"] = number(layer.get('valid'))
   return Scored(row, record, scored_as(record))
 
 
@@ -169,7 +171,8 @@ def means(scored: Sequence[Scored],
       mean('gain'), within=False)
   # Of runs that were scored at every layer.
   layers = [name for name in last[0].row
-            if name == 'best_layer_score' or name.startswith('score_layer_')]
+            if name == 'best_layer_score' or name.startswith(
+                ('score_layer_', 'valid_layer_'))]
   by_layer = {name: mean(name) for name in layers
               if all(name in s.row for s in last)}
   return {

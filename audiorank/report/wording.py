@@ -38,13 +38,20 @@ TITLES = {
     'one_slope': 'A doubling of RankMe is worth the same whatever is varied',
     'within_width': 'At equal width, a higher RankMe goes with a higher score',
     'rivals': 'RankMe predicts the score better than other predictors do',
+    'width_rivals': 'At equal width, RankMe predicts the score better than '
+                    'other predictors do',
     'early': 'Early in training, RankMe orders the runs by their final score '
              'better than other predictors do',
+    'scoring': 'The first two verdicts are the same with another score: {}',
     'slope': 'The score follows RankMe when only this varies: {}',
     'law': 'Rank and score lie on one saturating power law with a limit',
     'bound': 'Little data stops larger models from scoring higher',
     'gain': 'Training lifts the score above the untrained network\'s',
     'growth': 'RankMe grows in training',
+    'floor': 'RankMe falls early to a floor that does not depend on size',
+    'top_first': 'RankMe falls to its floor in the last layer first',
+    'width_power': 'RankMe is a power of width: {} networks',
+    'best_layer': 'The layer of highest RankMe is the best layer',
     'noise': 'Configurations differ by more than seeds do',
     'samples': 'It does not matter which clips RankMe is measured on',
     'objective': 'Encoders trained by another objective lie on the same line: '
@@ -387,9 +394,117 @@ def _objective(one: Claim) -> str:
           f'{short(known["spread"])}; p {p_value(one.p)}')
 
 
+def _share(one: Claim) -> str:
+  """A share of runs with its interval."""
+  return f'{percent(one.estimate)} [{percent(one.low)}, {percent(one.high)}]'
+
+
+def _best_layer(one: Claim) -> str:
+  each = ', '.join(f'layer {k + 1} in {runs}' for k, runs in
+                   enumerate(one.details['often']))
+  return (f'so in {_share(one)} of the runs, {percent(one.details["chance"])} '
+          f'by chance; best: {each}; {size(one)}')
+
+
+def _compared_best_layer(one: Claim) -> str:
+  cost = one.details['cost']
+  mine, *others = cost
+  each = ', '.join(f'{rival.name} ({percent(rival.value)})'
+                   for rival in one.rivals)
+  lost = ', '.join(f'{name} {short(cost[name])}' for name in others)
+  return (f'best in as many runs: {each}; mean score lost against the best '
+          f'layer: {mine} {short(cost[mine])}, {lost}; '
+          f'{differing(one.rivals)}')
+
+
+def _floor(one: Claim) -> str:
+  known = one.details
+  each = ', '.join(f'{name} {value:.1f}'
+                   for name, value in known['floors'].items())
+  text = (f'lowest in the first half of training, below the untrained value, '
+          f'in {percent(known["early"])} [{percent(known["early_low"])}, '
+          f'{percent(known["early_high"])}] of the runs, at a median of '
+          f'{percent(known["share"])} of training and {change(known["fall"])}; '
+          f'median floor by size: {each}')
+  if math.isfinite(one.estimate):
+    text += (f'; sizes differ by {beyond_seeds(one.estimate, one)} standard '
+             f'deviations between seeds ({tenth(known["seeds"])}), F test p '
+             f'{p_value(one.p)}')
+  return f'{text}; {size(one)}'
+
+
+def beyond_seeds(value: float, one: Claim) -> str:
+  """Returns a distance in units of the noise of seeds, with its interval."""
+  high = 'no upper bound'
+  if math.isfinite(one.high):
+    high = f'{one.high:.2f}'
+  return f'{value:.2f} [{one.low:.2f}, {high}]'
+
+
+def _top_first(one: Claim) -> str:
+  tied = one.details['tied']
+  if math.isnan(one.estimate):
+    return (f'all layers are lowest at the same evaluation in '
+            f'{count(tied, "run")}')
+  text = (f'so in {_share(one)} of the runs, {percent(one.details["chance"])} '
+          f'by chance; {size(one)}')
+  if tied:
+    text += f'; left out: {count(tied, "run")} in which no layer is first'
+  return text
+
+
+def _compared_top_first(one: Claim) -> str:
+  if not one.rivals:
+    return ''
+  rival, = one.rivals
+  return f'{rival.name} in {percent(rival.value)}; {differing(one.rivals)}'
+
+
+def _width_power(one: Claim) -> str:
+  if math.isnan(one.estimate):
+    return size(one)
+  known = one.details
+  least, most = known['widths']
+  text = (f'exponent {short(one.estimate)} [{short(one.low)}, '
+          f'{short(one.high)}] over widths {least} to {most}')
+  if math.isfinite(known['lack']):
+    ends_of = one._replace(low=known['lack_low'], high=known['lack_high'])
+    text += (f'; configurations lie off the power by '
+             f'{beyond_seeds(known["lack"], ends_of)} standard deviations '
+             'between seeds')
+  return f'{text}; {size(one)} in {count(known["groups"], "group")}'
+
+
+def _compared_width_power(one: Claim) -> str:
+  if not one.rivals:
+    return ''
+  rival, = one.rivals
+  per_cent = lambda doublings: tenth(2 ** doublings - 1)
+  return (f'cross-validated error of RankMe {per_cent(one.details["left_out"])}'
+          f', of {rival.name} {per_cent(rival.value)}; '
+          f'{differing(one.rivals, "the power law")}')
+
+
+def _scoring(one: Claim) -> str:
+  one_slope, at_width = one.details['again']
+  return (f'one slope for all {one_slope.verdict} ({_one_slope(one_slope)}); '
+          f'at equal width {at_width.verdict} ({_within_width(at_width)}); '
+          'rank correlation of the two scores '
+          f'{two(one.details["spearman"])}')
+
+
+def _compared_scoring(one: Claim) -> str:
+  one_slope, at_width = one.details['before']
+  return f'by the main score: one slope for all {one_slope}, at equal width ' + (
+      at_width)
+
+
 MEASURED = {'one_slope': _one_slope, 'within_width': _within_width,
-            'slope': _slope, 'rivals': _rivals, 'early': _early, 'law': _law,
+            'slope': _slope, 'rivals': _rivals, 'width_rivals': _rivals,
+            'early': _early, 'law': _law, 'scoring': _scoring,
             'bound': _bound, 'gain': _gain, 'growth': _growth,
+            'floor': _floor, 'top_first': _top_first,
+            'width_power': _width_power, 'best_layer': _best_layer,
             'noise': _noise, 'samples': _samples, 'objective': _objective}
 
 
@@ -434,12 +549,12 @@ def ends(low: float, high: float) -> str:
   return f'[{two(low)}, {two(high)}]'
 
 
-def differing(rivals: tuple[Rival, ...]) -> str:
-  """Returns which rivals differ significantly from RankMe."""
+def differing(rivals: tuple[Rival, ...], own: str = 'RankMe') -> str:
+  """Returns which rivals differ significantly from RankMe, or another."""
   # decided is negative where the rival is significantly better.
   better = [rival.name for rival in rivals if rival.decided < 0]
   worse = [rival.name for rival in rivals if rival.decided > 0]
-  return (f'significantly better than RankMe: {listed(better) or "none"}; '
+  return (f'significantly better than {own}: {listed(better) or "none"}; '
           f'significantly worse: {listed(worse) or "none"}')
 
 
@@ -486,7 +601,11 @@ def _compared_objective(one: Claim) -> str:
 
 
 COMPARED = {'within_width': _compared_width, 'slope': _compared_slope,
-            'rivals': _compared_rivals, 'early': _compared_early,
+            'rivals': _compared_rivals, 'width_rivals': _compared_rivals,
+            'early': _compared_early, 'scoring': _compared_scoring,
+            'top_first': _compared_top_first,
+            'width_power': _compared_width_power,
+            'best_layer': _compared_best_layer,
             'law': _compared_law, 'samples': _compared_samples,
             'objective': _compared_objective}
 # What would decide a claim, by Needed.kind; the fields are Needed's.
@@ -532,6 +651,12 @@ NEEDED = {
                'within the values tried: more seeds there, or more values',
     'other_sizes': 'sizes further apart: the change is close to the limit',
     'budget': 'a budget of at least {amount:.3g} FLOPs',
+    'between': 'another question: so more often than by chance, and in fewer '
+               'than half of the runs',
+    'often': 'evaluations closer to each other early in training',
+    'widths': '{amount:.0f} widths or more, all else equal',
+    'more_sizes': 'more sizes, each with several seeds',
+    'both': 'what decides the inconclusive ones among these verdicts',
     'repeats': 'several seeds at each size: one run per size does not separate '
                'noise from differences between sizes'}
 
