@@ -18,7 +18,7 @@ COMMANDS = {
     'prepare': 'sound files -> a checked corpus',
     'train': 'trains and scores one run',
     'sweep': 'runs every point of a config and reports; plan, write, status, '
-             'retry, next',
+             'retry, next, reproduce',
     'worker': 'claims runs of a sweep until none is left',
     'evaluate': 'scores any encoder on HEAR tasks, and its RankMe',
     'forecast': 'predicts a larger run before it is trained',

@@ -12,12 +12,16 @@
   python -m launch.report --table=runs.parquet --optimum=opt.lr   best learning
                                                     rate, and is it the same
                                                     at all sizes
+  python -m launch.report --table=runs.parquet --check=README.md   whether a
+                                                 page has these claims
   python -m launch.report --table=runs.csv --law=saturating --x=rank --y=score
   python -m launch.report --table=runs.csv --law=separable --x=params,hours
       --y=valid_loss --loss=log_huber --budgets=1e15,1e16
       --flops_per=3600 --amount=10
 """
 
+import difflib
+import sys
 import tempfile
 import time
 from typing import Any
@@ -75,6 +79,10 @@ _FIGURE = flags.DEFINE_string('figure', None, 'Image of the fit, .png or '
 _MARKDOWN = flags.DEFINE_boolean(
     'markdown', False, 'Print the claims of a sweep\'s table as a Markdown '
     'table, and nothing else.')
+_CHECK = flags.DEFINE_string(
+    'check', None, 'A page with the claims of a sweep\'s table, as --markdown '
+    'prints them, between <!-- claims --> and <!-- /claims -->: prints the '
+    'lines that differ, and then ends with exit code 1.')
 _SLOPES = flags.DEFINE_string(
     'slopes', None, 'Image of what a doubling of RankMe is worth in a sweep\'s '
     'table, .png or .pdf.')
@@ -143,6 +151,29 @@ def print_claims(result: Any) -> None:
   print('\n'.join(wording.rows_used(result)), '\n')
   if result.lacks:
     print(f'No law is fitted. Needed: {wording.needed_text(result.lacks)}.')
+
+
+def check_page(result: Any, page: files.Path) -> None:
+  """Compares the claims of an analysis with those that a page has.
+
+  Raises:
+    ValueError: the page has no claims.
+    SystemExit: 1 if they differ; the lines are printed, the page's with a
+      minus.
+  """
+  from audiorank.report import wording
+  start, end = '<!-- claims -->', '<!-- /claims -->'
+  text = files.path(page, '--check').read_text(encoding='utf-8')
+  if text.count(start) != 1 or text.count(end) != 1:
+    raise ValueError(f'{page}: expected one table between {start} and {end}')
+  there = text.split(start)[1].split(end)[0].strip().splitlines()
+  ours = wording.markdown(result.claims).splitlines()
+  differ = [line for line in difflib.ndiff(there, ours)
+            if line[:1] in '-+']
+  if differ:
+    print('\n'.join(differ))
+    sys.exit(1)
+  print(f'{len(result.claims)} claims: all as in {page}')
 
 
 def print_law(data: Any, groups: str | None) -> None:
@@ -241,6 +272,8 @@ def main(argv: list[str]) -> None:
   if _OPTIMUM.value and not _TABLE.value:
     raise ValueError('--optimum needs --table, such as a sweep\'s '
                      'runs.parquet')
+  if _CHECK.value and not _TABLE.value:
+    raise ValueError('--check needs --table, a sweep\'s runs.parquet')
   if _OUT.value and _TABLE.value:
     raise ValueError('--out is for --workdir and --board')
   # Before any fit, so that a folder that is missing fails at once.
@@ -266,14 +299,17 @@ def main(argv: list[str]) -> None:
     print_optima(data)
     return
   if not is_sweep(data):
-    if _MARKDOWN.value or _SLOPES.value:
-      raise ValueError(f'{_TABLE.value}: no sweep\'s table: --markdown and '
-                       '--slopes need run_id, untrained, rank, score and '
-                       'objective')
+    if _MARKDOWN.value or _SLOPES.value or _CHECK.value:
+      raise ValueError(f'{_TABLE.value}: no sweep\'s table: --markdown, '
+                       '--check and --slopes need run_id, untrained, rank, '
+                       'score and objective')
     print_law(data, groups)
     return
   from audiorank.analysis import study
   result = analyzed(data)
+  if _CHECK.value:
+    check_page(result, _CHECK.value)
+    return
   print_claims(result)
   # A law goes through the runs above their baseline, as in the report.
   if (result.fit or _X.value) and not _MARKDOWN.value:

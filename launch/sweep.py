@@ -13,6 +13,10 @@
                                                  prints it, and writes a config
   python -m launch.sweep --halving=auto --config=FILE --root=DIR   stop runs
                                                  early whose score will be low
+  python -m launch.sweep reproduce --table=runs.parquet --share=.1 --seed=0
+      --config=FILE --root=DIR                   train a random tenth of a
+                                                 published sweep's runs again,
+                                                 and compare
   python -m launch.sweep --engine=ray --address=auto --config=FILE --root=DIR
                                                  on a Ray cluster
 
@@ -49,10 +53,11 @@ from launch import grid
 from launch import halving
 from launch import next as next_runs
 from launch import overview
+from launch import reproduce
 from launch import run_queue
 from launch.engines import local
 
-WORDS = ('run', 'plan', 'write', 'status', 'retry', 'next')
+WORDS = ('run', 'plan', 'write', 'status', 'retry', 'next', 'reproduce')
 _ROOT = flags.DEFINE_string('root', '', 'Folder of the sweep.')
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A file of configs/ with points().')
@@ -101,6 +106,11 @@ _HALVING = flags.DEFINE_list(
     'halving', [], 'Stop runs early whose predicted final score is low: auto, '
     'or the shares of training at which half of the runs is stopped, such as '
     '.1,.25. Without it the runs that were stopped go on.')
+_TABLE = flags.DEFINE_string(
+    'table', None, 'For reproduce: runs.parquet of the sweep to be checked.')
+_SHARE = flags.DEFINE_float(
+    'share', .1, 'For reproduce: of its runs, how many are trained again.')
+_SEED = flags.DEFINE_integer('seed', 0, 'For reproduce: of the choice.')
 _ROLES = flags.DEFINE_list(
     'roles', list(run_queue.ROLES), 'What workers do: train, score or both.')
 
@@ -248,12 +258,18 @@ def title(module: ModuleType, root: pathlib.Path) -> str:
   return text
 
 
-def run(module: ModuleType, environ: Mapping[str, str]) -> None:
-  """Runs a sweep and writes its report."""
+def run(module: ModuleType, environ: Mapping[str, str],
+        configs: dict[str, Any]) -> None:
+  """Runs a sweep and writes its report.
+
+  Args:
+    module: the config file, imported.
+    environ: of the workers.
+    configs: {point: config}.
+  """
   began = time.monotonic()
   run_queue.check_roles(_ROLES.value)
   root = files.path(_ROOT.value, '--root')
-  configs = grid.points(module, cli.overrides('config'), _SCALE.value)
   # Before the root exists: a mistake in the flags leaves nothing behind.
   start, where = engine(configs, environ)
   root.mkdir(parents=True, exist_ok=True)
@@ -327,6 +343,37 @@ def finish(root: pathlib.Path, board: run_queue.Board, unfinished: list[str],
     sys.exit(1)
 
 
+def train_again(module: ModuleType, environ: Mapping[str, str],
+                configs: dict[str, Any]) -> None:
+  """Trains a random share of a table's runs, and prints both beside each other.
+
+  Args:
+    module: the config file, imported.
+    environ: of the workers.
+    configs: {point: config} of the whole sweep.
+
+  Raises:
+    ValueError: no table; runs of it that are no points of the config.
+    SystemExit: 1 if the runs differ by more than seeds do, or one has failed.
+  """
+  from audiorank import records
+  from launch import synthetic
+  if not _TABLE.value:
+    raise ValueError('--table=FILE: expected runs.parquet of the sweep to be '
+                     'checked')
+  root = files.path(_ROOT.value, '--root')
+  runs = reproduce.published(_TABLE.value)
+  run_ids = reproduce.choose(runs, _SHARE.value, _SEED.value)
+  # The corpus is part of a run's identity.
+  grid.resolve(configs, lambda config: synthetic.dataset(
+      root / 'world', config))
+  run(module, environ, reproduce.points(configs, run_ids, _TABLE.value))
+  compared = reproduce.compare(runs, records.load(root).runs, run_ids)
+  print('\n'.join(reproduce.lines(compared)))
+  if compared.verdict == reproduce.APART:
+    sys.exit(1)
+
+
 def leave_devices() -> None:
   """Makes this process compute on the CPU; the workers need the devices.
 
@@ -371,10 +418,13 @@ def main(argv: list[str]) -> None:
   leave_devices()
   # An exception, so that `finally` blocks stop the workers.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(cli.AGAIN))
-  if word == 'run':
-    run(module, environ)
-    return
   configs = grid.points(module, cli.overrides('config'), _SCALE.value)
+  if word == 'reproduce':
+    train_again(module, environ, configs)
+    return
+  if word == 'run':
+    run(module, environ, configs)
+    return
   grid.check(configs, None)
   root = files.path(_ROOT.value, '--root')
   root.mkdir(parents=True, exist_ok=True)

@@ -115,6 +115,32 @@ def test_a_report_is_rebuilt_and_scores_are_those_of_evaluate(
   scored_again_by_hand(server, tmp_path, tasks, records.run_folders(root)[0])
 
 
+@pytest.mark.parametrize('copied', [
+    True, pytest.param(False, marks=pytest.mark.slow)])
+def test_runs_of_a_published_table_are_trained_again_and_compared(
+    server, arguments, calm, tmp_path, copied):
+  """All of this machine's; copied: by a sweep that has trained them before."""
+  root, tables = tmp_path / 'again', tmp_path / 'tables'
+  records.publish(calm, tables)
+  if copied:
+    shutil.copytree(calm, root)
+  words = 'sweep', 'reproduce', *arguments, '--workers=1', '--noreport'
+  got = server.run(tmp_path, *words, f'--root={root}', '--share=.5',
+                   f'--table={tables}/runs.parquet')
+  assert got.returncode == 0, got.stderr
+  *_, run, last = got.stdout.splitlines()
+  assert last == '1 runs: all within 1e-05'
+  # The run and its untrained network: nothing else was written.
+  trained = records.run_folders(root)
+  assert len(trained) == 3 if copied else len(trained) == 2
+  assert run.split()[0] in {folder.name for folder in trained}
+  # Another corpus makes other runs, which are not those of the table.
+  got = server.run(tmp_path, *words, f'--root={tmp_path}/other',
+                   f'--table={tables}/runs.parquet', '--config.opt.b1=.8')
+  assert got.returncode == 1 and got.stderr.count('\n') == 1
+  assert 'are no points of this config' in got.stderr
+
+
 def test_a_sweep_with_a_failed_run_names_it_and_reports_all_the_same(
     server, arguments, calm, tmp_path):
   root = tmp_path / 'runs'

@@ -61,6 +61,7 @@ def read(trained: pd.DataFrame) -> Layers:
   rank_NL = matrix(trained, 'rank_layer_', 'rank')
   score_NL = matrix(trained, 'score_layer_', 'score')
   valid_NL = matrix(trained, 'valid_layer_', 'valid_layer_final')
+  # Records of older versions.
   if not np.isfinite(valid_NL).any():
     valid_NL = score_NL
   known_NL = np.isfinite(rank_NL) & np.isfinite(score_NL) & np.isfinite(
@@ -124,6 +125,7 @@ def shared(key: str, hit_N: np.ndarray, others: dict[str, np.ndarray],
   group_N = rows['configuration'].to_numpy()
   counts = law.counted(rows)
   value, low, high = claims.share(hit_N, group_N)
+  # More runs do not move a share out of the range between the two verdicts.
   needed = claims.Needed('configurations', max(law.FEWEST, 2 * counts[1]))
   if chance < low and high < .5:
     needed = claims.Needed('between')
@@ -193,6 +195,7 @@ def of_order(rows: study.Study) -> claims.Claim | None:
       continue
     here = by_run[run]
     rank_EL = matrix(here, 'rank_layer_', 'rank')
+    # Blocks that were not measured.
     rank_EL = rank_EL[:, np.isfinite(rank_EL).all(0)]
     # Without the untrained network's RankMe nothing is known to have fallen.
     if here['step'].iloc[0] or len(rank_EL) < 3 or rank_EL.shape[1] < 2:
@@ -201,6 +204,7 @@ def of_order(rows: study.Study) -> claims.Claim | None:
     if (at_L == at_L[0]).all():
       tied += 1
       continue
+    # The last layer, and beside it the first.
     last.append(first(at_L, -1))
     lowest.append(first(at_L, 0))
     place.append(i)

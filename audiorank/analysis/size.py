@@ -29,7 +29,7 @@ LEAST = 3  # Widths without which a power of width is not told from another law.
 LARGEST = 1e6  # Noncentrality beyond which nothing is bounded.
 SATURATING = 'a law that saturates'
 # Widths at which a law may bend, as factors on those of the runs.
-BENDS = np.append(np.geomspace(.1, 30., 40), np.inf)
+BENDS = np.geomspace(.1, 30., 40)
 
 
 class Floors(NamedTuple):
@@ -55,6 +55,7 @@ def beyond_seeds(ratio: float, free: int, noise_free: int,
     runs: the sum of n.
   """
   def root(share: float) -> float:
+    # The noncentrality at which F would be below `ratio` in that share.
     below = lambda nc: special.ncfdtr(free, noise_free, nc, ratio) - share
     if below(0.) <= 0:
       return 0.
@@ -79,6 +80,7 @@ def floors(rows: study.Study) -> Floors:
     rank_E = here['rank'].to_numpy(float)
     if here['step'].iloc[0] or len(here) < 3 or not np.isfinite(rank_E).all():
       continue
+    # The first row is the untrained network's.
     at = 1 + int(rank_E[1:].argmin())
     low[str(run)] = (rank_E[at], float(here['step'].iloc[at]
                                        / here['steps'].iloc[at]), rank_E[0])
@@ -124,12 +126,14 @@ def of_floor(rows: study.Study) -> claims.Claim | None:
       verdict = claims.FAILS
     return claims.claim('floor', SEEDS, verdict=verdict, needed=needed,
                         counts=counts, **details)
+  # As `factors.moves` does: floors of one group about their mean.
   n_C, x_C, _ = slopes.centered(table, compared)
   ratio = float(np.sum(n_C * x_C ** 2)) / compared.free / noise.log2_rank ** 2
   runs = int(n_C.sum())
   low, high = beyond_seeds(ratio, compared.free, noise.free, runs)
   p = float(special.fdtrc(compared.free, noise.free, ratio))
   verdict = claims.INCONCLUSIVE
+  # Sizes that certainly differ, but by less than seeds do, count as equal.
   if most < .5 or (p < claims.LEVEL and high >= 1):
     verdict = claims.FAILS
   elif least > .5 and high < 1:
@@ -184,28 +188,33 @@ def widths(rows: pd.DataFrame, fields: tuple[str, ...]) -> Widths:
                 noise.free)
 
 
-def line(known: Widths, z_C: np.ndarray, left_out: int | None = None
-         ) -> tuple[float, np.ndarray]:
-  """Returns (slope, residuals) of a line in z with a level for each group.
+def line(known: Widths, z_WC: np.ndarray, left_out: int | None = None
+         ) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (slopes, residuals) of lines in z with a level for each group.
 
   Args:
     known: the configurations.
-    z_C: what the line is in.
+    z_WC: what each of W lines is in.
     left_out: a configuration that is predicted from the others; or None.
+
+  Returns:
+    (W,) and (W, C).
   """
   weight_C = known.n_C.copy()
   if left_out is not None:
     weight_C[left_out] = 0.
-  z_C, x_C = z_C.copy(), known.x_C.copy()
-  for group in np.unique(known.group_C):
-    here = known.group_C == group
-    z_C[here] -= np.average(z_C[here], weights=weight_C[here])
-    x_C[here] -= np.average(x_C[here], weights=weight_C[here])
-  below = np.sum(weight_C * z_C ** 2)
-  slope = 0.
-  if below > 0:
-    slope = float(np.sum(weight_C * z_C * x_C) / below)
-  return slope, x_C - slope * z_C
+  # Every value less the weighted mean of its group.
+  same_CC = (known.group_C[:, None] == known.group_C[None]) * weight_C[None]
+  around_CC = np.eye(len(weight_C)) - same_CC / same_CC.sum(1, keepdims=True)
+  z_WC, x_C = z_WC @ around_CC.T, around_CC @ known.x_C
+  below_W = (z_WC ** 2) @ weight_C
+  slope_W = z_WC @ (weight_C * x_C) / np.where(below_W > 0, below_W, np.inf)
+  return slope_W, x_C[None] - slope_W[:, None] * z_WC
+
+
+def power(known: Widths, left_out: int | None = None) -> np.ndarray:
+  """Returns residuals of log2 R = level + b log2 w, (C,); as `saturating`."""
+  return line(known, np.log2(known.width_C)[None], left_out)[1][0]
 
 
 def saturating(known: Widths, left_out: int | None = None) -> np.ndarray:
@@ -217,19 +226,16 @@ def saturating(known: Widths, left_out: int | None = None) -> np.ndarray:
     known: the configurations.
     left_out: as for `line`.
   """
+  bend_W = BENDS * known.width_C.max()
+  z_WC = np.concatenate([
+      -np.log2(1 + bend_W[:, None] / known.width_C[None]),
+      np.log2(known.width_C)[None]])  # The power law is its limit.
+  _, rest_WC = line(known, z_WC, left_out)
   weight_C = known.n_C.copy()
   if left_out is not None:
+    # What is predicted does not choose w0.
     weight_C[left_out] = 0.
-  best, out_C = math.inf, known.x_C
-  for bend in BENDS * known.width_C.max():
-    z_C = np.log2(known.width_C)
-    if math.isfinite(bend):
-      z_C = -np.log2(1 + bend / known.width_C)
-    _, rest_C = line(known, z_C, left_out)
-    square = float(np.sum(weight_C * rest_C ** 2))
-    if square < best:
-      best, out_C = square, rest_C
-  return out_C
+  return rest_WC[int(np.argmin((rest_WC ** 2) @ weight_C))]
 
 
 def of_power(rows: study.Study) -> list[claims.Claim]:
@@ -267,8 +273,8 @@ def of_widths(family: str, rows: pd.DataFrame,
   free = n - groups - 1
   if len(np.unique(known.width_C)) < LEAST or free < 1:
     return none
-  z_C = np.log2(known.width_C)
-  slope, rest_C = line(known, z_C)
+  z_C, rest_C = np.log2(known.width_C), power(known)
+  slope = float(line(known, z_C[None])[0][0])
   about = math.sqrt(spread(known, z_C))
   square = float(np.sum(known.n_C * rest_C ** 2)) / free
   noise, own_free = math.sqrt(square), free
@@ -284,8 +290,9 @@ def of_widths(family: str, rows: pd.DataFrame,
   p = 0.
   if noise:
     p = float(2 * special.stdtr(own_free, -abs(slope) / noise * about))
-  left_C, bent_C = (np.array([f(at)[at] for at in range(n)]) for f in (
-      lambda at: line(known, z_C, at)[1], lambda at: saturating(known, at)))
+  # Each configuration predicted from the others, by both laws.
+  left_C, bent_C = (np.array([law_of(known, at)[at] for at in range(n)])
+                    for law_of in (power, saturating))
   rival = of_saturating(left_C, bent_C)
   verdict, needed = claims.INCONCLUSIVE, claims.Needed('more_sizes')
   if not known.noise_free:
@@ -303,7 +310,8 @@ def of_widths(family: str, rows: pd.DataFrame,
 
 def spread(known: Widths, z_C: np.ndarray) -> float:
   """Returns the sum of n z^2 about the groups' means."""
-  _, around_C = line(known._replace(x_C=z_C), np.zeros_like(z_C))
+  # A line in nothing leaves z itself, about its groups' means.
+  around_C = power(known._replace(x_C=z_C, width_C=np.ones_like(z_C)))
   return float(np.sum(known.n_C * around_C ** 2))
 
 

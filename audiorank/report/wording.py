@@ -495,8 +495,8 @@ def _scoring(one: Claim) -> str:
 
 def _compared_scoring(one: Claim) -> str:
   one_slope, at_width = one.details['before']
-  return f'by the main score: one slope for all {one_slope}, at equal width ' + (
-      at_width)
+  return (f'by the main score: one slope for all {one_slope}, at equal width '
+          f'{at_width}')
 
 
 MEASURED = {'one_slope': _one_slope, 'within_width': _within_width,
