@@ -24,6 +24,7 @@ from audiorank.laws import failures
 RUNGS = (.1, .25, .5)  # Fractions of training.
 NEAR = 1.5  # An evaluation counts for a rung within this factor of its step.
 LEAST = 3  # Runs without which there is no order.
+MOST_RUNS = .8  # Share of the runs that must have an evaluation at a rung.
 # Readings are compared if their learning rates, as shares of the peak, differ
 # by less: a network changes much in the decay of its rate.
 RATES_APART = .25
@@ -37,12 +38,14 @@ class Early(NamedTuple):
   agreement: laws.early.predict, with `share` and the adjusted p `holm`.
   halving: a row a chooser: saved, kept, regret, random.
   lacks: what is missing where there is nothing, or None.
+  without: runs left out: they have no evaluation at one of the rungs.
   """
   runs: pd.DataFrame
   rungs: list[tuple[float, str]]
   agreement: pd.DataFrame
   halving: pd.DataFrame
   lacks: claims.Needed | None
+  without: int = 0
 
 
 def nothing(lacks: claims.Needed) -> Early:
@@ -69,6 +72,25 @@ def nearest(rows: pd.DataFrame | None, share: float) -> int | None:
   if away.min() > math.log(NEAR):
     return None
   return away.idxmin()
+
+
+def comparable(trained: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
+  """Returns the runs that have an evaluation at the rungs most runs have.
+
+  Runs of many more or fewer steps may have none near a rung: without them the
+  others are still compared. From the last rung on, a rung counts if at least
+  MOST_RUNS of all runs have it and those before.
+  """
+  if not len(history):
+    return trained
+  by_run = dict(tuple(history.groupby('run_id')))
+  mine_N = np.ones(len(trained), bool)
+  for share in reversed(RUNGS):
+    here_N = np.array([nearest(by_run.get(run), share) is not None
+                       for run in trained['run_id']]) & mine_N
+    if here_N.sum() >= MOST_RUNS * len(trained):
+      mine_N = here_N
+  return trained[mine_N].reset_index(drop=True)
 
 
 def rate(opt: dict[str, Any], steps: int, step: int) -> float:
@@ -198,9 +220,11 @@ def columns(rows: study.Study) -> tuple[pd.DataFrame, list[tuple[float, str]],
 
 def predict(rows: study.Study) -> Early:
   """Returns the Early of a study."""
-  trained = rows.trained
-  if len(trained) < LEAST:
+  if len(rows.trained) < LEAST:
     return nothing(claims.Needed('order', LEAST))
+  trained = comparable(rows.trained, rows.history)
+  without = len(rows.trained) - len(trained)
+  rows = rows._replace(trained=trained)
   table, rungs, beside, known = columns(rows)
   if not rungs:
     return nothing(claims.Needed('evaluations'))
@@ -229,7 +253,7 @@ def predict(rows: study.Study) -> Early:
   agreement.loc[own, 'holm'] = failures.holm(
       agreement.loc[own, 'p'].to_numpy())
   return Early(table, rungs, agreement,
-               halvings(table, trained, rungs, beside, known), None)
+               halvings(table, trained, rungs, beside, known), None, without)
 
 
 def halvings(table: pd.DataFrame, trained: pd.DataFrame,
@@ -264,10 +288,12 @@ def of_early(rows: study.Study, soon: Early) -> claims.Claim:
   The estimate is Kendall's tau at the last rung; each rival comes with the
   paired difference of the taus, resampled by configuration.
   """
-  unit, counts = "Kendall's tau with the final score", law.counted(
-      rows.trained)
+  unit = "Kendall's tau with the final score"
   if soon.lacks:
-    return claims.claim('early', unit, counts=counts, needed=soon.lacks)
+    return claims.claim('early', unit, counts=law.counted(rows.trained),
+                        needed=soon.lacks)
+  # Without the runs that were not measured near a rung.
+  counts = law.counted(soon.runs)
   share, name = soon.rungs[-1]
   table = soon.agreement.set_index('early')
   own = table.loc[name]
@@ -294,5 +320,5 @@ def of_early(rows: study.Study, soon: Early) -> claims.Claim:
       verdict, claims.Needed('configurations', max(law.FEWEST,
                                                    2 * counts[1])),
       counts=counts, rivals=tuple(rivals), share=share, pairs=own['pairs'],
-      within=own['within'],
+      within=own['within'], without=soon.without,
       rival_pairs={other: table.loc[other, 'pairs'] for other in others})

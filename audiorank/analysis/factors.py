@@ -22,6 +22,9 @@ WITHIN = 'at equal width'
 EXPLAIN = {'RankMe': 'x', 'width': 'width', 'validation loss': 'valid_loss'}
 TINY = 1e-12  # The least weight of a family.
 EVEN = .5  # Slopes count as one if they vary by less than this of the mean.
+# A slope at equal width that is certainly less than this share of the slope
+# across sizes is no support for RankMe: what it tells is mostly the size.
+WORTH = .5
 
 
 class Factors(NamedTuple):
@@ -289,7 +292,8 @@ def of_width(factors: Factors) -> claims.Claim:
 
   The t test and a permutation within widths must agree. Its rival is the
   slope across sizes, all else equal: the paired difference says how much of
-  RankMe's worth is the width's.
+  RankMe's worth is the width's. Where that slope is certainly above 0, and the
+  one at equal width certainly less than WORTH of it, the claim fails.
   """
   none = claims.claim('within_width', PER_DOUBLING, counts=total(factors))
   if WITHIN not in factors.live:
@@ -298,7 +302,7 @@ def of_width(factors: Factors) -> claims.Claim:
     return none._replace(needed=claims.Needed('seeds'))
   compared, one = factors.live[WITHIN], factors.slope(WITHIN)
   rivals: tuple[claims.Rival, ...] = ()
-  across_p = math.nan
+  across_p, less = math.nan, False
   if slopes.SIZE in factors.families:
     across = factors.slope(slopes.SIZE)
     gap, low, high, _ = slopes.difference(
@@ -308,17 +312,23 @@ def of_width(factors: Factors) -> claims.Claim:
     rivals = (claims.Rival(slopes.SIZE, across.value, gap, low, high,
                            decided),)
     across_p = slopes.permuted(factors.table, factors.families[slopes.SIZE])
+    _, _, most, _ = slopes.difference(
+        factors.moments, factors.place(WITHIN), factors.place(slopes.SIZE),
+        WORTH)
+    less = bool(across.low > 0 and most < 0)
   permuted = slopes.permuted(factors.table, compared)
   # Configurations of one width differ in many things, so the t test alone,
   # whose noise is that of controlled comparisons, could be too sure.
   verdict = claims.INCONCLUSIVE
   if permuted < claims.LEVEL:
     verdict = claims.sign(one.low, one.high)
+  if verdict == claims.INCONCLUSIVE and less:
+    verdict = claims.FAILS
   return claims.claim(
       'within_width', PER_DOUBLING, one.value, one.low, one.high, one.p,
       verdict, claims.more_runs(one.value, one.low, one.high), '',
       counted(factors, compared), rivals, permuted=permuted,
-      across_permuted=across_p,
+      across_permuted=across_p, less=less,
       groups=one.groups, spread=one.spread, reliability=one.reliability)
 
 

@@ -16,6 +16,7 @@ from audiorank.analysis import slopes
 from audiorank.analysis import study
 
 LINE = 4  # Configurations without which no line is drawn.
+NEAR = .02  # Of score: distances within which runs lie on a line.
 
 
 class Offset(NamedTuple):
@@ -81,8 +82,9 @@ def of_objectives(rows: study.Study,
   """Returns a claim an objective: its runs lie on the main one's line.
 
   The line goes through the main objective's configurations of the same sizes.
-  It fails where the interval of the mean distance excludes 0; an interval
-  that holds 0 shows no difference, not that there is none.
+  It fails where the interval of the mean distance excludes 0, and holds where
+  it contains 0 and lies within NEAR of it; a wider one shows no difference, not
+  that there is none.
   """
   out = []
   for name, others in rows.others.groupby('objective'):
@@ -105,6 +107,8 @@ def of_objectives(rows: study.Study,
     verdict = claims.INCONCLUSIVE
     if away.low > 0 or away.high < 0:
       verdict = claims.FAILS
+    elif -NEAR < away.low and away.high < NEAR:
+      verdict = claims.HOLDS
     out.append(claims.claim(
         'objective', 'score', away.value, away.low, away.high, away.p,
         verdict, claims.Needed('repeats', counts[1]), str(name), counts,

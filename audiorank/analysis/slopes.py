@@ -522,19 +522,20 @@ def permuted(table: pd.DataFrame, compared: Comparison, draws: int = 2000,
   return float((1 + np.sum(each_S >= own * (1 - 1e-9))) / (1 + draws))
 
 
-def difference(moments: Moments, f: int, g: int) -> tuple[float, float, float,
-                                                       float]:
-  """Returns (slope f less slope g, low, high, p) with their covariance."""
+def difference(moments: Moments, f: int, g: int, share: float = 1.
+               ) -> tuple[float, float, float, float]:
+  """Returns (slope f less a share of slope g, low, high, p) with their
+  covariance."""
   b_f, b_g = (moments.a_F[i] / moments.m_F[i] for i in (f, g))
   # The delta method for a difference of two ratios.
   var = (moments.covariance(b_f)[f, f] / moments.m_F[f] ** 2
-         + moments.covariance(b_g)[g, g] / moments.m_F[g] ** 2
-         - 2 * moments.covariance((b_f + b_g) / 2)[f, g]
+         + share ** 2 * moments.covariance(b_g)[g, g] / moments.m_F[g] ** 2
+         - 2 * share * moments.covariance((b_f + b_g) / 2)[f, g]
          / (moments.m_F[f] * moments.m_F[g]))
   free = min(moments.t_free_F[f], moments.t_free_F[g])
   se = math.sqrt(max(var, 0.))
   reach = special.stdtrit(free, .975) * se
-  gap = float(b_f - b_g)
+  gap = float(b_f - share * b_g)
   p = math.nan
   if se:
     p = float(2 * special.stdtr(free, -abs(gap) / se))

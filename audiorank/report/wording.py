@@ -261,6 +261,9 @@ def _early(one: Claim) -> str:
           f'Kendall\'s tau {two(one.estimate)} {ends(one.low, one.high)}')
   if math.isfinite(known['within']):
     text += f'; tau among runs of one size {two(known["within"])}'
+  if known['without']:
+    text += (f'; left out: {count(known["without"], "run")} without an '
+             'evaluation near these steps')
   return f'{text}; {size(one)}'
 
 
@@ -530,7 +533,8 @@ def _compared_width(one: Claim) -> str:
   return (f'slope across sizes {signed(rival.value)} (permutation p '
           f'{p_value(one.details["across_permuted"])}); difference '
           f'{signed(rival.difference)} '
-          f'{interval(rival.low, rival.high, 1.)}')
+          f'{interval(rival.low, rival.high, 1.)}'
+          + '; certainly less than half of it' * one.details.get('less', False))
 
 
 def _compared_rivals(one: Claim) -> str:
@@ -776,6 +780,10 @@ def _size_first(one: Claim) -> str:
           + listed([rival.name for rival in one.rivals if rival.decided < 0]))
 
 
+def _better_at_width(one: Claim) -> str:
+  return f'at equal width {_size_first(one)}'
+
+
 # A phrase is a text, or a function of the claim.
 SHORT: dict[str, dict[str, Any]] = {
     numbers_of.HOLDS: {
@@ -798,13 +806,21 @@ SHORT: dict[str, dict[str, Any]] = {
                             'trainings',
         'growth': lambda one: f'RankMe grows in training by '
                               f'{change(one.estimate)}',
+        'width_rivals': 'at equal width RankMe predicts the score better than '
+                        'all that is cheaper to know',
+        'best_layer': lambda one: 'the layer of highest RankMe is the best one '
+                                  f'in {_share(one)} of the runs',
         'bound': 'little data stops larger models from scoring higher'},
     # The claims as they stand: 'What does not hold: that' precedes them.
     numbers_of.FAILS: {
         'one_slope': _unequal,
         'within_width': lambda one: f'at equal width a higher RankMe goes '
                                     f'with a higher score ({slope_text(one)})',
-        'rivals': _size_first,
+        'rivals': _size_first, 'width_rivals': _better_at_width,
+        'best_layer': lambda one: 'the layer of highest RankMe is the best '
+                                  f'layer (so in {_share(one)} of the runs)',
+        'floor': 'RankMe falls early to a floor that does not depend on size',
+
         'early': _width_better,
         'slope': 'the score follows RankMe when only {} varies (it falls)',
         'growth': lambda one: f'RankMe grows in training (it ends below its '
