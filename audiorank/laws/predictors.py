@@ -20,10 +20,20 @@ from audiorank.laws import table
 LEAST_GROUPS = 4
 
 
-def _levels(labels_N):
-  """Returns a column for every label: ones where a row has it, (N, L)."""
-  label_N = pd.factorize(np.asarray(labels_N))[0]
-  return np.eye(label_N.max() + 1)[label_N]
+def _levels(levels, group_N):
+  """Returns a column for every label: ones where a row has it, (N, L).
+
+  Raises:
+    ValueError: a label of a single group, which leaves no mean behind.
+  """
+  if levels is None:
+    return np.ones((len(group_N), 1))
+  label_N, labels = pd.factorize(np.asarray(levels))
+  each = pd.Series(group_N).groupby(label_N).nunique()
+  if each.min() < 2:
+    raise ValueError(f'levels: {labels[each.idxmin()]!r} has a single group: '
+                     'expected at least 2 of each')
+  return np.eye(len(labels))[label_N]
 
 
 def _design(data, names, levels_NL):
@@ -192,14 +202,7 @@ def compare_predictors(
       raise ValueError(f'column {name!r} is constant: it predicts nothing')
   # A sweep of one size has nothing to hold constant there.
   known = [name for name in known if np.ptp(table.column(data, name)) > 0]
-  ones_NL = np.ones((len(y_N), 1))
-  if levels is not None:
-    ones_NL = _levels(levels)
-    # The mean of a label is not known from its only group.
-    each = pd.Series(folds.group_N).groupby(np.asarray(levels)).nunique()
-    if each.min() < 2:
-      raise ValueError(f'levels: {each.idxmin()!r} has a single group: '
-                       'expected at least 2 of each')
+  ones_NL = _levels(levels, folds.group_N)
   reference_N = folds.errors(_design(data, [subject], ones_NL))
   L = ones_NL.shape[1]
   rows = []
