@@ -178,6 +178,23 @@ def test_rank_steps(runs):
   assert 'untrained (step 0)' in _legend(ax)
 
 
+def test_layers_show_the_median_run_of_each_size():
+  rank_NL = np.arange(12.).reshape(3, 4) + 5
+  deeper_NL = np.pad(rank_NL, ((0, 0), (0, 2)), constant_values=30.)
+  # A layer that no run of a size has takes no place.
+  shallow_NL = np.pad(rank_NL, ((0, 0), (0, 2)), constant_values=np.nan)
+  ax = figures.layers({'en32-6': deeper_NL, 'en16-4': shallow_NL})
+  lines = [line.get_ydata() for line in ax.lines]
+  np.testing.assert_array_equal(lines[0], rank_NL[1])
+  np.testing.assert_array_equal(lines[1], deeper_NL[1])
+  assert _legend(ax) == ['en16-4 (3)', 'en32-6 (3)']
+  assert ax.get_yscale() == 'log' and ax.get_xlabel() == 'layer'
+  assert figures.layers({'en16-4': shallow_NL}, 'score').get_yscale() == (
+      'linear')
+  with pytest.raises(ValueError, match='no layer was measured'):
+    figures.layers({'en16-4': np.full((2, 3), np.nan)})
+
+
 def test_troubled_runs_are_marked(runs, made):
   rows = pd.DataFrame([
       dict(run_id=run, params=1e5, step=step, rank=value)

@@ -14,4 +14,5 @@ from audiorank.figures.joint import contours, frontier, isoflop
 from audiorank.figures.runs import against, rank_score, trained_untrained
 from audiorank.figures.sounds import embedding_map, spectrogram
 from audiorank.figures.style import axes, save
-from audiorank.figures.training import early_final, rank_steps, spectra
+from audiorank.figures.training import early_final, layers, rank_steps
+from audiorank.figures.training import spectra

@@ -111,6 +111,43 @@ def spectra(singular: Mapping[str, np.ndarray],
   return ax
 
 
+def layers(values: Mapping[str, np.ndarray], y: str = 'rank',
+           ax: style.Axes | None = None) -> style.Axes:
+  """A number of every layer: the median of runs and their range, by size.
+
+  Args:
+    values: size -> a number of each run and layer, (N, L), from the first
+      layer to the last; NaN where one is not known.
+    y: what it is: rank or score.
+    ax: Axes to draw in, or None.
+
+  Raises:
+    ValueError: no layer is known.
+  """
+  known = {size: v_NL[:, np.isfinite(v_NL).any(0)]
+           for size, v_NL in values.items() if np.isfinite(v_NL).any()}
+  if not known:
+    raise ValueError(f'{style.NOTHING}no layer was measured')
+  ax = ax or style.axes()
+  handles, most = [], max(v_NL.shape[1] for v_NL in known.values())
+  for i, size in enumerate(style.ordered(known)):
+    v_NL = known[size]
+    color, shape = style.look(i)
+    place_L = np.arange(1, v_NL.shape[1] + 1)
+    ax.plot(place_L, np.nanmedian(v_NL, 0), color=color, marker=shape, ms=5,
+            lw=1.4, zorder=3)
+    ax.fill_between(place_L, np.nanmin(v_NL, 0), np.nanmax(v_NL, 0),
+                    color=color, alpha=.12, lw=0)
+    handles.append(style.marker(shape, f'{size} ({len(v_NL)})', color=color))
+  ax.set_xticks(range(1, most + 1))
+  ax.set_xlabel('layer')
+  ax.set_ylabel(style.label(y))
+  if y == 'rank':
+    style.log_axis(ax.yaxis, y)
+  style.above(ax, handles)
+  return ax
+
+
 def early_final(table: pd.DataFrame, early: str, final: str = 'score',
                 family: str | None = None,
                 ax: style.Axes | None = None) -> style.Axes:

@@ -55,13 +55,27 @@ def _design(data, names, levels_NL):
   return np.stack(cols, 1)
 
 
-def _loo(design_NP, y_N, group_N):
-  """Returns errors of a linear regression with each group left out."""
-  e_N = np.empty(len(y_N))
+def _loo(design_NP, y_N, group_N, levels_NL):
+  """Returns errors of a linear regression with each group left out.
+
+  Args:
+    design_NP: columns of the regression, those of levels first.
+    y_N: the score.
+    group_N: what is left out together.
+    levels_NL: the columns of levels.
+  """
+  e_N, L = np.empty(len(y_N)), levels_NL.shape[1]
   for group in np.unique(group_N):
     out = group_N == group
-    coefficients = np.linalg.lstsq(design_NP[~out], y_N[~out], rcond=1e-10)[0]
-    e_N[out] = y_N[out] - design_NP[out] @ coefficients
+    # A predictor that only the group left out varies has no slope. About the
+    # levels' means of the others it is 0, and then predicts nothing.
+    mean_LP = np.linalg.lstsq(levels_NL[~out], design_NP[~out, L:],
+                              rcond=None)[0]
+    z_NP = design_NP[:, L:] - levels_NL @ mean_LP
+    z_NP = np.hstack([levels_NL, np.where(
+        np.abs(z_NP[~out]).max(0, initial=0.) > 1e-9, z_NP, 0.)])
+    coefficients = np.linalg.lstsq(z_NP[~out], y_N[~out], rcond=1e-10)[0]
+    e_N[out] = y_N[out] - z_NP[out] @ coefficients
   return e_N
 
 
@@ -111,7 +125,7 @@ def partial(z_N: np.ndarray, y_N: np.ndarray, known_NP: np.ndarray,
 class _Folds:
   """Leave-group-out errors and paired bootstrap over the same groups."""
 
-  def __init__(self, y_N, labels, confidence, draws, seed):
+  def __init__(self, y_N, labels, confidence, draws, seed, levels):
     self.y_N = y_N
     self.group_N = pd.factorize(labels)[0]
     self.groups = int(self.group_N.max()) + 1
@@ -121,9 +135,10 @@ class _Folds:
         self.groups, np.full(self.groups, 1 / self.groups), draws)
     self.tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     self.size_G = np.bincount(self.group_N, minlength=self.groups)
+    self.levels_NL = _levels(levels, self.group_N)
 
   def errors(self, design_NP: np.ndarray) -> np.ndarray:
-    return _loo(design_NP, self.y_N, self.group_N)
+    return _loo(design_NP, self.y_N, self.group_N, self.levels_NL)
 
   def worse(self, e_N: np.ndarray, reference_N: np.ndarray
             ) -> tuple[float, float, float]:
@@ -191,7 +206,7 @@ def compare_predictors(
     groups = np.arange(len(y_N))
   elif isinstance(groups, str):
     groups = table.raw(data, groups)
-  folds = _Folds(y_N, np.asarray(groups), confidence, draws, seed)
+  folds = _Folds(y_N, np.asarray(groups), confidence, draws, seed, levels)
   if folds.groups < LEAST_GROUPS:
     raise ValueError(f'a comparison of predictors needs at least '
                      f'{LEAST_GROUPS} groups to leave out, found '
@@ -202,7 +217,7 @@ def compare_predictors(
       raise ValueError(f'column {name!r} is constant: it predicts nothing')
   # A sweep of one size has nothing to hold constant there.
   known = [name for name in known if np.ptp(table.column(data, name)) > 0]
-  ones_NL = _levels(levels, folds.group_N)
+  ones_NL = folds.levels_NL
   reference_N = folds.errors(_design(data, [subject], ones_NL))
   L = ones_NL.shape[1]
   rows = []

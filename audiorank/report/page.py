@@ -15,6 +15,7 @@ from audiorank import records
 from audiorank.analysis import forecast
 from audiorank.analysis import joint
 from audiorank.analysis import law
+from audiorank.analysis import layers as layer_claims
 from audiorank.analysis import optima
 from audiorank.analysis import study
 from audiorank.report import board
@@ -114,7 +115,9 @@ def layers(result: analysis.Analysis, sweep: records.Tables) -> list[str]:
   if not len(table):
     return []
   words = wording.layer_words(law.of_layers(result.study.trained))
-  return [html_parts.listed(words),
+  words += [f'{wording.title(one)}: {one.verdict}; {wording.measured(one)}.'
+            for one in result.claims if one.key in ('best_layer', 'top_first')]
+  return [layer_figures(result), html_parts.listed(words),
           html_parts.rows(table, kind='sorted', link='run_id'),
           html_parts.small(
               'RankMe of every measured block at the last evaluation, of '
@@ -122,6 +125,22 @@ def layers(result: analysis.Analysis, sweep: records.Tables) -> list[str]:
               'layer: the mean score of the layers that the validation clips '
               'of each task choose, on its test clips, beside that of the '
               'final layer.')]
+
+
+def layer_figures(result: analysis.Analysis) -> str:
+  """Returns the figures of RankMe and score by layer; '' without layers."""
+  trained, out = result.study.trained, []
+  for y, what in (('rank', 'RankMe'), ('score', 'Mean score')):
+    if f'{y}_layer_0' not in trained:
+      continue
+    values = {str(size): layer_claims.matrix(rows, f'{y}_layer_', y)
+              for size, rows in trained.groupby('size')}
+    out.append(html_parts.drawing(
+        functools.partial(figures.layers, values, y),
+        f'{what} by layer: median of the runs of a size and their range, the '
+        'number of runs in brackets. The last block counts once, after the '
+        'final normalisation.'))
+  return f'<div class="grid">{"".join(out)}</div>' * bool(out)
 
 
 def rank_score(result: analysis.Analysis,
