@@ -23,7 +23,8 @@ The readout is what the last layer is in the paper: to the encoder, the decoder
 of constant width is a part of the loss. Attention divides scores by the square
 root of a head's width. The paper divides by the width itself, which is the same
 up to a constant while heads keep their width and their number grows, as sizes
-in configs/base.py do.
+in configs/base.py do from width 32 to 224 and from 256 to 768; the one head of
+a narrower encoder is narrower.
 
 Weight decay is independent of these rates: every parameter loses the share
 lr * weight_decay at a step, as arXiv 2510.19093 finds necessary for rates to

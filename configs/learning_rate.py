@@ -5,10 +5,12 @@
 
 Question: is the learning rate with the lowest validation loss the same from
 en16-1 to en128-1 when the rates of wider encoders follow by muP, and is it not
-when all widths have one rate? 147 runs of 400 steps of 16 crops of .5 s and 12
+when all widths have one rate? 357 runs of 400 steps of 16 crops of .5 s and 36
 untrained networks, to be trained and not scored: the loss decides. Runs of a
 width train in one program and share the log-mels of their batches, hence
---pack. `laws.optimum.optimum` finds the best rate of a width with its interval.
+--pack. `launch.report --optimum=opt.lr` gives the best rate of each width with
+its interval; notebooks/README.md has the result of the 147 runs of seeds 0 to
+2.
 It fails if the optimum with transfer moves by more than a factor of 1.5 over
 these widths, or if the intervals are wider than that.
 """

@@ -2,10 +2,12 @@
 
 import json
 import pathlib
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 RESULTS = pathlib.Path(__file__).parents[1] / 'notebooks' / 'results'
 README = ' '.join((RESULTS.parent / 'README.md').read_text().split())
@@ -19,6 +21,92 @@ def trained(name, field, default):
   runs[field] = [json.loads(text)['opt'].get(field, default)
                  for text in runs['config']]
   return runs
+
+
+def brute_force(runs):
+  """Returns (best, low, high) of the logarithm of the rate, degrees of freedom.
+
+  Every vertex of a fine grid is tried, with a column a seed.
+  """
+  x, y = np.log(runs['lr'].to_numpy()), runs['valid_loss'].to_numpy()
+  seeds = np.stack([runs['seed'] == seed for seed in (0, 1, 2)], 1)
+  vertices, errors = np.log(np.geomspace(4e-4, 4e-3, 4001)), []
+  for vertex in vertices:
+    bent = np.column_stack([seeds, (x - vertex) ** 2])
+    solution = np.linalg.lstsq(bent, y, rcond=None)[0]
+    errors.append(np.square(y - bent @ solution).sum())
+  free = len(y) - 5
+  limit = min(errors) * (1 + stats.t.ppf(.975, free) ** 2 / free)
+  inside = vertices[np.array(errors) <= limit]
+  return vertices[np.argmin(errors)], inside[0], inside[-1], free
+
+
+@pytest.fixture(scope='module')
+def rates():
+  """Returns {(width, opt.transfer): brute_force} of rates up to .004: two on
+  either side of .001, where the mean loss is lowest at every width."""
+  runs = trained('learning_rate', 'transfer', 0)
+  out = {}
+  for key, part in runs.groupby(['width', 'transfer']):
+    assert part.groupby('lr')['valid_loss'].mean().idxmin() == .001
+    out[key] = brute_force(part[part['lr'] < .005])
+  out[32, 0] = out[32, 32]
+  return out
+
+
+def without_zero(text):
+  return text.replace('0.', '.').replace('-', '−')
+
+
+def test_the_best_rates_of_the_readme(rates):
+  best_rates = dict(rates)
+  rows = re.findall(r'\| (\d+) \| (\.00[^|]*) \| ([^|]*) \|', README)
+  for width, *cells in rows:
+    for transfer, cell in zip((0, 32), cells):
+      if cell != 'the same runs':
+        # The grid has steps of .06 %.
+        np.testing.assert_allclose(
+            [float(x) for x in re.findall(r'\.\d+', cell)],
+            np.exp(best_rates.pop((int(width), transfer))[:3]), atol=6e-6)
+  # Nothing is left but the same runs once more.
+  assert list(best_rates) == [(32, 32)]
+
+
+@pytest.mark.parametrize('transfer, smallest, text', [
+    (32, 32, '.95 times [.74, 1.20]'), (0, 32, '.67 times [.53, .81]'),
+    (32, 16, '.78 times [.61, .93]'), (0, 16, '.62 times [.49, .72]')])
+def test_the_change_of_the_best_rate_of_the_readme(
+    rates, transfer, smallest, text):
+  """By a weighted line, with normal errors of half the intervals' widths."""
+  widths = [w for w in (16, 32, 64, 128) if w >= smallest]
+  best, low, high, free = np.array([rates[w, transfer] for w in widths]).T
+  sd = (high - low) / 2 / stats.t.ppf(.975, free)
+  # polyfit takes weights of residuals, not of their squares.
+  (slope, _), covariance = np.polyfit(np.log(widths), best, 1, w=1 / sd,
+                                      cov='unscaled')
+  span = np.log(128 / smallest)
+  half = stats.t.ppf(.975, free[0]) * np.sqrt(covariance[0, 0]) * span
+  told = [float(x) for x in re.findall(r'[\d.]+', text)]
+  assert text in README
+  assert np.exp(slope * span) == pytest.approx(told[0], abs=.006)
+  # The intervals are not symmetric: within a tenth.
+  np.testing.assert_allclose(np.exp(slope * span + np.array([-half, half])),
+                             told[1:], rtol=.1)
+
+
+@pytest.mark.parametrize('width, rate, text', [
+    (128, .004, '.052 [.001, .103]'), (16, .004, '.006 [−.033, .044]'),
+    (128, .001, '.011 [.002, .021]')])
+def test_what_transfer_gains_at_one_rate(width, rate, text):
+  runs = trained('learning_rate', 'transfer', 0)
+  runs = runs[(runs['width'] == width) & np.isclose(runs['lr'], rate)]
+  loss = runs.pivot(index='seed', columns='transfer', values='valid_loss')
+  gain = (loss[0] - loss[32]).to_numpy()
+  half = T_2 * gain.std(ddof=1) / 3 ** .5
+  shown = [without_zero(f'{x:.3f}')
+           for x in (gain.mean(), gain.mean() - half, gain.mean() + half)]
+  assert f'{shown[0]} [{shown[1]}, {shown[2]}]' == text
+  assert text in README
 
 
 @pytest.fixture(scope='module')
