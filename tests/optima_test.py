@@ -100,6 +100,8 @@ def test_the_command_and_the_page_show_them(tmp_path, capsys):
   assert printed.count('within a factor of 1.5') == 2
   html = ''.join(best_rates(records.Tables(runs, runs, runs)))
   assert html.count('<tr') == 9 and 'within a factor of 1.5: holds' in html
+  bare = runs[['lr', 'valid_loss']][runs['width'] == 16]
+  assert len(optima.read(bare).table) == 1
   few = runs[runs['lr'] > 5e-3]
   assert best_rates(records.Tables(few, few, few)) == []
 

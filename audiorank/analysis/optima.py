@@ -111,7 +111,11 @@ def of_each(rows: pd.DataFrame, column: str, measure: str,
   if 'loss' in measure:
     sign = 1.
   out = []
-  for key, part in rows.groupby(list(same), dropna=False, sort=True):
+  parts: list[tuple[Any, pd.DataFrame]] = [((), rows)]
+  # A table of others may have no column of a size or another setting.
+  if same:
+    parts = list(rows.groupby(list(same), dropna=False, sort=True))
+  for key, part in parts:
     grid = np.sort(part[column].unique())
     # One value is no choice: runs of another question.
     if len(grid) < 2:

@@ -244,7 +244,9 @@ def best_rates(sweep: records.Tables) -> list[str]:
   """Returns the best learning rate of each setting; nothing where fewer than
   three rates were tried."""
   runs = sweep.runs
-  if 'lr' not in runs or runs['lr'].nunique() < optima.LEAST:
+  if not {'lr', optima.MEASURE} <= set(runs) or not (runs['lr'] > 0).all():
+    return []
+  if runs['lr'].nunique() < optima.LEAST:
     return []
   known = optima.read(runs)
   if not len(known.table):
