@@ -5,6 +5,7 @@
   python -m launch.report --root=runs/a --root=runs/b --out=both.html
   python -m launch.report --root=runs/quickstart --follow   while others work
   python -m launch.report --workdir=runs/quickstart --publish=tables
+  python -m launch.report --workdir=runs/a --scores=runs/a_knn --publish=tables
   python -m launch.report --workdir=runs/quickstart --points=evaluations
   python -m launch.report --board=evaluations       one page of encoders
   python -m launch.report --table=runs.parquet      a sweep's claims and law
@@ -46,6 +47,10 @@ _PRICE = flags.DEFINE_float(
 _PUBLISH = flags.DEFINE_string(
     'publish', None, 'Folder for its tables and versions, to be shown without '
     'the runs: what notebooks/figures and notebooks/small_study read.')
+_SCORES = flags.DEFINE_multi_string(
+    'scores', [], 'With --publish: the root of a sweep of the same runs that '
+    'were scored by another protocol; the claims on slopes are then repeated '
+    'with its scores.')
 _POINTS = flags.DEFINE_list(
     'points', [], 'Encoders of others to show in the report: records of '
     'launch.evaluate (files or folders), or tables with name, rank and score.')
@@ -237,7 +242,7 @@ def of_sweeps(roots: list[str]) -> None:
     print(report.write(root, _POINTS.value, _OUT.value,
                        _PRICE.value))
     if _PUBLISH.value:
-      records.publish(root, _PUBLISH.value)
+      records.publish(root, _PUBLISH.value, _SCORES.value)
       print(_PUBLISH.value)
 
 
@@ -272,6 +277,8 @@ def main(argv: list[str]) -> None:
   if _OPTIMUM.value and not _TABLE.value:
     raise ValueError('--optimum needs --table, such as a sweep\'s '
                      'runs.parquet')
+  if _SCORES.value and not _PUBLISH.value:
+    raise ValueError('--scores needs --publish, the folder for the tables')
   if _CHECK.value and not _TABLE.value:
     raise ValueError('--check needs --table, a sweep\'s runs.parquet')
   if _OUT.value and _TABLE.value:

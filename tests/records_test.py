@@ -3,11 +3,13 @@
 import json
 import math
 
+import pandas as pd
 import pytest
 
 from audiorank import config as config_lib
 from audiorank import files
 from audiorank import records
+from audiorank.records import sweep
 from configs import base
 from tests import tiny
 
@@ -217,6 +219,26 @@ def test_what_is_published_names_no_place(tmp_path):
   assert about['runs'] == [records.run_id(config)] and about['versions']['jax']
   for file in (tmp_path / 'out').iterdir():
     assert b'secret' not in file.read_bytes()
+
+
+def test_scores_by_another_protocol_stand_beside_the_own(monkeypatch):
+  runs = pd.DataFrame({'run_id': list('abc'), 'score': [.1, .2, .3],
+                       'scored_tasks': 2})
+  own = records.Tables(runs, runs, runs)
+  other = runs.assign(score=[.4, .5, .6], scored_tasks=[2, 1, 2])
+  tasks = runs.assign(protocol='knn')
+  monkeypatch.setattr(sweep, 'tables', lambda root: records.Tables(
+      other[:2], other, tasks))
+  both = sweep.with_scores(own, 'knn').runs
+  # b lacks a task, and c a run.
+  assert both['score_knn'].fillna(0).tolist() == [.4, 0, 0]
+  assert both['score'].tolist() == [.1, .2, .3]
+  tasks.loc[0, 'protocol'] = 'hear-g8'
+  with pytest.raises(ValueError, match='of one protocol, found hear, knn'):
+    sweep.with_scores(own, 'knn')
+  tasks['protocol'] = 'knn'
+  with pytest.raises(ValueError, match='none of its runs'):
+    sweep.with_scores(own._replace(runs=runs.assign(run_id='x')), 'knn')
 
 
 def test_the_runs_of_several_sweeps_are_shown_as_one_sweep(tmp_path):

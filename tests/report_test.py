@@ -377,6 +377,22 @@ def test_one_table_and_one_sweep_give_the_same_claims(
   assert pixels(tmp_path / 'slopes.png').shape[1] == 750
 
 
+def test_a_page_is_compared_with_the_claims(tmp_path, capsys, sample_analysis):
+  page, table = tmp_path / 'page.md', wording.markdown(sample_analysis.claims)
+  page.write_text(f'# A\n<!-- claims -->\n{table}\n<!-- /claims -->\nMore.\n')
+  launch_report.check_page(sample_analysis, page)
+  assert 'claims: all as in' in capsys.readouterr().out
+  page.write_text(page.read_text().replace('| inconclusive |', '| holds |', 1))
+  with pytest.raises(SystemExit, match='1'):
+    launch_report.check_page(sample_analysis, page)
+  shown = capsys.readouterr().out.splitlines()
+  assert [line[0] for line in shown] == ['-', '+']
+  assert '| holds |' in shown[0] and '| inconclusive |' in shown[1]
+  page.write_text('no claims')
+  with pytest.raises(ValueError, match='expected one table between'):
+    launch_report.check_page(sample_analysis, page)
+
+
 BAD = """
 import contextlib, io, json, sys
 from absl import flags

@@ -14,6 +14,7 @@ import pandas as pd
 
 from audiorank.analysis import claims
 from audiorank.analysis import factors
+from audiorank.analysis import law
 from audiorank.analysis import layers
 from audiorank.analysis import study
 
@@ -34,7 +35,7 @@ class Scoring(NamedTuple):
 
 
 def scorings(trained: pd.DataFrame) -> list[Scoring]:
-  """Returns the other scores that runs have, each of most of the runs."""
+  """Returns the other scores that runs have: most of them, or many."""
   out = [Scoring(name, trained.assign(score=trained[column].astype(float)))
          for column, name in SCORES.items() if column in trained]
   if len(trained):
@@ -49,8 +50,10 @@ def scorings(trained: pd.DataFrame) -> list[Scoring]:
             for k in range(rank_NL.shape[1] - 1)]
   known = [(one.trained[['rank', 'score']].notna().all(axis=1), one)
            for one in out]
+  # Of a part of the runs too, if it has enough configurations.
   return [one._replace(trained=one.trained[mine_N].reset_index(drop=True))
-          for mine_N, one in known if 2 * mine_N.sum() > len(trained)]
+          for mine_N, one in known if 2 * mine_N.sum() > len(trained)
+          or trained['configuration'][mine_N].nunique() >= law.FEWEST]
 
 
 def of_scorings(rows: study.Study, one_slope: claims.Claim,

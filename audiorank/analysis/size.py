@@ -116,7 +116,8 @@ def of_floor(rows: study.Study) -> claims.Claim | None:
       early=early, early_low=least, early_high=most,
       share=float(np.median(known.share_N)),
       fall=float(np.median(np.log2(known.floor_N / known.start_N))),
-      floors=by_size(lowest))
+      floors=by_size(lowest[lowest['configuration'].isin(
+          np.unique(lowest['configuration'])[compared.at_C])]))
   needed = claims.Needed('seeds')
   if not compared.free:
     needed = claims.Needed('vary', names=(slopes.SIZE,))

@@ -485,7 +485,37 @@ def write_tables(result: Tables, folder: pathlib.Path) -> None:
       table.to_parquet(part)
 
 
-def publish(root: files.Path, folder: files.Path) -> None:
+def with_scores(result: Tables, root: files.Path) -> Tables:
+  """Adds scores of the same runs by another protocol, as score_<protocol>.
+
+  Args:
+    result: of a sweep.
+    root: a sweep with the same runs, scored by that protocol; some may be
+      missing, and are NaN.
+
+  Raises:
+    ValueError: scores of no protocol there, or of several; or of other runs.
+  """
+  runs, _, tasks = tables(root)
+  names = set()
+  if len(tasks):
+    # 'hear-...' names what was changed of a protocol.
+    names = {re.split(r'\W', name)[0] for name in tasks['protocol']}
+  if len(names) != 1:
+    raise ValueError(f'{root}: expected scores of one protocol, found '
+                     f'{", ".join(sorted(names)) or "none"}')
+  # A mean over fewer tasks is another score.
+  whole = runs[runs['scored_tasks'] == runs['scored_tasks'].max()]
+  score_N = result.runs['run_id'].map(
+      whole.set_index('run_id')['score'].astype(float))
+  if score_N.isna().all():
+    raise ValueError(f'{root}: none of its runs is one of this sweep')
+  return result._replace(runs=result.runs.assign(
+      **{f'score_{names.pop()}': score_N}))
+
+
+def publish(root: files.Path, folder: files.Path,
+            scores: Iterable[files.Path] = ()) -> None:
   """Writes a sweep's tables where they can be shown without its runs.
 
   runs, history, tasks (.parquet) and about.json: versions, the corpus by the
@@ -499,6 +529,8 @@ def publish(root: files.Path, folder: files.Path) -> None:
   folder = files.path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   result = collect(root)
+  for other in scores:
+    result = with_scores(result, other)
   write_tables(result, folder)
   config = run_dir.config_tree(sweep_folders(root)[0])
   # Without the folder of the tasks, a path of this machine.

@@ -427,8 +427,9 @@ def _floor(one: Claim) -> str:
   text = (f'lowest in the first half of training, below the untrained value, '
           f'in {percent(known["early"])} [{percent(known["early_low"])}, '
           f'{percent(known["early_high"])}] of the runs, at a median of '
-          f'{percent(known["share"])} of training and {change(known["fall"])}; '
-          f'median floor by size: {each}')
+          f'{percent(known["share"])} of training and {change(known["fall"])}')
+  if each:
+    text += f'; median floor by size, all else equal: {each}'
   if math.isfinite(one.estimate):
     text += (f'; sizes differ by {beyond_seeds(one.estimate, one)} standard '
              f'deviations between seeds ({tenth(known["seeds"])}), F test p '
@@ -468,8 +469,8 @@ def _width_power(one: Claim) -> str:
     return size(one)
   known = one.details
   least, most = known['widths']
-  text = (f'exponent {short(one.estimate)} [{short(one.low)}, '
-          f'{short(one.high)}] over widths {least} to {most}')
+  text = (f'exponent {signed(one.estimate)} [{signed(one.low)}, '
+          f'{signed(one.high)}] over widths {least} to {most}')
   if math.isfinite(known['lack']):
     ends_of = one._replace(low=known['lack_low'], high=known['lack_high'])
     text += (f'; configurations lie off the power by '
