@@ -246,7 +246,8 @@ def predictors(trained: pd.DataFrame, confidence: float = .95,
     within: whether every width has a mean of its own, so that what differs
       between widths predicts nothing; then of `at_widths` alone.
   """
-  given, levels = GIVEN, None
+  given: tuple[str, ...] = GIVEN
+  levels = None
   if within:
     trained, given = at_widths(trained), ()
     levels = trained.get('width')

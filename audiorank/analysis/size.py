@@ -10,6 +10,7 @@ Shapes: N runs, K configurations, C of them compared, W candidates.
 """
 
 import math
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -112,7 +113,7 @@ def of_floor(rows: study.Study) -> claims.Claim | None:
   table = slopes.configurations(lowest, rows.fields)
   shape = [name for name in slopes.FAMILIES[slopes.SIZE] if name in rows.fields]
   compared = slopes.compare(table, rows.fields, tuple(shape))
-  details = dict(
+  details: dict[str, Any] = dict(
       early=early, early_low=least, early_high=most,
       share=float(np.median(known.share_N)),
       fall=float(np.median(np.log2(known.floor_N / known.start_N))),
