@@ -109,9 +109,12 @@ def of_objectives(rows: study.Study,
       verdict = claims.FAILS
     elif -NEAR < away.low and away.high < NEAR:
       verdict = claims.HOLDS
+    needed = claims.Needed('repeats', counts[1])
+    if others['configuration'].value_counts().min() > 1:
+      needed = claims.Needed('more_sizes')
     out.append(claims.claim(
         'objective', 'score', away.value, away.low, away.high, away.p,
-        verdict, claims.Needed('repeats', counts[1]), str(name), counts,
+        verdict, needed, str(name), counts,
         spread=away.spread,
         best=float(others['score'].max() - rows.trained['score'].max()),
         **details))

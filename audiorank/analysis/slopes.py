@@ -43,7 +43,8 @@ FAMILIES = {
     CROP: ('crop_seconds', 'batch'),
     'batch size': ('batch',),
     'training steps': ('steps',),
-    'sounds trained on': ('category',)}
+    'sounds trained on': ('category',),
+    'initial scale': ('train.init_scale',)}
 SHAPE = 'shape at equal size'
 EQUAL = 1.2  # Encoders whose sizes differ by less have equal compute.
 LEAST_FREE = 3.  # Degrees of freedom below which a noise is not known.
