@@ -219,10 +219,18 @@ def print_law(data: Any, groups: str | None) -> None:
 
 
 def print_optima(data: Any) -> None:
-  """Prints the best values of a setting, and whether sizes share one."""
+  """Prints the best values of a setting, and whether sizes share one.
+
+  Raises:
+    ValueError: a setting or measure that the table lacks, or one value alone.
+  """
   from audiorank.analysis import optima
   from audiorank.report import wording
   known = optima.read(data, _OPTIMUM.value, _Y.value or optima.MEASURE)
+  if not len(known.table):
+    raise ValueError(
+        f'{_TABLE.value}: no trained runs that differ in {_OPTIMUM.value} '
+        'alone: expected at least two values of it')
   print(wording.optima_table(known).to_string(index=False))
   print('\n'.join(['', *wording.optima_words(known)]))
 

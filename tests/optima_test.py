@@ -71,6 +71,9 @@ def test_an_optimum_beyond_the_tried_values_is_said_so():
   shown = wording.optima_table(known)
   assert list(shown['best learning rate']) == ['above 0.001'] * 2
   assert shown['remark'].str.contains('may lie above it').all()
+  # A vertex outside of what was tried is no optimum that sizes could share.
+  one, = known.constant
+  assert one.verdict == 'inconclusive' and one.needed.kind == 'bounded'
   # The highest counts where it is a score.
   known = optima.read(runs.assign(score=-runs['valid_loss']), measure='score')
   assert known.table['best'].between(1.7e-3, 2.3e-3).all()
@@ -114,3 +117,21 @@ def test_bad_settings_are_one_line(field, change, words):
   runs = table({0: 0., 32: 0.}, (16,), seeds=2).assign(**change)
   with pytest.raises(ValueError, match=words):
     optima.read(runs, field)
+
+
+@pytest.mark.parametrize('measure, words', [
+    ('nothing', 'nothing: no such column: expected a measure'),
+    ('size', 'size: expected numbers, found en16-1')])
+def test_bad_measures_are_one_line(measure, words):
+  with pytest.raises(ValueError, match=words):
+    optima.read(table({0: 0.}, (16,), seeds=2), 'lr', measure)
+
+
+def test_the_command_refuses_a_setting_with_one_value(tmp_path):
+  runs = table({0: 0.}, (16,), seeds=2)
+  path = tmp_path / 'runs.csv'
+  for part in (runs[runs['lr'] == RATES[0]], runs.assign(untrained=True)):
+    part.to_csv(path, index=False)
+    with processes.flags_of(launch_report, table=str(path), optimum='lr'):
+      with pytest.raises(ValueError, match='runs that differ in lr alone'):
+        launch_report.main(['report'])

@@ -53,15 +53,23 @@ def read(runs: pd.DataFrame, field: str = 'lr',
       highest.
 
   Raises:
-    ValueError: no such column, or values that are no numbers above 0.
+    ValueError: no such column, values of the setting that are no numbers above
+      0, or a measure that is no number.
   """
   rows, fields = study.with_fields(runs)
   names = {path: name for name, path in study.COLUMNS.items() if path}
   column = names.get(field, field)
-  for name, asked in ((column, field), (measure, measure)):
-    if name not in rows:
-      raise ValueError(f'{asked}: no such column, or all runs have one value: '
-                       f'expected one of {", ".join(fields)}')
+  if column not in rows:
+    raise ValueError(f'{field}: no such column, or all runs have one value: '
+                     f'expected one of {", ".join(fields)}')
+  if measure not in rows:
+    raise ValueError(f'{measure}: no such column: expected a measure, such as '
+                     'valid_loss, score or rank')
+  # A table without a row is of no type.
+  if len(rows) and not pd.api.types.is_numeric_dtype(
+      rows[measure].infer_objects()):
+    raise ValueError(f'{measure}: expected numbers, found '
+                     f'{rows[measure].dropna().iloc[0]}')
   rows = finished(rows, measure)
   values = pd.to_numeric(rows[column], errors='coerce')
   if not (values > 0).all():
@@ -184,8 +192,9 @@ def constant(part: pd.DataFrame, where: str) -> claims.Claim:
     where: the other settings, as text.
   """
   counts = int(part['runs'].sum()), len(part), len(part)
+  # A vertex beyond the values tried is an extrapolation.
   bounded = part[(part['low'] > 0) & np.isfinite(part['high'])
-                 & np.isfinite(part['best'])]
+                 & part['best'].between(part['first'], part['last'])]
   if bounded['params'].nunique() < 2:
     return claims.claim('constant_optimum', family=where, counts=counts,
                         needed=claims.Needed('bounded'))
