@@ -341,8 +341,20 @@ def test_sources_of_a_table_reach_the_corpus(tmp_path):
   assert about['sources'] == 3 and about['sources_from']['unmatched'] == 1
   assert '2 of 3 rows name a file' in summary.attention(about)
   about = prepare.run(folder, tmp_path / 'o', workers=1,
-                      source_pattern=r'c(\d)')
+                      source_pattern=r'c([0-2])')
   assert about['sources'] == 4 and 'pattern' in about['sources_from']
+  text = "3 files by the pattern 'c([0-2])', 1 do not fit it; every other file"
+  assert text in summary.lines(about)[-1] and text in summary.attention(about)
+
+
+@pytest.mark.parametrize('text, note', [
+    ('', 'expected columns file and source or category, found none'),
+    ('file,category\n', 'no row names a file')])
+def test_an_empty_table_is_pointed_at(tmp_path, text, note):
+  sound(tmp_path / 'in' / 'c.wav', seed=0)
+  (tmp_path / 'in' / 'manifest.csv').write_text(text)
+  about = prepare.run(tmp_path / 'in', tmp_path / 'out', workers=1)
+  assert f'{note}: not used; every file counts' in summary.attention(about)
 
 
 @pytest.mark.parametrize('columns, pattern, sources, text', [

@@ -87,10 +87,14 @@ def read(path: pathlib.Path, file_column: str = '',
   category = _column(path, names, '', ('category',))
   if file is None or source is None and category is None:
     columns = ', '.join(n for n in names[:6] if n) or 'none'
-    return Table([], f'expected columns file and source, found {columns}: '
-                     'not used')
-  return Table([Row(_cell(r, file), _cell(r, source), _cell(r, category))
-                for r in rows[1:] if _cell(r, file)], '', source is not None)
+    return Table([], 'expected columns file and source or category, found '
+                     f'{columns}: not used')
+  named = [Row(_cell(r, file), _cell(r, source), _cell(r, category))
+           for r in rows[1:] if _cell(r, file)]
+  note = ''
+  if not named:
+    note = 'no row names a file: not used'
+  return Table(named, note, source is not None)
 
 
 def _is_unquoted(text: str, delimiter: str) -> bool:

@@ -32,7 +32,7 @@ def attention(about: Mapping) -> str:
   parts += [f'{ascii(name)[1:-1]}: {why}' for why, name in examples.items()]
   sources = about['sources_from']
   if any(sources.get(key) for key in (
-      'note', 'unmatched', 'ambiguous', 'contradicted')):
+      'note', 'unmatched', 'ambiguous', 'contradicted', 'missed')):
     parts.append(_sources(sources).removeprefix('sources: '))
   if not parts:
     return ''
@@ -88,17 +88,24 @@ def _sources(about: Mapping) -> str:
             'its own')
   parts = []
   if 'pattern' in about:
-    # Older versions used either a pattern or a table, with the same counts.
-    named = about.get('files_by_pattern', about['files'])
-    missed = about.get('missed', about.get('unmatched'))
+    named, missed = _by_pattern(about)
     parts.append(f'{named} files by the pattern {about["pattern"]!r}, '
                  f'{missed} do not fit it')
   if 'table' in about:
     parts.append(_table(about))
   # Of the table alone, and it names none.
-  if 'pattern' not in about and not about.get('recordings', True):
+  if 'pattern' not in about and (
+      about['note'] or not about.get('recordings', True)):
     rest = 'every file counts as a recording of its own'
   return f'sources: {"; ".join(parts)}; {rest}'
+
+
+def _by_pattern(about: Mapping) -> tuple[int, int]:
+  """Returns how many names a pattern fits, and how many it does not."""
+  if 'files_by_pattern' in about:
+    return about['files_by_pattern'], about['missed']
+  # Older versions used either a pattern or a table, with the same counts.
+  return about['files'], about['unmatched']
 
 
 def _table(about: Mapping) -> str:
