@@ -162,13 +162,16 @@ def check_page(result: Any, page: files.Path) -> None:
   """Compares the claims of an analysis with those that a page has.
 
   Raises:
-    ValueError: the page has no claims.
+    ValueError: the page is no text or has no claims.
     SystemExit: 1 if they differ; the lines are printed, the page's with a
       minus.
   """
   from audiorank.report import wording
   start, end = '<!-- claims -->', '<!-- /claims -->'
-  text = files.path(page, '--check').read_text(encoding='utf-8')
+  try:
+    text = files.path(page, '--check').read_text(encoding='utf-8')
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{page}: not a text file: {error}') from error
   if text.count(start) != 1 or text.count(end) != 1:
     raise ValueError(f'{page}: expected one table between {start} and {end}')
   there = text.split(start)[1].split(end)[0].strip().splitlines()

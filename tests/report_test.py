@@ -391,6 +391,9 @@ def test_a_page_is_compared_with_the_claims(tmp_path, capsys, sample_analysis):
   page.write_text('no claims')
   with pytest.raises(ValueError, match='expected one table between'):
     launch_report.check_page(sample_analysis, page)
+  page.write_bytes(b'\xff\xfe\x00')
+  with pytest.raises(ValueError, match='not a text file'):
+    launch_report.check_page(sample_analysis, page)
 
 
 BAD = """
