@@ -149,3 +149,56 @@ def test_wsd_differs_from_cosine_by_less_than_seeds_do(
   assert f'{shown[0]} [{shown[1]}, {shown[2]}]' == text
   assert text in README
   assert abs(pairs.mean()) < np.sqrt(np.mean(spread))
+
+
+
+@pytest.mark.slow  # 25 s of CPU.
+def test_the_claims_of_the_study_are_those_of_its_tables(server, tmp_path):
+  folder = RESULTS / 'study'
+  done = server.run(tmp_path, 'report', f'--table={folder}/runs.parquet',
+                    f'--check={folder}/README.md')
+  assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_study_says_how_many_runs_beat_their_untrained_networks():
+  runs = pd.read_parquet(RESULTS / 'study' / 'runs.parquet')
+  baseline = runs.set_index('run_id')
+  runs = runs[~runs['untrained'] & (runs['objective'] == 'mae')]
+  counts = {}
+  for column in ('score', 'score_knn'):
+    better = runs[column] > runs['baseline'].map(baseline[column])
+    counts[column] = {
+        'en32-4': (better[runs['width'] == 32].sum(),
+                   (runs['width'] == 32).sum()),
+        'wider': (better[runs['width'] > 32].sum(), (runs['width'] > 32).sum()),
+        'all': (better.sum(), len(runs))}
+  assert counts['score']['en32-4'] == (75, 81)
+  assert counts['score']['wider'] == (3, 18)
+  assert counts['score_knn']['all'] == (9, 108)
+  assert ('75 of the 81 runs of en32-4 score above their untrained networks, '
+          'but only 3 of the 18 runs of en48-4 and above, and by kNN 9 of all '
+          '108') in README
+
+
+def test_the_study_says_which_forecasts_held():
+  folder = RESULTS / 'study'
+  runs = pd.read_parquet(folder / 'runs.parquet').set_index('run_id')
+  tasks = pd.read_parquet(folder / 'tasks.parquet')
+  first = tasks.drop_duplicates('task').set_index('task')['metric']
+  held = {'whole': [], 'task': []}
+  for path in sorted((folder / 'forecasts').glob('*.json')):
+    forecast = json.loads(path.read_text())
+    run = forecast['run_id']
+    for row in forecast['predictions']:
+      name = row['quantity']
+      task = name.removeprefix('score of ')
+      kind, value = 'whole', runs.loc[run].get(
+          {'RankMe': 'rank', 'validation loss': 'valid_loss'}.get(name, name))
+      if task != name:
+        mine = tasks[(tasks['run_id'] == run) & (tasks['task'] == task)
+                     & (tasks['metric'] == first[task])]
+        kind, value = 'task', mine['score'].iloc[0]
+      held[kind].append(row['low'] <= value <= row['high'])
+  assert (sum(held['whole']), len(held['whole'])) == (9, 9)
+  assert (sum(held['task']), len(held['task'])) == (18, 24)
+  assert '(9 of 9), but for only 18 of 24 scores of single tasks' in README
