@@ -148,6 +148,12 @@ def test_a_pattern_finds_the_recording_in_the_name():
     sources.of_pattern('(', files)
 
 
+def test_a_second_category_is_counted_and_not_used():
+  rows = [sources.Row('a.wav', 's', 'birds'), sources.Row('a.wav', 's', 'cars')]
+  by_file, counts = sources.match(sources.Table(rows, ''), ['a.wav'], '')
+  assert by_file['a.wav'].category == 'birds' and counts['contradicted'] == 1
+
+
 def test_rows_may_give_a_category_too():
   entry = listing.Entry('a/b.wav', '', 0, 1, 'a/b.wav', 'a', '')
   [out] = listing.with_sources([entry], {

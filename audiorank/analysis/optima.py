@@ -198,6 +198,7 @@ def constant(part: pd.DataFrame, where: str) -> claims.Claim:
   if bounded['params'].nunique() < 2:
     return claims.claim('constant_optimum', family=where, counts=counts,
                         needed=claims.Needed('bounded'))
+  counts = int(bounded['runs'].sum()), len(bounded), len(bounded)
   several = [optimum.Optimum(row.best, row.low, row.high, math.nan, row.runs,
                              row.free) for row in bounded.itertuples()]
   fit = optimum.change(bounded['params'], several)

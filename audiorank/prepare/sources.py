@@ -200,8 +200,8 @@ def match(table: Table, files: Iterable[str],
 
   Returns:
     {file: Row}, and counts: rows, unmatched, ambiguous, contradicted (a file
-    that an earlier row gives another recording), and an example of the last
-    three.
+    that an earlier row gives another recording or category), and an example of
+    the last three.
   """
   files = list(files)
   exact = set(files)
@@ -231,7 +231,8 @@ def match(table: Table, files: Iterable[str],
         counts['example'] = counts['example'] or row.file
         continue
       name = fits[0]
-    if name in by_file and by_file[name].source != row.source:
+    if name in by_file and (by_file[name].source, by_file[name].category) != (
+        row.source, row.category):
       counts['contradicted'] += 1
       counts['example'] = counts['example'] or row.file
       continue

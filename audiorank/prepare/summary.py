@@ -120,7 +120,8 @@ def _table(about: Mapping) -> str:
     text += (f' ({about["unmatched"]} name none, {about["ambiguous"]} more '
              'than one')
     if other:
-      text += f', {other} give a file a second recording, which is not used'
+      text += (f', {other} give a file a second recording or category, which '
+               'is not used')
     text += f'; such as {about["example"]!r})'
   if 'pattern' in about or not about.get('recordings', True):
     text += ', for its category only'
