@@ -699,7 +699,7 @@ def test_killed_workers_are_replaced_and_no_file_is_blamed(many, tmp_path):
   job = start(folder, tmp_path / 'out')
   kills = 0
   while job.poll() is None:
-    time.sleep(0.6)
+    time.sleep(0.3)
     workers = children(job.pid) if job.poll() is None else []
     if workers and kills < 4:
       os.kill(rng.choice(workers), signal.SIGKILL)

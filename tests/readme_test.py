@@ -187,6 +187,7 @@ def test_every_other_line_is_known(pytestconfig):
                       'notebooks/small_study.ipynb'), line
     elif not line.startswith('python -m '):
       assert line in ('python3 -m venv venv', '. venv/bin/activate', CLONE,
+                      'cp -a runs/quickstart runs/knn',
                         'cd audiorank'), (
           page, line)
   assert seen == {'pytest', 'pip', 'script', 'kit'}

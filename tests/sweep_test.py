@@ -17,10 +17,12 @@ from audiorank import files
 from audiorank import lease
 from audiorank import records
 from audiorank.records import lock as lock_lib
+from configs import minute
 from launch import cli
 from launch import devices
 from launch import grid
 from launch import run_queue
+from launch import synthetic
 from launch.engines import local
 from tests import processes
 from tests import tiny
@@ -325,14 +327,12 @@ def test_a_plan_refuses_what_a_sweep_refuses(server, tmp_path):
   assert line.startswith('error: mask.ratio 1.5: expected')
 
 
-def test_too_many_clips_are_refused_before_any_sound_is_written(
-    server, tmp_path):
-  got = server.run(tmp_path, 'sweep', '--config=minute', '--devices=cpu',
-                   '--config.monitor.clips=9999', f'--root={tmp_path}/root')
-  assert got.returncode == 1
-  line = got.stderr.splitlines()[-1]
-  assert line.startswith('error: monitor.clips 9999: data.world.hours')
-  assert not list(tmp_path.rglob('*.flac'))
+def test_too_many_clips_are_refused_before_any_sound_is_written(tmp_path):
+  config = minute.get_config()
+  config.monitor.clips = 9999
+  with pytest.raises(ValueError, match='^monitor.clips 9999: data.world.hours'):
+    synthetic.dataset(tmp_path, config)
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('name, text', [
