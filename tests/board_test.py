@@ -252,7 +252,7 @@ def test_the_report_has_layers_and_points(tmp_path):
   score = .9 - 1.2 * x ** -.6 + .004 * rng.normal(size=16)
   trained = pd.DataFrame({
       'run_id': [f'r{i}' for i in range(16)], 'name': 'run', 'width': 32,
-      'size': 'en32-1',
+      'size': 'en32-1', 'depth': 1,
       'configuration': range(16), 'rank': x, 'score': score, 'gain': .1,
       'gain_low': .05, 'untrained': False, 'rank_layer_0': x * .8,
       'rank_token_layer_0': x, 'best_layer_score': score + .02,
