@@ -9,6 +9,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from audiorank import records
+from audiorank.analysis import law
+from audiorank.analysis import study
+from audiorank.report import wording
+
 RESULTS = pathlib.Path(__file__).parents[1] / 'notebooks' / 'results'
 README = ' '.join((RESULTS.parent / 'README.md').read_text().split())
 T_2 = 4.30265  # The .975 quantile of Student's t with 2 degrees of freedom.
@@ -158,6 +163,39 @@ def test_the_claims_of_the_study_are_those_of_its_tables(server, tmp_path):
   done = server.run(tmp_path, 'report', f'--table={folder}/runs.parquet',
                     f'--check={folder}/README.md')
   assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_summaries_of_the_study_have_the_numbers_of_its_claims():
+  claims = (RESULTS / 'study' / 'README.md').read_text()
+  front = (RESULTS.parents[1] / 'README.md').read_text().replace('-', '−')
+  for page in (README, ' '.join(front.split())):
+    for number in ('+.109', '[+.079, +.141]', '−.014 [−.030, +.002]',
+                   '+.044 [+.033, +.055]'):
+      assert number in page and number in claims, number
+    for share in ('18 %', '[7, 34]'):
+      assert share in page
+  assert '18 % [7 %, 34 %]' in claims
+
+
+@pytest.mark.slow  # 10 s of CPU.
+def test_what_else_predicts_knn_at_equal_width():
+  tables = records.Tables(*(
+      pd.read_parquet(RESULTS / 'study' / f'{name}.parquet')
+      for name in ('runs', 'history', 'tasks')))
+  rows = study.read(tables)
+  trained = rows.trained.assign(score=rows.trained['score_knn'])
+  errors = law.predictors(trained, within=True)
+  claim = law.of_rivals(rows._replace(trained=trained), errors, within=True)
+  of = {rival.name: round(rival.value, 3) for rival in claim.rivals}
+  assert not any(rival.decided < 0 for rival in claim.rivals)
+  assert of['training steps'] == .012
+  dimensions = ('TwoNN dimension', 'maximum-likelihood dimension',
+                'MST dimension (IdEst)', 'k-means inertia',
+                'Davies-Bouldin index')
+  assert {of[name] for name in dimensions} <= {.009, .010, .011}
+  assert ('error of .011, the mean score .015, training steps .012, and five '
+          'other measures') in README
+  assert 'error .011 (of the mean score: .015)' in wording.measured(claim)
 
 
 def test_the_study_says_how_many_runs_beat_their_untrained_networks():

@@ -224,15 +224,17 @@ def test_what_is_published_names_no_place(tmp_path):
 def test_scores_by_another_protocol_stand_beside_the_own(monkeypatch):
   runs = pd.DataFrame({'run_id': list('abc'), 'score': [.1, .2, .3],
                        'scored_tasks': 2})
-  own = records.Tables(runs, runs, runs)
+  own = records.Tables(runs, runs, runs.assign(task='pitch'))
   other = runs.assign(score=[.4, .5, .6], scored_tasks=[2, 1, 2])
-  tasks = runs.assign(protocol='knn')
+  tasks = runs.assign(protocol='knn', task='pitch')
   monkeypatch.setattr(sweep, 'tables', lambda root: records.Tables(
       other[:2], other, tasks))
   both = sweep.with_scores(own, 'knn').runs
   # b lacks a task, and c a run.
   assert both['score_knn'].fillna(0).tolist() == [.4, 0, 0]
   assert both['score'].tolist() == [.1, .2, .3]
+  with pytest.raises(ValueError, match='other tasks: beat, pitch in one'):
+    sweep.with_scores(own._replace(tasks=tasks.assign(task='beat')), 'knn')
   tasks.loc[0, 'protocol'] = 'hear-g8'
   with pytest.raises(ValueError, match='of one protocol, found hear, knn'):
     sweep.with_scores(own, 'knn')

@@ -494,7 +494,8 @@ def with_scores(result: Tables, root: files.Path) -> Tables:
       missing, and are NaN.
 
   Raises:
-    ValueError: scores of no protocol there, or of several; or of other runs.
+    ValueError: scores of no protocol there, or of several; of other runs or
+      other tasks.
   """
   runs, _, tasks = tables(root)
   names = set()
@@ -504,6 +505,10 @@ def with_scores(result: Tables, root: files.Path) -> Tables:
   if len(names) != 1:
     raise ValueError(f'{root}: expected scores of one protocol, found '
                      f'{", ".join(sorted(names)) or "none"}')
+  own, theirs = set(result.tasks.get('task', ())), set(tasks['task'])
+  if own != theirs:
+    raise ValueError(f'{root}: scores of other tasks: '
+                     f'{", ".join(sorted(own ^ theirs))} in one sweep only')
   # A mean over fewer tasks is another score.
   whole = runs[runs['scored_tasks'] == runs['scored_tasks'].max()]
   score_N = result.runs['run_id'].map(
